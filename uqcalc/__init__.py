@@ -1,0 +1,83 @@
+"""uqcalc: know when to stop believing a machine-learned interatomic potential."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from uqcalc.annotations import annotated_copy, read_assessment
+    from uqcalc.backbones import Backbone, Prediction, tap
+    from uqcalc.calculator import ReliableCalculator
+    from uqcalc.default import default_calculator
+    from uqcalc.errors import (
+        BackboneError,
+        LabelError,
+        MissingExtraError,
+        ProbeError,
+        RecordError,
+        UnreliableError,
+        UqcalcError,
+    )
+    from uqcalc.eventlog import read_log
+    from uqcalc.monitor import Monitor
+    from uqcalc.policy import Policy, Threshold
+    from uqcalc.probe.checkpoint import Probe
+    from uqcalc.probe.dataset import Labels
+    from uqcalc.probe.training import Recipe, fit
+    from uqcalc.records import Assessment, Level, Reading, Verdict
+    from uqcalc.relaxation import Outcome, Relaxation, relax
+    from uqcalc.signals import ForceSpread, MaxForce, ProbeSignal, Signal
+
+# Public name -> module. Loaded on first use, so that `import uqcalc` is cheap and
+# pulls in neither torch nor matplotlib.
+_HOME = {
+    "Assessment": "records",
+    "Backbone": "backbones",
+    "BackboneError": "errors",
+    "ForceSpread": "signals",
+    "LabelError": "errors",
+    "Labels": "probe.dataset",
+    "Level": "records",
+    "MaxForce": "signals",
+    "MissingExtraError": "errors",
+    "Monitor": "monitor",
+    "Outcome": "relaxation",
+    "Policy": "policy",
+    "Prediction": "backbones",
+    "Probe": "probe.checkpoint",
+    "ProbeError": "errors",
+    "ProbeSignal": "signals",
+    "Reading": "records",
+    "Recipe": "probe.training",
+    "RecordError": "errors",
+    "Relaxation": "relaxation",
+    "ReliableCalculator": "calculator",
+    "Signal": "signals",
+    "Threshold": "policy",
+    "UnreliableError": "errors",
+    "UqcalcError": "errors",
+    "Verdict": "records",
+    "annotated_copy": "annotations",
+    "default_calculator": "default",
+    "fit": "probe.training",
+    "read_assessment": "annotations",
+    "read_log": "eventlog",
+    "relax": "relaxation",
+    "tap": "backbones",
+}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        msg = f"module 'uqcalc' has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(f"uqcalc.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,92 @@
+"""CHGNet: the input of its last multilayer perceptron, one row per atom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, final
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from uqcalc.backbones.base import Backbone, Capture, Prediction
+from uqcalc.backbones.fingerprint import fingerprint
+from uqcalc.backbones.hooks import listen_to_input
+from uqcalc.errors import BackboneError
+
+
+@final
+class CHGNetBackbone(Backbone):
+    """A ``CHGNetCalculator``; features of shape (atoms, 64) after the last norm.
+
+    CHGNet treats every structure as periodic, whatever ``atoms.pbc`` says.
+    """
+
+    name = "chgnet"
+
+    def __init__(self, calculator: Any, model_calculator: Any | None = None) -> None:
+        owner = calculator if model_calculator is None else model_calculator
+        model = owner.model
+        if not model.mlp_first:
+            msg = (
+                "CHGNet must have mlp_first=True to have one feature row an atom, got "
+                "False; use a released CHGNet model"
+            )
+            raise BackboneError(msg)
+        first = next(m for m in model.mlp.modules() if isinstance(m, torch.nn.Linear))
+        super().__init__(
+            calculator,
+            owner,
+            feature_dim=first.in_features,
+            fingerprint=fingerprint("chgnet", model.parameters()),
+            elements=frozenset(range(1, 95)),
+        )
+
+    def armed(self) -> AbstractContextManager[Capture]:
+        """Listen to the input of the readout during one call."""
+        return listen_to_input(self.model_calculator.model.mlp)
+
+    def extra_state(self, atoms: Atoms) -> dict[str, Any]:  # noqa: ARG002
+        """CHGNet reads nothing but the geometry."""
+        return {}
+
+    def predict_many(self, frames: Sequence[Atoms]) -> list[Prediction]:
+        """Evaluate all frames in one native batch."""
+        if self.calculator is not self.model_calculator or len(frames) < 2:
+            return super().predict_many(frames)
+        for frame in frames:
+            self.check_elements(frame)
+        from pymatgen.io.ase import AseAtomsAdaptor
+
+        model = self.model_calculator.model
+        graphs = [
+            model.graph_converter(AseAtomsAdaptor.get_structure(frame))
+            for frame in frames
+        ]
+        with self.armed() as captured:
+            outputs = model.predict_graph(graphs, task="ef", batch_size=len(frames))
+        self.passes += len(captured.features)
+        sizes = [len(frame) for frame in frames]
+        features = self.feature_rows(captured, sum(sizes)).split(sizes)
+        return [
+            _prediction(frame, output, rows, intensive=model.is_intensive)
+            for frame, output, rows in zip(frames, outputs, features, strict=True)
+        ]
+
+
+def _prediction(
+    frame: Atoms, output: dict[str, Any], features: torch.Tensor, *, intensive: bool
+) -> Prediction:
+    energy = float(output["e"]) * (len(frame) if intensive else 1)
+    forces = np.asarray(output["f"])
+    return Prediction(
+        numbers=frame.numbers.copy(),
+        positions=frame.positions.copy(),
+        cell=frame.cell.array.copy(),
+        pbc=frame.pbc.copy(),
+        results={"energy": energy, "forces": forces},
+        energy=energy,
+        forces=forces,
+        features=features,
+    )

@@ -1,0 +1,26 @@
+"""Identity of a model: what stays when it is cast, compiled or re-laid-out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+
+def fingerprint(
+    kind: str, parameters: Iterable[torch.Tensor], constants: Iterable[object] = ()
+) -> str:
+    """Return ``kind:hash`` of a model's weights.
+
+    The weights are rounded to float32 and sorted together, so that the same model
+    in float64, compiled, scripted or with permuted layouts has one fingerprint;
+    ``constants`` (cutoff, elements, head) tell apart what the weights cannot.
+    """
+    flat = [p.detach().cpu().to(torch.float32).numpy().ravel() for p in parameters]
+    # + 0.0 makes one of the two zeros
+    weights = np.sort(np.concatenate(flat)) + np.float32(0.0)
+    digest = hashlib.sha256(weights.tobytes())
+    digest.update(repr(list(constants)).encode())
+    return f"{kind}:{digest.hexdigest()[:16]}"

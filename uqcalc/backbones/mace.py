@@ -1,0 +1,210 @@
+"""MACE: the invariant part of the last product block, from the output dictionary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, final
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from uqcalc.backbones.base import Backbone, Capture, Prediction
+from uqcalc.backbones.fingerprint import fingerprint
+from uqcalc.errors import BackboneError
+
+
+class _Listener:
+    """Stands in for a model during one call and passes on what it returns.
+
+    A stand-in works where hooks do not: TorchScript refuses hooks, and compiled or
+    converted models run past hooks registered late.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, sink: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self._model = model
+        self._sink = sink
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        output: dict[str, Any] = self._model(*args, **kwargs)
+        self._sink(output)
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def _last_irreps(model: torch.nn.Module) -> list[tuple[int, int, int]]:
+    """Return (multiplicity, l, parity) of the last product block's output."""
+    blocks = list(model.products.children())  # type: ignore[union-attr]
+    irreps: Any = blocks[-1].linear.irreps_out
+    # e3nn Irreps when eager; plain tuples when scripted; both iterate alike.
+    return [(int(mul), int(ir[0]), int(ir[1])) for mul, ir in irreps]
+
+
+@final
+class MACEBackbone(Backbone):
+    """A ``MACECalculator``: one model, or a committee whose first member is read.
+
+    Features are the scalars of the last product block, shape (atoms, multiplicity),
+    what PROBE reads off MACE (arXiv:2605.00640, section 4.4).
+    """
+
+    name = "mace"
+
+    def __init__(self, calculator: Any, model_calculator: Any | None = None) -> None:
+        owner = calculator if model_calculator is None else model_calculator
+        if owner.model_type not in {"MACE", "EnergyDipoleMACE", "PolarMACE"}:
+            msg = (
+                "MACE model_type must be one that predicts an energy, got "
+                f"{owner.model_type!r}; wrap a MACE energy model"
+            )
+            raise BackboneError(msg)
+        irreps = _last_irreps(owner.models[0])
+        if irreps[0][1:] != (0, 1):
+            msg = f"last product block must start with 0e scalars, got {irreps}"
+            raise BackboneError(msg)
+        self._width = sum(mul * (2 * degree + 1) for mul, degree, _ in irreps)
+        elements = frozenset(int(z) for z in owner.z_table.zs)
+        super().__init__(
+            calculator,
+            owner,
+            feature_dim=irreps[0][0],
+            fingerprint=_fingerprint(owner),
+            elements=elements,
+        )
+        self.passes_per_geometry = len(owner.models)
+        extra = {"committee_forces"} if len(owner.models) > 1 else set()
+        self.provides |= extra
+
+    @contextmanager
+    def armed(self) -> Iterator[Capture]:
+        """Let listeners stand in for the models during one call."""
+        captured = Capture([], [])
+        models = self.model_calculator.models
+
+        def sink(output: dict[str, Any]) -> None:
+            captured.features.append(self._scalars(output))
+
+        self.model_calculator.models = [_Listener(model, sink) for model in models]
+        try:
+            yield captured
+        finally:
+            self.model_calculator.models = models
+
+    def _scalars(self, output: dict[str, Any]) -> torch.Tensor:
+        last = output["node_feats"].detach()[:, -self._width :]
+        return last[:, : self.feature_dim]
+
+    def feature_rows(self, captured: Capture, atoms: int) -> torch.Tensor:
+        """Cut the rows that padding of compiled models appends."""
+        captured.features[:] = [rows[:atoms] for rows in captured.features]
+        return super().feature_rows(captured, atoms)
+
+    def extra_state(self, atoms: Atoms) -> dict[str, Any]:
+        """Charge, spin and field as MACE reads them, from ``info`` and arrays."""
+        owner = self.model_calculator
+        state = {key: atoms.info.get(key) for key in owner.info_keys.values()}
+        for key in (*owner.arrays_keys.values(), "charges"):
+            state[f"array {key}"] = atoms.arrays.get(key)
+        return state
+
+    def predict_many(self, frames: Sequence[Atoms]) -> list[Prediction]:
+        """Evaluate all frames in one native batch (one pass of each model).
+
+        Compiled models and sums are evaluated one by one, as users see them.
+        """
+        owner = self.model_calculator
+        if owner.use_compile or self.calculator is not owner or len(frames) < 2:
+            return super().predict_many(frames)
+        for frame in frames:
+            self.check_elements(frame)
+        outputs = [_batched_output(owner, model, frames) for model in owner.models]
+        self.passes += len(outputs)
+        energies = torch.stack([out["energy"].detach() for out in outputs])
+        forces = torch.stack([out["forces"].detach() for out in outputs])
+        scale = owner.energy_units_to_eV
+        energy = (energies.mean(0) * scale).cpu().numpy()
+        members = (forces * (scale / owner.length_units_to_A)).cpu().numpy()
+        features = self._scalars(outputs[0])
+        return _split(frames, energy, members, features)
+
+
+def _batched_output(
+    owner: Any, model: torch.nn.Module, frames: Sequence[Atoms]
+) -> dict[str, Any]:
+    from mace import data
+    from mace.tools import torch_geometric, torch_tools
+
+    keys = data.KeySpecification(
+        info_keys=owner.info_keys,
+        arrays_keys=owner.arrays_keys | {owner.charges_key: "charges"},
+    )
+    with torch_tools.default_dtype(owner.default_dtype):
+        graphs = [
+            data.AtomicData.from_config(
+                data.config_from_atoms(
+                    frame, key_specification=keys, head_name=owner.head
+                ),
+                z_table=owner.z_table,
+                cutoff=owner.r_max,
+                heads=owner.available_heads,
+            )
+            for frame in frames
+        ]
+    batch = torch_geometric.Batch.from_data_list(graphs).to(owner.device)
+    output: dict[str, Any] = model(batch.to_dict(), compute_stress=False)
+    return output
+
+
+def _split(
+    frames: Sequence[Atoms],
+    energy: np.ndarray,
+    members: np.ndarray,
+    features: torch.Tensor,
+) -> list[Prediction]:
+    """Cut a batch into one `Prediction` per frame; ``members`` (members, atoms, 3)."""
+    sizes = [len(frame) for frame in frames]
+    starts = np.cumsum([0, *sizes[:-1]])
+    predictions = []
+    for index, (frame, start, size) in enumerate(
+        zip(frames, starts, sizes, strict=True)
+    ):
+        rows = slice(int(start), int(start) + size)
+        forces = members[:, rows].mean(0)
+        predictions.append(
+            Prediction(
+                numbers=frame.numbers.copy(),
+                positions=frame.positions.copy(),
+                cell=frame.cell.array.copy(),
+                pbc=frame.pbc.copy(),
+                results={"energy": float(energy[index]), "forces": forces},
+                energy=float(energy[index]),
+                forces=forces,
+                features=features[rows],
+                committee_forces=members[:, rows] if len(members) > 1 else None,
+            )
+        )
+    return predictions
+
+
+def _fingerprint(owner: Any) -> str:
+    parameters: list[torch.Tensor] = []
+    constants: list[object] = [
+        tuple(int(z) for z in owner.z_table.zs),
+        round(float(owner.r_max), 6),
+        len(owner.models),
+    ]
+    for model in owner.models:
+        parameters.extend(model.parameters())
+        parameters.extend(
+            value
+            for name, value in model.named_buffers()
+            if name.endswith(("atomic_energies", "scale_shift.scale", ".shift"))
+        )
+    if len(owner.available_heads) > 1:
+        constants.append(owner.head)
+    return fingerprint("mace", parameters, constants)

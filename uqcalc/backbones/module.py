@@ -1,0 +1,104 @@
+"""Any calculator around a torch module: the user names the layer to read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, final
+
+import torch
+from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
+
+from uqcalc.backbones.base import Backbone, Capture
+from uqcalc.backbones.fingerprint import fingerprint
+from uqcalc.backbones.hooks import listen_to_output
+from uqcalc.errors import BackboneError
+
+
+@final
+class ModuleBackbone(Backbone):
+    """A calculator whose features are the output of a named sub-module.
+
+    Parameters
+    ----------
+    calculator : ase calculator
+        It must evaluate its model once in ``calculate``.
+    module : str
+        Dotted path from the calculator to the sub-module, ``"model.readout"``.
+    select : callable, optional
+        Picks the (atoms, dim) tensor out of the sub-module's output where that is
+        not the tensor itself. A leading axis of one is dropped.
+    feature_dim : int, optional
+        Width of the features; learned from the first pass where it is not given.
+    """
+
+    name = "module"
+
+    def __init__(
+        self,
+        calculator: BaseCalculator,
+        *,
+        module: str,
+        select: Callable[[Any], torch.Tensor] | None = None,
+        feature_dim: int | None = None,
+    ) -> None:
+        root, self._module = _resolve(calculator, module)
+        self._select = select
+        super().__init__(
+            calculator,
+            calculator,
+            feature_dim=feature_dim,
+            fingerprint=fingerprint("module", root.parameters(), [module]),
+        )
+
+    def armed(self) -> AbstractContextManager[Capture]:
+        """Listen to the output of the named sub-module during one call."""
+        return listen_to_output(self._module, self._tensor)
+
+    def feature_rows(self, captured: Capture, atoms: int) -> torch.Tensor:
+        """Learn the width from the first pass, then hold every pass to it."""
+        if self.feature_dim is None and captured.features:
+            self.feature_dim = int(captured.features[0].shape[-1])
+        return super().feature_rows(captured, atoms)
+
+    def _tensor(self, output: Any) -> torch.Tensor:
+        picked = output if self._select is None else self._select(output)
+        if not isinstance(picked, torch.Tensor):
+            msg = (
+                "output of the tapped module must be a tensor, got "
+                f"{type(picked).__name__}; pass select= to pick the tensor out of it"
+            )
+            raise BackboneError(msg)
+        return picked.squeeze(0) if picked.ndim == 3 else picked
+
+
+def _resolve(
+    calculator: BaseCalculator, path: str
+) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Follow ``path`` and return (outermost module on it, module it ends at)."""
+    root: torch.nn.Module | None = None
+    target: Any = calculator
+    for name in path.split("."):
+        try:
+            target = target[int(name)] if name.isdigit() else getattr(target, name)
+        except (AttributeError, IndexError, TypeError) as error:
+            msg = (
+                f"module must be a path from the calculator to a torch.nn.Module, got "
+                f"{path!r}, which has no {name!r}; modules under it: "
+                f"{_children(root)}"
+            )
+            raise BackboneError(msg) from error
+        if root is None and isinstance(target, torch.nn.Module):
+            root = target
+    if root is None or not isinstance(target, torch.nn.Module):
+        msg = (
+            f"module must be a path to a torch.nn.Module, got {path!r}, which is a "
+            f"{type(target).__name__}; name a layer such as 'model.readout'"
+        )
+        raise BackboneError(msg)
+    return root, target
+
+
+def _children(root: torch.nn.Module | None) -> list[str]:
+    return [] if root is None else [name for name, _ in root.named_children()]

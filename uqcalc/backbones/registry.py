@@ -1,0 +1,103 @@
+"""`tap`: from any ASE calculator to the backbone that reads its features."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Protocol, cast
+
+from ase.calculators.calculator import BaseCalculator
+from ase.calculators.mixing import LinearCombinationCalculator
+
+from uqcalc.backbones.base import Backbone
+from uqcalc.errors import BackboneError
+
+
+GROUP = "uqcalc.backbones"
+
+# Name of the calculator class -> where its backbone lives. A new backbone is one
+# file and one line here; third parties use the entry-point group instead.
+BUILT_IN: dict[str, str] = {
+    "MACECalculator": "uqcalc.backbones.mace:MACEBackbone",
+    "CHGNetCalculator": "uqcalc.backbones.chgnet:CHGNetBackbone",
+}
+
+
+class _Factory(Protocol):
+    def __call__(
+        self, calculator: BaseCalculator, model_calculator: BaseCalculator
+    ) -> Backbone: ...
+
+
+def tap(calculator: BaseCalculator | Backbone, *, module: str | None = None) -> Backbone:
+    """Return the backbone that taps ``calculator``.
+
+    Parameters
+    ----------
+    calculator : ase calculator
+        MACE and CHGNet calculators are known by themselves, also inside a
+        ``SumCalculator``. A `Backbone` is returned as it is.
+    module : str, optional
+        For any other calculator around a ``torch.nn.Module``: the dotted path, from
+        the calculator, of the sub-module whose output is the per-atom feature, such
+        as ``"model.readout"``.
+
+    Raises
+    ------
+    BackboneError
+        If there is nothing to tap; the message says what would work.
+    """
+    if isinstance(calculator, Backbone):
+        return calculator
+    if not isinstance(calculator, BaseCalculator):
+        msg = (
+            f"calculator must be an ASE calculator, got {type(calculator).__name__}; "
+            "pass an instance such as MACECalculator(...)"
+        )
+        raise BackboneError(msg)
+    if module is not None:
+        from uqcalc.backbones.module import ModuleBackbone
+
+        return ModuleBackbone(calculator, module=module)
+    known = BUILT_IN | {p.name: p.value for p in entry_points(group=GROUP)}
+    found = [
+        (part, name)
+        for part in _parts(calculator)
+        if (name := _known_name(part, known)) is not None
+    ]
+    if len(found) != 1:
+        raise BackboneError(_refusal(calculator, known, len(found)))
+    part, name = found[0]
+    return _load(known[name])(calculator, part)
+
+
+def _parts(calculator: BaseCalculator) -> list[BaseCalculator]:
+    """Return the calculators inside a sum, or the calculator itself."""
+    if isinstance(calculator, LinearCombinationCalculator):
+        return [part for inner in calculator.mixer.calcs for part in _parts(inner)]
+    return [calculator]
+
+
+def _known_name(calculator: BaseCalculator, known: dict[str, str]) -> str | None:
+    names = (cls.__name__ for cls in type(calculator).__mro__)
+    return next((name for name in names if name in known), None)
+
+
+def _load(path: str) -> _Factory:
+    module, _, attribute = path.partition(":")
+    return cast("_Factory", getattr(import_module(module), attribute))
+
+
+def _refusal(calculator: BaseCalculator, known: dict[str, str], found: int) -> str:
+    what = type(calculator).__name__
+    if found > 1:
+        return (
+            f"a sum of calculators must hold one calculator to tap, got {found} in "
+            f"{what}; wrap one of them with ReliableCalculator instead"
+        )
+    return (
+        f"calculator must be one that can be tapped ({', '.join(sorted(known))}, or "
+        f"a sum with one of them), got {what}; for any other calculator around a "
+        "torch.nn.Module, name the sub-module whose output is the per-atom feature: "
+        'uqcalc.tap(calculator, module="model.readout")'
+    )

@@ -1,0 +1,222 @@
+"""`ReliableCalculator`: an ASE calculator whose every answer carries a verdict."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from ase import Atoms
+from ase.calculators.calculator import BaseCalculator, equal
+from ase.outputs import Properties, all_outputs
+
+from uqcalc.backbones.base import Backbone, Prediction
+from uqcalc.backbones.registry import tap
+from uqcalc.policy import Policy
+from uqcalc.probe.checkpoint import Probe
+from uqcalc.records import Assessment, Level, Reading, Verdict
+from uqcalc.signals.base import Signal, TensorReading, to_host
+from uqcalc.signals.probe import ProbeSignal
+
+
+class ReliableCalculator(BaseCalculator):
+    """Wrap an ASE calculator so that it says when to stop believing it.
+
+    Parameters
+    ----------
+    calculator : ase calculator or Backbone
+        Its own results stay untouched, in exactly one pass per geometry.
+    probe : path or Probe, optional
+        Adds ``probe_reliability`` and ``probe_importance`` to ``results``.
+    signals : sequence of Signal
+        Further readings of the same pass.
+    policy : Policy, optional
+        Limits on the signals; with a probe, the cutoffs stored in it by default.
+    importance : {"always", "flagged"}
+        Per-atom importance at every geometry, or only where the verdict is not
+        RELIABLE.
+
+    Raises
+    ------
+    ValueError
+        If neither probe nor signals are given, if a signal needs what the backbone
+        does not provide, or if the policy judges a signal that does not run.
+    BackboneError
+        If the calculator cannot be tapped.
+    ProbeError
+        If the probe belongs to another backbone.
+    """
+
+    def __init__(
+        self,
+        calculator: BaseCalculator | Backbone,
+        probe: str | os.PathLike[str] | Probe | None = None,
+        signals: Sequence[Signal] = (),
+        policy: Policy | None = None,
+        *,
+        importance: Literal["always", "flagged"] = "always",
+    ) -> None:
+        super().__init__()
+        if importance not in {"always", "flagged"}:
+            msg = f"importance must be 'always' or 'flagged', got {importance!r}"
+            raise ValueError(msg)
+        self.backbone = tap(calculator)
+        self.signals = _signals(self.backbone, probe, signals, importance)
+        self.policy = _policy(self.signals, policy)
+        base = self.backbone.calculator
+        self.implemented_properties = list(dict.fromkeys(base.implemented_properties))
+        self.assessment: Assessment | None = None
+        self._extra_state: dict[str, Any] = {}
+
+    def calculate(
+        self,
+        atoms: Atoms,
+        properties: Sequence[str],
+        system_changes: Sequence[str],
+    ) -> None:
+        """Run the backbone once, read every signal once, judge once."""
+        del system_changes  # relative to this wrapper; the base asks its own
+        self.results, self.assessment = {}, None
+        self._extra_state = _copied(self.backbone.extra_state(atoms))
+        prediction = self.backbone(atoms, self._wanted(atoms, properties))
+        readings = to_host(
+            [r for signal in self.signals if (r := signal(prediction)) is not None]
+        )
+        verdict = self.policy(readings)
+        readings = self._explained(prediction, readings, verdict)
+        self.assessment = Assessment(readings, verdict)
+        self.results = prediction.results | self.assessment.results()
+
+    def assess(self, atoms: Atoms) -> Assessment:
+        """Return the assessment of exactly this geometry, evaluating if needed."""
+        self.get_property("energy", atoms)
+        if self.assessment is None:
+            msg = "results are cached without an assessment; call reset() first"
+            raise RuntimeError(msg)
+        return self.assessment
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """Return what changed: the geometry, or charge and spin as the model reads them.
+
+        The wrapper's own copy is compared, never the base calculator's, which other
+        wrappers may share.
+        """
+        changes: list[str] = super().check_state(atoms, tol)
+        if not changes and not _same(
+            self._extra_state, self.backbone.extra_state(atoms)
+        ):
+            changes.append("info")
+        return changes
+
+    def reset(self) -> None:
+        """Forget the last geometry and all that was said of it."""
+        self.atoms, self.results, self.assessment = None, {}, None
+
+    def export_properties(self) -> Properties:
+        """Return the results that ASE knows; the readings stay in ``results``."""
+        known = {k: v for k, v in self.results.items() if k in all_outputs}
+        return Properties(known)
+
+    def todict(self) -> dict[str, Any]:
+        """Return a JSON-able description, as trajectory writers ask for one."""
+        return {
+            "backbone": self.backbone.fingerprint,
+            "signals": [signal.name for signal in self.signals],
+            "policy": self.policy.to_dict(),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Return `todict` and the probe's card, for logs."""
+        probes = [s.probe.card for s in self.signals if isinstance(s, ProbeSignal)]
+        cards = [card.to_dict() for card in probes]
+        return self.todict() | {"probe": cards[0] if cards else None}
+
+    def _wanted(self, atoms: Atoms, properties: Sequence[str]) -> list[str]:
+        """Ask for all a step needs at once: lazy calculators then run once."""
+        wanted = {"energy", "forces", *properties}
+        if "stress" in self.implemented_properties and atoms.pbc.all():
+            wanted.add("stress")
+        return sorted(wanted & set(self.implemented_properties))
+
+    def _explained(
+        self,
+        prediction: Prediction,
+        readings: tuple[Reading, ...],
+        verdict: Verdict,
+    ) -> tuple[Reading, ...]:
+        """Add the importance that was left out, where the verdict asks for it."""
+        if verdict.level is Level.RELIABLE:
+            return readings
+        missing: dict[str, TensorReading] = {
+            signal.name: signal.explain(prediction)
+            for signal in self.signals
+            if isinstance(signal, ProbeSignal) and not signal.importance
+        }
+        explained = {r.signal: r for r in to_host(list(missing.values()))}
+        return tuple(explained.get(r.signal, r) for r in readings)
+
+
+def _signals(
+    backbone: Backbone,
+    probe: str | os.PathLike[str] | Probe | None,
+    signals: Sequence[Signal],
+    importance: str,
+) -> tuple[Signal, ...]:
+    chosen = list(signals)
+    if probe is not None:
+        loaded = probe if isinstance(probe, Probe) else Probe.load(probe)
+        loaded.check(backbone)
+        chosen.insert(0, ProbeSignal(loaded, importance=importance == "always"))
+    if not chosen:
+        msg = (
+            "ReliableCalculator must have a probe or signals, got neither; pass "
+            'probe="my.probe" (fit one with uqcalc.fit), or signals from '
+            "uqcalc.signals such as [MaxForce()] or, for a committee, "
+            "[ForceSpread()] together with a policy; uqcalc.default_calculator() "
+            "brings its own"
+        )
+        raise ValueError(msg)
+    names = [signal.name for signal in chosen]
+    if len(set(names)) != len(names):
+        msg = f"signals must have distinct names, got {names}"
+        raise ValueError(msg)
+    for signal in chosen:
+        if missing := signal.requires - backbone.provides:
+            msg = (
+                f"signal {signal.name!r} needs {sorted(missing)}; {backbone.name} "
+                f"provides {sorted(backbone.provides)}: choose another signal or wrap "
+                "a calculator that provides it"
+            )
+            raise ValueError(msg)
+    return tuple(chosen)
+
+
+def _policy(signals: tuple[Signal, ...], policy: Policy | None) -> Policy:
+    names = [signal.name for signal in signals]
+    if policy is None:
+        probes = [s.probe for s in signals if isinstance(s, ProbeSignal)]
+        if not probes:
+            msg = (
+                f"policy must be given where there is no probe to bring one, got None "
+                f"for signals {names}; pass policy=Policy([Threshold("
+                f"{names[0]!r}, suspect=..., unreliable=...)])"
+            )
+            raise ValueError(msg)
+        return probes[0].card.policy()
+    if unread := set(policy.signals) - set(names):
+        msg = (
+            f"policy must judge signals that run, got thresholds for {sorted(unread)} "
+            f"and signals {names}; add the signal or drop the threshold"
+        )
+        raise ValueError(msg)
+    return policy
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.copy() if hasattr(v, "copy") else v for k, v in state.items()}
+
+
+def _same(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    return ours.keys() == theirs.keys() and all(
+        equal(value, theirs[key]) for key, value in ours.items()
+    )

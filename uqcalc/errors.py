@@ -1,0 +1,58 @@
+"""Exceptions: each says what must be how, what it got instead, and the remedy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from uqcalc.records import Assessment
+
+
+class UqcalcError(Exception):
+    """Root of every exception that uqcalc raises on purpose."""
+
+
+class BackboneError(UqcalcError):
+    """A calculator cannot be tapped, or its tap did not fire in this very pass."""
+
+
+class ProbeError(UqcalcError):
+    """A probe file is unusable, or belongs to another backbone."""
+
+
+class LabelError(UqcalcError):
+    """Labelled frames are missing labels, or hold labels that cannot be right."""
+
+
+class RecordError(UqcalcError):
+    """An event log or an annotation is unreadable, or belongs to another run."""
+
+
+class MissingExtraError(UqcalcError, ImportError):
+    """An optional dependency is absent; the message names the extra to install."""
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        self.extra = extra
+        super().__init__(
+            f"{what} needs {package}, which is not installed; "
+            f'install it with: pip install "uqcalc[{extra}]"'
+        )
+
+
+class UnreliableError(UqcalcError, RuntimeError):
+    """A monitored run met predictions that the policy calls UNRELIABLE.
+
+    Attributes
+    ----------
+    step : int
+        Step at which the monitor acted.
+    assessment : Assessment
+        Readings and verdict of that very geometry.
+    """
+
+    def __init__(self, step: int, assessment: Assessment) -> None:
+        self.step = step
+        self.assessment = assessment
+        reasons = "; ".join(assessment.verdict.reasons) or "no reason given"
+        super().__init__(f"step {step} is {assessment.level.name}: {reasons}")

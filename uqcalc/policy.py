@@ -1,0 +1,114 @@
+"""From readings to a verdict: pure, stateless, NaN never passes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from uqcalc.records import Level, Reading, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """Two limits on the risk of one signal, in the unit of that risk.
+
+    ``risk <= suspect`` is RELIABLE, ``risk <= unreliable`` is SUSPECT, anything
+    else, NaN included, is UNRELIABLE.
+
+    Raises
+    ------
+    ValueError
+        If the limits are not finite or not in order.
+
+    Examples
+    --------
+    >>> Threshold("probe", suspect=0.2, unreliable=0.5).level(0.3).name
+    'SUSPECT'
+    """
+
+    signal: str
+    suspect: float
+    unreliable: float
+
+    def __post_init__(self) -> None:
+        limits = (self.suspect, self.unreliable)
+        if not all(map(math.isfinite, limits)) or self.suspect > self.unreliable:
+            msg = (
+                f"threshold for {self.signal!r} must have finite suspect <= unreliable,"
+                f" got suspect={self.suspect} and unreliable={self.unreliable};"
+                " give both limits as a risk (larger is worse)"
+            )
+            raise ValueError(msg)
+
+    def level(self, risk: float) -> Level:
+        """Return the level of ``risk``."""
+        if risk <= self.suspect:
+            return Level.RELIABLE
+        if risk <= self.unreliable:
+            return Level.SUSPECT
+        return Level.UNRELIABLE
+
+    def reason(self, reading: Reading) -> str:
+        """Say in words and numbers why ``reading`` is not RELIABLE."""
+        unit = f" {reading.unit}" if reading.unit else ""
+        if math.isnan(reading.risk):
+            return f"{self.signal}: {reading.note or 'risk is not a number'}"
+        severe = self.level(reading.risk) is Level.UNRELIABLE
+        limit = self.unreliable if severe else self.suspect
+        return f"{self.signal}: risk {reading.risk:.3g}{unit} > {limit:.3g}{unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Pure map from readings to a verdict: the worst level over all thresholds.
+
+    Raises
+    ------
+    ValueError
+        If there is no threshold, or two for one signal.
+    """
+
+    thresholds: tuple[Threshold, ...]
+
+    def __init__(self, thresholds: Iterable[Threshold]) -> None:
+        object.__setattr__(self, "thresholds", tuple(thresholds))
+        names = [threshold.signal for threshold in self.thresholds]
+        if not names or len(set(names)) != len(names):
+            msg = (
+                "policy must have one threshold for each of its signals, "
+                f"got thresholds for {names}"
+            )
+            raise ValueError(msg)
+
+    def __call__(self, readings: Sequence[Reading]) -> Verdict:
+        """Judge ``readings``; a threshold whose signal did not run is skipped."""
+        by_signal = {reading.signal: reading for reading in readings}
+        worst = Level.RELIABLE
+        reasons: list[str] = []
+        skipped: list[str] = []
+        for threshold in self.thresholds:
+            reading = by_signal.get(threshold.signal)
+            if reading is None:
+                skipped.append(threshold.signal)
+                continue
+            level = threshold.level(reading.risk)
+            worst = max(worst, level)
+            if level is not Level.RELIABLE:
+                reasons.append(threshold.reason(reading))
+        return Verdict(worst, tuple(reasons), tuple(skipped))
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """Names of the signals that have a threshold."""
+        return tuple(threshold.signal for threshold in self.thresholds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-able limits; `from_dict` reads them back."""
+        return {"thresholds": [asdict(threshold) for threshold in self.thresholds]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Policy:
+        """Rebuild a policy from `to_dict`."""
+        return cls(Threshold(**row) for row in data["thresholds"])

@@ -1,0 +1,1 @@
+"""PROBE: a small classifier on a potential's own frozen features."""

@@ -1,0 +1,235 @@
+"""A fitted probe: network, input statistics and card in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from uqcalc.backbones.base import Backbone, Prediction
+from uqcalc.errors import ProbeError
+from uqcalc.probe.card import Card
+from uqcalc.probe.inputs import Statistics, host_scalars, raw_scalars
+from uqcalc.probe.network import ProbeNetwork, Shape
+
+
+RAW_ARCHITECTURE = "probe-2026"
+_CARD_KEY = "uqcalc_probe"
+
+
+class Probe:
+    """P(reliable) of structures from their predictions.
+
+    Parameters
+    ----------
+    card : Card
+    network : ProbeNetwork
+    statistics : Statistics or None
+        None for the published layout, whose inputs enter raw.
+    """
+
+    def __init__(
+        self, card: Card, network: ProbeNetwork, statistics: Statistics | None
+    ) -> None:
+        if (statistics is None) != (card.architecture == RAW_ARCHITECTURE):
+            msg = (
+                f"probe of architecture {card.architecture!r} must "
+                f"{'not ' if statistics else ''}have input statistics; the file is "
+                "damaged, fit the probe again"
+            )
+            raise ProbeError(msg)
+        self.card = card
+        self.network = network.eval().requires_grad_(requires_grad=False)
+        self.statistics = statistics
+        self._atom_energies = np.zeros(119)
+        for z, energy in card.atom_energies.items():
+            self._atom_energies[int(z)] = energy
+
+    def __call__(
+        self, predictions: Sequence[Prediction], *, importance: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Read a ragged batch of structures on the device of their features.
+
+        Returns
+        -------
+        reliability : tensor (structures,)
+            Calibrated P(reliable), float32.
+        importance : tensor (atoms of all structures,) or None
+            Attention received, summing to 1 over each structure.
+        """
+        slope, intercept = self.card.calibration
+        with torch.no_grad():
+            output = self.network(*self.inputs(predictions), explain=importance)
+            margin = output.logits[:, 0] - output.logits[:, 1]
+            reliability = torch.sigmoid(slope * margin + intercept)
+        return reliability, output.importance
+
+    def inputs(
+        self, predictions: Sequence[Prediction]
+    ) -> tuple[torch.Tensor, list[int], torch.Tensor, torch.Tensor | None]:
+        """Return (features, sizes, scalars, charges) as the network takes them."""
+        sizes = [len(p.numbers) for p in predictions]
+        features = _join([p.features for p in predictions])
+        self._move_to(features.device)
+        charges = None
+        if self.card.charges:
+            charges = _join([p.charges for p in predictions if p.charges is not None])
+        if self.statistics is None:
+            raw = [raw_scalars(p.energy, len(p.numbers)) for p in predictions]
+            return features, sizes, _tensor(raw, features.device), charges
+        host = [
+            host_scalars(p.numbers, p.energy, p.forces, self._atom_energies)
+            for p in predictions
+        ]
+        numbers = np.concatenate([p.numbers for p in predictions])
+        index = torch.from_numpy(numbers).to(features.device)
+        standard = self.statistics.features(features)
+        distances = self.statistics.distances(standard, index)
+        scalars = self.statistics.scalars(
+            _tensor(host, features.device), distances, sizes
+        )
+        return standard, sizes, scalars, charges
+
+    def check(self, backbone: Backbone) -> None:
+        """Refuse a backbone that this probe was not fitted on.
+
+        Raises
+        ------
+        ProbeError
+            If the feature width or the fingerprint differs; it names both sides.
+        """
+        width = backbone.feature_dim
+        if width is not None and width != self.card.feature_dim:
+            msg = (
+                f"probe must match the backbone's feature width, got a probe for "
+                f"{self.card.feature_dim} features ({self.card.fingerprint}) and a "
+                f"backbone with {width} ({backbone.fingerprint}); fit a probe for this "
+                "backbone with uqcalc.fit"
+            )
+            raise ProbeError(msg)
+        if backbone.fingerprint != self.card.fingerprint:
+            msg = (
+                f"probe must belong to this backbone, got a probe for "
+                f"{self.card.fingerprint} and the backbone {backbone.fingerprint}; load "
+                "the model it was fitted on, or fit a probe with uqcalc.fit"
+            )
+            raise ProbeError(msg)
+
+    def unseen_elements(self, numbers: np.ndarray) -> list[str]:
+        """Return the symbols in ``numbers`` that were not in the labels.
+
+        An imported official checkpoint does not say; it is taken at its word.
+        """
+        if not self.card.elements:
+            return []
+        unseen = set(np.unique(numbers).tolist()) - set(self.card.elements)
+        return [chemical_symbols[z] for z in sorted(unseen)]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one safetensors file, whole or not at all."""
+        target = Path(path)
+        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        if self.statistics is not None:
+            state = self.statistics.state_dict()
+            tensors |= {f"statistics.{k}": v for k, v in state.items()}
+        contiguous = {k: v.cpu().contiguous() for k, v in tensors.items()}
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        metadata = {_CARD_KEY: json.dumps(self.card.to_dict(), ensure_ascii=False)}
+        try:
+            save_file(contiguous, partial, metadata=metadata)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Probe:
+        """Read a probe file.
+
+        Raises
+        ------
+        ProbeError
+            If it is not a probe, is truncated, or of a newer schema.
+        """
+        tensors, metadata = _read(Path(path))
+        if _CARD_KEY not in metadata:
+            msg = f"{path} must be a uqcalc probe, got a safetensors file without a card"
+            raise ProbeError(msg)
+        card = Card.from_dict(json.loads(metadata[_CARD_KEY]))
+        network = ProbeNetwork(Shape.from_dict(card.shape))
+        _load_state(network, _section(tensors, "network."), str(path))
+        statistics = None
+        if card.architecture != RAW_ARCHITECTURE:
+            statistics = Statistics(card.feature_dim)
+            _load_state(statistics, _section(tensors, "statistics."), str(path))
+        return cls(card, network, statistics)
+
+    @classmethod
+    def from_official(
+        cls, path: str | os.PathLike[str], calculator: Any, *, target: str = "energy"
+    ) -> Probe:
+        """Import a checkpoint of the released PROBE code; see `uqcalc.probe.official`.
+
+        The file says nothing of its backbone: by passing ``calculator`` the user
+        vouches that it is the one.
+        """
+        from uqcalc.probe.official import import_official
+
+        card, network = import_official(Path(path), calculator, target)
+        return cls(card, network, None)
+
+    def _move_to(self, device: torch.device) -> None:
+        if self.network.proj.weight.device != device:
+            self.network.to(device)
+            if self.statistics is not None:
+                self.statistics.to(device)
+
+
+def _join(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    joined = rows[0] if len(rows) == 1 else torch.cat(list(rows))
+    return joined.to(torch.float32)
+
+
+def _tensor(rows: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.stack(rows)).to(device)
+
+
+def _section(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    if not path.is_file():
+        msg = f"probe must be an existing file, got {path}; fit one with uqcalc.fit"
+        raise ProbeError(msg)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except SafetensorError as error:
+        msg = (
+            f"probe must be a whole safetensors file, got {path} ({error}); copy it "
+            "again, or use Probe.from_official for a checkpoint of the PROBE authors"
+        )
+        raise ProbeError(msg) from error
+
+
+def _load_state(
+    module: torch.nn.Module, state: dict[str, torch.Tensor], origin: str
+) -> None:
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        msg = (
+            f"weights in {origin} must fit the shape on its card, got: {error}; "
+            "the file is damaged, fit the probe again"
+        )
+        raise ProbeError(msg) from error

@@ -1,0 +1,118 @@
+"""What enters the network: standardised with statistics kept in the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+
+HOST_SCALARS = 4
+SCALARS = HOST_SCALARS + 2
+# Beyond this many standard deviations more is not more informative.
+CLAMP = 10.0
+
+
+def raw_scalars(energy: float, atoms: int) -> np.ndarray:
+    """Return the published inputs: total energy in eV and atom count, as they are."""
+    return np.array([energy, atoms], dtype=np.float32)
+
+
+def host_scalars(
+    numbers: np.ndarray,
+    energy: float,
+    forces: np.ndarray,
+    atom_energies: np.ndarray,
+) -> np.ndarray:
+    """Return four numbers that stay in range when size and composition change.
+
+    Per-atom energy in eV after ``atom_energies`` (119,) is subtracted, log of the
+    atom count, log of the RMS force component and of the largest force in eV/Å.
+    """
+    norms = np.linalg.norm(forces, axis=1)
+    rms = np.sqrt(np.mean(norms**2) / 3)
+    rest = (energy - atom_energies[numbers].sum()) / len(numbers)
+    floor = 1e-3  # eV/Å: below it a force is zero for this purpose
+    logs = np.log([len(numbers), rms + floor, norms.max() + floor])
+    return np.array([rest, *logs], dtype=np.float32)
+
+
+class Statistics(nn.Module):
+    """Means, scales and per-element Gaussians of what a probe was fitted on.
+
+    The squared Mahalanobis distance of an atom's features to those of its own
+    element in the labels, divided by the width, says how unusual the atom is
+    (Lee et al. 2018, arXiv:1807.03888, class-conditional with shared covariance).
+    """
+
+    feature_mean: torch.Tensor
+    feature_scale: torch.Tensor
+    element_mean: torch.Tensor
+    whitening: torch.Tensor
+    scalar_mean: torch.Tensor
+    scalar_scale: torch.Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("feature_mean", torch.zeros(features))
+        self.register_buffer("feature_scale", torch.ones(features))
+        self.register_buffer("element_mean", torch.zeros(119, features))
+        self.register_buffer("whitening", torch.eye(features))
+        self.register_buffer("scalar_mean", torch.zeros(SCALARS))
+        self.register_buffer("scalar_scale", torch.ones(SCALARS))
+
+    def features(self, features: torch.Tensor) -> torch.Tensor:
+        """Return standardised features, (atoms, dim)."""
+        return (features - self.feature_mean) / self.feature_scale
+
+    def distances(self, standard: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """Return the squared Mahalanobis distance per dimension, (atoms,)."""
+        centred = standard - self.element_mean[numbers]
+        return (centred @ self.whitening).square().mean(dim=1)
+
+    def scalars(
+        self, host: torch.Tensor, distances: torch.Tensor, sizes: Sequence[int]
+    ) -> torch.Tensor:
+        """Join host scalars (batch, 4) and distances to (batch, 6), standardised."""
+        pieces = distances.split(list(sizes))
+        mean = torch.stack([piece.mean() for piece in pieces])
+        worst = torch.stack([piece.amax() for piece in pieces])
+        both = torch.stack([mean, worst], dim=1).add(1e-6).log()
+        joined = torch.cat([host, both], dim=1)
+        standard = (joined - self.scalar_mean) / self.scalar_scale
+        return standard.clamp(-CLAMP, CLAMP)
+
+    @torch.no_grad()
+    def learn(
+        self,
+        features: torch.Tensor,
+        numbers: torch.Tensor,
+        host: torch.Tensor,
+        sizes: Sequence[int],
+    ) -> None:
+        """Set all statistics from labelled structures (float32, on the CPU)."""
+        spread = features.std(dim=0)
+        self.feature_mean.copy_(features.mean(dim=0))
+        self.feature_scale.copy_(torch.where(spread > 1e-8, spread, 1.0))
+        standard = self.features(features).double()
+        within = standard.clone()
+        for z in numbers.unique().tolist():
+            mine = numbers == z
+            centre = standard[mine].mean(dim=0)
+            self.element_mean[z] = centre.float()
+            within[mine] -= centre
+        covariance = within.T @ within / len(within)
+        shrinkage = 1e-3 * torch.eye(len(covariance), dtype=torch.float64)
+        factor = torch.linalg.cholesky(covariance + shrinkage)
+        self.whitening.copy_(torch.linalg.inv(factor).T.float())
+        distances = self.distances(self.features(features), numbers)
+        self.scalar_mean.zero_()
+        self.scalar_scale.fill_(1.0)
+        pieces = distances.split(list(sizes))
+        both = torch.stack([torch.stack([p.mean(), p.amax()]) for p in pieces])
+        joined = torch.cat([host, both.add(1e-6).log()], dim=1)
+        spread = joined.std(dim=0)
+        self.scalar_mean.copy_(joined.mean(dim=0))
+        self.scalar_scale.copy_(torch.where(spread > 1e-6, spread, 1.0))

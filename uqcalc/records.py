@@ -1,0 +1,120 @@
+"""What is known about one prediction: frozen records, numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+
+class Level(IntEnum):
+    """How far a prediction may be trusted, in increasing severity."""
+
+    RELIABLE = 0
+    SUSPECT = 1
+    UNRELIABLE = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """What one signal says about one geometry.
+
+    Attributes
+    ----------
+    signal : str
+        Name of the signal.
+    risk : float
+        Larger means less reliable, whatever the signal; NaN means unreliable.
+    unit : str
+        Unit of ``risk``; empty for a probability.
+    results : mapping
+        What the signal publishes under the names of ``calc.results``: floats and
+        arrays of shape (atoms,) or (atoms, k).
+    per_atom_key : str or None
+        Key of ``results`` that says which atoms matter, shape (atoms,).
+    note : str
+        Why there is no answer, where ``risk`` is NaN.
+    """
+
+    signal: str
+    risk: float
+    unit: str = ""
+    results: Mapping[str, Any] = field(default_factory=dict)
+    per_atom_key: str | None = None
+    note: str = ""
+
+    @property
+    def per_atom(self) -> np.ndarray | None:
+        """Weight of each atom in this reading, shape (atoms,), where there is one."""
+        if self.per_atom_key is None:
+            return None
+        return np.asarray(self.results[self.per_atom_key])
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The worst level over all thresholds, and why.
+
+    Attributes
+    ----------
+    level : Level
+    reasons : tuple of str
+        One sentence per threshold that was passed, in words with numbers.
+    skipped : tuple of str
+        Signals with a threshold that did not run on this geometry.
+    """
+
+    level: Level
+    reasons: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Assessment:
+    """Everything known about the reliability of exactly one geometry."""
+
+    readings: tuple[Reading, ...]
+    verdict: Verdict
+
+    @property
+    def level(self) -> Level:
+        """The verdict's level."""
+        return self.verdict.level
+
+    def reading(self, signal: str) -> Reading:
+        """Return the reading of ``signal``.
+
+        Raises
+        ------
+        KeyError
+            If that signal did not run on this geometry.
+        """
+        for reading in self.readings:
+            if reading.signal == signal:
+                return reading
+        names = [reading.signal for reading in self.readings]
+        msg = f"signal must be one of {names}, got {signal!r}"
+        raise KeyError(msg)
+
+    def results(self) -> dict[str, Any]:
+        """Return the keys that are added to ``calc.results``."""
+        merged: dict[str, Any] = {}
+        for reading in self.readings:
+            merged.update(reading.results)
+        merged["reliability_level"] = int(self.level)
+        return merged
+
+    def worst_atoms(self, count: int = 5) -> list[int]:
+        """Return the indices of the atoms that matter most, worst first.
+
+        They come from the first reading that attributes its risk to atoms; an
+        empty list means that no reading does.
+        """
+        for reading in self.readings:
+            weights = reading.per_atom
+            if weights is not None:
+                return [int(i) for i in np.argsort(-weights, kind="stable")[:count]]
+        return []

@@ -1,0 +1,134 @@
+"""`relax`: a geometry optimisation that notices when its potential gives out."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from ase import Atoms
+from ase.optimize import BFGS
+
+from uqcalc.annotations import annotated_copy
+from uqcalc.errors import UnreliableError
+from uqcalc.monitor import Event, Monitor
+from uqcalc.records import Level
+
+
+class Outcome(Enum):
+    """How a guarded relaxation ended."""
+
+    CONVERGED = "converged"
+    NOT_CONVERGED = "not converged"
+    CONVERGED_UNRELIABLE = "converged but unreliable"
+    LEFT = "left the reliable region"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Relaxation:
+    """What became of a guarded relaxation.
+
+    Attributes
+    ----------
+    outcome : Outcome
+    final : Atoms
+        Annotated copy of the last geometry of the path.
+    trusted : Atoms or None
+        Annotated copy of the last geometry that was not UNRELIABLE.
+    trusted_step, went_bad_at : int or None
+        Its step, and the first UNRELIABLE step after which none was better.
+    history : list of Event
+        One record per optimiser step; trial points of line searches do not count.
+    """
+
+    outcome: Outcome
+    final: Atoms
+    trusted: Atoms | None
+    trusted_step: int | None
+    went_bad_at: int | None
+    history: list[Event]
+
+    def __str__(self) -> str:
+        text = f"{self.outcome.value} after {self.history[-1].step} steps"
+        if self.went_bad_at is not None:
+            text += f"; UNRELIABLE from step {self.went_bad_at} on"
+        return text
+
+
+class _Trusted:
+    """Keeps a copy of the last geometry that was not UNRELIABLE."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self.monitor = monitor
+        self.frame: Atoms | None = None
+        self.step: int | None = None
+        self.went_bad_at: int | None = None
+
+    def __call__(self) -> None:
+        event = self.monitor.history[-1]
+        if event.level is Level.UNRELIABLE:
+            if self.went_bad_at is None:
+                self.went_bad_at = event.step
+        else:
+            self.frame, self.step = self.monitor.snapshot(), event.step
+            self.went_bad_at = None
+
+
+def relax(  # noqa: PLR0913  (what a user writes in one line of a script)
+    atoms: Any,
+    optimizer: Any = BFGS,
+    *,
+    fmax: float = 0.05,
+    steps: int = 500,
+    patience: int = 3,
+    log: str | os.PathLike[str] | None = None,
+    flagged: str | os.PathLike[str] | None = None,
+    **optimizer_options: Any,
+) -> Relaxation:
+    """Relax ``atoms`` under a `Monitor` that halts when the potential gives out.
+
+    Parameters
+    ----------
+    atoms : Atoms or ase Filter
+        With a `ReliableCalculator`; moved in place, as ASE's optimisers do.
+    optimizer : ase optimiser class
+    fmax : float
+        Largest force at convergence, eV/Å.
+    steps : int
+        Most optimiser steps.
+    patience : int
+        Consecutive UNRELIABLE geometries before it stops.
+    log, flagged : path, optional
+        As for `Monitor`.
+    **optimizer_options
+        Passed to ``optimizer``.
+    """
+    optimizer_options.setdefault("logfile", None)
+    dynamics = optimizer(atoms, **optimizer_options)
+    monitor = Monitor(dynamics, log=log, flagged=flagged, patience=patience)
+    trusted = _Trusted(monitor)
+    dynamics.insert_observer(trusted, position=1)
+    try:
+        converged = bool(dynamics.run(fmax=fmax, steps=steps))
+    except UnreliableError:  # raised where an optimiser ignores the soft stop
+        converged = False
+        trusted()
+    monitor.close()
+    return Relaxation(
+        outcome=_outcome(monitor, converged=converged),
+        final=monitor.snapshot(),
+        trusted=trusted.frame,
+        trusted_step=trusted.step,
+        went_bad_at=trusted.went_bad_at,
+        history=monitor.history,
+    )
+
+
+def _outcome(monitor: Monitor, *, converged: bool) -> Outcome:
+    bad = monitor.history[-1].level is Level.UNRELIABLE
+    if converged:
+        return Outcome.CONVERGED_UNRELIABLE if bad else Outcome.CONVERGED
+    if monitor.halted:
+        return Outcome.LEFT
+    return Outcome.NOT_CONVERGED

@@ -1,0 +1,91 @@
+"""The signal protocol, and the one place where readings come to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from uqcalc.backbones.base import Prediction
+from uqcalc.records import Reading
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorReading:
+    """A `uqcalc.records.Reading` whose numbers may still be on the device.
+
+    ``risk`` and the values of ``results`` are tensors on one device, or numbers and
+    arrays that are on the host already.
+    """
+
+    signal: str
+    risk: torch.Tensor | float
+    unit: str = ""
+    results: Mapping[str, Any] = field(default_factory=dict)
+    per_atom_key: str | None = None
+    note: str = ""
+
+
+@runtime_checkable
+class Signal(Protocol):
+    """A pure reading of one `Prediction`; it never calls the backbone.
+
+    Attributes
+    ----------
+    name : str
+        Names the reading; a policy's thresholds refer to it.
+    requires : frozenset of str
+        What it needs of ``Backbone.provides``; checked before the first step.
+    """
+
+    name: str
+    requires: frozenset[str]
+
+    def __call__(self, prediction: Prediction) -> TensorReading | None:
+        """Read the risk; None where the signal does not run on this step."""
+        ...
+
+
+def to_host(readings: Sequence[TensorReading]) -> tuple[Reading, ...]:
+    """Copy all readings of a step to the host in one transfer."""
+    tensors: list[torch.Tensor] = []
+    for reading in readings:
+        values = [reading.risk, *reading.results.values()]
+        tensors.extend(v for v in values if isinstance(v, torch.Tensor))
+    host = iter(_fetch(tensors))
+
+    def resolve(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        array = next(host)
+        return float(array) if array.ndim == 0 else array
+
+    done = []
+    for reading in readings:
+        risk = float(resolve(reading.risk))
+        results = {key: resolve(value) for key, value in reading.results.items()}
+        done.append(
+            Reading(
+                reading.signal,
+                risk,
+                reading.unit,
+                results,
+                reading.per_atom_key,
+                reading.note,
+            )
+        )
+    return tuple(done)
+
+
+def _fetch(tensors: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    if not tensors:
+        return []
+    packed = torch.cat([t.detach().reshape(-1).double() for t in tensors]).cpu().numpy()
+    pieces = np.split(packed, np.cumsum([t.numel() for t in tensors])[:-1])
+    return [
+        piece.reshape(tuple(tensor.shape))
+        for piece, tensor in zip(pieces, tensors, strict=True)
+    ]
