@@ -6,17 +6,21 @@ is unpickled. `mace-torch` is imported only when a model is built.
 
 import json
 import warnings
-from importlib.resources import files
+from importlib.resources import as_file, files
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from uqcalc.errors import MissingExtraError
+
 
 if TYPE_CHECKING:
     from mace.calculators import MACECalculator
 
-__all__ = ["bare_calculator", "build_model", "load_model"]
+    from uqcalc.calculator import ReliableCalculator
+
+__all__ = ["bare_calculator", "build_model", "default_calculator", "load_model"]
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -31,11 +35,8 @@ def _check_mace() -> None:
             import mace.calculators
             import mace.modules  # noqa: F401
         except ModuleNotFoundError as error:
-            message = (
-                "mace-torch must be installed to use the bundled backbone, got "
-                f'"{error}"; run: pip install "uqcalc[mace]"'
-            )
-            raise ModuleNotFoundError(message, name=error.name) from error
+            what = "the bundled potential"
+            raise MissingExtraError(what, "mace-torch", "mace") from error
 
 
 def build_model(config: dict[str, Any]) -> torch.nn.Module:
@@ -116,3 +117,24 @@ def bare_calculator(device: str = "cpu", dtype: str = "float32") -> "MACECalcula
     from mace.calculators import MACECalculator
 
     return MACECalculator(models=model, device=device, default_dtype=dtype)
+
+
+def default_calculator(
+    device: str = "cpu", dtype: str = "float32"
+) -> "ReliableCalculator":
+    """Return the bundled potential with its probe, ready to run and offline.
+
+    It is for demonstrations, tests and learning: neutral molecules of H, C, N and O,
+    with GFN2-xTB as its truth. Use a potential and a probe of your own for research.
+
+    Parameters
+    ----------
+    device, dtype : str
+        As for `bare_calculator`.
+    """
+    from uqcalc.calculator import ReliableCalculator
+    from uqcalc.probe.checkpoint import Probe
+
+    with as_file(files("uqcalc") / "data" / "default.probe") as path:
+        probe = Probe.load(path)
+    return ReliableCalculator(bare_calculator(device, dtype), probe=probe)

@@ -1,0 +1,40 @@
+"""Fit a probe for a potential, on frames labelled with a reference method.
+
+Here the labels are GFN2-xTB forces of rattled molecules, made on the spot; with your
+own data, read them: ``frames = ase.io.read("labelled.xyz", ":")``.
+"""
+
+import argparse
+
+import numpy as np
+from ase.build import molecule
+from tblite.ase import TBLite
+
+from uqcalc import Labels, Recipe, ReliableCalculator, fit
+from uqcalc.default import bare_calculator
+
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--frames", type=int, default=400)
+parser.add_argument("--epochs", type=int, default=100)
+options = parser.parse_args()
+
+rng = np.random.default_rng(0)
+names = ["CH4", "C2H6", "C6H6", "CH3OH", "CH3NO2", "C4H4O", "C5H5N", "CH3CONH2"]
+frames = []
+for index in range(options.frames):
+    atoms = molecule(names[index % len(names)])
+    atoms.rattle(rng.uniform(0.01, 0.3), rng=rng)
+    atoms.calc = TBLite(method="GFN2-xTB", verbosity=0)
+    atoms.arrays["REF_forces"] = atoms.get_forces()
+    atoms.calc = None
+    frames.append(atoms)
+
+potential = bare_calculator()  # any calculator that can be tapped
+result = fit(frames, potential, Labels("forces"), Recipe(epochs=options.epochs))
+print(result)
+result.probe.save("my.probe")
+
+atoms = molecule("CH3CHO")
+atoms.calc = ReliableCalculator(potential, probe="my.probe")
+print(f"P(reliable) = {atoms.calc.assess(atoms).results()['probe_reliability']:.2f}")

@@ -1,0 +1,24 @@
+"""Run molecular dynamics until the potential can no longer be believed."""
+
+import argparse
+
+from ase import units
+from ase.build import molecule
+from ase.md.langevin import Langevin
+
+from uqcalc import Monitor, default_calculator
+
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--steps", type=int, default=2000)
+steps = parser.parse_args().steps
+
+atoms = molecule("CH3CH2OH")
+atoms.calc = (
+    default_calculator()
+)  # or ReliableCalculator(MACECalculator(...), probe=...)
+dyn = Langevin(atoms, 0.5 * units.fs, temperature_K=300, friction=0.02, fixcm=False)
+monitor = Monitor(dyn, log="run.jsonl", flagged="flagged.xyz", patience=5)
+dyn.run(steps)
+
+print(monitor.summary())

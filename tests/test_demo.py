@@ -1,0 +1,117 @@
+"""The bundled potential, its probe, and the demonstration made of them."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from ase.build import molecule
+from ase.io import read
+from builders import import_mace
+from typer.testing import CliRunner
+
+from uqcalc import Level, MissingExtraError, default_calculator, demo, read_assessment
+from uqcalc.cli import app
+
+
+mpl.use("Agg")
+import_mace()
+
+
+@pytest.fixture(scope="module")
+def calculator():
+    return default_calculator()
+
+
+def test_shipped_files_are_small_and_hold_no_pickle():
+    data = list((files("uqcalc") / "data").iterdir())
+    assert sum(len(path.read_bytes()) for path in data) < 3_000_000
+    assert {path.name.rpartition(".")[2] for path in data} <= {
+        "json",
+        "safetensors",
+        "probe",
+        "xyz",
+    }
+
+
+def test_bundled_potential_is_conservative():
+    calculator = default_calculator(dtype="float64")
+    atoms = molecule("CH3CONH2")
+    atoms.rattle(0.05, seed=2)
+    atoms.calc = calculator
+    forces = atoms.get_forces()
+    step = 1e-4
+    for atom, axis in [(0, 0), (3, 2), (7, 1)]:
+        energies = []
+        for sign in (1, -1):
+            moved = atoms.copy()
+            moved.positions[atom, axis] += sign * step
+            moved.calc = calculator
+            energies.append(moved.get_potential_energy())
+        slope = -(energies[0] - energies[1]) / (2 * step)
+        assert slope == pytest.approx(forces[atom, axis], abs=1e-6)
+
+
+def test_believes_a_minimum_and_not_a_wreck(calculator):
+    with (files("uqcalc") / "data" / "aspirin.xyz").open() as file:
+        atoms = read(file, format="extxyz")
+    assert calculator.assess(atoms).level is Level.RELIABLE
+    atoms.rattle(0.4, seed=0)
+    assert calculator.assess(atoms).level is Level.UNRELIABLE
+
+
+def test_unknown_element_is_refused_with_what_is_known(calculator):
+    with pytest.raises(Exception, match=r"elements must be among .*'C'.* got \['S'\]"):
+        calculator.assess(molecule("H2S"))
+
+
+def test_a_short_demonstration_leaves_all_it_promises(tmp_path):
+    pytest.importorskip("tblite")
+    run = demo.watch_aspirin(tmp_path, seed=1, picoseconds=0.005)
+    assert [frame.info["step"] for frame in run.frames] == [0, 10]
+    assert np.all(run.errors < 0.3)
+    demo.picture(run, "aspirin").savefig(tmp_path / "picture.png")
+    assert len(demo.describe_molecule(run, tmp_path)) >= 5
+    back = read(tmp_path / "aspirin.xyz", ":")
+    assert [read_assessment(frame).level for frame in back] == [
+        event.level for event in run.monitor.history if event.step % 10 == 0
+    ]
+    assert back[-1].info["true_force_error"] == pytest.approx(run.errors[-1])
+
+
+def test_reference_that_does_not_converge_is_marked_not_dropped(tmp_path):
+    pytest.importorskip("tblite")
+    from ase.calculators.calculator import CalculationFailed, Calculator
+
+    class Stubborn(Calculator):
+        implemented_properties = ["energy", "forces"]  # noqa: RUF012
+
+        def calculate(self, atoms=None, properties=None, system_changes=None):
+            raise CalculationFailed("no convergence")
+
+    run = demo.watch_aspirin(tmp_path, seed=1, picoseconds=0.005)
+    assert np.all(np.isnan(demo.true_errors(run.frames, Stubborn())))
+
+
+def test_missing_package_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tblite.ase", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "uqcalc\[xtb\]"'):
+        demo.run_demo(tmp_path / "new")
+
+
+def test_command_refuses_a_folder_that_is_not_empty(tmp_path):
+    (tmp_path / "precious.txt").write_text("keep")
+    result = CliRunner().invoke(app, ["demo", "--output", str(tmp_path)])
+    assert result.exit_code == 1
+    assert (tmp_path / "precious.txt").read_text() == "keep"
+
+
+@pytest.mark.slow
+def test_the_demonstration_halts_and_the_truth_agrees(tmp_path):
+    pytest.importorskip("tblite")
+    run = demo.watch_aspirin(tmp_path, seed=1)
+    assert run.monitor.halted
+    finite = run.errors[np.isfinite(run.errors)]
+    assert finite[0] < run.card.boundary < finite[-5:].max()

@@ -1,0 +1,223 @@
+"""Pictures: every function takes ``ax=None`` and returns the Axes it drew on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols, covalent_radii
+from numpy.typing import ArrayLike
+
+from uqcalc import scores
+from uqcalc.records import Level
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from uqcalc.monitor import Event
+
+# Colour-blind safe: blue is fine, sand is a question, red is a stop.
+COLOURS = {
+    Level.RELIABLE: "#2c6e9e",
+    Level.SUSPECT: "#d9a441",
+    Level.UNRELIABLE: "#b3312c",
+}
+INK, QUIET = "#222222", "#8a8a8a"
+
+
+def _axes(ax: Axes | None) -> Axes:
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(layout="constrained")[1]
+
+
+def plot_verdicts(history: Sequence[Event], ax: Axes | None = None) -> Axes:
+    """Draw one strip: the level of every step, on the time axis in ps."""
+    axes = _axes(ax)
+    from matplotlib.colors import ListedColormap
+
+    times = _times(history)
+    step = times[-1] - times[-2] if len(times) > 1 else 1.0
+    edges = np.append(times, times[-1] + step)
+    levels = np.array([[int(event.level) for event in history]])
+    colours = ListedColormap([COLOURS[level] for level in Level])
+    axes.pcolormesh(edges, [0, 1], levels, cmap=colours, vmin=0, vmax=len(Level) - 1)
+    axes.set(ylim=(0, 1), yticks=[], xlim=(edges[0], edges[-1]))
+    return axes
+
+
+def plot_probability(
+    history: Sequence[Event],
+    suspect: float,
+    unreliable: float,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw P(reliable) against time, with the two cutoffs of the policy."""
+    axes = _axes(ax)
+    values = np.array([e.values.get("probe_reliability", np.nan) for e in history])
+    axes.plot(_times(history), values, color=INK, lw=0.9)
+    axes.axhspan(0, unreliable, color=COLOURS[Level.UNRELIABLE], alpha=0.13, lw=0)
+    axes.axhspan(unreliable, suspect, color=COLOURS[Level.SUSPECT], alpha=0.16, lw=0)
+    axes.set(ylim=(0, 1.02), ylabel="P(reliable)")
+    return axes
+
+
+def plot_temperature(history: Sequence[Event], ax: Axes | None = None) -> Axes:
+    """Draw the instantaneous temperature in K against time."""
+    axes = _axes(ax)
+    temperatures = np.array([e.temperature_K for e in history], dtype=float)
+    axes.plot(_times(history), temperatures, color=QUIET, lw=0.9)
+    axes.set(ylabel="T [K]")
+    return axes
+
+
+def plot_true_error(
+    times: ArrayLike, errors: ArrayLike, boundary: float, ax: Axes | None = None
+) -> Axes:
+    """Draw true RMS force errors (eV/Å) at recomputed frames, against time in ps.
+
+    Frames whose reference did not converge are NaN and are marked at the top.
+    """
+    axes = _axes(ax)
+    t, e = np.asarray(times, dtype=float), np.asarray(errors, dtype=float) * 1000
+    good = e <= boundary * 1000
+    bad = np.isfinite(e) & ~good
+    axes.scatter(t[good], e[good], s=13, color=COLOURS[Level.RELIABLE], zorder=3)
+    axes.scatter(t[bad], e[bad], s=13, color=COLOURS[Level.UNRELIABLE], zorder=3)
+    lost = ~np.isfinite(e)
+    if lost.any():
+        top = axes.get_xaxis_transform()
+        axes.scatter(
+            t[lost], np.full(lost.sum(), 0.95), marker="x", s=18, c=QUIET, transform=top
+        )
+    axes.axhline(boundary * 1000, color=INK, lw=0.8, ls=(0, (4, 3)))
+    axes.set(ylabel="true force error\n[meV/Å]", yscale="log")
+    return axes
+
+
+def plot_atoms(
+    atoms: Atoms,
+    weights: ArrayLike,
+    ax: Axes | None = None,
+    *,
+    colour_map: str = "YlOrRd",
+) -> Axes:
+    """Draw a structure, each atom shaded by its weight, shape (atoms,).
+
+    Weights are shown as multiples of the even share: 1 is an atom that matters as
+    much as the average. The view is onto the plane of largest extent.
+    """
+    axes = _axes(ax)
+    import matplotlib as mpl
+    from matplotlib.patches import Circle
+
+    positions = _principal_view(atoms)
+    share = np.asarray(weights, dtype=float)
+    share = share / share.mean()
+    scale = mpl.colors.Normalize(0, max(2.0, float(np.nanmax(share, initial=0))))
+    colours = mpl.cm.ScalarMappable(norm=scale, cmap=colour_map)
+    radii = np.minimum(covalent_radii[atoms.numbers], 1.2) * 0.6
+    _draw_bonds(axes, atoms, positions)
+    for i in np.argsort(positions[:, 2]):
+        x, y, z = positions[i]
+        face = colours.to_rgba(share[i]) if np.isfinite(share[i]) else "white"
+        axes.add_patch(Circle((x, y), radii[i], fc=face, ec=INK, lw=0.9, zorder=10 + z))
+        symbol = "" if atoms.numbers[i] == 1 else chemical_symbols[atoms.numbers[i]]
+        style: dict[str, Any] = {"ha": "center", "va": "center", "color": INK}
+        axes.text(x, y, symbol, zorder=10.01 + z, fontsize=8, **style)
+    pad = radii.max() + 0.3
+    low, high = positions[:, :2].min(axis=0) - pad, positions[:, :2].max(axis=0) + pad
+    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
+    axes.axis("off")
+    bar = axes.figure.colorbar(
+        colours, ax=axes, location="bottom", shrink=0.55, aspect=30, pad=0.02
+    )
+    bar.set_label("importance, as a multiple of the even share", fontsize=9)
+    bar.outline.set_visible(False)
+    return axes
+
+
+def plot_reliability_diagram(
+    reliable: ArrayLike, probability: ArrayLike, ax: Axes | None = None, bins: int = 10
+) -> Axes:
+    """Draw observed frequency against predicted P(reliable), with counts."""
+    axes = _axes(ax)
+    truth = np.asarray(reliable, dtype=float)
+    belief = np.asarray(probability, dtype=float)
+    index = np.minimum((belief * bins).astype(int), bins - 1)
+    counts = np.bincount(index, minlength=bins)
+    filled = counts > 0
+    predicted = np.bincount(index, belief, bins)[filled] / counts[filled]
+    observed = np.bincount(index, truth, bins)[filled] / counts[filled]
+    axes.plot([0, 1], [0, 1], color=QUIET, lw=0.8, ls=(0, (4, 3)))
+    axes.plot(predicted, observed, "o-", color=COLOURS[Level.RELIABLE], lw=1, ms=4)
+    for x, y, count in zip(predicted, observed, counts[filled], strict=True):
+        axes.annotate(
+            str(count),
+            (x, y),
+            textcoords="offset points",
+            xytext=(5, -9),
+            fontsize=7,
+            color=QUIET,
+        )
+    ece = scores.expected_calibration_error(truth > 0.5, belief, bins)
+    floor = scores.calibration_noise_floor(belief, bins)
+    axes.set(
+        xlim=(0, 1),
+        ylim=(0, 1),
+        xlabel="predicted P(reliable)",
+        ylabel="observed frequency",
+        title=f"ECE {ece:.3f} (noise floor {floor:.3f})",
+    )
+    return axes
+
+
+def plot_risk_coverage(
+    error: ArrayLike, risks: dict[str, Any], unit: str, ax: Axes | None = None
+) -> Axes:
+    """Draw mean true error of the kept structures against coverage, per risk."""
+    axes = _axes(ax)
+    for name, risk in (risks | {"perfect": np.asarray(error)}).items():
+        coverage, kept = scores.risk_coverage(error, risk)
+        (line,) = axes.plot(coverage, kept, lw=1.2, label=name)
+        if name == "perfect":
+            line.set(color=QUIET, linestyle=(0, (4, 3)))
+    axes.set(xlim=(0, 1), xlabel="coverage", ylabel=f"mean error of the kept [{unit}]")
+    axes.legend(frameon=False)
+    return axes
+
+
+def _times(history: Sequence[Event]) -> np.ndarray:
+    return np.array(
+        [e.step if e.time_fs is None else e.time_fs / 1000 for e in history],
+        dtype=float,
+    )
+
+
+def _principal_view(atoms: Atoms) -> np.ndarray:
+    """Return positions with the two widest directions in the plane, (atoms, 3)."""
+    centred = atoms.positions - atoms.positions.mean(axis=0)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    rows = axes if len(axes) == 3 else np.eye(3)
+    return np.asarray(centred @ rows.T)
+
+
+def _draw_bonds(axes: Axes, atoms: Atoms, positions: np.ndarray) -> None:
+    reach = covalent_radii[atoms.numbers]
+    distance = np.linalg.norm(positions[:, None] - positions[None], axis=2)
+    bonded = distance < 1.25 * (reach[:, None] + reach[None])
+    for i, j in np.argwhere(np.triu(bonded, k=1)):
+        depth = min(positions[i, 2], positions[j, 2])
+        axes.plot(
+            positions[[i, j], 0],
+            positions[[i, j], 1],
+            color="#555555",
+            lw=2.2,
+            zorder=9.9 + depth,
+            solid_capstyle="round",
+        )
