@@ -13,6 +13,7 @@ help:
 	@echo "make lint       ruff and mypy --strict"
 
 demo: $(STAMP)
+	rm -rf demo
 	$(BIN)/uqcalc demo --output demo
 
 test: $(STAMP)

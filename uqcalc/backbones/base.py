@@ -81,6 +81,10 @@ class Backbone(ABC):
         Identity of the model: the same in float32 and float64, eager or compiled.
     elements : frozenset of int or None
         Atomic numbers the model knows; None where it does not say.
+    invariant_features : bool
+        Whether rotating a structure leaves its features alone.
+    passes_per_geometry : int
+        How often the tap must fire in one evaluation: once for each member.
     passes : int
         Forward passes of the model seen so far (a committee of K counts K).
     """
@@ -98,8 +102,9 @@ class Backbone(ABC):
         fingerprint: str,
         elements: frozenset[int] | None = None,
     ) -> None:
-        self.calculator = calculator
-        self.model_calculator = model_calculator
+        # Any: what a tap reads off them is known to its subclass alone.
+        self.calculator: Any = calculator
+        self.model_calculator: Any = model_calculator
         self.feature_dim = feature_dim
         self.fingerprint = fingerprint
         self.elements = elements

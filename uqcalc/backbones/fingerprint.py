@@ -24,3 +24,17 @@ def fingerprint(
     digest = hashlib.sha256(weights.tobytes())
     digest.update(repr(list(constants)).encode())
     return f"{kind}:{digest.hexdigest()[:16]}"
+
+
+# Stands in for the hash of weights that a conversion keeps in another basis.
+CONVERTED = "converted"
+
+
+def same_model(one: str, other: str) -> bool:
+    """Say whether two fingerprints are of one model.
+
+    A fingerprint may end in ``-hash`` for weights that some conversions keep in
+    another basis; `CONVERTED` in its place agrees with any.
+    """
+    (one_core, _, one_rest), (core, _, rest) = one.partition("-"), other.partition("-")
+    return one_core == core and (one_rest == rest or CONVERTED in {one_rest, rest})

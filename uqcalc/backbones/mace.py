@@ -11,7 +11,7 @@ import torch
 from ase import Atoms
 
 from uqcalc.backbones.base import Backbone, Capture, Prediction
-from uqcalc.backbones.fingerprint import fingerprint
+from uqcalc.backbones.fingerprint import CONVERTED, fingerprint
 from uqcalc.errors import BackboneError
 
 
@@ -41,8 +41,10 @@ def _last_irreps(model: torch.nn.Module) -> list[tuple[int, int, int]]:
     """Return (multiplicity, l, parity) of the last product block's output."""
     blocks = list(model.products.children())  # type: ignore[union-attr]
     irreps: Any = blocks[-1].linear.irreps_out
-    # e3nn Irreps when eager; plain tuples when scripted; both iterate alike.
-    return [(int(mul), int(ir[0]), int(ir[1])) for mul, ir in irreps]
+    # Irreps of e3nn or cuequivariance with (l, p) by name; tuples when scripted.
+    return [
+        (int(mul), *((ir.l, ir.p) if hasattr(ir, "l") else ir)) for mul, ir in irreps
+    ]
 
 
 @final
@@ -96,7 +98,7 @@ class MACEBackbone(Backbone):
             self.model_calculator.models = models
 
     def _scalars(self, output: dict[str, Any]) -> torch.Tensor:
-        last = output["node_feats"].detach()[:, -self._width :]
+        last: torch.Tensor = output["node_feats"].detach()[:, -self._width :]
         return last[:, : self.feature_dim]
 
     def feature_rows(self, captured: Capture, atoms: int) -> torch.Tensor:
@@ -192,19 +194,36 @@ def _split(
 
 
 def _fingerprint(owner: Any) -> str:
-    parameters: list[torch.Tensor] = []
+    """Hash all weights, those of the symmetric contractions apart.
+
+    cuequivariance keeps these in another basis and all others only in another
+    shape, so a converted model shares the first half with the one it was made from.
+    """
     constants: list[object] = [
         tuple(int(z) for z in owner.z_table.zs),
         round(float(owner.r_max), 6),
         len(owner.models),
     ]
+    if len(owner.available_heads) > 1:
+        constants.append(owner.head)
+    core: list[torch.Tensor] = []
+    contractions: list[torch.Tensor] = []
     for model in owner.models:
-        parameters.extend(model.parameters())
-        parameters.extend(
+        for name, value in model.named_parameters():
+            apart = "symmetric_contractions" in name
+            (contractions if apart else core).append(value)
+        core.extend(
             value
             for name, value in model.named_buffers()
             if name.endswith(("atomic_energies", "scale_shift.scale", ".shift"))
         )
-    if len(owner.available_heads) > 1:
-        constants.append(owner.head)
-    return fingerprint("mace", parameters, constants)
+    rest = CONVERTED if _is_converted(owner) else fingerprint("", contractions)[1:9]
+    return f"{fingerprint('mace', core, constants)}-{rest}"
+
+
+def _is_converted(owner: Any) -> bool:
+    return any(
+        type(part).__module__.startswith("cuequivariance")
+        for model in owner.models
+        for part in model.modules()
+    )

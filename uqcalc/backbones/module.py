@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from typing import Any, final
 
 import torch
-from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 
 from uqcalc.backbones.base import Backbone, Capture

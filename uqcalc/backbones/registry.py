@@ -29,7 +29,9 @@ class _Factory(Protocol):
     ) -> Backbone: ...
 
 
-def tap(calculator: BaseCalculator | Backbone, *, module: str | None = None) -> Backbone:
+def tap(
+    calculator: BaseCalculator | Backbone, *, module: str | None = None
+) -> Backbone:
     """Return the backbone that taps ``calculator``.
 
     Parameters
@@ -50,11 +52,7 @@ def tap(calculator: BaseCalculator | Backbone, *, module: str | None = None) -> 
     if isinstance(calculator, Backbone):
         return calculator
     if not isinstance(calculator, BaseCalculator):
-        msg = (
-            f"calculator must be an ASE calculator, got {type(calculator).__name__}; "
-            "pass an instance such as MACECalculator(...)"
-        )
-        raise BackboneError(msg)
+        raise BackboneError(_not_a_calculator(calculator))
     if module is not None:
         from uqcalc.backbones.module import ModuleBackbone
 
@@ -86,6 +84,13 @@ def _known_name(calculator: BaseCalculator, known: dict[str, str]) -> str | None
 def _load(path: str) -> _Factory:
     module, _, attribute = path.partition(":")
     return cast("_Factory", getattr(import_module(module), attribute))
+
+
+def _not_a_calculator(got: object) -> str:
+    return (
+        f"calculator must be an ASE calculator, got {type(got).__name__}; pass an "
+        "instance such as MACECalculator(...)"
+    )
 
 
 def _refusal(calculator: BaseCalculator, known: dict[str, str], found: int) -> str:

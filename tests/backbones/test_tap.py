@@ -1,0 +1,208 @@
+"""`tap` finds the one model, leaves no trace, and says what it cannot do."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from ase.calculators.emt import EMT
+from ase.calculators.mixing import SumCalculator
+from backbones.toys import ModuleCalculator, Springs, mace_on_shared_models
+from builders import rattled
+
+from uqcalc import BackboneError, MaxForce, Policy, ReliableCalculator, Threshold, tap
+
+
+WANTED = ["energy", "forces"]
+
+
+def hooks(calculator):
+    """Return every hook on every module of the calculator's models."""
+    return [
+        (list(module._forward_hooks), list(module._forward_pre_hooks))
+        for model in getattr(calculator, "models", None) or [calculator.model]
+        for module in model.modules()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("calculator", "module", "message"),
+    [
+        (EMT(), None, r"can be tapped \(CHGNetCalculator, MACECalculator.*got EMT"),
+        ("mace", None, "must be an ASE calculator, got str; pass an instance"),
+        (None, None, "must be an ASE calculator, got NoneType"),
+        (ModuleCalculator(), None, r'got ModuleCalculator.*module="model.readout"'),
+        (ModuleCalculator(), "model.head", r"no 'head'.*\['readout', 'last'\]"),
+        (ModuleCalculator(), "results", "got 'results', which is a dict"),
+        (SumCalculator([Springs(), Springs()]), None, "got SumCalculator"),
+    ],
+)
+def test_refusals(calculator, module, message):
+    with pytest.raises(BackboneError, match=message):
+        tap(calculator, module=module)
+
+
+def test_refuses_a_sum_of_two_models():
+    both = SumCalculator([mace_on_shared_models(0), mace_on_shared_models(1)])
+    with pytest.raises(BackboneError, match="one calculator to tap, got 2 in Sum"):
+        tap(both)
+
+
+def test_a_backbone_is_its_own_tap():
+    backbone = tap(mace_on_shared_models(0))
+    assert tap(backbone) is backbone
+
+
+def test_unknown_element_is_refused_before_any_pass():
+    backbone = tap(mace_on_shared_models(0))
+    with pytest.raises(BackboneError, match=r"among \['H', .*got \['S'\]; choose"):
+        backbone(rattled("SH2"), WANTED)
+    assert backbone.passes == 0
+
+
+def test_module_with_other_rows_than_atoms_is_refused():
+    backbone = tap(ModuleCalculator(), module="model.last")
+    assert tap(ModuleCalculator(), module="model.readout.0").feature_dim is None
+    assert backbone(rattled("H2O"), WANTED).features.shape == (3, 1)
+    calculator = ModuleCalculator()
+    calculator.model.readout.append(torch.nn.Flatten(0))
+    calculator.model.last = torch.nn.Identity()
+    with pytest.raises(BackboneError, match=r"must have shape \(3, .*one row for each"):
+        tap(calculator, module="model.readout")(rattled("H2O"), WANTED)
+
+
+def test_tap_that_fires_twice_a_geometry_is_refused():
+    calculator = ModuleCalculator()
+    once = calculator.forward
+
+    def twice(atoms, positions):
+        return 0.5 * (once(atoms, positions) + once(atoms, positions))
+
+    calculator.forward = twice
+    with pytest.raises(BackboneError, match=r"fire 1 time\(s\).*got 2"):
+        tap(calculator, module="model.readout")(rattled("H2O"), WANTED)
+
+
+class TestSum:
+    """The user sees the sum; the tap sees the model."""
+
+    def test_results_are_the_sum_and_the_prediction_the_model(self):
+        atoms = rattled()
+        mace, springs = mace_on_shared_models(0), Springs()
+        got = tap(SumCalculator([mace, springs]))(atoms, WANTED)
+        alone, extra = atoms.copy(), atoms.copy()
+        alone.calc, extra.calc = mace_on_shared_models(0), Springs()
+        energy = alone.get_potential_energy() + extra.get_potential_energy()
+        forces = alone.get_forces() + extra.get_forces()
+        assert got.results["energy"] == energy
+        assert np.array_equal(got.results["forces"], forces)
+        assert got.energy == alone.get_potential_energy()
+        assert np.array_equal(got.forces, alone.get_forces())
+
+    def test_fires_although_the_model_answers_from_its_cache(self):
+        atoms = rattled()
+        mace = mace_on_shared_models(0)
+        backbone = tap(SumCalculator([mace, Springs()]))
+        first = backbone(atoms, WANTED)
+        second = backbone(atoms, WANTED)
+        assert backbone.passes == 2
+        assert torch.equal(first.features, second.features)
+        moved = rattled(seed=5)
+        moved.calc = mace
+        moved.get_potential_energy()  # the user calls the part directly
+        third = backbone(moved.copy(), WANTED)
+        assert backbone.passes == 3
+        assert torch.equal(
+            third.features, tap(mace_on_shared_models(0))(moved, WANTED).features
+        )
+
+    def test_verdicts_of_a_sum_need_one_pass_a_geometry(self):
+        calculator = ReliableCalculator(
+            SumCalculator([mace_on_shared_models(0), Springs()]),
+            signals=[MaxForce()],
+            policy=Policy([Threshold("max_force", suspect=10.0, unreliable=20.0)]),
+        )
+        atoms = rattled()
+        atoms.calc = calculator
+        for _ in range(3):
+            atoms.get_forces()
+            atoms.get_potential_energy()
+            atoms.rattle(0.01, seed=2)
+        assert calculator.backbone.passes == 3
+
+
+class TestSharing:
+    """Many thin wrappers around one heavy calculator, as in a band of images."""
+
+    def test_each_wrapper_sees_its_own_pass_only(self):
+        shared = mace_on_shared_models(0)
+        wrappers = [tap(shared) for _ in range(3)]
+        images = [rattled(seed=s) for s in range(3)]
+        for _ in range(2):
+            got = [w(a, WANTED) for w, a in zip(wrappers, images, strict=True)]
+        assert [w.passes for w in wrappers] == [2, 2, 2]
+        for image, prediction in zip(images, got, strict=True):
+            alone = tap(mace_on_shared_models(0))(image, WANTED)
+            assert torch.equal(prediction.features, alone.features)
+            assert np.array_equal(prediction.forces, alone.forces)
+
+    def test_a_pass_inside_an_armed_tap_is_not_taken_for_ours(self):
+        shared = mace_on_shared_models(0)
+        outer, inner = tap(shared), tap(shared)
+        atoms, other = rattled(seed=1), rattled("H2O")
+        with outer.armed() as captured:
+            inner(other, WANTED)
+            shared.calculate(atoms)
+        assert [len(rows) for rows in captured.features] == [3, 6]
+        assert inner.passes == 1
+        assert outer.passes == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "module"),
+    [
+        (lambda: mace_on_shared_models(0, 1), None),
+        (ModuleCalculator, "model.readout"),
+    ],
+    ids=["mace", "module"],
+)
+class TestNoTrace:
+    """After use everything is as it was, also after an exception."""
+
+    def test_models_and_hooks(self, make, module):
+        calculator = make()
+        models = getattr(calculator, "models", None)
+        before = hooks(calculator)
+        tap(calculator, module=module)(rattled(), WANTED)
+        assert getattr(calculator, "models", None) is models
+        assert hooks(calculator) == before
+
+    def test_exception_in_the_calculator(self, make, module, monkeypatch):
+        calculator = make()
+        models, before = getattr(calculator, "models", None), hooks(calculator)
+        backbone = tap(calculator, module=module)
+        broken = (models or [calculator.model])[-1]
+
+        def fail(*args, **kwargs):
+            raise MemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(broken, "forward", fail)
+            with pytest.raises(MemoryError):
+                backbone(rattled(), WANTED)
+        assert getattr(calculator, "models", None) is models
+        assert hooks(calculator) == before
+        assert backbone(rattled(), WANTED).features.shape[0] == 6
+
+    def test_copies_after_use_answer_alike(self, make, module):
+        backbone = tap(make(), module=module)
+        expected = backbone(rattled(), WANTED)
+        stream = io.BytesIO(pickle.dumps(backbone.calculator))
+        for twin in (copy.deepcopy(backbone), tap(pickle.load(stream), module=module)):
+            got = twin(rattled(), WANTED)
+            assert torch.equal(got.features, expected.features)
+            assert got.energy == expected.energy

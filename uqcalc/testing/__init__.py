@@ -1,0 +1,15 @@
+"""The contracts of backbones and signals as runnable code, for third parties too.
+
+A new backbone is right when `check_backbone` returns, a new signal when
+`check_signal` does. Neither needs a test framework:
+
+>>> from uqcalc.testing import check_backbone, contract_frames
+>>> check_backbone(lambda: MyCalculator(...), contract_frames())  # doctest: +SKIP
+"""
+
+from uqcalc.testing.backbone import check_backbone, contract_frames
+from uqcalc.testing.clauses import ContractError
+from uqcalc.testing.signal import check_signal
+
+
+__all__ = ["ContractError", "check_backbone", "check_signal", "contract_frames"]

@@ -1,0 +1,271 @@
+"""The contract of a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.calculator import BaseCalculator, equal
+
+from uqcalc.backbones.base import Backbone, Prediction
+from uqcalc.backbones.registry import tap
+from uqcalc.testing.clauses import ContractError, Limits
+from uqcalc.testing.instruments import counted_calls, ways_to_copy
+
+
+# (rtol, atol, force_atol in eV/Å, step in Å) that a model's own round-off allows.
+_DEFAULTS = {torch.float64: (1e-7, 1e-9, 1e-5, 1e-3)}
+_COARSE = (1e-4, 1e-5, 5e-3, 3e-3)
+
+
+def contract_frames() -> dict[str, Atoms]:
+    """Return structures that a universal potential must cope with, by name.
+
+    Away from minima: a molecule without a cell, a crystal, a film that is periodic in
+    two directions only, and a lone atom. Leave out what a potential is not made for,
+    and bring frames of its own elements where it does not know these.
+    """
+    methanol = molecule("CH3OH")
+    crystal = bulk("NaCl", "rocksalt", a=5.64)
+    film = crystal.copy()
+    film.center(vacuum=4.0, axis=2)
+    film.pbc = (True, True, False)
+    frames = {"molecule": methanol, "crystal": crystal, "film": film}
+    for frame in frames.values():
+        frame.rattle(0.05, seed=7)
+    return frames | {"atom": Atoms("O", positions=[(0.1, 0.2, 0.3)])}
+
+
+def check_backbone(
+    make: Callable[[], Backbone | BaseCalculator],
+    frames: Sequence[Atoms] | dict[str, Atoms],
+    *,
+    rtol: float | None = None,
+    atol: float | None = None,
+    force_atol: float | None = None,
+    finite_difference_step: float | None = None,
+    exact: bool = True,
+) -> None:
+    """Hold a backbone to everything `uqcalc.ReliableCalculator` relies on.
+
+    Parameters
+    ----------
+    make : callable
+        Returns a fresh `Backbone`, or a fresh calculator for `uqcalc.tap`, of the
+        same model at every call.
+    frames : sequence or dict of Atoms
+        Structures within the reach of the potential, such as `contract_frames`.
+    rtol, atol : float, optional
+        For what may differ by round-off: symmetry and batches; ``rtol`` is relative
+        to the largest value. By the precision of the features if not given.
+    force_atol : float, optional
+        Largest ``|F + dE/dx|`` in eV/Å.
+    finite_difference_step : float, optional
+        Step of the central differences in Å.
+    exact : bool
+        Whether equal passes must be bitwise equal. Choose False where the bare
+        calculator's are not, as on devices that sum in any order or for TorchScript,
+        which changes while it runs: ``rtol`` and ``atol`` then apply.
+
+    Raises
+    ------
+    ContractError
+        At the first clause that does not hold.
+    """
+    named = frames if isinstance(frames, dict) else _named(frames)
+    backbone, bare = tap(make()), tap(make()).calculator
+    if not named:
+        raise ContractError("frames", "must be at least one structure, got none")
+    copyable = ways_to_copy(bare)
+    fingerprint = backbone.fingerprint
+    given = (rtol, atol, force_atol, finite_difference_step)
+    for name, atoms in named.items():
+        defaults = _DEFAULTS.get(_predict(backbone, atoms).features.dtype, _COARSE)
+        relative, absolute, force, step = (
+            d if g is None else g for d, g in zip(defaults, given, strict=True)
+        )
+        limits = Limits(relative, absolute, force, step, exact, name)
+        _check_untouched(backbone, atoms, limits)
+        _check_shapes(backbone, atoms, limits)
+        _check_transparent(backbone, bare, atoms, limits)
+        _check_own_geometry(backbone, atoms, limits)
+        _check_symmetry(backbone, atoms, limits)
+        _check_forces(backbone, atoms, limits)
+    _check_batches(backbone, list(named.values()), limits)
+    _check_identity(backbone, tap(make()), fingerprint, copyable)
+
+
+def _check_untouched(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
+    handed, before = atoms.copy(), atoms.copy()
+    backbone(handed, _wanted(backbone, handed))
+    alike = (
+        handed == before
+        and equal(handed.info, before.info)
+        and equal(handed.arrays, before.arrays)
+        and handed.calc is None
+    )
+    message = "positions, info, arrays and calc must be left as they were; copy first"
+    limits.require("untouched", alike, message)
+
+
+def _check_shapes(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
+    got, count = _predict(backbone, atoms), len(atoms)
+    shape = (count, backbone.feature_dim)
+    limits.require(
+        "shapes",
+        tuple(got.features.shape) == shape and got.features.is_floating_point(),
+        f"features must be real numbers of shape {shape}, got {got.features.dtype} of "
+        f"{tuple(got.features.shape)}",
+    )
+    kept = got.features.requires_grad or got.features.grad_fn is not None
+    limits.require("detached", not kept, "features must be detached from the graph")
+    offered: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "charges": (got.charges, (count,)),
+        "committee_forces": (got.committee_forces, (count, 3)),
+        "forces": (got.forces, (count, 3)),
+    }
+    for name, (value, rows) in offered.items():
+        promised = name in backbone.provides
+        message = f"{name} must be there exactly when provides says so"
+        limits.require("provides", (value is not None) == promised, message)
+        if value is not None:
+            fits = tuple(np.shape(value))[-len(rows) :] == rows
+            message = f"{name} must end in {rows}, got {np.shape(value)}"
+            limits.require("shapes", fits, message)
+    _check_geometry(got, atoms, limits)
+
+
+def _check_geometry(got: Prediction, atoms: Atoms, limits: Limits) -> None:
+    limits.bitwise("geometry", got.cell, atoms.cell.array, "cell")
+    for name in ("numbers", "positions", "pbc"):
+        limits.bitwise("geometry", getattr(got, name), getattr(atoms, name), name)
+
+
+def _check_transparent(
+    backbone: Backbone, bare: BaseCalculator, atoms: Atoms, limits: Limits
+) -> None:
+    """Equal results, and not one call of any torch module more than without us."""
+    moved = atoms.copy()
+    moved.positions += 1e-3  # a geometry that nobody has cached
+    with counted_calls() as alone:
+        bare.calculate(moved, _wanted(backbone, moved), bare.check_state(moved))
+    before = backbone.passes
+    with counted_calls() as wrapped:
+        ours = _predict(backbone, moved).results
+    passes, due = backbone.passes - before, backbone.passes_per_geometry
+    message = f"must be {due} for each geometry, got {passes}"
+    limits.require("passes", passes == due, message)
+    more = dict(wrapped - alone)
+    message = f"must call no torch module more often than the calculator, got {more}"
+    limits.require("passes", not more, message)
+    message = f"keys must be {sorted(bare.results)}, got {sorted(ours)}"
+    limits.require("results", ours.keys() == bare.results.keys(), message)
+    for key, value in bare.results.items():
+        limits.same("results", ours[key], value, key)
+
+
+def _check_own_geometry(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
+    other = atoms.copy()
+    other.rattle(0.05, seed=11)
+    first = _predict(backbone, atoms)
+    kept = first.features.clone()
+    second = _predict(backbone, other)
+    again = _predict(backbone, atoms)
+    what = "features of a geometry, before and after another one,"
+    limits.same("own geometry", again.features, kept, what)
+    limits.same("own geometry", first.features, kept, "features that were handed out")
+    if len(atoms) > 1:
+        moved = not torch.equal(second.features, kept)
+        message = "features must follow the atoms, got stale ones after a displacement"
+        limits.require("own geometry", moved, message)
+
+
+def _check_symmetry(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
+    base = _predict(backbone, atoms)
+    order = np.random.default_rng(5).permutation(len(atoms))
+    permuted = _predict(backbone, atoms[order])
+    features = base.features[torch.as_tensor(order)]
+    limits.close("permutation", permuted.features, features, "features")
+    limits.close("permutation", permuted.forces, base.forces[order], "forces")
+    shifted = atoms.copy()
+    shifted.translate((0.3, -1.2, 2.1))
+    features = _predict(backbone, shifted).features
+    limits.close("translation", features, base.features, "features")
+    if backbone.invariant_features:
+        turned = atoms.copy()
+        turned.rotate(61.0, (1, 2, 3), rotate_cell=True)
+        features = _predict(backbone, turned).features
+        limits.close("rotation", features, base.features, "features")
+
+
+def _check_forces(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
+    """Central differences of both energies: the model's own and the user's."""
+    base = _predict(backbone, atoms)
+    components = np.random.default_rng(3).permutation(3 * len(atoms))[:4]
+    for atom, axis in zip(*np.divmod(components, 3), strict=True):
+        sides = []
+        for sign in (1, -1):
+            moved = atoms.copy()
+            moved.positions[atom, axis] += sign * limits.step
+            sides.append(_predict(backbone, moved))
+        up, down = sides
+        pairs = {
+            "the tapped model": (base.forces, up.energy - down.energy),
+            "the calculator": (
+                base.results["forces"],
+                float(up.results["energy"]) - float(down.results["energy"]),
+            ),
+        }
+        for whose, (forces, rise) in pairs.items():
+            error = abs(float(forces[atom, axis]) + rise / (2 * limits.step))
+            message = (
+                f"forces of {whose} must be -dE/dx to {limits.force_atol:.0e} eV/Å, "
+                f"got {error:.1e} at atom {atom}, axis {axis}"
+            )
+            limits.require("forces", error <= limits.force_atol, message)
+
+
+def _check_batches(backbone: Backbone, frames: Sequence[Atoms], limits: Limits) -> None:
+    together = backbone.predict_many([atoms.copy() for atoms in frames])
+    message = f"must return {len(frames)} predictions, got {len(together)}"
+    limits.require("batches", len(together) == len(frames), message)
+    for batched, atoms in zip(together, frames, strict=True):
+        alone = _predict(backbone, atoms)
+        _check_geometry(batched, atoms, limits)
+        for name in ("energy", "forces", "features", "charges", "committee_forces"):
+            one, many = getattr(alone, name), getattr(batched, name)
+            message = f"{name} must be there as in a single evaluation"
+            limits.require("batches", (one is None) == (many is None), message)
+            if one is not None:
+                limits.close("batches", many, one, name)
+        kept = batched.features.requires_grad
+        limits.require("detached", not kept, "features must be so in a batch too")
+
+
+def _check_identity(
+    used: Backbone, fresh: Backbone, fingerprint: str, copyable: set[str]
+) -> None:
+    if len({fingerprint, used.fingerprint, fresh.fingerprint}) != 1:
+        message = "must be the same for two makes and after use; hash the weights only"
+        raise ContractError("fingerprint", message)
+    if lost := copyable - ways_to_copy(used.calculator):
+        message = f"calculator must stay as copyable as it was, lost {sorted(lost)}"
+        raise ContractError("copies", message)
+
+
+def _predict(backbone: Backbone, atoms: Atoms) -> Prediction:
+    own = atoms.copy()  # what a backbone writes to its atoms, no clause here may see
+    return backbone(own, _wanted(backbone, own))
+
+
+def _named(frames: Sequence[Atoms]) -> dict[str, Atoms]:
+    return {f"{i}: {atoms.symbols}": atoms for i, atoms in enumerate(frames)}
+
+
+def _wanted(backbone: Backbone, atoms: Atoms) -> list[str]:
+    extra = {"stress"} if atoms.pbc.all() else set()
+    return sorted(backbone.provides & ({"energy", "forces"} | extra))

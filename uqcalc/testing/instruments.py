@@ -1,0 +1,48 @@
+"""What the contracts measure with."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from ase.calculators.calculator import BaseCalculator
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+
+_NOT_COPYABLE = (pickle.PicklingError, TypeError, AttributeError, RuntimeError)
+
+
+@contextmanager
+def counted_calls() -> Iterator[Counter[str]]:
+    """Count the calls of every torch module in the process, by class."""
+    calls: Counter[str] = Counter()
+
+    def note(module: torch.nn.Module, _args: Any) -> None:
+        calls[type(module).__name__] += 1
+
+    handle = register_module_forward_pre_hook(note)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def ways_to_copy(calculator: BaseCalculator) -> set[str]:
+    """Return which of deepcopy and pickle work on ``calculator``."""
+    ways: dict[str, Callable[[Any], Any]] = {
+        "deepcopy": copy.deepcopy,
+        "pickle": pickle.dumps,
+    }
+    possible = set()
+    for name, way in ways.items():
+        try:
+            way(calculator)
+        except _NOT_COPYABLE:
+            continue
+        possible.add(name)
+    return possible
