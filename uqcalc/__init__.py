@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from uqcalc.monitor import Monitor
     from uqcalc.policy import Policy, Threshold
     from uqcalc.probe.checkpoint import Probe
-    from uqcalc.probe.dataset import Labels
-    from uqcalc.probe.training import Recipe, fit
+    from uqcalc.probe.labels import Labels
+    from uqcalc.probe.recipe import Recipe
+    from uqcalc.probe.training import fit
     from uqcalc.records import Assessment, Level, Reading, Verdict
     from uqcalc.relaxation import Outcome, Relaxation, relax
     from uqcalc.signals import ForceSpread, MaxForce, ProbeSignal, Signal
@@ -38,7 +39,7 @@ _HOME = {
     "BackboneError": "errors",
     "ForceSpread": "signals",
     "LabelError": "errors",
-    "Labels": "probe.dataset",
+    "Labels": "probe.labels",
     "Level": "records",
     "MaxForce": "signals",
     "MissingExtraError": "errors",
@@ -50,7 +51,7 @@ _HOME = {
     "ProbeError": "errors",
     "ProbeSignal": "signals",
     "Reading": "records",
-    "Recipe": "probe.training",
+    "Recipe": "probe.recipe",
     "RecordError": "errors",
     "Relaxation": "relaxation",
     "ReliableCalculator": "calculator",
@@ -68,7 +69,41 @@ _HOME = {
     "tap": "backbones",
 }
 
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = [
+    "Assessment",
+    "Backbone",
+    "BackboneError",
+    "ForceSpread",
+    "LabelError",
+    "Labels",
+    "Level",
+    "MaxForce",
+    "MissingExtraError",
+    "Monitor",
+    "Outcome",
+    "Policy",
+    "Prediction",
+    "Probe",
+    "ProbeError",
+    "ProbeSignal",
+    "Reading",
+    "Recipe",
+    "RecordError",
+    "Relaxation",
+    "ReliableCalculator",
+    "Signal",
+    "Threshold",
+    "UnreliableError",
+    "UqcalcError",
+    "Verdict",
+    "annotated_copy",
+    "default_calculator",
+    "fit",
+    "read_assessment",
+    "read_log",
+    "relax",
+    "tap",
+]
 __version__ = "0.1.0"
 
 

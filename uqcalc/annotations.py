@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 from ase import Atoms
@@ -17,6 +19,10 @@ from uqcalc.records import Assessment, Level, Reading, Verdict
 
 INFO_KEY = "uqcalc"
 
+# The extended XYZ writer does not escape backslashes, and its reader eats them: as in
+# an address, they are written %5C, and so is everything beyond ASCII.
+_PLAIN = "".join(set(string.printable) - set("%\\" + string.whitespace)) + " "
+
 
 def annotated_copy(
     atoms: Atoms, assessment: Assessment, results: Mapping[str, Any]
@@ -25,12 +31,17 @@ def annotated_copy(
 
     Readings go to ``info`` and ``arrays`` under the names of ``calc.results``; what
     files cannot hold by itself (risks, units, reasons) goes to ``info["uqcalc"]`` as
-    JSON. Energy, forces and the like go to a single-point calculator, so that every
-    writer of ASE keeps them. The live atoms are not touched.
+    percent-encoded JSON. Energy, forces and the like go to a single-point calculator,
+    so that every writer of ASE keeps them; older values of the same name in ``info``
+    and ``arrays``, which writers refuse beside them, are left out of the copy. The
+    live atoms are not touched.
     """
     copy: Atoms = atoms.copy()
     copy.calc = None
     known = {k: v for k, v in results.items() if k in all_outputs and v is not None}
+    for key in known:
+        copy.info.pop(key, None)
+        copy.arrays.pop(key, None)
     copy.calc = SinglePointCalculator(copy, **known)
     for key, value in assessment.results().items():
         array = np.asarray(value)
@@ -38,7 +49,9 @@ def annotated_copy(
             copy.info[key] = array.item()
         else:
             copy.arrays[key] = array.copy()
-    copy.info[INFO_KEY] = json.dumps(_record(assessment))
+    copy.info[INFO_KEY] = quote(
+        json.dumps(_record(assessment), ensure_ascii=False), safe=_PLAIN
+    )
     return copy
 
 
@@ -48,7 +61,7 @@ def read_assessment(atoms: Atoms) -> Assessment:
     Raises
     ------
     RecordError
-        If there is none, or if a writer dropped its per-atom arrays' keys.
+        If there is none.
     """
     text = atoms.info.get(INFO_KEY)
     if text is None:
@@ -57,8 +70,7 @@ def read_assessment(atoms: Atoms) -> Assessment:
             "annotate it with uqcalc first"
         )
         raise RecordError(msg)
-    # The extended XYZ reader already parses text that looks like JSON.
-    data = json.loads(text) if isinstance(text, str) else text
+    data = json.loads(unquote(text))
     readings = tuple(_reading(atoms, row) for row in data["readings"])
     verdict = Verdict(
         Level[data["level"]], tuple(data["reasons"]), tuple(data["skipped"])

@@ -56,7 +56,7 @@ class ReliableCalculator(BaseCalculator):
         *,
         importance: Literal["always", "flagged"] = "always",
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         if importance not in {"always", "flagged"}:
             msg = f"importance must be 'always' or 'flagged', got {importance!r}"
             raise ValueError(msg)
@@ -89,19 +89,20 @@ class ReliableCalculator(BaseCalculator):
 
     def assess(self, atoms: Atoms) -> Assessment:
         """Return the assessment of exactly this geometry, evaluating if needed."""
-        self.get_property("energy", atoms)
+        self.get_property("energy", atoms)  # type: ignore[no-untyped-call]
         if self.assessment is None:
             msg = "results are cached without an assessment; call reset() first"
             raise RuntimeError(msg)
         return self.assessment
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """Return what changed: the geometry, or charge and spin as the model reads them.
+        """Return what changed: the geometry, or charge and spin as the model reads it.
 
         The wrapper's own copy is compared, never the base calculator's, which other
         wrappers may share.
         """
-        changes: list[str] = super().check_state(atoms, tol)
+        changes: list[str]
+        changes = super().check_state(atoms, tol)  # type: ignore[no-untyped-call]
         if not changes and not _same(
             self._extra_state, self.backbone.extra_state(atoms)
         ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from uqcalc.errors import RecordError
 
 
 class EventLog:
-    """An append-only file of JSON records, flushed after every one.
+    """An append-only file of JSON records, opened and closed for every one.
 
     Parameters
     ----------
@@ -35,21 +36,17 @@ class EventLog:
     def __init__(
         self, path: str | os.PathLike[str], header: Mapping[str, Any], mode: str
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()
         self.last_step: int | None = None
         if self.path.exists() and self.path.stat().st_size > 0:
             self._resume(header, mode)
-        self._file = self.path.open("a", encoding="utf-8")
         self.write({"event": "header", **header})
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record and hand it to the operating system."""
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file; records written so far stay."""
-        self._file.close()
+        """Append one record; what JSON lacks (NaN, infinities) becomes null."""
+        line = json.dumps(_strict(record), ensure_ascii=False, allow_nan=False)
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(line + "\n")
 
     def _resume(self, header: Mapping[str, Any], mode: str) -> None:
         if mode != "append":
@@ -58,7 +55,6 @@ class EventLog:
                 'name, or mode="append" to continue it'
             )
             raise RecordError(msg)
-        cut_torn_record(self.path)
         records = list(read_log(self.path))
         if not records or records[0].get("event") != "header":
             msg = (
@@ -66,22 +62,51 @@ class EventLog:
                 "choose another name"
             )
             raise RecordError(msg)
-        ours, theirs = header["run"], records[0]["run"]
-        differing = sorted(
-            k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)
-        )
+        differing = _differences(records[0]["run"], _strict(header["run"]))
         if differing:
-            shown = "; ".join(
-                f"{k}: {_short(theirs.get(k))} there, {_short(ours.get(k))} here"
-                for k in differing
-            )
             msg = (
-                f"log must belong to the same run, got {self.path} with other {shown}; "
-                "choose another name for the new run"
+                f"log must belong to the same run, got {self.path} with other "
+                f"{'; '.join(differing)}; choose another name for the new run"
             )
             raise RecordError(msg)
         steps = [r["step"] for r in records if r.get("event") == "step"]
         self.last_step = int(steps[-1]) if steps else None
+        cut_torn_record(self.path)
+
+
+def _strict(value: Any) -> Any:
+    """Return ``value`` with None for every number that JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {str(key): _strict(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
+    """Say where two JSON values differ, entry by entry."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        pairs = [(k, theirs.get(k), ours.get(k)) for k in {**theirs, **ours}]
+    elif _same_length(theirs, ours):
+        pairs = [
+            (str(i), *both) for i, both in enumerate(zip(theirs, ours, strict=True))
+        ]
+    elif theirs == ours:
+        return []
+    else:
+        return [f"{name}: {_short(theirs)} there, {_short(ours)} here"]
+    return [
+        text
+        for key, there, here in pairs
+        for text in _differences(there, here, f"{name}.{key}".lstrip("."))
+    ]
+
+
+def _same_length(*values: Any) -> bool:
+    lists = all(isinstance(value, list) for value in values)
+    return lists and len({len(value) for value in values}) == 1
 
 
 def _short(value: Any, length: int = 60) -> str:
@@ -106,16 +131,23 @@ def read_log(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     RecordError
         If any other line is not a JSON record.
     """
-    with Path(path).open(encoding="utf-8", errors="replace") as file:
+    # Only \n ends a record: torn bytes may look like another kind of line end.
+    with Path(path).open(encoding="utf-8", errors="replace", newline="\n") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith("\n"):
                 return
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                msg = (
-                    f"line {number} of {path} must be a JSON record, got {line[:60]!r} "
-                    f"({error}); the file is not an event log or is damaged"
-                )
-                raise RecordError(msg) from error
-            yield record
+            yield _parsed(line, f"line {number} of {path}")
+
+
+def _parsed(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        record = None
+    if not isinstance(record, dict):
+        msg = (
+            f"{where} must be a JSON record, got {line[:60]!r}; the file is not an "
+            "event log or is damaged"
+        )
+        raise RecordError(msg)
+    return record

@@ -28,7 +28,7 @@ class FrameFile:
         if cap < 1:
             msg = f"cap on flagged frames must be at least 1, got {cap}"
             raise ValueError(msg)
-        self.path = Path(path)
+        self.path = Path(path).absolute()
         self.cap = cap
         self.written = 0
         self.left_out = 0
@@ -49,7 +49,7 @@ class FrameFile:
             return False
         text = io.StringIO()
         write(text, frame, format="extxyz")
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(text.getvalue())
         self.written += 1
         return True
@@ -67,13 +67,11 @@ def cut_torn_frame(path: Path) -> int:
     with path.open("rb+") as file:
         while header := file.readline():
             if not header.strip().isdigit():
-                if header.endswith(b"\n"):
-                    msg = (
-                        f"flagged frames must be XYZ, got {header[:40]!r} where "
-                        f"{path} must give an atom count; choose another name"
-                    )
-                    raise RecordError(msg)
-                break
+                msg = (
+                    f"flagged frames must be XYZ, got {header[:40]!r} where "
+                    f"{path} must give an atom count; choose another name"
+                )
+                raise RecordError(msg)
             lines = [file.readline() for _ in range(int(header) + 1)]
             if not lines[-1].endswith(b"\n"):
                 break

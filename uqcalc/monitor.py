@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -14,6 +14,8 @@ from typing import Any, Literal
 import ase
 import numpy as np
 from ase import Atoms, units
+from ase.md.md import MolecularDynamics
+from ase.optimize.sciopt import SciPyGradientlessOptimizer, SciPyOptimizer
 
 from uqcalc.annotations import annotated_copy
 from uqcalc.errors import UnreliableError
@@ -25,8 +27,8 @@ from uqcalc.report import summarise
 
 Action = Literal["halt", "raise", "warn"]
 
-# These ignore the soft stop (their loop is not ASE's), so they are left by raising.
-_NO_SOFT_STOP = {"SciPyOptimizer", "SciPyFminOptimizer", "ODE12r"}
+# Their loop is not ASE's and ignores the soft stop, so they are left by raising.
+_NO_SOFT_STOP = (SciPyOptimizer, SciPyGradientlessOptimizer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,8 @@ class Event:
 
     step: int
     time_fs: float | None
-    temperature_K: float | None  # noqa: N815  (the unit's own letter)
-    energy_eV: float  # noqa: N815
+    temperature_K: float | None
+    energy_eV: float
     level: Level
     readings: dict[str, float]
     values: dict[str, float]
@@ -49,12 +51,8 @@ class Event:
     worst_atoms: tuple[int, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON record; what is not a number becomes null."""
-        data = asdict(self) | {"event": "step", "level": self.level.name}
-        for key in ("readings", "values"):
-            data[key] = {k: finite_or_none(v) for k, v in data[key].items()}
-        data["energy_eV"] = finite_or_none(self.energy_eV)
-        return data
+        """Return the record for the event log."""
+        return asdict(self) | {"event": "step", "level": self.level.name}
 
 
 class Monitor:
@@ -65,13 +63,15 @@ class Monitor:
     dynamics : ase MD or optimiser
         Its atoms must carry a `ReliableCalculator`.
     log : path, optional
-        Event log: JSON lines, one record a step, flushed.
+        Event log: JSON lines, one record a step, on disk before the next one. A
+        continued log counts on from its last step, which is taken to be the geometry
+        that the continued run starts from.
     flagged : path, optional
         Extended XYZ file for the UNRELIABLE frames, annotated, and the halting one.
     patience : int
         Consecutive UNRELIABLE frames before acting.
     window, fraction : int, float, optional
-        Act instead when ``fraction`` of the last ``window`` frames are UNRELIABLE.
+        Act instead as soon as ``fraction`` of ``window`` frames are UNRELIABLE.
     on_unreliable : {"halt", "raise", "warn"} or callable
         Stop in that very step; raise `UnreliableError`; only log; or call with the
         monitor, after which the run goes on.
@@ -85,6 +85,8 @@ class Monitor:
     halted : bool
     reason : str
         Why it last acted; empty if it never did.
+    acted_on : Event or None
+        The step on which it last acted.
     history : list of Event
     last : Assessment or None
 
@@ -115,14 +117,18 @@ class Monitor:
         self.on_unreliable = on_unreliable
         self.halted = False
         self.reason = ""
+        self.acted_on: Event | None = None
         self.history: list[Event] = []
         self.last: Assessment | None = None
         calculator = _calculator(self._atoms())
+        self.flagged = (
+            None if flagged is None else FrameFile(flagged, max_flagged, mode)
+        )
         header = {"run": self._run(calculator), "versions": _versions()}
         self.log = None if log is None else EventLog(log, header, mode)
-        self.flagged = None if flagged is None else FrameFile(flagged, max_flagged, mode)
-        last_step = self.log.last_step if self.log is not None else None
-        self.first_step = (last_step or 0) - int(dynamics.nsteps)
+        last_step = None if self.log is None else self.log.last_step
+        self._offset = 0 if last_step is None else last_step - int(dynamics.nsteps)
+        self._is_md = isinstance(dynamics, MolecularDynamics)
         self._ended = False
         # First in line: trajectory and logger then also see the halting step.
         dynamics.insert_observer(self, position=0)
@@ -137,27 +143,35 @@ class Monitor:
         act = self.trigger(assessment)
         if self.log is not None:
             self.log.write(event.to_dict())
-        if self.flagged is not None and (act or event.level is Level.UNRELIABLE):
+        if self.flagged is not None and event.level is Level.UNRELIABLE:
             self.flagged.append(self.snapshot(), final=act)
         if act:
             self._act(event, assessment)
-        elif getattr(self.dynamics, "dt", None) and self._complete():
+        if self._complete():
             self.close()
 
     @property
     def step(self) -> int:
         """Step number of this run, counted on across restarts."""
-        return self.first_step + int(self.dynamics.nsteps)
+        return self._offset + int(self.dynamics.nsteps)
 
     def summary(self) -> str:
         """Say in a few lines what was watched, when and why it stopped, what next."""
-        self.close()
         return summarise(self)
 
     def close(self) -> None:
-        """Write the end record of a run that ended by itself; more steps may follow."""
-        if self.log is not None and self.history and not self._ended:
+        """Write the end record if it is not there yet; more steps may follow.
+
+        Runs that are halted, converge or use up their steps need no call; it is for
+        loops that are left early, over ``dynamics.irun()`` for instance.
+        """
+        if self.history and not self._ended:
             self._end("finished")
+
+    def counts(self) -> dict[Level, int]:
+        """Return how many of the watched frames had each level."""
+        seen = Counter(event.level for event in self.history)
+        return {level: seen[level] for level in Level}
 
     def snapshot(self) -> Atoms:
         """Return an annotated copy of the geometry that was assessed last.
@@ -165,21 +179,33 @@ class Monitor:
         Raises
         ------
         ValueError
-            If nothing was assessed yet.
+            If nothing was assessed yet, or the atoms have moved on since.
         """
         if self.last is None:
             msg = "monitor must have seen a step, got none; run the dynamics first"
             raise ValueError(msg)
         atoms = self._atoms()
+        if atoms.calc.assessment is not self.last or atoms.calc.check_state(atoms):
+            msg = (
+                f"atoms must be as they were at step {self.history[-1].step}, got "
+                "others; take snapshots from an observer or right after run()"
+            )
+            raise ValueError(msg)
         copy = annotated_copy(atoms, self.last, atoms.calc.results)
         copy.info["step"] = self.history[-1].step
         return copy
 
     def _complete(self) -> bool:
-        return bool(self.dynamics.nsteps >= self.dynamics.max_steps)
+        """Say whether the run ends with this step, as the dynamics itself asks it."""
+        dynamics = self.dynamics
+        if hasattr(dynamics, "fmax") and dynamics.converged():
+            return True
+        started = self._is_md or dynamics.nsteps > 0  # SciPy's set max_steps late
+        return bool(started and dynamics.nsteps >= dynamics.max_steps)
 
     def _act(self, event: Event, assessment: Assessment) -> None:
         reasons = "; ".join(event.reasons)
+        self.acted_on = event
         self.reason = f"{self.trigger.words()} at step {event.step}: {reasons}"
         self.trigger.clear()
         if callable(self.on_unreliable):
@@ -187,40 +213,38 @@ class Monitor:
             return
         if self.on_unreliable == "warn":
             if self.log is not None:
-                self.log.write({"event": "warning", "step": event.step, **self._why()})
+                warning = {"event": "warning", "step": event.step}
+                self.log.write(warning | {"reason": self.reason})
             return
         self.halted = True
         self._end("halted")
-        names = {cls.__name__ for cls in type(self.dynamics).__mro__}
-        if self.on_unreliable == "raise" or names & _NO_SOFT_STOP:
+        if self.on_unreliable == "raise" or isinstance(self.dynamics, _NO_SOFT_STOP):
             raise UnreliableError(event.step, assessment)
         self.dynamics.max_steps = -1  # ends every loop of ASE in this very step
-
-    def _why(self) -> dict[str, str]:
-        return {"reason": self.reason}
 
     def _end(self, how: str) -> None:
         self._ended = True
         if self.log is None:
             return
-        last = self.history[-1]
-        counts = {level.name: 0 for level in Level}
-        for event in self.history:
-            counts[event.level.name] += 1
-        record = {"event": "end", "how": how, "step": last.step, "levels": counts}
+        record: dict[str, Any] = {
+            "event": "end",
+            "how": how,
+            "step": self.history[-1].step,
+            "levels": {level.name: n for level, n in self.counts().items()},
+            "reason": self.reason,
+        }
         if self.flagged is not None:
             record["flagged_written"] = self.flagged.written
             record["flagged_left_out"] = self.flagged.left_out
-        self.log.write(record | (self._why() if self.reason else {}))
+        self.log.write(record)
 
     def _event(self, atoms: Atoms, assessment: Assessment) -> Event:
-        timestep = getattr(self.dynamics, "dt", None)
-        is_md = timestep is not None
         results = assessment.results()
+        time = self.step * float(self.dynamics.dt) / units.fs if self._is_md else None
         return Event(
             step=self.step,
-            time_fs=self.step * float(timestep) / units.fs if is_md else None,
-            temperature_K=float(atoms.get_temperature()) if is_md else None,
+            time_fs=time,
+            temperature_K=float(atoms.get_temperature()) if self._is_md else None,
             energy_eV=float(atoms.calc.results["energy"]),
             level=assessment.level,
             readings={r.signal: r.risk for r in assessment.readings},
@@ -242,11 +266,10 @@ class Monitor:
         return watched
 
     def _run(self, calculator: Any) -> dict[str, Any]:
-        atoms = self._atoms()
-        about = calculator.describe()
+        about: dict[str, Any] = calculator.describe()
         return about | {
             "dynamics": type(self.dynamics).__name__,
-            "formula": str(atoms.symbols),
+            "formula": str(self._atoms().symbols),
         }
 
 
@@ -258,7 +281,10 @@ class Trigger:
     """
 
     def __init__(
-        self, patience: int = 1, window: int | None = None, fraction: float | None = None
+        self,
+        patience: int = 1,
+        window: int | None = None,
+        fraction: float | None = None,
     ) -> None:
         if patience < 1:
             msg = f"patience must be at least 1 frame, got {patience}"
@@ -276,9 +302,10 @@ class Trigger:
                     f"window={window} and fraction={fraction}"
                 )
                 raise ValueError(msg)
-            self.needed = max(1, math.ceil(fraction * window - 1e-9))
-        self.patience, self.window = patience, window
-        self._recent: deque[bool] = deque(maxlen=window or patience)
+            patience = max(1, math.ceil(fraction * window - 1e-9))
+        # A streak is a window that is as long as what it takes.
+        self.needed, self.window = patience, window or patience
+        self._recent: deque[bool] = deque(maxlen=self.window)
 
     def __call__(self, assessment: Assessment) -> bool:
         """Take note of one frame; say whether to act now."""
@@ -286,9 +313,7 @@ class Trigger:
         if assessment.verdict.skipped and not bad:
             return False
         self._recent.append(bad)
-        if self.window is None:
-            return len(self._recent) == self.patience and all(self._recent)
-        return len(self._recent) == self.window and sum(self._recent) >= self.needed
+        return sum(self._recent) >= self.needed
 
     def clear(self) -> None:
         """Forget the frames so far."""
@@ -296,16 +321,11 @@ class Trigger:
 
     def words(self) -> str:
         """Say what was waited for."""
-        if self.window is not None:
+        if self.window > self.needed:
             return f"{self.needed} of {self.window} frames UNRELIABLE"
-        if self.patience == 1:
+        if self.needed == 1:
             return "UNRELIABLE"
-        return f"UNRELIABLE for {self.patience} frames in a row"
-
-
-def finite_or_none(value: float) -> float | None:
-    """Return ``value``, or None for NaN and infinities, which JSON lacks."""
-    return value if math.isfinite(value) else None
+        return f"UNRELIABLE for {self.needed} frames in a row"
 
 
 def _calculator(atoms: Atoms) -> Any:

@@ -10,7 +10,6 @@ from typing import Any
 from ase import Atoms
 from ase.optimize import BFGS
 
-from uqcalc.annotations import annotated_copy
 from uqcalc.errors import UnreliableError
 from uqcalc.monitor import Event, Monitor
 from uqcalc.records import Level
@@ -75,7 +74,7 @@ class _Trusted:
             self.went_bad_at = None
 
 
-def relax(  # noqa: PLR0913  (what a user writes in one line of a script)
+def relax(
     atoms: Any,
     optimizer: Any = BFGS,
     *,
@@ -105,15 +104,15 @@ def relax(  # noqa: PLR0913  (what a user writes in one line of a script)
         Passed to ``optimizer``.
     """
     optimizer_options.setdefault("logfile", None)
-    dynamics = optimizer(atoms, **optimizer_options)
-    monitor = Monitor(dynamics, log=log, flagged=flagged, patience=patience)
-    trusted = _Trusted(monitor)
-    dynamics.insert_observer(trusted, position=1)
-    try:
-        converged = bool(dynamics.run(fmax=fmax, steps=steps))
-    except UnreliableError:  # raised where an optimiser ignores the soft stop
-        converged = False
-        trusted()
+    with optimizer(atoms, **optimizer_options) as dynamics:
+        monitor = Monitor(dynamics, log=log, flagged=flagged, patience=patience)
+        trusted = _Trusted(monitor)
+        dynamics.insert_observer(trusted, position=1)
+        try:
+            converged = bool(dynamics.run(fmax=fmax, steps=steps))
+        except UnreliableError:  # raised where an optimiser ignores the soft stop
+            converged = False
+            trusted()
     monitor.close()
     return Relaxation(
         outcome=_outcome(monitor, converged=converged),

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from uqcalc.records import Level
-
 
 if TYPE_CHECKING:
     from uqcalc.monitor import Event, Monitor
 
 
 def summarise(monitor: Monitor) -> str:
-    """Return a few calm lines: what was watched, how it ended, which atoms, what next."""
+    """Return a few lines: what was watched, how it ended, which atoms, what next."""
     if not monitor.history:
         return "Nothing watched yet: no step was run since the monitor was attached."
     first, last = monitor.history[0], monitor.history[-1]
-    counts = {level: 0 for level in Level}
-    for event in monitor.history:
-        counts[event.level] += 1
-    lines = [
-        f"Watched steps {first.step} to {last.step}: "
-        + ", ".join(f"{count} {level.name}" for level, count in counts.items())
-        + "."
-    ]
-    lines += _ending(monitor, last)
+    counts = ", ".join(f"{n} {level.name}" for level, n in monitor.counts().items())
+    lines = [f"Watched steps {first.step} to {last.step}: {counts}."]
+    lines += _ending(monitor, monitor.acted_on)
     if monitor.log is not None:
         lines.append(f"Log: {monitor.log.path}.")
     if monitor.flagged is not None and monitor.flagged.written:
@@ -36,17 +28,17 @@ def summarise(monitor: Monitor) -> str:
     return "\n".join(lines)
 
 
-def _ending(monitor: Monitor, last: Event) -> list[str]:
-    if not monitor.reason:
+def _ending(monitor: Monitor, event: Event | None) -> list[str]:
+    if event is None:
         return ["It was not halted: the policy saw no reason to act."]
     how = "Halted" if monitor.halted else "Went on, but was flagged"
     lines = [f"{how}: {monitor.reason}."]
-    if last.worst_atoms:
-        atoms = ", ".join(str(index) for index in last.worst_atoms)
+    if event.worst_atoms:
+        atoms = ", ".join(str(index) for index in event.worst_atoms)
         lines.append(f"Atoms that weighed most (indices): {atoms}.")
     lines.append(
-        "Next: compute a reference for the flagged frames; if they are right, raise the "
-        "limit, if they are wrong, train the potential on them or stay below "
-        f"what step {max(last.step - 1, 0)} saw."
+        "Next: compute a reference for the flagged frames; if they are right, raise "
+        "the limit, if they are wrong, train the potential on them or run under "
+        f"milder conditions than at step {event.step}."
     )
     return lines

@@ -75,8 +75,17 @@ def auroc(reliable: ArrayLike, probability: ArrayLike) -> float:
     return float(metrics.roc_auc_score(truth, probability))
 
 
+def _mcc(truth: NDArray[np.bool_], answer: NDArray[np.bool_]) -> float:
+    """Matthews' correlation, 0 where truth or answer is all one class."""
+    if truth.all() or not truth.any() or answer.all() or not answer.any():
+        return 0.0
+    return float(metrics.matthews_corrcoef(truth, answer))
+
+
 def spearman(error: ArrayLike, risk: ArrayLike) -> float:
-    """Return Spearman's rank correlation between true error and risk."""
+    """Return Spearman's rank correlation of error and risk; NaN if one is constant."""
+    if np.ptp(np.asarray(error)) == 0 or np.ptp(np.asarray(risk)) == 0:
+        return math.nan
     return float(stats.spearmanr(error, risk).statistic)
 
 
@@ -138,7 +147,7 @@ def classification_report(
         "prevalence": prevalence,
         "majority_accuracy": max(prevalence, 1 - prevalence),
         "accuracy": float((answer == truth).mean()),
-        "mcc": float(metrics.matthews_corrcoef(truth, answer)),
+        "mcc": _mcc(truth, answer),
         "f1": float(metrics.f1_score(truth, answer, zero_division=0.0)),
         "auroc": auroc(truth, belief),
         "ece": expected_calibration_error(truth, belief),

@@ -12,9 +12,11 @@ from uqcalc.errors import LabelError
 def calibrate(margin: ArrayLike, reliable: ArrayLike) -> tuple[float, float]:
     """Return (slope, intercept) of Platt's sigmoid on held-out labels.
 
-    ``P(reliable) = sigmoid(slope * margin + intercept)`` by maximum likelihood
-    (Platt 1999). Two parameters, because a temperature alone cannot repair a
-    shifted prevalence.
+    ``P(reliable) = sigmoid(slope * margin + intercept)`` by maximum likelihood with
+    Platt's targets (N+ + 1)/(N+ + 2) and 1/(N- + 2) instead of 1 and 0, which keep
+    the slope finite where few labels happen to be separable (Platt 1999; Lin, Lin &
+    Weng 2007, doi:10.1007/s10994-007-5018-6). Two parameters, because a temperature
+    alone cannot repair a shifted prevalence.
 
     Parameters
     ----------
@@ -36,8 +38,16 @@ def calibrate(margin: ArrayLike, reliable: ArrayLike) -> tuple[float, float]:
             "boundary"
         )
         raise LabelError(msg)
-    model = LogisticRegression(C=np.inf).fit(margins[:, None], truth)
-    slope, intercept = float(model.coef_[0, 0]), float(model.intercept_[0])
+    hits, misses = int(truth.sum()), int((~truth).sum())
+    target = np.where(truth, (hits + 1) / (hits + 2), 1 / (misses + 2))
+    # a soft target is both classes at once, weighted
+    scale = float(margins.std()) or 1.0
+    model = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(
+        np.tile(margins / scale, 2)[:, None],
+        np.repeat([1, 0], truth.size),
+        sample_weight=np.concatenate([target, 1 - target]),
+    )
+    slope, intercept = float(model.coef_[0, 0]) / scale, float(model.intercept_[0])
     if slope <= 0:
         msg = (
             "the probe must rank held-out structures better than chance, got a "

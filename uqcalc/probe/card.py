@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import numpy as np
 from ase.data import chemical_symbols
+from numpy.typing import NDArray
 
 from uqcalc.errors import ProbeError
 from uqcalc.policy import Policy, Threshold
 
 
 SCHEMA = 1
+ARCHITECTURES = ("standard", "probe-2026")
+RAW_ARCHITECTURE = "probe-2026"  # published layout: energy and atom count enter raw
 UNITS = {"energy": "eV", "forces": "eV/Å"}
 
 
@@ -41,9 +46,9 @@ class Card:
     suspect, unreliable : float
         Cutoffs on P(reliable), below which a prediction is SUSPECT, UNRELIABLE.
     elements : list of int
-        Atomic numbers seen in the labels.
+        Atomic numbers seen in the labels; empty where nobody knows (imported).
     sizes : (smallest, largest)
-        Atoms per labelled structure.
+        Atoms per labelled structure; empty where nobody knows.
     atom_energies : dict
         eV per element (by atomic number) subtracted from the predicted energy.
     """
@@ -70,6 +75,18 @@ class Card:
         if self.target not in UNITS:
             msg = f"target must be one of {sorted(UNITS)}, got {self.target!r}"
             raise ProbeError(msg)
+        if self.architecture not in ARCHITECTURES:
+            msg = (
+                f"architecture of a probe must be one of {ARCHITECTURES}, got "
+                f"{self.architecture!r}; upgrade uqcalc"
+            )
+            raise ProbeError(msg)
+        if not (math.isfinite(self.boundary) and self.boundary > 0):
+            msg = (
+                "boundary of a probe must be finite and positive, got "
+                f"{self.boundary} {self.unit}; fit the probe with another boundary"
+            )
+            raise ProbeError(msg)
         if not 0 <= self.unreliable <= self.suspect <= 1:
             msg = (
                 "cutoffs on P(reliable) must satisfy 0 <= unreliable <= suspect <= 1, "
@@ -91,6 +108,13 @@ class Card:
     def charges(self) -> bool:
         """Whether it reads atomic charges."""
         return bool(self.shape["charges"])
+
+    def element_energies(self) -> NDArray[np.float64]:
+        """Return ``atom_energies`` by atomic number, (119,) in eV."""
+        energies = np.zeros(119)
+        for z, energy in self.atom_energies.items():
+            energies[int(z)] = energy
+        return energies
 
     def policy(self) -> Policy:
         """Return the policy that the stored cutoffs amount to."""
@@ -120,6 +144,7 @@ class Card:
         unit = entries.pop("unit", None)
         known = {f.name for f in fields(cls)}
         required = {"fingerprint", "target", "boundary", "architecture", "shape"}
+        required |= {"elements", "sizes", "calibration"}
         if not required <= set(entries) <= known:
             msg = (
                 f"card of a probe must have the entries {sorted(required)}, got "
@@ -138,9 +163,10 @@ class Card:
 
     def __str__(self) -> str:
         symbols = ", ".join(chemical_symbols[z] for z in self.elements)
+        sizes = " to ".join(str(size) for size in self.sizes)
         what = {"energy": "total energy error", "forces": "RMS force error"}
         return (
             f"probe for {self.fingerprint} ({self.architecture}): "
             f"P({what[self.target]} <= {self.boundary:.4g} {self.unit}); "
-            f"elements {symbols}; {self.sizes[0]} to {self.sizes[1]} atoms"
+            f"elements {symbols or 'not stated'}; {sizes or 'any number of'} atoms"
         )

@@ -15,13 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from uqcalc.backbones.base import Backbone, Prediction
+from uqcalc.backbones.fingerprint import same_model
 from uqcalc.errors import ProbeError
-from uqcalc.probe.card import Card
+from uqcalc.probe.card import RAW_ARCHITECTURE, Card
 from uqcalc.probe.inputs import Statistics, host_scalars, raw_scalars
 from uqcalc.probe.network import ProbeNetwork, Shape
 
 
-RAW_ARCHITECTURE = "probe-2026"
 _CARD_KEY = "uqcalc_probe"
 
 
@@ -47,11 +47,10 @@ class Probe:
             )
             raise ProbeError(msg)
         self.card = card
-        self.network = network.eval().requires_grad_(requires_grad=False)
-        self.statistics = statistics
-        self._atom_energies = np.zeros(119)
-        for z, energy in card.atom_energies.items():
-            self._atom_energies[int(z)] = energy
+        # float32 whatever torch's default dtype is: MACE may have changed that
+        self.network = network.eval().float().requires_grad_(requires_grad=False)
+        self.statistics = None if statistics is None else statistics.float()
+        self._atom_energies = card.element_energies()
 
     def __call__(
         self, predictions: Sequence[Prediction], *, importance: bool = False
@@ -81,7 +80,7 @@ class Probe:
         self._move_to(features.device)
         charges = None
         if self.card.charges:
-            charges = _join([p.charges for p in predictions if p.charges is not None])
+            charges = _join([_charges(p) for p in predictions])
         if self.statistics is None:
             raw = [raw_scalars(p.energy, len(p.numbers)) for p in predictions]
             return features, sizes, _tensor(raw, features.device), charges
@@ -90,7 +89,7 @@ class Probe:
             for p in predictions
         ]
         numbers = np.concatenate([p.numbers for p in predictions])
-        index = torch.from_numpy(numbers).to(features.device)
+        index = _on(features.device, numbers)
         standard = self.statistics.features(features)
         distances = self.statistics.distances(standard, index)
         scalars = self.statistics.scalars(
@@ -115,11 +114,11 @@ class Probe:
                 "backbone with uqcalc.fit"
             )
             raise ProbeError(msg)
-        if backbone.fingerprint != self.card.fingerprint:
+        if not same_model(backbone.fingerprint, self.card.fingerprint):
             msg = (
                 f"probe must belong to this backbone, got a probe for "
-                f"{self.card.fingerprint} and the backbone {backbone.fingerprint}; load "
-                "the model it was fitted on, or fit a probe with uqcalc.fit"
+                f"{self.card.fingerprint} and the backbone {backbone.fingerprint}; "
+                "load the model it was fitted on, or fit a probe with uqcalc.fit"
             )
             raise ProbeError(msg)
 
@@ -161,15 +160,18 @@ class Probe:
         """
         tensors, metadata = _read(Path(path))
         if _CARD_KEY not in metadata:
-            msg = f"{path} must be a uqcalc probe, got a safetensors file without a card"
+            msg = (
+                f"{path} must be a uqcalc probe, got a safetensors file without a "
+                "card; pass a file that uqcalc.fit or Probe.save wrote"
+            )
             raise ProbeError(msg)
         card = Card.from_dict(json.loads(metadata[_CARD_KEY]))
         network = ProbeNetwork(Shape.from_dict(card.shape))
         _load_state(network, _section(tensors, "network."), str(path))
         statistics = None
-        if card.architecture != RAW_ARCHITECTURE:
+        if state := _section(tensors, "statistics."):
             statistics = Statistics(card.feature_dim)
-            _load_state(statistics, _section(tensors, "statistics."), str(path))
+            _load_state(statistics, state, str(path))
         return cls(card, network, statistics)
 
     @classmethod
@@ -193,17 +195,33 @@ class Probe:
                 self.statistics.to(device)
 
 
+def _charges(prediction: Prediction) -> torch.Tensor:
+    if prediction.charges is None:
+        msg = (
+            "prediction must carry charges for a probe with a charge layer, got none; "
+            "wrap the calculator the probe was fitted on"
+        )
+        raise ProbeError(msg)
+    return prediction.charges
+
+
 def _join(rows: Sequence[torch.Tensor]) -> torch.Tensor:
     joined = rows[0] if len(rows) == 1 else torch.cat(list(rows))
     return joined.to(torch.float32)
 
 
 def _tensor(rows: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.stack(rows)).to(device)
+    return _on(device, np.stack(rows))
+
+
+def _on(device: torch.device, array: np.ndarray) -> torch.Tensor:
+    """Copy to the device; CUDA has read the array on return and is not waited for."""
+    return torch.from_numpy(array).to(device, non_blocking=device.type == "cuda")
 
 
 def _section(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    start = len(prefix)
+    return {k[start:]: v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,73 +14,11 @@ from rich.progress import Progress
 
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.errors import LabelError
+from uqcalc.probe.labels import Labels, find_defects, refuse_defects
 
 
 # Atoms in one native batch: enough to fill two cores, little enough for any memory.
 BATCH_ATOMS = 512
-DEFECTS = ("missing", "not finite", "duplicate", "unknown elements", "empty")
-
-
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """Where the reference is, and which errors count as reliable.
-
-    Attributes
-    ----------
-    target : {"forces", "energy"}
-        RMS force error over the structure [eV/Å], or absolute total energy error
-        [eV] (the paper's).
-    energy_key, forces_key : str
-        Keys of ``atoms.info`` and ``atoms.arrays``; "energy" and "forces" also find
-        what ASE's readers put on the frame's calculator. Values in eV and eV/Å.
-    group_key : str, optional
-        Key of ``atoms.info`` that says which frames belong together (one molecule,
-        one run); splits never divide a group.
-    percentile : float
-        Of the training errors, taken as boundary.
-    boundary : float, optional
-        The boundary itself, in eV/Å or eV, instead of a percentile.
-    """
-
-    target: str = "forces"
-    energy_key: str = "REF_energy"
-    forces_key: str = "REF_forces"
-    group_key: str | None = None
-    percentile: float = 50.0
-    boundary: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.target not in {"forces", "energy"}:
-            msg = f"target must be 'forces' or 'energy', got {self.target!r}"
-            raise LabelError(msg)
-        if not 0 < self.percentile < 100:
-            msg = f"percentile must lie in (0, 100), got {self.percentile}"
-            raise LabelError(msg)
-        if self.boundary is not None and not 0 < self.boundary < np.inf:
-            msg = f"boundary must be positive and finite, got {self.boundary}"
-            raise LabelError(msg)
-
-    def reference(self, frame: Atoms) -> NDArray[np.float64] | None:
-        """Return the label, shape () or (atoms, 3), or None where there is none."""
-        stored = frame.calc.results if frame.calc is not None else {}
-        if self.target == "energy":
-            value = frame.info.get(self.energy_key, stored.get(self.energy_key))
-            shape: tuple[int, ...] = ()
-        else:
-            value = frame.arrays.get(self.forces_key, stored.get(self.forces_key))
-            shape = (len(frame), 3)
-        if value is None:
-            return None
-        array = np.asarray(value, dtype=float)
-        return array if array.shape == shape else None
-
-    def error(self, prediction: Prediction, reference: NDArray[np.float64]) -> float:
-        """Return the error whose size decides: eV, or eV/Å."""
-        results = prediction.results
-        if self.target == "energy":
-            return abs(float(results["energy"]) - float(reference))
-        difference = np.asarray(results["forces"], dtype=float) - reference
-        return float(np.sqrt(np.mean(difference**2)))
 
 
 @dataclass(slots=True, eq=False)
@@ -129,20 +66,19 @@ class Dataset:
             members[group].append(index)
         if len(members) < len(fractions):
             msg = (
-                f"labels must come in at least {len(fractions)} groups to be split, got "
-                f"{len(members)}; pass separate calibration and test frames, or no "
+                f"labels must come in at least {len(fractions)} groups to be split, "
+                f"got {len(members)}; pass separate calibration and test frames, or no "
                 "group key where frames are independent"
             )
             raise LabelError(msg)
         names = sorted(members)
         np.random.default_rng(seed).shuffle(names)
         # every share gets one group, then each next group goes where most is missing
-        shares: list[list[int]] = [members[name] for name in names[: len(fractions)]]
+        shares = [list(members[name]) for name in names[: len(fractions)]]
         goal = np.asarray(fractions) / sum(fractions)
         for name in names[len(fractions) :]:
             sizes = np.array([len(share) for share in shares])
-            neediest = int(np.argmin(sizes / sizes.sum() / goal))
-            shares[neediest] = shares[neediest] + members[name]
+            shares[int(np.argmin(sizes / goal))].extend(members[name])
         return [self.subset(sorted(share)) for share in shares]
 
 
@@ -160,7 +96,7 @@ def build_dataset(
     ----------
     exclude : collection of str
         Defects to leave out (and count) instead of refusing them: "missing",
-        "not finite", "duplicate", "unknown elements", "empty".
+        "not finite" (label or prediction), "duplicate", "unknown elements", "empty".
 
     Raises
     ------
@@ -168,12 +104,8 @@ def build_dataset(
         If a frame has a defect that is not excluded, or none is left.
     """
     found = find_defects(frames, backbone, labels)
-    _refuse(found, frames, exclude)
-    left_out = {index for indices in found.values() for index in indices}
-    kept = [i for i in range(len(frames)) if i not in left_out]
-    if not kept:
-        msg = f"labelled frames must not be zero, got none usable of {len(frames)}"
-        raise LabelError(msg)
+    refuse_defects(found, frames, exclude)
+    kept = _kept(frames, found)
     predictions: dict[int, Prediction] = {}
     with Progress(transient=True) as progress:
         task = progress.add_task(title, total=len(kept))
@@ -181,64 +113,34 @@ def build_dataset(
             done = backbone.predict_many([frames[i] for i in batch])
             predictions.update(zip(batch, map(_slim, done), strict=True))
             progress.advance(task, len(batch))
+    if broken := [i for i in kept if not _finite(predictions[i])]:
+        found["not finite"] = sorted(found.get("not finite", []) + broken)
+        refuse_defects(found, frames, exclude)
+        kept = _kept(frames, found)
     errors = [_error(predictions[i], frames[i], labels) for i in kept]
     groups = [_group(frames[i], i, labels.group_key) for i in kept]
     return Dataset([predictions[i] for i in kept], np.array(errors), groups, found)
 
 
-def find_defects(
-    frames: Sequence[Atoms], backbone: Backbone, labels: Labels
-) -> dict[str, list[int]]:
-    """Return which frames cannot serve as labels, and why; each under one defect."""
-    found: dict[str, list[int]] = {}
-    seen: set[bytes] = set()
-    for index, frame in enumerate(frames):
-        defect = _defect(frame, backbone, labels, seen)
-        if defect is not None:
-            found.setdefault(defect, []).append(index)
-    return found
-
-
-def _defect(
-    frame: Atoms, backbone: Backbone, labels: Labels, seen: set[bytes]
-) -> str | None:
-    if len(frame) == 0:
-        return "empty"
-    reference = labels.reference(frame)
-    if reference is None:
-        return "missing"
-    if not (np.all(np.isfinite(reference)) and np.all(np.isfinite(frame.positions))):
-        return "not finite"
-    known = backbone.elements
-    if known is not None and set(frame.numbers.tolist()) - known:
-        return "unknown elements"
-    digest = hashlib.sha256(frame.numbers.tobytes())
-    for array in (frame.positions, frame.cell.array, frame.pbc):
-        digest.update(np.round(np.asarray(array, dtype=float), 6).tobytes())
-    if digest.digest() in seen:
-        return "duplicate"
-    seen.add(digest.digest())
-    return None
-
-
-def _refuse(
-    found: dict[str, list[int]], frames: Sequence[Atoms], exclude: Collection[str]
-) -> None:
-    if unknown := set(exclude) - set(DEFECTS):
-        msg = f"exclude must name defects among {DEFECTS}, got {sorted(unknown)}"
-        raise LabelError(msg)
-    refused = {defect: found[defect] for defect in found if defect not in exclude}
-    if refused:
-        listed = "; ".join(
-            f"{defect}: {len(rows)} (frames {', '.join(map(str, rows[:5]))}"
-            f"{', ...' if len(rows) > 5 else ''})"
-            for defect, rows in refused.items()
-        )
+def _kept(frames: Sequence[Atoms], found: dict[str, list[int]]) -> list[int]:
+    left_out = {index for indices in found.values() for index in indices}
+    kept = [i for i in range(len(frames)) if i not in left_out]
+    if not kept:
+        counts = {defect: len(rows) for defect, rows in found.items()}
         msg = (
-            f"every one of the {len(frames)} frames must have a usable label, got "
-            f"{listed}; correct them or pass exclude={sorted(refused)!r}"
+            f"at least one of the {len(frames)} frames must be a usable label, got "
+            f"none (left out: {counts}); add labelled frames"
         )
         raise LabelError(msg)
+    return kept
+
+
+def _finite(prediction: Prediction) -> bool:
+    return bool(
+        np.isfinite(prediction.energy)
+        and np.all(np.isfinite(prediction.forces))
+        and prediction.features.isfinite().all()
+    )
 
 
 def _batches(kept: Sequence[int], frames: Sequence[Atoms]) -> Iterator[list[int]]:
@@ -266,9 +168,13 @@ def _slim(prediction: Prediction) -> Prediction:
         results={k: prediction.results[k] for k in ("energy", "forces")},
         energy=prediction.energy,
         forces=prediction.forces,
-        features=prediction.features.to("cpu", torch.float32, copy=True),
-        charges=None if charges is None else charges.to("cpu", torch.float32, copy=True),
+        features=_own(prediction.features),
+        charges=None if charges is None else _own(charges),
     )
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to("cpu", torch.float32, copy=True)
 
 
 def _error(prediction: Prediction, frame: Atoms, labels: Labels) -> float:

@@ -82,7 +82,9 @@ class Statistics(nn.Module):
         both = torch.stack([mean, worst], dim=1).add(1e-6).log()
         joined = torch.cat([host, both], dim=1)
         standard = (joined - self.scalar_mean) / self.scalar_scale
-        return standard.clamp(-CLAMP, CLAMP)
+        # what overflowed must not come back into range by the clamp
+        clamped = standard.clamp(-CLAMP, CLAMP)
+        return clamped.where(standard.isfinite(), torch.nan)
 
     @torch.no_grad()
     def learn(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -45,7 +46,8 @@ class Shape:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able form; `from_dict` reads it back."""
-        return asdict(self)
+        lists = {"encoder": list(self.encoder), "classifier": list(self.classifier)}
+        return asdict(self) | lists
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Shape:
@@ -73,7 +75,7 @@ class ProbeOutput(NamedTuple):
 
 def _mlp(sizes: Sequence[int], dropout: float) -> list[nn.Module]:
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes[:-2], sizes[1:-1], strict=True):
+    for fan_in, fan_out in pairwise(sizes[:-1]):
         layers += [nn.Linear(fan_in, fan_out), nn.LayerNorm(fan_out), nn.GELU()]
         layers.append(nn.Dropout(dropout))
     return [*layers, nn.Linear(sizes[-2], sizes[-1])]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,15 @@ import torch
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import ProbeError
-from uqcalc.probe.card import Card
+from uqcalc.probe.card import RAW_ARCHITECTURE, Card
 from uqcalc.probe.network import ProbeNetwork, Shape
+
+
+_ARRAY = np.zeros(1)
+_REBUILD = {
+    "_reconstruct": _ARRAY.__reduce__()[0],
+    "scalar": _ARRAY[0].__reduce__()[0],
+}
 
 
 def import_official(
@@ -32,8 +39,8 @@ def import_official(
     bins = content.get("error_bins")
     if not isinstance(state, dict) or bins is None or len(bins) < 2:
         msg = (
-            f"{path} must hold model_state_dict and error_bins=[0, boundary in eV], got "
-            f"{sorted(content)}; use Probe.load for a probe of uqcalc"
+            f"{path} must hold model_state_dict and error_bins=[0, boundary in eV], "
+            f"got {sorted(map(str, content))}; use Probe.load for a probe of uqcalc"
         )
         raise ProbeError(msg)
     backbone: Backbone = tap(calculator)
@@ -51,15 +58,11 @@ def import_official(
             "the calculator it was trained on"
         )
         raise ProbeError(msg)
-    boundary = float(bins[1])
-    if not (math.isfinite(boundary) and boundary > 0):
-        msg = f"boundary must be finite and positive, got {boundary} eV in {path}"
-        raise ProbeError(msg)
     card = Card(
         fingerprint=backbone.fingerprint,
         target=target,
-        boundary=boundary,
-        architecture="probe-2026",
+        boundary=float(bins[1]),
+        architecture=RAW_ARCHITECTURE,
         shape=shape.to_dict(),
         elements=[],
         sizes=[],
@@ -71,28 +74,44 @@ def import_official(
 
 
 def _load(path: Path) -> dict[str, Any]:
-    # val_metrics holds numpy arrays; exactly their constructors are allowed
-    allowed: list[Any] = [np.ndarray, np.dtype, type(np.dtype(np.float64))]
-    allowed += [type(np.dtype(kind)) for kind in (np.float32, np.int64, np.bool_)]
-    for function in (
-        np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
-        np._core.multiarray.scalar,  # type: ignore[attr-defined]
-    ):
-        name = function.__name__
-        allowed += [function, (function, f"numpy.core.multiarray.{name}")]
+    if not (path.is_file() and zipfile.is_zipfile(path)):
+        got = "a file that is not one" if path.is_file() else "no such file"
+        msg = (
+            f"{path} must be a whole checkpoint written by torch.save, got {got}; copy "
+            "it again, or use Probe.load for a probe of uqcalc"
+        )
+        raise ProbeError(msg)
     try:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals(_numpy_constructors()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         msg = (
             f"{path} must be a PyTorch checkpoint of tensors and arrays only, got: "
-            f"{error}; ask its authors for one without code in it"
+            f"{_reason(error)}; ask its authors for one without code in it"
         )
         raise ProbeError(msg) from error
     if not isinstance(content, dict):
         msg = f"{path} must hold a dictionary, got {type(content).__name__}"
         raise ProbeError(msg)
     return content
+
+
+def _numpy_constructors() -> list[Any]:
+    """Return what ``val_metrics`` needs to rebuild its arrays, and nothing else.
+
+    The functions moved between numpy 1 and 2; either home may be in the file.
+    """
+    kinds = [np.dtype(code) for code in np.typecodes["AllInteger"] + "?efd"]
+    allowed: list[Any] = [np.ndarray, np.dtype, *{type(kind) for kind in kinds}]
+    for home in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        allowed += [(function, f"{home}.{name}") for name, function in _REBUILD.items()]
+    return allowed
+
+
+def _reason(error: Exception) -> str:
+    """Pick the line that names the culprit out of torch's long message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "GLOBAL" in line), (lines or ["nothing"])[0])
 
 
 def _shape(state: dict[str, torch.Tensor], path: Path) -> Shape:

@@ -1,0 +1,232 @@
+"""Labels and datasets: nothing is dropped, invented or leaked in silence."""
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import molecule
+from builders import mace_calculator, rattled
+from probe.toys import ToyBackbone
+
+from uqcalc import Labels, fit
+from uqcalc.backbones.registry import tap
+from uqcalc.errors import LabelError
+from uqcalc.probe.dataset import build_dataset
+
+
+def labelled(count=6, name="CH3OH"):
+    frames = []
+    for seed in range(count):
+        atoms = rattled(name, seed=seed)
+        atoms.info["REF_energy"] = -10.0 + seed
+        atoms.arrays["REF_forces"] = np.full((len(atoms), 3), 0.01 * seed)
+        frames.append(atoms)
+    return frames
+
+
+def unlabelled(atoms):
+    del atoms.arrays["REF_forces"]
+
+
+def as_none_read_back(atoms):
+    del atoms.arrays["REF_forces"]
+    atoms.info["REF_forces"] = True  # what extxyz makes of None
+
+
+def nan_label(atoms):
+    atoms.arrays["REF_forces"][1, 2] = np.nan
+
+
+def nan_position(atoms):
+    atoms.positions[0, 0] = np.nan
+
+
+def unknown_element(atoms):
+    atoms.numbers[0] = 92
+
+
+@pytest.mark.parametrize(
+    ("spoil", "defect"),
+    [
+        (unlabelled, "missing"),
+        (as_none_read_back, "missing"),
+        (nan_label, "not finite"),
+        (nan_position, "not finite"),
+        (unknown_element, "unknown elements"),
+    ],
+)
+def test_defects_are_refused_by_name_or_left_out_and_counted(spoil, defect):
+    frames = labelled()
+    for index in (1, 4):
+        spoil(frames[index])
+    backbone = ToyBackbone(elements=frozenset({1, 6, 8}))
+    with pytest.raises(LabelError, match=rf"6 frames.*{defect}: 2 \(frames 1, 4\)"):
+        build_dataset(frames, backbone, Labels())
+    with pytest.raises(LabelError, match=defect):
+        build_dataset(frames, backbone, Labels(), exclude=["empty", "duplicate"])
+    data = build_dataset(frames, backbone, Labels(), exclude=[defect])
+    assert data.excluded == {defect: [1, 4]}
+    assert data.groups == ["0", "2", "3", "5"]
+
+
+def test_duplicates_and_empty_frames():
+    frames = labelled(3)
+    frames += [frames[1].copy(), Atoms(info={"REF_energy": 0.0})]
+    frames[3].info["REF_energy"] = 5.0  # two answers to one question
+    frames[3].positions += 1e-9
+    backbone = ToyBackbone()
+    with pytest.raises(LabelError, match=r"duplicate: 1 \(frames 3\); empty: 1"):
+        build_dataset(frames, backbone, Labels())
+    data = build_dataset(frames, backbone, Labels(), exclude=["duplicate", "empty"])
+    assert data.excluded == {"duplicate": [3], "empty": [4]}
+    assert len(data) == 3
+
+
+def test_charge_states_of_one_geometry_are_no_duplicates():
+    frames = labelled(1) * 2
+    frames = [atoms.copy() for atoms in frames]
+    frames[1].info["charge"] = 1
+    assert len(build_dataset(frames, ToyBackbone(), Labels())) == 2
+
+
+@pytest.mark.parametrize("value", [True, None, "-3.2", np.array([-3.2])])
+def test_energy_that_is_no_number_is_missing(value):
+    frames = labelled(2)
+    frames[1].info["REF_energy"] = value
+    with pytest.raises(LabelError, match=r"missing: 1 \(frames 1\)"):
+        build_dataset(frames, ToyBackbone(), Labels(target="energy"))
+
+
+def test_prediction_that_is_not_finite_is_a_defect_too():
+    class Broken(ToyBackbone):
+        def predict_many(self, frames):
+            done = super().predict_many(frames)
+            for frame, prediction in zip(frames, done, strict=True):
+                if frame.info["REF_energy"] == -8:
+                    prediction.features[0, 0] = torch.nan
+            return done
+
+    frames = labelled()
+    with pytest.raises(LabelError, match=r"not finite: 1 \(frames 2\)"):
+        build_dataset(frames, Broken(), Labels())
+    data = build_dataset(frames, Broken(), Labels(), exclude=["not finite"])
+    assert data.excluded == {"not finite": [2]}
+    assert all(p.features.isfinite().all() for p in data.predictions)
+
+
+def test_nothing_usable_and_unknown_options_are_refused():
+    frames = labelled(2)
+    for atoms in frames:
+        nan_label(atoms)
+    with pytest.raises(LabelError, match="got none"):
+        build_dataset(frames, ToyBackbone(), Labels(), exclude=["not finite"])
+    with pytest.raises(LabelError, match="got none"):
+        build_dataset([], ToyBackbone(), Labels())
+    with pytest.raises(LabelError, match="exclude must name defects"):
+        build_dataset(frames, ToyBackbone(), Labels(), exclude=["nan"])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"target": "stress"},
+        {"percentile": 0},
+        {"percentile": 100},
+        {"boundary": -1.0},
+        {"boundary": np.nan},
+    ],
+)
+def test_labels_are_checked_at_once(wrong):
+    with pytest.raises(LabelError, match=f"{next(iter(wrong))} must"):
+        Labels(**wrong)
+
+
+def test_errors_by_hand():
+    frames = labelled(3)
+    energies, forces = [], []
+    for atoms in frames:
+        bare = atoms.copy()
+        bare.calc = ToyBackbone().calculator
+        energies.append(abs(bare.get_potential_energy() - atoms.info["REF_energy"]))
+        gap = bare.get_forces() - atoms.arrays["REF_forces"]
+        forces.append(np.linalg.norm(gap) / np.sqrt(gap.size))
+    for target, expected in (("energy", energies), ("forces", forces)):
+        data = build_dataset(frames, ToyBackbone(), Labels(target=target))
+        np.testing.assert_allclose(data.errors, expected, rtol=1e-12)
+
+
+def test_keys_that_ase_moves_to_the_calculator(tmp_path):
+    frames = labelled(3)
+    for atoms in frames:
+        atoms.info["energy"] = atoms.info.pop("REF_energy")
+        atoms.arrays["forces"] = atoms.arrays.pop("REF_forces")
+    ase.io.write(
+        tmp_path / "frames.xyz", frames, columns=["symbols", "positions", "forces"]
+    )
+    read = ase.io.read(tmp_path / "frames.xyz", ":")
+    assert "energy" not in read[0].info
+    for target in ("energy", "forces"):
+        labels = Labels(target, energy_key="energy", forces_key="forces")
+        reference = labels.reference(read[2])
+        expected = -8.0 if target == "energy" else np.full((6, 3), 0.02)
+        np.testing.assert_allclose(reference, expected)
+        assert Labels(target).reference(read[2]) is None
+
+
+def test_group_key_is_required_where_it_is_named():
+    frames = labelled(3)
+    for atoms in frames:
+        atoms.info["run"] = "a"
+    del frames[1].info["run"]
+    with pytest.raises(LabelError, match="frame 1 must have the group key 'run'"):
+        build_dataset(frames, ToyBackbone(), Labels(group_key="run"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_split_keeps_groups_whole_and_shares_about_right(seed):
+    frames = labelled(100)
+    rng = np.random.default_rng(seed)
+    for atoms in frames:
+        atoms.info["run"] = int(rng.integers(30))
+    data = build_dataset(frames, ToyBackbone(), Labels(group_key="run"))
+    parts = data.split((0.7, 0.15, 0.15), seed)
+    groups = [set(part.groups) for part in parts]
+    assert sum(len(g) for g in groups) == len(set(data.groups))
+    assert set.union(*groups) == set(data.groups)
+    np.testing.assert_allclose([len(p) for p in parts], [70, 15, 15], atol=6)
+    together = np.sort(np.concatenate([p.errors for p in parts]))
+    np.testing.assert_array_equal(together, np.sort(data.errors))
+    again = data.split((0.7, 0.15, 0.15), seed)
+    assert [p.groups for p in again] == [p.groups for p in parts]
+
+
+def test_too_few_groups_to_split():
+    data = build_dataset(labelled(2), ToyBackbone(), Labels())
+    with pytest.raises(LabelError, match="at least 3 groups"):
+        data.split((0.7, 0.15, 0.15), 0)
+
+
+def test_test_frames_must_not_be_training_frames():
+    frames = labelled(12)
+    with pytest.raises(LabelError, match="got 1 in two of them"):
+        fit(frames[:6], ToyBackbone(), calibration=frames[6:9], test=frames[8:])
+    with pytest.raises(LabelError, match="together"):
+        fit(frames[:6], ToyBackbone(), calibration=frames[6:9])
+
+
+def test_native_batches_equal_single_evaluations():
+    names = ["H2O", "CH3OH", "CO2", "CH4", "C2H6"]
+    frames = [rattled(name, seed=3) for name in names]
+    frames.append(molecule("H2O", cell=[6, 6, 6], pbc=True))
+    for atoms in frames:
+        atoms.arrays["REF_forces"] = np.zeros((len(atoms), 3))
+    backbone = tap(mace_calculator(0))
+    data = build_dataset(frames, backbone, Labels())
+    single = tap(mace_calculator(0))
+    for frame, batched in zip(frames, data.predictions, strict=True):
+        alone = single(frame, ["energy", "forces"])
+        np.testing.assert_array_equal(batched.numbers, frame.numbers)
+        np.testing.assert_allclose(batched.energy, alone.energy, atol=1e-10)
+        np.testing.assert_allclose(batched.forces, alone.forces, atol=1e-10)
+        torch.testing.assert_close(batched.features, alone.features.float())

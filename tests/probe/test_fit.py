@@ -1,0 +1,201 @@
+"""Fitting end to end: it learns what can be learned, and says how well."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from builders import mace_calculator, rattled
+from probe.toys import ToyBackbone, random_prediction
+
+from uqcalc import Labels, Probe, Recipe, ReliableCalculator, fit, scores
+from uqcalc.backbones.registry import tap
+from uqcalc.errors import LabelError, ProbeError
+from uqcalc.probe.dataset import Dataset
+from uqcalc.probe.training import fit_datasets
+
+
+NAMES = ["H2O", "CH3OH", "NH3", "C2H6"]
+REPORT = {"structures", "prevalence", "majority_accuracy", "accuracy", "mcc", "f1"}
+REPORT |= {"auroc", "ece", "ece_noise_floor", "brier", "coverage", "spearman"}
+REPORT |= {"median_error"}
+
+
+def amounts(count, *, seed):
+    return np.random.default_rng(seed).uniform(0.01, 0.3, count)
+
+
+def labelled(count, *, seed):
+    """Frames whose error grows with the distortion: RMS force error = amount / 2."""
+    rng = np.random.default_rng(seed + 100)
+    frames = []
+    for index, amount in enumerate(amounts(count, seed=seed)):
+        name = NAMES[index % len(NAMES)]
+        frames.append(rattled(name, seed=1000 * seed + index, amount=amount))
+        frames[-1].info["run"] = f"{seed}/{index // 3}"
+    done = tap(mace_calculator(0)).predict_many(frames)
+    everything = zip(frames, amounts(count, seed=seed), done, strict=True)
+    for frame, amount, prediction in everything:
+        noise = rng.normal(size=prediction.forces.shape)
+        noise /= np.sqrt(np.mean(noise**2))
+        frame.arrays["REF_forces"] = prediction.forces + amount / 2 * noise
+    return frames
+
+
+@pytest.fixture(scope="module")
+def sets():
+    return [labelled(n, seed=s) for n, s in ((120, 0), (60, 1), (90, 2))]
+
+
+@pytest.fixture(scope="module")
+def fitted(sets):
+    train, calibration, test = sets
+    labels = Labels(group_key="run")
+    torch.manual_seed(123)
+    before = torch.random.get_rng_state()
+    report = fit(train, mace_calculator(0), labels, calibration=calibration, test=test)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    return report
+
+
+def test_learns_which_errors_are_large(fitted, sets):
+    assert fitted.report["auroc"] > 0.8
+    assert fitted.report["spearman"] > 0.5
+    assert fitted.report["brier"] < 0.22  # 0.25 for ignorance
+    np.testing.assert_allclose(fitted.errors, amounts(90, seed=2) / 2, atol=1e-9)
+    truth = fitted.errors <= fitted.probe.card.boundary
+    assert fitted.report["auroc"] == scores.auroc(truth, fitted.probability)
+
+
+def test_report_and_card_say_what_was_done(fitted, sets):
+    assert set(fitted.report) == REPORT
+    card = fitted.probe.card
+    assert card.report == fitted.report
+    assert card.fingerprint == tap(mace_calculator(0)).fingerprint
+    assert card.elements == [1, 6, 7, 8]
+    assert card.sizes == [3, 8]
+    training = card.training
+    assert training["structures"] == {"train": 120, "calibration": 60, "test": 90}
+    assert training["groups"] == {"train": 40, "calibration": 20, "test": 30}
+    assert training["epochs_run"] == len(fitted.curve)
+    lowest = min(validation for _, validation in fitted.curve)
+    assert training["validation_loss"] == lowest
+    assert card.boundary == pytest.approx(np.median(amounts(120, seed=0)) / 2)
+    assert card.percentile == 50
+    text = str(fitted)
+    assert f"{fitted.report['auroc']:.3f}" in text
+    assert "90 structures" in text
+
+
+def test_saved_probe_says_the_same_while_wrapped(fitted, sets, tmp_path):
+    path = fitted.probe.save(tmp_path / "mace.probe")
+    # as text: a precision of nobody kept is NaN
+    assert str(Probe.load(path).card.to_dict()) == str(fitted.probe.card.to_dict())
+    calculator = ReliableCalculator(mace_calculator(0), path)
+    for index in (0, 1, 2, 3):
+        atoms = sets[2][index].copy()
+        calculator.get_property("forces", atoms)
+        live = calculator.results["probe_reliability"]
+        assert live == pytest.approx(fitted.probability[index], abs=1e-5)
+    with pytest.raises(ProbeError, match="must belong to this backbone"):
+        ReliableCalculator(mace_calculator(5), path)
+
+
+def test_same_seed_same_probe_whatever_came_before(sets):
+    labels, recipe = Labels(group_key="run"), Recipe(epochs=6, seed=3)
+    runs = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        np.random.seed(noise)  # noqa: NPY002  (the global state is the point)
+        runs.append(fit(sets[0], mace_calculator(0), labels, recipe))
+    first, second = runs
+    np.testing.assert_array_equal(first.probability, second.probability)
+    assert first.curve == second.curve
+    assert str(first.probe.card.to_dict()) == str(second.probe.card.to_dict())
+    theirs = second.probe.network.state_dict()
+    for name, tensor in first.probe.network.state_dict().items():
+        assert torch.equal(tensor, theirs[name])
+    other = fit(sets[0], mace_calculator(0), labels, replace(recipe, seed=4))
+    assert other.curve != first.curve
+
+
+def test_default_split_divides_groups_not_frames(sets):
+    labels = Labels(group_key="run")
+    report = fit(sets[0], mace_calculator(0), labels, Recipe(epochs=6))
+    training = report.probe.card.training
+    assert sum(training["structures"].values()) == 120
+    assert sum(training["groups"].values()) == 40
+    assert training["structures"]["train"] == pytest.approx(84, abs=6)
+
+
+def toy_datasets(count=80, width=6, *, charges=False):
+    """Errors are a known function of one feature; three disjoint datasets."""
+    sets = []
+    for part in range(3):
+        predictions = [
+            random_prediction(4 + i % 3, width, seed=1000 * part + i, charges=charges)
+            for i in range(count)
+        ]
+        shift = np.random.default_rng(part).normal(size=count)
+        for prediction, s in zip(predictions, shift, strict=True):
+            prediction.features[:, 0] += float(s)
+        sets.append(
+            Dataset(predictions, np.exp(shift), list(map(str, range(count))), {})
+        )
+    return sets
+
+
+@pytest.mark.parametrize("percentile", [30.0, 75.0])
+def test_boundary_from_a_percentile_of_the_training_errors(percentile):
+    sets = toy_datasets()
+    labels = Labels(percentile=percentile)
+    report = fit_datasets(*sets, ToyBackbone(), labels, Recipe(epochs=8))
+    ranked = np.sort(sets[0].errors)
+    position = percentile / 100 * (len(ranked) - 1)
+    expected = np.interp(position, np.arange(len(ranked)), ranked)
+    assert report.probe.card.boundary == pytest.approx(expected, rel=1e-12)
+    assert report.probe.card.percentile == percentile
+
+
+def test_named_boundary_is_taken_as_it_is():
+    labels = Labels(boundary=0.77, percentile=10)
+    report = fit_datasets(*toy_datasets(), ToyBackbone(), labels, Recipe(epochs=8))
+    assert report.probe.card.boundary == 0.77
+    assert report.probe.card.percentile is None
+    truth = toy_datasets()[2].errors <= 0.77
+    assert report.report["prevalence"] == truth.mean()
+
+
+@pytest.mark.parametrize("charges", [False, True])
+def test_published_architecture(charges, tmp_path):
+    sets = toy_datasets(60, charges=charges)
+    backbone = ToyBackbone(charges=charges)
+    recipe = Recipe.published(epochs=12, learning_rate=5e-4)
+    assert (recipe.patience, recipe.weight_decay) == (25, 1e-4)
+    report = fit_datasets(*sets, backbone, Labels(), recipe)
+    assert report.report["auroc"] > 0.8
+    probe = Probe.load(report.probe.save(tmp_path / "published.probe"))
+    assert probe.card.architecture == "probe-2026"
+    assert probe.card.charges is charges
+    assert probe.statistics is None
+    names = probe.network.state_dict().keys()
+    assert ("charge_proj.0.weight" in names) is charges
+    reliability, _ = probe(sets[2].predictions)
+    np.testing.assert_allclose(reliability, report.probability, atol=1e-5)
+
+
+def test_what_cannot_be_learned_is_refused():
+    sets = toy_datasets(30)
+    with pytest.raises(LabelError, match=r"training labels .* got 30 of 30 within 1e"):
+        fit_datasets(*sets, ToyBackbone(), Labels(boundary=1e9), Recipe())
+    for part in sets:
+        part.groups[:] = ["one run"] * 30
+    with pytest.raises(LabelError, match="at least 2 groups, got 1"):
+        fit_datasets(*sets, ToyBackbone(), Labels(), Recipe(epochs=1))
+
+
+def test_recipes_are_checked_before_any_work():
+    with pytest.raises(ValueError, match=r"architecture must .* got 'probe'"):
+        Recipe(architecture="probe")
+    with pytest.raises(TypeError, match="epoch"):
+        Recipe.published(epoch=3)

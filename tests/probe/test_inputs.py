@@ -1,0 +1,143 @@
+"""What enters the network, against closed forms and scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+from ase.build import molecule
+from ase.geometry import wrap_positions
+from builders import salt
+from probe.toys import Cohesion, random_prediction
+from scipy.spatial.distance import mahalanobis
+from sklearn.covariance import EmpiricalCovariance
+
+from uqcalc.probe.inputs import SCALARS, Statistics, host_scalars, raw_scalars
+
+
+ENERGIES = np.linspace(0, -3, 119)
+
+
+def scalars_of(atoms, shift=0.0):
+    atoms.calc = Cohesion()
+    energy = atoms.get_potential_energy() + shift
+    return host_scalars(atoms.numbers, energy, atoms.get_forces(), ENERGIES)
+
+
+def test_host_scalars_closed_form():
+    forces = np.array([[3.0, 0, 4.0], [0, 0, 0]])
+    ours = host_scalars(np.array([1, 8]), -7.0, forces, ENERGIES)
+    rest = (-7.0 - ENERGIES[1] - ENERGIES[8]) / 2
+    expected = [rest, *np.log([2, np.sqrt(25 / 6) + 1e-3, 5 + 1e-3])]
+    np.testing.assert_allclose(ours, expected, rtol=1e-6)
+    assert ours.dtype == np.float32
+
+
+def test_host_scalars_see_neither_frame_nor_order():
+    atoms = molecule("CH3CH2OH")
+    atoms.rattle(0.1, seed=2)
+    before = scalars_of(atoms)
+    moved = atoms[np.random.default_rng(0).permutation(len(atoms))]
+    moved.rotate(40, (1, 2, 3))
+    moved.translate((5, 6, 7))
+    np.testing.assert_allclose(scalars_of(moved), before, atol=1e-5)
+
+
+def test_host_scalars_stay_in_range_when_the_system_grows():
+    """Doubling a crystal changes the size entry and nothing else."""
+    atoms = salt()
+    atoms.positions[:] = wrap_positions(atoms.positions, atoms.cell)
+    forces = np.random.default_rng(0).normal(size=(len(atoms), 3))
+    one = host_scalars(atoms.numbers, -30.0, forces, ENERGIES)
+    two = host_scalars(
+        np.tile(atoms.numbers, 2), -60.0, np.tile(forces, (2, 1)), ENERGIES
+    )
+    np.testing.assert_allclose(two - one, [0, np.log(2), 0, 0], atol=1e-6)
+    np.testing.assert_array_equal(raw_scalars(-30.0, 8), [-30, 8])
+
+
+def learnt(structures=40, width=5, *, numbers=None):
+    """Statistics of correlated random features, and what they were learnt from."""
+    predictions = [
+        random_prediction(3 + i % 7, width, seed=i) for i in range(structures)
+    ]
+    features = torch.cat([p.features for p in predictions])
+    # correlated, but far from singular: the shrinkage of 1e-3 must not matter much
+    mixing = np.eye(width) + 0.2 * np.random.default_rng(9).normal(size=(width, width))
+    features = features @ torch.from_numpy(mixing).float() + 3
+    host = np.stack(
+        [host_scalars(p.numbers, p.energy, p.forces, ENERGIES) for p in predictions]
+    )
+    sizes = [len(p.numbers) for p in predictions]
+    index = torch.from_numpy(np.concatenate([p.numbers for p in predictions]))
+    if numbers is not None:
+        index = torch.full_like(index, numbers)
+    features[:, 0] += index / 4
+    statistics = Statistics(width)
+    statistics.learn(features, index, torch.from_numpy(host), sizes)
+    return statistics, features, index, torch.from_numpy(host), sizes
+
+
+def test_learning_standardises():
+    statistics, features, index, host, sizes = learnt()
+    standard = statistics.features(features)
+    np.testing.assert_allclose(standard.mean(dim=0), 0, atol=1e-5)
+    np.testing.assert_allclose(standard.std(dim=0), 1, rtol=1e-5)
+    distances = statistics.distances(standard, index)
+    scalars = statistics.scalars(host, distances, sizes)
+    assert scalars.shape == (len(sizes), SCALARS)
+    np.testing.assert_allclose(scalars.mean(dim=0), 0, atol=1e-5)
+    np.testing.assert_allclose(scalars.std(dim=0), 1, rtol=1e-5)
+
+
+def test_distance_is_mahalanobis_for_one_element():
+    statistics, features, index, _, _ = learnt(numbers=8)
+    rows = features.double().numpy()
+    known = EmpiricalCovariance().fit(rows)
+    distances = statistics.distances(statistics.features(features), index).numpy()
+    np.testing.assert_allclose(distances * 5, known.mahalanobis(rows), rtol=0.02)
+    # exact once the shrinkage of 1e-3 (standardised units) is in the covariance
+    scale = rows.std(axis=0, ddof=1)
+    covariance = np.cov(rows / scale, rowvar=False, ddof=0) + 1e-3 * np.eye(5)
+    inverse = np.linalg.inv(covariance)
+    centre = rows.mean(axis=0) / scale
+    exact = [mahalanobis(row / scale, centre, inverse) ** 2 / 5 for row in rows]
+    np.testing.assert_allclose(distances, exact, rtol=1e-4)
+
+
+def test_each_element_has_its_own_centre_and_all_one_covariance():
+    statistics, features, index, _, _ = learnt()
+    standard = statistics.features(features)
+    distances = statistics.distances(standard, index)
+    within = []
+    for z in index.unique():
+        mine = standard[index == z]
+        at_centre = mine.mean(dim=0, keepdim=True)
+        assert statistics.distances(at_centre, z[None]).item() < 1e-9
+        within.append(mine - at_centre)
+    # the mean squared distance per dimension is 1 by construction
+    assert distances.mean().item() == pytest.approx(1, rel=0.02)
+    pooled = torch.cat(within)
+    whitened = pooled @ statistics.whitening
+    np.testing.assert_allclose(
+        whitened.T @ whitened / len(pooled), np.eye(5), atol=0.02
+    )
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
+def test_clamp_does_not_bring_broken_numbers_back_into_range(value):
+    statistics, features, index, host, sizes = learnt()
+    features[0, 2] = value
+    distances = statistics.distances(statistics.features(features), index)
+    scalars = statistics.scalars(host, distances, sizes)
+    assert scalars[0].isnan().any()
+    assert scalars[1:].isfinite().all()
+    host[1, 0] = value if value != 1e30 else torch.inf
+    assert statistics.scalars(host, distances, sizes)[1, 0].isnan()
+
+
+def test_far_out_stays_finite():
+    statistics, features, index, host, sizes = learnt()
+    host[0] = 1e6
+    distances = statistics.distances(statistics.features(features * 1e4), index)
+    scalars = statistics.scalars(host, distances, sizes)
+    assert scalars.isfinite().all()
+    assert scalars.abs().max() <= 10

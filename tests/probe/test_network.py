@@ -1,0 +1,173 @@
+"""The network against attention written out in full, and its invariances."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from probe.toys import dense_network
+
+from uqcalc.probe.network import ProbeNetwork, Shape
+
+
+SIZES = [5, 1, 9, 3]
+KEYS = [
+    *(f"atom_encoder.{i}" for i in (0, 1, 4, 5, 8, 9)),
+    "mol_attention.qkv",
+    "mol_attention.out_proj",
+    "mol_attention_norm",
+    "proj",
+    *(f"classifier.{i}" for i in (0, 3, 4, 7, 8, 11)),
+]
+
+
+def network(*, features=256, charges=False, dtype=torch.float64, seed=0):
+    """Random weights large enough that attention is far from uniform."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = ProbeNetwork(Shape(features, charges=charges)).to(dtype).eval()
+        for name, parameter in net.named_parameters():
+            if name == "mol_attention.qkv.weight":
+                parameter.data *= 4
+            elif parameter.ndim == 1:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+    return net.requires_grad_(requires_grad=False)
+
+
+def batch(sizes, *, features=256, charges=False, dtype=torch.float64, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    atoms = sum(sizes)
+    rows = torch.randn(atoms, features, generator=generator, dtype=dtype)
+    scalars = torch.randn(len(sizes), 2, generator=generator, dtype=dtype)
+    extra = torch.randn(atoms, generator=generator, dtype=dtype) if charges else None
+    return rows, scalars, extra
+
+
+@pytest.mark.parametrize(("charges", "count"), [(False, 566_434), (True, 567_458)])
+def test_published_layout(charges, count):
+    state = network(charges=charges).state_dict()
+    names = [*KEYS, *(["charge_proj.0", "charge_proj.1"] if charges else [])]
+    assert set(state) == {f"{n}.{end}" for n in names for end in ("weight", "bias")}
+    assert sum(tensor.numel() for tensor in state.values()) == count
+
+
+@pytest.mark.parametrize("charges", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)]
+)
+def test_ragged_batch_equals_dense_attention_one_by_one(charges, dtype, tolerance):
+    net = network(charges=charges, dtype=dtype)
+    rows, scalars, extra = batch(SIZES, charges=charges, dtype=dtype)
+    output = net(rows, SIZES, scalars, extra, explain=True)
+    silent = net(rows, SIZES, scalars, extra)
+    assert silent.importance is None
+    torch.testing.assert_close(silent.logits, output.logits, atol=tolerance, rtol=0)
+    state = {k: v.double() for k, v in net.state_dict().items()}
+    pieces = rows.double().split(SIZES)
+    shares = [None] * len(SIZES) if extra is None else extra.double().split(SIZES)
+    received = output.importance.split(SIZES)
+    for i, piece in enumerate(pieces):
+        logits, importance = dense_network(state, piece, scalars[i].double(), shares[i])
+        assert (output.logits[i] - logits).abs().max() < tolerance
+        assert (received[i] - importance).abs().max() < tolerance
+        assert received[i].sum().item() == pytest.approx(1, abs=1e-6)
+    # far from uniform, or the comparison would say little
+    assert received[2].max() > 1.5 * received[2].min()
+
+
+def test_structures_do_not_see_each_other():
+    net = network(features=7)
+    rows, scalars, _ = batch(SIZES, features=7)
+    together = net(rows, SIZES, scalars, explain=True)
+    starts = [0, 5, 6, 15]
+    for order in ([2], [2, 0], [1, 2], [3, 2, 1, 0]):
+        chosen = torch.cat([rows[starts[i] : starts[i] + SIZES[i]] for i in order])
+        sizes = [SIZES[i] for i in order]
+        alone = net(chosen, sizes, scalars[order], explain=True)
+        here = order.index(2)
+        torch.testing.assert_close(alone.logits[here], together.logits[2])
+        torch.testing.assert_close(alone.embedding[here], together.embedding[2])
+        ours = alone.importance.split(sizes)[here]
+        torch.testing.assert_close(ours, together.importance[6:15])
+
+
+def test_permuting_atoms_permutes_importance():
+    net = network(features=7, charges=True)
+    rows, scalars, charges = batch([9], features=7, charges=True)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(3))
+    before = net(rows, [9], scalars, charges, explain=True)
+    after = net(rows[order], [9], scalars, charges[order], explain=True)
+    torch.testing.assert_close(after.importance, before.importance[order])
+    torch.testing.assert_close(after.logits, before.logits)
+
+
+def test_importance_is_of_the_attention_behind_the_logits():
+    net = network(features=7, charges=True)
+    rows, scalars, charges = batch([9], features=7, charges=True)
+    before = net(rows, [9], scalars, charges, explain=True)
+    after = net(rows, [9], scalars, charges.flip(0), explain=True)
+    assert (after.importance - before.importance).abs().max() > 1e-3
+    assert (after.logits - before.logits).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="charges must be given"):
+        net(rows, [9], scalars)
+
+
+@pytest.mark.parametrize("explain", [False, True])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_broken_atom_breaks_its_own_structure_only(explain, value):
+    net = network(features=7)
+    rows, scalars, _ = batch(SIZES, features=7)
+    whole = net(rows, SIZES, scalars, explain=explain)
+    rows[8, 4] = value  # an atom of the third structure
+    output = net(rows, SIZES, scalars, explain=explain)
+    assert output.logits[2].isnan().all()
+    others = [0, 1, 3]
+    torch.testing.assert_close(output.logits[others], whole.logits[others])
+    if explain:
+        torch.testing.assert_close(output.importance[:6], whole.importance[:6])
+        assert output.importance[6:15].isnan().all()
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("sizes", [SIZES, [1], [4, 4]])
+def test_without_autograd(context, sizes):
+    net = network(features=7)
+    rows, scalars, _ = batch(sizes, features=7)
+    expected = net(rows, sizes, scalars, explain=True)
+    with context():
+        output = net(rows.clone(), sizes, scalars.clone(), explain=True)
+    torch.testing.assert_close(output, expected)
+    assert not output.importance.requires_grad
+    if sizes == [1]:
+        assert output.importance.item() == 1
+
+
+MEASURE = """
+import resource, sys, torch
+from uqcalc.probe.network import ProbeNetwork, Shape
+torch.set_num_threads(1)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+atoms = int(sys.argv[1])
+net, scalars = ProbeNetwork(Shape(256)).eval(), torch.zeros(1, 2)
+with torch.no_grad():
+    net(torch.randn(8, 256), [8], scalars, explain=True)
+    before = peak()
+    output = net(torch.randn(atoms, 256), [atoms], scalars, explain=True)
+assert abs(output.importance.sum().item() - 1) < 1e-4
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("atoms", "limit_mib"),
+    [(1500, 100), pytest.param(4000, 300, marks=pytest.mark.slow)],
+)
+def test_memory_is_linear_in_atoms(atoms, limit_mib):
+    """Dense attention holds 128 N² bytes: 275 MiB at 1 500 atoms, 2 GiB at 4 000."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(atoms)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout) < limit_mib

@@ -1,0 +1,49 @@
+"""The main job in three minutes: heat a molecule until its potential breaks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from uqcalc.demo.tell import describe_crystal, describe_molecule, picture, save
+from uqcalc.demo.watch import DemoRun, true_errors, watch_aspirin, watch_crystal
+
+
+__all__ = [
+    "DemoRun",
+    "describe_crystal",
+    "describe_molecule",
+    "picture",
+    "run_demo",
+    "true_errors",
+    "watch_aspirin",
+    "watch_crystal",
+]
+
+
+def run_demo(output: Path, *, crystal: bool = True, seed: int = 1) -> str:
+    """Run the demonstration into ``output`` and return what it has to say.
+
+    Raises
+    ------
+    MissingExtraError
+        Without mace-torch, tblite or (for the crystal) chgnet.
+    FileExistsError
+        If ``output`` holds an earlier demonstration.
+    """
+    if output.exists() and any(output.iterdir()):
+        msg = f"output must be an empty folder, got {output}; remove it first"
+        raise FileExistsError(msg)
+    output.mkdir(parents=True, exist_ok=True)
+    molecule = watch_aspirin(output, seed=seed)
+    save(
+        picture(molecule, "Aspirin, heated until its potential breaks"),
+        output / "aspirin.png",
+    )
+    lines = describe_molecule(molecule, output)
+    if crystal:
+        solid = watch_crystal(output, seed=seed)
+        save(
+            picture(solid, "Rutile TiO₂ with CHGNet, squeezed"), output / "crystal.png"
+        )
+        lines += describe_crystal(solid, output)
+    return "\n".join(lines)

@@ -1,0 +1,140 @@
+"""What the demonstration has to show: one picture and a few calm lines a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from uqcalc.demo.watch import TIMESTEP_FS, DemoRun
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def picture(run: DemoRun, title: str) -> Figure:
+    """Draw what happened on one time axis, and which atoms weighed at the end."""
+    import matplotlib.pyplot as plt
+
+    from uqcalc import plotting
+
+    history, card = run.monitor.history, run.card
+    rows = (
+        ["T", "P", "truth", "verdict"]
+        if run.errors is not None
+        else ["T", "P", "verdict"]
+    )
+    heights = [0.16 if name == "verdict" else 1.0 for name in rows]
+    figure, axes = plt.subplot_mosaic(
+        [[name, "atoms"] for name in rows],
+        figsize=(12, 6.6),
+        height_ratios=heights,
+        width_ratios=[1.65, 1],
+        layout="constrained",
+    )
+    figure.suptitle(title, fontsize=15, x=0.012, ha="left")
+    plotting.plot_temperature(history, axes["T"])
+    plotting.plot_probability(history, card.suspect, card.unreliable, axes["P"])
+    if run.errors is not None:
+        times = [frame.info["step"] * TIMESTEP_FS / 1000 for frame in run.frames]
+        plotting.plot_true_error(times, run.errors, card.boundary, axes["truth"])
+    plotting.plot_verdicts(history, axes["verdict"])
+    _finish_axes(run, [axes[name] for name in rows])
+    last = run.frames[-1]
+    plotting.plot_atoms(last, last.arrays["probe_importance"], axes["atoms"])
+    axes["atoms"].set_title("attention of the verdict at the last step", fontsize=10)
+    return figure
+
+
+def _finish_axes(run: DemoRun, axes: list[Any]) -> None:
+    from uqcalc.plotting import INK
+
+    end = run.monitor.history[-1].time_fs or 0.0
+    for axis in axes:
+        axis.set_xlim(0, end / 1000 * 1.04)
+        axis.spines[["top", "right"]].set_visible(False)
+        if run.monitor.halted:
+            axis.axvline(end / 1000, color=INK, lw=1.4)
+    for axis in axes[:-1]:
+        axis.set_xticklabels([])
+    if run.monitor.halted:
+        axes[0].annotate(
+            "halted",
+            (end / 1000, 1.0),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            xytext=(-5, -4),
+            ha="right",
+            va="top",
+            fontsize=11,
+        )
+    axes[-1].set(xlabel="time [ps]", ylabel="verdict")
+    axes[-1].yaxis.label.set(rotation=0, ha="right", va="center")
+
+
+def describe_molecule(run: DemoRun, output: Path) -> list[str]:
+    """Say in a few lines what was watched, when it stopped and what was true."""
+    monitor, card = run.monitor, run.card
+    last = monitor.history[-1]
+    halt = f"Halted: {monitor.reason}." if monitor.halted else "It was not halted."
+    return [
+        "Watched aspirin under Langevin dynamics, heated from 300 K: "
+        f"{last.step} steps of {TIMESTEP_FS} fs.",
+        "The question at every step: is the RMS force error within "
+        f"{card.boundary * 1000:.0f} meV/Å?",
+        halt,
+        f"Temperature then: {last.temperature_K:.0f} K; atoms that weighed most: "
+        f"{', '.join(map(str, last.worst_atoms))}.",
+        *_truth_lines(run),
+        f"Files: {output / 'aspirin.png'} (look at this first), aspirin.jsonl (log), "
+        "aspirin.xyz (annotated), aspirin_flagged.xyz.",
+    ]
+
+
+def _truth_lines(run: DemoRun) -> list[str]:
+    errors = np.array([]) if run.errors is None else run.errors
+    beyond = np.flatnonzero(errors > run.card.boundary)
+    known = errors[np.isfinite(errors)] * 1000
+    lost = len(errors) - len(known)
+    text = (
+        f"Truth (GFN2-xTB, a tenth of the frames): {known[0]:.0f} meV/Å at the start, "
+        f"{known[-1]:.0f} meV/Å at the last step; "
+    )
+    if len(beyond):
+        text += (
+            f"first beyond the boundary at step {run.frames[beyond[0]].info['step']}."
+        )
+    else:
+        text += "never beyond the boundary."
+    marked = f"The reference did not converge on {lost} frames; they are marked."
+    return [text, marked] if lost else [text]
+
+
+def describe_crystal(run: DemoRun, output: Path) -> list[str]:
+    """Say the same of the crystal, and that its truth is not at hand."""
+    monitor, last = run.monitor, run.frames[-1]
+    began = run.frames[0].get_volume() / len(last)
+    ended = last.get_volume() / len(last)
+    halt = f"Halted: {monitor.reason}" if monitor.halted else "It was not halted"
+    return [
+        "Then rutile TiO₂ with CHGNet (a universal potential), squeezed at 300 K: "
+        f"{monitor.history[-1].step} steps of 1 fs; boundary "
+        f"{run.card.boundary * 1000:.0f} meV/Å against PBE.",
+        f"{halt}; from {began:.2f} to {ended:.2f} Å³ an atom.",
+        "Its truth is not at hand here: no DFT was run, so this part shows the verdict "
+        "and cannot show that it is right.",
+        f"Files: {output / 'crystal.png'}, crystal.jsonl, crystal.xyz, "
+        "crystal_flagged.xyz.",
+    ]
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture, whole or not at all."""
+    import matplotlib.pyplot as plt
+
+    partial = path.with_name(f".{path.stem}.partial.png")
+    figure.savefig(partial, dpi=160)
+    plt.close(figure)
+    partial.replace(path)
