@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.io import read
+from hypothesis import given, settings, strategies as st
+from toys import copper
+
+from uqcalc import RecordError, read_log
+from uqcalc.eventlog import EventLog
+from uqcalc.flagged import FrameFile
+
+
+HEADER = {"run": {"policy": {"limits": (0.1, 0.2)}, "sizes": {1: -0.5}}}
+
+
+def step(number, **more):
+    return {"event": "step", "step": number, **more}
+
+
+def test_records_come_back_and_the_run_is_continued(tmp_path):
+    path = tmp_path / "run.jsonl"
+    log = EventLog(path, HEADER, "append")
+    assert log.last_step is None
+    log.write(step(0, text='Å \\ " \n', value=0.1 + 0.2))
+    log.write(step(7))
+    again = EventLog(path, HEADER, "append")  # tuples and integer keys are no change
+    assert again.last_step == 7
+    rows = list(read_log(path))
+    assert [row["event"] for row in rows] == ["header", "step", "step", "header"]
+    assert rows[1]["text"] == 'Å \\ " \n'
+    assert rows[1]["value"] == 0.1 + 0.2
+
+
+@given(st.binary(max_size=30).filter(lambda torn: b"\n" not in torn))
+@settings(max_examples=30, deadline=None)
+def test_whatever_follows_the_last_newline_is_cut(tmp_path_factory, torn):
+    path = tmp_path_factory.mktemp("torn") / "run.jsonl"
+    EventLog(path, HEADER, "append").write(step(3))
+    whole = path.read_bytes()
+    path.write_bytes(whole + torn)
+    assert [row.get("step") for row in read_log(path)] == [None, 3]
+    assert EventLog(path, HEADER, "append").last_step == 3
+    assert path.read_bytes().startswith(whole)
+    assert [row["event"] for row in read_log(path)] == ["header", "step", "header"]
+
+
+def test_numbers_that_json_lacks_become_null_at_any_depth(tmp_path):
+    path = tmp_path / "run.jsonl"
+    log = EventLog(path, HEADER, "append")
+    nested = {"a": [math.nan, {"b": -math.inf}], "c": (1.0, np.float64("inf"))}
+    log.write(step(0, nested=nested))
+    row = json.loads(
+        path.read_text(encoding="utf-8").splitlines()[-1],
+        parse_constant=lambda token: pytest.fail(token),
+    )
+    assert row["nested"] == {"a": [None, {"b": None}], "c": [1.0, None]}
+
+
+def test_another_run_is_refused_with_both_sides_named(tmp_path):
+    path = tmp_path / "run.jsonl"
+    EventLog(path, HEADER, "append")
+    before = path.read_bytes()
+    other = {"run": {"policy": {"limits": (0.1, 0.3)}, "sizes": {1: -0.5}, "x": "y"}}
+    with pytest.raises(
+        RecordError, match=r'limits\.1: 0\.2 there, 0\.3 here; x: null there, "y" here'
+    ):
+        EventLog(path, other, "append")
+    with pytest.raises(RecordError, match="must not exist in mode 'new'"):
+        EventLog(path, HEADER, "new")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content", [b"my only copy", b"two\nlines", b'{"event": "step"}\n', b"[]\n{", b"3"]
+)
+def test_files_of_someone_else_are_refused_untouched(tmp_path, content):
+    path = tmp_path / "thesis.txt"
+    path.write_bytes(content)
+    with pytest.raises(RecordError):
+        EventLog(path, HEADER, "append")
+    assert path.read_bytes() == content
+    if content != b"3":  # which is what a torn frame of three atoms looks like
+        with pytest.raises(RecordError, match="must be XYZ"):
+            FrameFile(path, 5, "append")
+        assert path.read_bytes() == content
+
+
+def test_damage_before_the_end_is_named(tmp_path):
+    path = tmp_path / "run.jsonl"
+    path.write_text('{"event": "header"}\n{"oops\n{}\n', encoding="utf-8")
+    with pytest.raises(RecordError, match=r"line 2 of .*run\.jsonl must be a JSON rec"):
+        list(read_log(path))
+
+
+def test_a_frame_torn_anywhere_is_cut(tmp_path):
+    path = tmp_path / "flagged.xyz"
+    file = FrameFile(path, 10, "append")
+    for seed in range(2):
+        assert file.append(copper(seed))
+    whole = path.read_bytes()
+    size = len(whole) // 2
+    for end in range(size, len(whole), 37):
+        path.write_bytes(whole[:end])
+        assert FrameFile(path, 10, "append").written == 1
+        assert path.read_bytes() == whole[:size]
+    path.write_bytes(whole)
+    again = FrameFile(path, 3, "append")
+    assert again.written == 2
+    assert not again.append(copper(2))
+    assert again.append(copper(3), final=True)
+    assert not again.append(copper(4), final=True)
+    assert again.left_out == 2
+    frames = read(path, ":")
+    np.testing.assert_allclose(frames[2].positions, copper(3).positions, atol=1e-8)
+    assert len(frames) == 3
+
+
+VICTIM = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from ase import units
+from ase.md.verlet import VelocityVerlet
+from toys import watched
+from uqcalc import Monitor
+dynamics = VelocityVerlet(watched(), 0.5 * units.fs)
+Monitor(dynamics, log=sys.argv[2])
+dynamics.run(10**9)
+"""
+
+
+def test_a_killed_run_leaves_a_log_that_is_whole(tmp_path):
+    path = tmp_path / "run.jsonl"
+    here = str(Path(__file__).parent)
+    victim = subprocess.Popen([sys.executable, "-c", VICTIM, here, str(path)])
+    try:
+        deadline = time.monotonic() + 60
+        while not path.exists() or path.read_bytes().count(b"\n") < 50:
+            assert victim.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.kill(victim.pid, signal.SIGKILL)
+        victim.wait()
+    *lines, rest = path.read_bytes().split(b"\n")
+    rows = [json.loads(line) for line in lines]
+    steps = [row["step"] for row in rows if row["event"] == "step"]
+    assert steps == list(range(len(steps)))
+    assert len(steps) >= 49
+    assert not rest.endswith(b"}")
+    assert [row["event"] for row in rows].count("end") == 0

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given, strategies as st
+
+from uqcalc import Level, Policy, Reading, Threshold
+
+
+NAMES = ("a", "b", "c")
+limits = st.floats(allow_nan=False, allow_infinity=False, width=32)
+risks = st.floats(allow_nan=True, allow_infinity=True)
+
+
+@st.composite
+def policies(draw):
+    names = draw(st.lists(st.sampled_from(NAMES), min_size=1, unique=True))
+    pairs = [sorted((draw(limits), draw(limits))) for _ in names]
+    return Policy(Threshold(n, *pair) for n, pair in zip(names, pairs, strict=True))
+
+
+def read(risks_by_name):
+    return [Reading(name, risk) for name, risk in risks_by_name.items()]
+
+
+some_risks = st.dictionaries(st.sampled_from(NAMES), risks)
+all_risks = st.fixed_dictionaries(dict.fromkeys(NAMES, risks))
+
+
+@given(policies(), all_risks, st.sampled_from(NAMES))
+def test_nan_in_any_judged_signal_is_unreliable(policy, values, name):
+    verdict = policy(read(values | {name: math.nan}))
+    if name in policy.signals:
+        assert verdict.level is Level.UNRELIABLE
+        assert any(r.startswith(f"{name}: ") for r in verdict.reasons)
+
+
+@given(policies(), some_risks, st.sampled_from(NAMES), risks)
+def test_a_larger_risk_never_gives_a_better_verdict(policy, values, name, other):
+    ranked = sorted([values.get(name, 0.0), other], key=lambda r: (math.isnan(r), r))
+    small, large = (policy(read(values | {name: risk})) for risk in ranked)
+    assert small.level <= large.level
+
+
+@given(policies(), some_risks)
+def test_verdict_is_the_worst_level_and_says_why(policy, values):
+    verdict = policy(read(values))
+    levels = {}
+    for threshold in policy.thresholds:
+        if threshold.signal in values:
+            risk = values[threshold.signal]
+            above = [not risk <= threshold.suspect, not risk <= threshold.unreliable]
+            levels[threshold.signal] = Level(sum(above))
+    assert verdict.level == max(levels.values(), default=Level.RELIABLE)
+    guilty = [reason.split(":")[0] for reason in verdict.reasons]
+    assert guilty == [name for name, level in levels.items() if level]
+    assert set(verdict.skipped) == set(policy.signals) - set(values)
+
+
+@given(policies())
+def test_policies_survive_json(policy):
+    assert Policy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
+
+
+def test_limits_themselves_still_pass():
+    threshold = Threshold("a", suspect=0.2, unreliable=0.5)
+    levels = [threshold.level(r) for r in (0.2, 0.5, math.nextafter(0.5, 1), math.inf)]
+    assert levels == [0, 1, 2, 2]
+
+
+def test_reasons_give_risk_limit_and_unit():
+    policy = Policy([Threshold("a", 0.2, 0.5), Threshold("b", 1, 2)])
+    verdict = policy([Reading("a", 0.3), Reading("b", 3.0, "eV/Å")])
+    assert verdict.reasons == ("a: risk 0.3 > 0.2", "b: risk 3 eV/Å > 2 eV/Å")
+    [reason] = policy([Reading("a", math.nan, note="elements [92] are new")]).reasons
+    assert reason == "a: elements [92] are new"
+
+
+@pytest.mark.parametrize(
+    "pair", [(0.5, 0.2), (math.nan, 0.5), (0.1, math.nan), (0.1, math.inf)]
+)
+def test_limits_must_be_numbers_in_order(pair):
+    with pytest.raises(ValueError, match="finite suspect <= unreliable, got suspect="):
+        Threshold("a", *pair)
+
+
+@pytest.mark.parametrize("thresholds", [[], [Threshold("a", 0, 1)] * 2])
+def test_each_signal_has_one_threshold(thresholds):
+    with pytest.raises(ValueError, match="one threshold for each of its signals"):
+        Policy(thresholds)

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from ase.calculators.emt import EMT
+from builders import mace_calculator, rattled, tiny_probe
+from toys import ToyBackbone, copper
+
+from uqcalc import ForceSpread, MaxForce, ReliableCalculator, tap
+from uqcalc.signals import ProbeSignal, TensorReading
+from uqcalc.signals.base import to_host
+
+
+@pytest.fixture(scope="module")
+def committee():
+    return tap(mace_calculator(0, 1, 2))
+
+
+@pytest.fixture
+def transfers(monkeypatch):
+    """Count device-to-host copies: every way of asking for one is a count."""
+    count = []
+    for name in ("cpu", "item", "tolist", "__float__"):
+        plain = getattr(torch.Tensor, name)
+
+        def counted(self, *args, _plain=plain, _name=name, **kwargs):
+            count.append(_name)
+            return _plain(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    return count
+
+
+def test_all_readings_come_to_the_host_in_one_transfer(transfers):
+    per_atom = torch.arange(5, dtype=torch.float32) / 7
+    vectors = torch.arange(15, dtype=torch.float64).reshape(5, 3) / 7
+    readings = to_host(
+        [
+            TensorReading("a", torch.tensor(0.25), results={"x": per_atom}),
+            TensorReading("host", 3.0, "eV", {"y": 1.0, "z": np.ones(5)}, "z", "why"),
+            TensorReading("b", torch.tensor(torch.nan), results={"v": vectors}),
+        ]
+    )
+    assert transfers == ["cpu"]
+    a, host, b = readings
+    assert (a.risk, host.risk, host.unit, host.note) == (0.25, 3.0, "eV", "why")
+    assert np.isnan(b.risk)
+    np.testing.assert_array_equal(a.results["x"], per_atom.double().numpy())
+    np.testing.assert_array_equal(b.results["v"], vectors.numpy())
+    np.testing.assert_array_equal(host.per_atom, np.ones(5))
+    assert a.per_atom is None
+
+
+def test_nothing_on_the_device_means_no_transfer(transfers):
+    assert to_host([]) == ()
+    assert to_host([TensorReading("a", 1.0)])[0].risk == 1.0
+    assert transfers == []
+
+
+def test_a_whole_step_adds_one_transfer_to_the_bare_calculator(transfers):
+    atoms = rattled()
+    base = mace_calculator()
+    backbone = tap(base)
+    calc = ReliableCalculator(backbone, tiny_probe(backbone), signals=[MaxForce()])
+    transfers.clear()
+    base.get_property("energy", atoms)
+    bare = len(transfers)
+    atoms.rattle(0.01, seed=1)
+    calc.assess(atoms)
+    assert len(transfers) - bare == bare + 1
+
+
+def test_max_force_is_the_longest_force():
+    atoms = copper()
+    prediction = ToyBackbone(EMT())(atoms, ["energy", "forces"])
+    atoms.calc = EMT()
+    forces = atoms.get_forces()
+    [reading] = to_host([MaxForce()(prediction)])
+    longest = max(sum(x * x for x in row) ** 0.5 for row in forces.tolist())
+    assert reading.risk == pytest.approx(longest, rel=1e-14)
+    assert (reading.unit, reading.results["max_force"]) == ("eV/Å", reading.risk)
+
+
+def test_force_spread_is_its_closed_form(committee):
+    atoms = rattled()
+    prediction = committee(atoms, ["energy", "forces"])
+    singles = [mace_calculator(seed) for seed in (0, 1, 2)]
+    forces = [single.get_property("forces", atoms) for single in singles]
+    mean = sum(forces) / 3
+    squares = sum(((f - mean) ** 2).sum(axis=1) for f in forces) / (3 * 3)
+    [reading] = to_host([ForceSpread()(prediction)])
+    np.testing.assert_allclose(reading.per_atom, np.sqrt(squares), rtol=1e-10)
+    assert reading.risk == pytest.approx(np.sqrt(squares.mean()), rel=1e-10)
+    assert reading.results["force_spread"] == reading.risk
+    assert reading.unit == "eV/Å"
+
+
+def test_equal_members_do_not_spread(committee):
+    prediction = committee(rattled(), ["energy", "forces"])
+    equal = np.stack([prediction.forces] * 4)
+    [reading] = to_host([ForceSpread()(replace(prediction, committee_forces=equal))])
+    assert reading.risk == 0
+    assert not reading.per_atom.any()
+
+
+def test_probe_signal_is_the_probe():
+    atoms = rattled()
+    backbone = tap(mace_calculator())
+    probe = tiny_probe(backbone)
+    prediction = backbone(atoms, ["energy", "forces"])
+    reliability, importance = probe([prediction], importance=True)
+    [full] = to_host([ProbeSignal(probe)(prediction)])
+    [thin] = to_host([ProbeSignal(probe, importance=False)(prediction)])
+    assert full.risk == thin.risk == pytest.approx(1 - float(reliability[0]), abs=1e-7)
+    assert full.results["probe_reliability"] == pytest.approx(1 - full.risk, abs=1e-7)
+    np.testing.assert_allclose(full.per_atom, importance.numpy(), rtol=1e-6)
+    assert full.per_atom.sum() == pytest.approx(1, abs=1e-5)
+    assert thin.per_atom is None
+
+
+def test_elements_the_probe_has_not_seen_are_unreliable_by_name():
+    backbone = tap(mace_calculator())
+    probe = tiny_probe(backbone, elements=[1, 6], bias=50.0)
+    atoms = rattled()
+    calc = ReliableCalculator(backbone, probe)
+    assessment = calc.assess(atoms)
+    assert np.isnan(assessment.reading("probe").risk)
+    assert assessment.level == 2
+    assert "O" in assessment.verdict.reasons[0]
