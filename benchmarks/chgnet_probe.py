@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ase import Atoms
 from ase.io import read
+from common import target, write_result
 
 import uqcalc
 from uqcalc.probe.checkpoint import Probe
@@ -74,6 +75,25 @@ def main() -> None:
     card = replace(result.probe.card, description=DESCRIPTION)
     Probe(card, result.probe.network, result.probe.statistics).save(options.output)
     print(result)
+    report = result.report
+    write_result(
+        "chgnet_probe",
+        seeds=[options.seed],
+        rows=[{"boundary_eV_per_A": card.boundary, **card.training, **report}],
+        targets=[
+            target(
+                "accuracy against the majority class",
+                report["accuracy"],
+                report["majority_accuracy"],
+                at_most=False,
+            )
+        ],
+        notes=[
+            f"structures of at most {options.largest} atoms",
+            "groups are reduced formulas: no material is in two splits",
+            "two of the six sets (MPtrj) are in CHGNet's own training pool",
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import pytest
 import torch
 from probe.toys import dense_network
 
+from uqcalc.probe import attention
 from uqcalc.probe.network import ProbeNetwork, Shape
 
 
@@ -144,6 +145,7 @@ def test_without_autograd(context, sizes):
 
 MEASURE = """
 import resource, sys, torch
+from uqcalc.probe import attention
 from uqcalc.probe.network import ProbeNetwork, Shape
 torch.set_num_threads(1)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -171,3 +173,19 @@ def test_memory_is_linear_in_atoms(atoms, limit_mib):
         check=True,
     )
     assert float(done.stdout) < limit_mib
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_both_routes_to_the_importance_agree(masked):
+    rng = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 300, 8, generator=rng, dtype=torch.double)
+    mask = None
+    if masked:
+        mask = torch.arange(300) < torch.tensor([[300], [211]])
+    blocks = attention.explain_in_blocks(query, key, value, mask)
+    gradient = attention.explain_by_gradient(query, key, value, mask)
+    real = torch.ones(2, 300, dtype=torch.bool) if mask is None else mask
+    torch.testing.assert_close(blocks[1], gradient[1])
+    torch.testing.assert_close(
+        blocks[0].transpose(1, 2)[real], gradient[0].transpose(1, 2)[real]
+    )

@@ -155,7 +155,7 @@ class Backbone(ABC):
         """Raise BackboneError if ``atoms`` holds an element the model lacks."""
         if self.elements is None:
             return
-        unknown = set(np.unique(atoms.numbers).tolist()) - self.elements
+        unknown = set(atoms.numbers.tolist()) - self.elements
         if unknown:
             known = [chemical_symbols[z] for z in sorted(self.elements)]
             msg = (

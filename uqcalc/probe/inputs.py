@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,11 +32,12 @@ def host_scalars(
     Per-atom energy in eV after ``atom_energies`` (119,) is subtracted, log of the
     atom count, log of the RMS force component and of the largest force in eV/Å.
     """
-    norms = np.linalg.norm(forces, axis=1)
-    rms = np.sqrt(np.mean(norms**2) / 3)
+    squares = np.einsum("ij,ij->i", forces, forces)
+    rms = math.sqrt(squares.mean() / 3)
+    worst = math.sqrt(squares.max())
     rest = (energy - atom_energies[numbers].sum()) / len(numbers)
     floor = 1e-3  # eV/Å: below it a force is zero for this purpose
-    logs = np.log([len(numbers), rms + floor, norms.max() + floor])
+    logs = [math.log(x) for x in (len(numbers), rms + floor, worst + floor)]
     return np.array([rest, *logs], dtype=np.float32)
 
 
@@ -76,11 +78,7 @@ class Statistics(nn.Module):
         self, host: torch.Tensor, distances: torch.Tensor, sizes: Sequence[int]
     ) -> torch.Tensor:
         """Join host scalars (batch, 4) and distances to (batch, 6), standardised."""
-        pieces = distances.split(list(sizes))
-        mean = torch.stack([piece.mean() for piece in pieces])
-        worst = torch.stack([piece.amax() for piece in pieces])
-        both = torch.stack([mean, worst], dim=1).add(1e-6).log()
-        joined = torch.cat([host, both], dim=1)
+        joined = torch.cat([host, _log_mean_and_worst(distances, sizes)], dim=1)
         standard = (joined - self.scalar_mean) / self.scalar_scale
         # what overflowed must not come back into range by the clamp
         clamped = standard.clamp(-CLAMP, CLAMP)
@@ -112,9 +110,14 @@ class Statistics(nn.Module):
         distances = self.distances(self.features(features), numbers)
         self.scalar_mean.zero_()
         self.scalar_scale.fill_(1.0)
-        pieces = distances.split(list(sizes))
-        both = torch.stack([torch.stack([p.mean(), p.amax()]) for p in pieces])
-        joined = torch.cat([host, both.add(1e-6).log()], dim=1)
+        joined = torch.cat([host, _log_mean_and_worst(distances, sizes)], dim=1)
         spread = joined.std(dim=0)
         self.scalar_mean.copy_(joined.mean(dim=0))
         self.scalar_scale.copy_(torch.where(spread > 1e-6, spread, 1.0))
+
+
+def _log_mean_and_worst(distances: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """Return log of mean and of largest distance of each structure, (batch, 2)."""
+    pieces = distances.split(list(sizes)) if len(sizes) > 1 else (distances,)
+    both = torch.stack([x for piece in pieces for x in (piece.mean(), piece.amax())])
+    return both.view(-1, 2).add(1e-6).log()
