@@ -114,7 +114,8 @@ def test_probe_signal_is_the_probe():
     reliability, importance = probe([prediction], importance=True)
     [full] = to_host([ProbeSignal(probe)(prediction)])
     [thin] = to_host([ProbeSignal(probe, importance=False)(prediction)])
-    assert full.risk == thin.risk == pytest.approx(1 - float(reliability[0]), abs=1e-7)
+    assert full.risk == pytest.approx(1 - float(reliability[0]), abs=1e-7)
+    assert thin.risk == pytest.approx(full.risk, abs=1e-6)  # another kernel
     assert full.results["probe_reliability"] == pytest.approx(1 - full.risk, abs=1e-7)
     np.testing.assert_allclose(full.per_atom, importance.numpy(), rtol=1e-6)
     assert full.per_atom.sum() == pytest.approx(1, abs=1e-5)

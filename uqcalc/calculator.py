@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from ase import Atoms
@@ -154,7 +155,16 @@ class ReliableCalculator(BaseCalculator):
             if isinstance(signal, ProbeSignal) and not signal.importance
         }
         explained = {r.signal: r for r in to_host(list(missing.values()))}
-        return tuple(explained.get(r.signal, r) for r in readings)
+        return tuple(
+            replace(
+                reading,  # the numbers of the verdict stay, to the last bit
+                results={**explained[reading.signal].results, **reading.results},
+                per_atom_key=explained[reading.signal].per_atom_key,
+            )
+            if reading.signal in explained
+            else reading
+            for reading in readings
+        )
 
 
 def _signals(
@@ -219,5 +229,5 @@ def _copied(state: dict[str, Any]) -> dict[str, Any]:
 
 def _same(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     return ours.keys() == theirs.keys() and all(
-        equal(value, theirs[key]) for key, value in ours.items()
+        value is theirs[key] or equal(value, theirs[key]) for key, value in ours.items()
     )

@@ -6,7 +6,9 @@ is unpickled. `mace-torch` is imported only when a model is built.
 
 import json
 import warnings
+from contextlib import redirect_stdout
 from importlib.resources import as_file, files
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +29,8 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 def _check_mace() -> None:
     """Import mace without its import-time warnings, or say how to install it."""
-    with warnings.catch_warnings():
+    # mace also prints that cuequivariance is absent, which is not news here
+    with warnings.catch_warnings(), redirect_stdout(StringIO()):
         warnings.filterwarnings("ignore", message=".*weights_only.*")
         warnings.filterwarnings("ignore", message=".*torch.jit.*")
         try:

@@ -96,7 +96,7 @@ def plot_true_error(
             t[lost], np.full(lost.sum(), 0.95), marker="x", s=18, c=QUIET, transform=top
         )
     axes.axhline(boundary * 1000, color=INK, lw=0.8, ls=(0, (4, 3)))
-    axes.set(ylabel="true force error\n[meV/Å]", yscale="log")
+    axes.set(ylabel="true force error\n[meV/Å]", ylim=(0, None))
     return axes
 
 
@@ -128,15 +128,16 @@ def plot_atoms(
         face = colours.to_rgba(share[i]) if np.isfinite(share[i]) else "white"
         axes.add_patch(Circle((x, y), radii[i], fc=face, ec=INK, lw=0.9, zorder=10 + z))
         symbol = "" if atoms.numbers[i] == 1 else chemical_symbols[atoms.numbers[i]]
-        style: dict[str, Any] = {"ha": "center", "va": "center", "color": INK}
+        dark = mpl.colors.rgb_to_hsv(mpl.colors.to_rgb(face))[2] < 0.75
+        style: dict[str, Any] = {"ha": "center", "va": "center"}
+        style["color"] = "white" if dark else INK
         axes.text(x, y, symbol, zorder=10.01 + z, fontsize=8, **style)
     pad = radii.max() + 0.3
     low, high = positions[:, :2].min(axis=0) - pad, positions[:, :2].max(axis=0) + pad
     axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
     axes.axis("off")
-    bar = axes.figure.colorbar(
-        colours, ax=axes, location="bottom", shrink=0.55, aspect=30, pad=0.02
-    )
+    strip = axes.inset_axes((0.2, -0.07, 0.6, 0.025))
+    bar = axes.figure.colorbar(colours, cax=strip, orientation="horizontal")
     bar.set_label("importance, as a multiple of the even share", fontsize=9)
     bar.outline.set_visible(False)
     return axes

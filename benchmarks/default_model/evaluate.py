@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from ase import Atoms
 from fast import accelerate
-from molecules import write_text
-from sample import embed
+from molecules import HELD_OUT, write_text
+from sample import embed, run_plan
 from train_backbone import evaluate, prepare
 
 from uqcalc.default import bare_calculator, load_model
@@ -51,6 +51,16 @@ def errors(model: torch.nn.Module, path: Path, e0: np.ndarray) -> dict[str, Any]
     return result
 
 
+def held_out(model: torch.nn.Module, e0: np.ndarray) -> dict[str, Any]:
+    """Return the error figures on fresh 300 K frames of the held-out molecules."""
+    result: dict[str, Any] = {}
+    for name, smiles in HELD_OUT.items():
+        frames = run_plan(smiles, {300.0: 6}, "held-out").frames
+        samples = [prepare(atoms, e0) for atoms in frames]
+        result[name] = {"frames": len(frames), **evaluate(model, samples)}
+    return result
+
+
 def milliseconds(repeats: int = 50) -> float:
     """Return the time of one energy and force evaluation at 21 atoms."""
     atoms = embed(SPEED_SMILES, 1)
@@ -80,6 +90,7 @@ def main() -> None:
         path = data / f"{name}.xyz"
         if path.exists():
             figures[name] = errors(model, path, e0)
+    figures["held_out_300_K"] = held_out(model, e0)
     text = json.dumps(figures, indent=1)
     write_text(data / "figures.json", text)
     print(text)

@@ -171,11 +171,11 @@ def test_weights_that_do_not_fit_the_card_are_refused(saved):
 def test_failed_save_leaves_the_old_file(saved, backbone, monkeypatch):
     old = saved.read_bytes()
 
-    def full_disk(tensors, path, metadata):
-        path.write_bytes(b"half")
+    def full_disk(path, content):
+        path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    monkeypatch.setattr(checkpoint.Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space left"):
         tiny_probe(backbone, seed=7).save(saved)
     assert saved.read_bytes() == old

@@ -31,7 +31,7 @@ def picture(run: DemoRun, title: str) -> Figure:
         [[name, "atoms"] for name in rows],
         figsize=(12, 6.6),
         height_ratios=heights,
-        width_ratios=[1.65, 1],
+        width_ratios=[1.4, 1],
         layout="constrained",
     )
     figure.suptitle(title, fontsize=15, x=0.012, ha="left")
@@ -65,9 +65,9 @@ def _finish_axes(run: DemoRun, axes: list[Any]) -> None:
             (end / 1000, 1.0),
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
-            xytext=(-5, -4),
-            ha="right",
-            va="top",
+            xytext=(0, 3),
+            ha="center",
+            va="bottom",
             fontsize=11,
         )
     axes[-1].set(xlabel="time [ps]", ylabel="verdict")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from ase.data import chemical_symbols
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.fingerprint import same_model
@@ -67,7 +67,7 @@ class Probe:
             Attention received, summing to 1 over each structure.
         """
         slope, intercept = self.card.calibration
-        with torch.no_grad():
+        with torch.inference_mode():
             output = self.network(*self.inputs(predictions), explain=importance)
             margin = output.logits[:, 0] - output.logits[:, 1]
             reliability = torch.sigmoid(slope * margin + intercept)
@@ -145,7 +145,8 @@ class Probe:
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         metadata = {_CARD_KEY: json.dumps(self.card.to_dict(), ensure_ascii=False)}
         try:
-            save_file(contiguous, partial, metadata=metadata)
+            # by way of bytes: save_file would make the file private to its owner
+            partial.write_bytes(serialise(contiguous, metadata))
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)

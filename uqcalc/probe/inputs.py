@@ -80,9 +80,8 @@ class Statistics(nn.Module):
         """Join host scalars (batch, 4) and distances to (batch, 6), standardised."""
         joined = torch.cat([host, _log_mean_and_worst(distances, sizes)], dim=1)
         standard = (joined - self.scalar_mean) / self.scalar_scale
-        # what overflowed must not come back into range by the clamp
-        clamped = standard.clamp(-CLAMP, CLAMP)
-        return clamped.where(standard.isfinite(), torch.nan)
+        # inf - inf is NaN: what overflowed must not come back into range by the clamp
+        return standard.clamp(-CLAMP, CLAMP) + (standard - standard)
 
     @torch.no_grad()
     def learn(
