@@ -12,7 +12,14 @@ from ase.io import read
 from builders import import_mace
 from typer.testing import CliRunner
 
-from uqcalc import Level, MissingExtraError, default_calculator, demo, read_assessment
+from uqcalc import (
+    BackboneError,
+    Level,
+    MissingExtraError,
+    default_calculator,
+    demo,
+    read_assessment,
+)
 from uqcalc.cli import app
 
 
@@ -63,8 +70,10 @@ def test_believes_a_minimum_and_not_a_wreck(calculator):
 
 
 def test_unknown_element_is_refused_with_what_is_known(calculator):
-    with pytest.raises(Exception, match=r"elements must be among .*'C'.* got \['S'\]"):
-        calculator.assess(molecule("H2S"))
+    with pytest.raises(
+        BackboneError, match=r"elements must be among .*'C'.* got \['S'\]"
+    ):
+        calculator.assess(molecule("SH2"))
 
 
 def test_a_short_demonstration_leaves_all_it_promises(tmp_path):

@@ -125,7 +125,7 @@ def plot_atoms(
     _draw_bonds(axes, atoms, positions)
     for i in np.argsort(positions[:, 2]):
         x, y, z = positions[i]
-        face = colours.to_rgba(share[i]) if np.isfinite(share[i]) else "white"
+        face: Any = colours.to_rgba(share[i]) if np.isfinite(share[i]) else "white"
         axes.add_patch(Circle((x, y), radii[i], fc=face, ec=INK, lw=0.9, zorder=10 + z))
         symbol = "" if atoms.numbers[i] == 1 else chemical_symbols[atoms.numbers[i]]
         dark = mpl.colors.rgb_to_hsv(mpl.colors.to_rgb(face))[2] < 0.75
