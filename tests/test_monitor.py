@@ -37,7 +37,7 @@ from uqcalc import (
     Verdict,
     read_log,
 )
-from uqcalc.monitor import Trigger
+from uqcalc.trigger import Trigger
 
 
 DT = 2.0 * units.fs

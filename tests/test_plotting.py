@@ -8,7 +8,7 @@ import pytest
 from ase.build import molecule
 
 from uqcalc import plotting
-from uqcalc.monitor import Event
+from uqcalc.event import Event
 from uqcalc.records import Level
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
-from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -19,40 +16,18 @@ from ase.optimize.sciopt import SciPyGradientlessOptimizer, SciPyOptimizer
 
 from uqcalc.annotations import annotated_copy
 from uqcalc.errors import UnreliableError
+from uqcalc.event import Event, count_levels
 from uqcalc.eventlog import EventLog
 from uqcalc.flagged import FrameFile
 from uqcalc.records import Assessment, Level
 from uqcalc.report import summarise
+from uqcalc.trigger import Trigger
 
 
 Action = Literal["halt", "raise", "warn"]
 
 # Their loop is not ASE's and ignores the soft stop, so they are left by raising.
 _NO_SOFT_STOP = (SciPyOptimizer, SciPyGradientlessOptimizer)
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One monitored step, light enough to keep all of a long run in memory.
-
-    ``time_fs`` and ``temperature_K`` are None for optimisers; ``energy_eV`` is the
-    potential energy; ``readings`` maps each signal to its risk, ``values`` to the
-    scalars of ``calc.results``; ``worst_atoms`` are indices, worst first.
-    """
-
-    step: int
-    time_fs: float | None
-    temperature_K: float | None
-    energy_eV: float
-    level: Level
-    readings: dict[str, float]
-    values: dict[str, float]
-    reasons: tuple[str, ...]
-    worst_atoms: tuple[int, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record for the event log."""
-        return asdict(self) | {"event": "step", "level": self.level.name}
 
 
 class Monitor:
@@ -157,7 +132,14 @@ class Monitor:
 
     def summary(self) -> str:
         """Say in a few lines what was watched, when and why it stopped, what next."""
-        return summarise(self)
+        return summarise(
+            self.history,
+            self.acted_on,
+            halted=self.halted,
+            reason=self.reason,
+            log=None if self.log is None else self.log.path,
+            flagged=self.flagged,
+        )
 
     def close(self) -> None:
         """Write the end record if it is not there yet; more steps may follow.
@@ -170,8 +152,7 @@ class Monitor:
 
     def counts(self) -> dict[Level, int]:
         """Return how many of the watched frames had each level."""
-        seen = Counter(event.level for event in self.history)
-        return {level: seen[level] for level in Level}
+        return count_levels(self.history)
 
     def snapshot(self) -> Atoms:
         """Return an annotated copy of the geometry that was assessed last.
@@ -271,61 +252,6 @@ class Monitor:
             "dynamics": type(self.dynamics).__name__,
             "formula": str(self._atoms().symbols),
         }
-
-
-class Trigger:
-    """When enough frames are UNRELIABLE to act: a streak, or a share of a window.
-
-    A frame on which a judged signal did not run neither ends nor lengthens a
-    streak, unless the signals that did run say UNRELIABLE.
-    """
-
-    def __init__(
-        self,
-        patience: int = 1,
-        window: int | None = None,
-        fraction: float | None = None,
-    ) -> None:
-        if patience < 1:
-            msg = f"patience must be at least 1 frame, got {patience}"
-            raise ValueError(msg)
-        if (window is None) != (fraction is None):
-            msg = (
-                "window and fraction must be given together, got "
-                f"window={window} and fraction={fraction}"
-            )
-            raise ValueError(msg)
-        if window is not None and fraction is not None:
-            if window < 1 or not 0 < fraction <= 1:
-                msg = (
-                    "window must be at least 1 and fraction in (0, 1], got "
-                    f"window={window} and fraction={fraction}"
-                )
-                raise ValueError(msg)
-            patience = max(1, math.ceil(fraction * window - 1e-9))
-        # A streak is a window that is as long as what it takes.
-        self.needed, self.window = patience, window or patience
-        self._recent: deque[bool] = deque(maxlen=self.window)
-
-    def __call__(self, assessment: Assessment) -> bool:
-        """Take note of one frame; say whether to act now."""
-        bad = assessment.level is Level.UNRELIABLE
-        if assessment.verdict.skipped and not bad:
-            return False
-        self._recent.append(bad)
-        return sum(self._recent) >= self.needed
-
-    def clear(self) -> None:
-        """Forget the frames so far."""
-        self._recent.clear()
-
-    def words(self) -> str:
-        """Say what was waited for."""
-        if self.window > self.needed:
-            return f"{self.needed} of {self.window} frames UNRELIABLE"
-        if self.needed == 1:
-            return "UNRELIABLE"
-        return f"UNRELIABLE for {self.needed} frames in a row"
 
 
 def _calculator(atoms: Atoms) -> Any:

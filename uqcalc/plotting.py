@@ -17,7 +17,7 @@ from uqcalc.records import Level
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from uqcalc.monitor import Event
+    from uqcalc.event import Event
 
 # Colour-blind safe: blue is fine, sand is a question, red is a stop.
 COLOURS = {

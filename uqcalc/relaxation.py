@@ -11,7 +11,8 @@ from ase import Atoms
 from ase.optimize import BFGS
 
 from uqcalc.errors import UnreliableError
-from uqcalc.monitor import Event, Monitor
+from uqcalc.event import Event
+from uqcalc.monitor import Monitor
 from uqcalc.records import Level
 
 

@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
+
+from uqcalc.event import Event, count_levels
+from uqcalc.flagged import FrameFile
 
 
-if TYPE_CHECKING:
-    from uqcalc.monitor import Event, Monitor
-
-
-def summarise(monitor: Monitor) -> str:
+def summarise(
+    history: Sequence[Event],
+    acted_on: Event | None,
+    *,
+    halted: bool,
+    reason: str,
+    log: Path | None,
+    flagged: FrameFile | None,
+) -> str:
     """Return a few lines: what was watched, how it ended, which atoms, what next."""
-    if not monitor.history:
+    if not history:
         return "Nothing watched yet: no step was run since the monitor was attached."
-    first, last = monitor.history[0], monitor.history[-1]
-    counts = ", ".join(f"{n} {level.name}" for level, n in monitor.counts().items())
-    lines = [f"Watched steps {first.step} to {last.step}: {counts}."]
-    lines += _ending(monitor, monitor.acted_on)
-    if monitor.log is not None:
-        lines.append(f"Log: {monitor.log.path}.")
-    if monitor.flagged is not None and monitor.flagged.written:
-        left = monitor.flagged.left_out
+    counts = ", ".join(f"{n} {lv.name}" for lv, n in count_levels(history).items())
+    lines = [f"Watched steps {history[0].step} to {history[-1].step}: {counts}."]
+    if acted_on is None:
+        lines.append("It was not halted: the policy saw no reason to act.")
+    else:
+        lines.append(f"{'Halted' if halted else 'Went on, but was flagged'}: {reason}.")
+        lines += _advice(acted_on)
+    if log is not None:
+        lines.append(f"Log: {log}.")
+    if flagged is not None and flagged.written:
+        left = flagged.left_out
         lines.append(
-            f"Flagged frames: {monitor.flagged.path} ({monitor.flagged.written} written"
+            f"Flagged frames: {flagged.path} ({flagged.written} written"
             + (f", {left} more left out beyond the cap)." if left else ").")
         )
     return "\n".join(lines)
 
 
-def _ending(monitor: Monitor, event: Event | None) -> list[str]:
-    if event is None:
-        return ["It was not halted: the policy saw no reason to act."]
-    how = "Halted" if monitor.halted else "Went on, but was flagged"
-    lines = [f"{how}: {monitor.reason}."]
+def _advice(event: Event) -> list[str]:
+    lines = []
     if event.worst_atoms:
         atoms = ", ".join(str(index) for index in event.worst_atoms)
         lines.append(f"Atoms that weighed most (indices): {atoms}.")
