@@ -415,3 +415,22 @@ def test_verdict_follows_the_scripted_risk():
         levels.append(atoms.calc.assess(atoms).level)
         assert atoms.calc.results["reliability_level"] == levels[-1]
     assert levels == [Level.RELIABLE, Level.SUSPECT, Level.UNRELIABLE]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"signals": [MaxForce]}, "signals must be signal objects"),
+        ({"signals": [MaxForce()], "policy": [1]}, "policy must be a Policy, got list"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_named(base, arguments, message):
+    with pytest.raises(TypeError, match=message):
+        ReliableCalculator(base, **arguments)
+
+
+def test_a_wrapped_calculator_is_not_wrapped_again(base):
+    policy = Policy([Threshold("max_force", 1, 2)])
+    once = ReliableCalculator(base, signals=[MaxForce()], policy=policy)
+    with pytest.raises(BackboneError, match="must be the bare one"):
+        ReliableCalculator(once, signals=[MaxForce()], policy=policy)

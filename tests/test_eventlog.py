@@ -102,11 +102,17 @@ def test_damage_before_the_end_is_named(tmp_path):
         list(read_log(path))
 
 
+def flagged_frame(seed):
+    frame = copper(seed)
+    frame.info["uqcalc"] = "an assessment"
+    return frame
+
+
 def test_a_frame_torn_anywhere_is_cut(tmp_path):
     path = tmp_path / "flagged.xyz"
     file = FrameFile(path, 10, "append")
     for seed in range(2):
-        assert file.append(copper(seed))
+        assert file.append(flagged_frame(seed))
     whole = path.read_bytes()
     size = len(whole) // 2
     for end in range(size, len(whole), 37):
@@ -116,13 +122,32 @@ def test_a_frame_torn_anywhere_is_cut(tmp_path):
     path.write_bytes(whole)
     again = FrameFile(path, 3, "append")
     assert again.written == 2
-    assert not again.append(copper(2))
-    assert again.append(copper(3), final=True)
-    assert not again.append(copper(4), final=True)
+    assert not again.append(flagged_frame(2))
+    assert again.append(flagged_frame(3), final=True)
+    assert not again.append(flagged_frame(4), final=True)
     assert again.left_out == 2
     frames = read(path, ":")
-    np.testing.assert_allclose(frames[2].positions, copper(3).positions, atol=1e-8)
+    np.testing.assert_allclose(
+        frames[2].positions, flagged_frame(3).positions, atol=1e-8
+    )
     assert len(frames) == 3
+
+
+def test_frames_of_somebody_else_are_not_mixed_with_ours(tmp_path):
+    path = tmp_path / "water.xyz"
+    copper(0).write(path)
+    before = path.read_bytes()
+    with pytest.raises(RecordError, match="must carry an assessment"):
+        FrameFile(path, 5, "append")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", [".", "nowhere/run.jsonl"])
+def test_a_path_that_cannot_be_written_is_refused_before_the_run(tmp_path, name):
+    with pytest.raises(RecordError, match="file in an existing folder"):
+        FrameFile(tmp_path / name, 5, "append")
+    with pytest.raises(RecordError, match="file in an existing folder"):
+        EventLog(tmp_path / name, {"run": {}}, "append")
 
 
 VICTIM = """

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -434,7 +435,9 @@ def test_trigger_is_its_definition(frames, patience, window, fraction):
 def test_settings_and_calculators_that_cannot_work_are_refused():
     dynamics = verlet(watched())
     for settings, message in [
-        ({"patience": 0}, "patience must be at least 1 frame, got 0"),
+        ({"patience": 0}, "patience must be a whole number of frames from 1, got 0"),
+        ({"patience": 2.5}, "whole number of frames from 1, got 2.5"),
+        ({"log": "same", "flagged": "same"}, "two files, got same for both"),
         ({"window": 5}, "together, got window=5 and fraction=None"),
         ({"window": 5, "fraction": 1.5}, "fraction in"),
         ({"on_unreliable": "stop"}, "callable, got 'stop'"),
@@ -538,3 +541,10 @@ def test_the_cap_counts_frames_of_the_run_before(tmp_path):
         dynamics.run(1)
         frames = read(tmp_path / "flagged.xyz", ":")
         assert [f.info["step"] for f in frames] == expected
+
+
+def test_the_error_survives_a_process_pool():
+    error = UnreliableError(7, assessment(Level.UNRELIABLE, skipped=()))
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.step, str(again)) == (7, str(error))
+    assert again.assessment.level is Level.UNRELIABLE

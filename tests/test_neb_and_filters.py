@@ -103,7 +103,7 @@ def test_a_band_cannot_be_monitored_as_one_structure(base, probe):
     for image in images:
         image.calc = ReliableCalculator(base, probe)
     dynamics = FIRE(NEB(images, method="aseneb"), logfile=None)
-    with pytest.raises(TypeError, match="one structure, got NEB; for a band"):
+    with pytest.raises(TypeError, match="one structure, got FIRE around NEB"):
         Monitor(dynamics)
 
 

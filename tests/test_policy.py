@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
@@ -90,3 +91,10 @@ def test_limits_must_be_numbers_in_order(pair):
 def test_each_signal_has_one_threshold(thresholds):
     with pytest.raises(ValueError, match="one threshold for each of its signals"):
         Policy(thresholds)
+
+
+def test_numbers_of_numpy_are_plain_numbers_afterwards():
+    threshold = Threshold("max_force", np.float32(1), np.float32(2))
+    assert json.loads(json.dumps(Policy([threshold]).to_dict()))
+    with pytest.raises(ValueError, match="suspect must be a number, got '1'"):
+        Threshold("max_force", "1", 2)

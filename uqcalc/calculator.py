@@ -173,7 +173,14 @@ def _signals(
     signals: Sequence[Signal],
     importance: str,
 ) -> tuple[Signal, ...]:
-    chosen = list(signals)
+    chosen = list(signals) if isinstance(signals, Sequence) else [signals]
+    for signal in chosen:
+        if isinstance(signal, type) or not isinstance(signal, Signal):
+            msg = (
+                f"signals must be signal objects, got {signal!r}; write for example "
+                "signals=[MaxForce()]"
+            )
+            raise TypeError(msg)
     if probe is not None:
         loaded = probe if isinstance(probe, Probe) else Probe.load(probe)
         loaded.check(backbone)
@@ -214,6 +221,13 @@ def _policy(signals: tuple[Signal, ...], policy: Policy | None) -> Policy:
             )
             raise ValueError(msg)
         return probes[0].card.policy()
+    checked: object = policy
+    if not isinstance(checked, Policy):
+        msg = (
+            f"policy must be a Policy, got {type(policy).__name__}; write "
+            "Policy([Threshold(...)])"
+        )
+        raise TypeError(msg)
     if unread := set(policy.signals) - set(names):
         msg = (
             f"policy must judge signals that run, got thresholds for {sorted(unread)} "

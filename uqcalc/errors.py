@@ -56,3 +56,7 @@ class UnreliableError(UqcalcError, RuntimeError):
         self.assessment = assessment
         reasons = "; ".join(assessment.verdict.reasons) or "no reason given"
         super().__init__(f"step {step} is {assessment.level.name}: {reasons}")
+
+    def __reduce__(self) -> tuple[type[UnreliableError], tuple[int, Assessment]]:
+        """Survive process pools: rebuild from step and assessment."""
+        return type(self), (self.step, self.assessment)

@@ -12,6 +12,24 @@ from typing import Any
 from uqcalc.errors import RecordError
 
 
+def writable(path: str | os.PathLike[str], what: str) -> Path:
+    """Return the absolute path, refusing before a run what would fail within it.
+
+    Raises
+    ------
+    RecordError
+        If the folder does not exist, or the path is no plain file.
+    """
+    target = Path(path).absolute()
+    if not target.parent.is_dir() or target.is_dir():
+        msg = (
+            f"{what} must be a file in an existing folder, got {target}; make the "
+            "folder first, or choose another name"
+        )
+        raise RecordError(msg)
+    return target
+
+
 class EventLog:
     """An append-only file of JSON records, opened and closed for every one.
 
@@ -25,7 +43,7 @@ class EventLog:
     Attributes
     ----------
     last_step : int or None
-        Step of the last complete record of an existing file.
+        Step of the last complete record of an existing file, which is continued.
 
     Raises
     ------
@@ -36,7 +54,7 @@ class EventLog:
     def __init__(
         self, path: str | os.PathLike[str], header: Mapping[str, Any], mode: str
     ) -> None:
-        self.path = Path(path).absolute()
+        self.path = writable(path, "log")
         self.last_step: int | None = None
         if self.path.exists() and self.path.stat().st_size > 0:
             self._resume(header, mode)

@@ -9,7 +9,9 @@ from pathlib import Path
 from ase import Atoms
 from ase.io import write
 
+from uqcalc.annotations import INFO_KEY
 from uqcalc.errors import RecordError
+from uqcalc.eventlog import writable
 
 
 class FrameFile:
@@ -28,7 +30,7 @@ class FrameFile:
         if cap < 1:
             msg = f"cap on flagged frames must be at least 1, got {cap}"
             raise ValueError(msg)
-        self.path = Path(path).absolute()
+        self.path = writable(path, "file of flagged frames")
         self.cap = cap
         self.written = 0
         self.left_out = 0
@@ -61,7 +63,7 @@ def cut_torn_frame(path: Path) -> int:
     Raises
     ------
     RecordError
-        If the file is not made of XYZ frames.
+        If the file is not made of annotated XYZ frames; it is left as it is.
     """
     frames, good = 0, 0
     with path.open("rb+") as file:
@@ -75,6 +77,12 @@ def cut_torn_frame(path: Path) -> int:
             lines = [file.readline() for _ in range(int(header) + 1)]
             if not lines[-1].endswith(b"\n"):
                 break
+            if f"{INFO_KEY}=".encode() not in lines[0]:
+                msg = (
+                    f"flagged frames must carry an assessment, got {path} whose frame "
+                    f"{frames} has none; choose another name, so as not to mix files"
+                )
+                raise RecordError(msg)
             frames, good = frames + 1, file.tell()
         file.truncate(good)
     return frames

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
 import ase
@@ -95,7 +96,9 @@ class Monitor:
         self.acted_on: Event | None = None
         self.history: list[Event] = []
         self.last: Assessment | None = None
+        self._is_md = isinstance(dynamics, MolecularDynamics)
         calculator = _calculator(self._atoms())
+        _check_paths(log, flagged)
         self.flagged = (
             None if flagged is None else FrameFile(flagged, max_flagged, mode)
         )
@@ -103,7 +106,6 @@ class Monitor:
         self.log = None if log is None else EventLog(log, header, mode)
         last_step = None if self.log is None else self.log.last_step
         self._offset = 0 if last_step is None else last_step - int(dynamics.nsteps)
-        self._is_md = isinstance(dynamics, MolecularDynamics)
         self._ended = False
         # First in line: trajectory and logger then also see the halting step.
         dynamics.insert_observer(self, position=0)
@@ -137,7 +139,7 @@ class Monitor:
             self.acted_on,
             halted=self.halted,
             reason=self.reason,
-            log=None if self.log is None else self.log.path,
+            log=self.log,
             flagged=self.flagged,
         )
 
@@ -221,10 +223,10 @@ class Monitor:
 
     def _event(self, atoms: Atoms, assessment: Assessment) -> Event:
         results = assessment.results()
-        time = self.step * float(self.dynamics.dt) / units.fs if self._is_md else None
+        timestep = self._timestep_fs()
         return Event(
             step=self.step,
-            time_fs=time,
+            time_fs=None if timestep is None else self.step * timestep,
             temperature_K=float(atoms.get_temperature()) if self._is_md else None,
             energy_eV=float(atoms.calc.results["energy"]),
             level=assessment.level,
@@ -234,14 +236,18 @@ class Monitor:
             worst_atoms=tuple(assessment.worst_atoms()),
         )
 
+    def _timestep_fs(self) -> float | None:
+        return float(self.dynamics.dt) / units.fs if self._is_md else None
+
     def _atoms(self) -> Atoms:
-        watched = self.dynamics.atoms
+        watched: Any = getattr(self.dynamics, "atoms", None)
         while not isinstance(watched, Atoms) and hasattr(watched, "atoms"):
             watched = watched.atoms  # a Filter: the structure is inside
         if not isinstance(watched, Atoms):
             msg = (
-                "dynamics must move one structure, got "
-                f"{type(watched).__name__}; for a band, monitor its images' calculators"
+                "dynamics must be an MD or optimiser object that moves one structure, "
+                f"got {type(self.dynamics).__name__} around {type(watched).__name__}; "
+                "pass the object whose run() you call"
             )
             raise TypeError(msg)
         return watched
@@ -250,6 +256,7 @@ class Monitor:
         about: dict[str, Any] = calculator.describe()
         return about | {
             "dynamics": type(self.dynamics).__name__,
+            "timestep_fs": self._timestep_fs(),
             "formula": str(self._atoms().symbols),
         }
 
@@ -263,6 +270,15 @@ def _calculator(atoms: Atoms) -> Any:
         )
         raise ValueError(msg)
     return calculator
+
+
+def _check_paths(
+    log: str | os.PathLike[str] | None, flagged: str | os.PathLike[str] | None
+) -> None:
+    given = [Path(path).absolute() for path in (log, flagged) if path is not None]
+    if len(set(given)) < len(given):
+        msg = f"log and flagged must be two files, got {log} for both"
+        raise ValueError(msg)
 
 
 def _check_settings(on_unreliable: object, mode: str) -> None:

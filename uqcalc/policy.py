@@ -33,6 +33,11 @@ class Threshold:
     unreliable: float
 
     def __post_init__(self) -> None:
+        for name in ("suspect", "unreliable"):  # numpy scalars are no JSON
+            if isinstance(getattr(self, name), str):
+                msg = f"{name} must be a number, got {getattr(self, name)!r}"
+                raise ValueError(msg)
+            object.__setattr__(self, name, float(getattr(self, name)))
         limits = (self.suspect, self.unreliable)
         if not all(map(math.isfinite, limits)) or self.suspect > self.unreliable:
             msg = (

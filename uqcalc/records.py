@@ -84,6 +84,10 @@ class Assessment:
         """The verdict's level."""
         return self.verdict.level
 
+    def __str__(self) -> str:
+        reasons = "; ".join(self.verdict.reasons)
+        return f"{self.level.name}: {reasons}" if reasons else self.level.name
+
     def reading(self, signal: str) -> Reading:
         """Return the reading of ``signal``.
 

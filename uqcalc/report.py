@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from uqcalc.event import Event, count_levels
+from uqcalc.eventlog import EventLog
 from uqcalc.flagged import FrameFile
 
 
@@ -15,7 +15,7 @@ def summarise(
     *,
     halted: bool,
     reason: str,
-    log: Path | None,
+    log: EventLog | None,
     flagged: FrameFile | None,
 ) -> str:
     """Return a few lines: what was watched, how it ended, which atoms, what next."""
@@ -29,7 +29,12 @@ def summarise(
         lines.append(f"{'Halted' if halted else 'Went on, but was flagged'}: {reason}.")
         lines += _advice(acted_on)
     if log is not None:
-        lines.append(f"Log: {log}.")
+        lines.append(f"Log: {log.path}.")
+        if log.last_step is not None:
+            lines.append(
+                f"It continues a log that ended at step {log.last_step}, whose "
+                "geometry is taken to be the one that this run began with."
+            )
     if flagged is not None and flagged.written:
         left = flagged.left_out
         lines.append(

@@ -21,9 +21,10 @@ class Trigger:
         window: int | None = None,
         fraction: float | None = None,
     ) -> None:
-        if patience < 1:
-            msg = f"patience must be at least 1 frame, got {patience}"
+        if patience != int(patience) or patience < 1:
+            msg = f"patience must be a whole number of frames from 1, got {patience}"
             raise ValueError(msg)
+        patience = int(patience)
         if (window is None) != (fraction is None):
             msg = (
                 "window and fraction must be given together, got "

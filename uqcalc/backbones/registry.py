@@ -53,6 +53,12 @@ def tap(
         return calculator
     if not isinstance(calculator, BaseCalculator):
         raise BackboneError(_not_a_calculator(calculator))
+    if hasattr(calculator, "assess"):
+        msg = (
+            "calculator must be the bare one, got a ReliableCalculator; pass the "
+            "calculator it wraps: calculator.backbone.calculator"
+        )
+        raise BackboneError(msg)
     if module is not None:
         from uqcalc.backbones.module import ModuleBackbone
 

@@ -66,9 +66,9 @@ class Dataset:
             members[group].append(index)
         if len(members) < len(fractions):
             msg = (
-                f"labels must come in at least {len(fractions)} groups to be split, "
-                f"got {len(members)}; pass separate calibration and test frames, or no "
-                "group key where frames are independent"
+                f"labels must come in at least {len(fractions)} groups (distinct "
+                f"frames without a group key) to be split, got {len(members)}; add "
+                "frames, or pass separate calibration and test frames"
             )
             raise LabelError(msg)
         names = sorted(members)

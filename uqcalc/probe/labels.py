@@ -152,4 +152,11 @@ def refuse_defects(
             f"every one of the {len(frames)} frames must have a usable label, got "
             f"{listed}; correct them or pass exclude={sorted(refused)!r}"
         )
+        if rows := refused.get("missing"):
+            frame = frames[rows[0]]
+            msg += (
+                "; missing: nothing of the right shape under the keys of Labels, frame "
+                f"{rows[0]} has info {sorted(frame.info)} and arrays "
+                f"{sorted(frame.arrays)}"
+            )
         raise LabelError(msg)

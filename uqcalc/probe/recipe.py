@@ -45,6 +45,10 @@ class Recipe:
                 f"{self.architecture!r}"
             )
             raise ValueError(msg)
+        for name in ("epochs", "patience", "batch_size"):
+            if getattr(self, name) < 1:
+                msg = f"{name} must be at least 1, got {getattr(self, name)}"
+                raise ValueError(msg)
 
     @classmethod
     def published(cls, **changes: Any) -> Recipe:

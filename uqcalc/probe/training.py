@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,13 @@ def fit(
     LabelError
         For unusable labels, or where nothing that transfers can be learned.
     """
+    if isinstance(frames, (str, Path, Atoms)) or isinstance(exclude, str):
+        msg = (
+            "frames must be a list of Atoms and exclude a tuple of defects, got "
+            f"{type(frames).__name__} and {exclude!r}; read files first: "
+            'ase.io.read("labelled.xyz", ":")'
+        )
+        raise LabelError(msg)
     backbone = tap(calculator)
     train, held, unseen = _datasets(
         backbone, labels, (frames, calibration, test), recipe.seed, exclude
