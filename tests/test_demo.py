@@ -110,10 +110,12 @@ def test_missing_package_names_the_extra(tmp_path, monkeypatch):
         demo.run_demo(tmp_path / "new")
 
 
-def test_command_refuses_a_folder_that_is_not_empty(tmp_path):
+@pytest.mark.parametrize("output", [".", "precious.txt"])
+def test_command_refuses_what_is_not_an_empty_folder(tmp_path, output):
     (tmp_path / "precious.txt").write_text("keep")
-    result = CliRunner().invoke(app, ["demo", "--output", str(tmp_path)])
+    result = CliRunner().invoke(app, ["demo", "--output", str(tmp_path / output)])
     assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)  # a message, no traceback
     assert (tmp_path / "precious.txt").read_text() == "keep"
 
 

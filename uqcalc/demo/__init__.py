@@ -30,8 +30,11 @@ def run_demo(output: Path, *, crystal: bool = True, seed: int = 1) -> str:
     FileExistsError
         If ``output`` holds an earlier demonstration.
     """
-    if output.exists() and any(output.iterdir()):
-        msg = f"output must be an empty folder, got {output}; remove it first"
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        msg = (
+            f"output must be a new or empty folder, got {output}; choose another name "
+            "with --output, or remove it first"
+        )
         raise FileExistsError(msg)
     output.mkdir(parents=True, exist_ok=True)
     molecule = watch_aspirin(output, seed=seed)

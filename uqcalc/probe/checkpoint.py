@@ -193,9 +193,11 @@ class Probe:
 
     def _move_to(self, device: torch.device) -> None:
         if self.network.proj.weight.device != device:
-            self.network.to(device)
-            if self.statistics is not None:
-                self.statistics.to(device)
+            # weights moved in inference mode would stay barred from autograd
+            with torch.inference_mode(mode=False):
+                self.network.to(device)
+                if self.statistics is not None:
+                    self.statistics.to(device)
 
 
 def _charges(prediction: Prediction) -> torch.Tensor:
