@@ -15,12 +15,14 @@ if TYPE_CHECKING:
         BackboneError,
         LabelError,
         MissingExtraError,
+        ModelError,
         ProbeError,
         RecordError,
         UnreliableError,
         UqcalcError,
     )
     from uqcalc.eventlog import read_log
+    from uqcalc.models import open_model
     from uqcalc.monitor import Monitor
     from uqcalc.policy import Policy, Threshold
     from uqcalc.probe.checkpoint import Probe
@@ -43,6 +45,7 @@ _HOME = {
     "Level": "records",
     "MaxForce": "signals",
     "MissingExtraError": "errors",
+    "ModelError": "errors",
     "Monitor": "monitor",
     "Outcome": "relaxation",
     "Policy": "policy",
@@ -63,6 +66,7 @@ _HOME = {
     "annotated_copy": "annotations",
     "default_calculator": "default",
     "fit": "probe.training",
+    "open_model": "models",
     "read_assessment": "annotations",
     "read_log": "eventlog",
     "relax": "relaxation",
@@ -79,6 +83,7 @@ __all__ = [
     "Level",
     "MaxForce",
     "MissingExtraError",
+    "ModelError",
     "Monitor",
     "Outcome",
     "Policy",
@@ -99,6 +104,7 @@ __all__ = [
     "annotated_copy",
     "default_calculator",
     "fit",
+    "open_model",
     "read_assessment",
     "read_log",
     "relax",

@@ -14,20 +14,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from uqcalc.errors import MissingExtraError
+from uqcalc.errors import MissingExtraError, ModelError
 
 
 if TYPE_CHECKING:
     from mace.calculators import MACECalculator
 
     from uqcalc.calculator import ReliableCalculator
+    from uqcalc.probe.checkpoint import Probe
 
-__all__ = ["bare_calculator", "build_model", "default_calculator", "load_model"]
+__all__ = [
+    "bare_calculator",
+    "build_model",
+    "default_calculator",
+    "import_mace",
+    "load_model",
+    "shipped_probe",
+]
 
+# Where the package brings a probe along for the potential of that name.
+SHIPPED_PROBES = {"default": "default.probe", "chgnet": "chgnet.probe"}
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-def _check_mace() -> None:
+def import_mace(what: str = "the bundled potential") -> None:
     """Import mace without its import-time warnings, or say how to install it."""
     # mace also prints that cuequivariance is absent, which is not news here
     with warnings.catch_warnings(), redirect_stdout(StringIO()):
@@ -38,7 +48,6 @@ def _check_mace() -> None:
             import mace.calculators
             import mace.modules  # noqa: F401
         except ModuleNotFoundError as error:
-            what = "the bundled potential"
             raise MissingExtraError(what, "mace-torch", "mace") from error
 
 
@@ -56,7 +65,7 @@ def build_model(config: dict[str, Any]) -> torch.nn.Module:
         A `mace.modules.ScaleShiftMACE` in evaluation mode. The random state and the
         default dtype of torch are left as they were.
     """
-    _check_mace()
+    import_mace()
     from e3nn import o3
     from mace import modules
 
@@ -136,8 +145,27 @@ def default_calculator(
         As for `bare_calculator`.
     """
     from uqcalc.calculator import ReliableCalculator
+
+    probe = shipped_probe("default")
+    return ReliableCalculator(bare_calculator(device, dtype), probe=probe)
+
+
+def shipped_probe(name: str) -> "Probe":
+    """Return the probe that the package brings for the potential ``name``.
+
+    Raises
+    ------
+    ModelError
+        If there is none.
+    """
+    if name not in SHIPPED_PROBES:
+        msg = (
+            f"probe must be given for the model {name!r}, got none (only "
+            f"{', '.join(SHIPPED_PROBES)} come with one); fit one: "
+            f"uqcalc fit labelled.xyz --model {name} -o my.probe"
+        )
+        raise ModelError(msg)
     from uqcalc.probe.checkpoint import Probe
 
-    with as_file(files("uqcalc") / "data" / "default.probe") as path:
-        probe = Probe.load(path)
-    return ReliableCalculator(bare_calculator(device, dtype), probe=probe)
+    with as_file(files("uqcalc") / "data" / SHIPPED_PROBES[name]) as path:
+        return Probe.load(path)

@@ -21,6 +21,10 @@ class ProbeError(UqcalcError):
     """A probe file is unusable, or belongs to another backbone."""
 
 
+class ModelError(UqcalcError):
+    """The name of a potential means nothing, or its weights are out of reach."""
+
+
 class LabelError(UqcalcError):
     """Labelled frames are missing labels, or hold labels that cannot be right."""
 

@@ -18,11 +18,11 @@ from ase.md.velocitydistribution import thermalize_momenta
 from rich.progress import Progress
 
 from uqcalc.calculator import ReliableCalculator
-from uqcalc.default import default_calculator
+from uqcalc.default import default_calculator, shipped_probe
 from uqcalc.errors import MissingExtraError
+from uqcalc.models import open_model
 from uqcalc.monitor import Monitor
 from uqcalc.probe.card import Card
-from uqcalc.probe.checkpoint import Probe
 from uqcalc.signals.probe import ProbeSignal
 
 
@@ -71,7 +71,9 @@ def watch_aspirin(output: Path, *, seed: int, picoseconds: float = 2.0) -> DemoR
 def watch_crystal(output: Path, *, seed: int, steps: int = 160) -> DemoRun:
     """Squeeze rutile at 300 K with CHGNet, a universal potential; halt it."""
     atoms = _rutile()
-    atoms.calc = _chgnet()
+    atoms.calc = ReliableCalculator(
+        open_model("chgnet", device="cpu"), probe=shipped_probe("chgnet")
+    )
     rng = np.random.default_rng(seed)
     thermalize_momenta(atoms, temperature_K=300, rng=rng)
     dynamics = _langevin(atoms, rng, timestep_fs=1.0)
@@ -149,22 +151,6 @@ def _xtb() -> Any:
     except ImportError as error:
         raise MissingExtraError("the demonstration's truth", "tblite", "xtb") from error
     return TBLite(method="GFN2-xTB", verbosity=0)
-
-
-def _chgnet() -> ReliableCalculator:
-    from contextlib import redirect_stdout
-    from io import StringIO
-
-    try:
-        from chgnet.model.dynamics import CHGNetCalculator
-    except ImportError as error:
-        raise MissingExtraError(
-            "the crystal's potential", "chgnet", "chgnet"
-        ) from error
-    with redirect_stdout(StringIO()):  # it announces its device
-        calculator = CHGNetCalculator(use_device="cpu")
-    with as_file(files("uqcalc") / "data" / "chgnet.probe") as path:
-        return ReliableCalculator(calculator, probe=Probe.load(path))
 
 
 def _rutile() -> Atoms:

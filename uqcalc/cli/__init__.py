@@ -1,0 +1,21 @@
+"""The command line: parse, call one library function, print. One file a command."""
+
+from __future__ import annotations
+
+import typer
+
+from uqcalc.cli.demo import demo
+
+
+app = typer.Typer(
+    help="Know when to stop believing a machine-learned interatomic potential.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for command in (demo,):
+    app.command()(command)
+
+
+@app.callback()
+def main() -> None:
+    """Keep sub-commands even while there is only one."""

@@ -1,0 +1,150 @@
+"""Potentials by name: what `--model` and a run file's `model` may say.
+
+Only `mace_off` and `mace_mp` reach out to the network, and only where their weights
+are not yet in MACE's own cache.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ase.calculators.calculator import BaseCalculator
+
+from uqcalc.default import SHIPPED_PROBES, bare_calculator, import_mace
+from uqcalc.errors import MissingExtraError, ModelError
+
+
+DTYPES = ("float32", "float64")
+
+
+def open_model(
+    name: str, *, device: str = "auto", dtype: str | None = None
+) -> BaseCalculator:
+    """Return the ASE calculator that ``name`` stands for, without reliability.
+
+    Parameters
+    ----------
+    name : str
+        ``"default"`` (the bundled MACE), ``"chgnet"``, ``"mace:FILE"`` (or the file
+        alone), ``"mace_off:SIZE"`` or ``"mace_mp:SIZE"`` with a size that MACE knows.
+        MACE's files are Python pickles: open only those whose source you trust.
+    device : str
+        Torch device; "auto" is "cuda" where there is one, else "cpu".
+    dtype : {"float32", "float64"}, optional
+        Precision; by default the one that the potential's package chooses.
+
+    Raises
+    ------
+    ModelError
+        For an unknown name, a missing file, or weights that cannot be fetched.
+    MissingExtraError
+        If the package of the potential is not installed.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        msg = f"dtype must be one of {DTYPES}, got {dtype!r}"
+        raise ModelError(msg)
+    kind, _, detail = name.partition(":")
+    if kind not in _OPENERS and Path(name).is_file():
+        kind, detail = "mace", name
+    if kind not in _OPENERS or (kind in SHIPPED_PROBES and detail):
+        msg = (
+            f"model must be one of {', '.join(_USAGE)}, got {name!r}; a MACE file that "
+            "does not exist is read as a name, too"
+        )
+        raise ModelError(msg)
+    return _OPENERS[kind](detail, _device(device), dtype)
+
+
+def _device(device: str) -> str:
+    import torch
+
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _default(detail: str, device: str, dtype: str | None) -> BaseCalculator:
+    del detail
+    return bare_calculator(device, dtype or "float32")
+
+
+def _chgnet(detail: str, device: str, dtype: str | None) -> BaseCalculator:
+    del detail
+    if dtype == "float64":
+        msg = "dtype must be 'float32' for chgnet, got 'float64'; leave it out"
+        raise ModelError(msg)
+    try:
+        from chgnet.model.dynamics import CHGNetCalculator
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("the model 'chgnet'", "chgnet", "chgnet") from error
+    with redirect_stdout(StringIO()):  # it announces its device
+        return CHGNetCalculator(use_device=device)
+
+
+def _mace_file(detail: str, device: str, dtype: str | None) -> BaseCalculator:
+    if not Path(detail).is_file():
+        msg = (
+            f"model 'mace:FILE' must name a file that exists, got {detail!r}; give its "
+            "path, such as mace:/home/me/my.model"
+        )
+        raise ModelError(msg)
+    import_mace("the model 'mace'")
+    from mace.calculators import MACECalculator
+
+    with _quiet():
+        return MACECalculator(
+            model_paths=detail, device=device, default_dtype=dtype or ""
+        )
+
+
+def _mace_foundation(family: str) -> Callable[[str, str, str | None], BaseCalculator]:
+    def open_it(detail: str, device: str, dtype: str | None) -> BaseCalculator:
+        import_mace(f"the model {family!r}")
+        from mace.calculators import foundations_models as foundations
+
+        sizes: dict[str, str] = getattr(foundations, f"{family}_urls")
+        size = detail or "medium"
+        if size not in sizes:
+            msg = f"size of {family} must be one of {sorted(sizes)}, got {size!r}"
+            raise ModelError(msg)
+        options: dict[str, Any] = {"model": size, "device": device}
+        if dtype is not None:
+            options["default_dtype"] = dtype
+        try:
+            with _quiet():
+                calculator: BaseCalculator = getattr(foundations, family)(**options)
+        except (OSError, RuntimeError) as error:
+            url = sizes[size]
+            msg = (
+                f"weights of {family}:{size} must be in MACE's cache or within reach, "
+                f"got: {error}; fetch them where there is a network with: curl -LO "
+                f"{url} and pass --model mace:{url.rpartition('/')[2]}"
+            )
+            raise ModelError(msg) from error
+        return calculator
+
+    return open_it
+
+
+class _quiet(warnings.catch_warnings):
+    """Leave out what MACE says about TorchScript and pickles at every start."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.filterwarnings("ignore", message=".*torch.jit.*")
+        warnings.filterwarnings("ignore", message=".*weights_only.*")
+
+
+_OPENERS: dict[str, Callable[[str, str, str | None], BaseCalculator]] = {
+    "default": _default,
+    "chgnet": _chgnet,
+    "mace": _mace_file,
+    "mace_off": _mace_foundation("mace_off"),
+    "mace_mp": _mace_foundation("mace_mp"),
+}
+_USAGE = ("default", "chgnet", "mace:FILE", "mace_off:SIZE", "mace_mp:SIZE")
