@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from uqcalc.errors import (
         BackboneError,
         LabelError,
+        LabelWarning,
         MissingExtraError,
         ModelError,
         ProbeError,
         RecordError,
+        RunFileError,
         UnreliableError,
         UqcalcError,
     )
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from uqcalc.monitor import Monitor
     from uqcalc.policy import Policy, Threshold
     from uqcalc.probe.checkpoint import Probe
+    from uqcalc.probe.evaluation import Evaluation, evaluate
     from uqcalc.probe.labels import Labels
     from uqcalc.probe.recipe import Recipe
     from uqcalc.probe.training import fit
@@ -39,8 +42,10 @@ _HOME = {
     "Assessment": "records",
     "Backbone": "backbones",
     "BackboneError": "errors",
+    "Evaluation": "probe.evaluation",
     "ForceSpread": "signals",
     "LabelError": "errors",
+    "LabelWarning": "errors",
     "Labels": "probe.labels",
     "Level": "records",
     "MaxForce": "signals",
@@ -58,6 +63,7 @@ _HOME = {
     "RecordError": "errors",
     "Relaxation": "relaxation",
     "ReliableCalculator": "calculator",
+    "RunFileError": "errors",
     "Signal": "signals",
     "Threshold": "policy",
     "UnreliableError": "errors",
@@ -65,6 +71,7 @@ _HOME = {
     "Verdict": "records",
     "annotated_copy": "annotations",
     "default_calculator": "default",
+    "evaluate": "probe.evaluation",
     "fit": "probe.training",
     "open_model": "models",
     "read_assessment": "annotations",
@@ -77,8 +84,10 @@ __all__ = [
     "Assessment",
     "Backbone",
     "BackboneError",
+    "Evaluation",
     "ForceSpread",
     "LabelError",
+    "LabelWarning",
     "Labels",
     "Level",
     "MaxForce",
@@ -96,6 +105,7 @@ __all__ = [
     "RecordError",
     "Relaxation",
     "ReliableCalculator",
+    "RunFileError",
     "Signal",
     "Threshold",
     "UnreliableError",
@@ -103,6 +113,7 @@ __all__ = [
     "Verdict",
     "annotated_copy",
     "default_calculator",
+    "evaluate",
     "fit",
     "open_model",
     "read_assessment",

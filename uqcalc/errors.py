@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 
@@ -29,8 +30,33 @@ class LabelError(UqcalcError):
     """Labelled frames are missing labels, or hold labels that cannot be right."""
 
 
+class LabelWarning(UserWarning):
+    """Labels can be used, but look as if they were not what they should be."""
+
+
 class RecordError(UqcalcError):
     """An event log or an annotation is unreadable, or belongs to another run."""
+
+
+class RunFileError(UqcalcError):
+    """A run file cannot be read or asks for what cannot be; it names every problem.
+
+    Attributes
+    ----------
+    path : str
+    problems : tuple of str
+        One for each entry at fault: where it is, what it must be, and what it was.
+    """
+
+    def __init__(self, path: str, problems: Sequence[str]) -> None:
+        self.path, self.problems = path, tuple(problems)
+        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+        lines = "".join(f"\n  {problem}" for problem in problems)
+        super().__init__(f"{path} has {count}:{lines}")
+
+    def __reduce__(self) -> tuple[type[RunFileError], tuple[str, tuple[str, ...]]]:
+        """Survive process pools: rebuild from path and problems."""
+        return type(self), (self.path, self.problems)
 
 
 class MissingExtraError(UqcalcError, ImportError):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from uqcalc.errors import RecordError
+from uqcalc.files import strict_json
 
 
 def writable(path: str | os.PathLike[str], what: str) -> Path:
@@ -62,7 +62,7 @@ class EventLog:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record; what JSON lacks (NaN, infinities) becomes null."""
-        line = json.dumps(_strict(record), ensure_ascii=False, allow_nan=False)
+        line = json.dumps(strict_json(record), ensure_ascii=False, allow_nan=False)
         with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(line + "\n")
 
@@ -80,27 +80,27 @@ class EventLog:
                 "choose another name"
             )
             raise RecordError(msg)
-        differing = _differences(records[0]["run"], _strict(header["run"]))
-        if differing:
-            msg = (
-                f"log must belong to the same run, got {self.path} with other "
-                f"{'; '.join(differing)}; choose another name for the new run"
-            )
-            raise RecordError(msg)
+        check_same_run(self.path, records[0]["run"], header["run"])
         steps = [r["step"] for r in records if r.get("event") == "step"]
         self.last_step = int(steps[-1]) if steps else None
         cut_torn_record(self.path)
 
 
-def _strict(value: Any) -> Any:
-    """Return ``value`` with None for every number that JSON cannot hold."""
-    if isinstance(value, Mapping):
-        return {str(key): _strict(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def check_same_run(path: Path, theirs: Any, ours: Any) -> None:
+    """Refuse a log whose header describes another run; say in what they differ.
+
+    Raises
+    ------
+    RecordError
+        If the two descriptions are not equal as JSON.
+    """
+    differing = _differences(theirs, strict_json(ours))
+    if differing:
+        msg = (
+            f"log must belong to the same run, got {path} with other "
+            f"{'; '.join(differing)}; choose another name for the new run"
+        )
+        raise RecordError(msg)
 
 
 def _differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
@@ -155,6 +155,29 @@ def read_log(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
             if not line.endswith("\n"):
                 return
             yield _parsed(line, f"line {number} of {path}")
+
+
+def read_standing(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """Yield the step and warning records that stand, in the order of the steps.
+
+    A run that was killed goes on from the geometry it saved last: the log then counts
+    back to that step, and what it held of that step and later ones was run again and
+    is left out here.
+
+    Raises
+    ------
+    RecordError
+        As for `read_log`.
+    """
+    standing: list[tuple[int, int]] = []
+    for number, record in enumerate(read_log(path)):
+        if record.get("event") == "step":
+            while standing and standing[-1][0] >= record["step"]:
+                standing.pop()
+        if record.get("event") in {"step", "warning"}:
+            standing.append((record["step"], number))
+    numbers = {number for _, number in standing}
+    yield from (r for n, r in enumerate(read_log(path)) if n in numbers)
 
 
 def _parsed(line: str, where: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,13 @@ from ase.data import chemical_symbols, covalent_radii
 from numpy.typing import ArrayLike
 
 from uqcalc import scores
+from uqcalc.files import whole
 from uqcalc.records import Level
 
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from uqcalc.event import Event
 
@@ -34,6 +37,17 @@ def _axes(ax: Axes | None) -> Axes:
     import matplotlib.pyplot as plt
 
     return plt.subplots(layout="constrained")[1]
+
+
+def save_figure(
+    figure: Figure, path: str | os.PathLike[str], *, dpi: int = 160
+) -> None:
+    """Write a picture, whole or not at all, and close it."""
+    import matplotlib.pyplot as plt
+
+    with whole(path) as partial:
+        figure.savefig(partial, dpi=dpi)
+    plt.close(figure)
 
 
 def plot_verdicts(history: Sequence[Event], ax: Axes | None = None) -> Axes:

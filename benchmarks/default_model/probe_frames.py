@@ -18,7 +18,7 @@ import torch
 from ase import Atoms
 from fast import accelerate
 from molecules import write_text
-from ramp import BatchedForces, new_ramp, run_ramps
+from ramp import BatchedForces, Schedule, new_ramp, run_ramps
 from sample import (
     FAILURES,
     Sampled,
@@ -39,7 +39,7 @@ SPLITS = ("probe_train", "probe_calibration", "probe_test")
 PLAN = {300.0: 6, 600.0: 3, 1000.0: 3}
 SEEN_PLAN = {300.0: 3, 600.0: 2}
 SEEN_MOLECULES = 80
-STEPS, EVERY = 1400, 50
+SCHEDULE = Schedule(start_K=300.0, end_K=3000.0, steps=1400, every=50)
 CHUNK = 20
 
 
@@ -81,10 +81,15 @@ def ramp_chunk(molecules: list[str]) -> list[tuple[Sampled, str]]:
     config = {"model": {"hidden_irreps": "64x0e", "max_ell": 2}}
     forces = BatchedForces(accelerate(model, config), model.atomic_numbers.tolist())
     ramps = [
-        new_ramp(s, embed(s, seed_of(s, "ramp")), seed_of(s, "ramp-momenta"))
+        new_ramp(
+            s,
+            embed(s, seed_of(s, "ramp")),
+            seed_of(s, "ramp-momenta"),
+            SCHEDULE.start_K,
+        )
         for s in molecules
     ]
-    run_ramps(forces, ramps, STEPS, EVERY)
+    run_ramps(forces, ramps, SCHEDULE)
     results = []
     for ramp in ramps:
         sampled = Sampled(ramp.molecule)

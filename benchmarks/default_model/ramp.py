@@ -8,10 +8,23 @@ from ase import Atoms, units
 from fast import set_pairs
 
 
-START_K, END_K = 300.0, 3000.0
-TIMESTEP_FS = 0.5
-FRICTION_PER_FS = 0.05
 MAX_FORCE, MAX_DISTANCE = 100.0, 15.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A linear ramp of the heat bath, and which of its steps are kept."""
+
+    start_K: float
+    end_K: float
+    steps: int
+    every: int
+    timestep_fs: float = 0.5
+    friction_per_fs: float = 0.05
+
+    def temperature(self, step: int) -> float:
+        """Return the bath's temperature (K) at a step."""
+        return self.start_K + (self.end_K - self.start_K) * step / self.steps
 
 
 @dataclass
@@ -48,7 +61,7 @@ def dense_edges(
 
 
 class BatchedForces:
-    """Forces of several molecules in one evaluation."""
+    """Several molecules in one evaluation of an accelerated model."""
 
     def __init__(self, model: torch.nn.Module, elements: list[int]) -> None:
         self.model = model.requires_grad_(requires_grad=False)
@@ -57,9 +70,15 @@ class BatchedForces:
 
     def __call__(self, ramps: list[Ramp]) -> list[np.ndarray]:
         """Return the forces (eV/Angstrom) of every molecule."""
+        forces = self.output([ramp.atoms for ramp in ramps])["forces"]
         sizes = [len(ramp.atoms) for ramp in ramps]
+        return np.split(forces.numpy().astype(float), np.cumsum(sizes)[:-1])
+
+    def output(self, frames: list[Atoms]) -> dict[str, torch.Tensor]:
+        """Return the model's output for all frames, their atoms one after another."""
+        sizes = [len(atoms) for atoms in frames]
         present = torch.arange(max(sizes)) < torch.tensor(sizes)[:, None]
-        stacked = np.concatenate([ramp.atoms.positions for ramp in ramps])
+        stacked = np.concatenate([atoms.positions for atoms in frames])
         positions = torch.tensor(stacked, dtype=torch.float32)
         padded = torch.zeros(*present.shape, 3)
         padded[present] = positions
@@ -70,7 +89,7 @@ class BatchedForces:
         shifts = missing.flatten()[:, None] * shift
         first = torch.zeros(int(pairs.max()) + 1, dtype=torch.int64)
         first[pairs.flatten()] = torch.arange(pairs.numel())
-        numbers = np.concatenate([ramp.atoms.numbers for ramp in ramps])
+        numbers = np.concatenate([atoms.numbers for atoms in frames])
         species = torch.tensor(np.searchsorted(self.elements, numbers))
         counts = torch.tensor(sizes)
         batch = {
@@ -79,26 +98,26 @@ class BatchedForces:
             "edge_index": torch.stack([senders.flatten(), own.flatten()]),
             "shifts": shifts,
             "unit_shifts": shifts,
-            "cell": torch.zeros(3 * len(ramps), 3),
+            "cell": torch.zeros(3 * len(frames), 3),
             "ptr": torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
-            "batch": torch.repeat_interleave(torch.arange(len(ramps)), counts),
+            "batch": torch.repeat_interleave(torch.arange(len(frames)), counts),
         }
         set_pairs(self.model, pairs.flatten(), first[1:])
-        forces = self.model(batch)["forces"].numpy().astype(float)
-        return np.split(forces, np.cumsum(sizes)[:-1])
+        output: dict[str, torch.Tensor] = self.model(batch)
+        return output
 
 
-def langevin_half(ramp: Ramp, forces: np.ndarray) -> None:
+def kick(ramp: Ramp, forces: np.ndarray, timestep_fs: float) -> None:
     """Kick by half a step (B of BAOAB)."""
     masses = ramp.atoms.get_masses()[:, None]
-    ramp.velocities += 0.5 * TIMESTEP_FS * units.fs * forces / masses
+    ramp.velocities += 0.5 * timestep_fs * units.fs * forces / masses
 
 
-def drift(ramp: Ramp, temperature: float) -> None:
+def drift(ramp: Ramp, schedule: Schedule, temperature: float) -> None:
     """Move, thermalise, move (A, O, A of BAOAB)."""
     masses = ramp.atoms.get_masses()[:, None]
-    half = 0.5 * TIMESTEP_FS * units.fs
-    keep = np.exp(-FRICTION_PER_FS * TIMESTEP_FS)
+    half = 0.5 * schedule.timestep_fs * units.fs
+    keep = np.exp(-schedule.friction_per_fs * schedule.timestep_fs)
     noise = ramp.rng.normal(size=ramp.velocities.shape)
     thermal = np.sqrt((1 - keep**2) * units.kB * temperature / masses)
     ramp.atoms.positions += half * ramp.velocities
@@ -116,20 +135,20 @@ def broken(ramp: Ramp, forces: np.ndarray) -> str:
     return "distance" if distance > MAX_DISTANCE else ""
 
 
-def run_ramps(model: BatchedForces, ramps: list[Ramp], steps: int, every: int) -> None:
+def run_ramps(model: BatchedForces, ramps: list[Ramp], schedule: Schedule) -> None:
     """Heat all molecules linearly; frames are collected in each `Ramp`."""
     active = list(ramps)
     forces = model(active)
-    for step in range(1, steps + 1):
-        temperature = START_K + (END_K - START_K) * step / steps
+    for step in range(1, schedule.steps + 1):
+        temperature = schedule.temperature(step)
         for ramp, force in zip(active, forces, strict=True):
-            langevin_half(ramp, force)
-            drift(ramp, temperature)
+            kick(ramp, force, schedule.timestep_fs)
+            drift(ramp, schedule, temperature)
         forces = model(active)
         for ramp, force in zip(active, forces, strict=True):
-            langevin_half(ramp, force)
+            kick(ramp, force, schedule.timestep_fs)
             ramp.stopped = broken(ramp, force)
-            if step % every == 0 and not ramp.stopped:
+            if step % schedule.every == 0 and not ramp.stopped:
                 ramp.frames.append((temperature, ramp.atoms.positions.copy()))
         going = [not ramp.stopped for ramp in active]
         forces = [force for force, on in zip(forces, going, strict=True) if on]
@@ -138,8 +157,8 @@ def run_ramps(model: BatchedForces, ramps: list[Ramp], steps: int, every: int) -
             return
 
 
-def new_ramp(molecule: str, atoms: Atoms, seed: int) -> Ramp:
+def new_ramp(molecule: str, atoms: Atoms, seed: int, start_K: float) -> Ramp:
     """Start a ramp with momenta drawn at its lowest temperature."""
     rng = np.random.default_rng(seed)
-    scale = np.sqrt(units.kB * START_K / atoms.get_masses()[:, None])
+    scale = np.sqrt(units.kB * start_K / atoms.get_masses()[:, None])
     return Ramp(molecule, atoms, scale * rng.normal(size=(len(atoms), 3)), rng)

@@ -18,7 +18,7 @@ from uqcalc.probe.training import fit_datasets
 NAMES = ["H2O", "CH3OH", "NH3", "C2H6"]
 REPORT = {"structures", "prevalence", "majority_accuracy", "accuracy", "mcc", "f1"}
 REPORT |= {"auroc", "ece", "ece_noise_floor", "brier", "coverage", "spearman"}
-REPORT |= {"median_error"}
+REPORT |= {"median_error", "unseen_elements"}
 
 
 def amounts(count, *, seed):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import typer
 
 from uqcalc.cli.demo import demo
+from uqcalc.cli.evaluate import evaluate
+from uqcalc.cli.fit import fit
 
 
 app = typer.Typer(
@@ -12,7 +14,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo,):
+for command in (demo, fit, evaluate):
     app.command()(command)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from uqcalc.demo.tell import describe_crystal, describe_molecule, picture, save
+from uqcalc.demo.tell import describe_crystal, describe_molecule, picture
 from uqcalc.demo.watch import DemoRun, true_errors, watch_aspirin, watch_crystal
+from uqcalc.plotting import save_figure
 
 
 __all__ = [
@@ -38,14 +39,14 @@ def run_demo(output: Path, *, crystal: bool = True, seed: int = 1) -> str:
         raise FileExistsError(msg)
     output.mkdir(parents=True, exist_ok=True)
     molecule = watch_aspirin(output, seed=seed)
-    save(
+    save_figure(
         picture(molecule, "Aspirin, heated until its potential breaks"),
         output / "aspirin.png",
     )
     lines = describe_molecule(molecule, output)
     if crystal:
         solid = watch_crystal(output, seed=seed)
-        save(
+        save_figure(
             picture(solid, "Rutile TiO₂ with CHGNet, squeezed"), output / "crystal.png"
         )
         lines += describe_crystal(solid, output)

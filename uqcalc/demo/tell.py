@@ -128,13 +128,3 @@ def describe_crystal(run: DemoRun, output: Path) -> list[str]:
         f"Files: {output / 'crystal.png'}, crystal.jsonl, crystal.xyz, "
         "crystal_flagged.xyz.",
     ]
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a picture, whole or not at all."""
-    import matplotlib.pyplot as plt
-
-    partial = path.with_name(f".{path.stem}.partial.png")
-    figure.savefig(partial, dpi=160)
-    plt.close(figure)
-    partial.replace(path)

@@ -15,14 +15,15 @@ from ase.calculators.calculator import CalculationFailed
 from ase.io import read, write
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
-from rich.progress import Progress
 
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.default import default_calculator, shipped_probe
 from uqcalc.errors import MissingExtraError
+from uqcalc.files import whole
 from uqcalc.models import open_model
 from uqcalc.monitor import Monitor
 from uqcalc.probe.card import Card
+from uqcalc.progress import progress_bar
 from uqcalc.signals.probe import ProbeSignal
 
 
@@ -116,7 +117,7 @@ def _watch(
         patience=patience,
     )
     frames: list[Atoms] = []
-    with Progress(transient=True) as progress:
+    with progress_bar() as progress:
         task = progress.add_task(f"watching {stem.name}", total=steps)
 
         def keep() -> None:
@@ -171,6 +172,5 @@ def _card(calculator: ReliableCalculator) -> Card:
 
 
 def _write(path: Path, frames: list[Atoms]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    write(partial, frames, format="extxyz")
-    partial.replace(path)
+    with whole(path) as partial:
+        write(partial, frames, format="extxyz")

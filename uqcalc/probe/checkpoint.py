@@ -17,6 +17,7 @@ from safetensors.torch import save as serialise
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.errors import ProbeError
+from uqcalc.files import whole
 from uqcalc.probe.card import RAW_ARCHITECTURE, Card
 from uqcalc.probe.inputs import Statistics, host_scalars, raw_scalars
 from uqcalc.probe.network import ProbeNetwork, Shape
@@ -142,14 +143,10 @@ class Probe:
             state = self.statistics.state_dict()
             tensors |= {f"statistics.{k}": v for k, v in state.items()}
         contiguous = {k: v.cpu().contiguous() for k, v in tensors.items()}
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         metadata = {_CARD_KEY: json.dumps(self.card.to_dict(), ensure_ascii=False)}
-        try:
+        with whole(target) as partial:
             # by way of bytes: save_file would make the file private to its owner
             partial.write_bytes(serialise(contiguous, metadata))
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
         return target
 
     @classmethod

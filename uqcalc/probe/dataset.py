@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from ase import Atoms
 from numpy.typing import NDArray
-from rich.progress import Progress
 
 from uqcalc.backbones.base import Backbone, Prediction
+from uqcalc.backbones.batching import batches
 from uqcalc.errors import LabelError
 from uqcalc.probe.labels import Labels, find_defects, refuse_defects
-
-
-# Atoms in one native batch: enough to fill two cores, little enough for any memory.
-BATCH_ATOMS = 512
+from uqcalc.probe.units import warn_of_units
+from uqcalc.progress import progress_bar
 
 
 @dataclass(slots=True, eq=False)
@@ -107,9 +105,10 @@ def build_dataset(
     refuse_defects(found, frames, exclude)
     kept = _kept(frames, found)
     predictions: dict[int, Prediction] = {}
-    with Progress(transient=True) as progress:
+    with progress_bar() as progress:
         task = progress.add_task(title, total=len(kept))
-        for batch in _batches(kept, frames):
+        by_size = sorted(kept, key=lambda i: len(frames[i]))
+        for batch in batches(by_size, lambda i: len(frames[i])):
             done = backbone.predict_many([frames[i] for i in batch])
             predictions.update(zip(batch, map(_slim, done), strict=True))
             progress.advance(task, len(batch))
@@ -117,7 +116,12 @@ def build_dataset(
         found["not finite"] = sorted(found.get("not finite", []) + broken)
         refuse_defects(found, frames, exclude)
         kept = _kept(frames, found)
-    errors = [_error(predictions[i], frames[i], labels) for i in kept]
+    references = [_reference(frames[i], labels) for i in kept]
+    warn_of_units(labels.target, [predictions[i] for i in kept], references)
+    errors = [
+        labels.error(predictions[i], reference)
+        for i, reference in zip(kept, references, strict=True)
+    ]
     groups = [_group(frames[i], i, labels.group_key) for i in kept]
     return Dataset([predictions[i] for i in kept], np.array(errors), groups, found)
 
@@ -136,25 +140,7 @@ def _kept(frames: Sequence[Atoms], found: dict[str, list[int]]) -> list[int]:
 
 
 def _finite(prediction: Prediction) -> bool:
-    return bool(
-        np.isfinite(prediction.energy)
-        and np.all(np.isfinite(prediction.forces))
-        and prediction.features.isfinite().all()
-    )
-
-
-def _batches(kept: Sequence[int], frames: Sequence[Atoms]) -> Iterator[list[int]]:
-    """Group frames of like size, up to `BATCH_ATOMS` atoms together."""
-    batch: list[int] = []
-    atoms = 0
-    for index in sorted(kept, key=lambda i: len(frames[i])):
-        if batch and atoms + len(frames[index]) > BATCH_ATOMS:
-            yield batch
-            batch, atoms = [], 0
-        batch.append(index)
-        atoms += len(frames[index])
-    if batch:
-        yield batch
+    return prediction.finite and bool(prediction.features.isfinite().all())
 
 
 def _slim(prediction: Prediction) -> Prediction:
@@ -177,12 +163,12 @@ def _own(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to("cpu", torch.float32, copy=True)
 
 
-def _error(prediction: Prediction, frame: Atoms, labels: Labels) -> float:
+def _reference(frame: Atoms, labels: Labels) -> NDArray[np.float64]:
     reference = labels.reference(frame)
     if reference is None:
         msg = "frame must have a label, got none; build the dataset again"
         raise LabelError(msg)
-    return labels.error(prediction, reference)
+    return reference
 
 
 def _group(frame: Atoms, index: int, key: str | None) -> str:

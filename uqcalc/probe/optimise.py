@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import Progress
 from torch import nn
 
 from uqcalc.errors import LabelError
@@ -15,6 +14,7 @@ from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.dataset import Dataset
 from uqcalc.probe.network import ProbeNetwork
 from uqcalc.probe.recipe import Recipe
+from uqcalc.progress import progress_bar
 
 
 def optimise(
@@ -46,7 +46,7 @@ def optimise(
     loss = _Loss(probe, data, reliable, recipe)
     best, best_state, curve = np.inf, network.state_dict(), []
     since = 0
-    with Progress(transient=True) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("probe", total=recipe.epochs)
         for _ in range(recipe.epochs):
             trained = _epoch(network, optimiser, loss, _shuffled(fitting, rng, recipe))

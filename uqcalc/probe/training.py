@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
-from numpy.typing import NDArray
 
-from uqcalc import scores
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
@@ -22,15 +20,27 @@ from uqcalc.probe.calibration import calibrate
 from uqcalc.probe.card import RAW_ARCHITECTURE, Card
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.dataset import Dataset, build_dataset
+from uqcalc.probe.evaluation import Evaluation, evaluate_dataset
 from uqcalc.probe.inputs import Statistics, host_scalars
 from uqcalc.probe.labels import Labels, geometry_key
 from uqcalc.probe.network import ProbeNetwork, Shape
 from uqcalc.probe.optimise import margins, optimise
 from uqcalc.probe.recipe import Recipe
-from uqcalc.probe.report import FitReport
 
 
 __all__ = ["FitReport", "Recipe", "fit", "fit_datasets"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FitReport(Evaluation):
+    """A fitted probe and how good it is on structures it never saw.
+
+    Attributes
+    ----------
+    curve : list of (training loss, validation loss)
+    """
+
+    curve: list[tuple[float, float]]
 
 
 def fit(
@@ -90,18 +100,16 @@ def fit_datasets(
         boundary = float(np.percentile(train.errors, labels.percentile))
     probe, curve = _train(train, backbone, labels, recipe, boundary)
     calibrated = calibrate(margins(probe, calibration), calibration.errors <= boundary)
-    probability = _sigmoid(calibrated[0] * margins(probe, test) + calibrated[1])
-    report = scores.classification_report(test.errors <= boundary, probability)
-    report["spearman"] = scores.spearman(test.errors, 1 - probability)
-    report["median_error"] = float(np.median(test.errors))
-    card = replace(
-        probe.card,
-        calibration=calibrated,
-        report=report,
-        training=_training_summary(train, calibration, test, recipe, curve),
-    )
-    final = Probe(card, probe.network, probe.statistics)
-    return FitReport(final, report, probability, test.errors, curve)
+    summary = _training_summary(train, calibration, test, recipe, curve)
+    probe = _with(probe, calibration=calibrated, training=summary)
+    seen = evaluate_dataset(probe, test)
+    probe = _with(probe, report=seen.report)
+    return FitReport(probe, seen.report, seen.probability, seen.errors, curve)
+
+
+def _with(probe: Probe, **entries: Any) -> Probe:
+    """Return the same network with more on its card."""
+    return Probe(replace(probe.card, **entries), probe.network, probe.statistics)
 
 
 def _datasets(
@@ -207,10 +215,6 @@ def _statistics(data: Dataset, card: Card) -> Statistics:
         [len(p.numbers) for p in data.predictions],
     )
     return statistics
-
-
-def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(1 / (1 + np.exp(-np.clip(x, -500, 500))))
 
 
 def _training_summary(

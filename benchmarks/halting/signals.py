@@ -1,0 +1,161 @@
+"""What every detector says of every kept frame, and the true error beside it.
+
+Evaluated in batches on the accelerated model; `check_product` holds the numbers
+against what `ReliableCalculator` says of single frames.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import torch
+from ase import Atoms
+from fast import accelerate
+from ramp import BatchedForces
+from safetensors.torch import load
+from sklearn.covariance import LedoitWolf
+
+from halting.runs import Run
+from uqcalc.backbones import Prediction
+from uqcalc.default import (
+    build_model,
+    default_calculator,
+    load_model,
+    shipped_probe,
+)
+
+
+BATCH = 32
+CONFIG = {"model": {"hidden_irreps": "64x0e", "max_ell": 2}}
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Risks of one run's frames, each (frames,), larger is worse.
+
+    `error` is the truth: RMS over the force components, eV/Å, NaN where unknown.
+    """
+
+    error: np.ndarray
+    probe: np.ndarray
+    max_force: np.ndarray
+    distance_mean: np.ndarray
+    distance_max: np.ndarray
+
+
+class LatentDistance:
+    """Mahalanobis distance of each atom's features to the training set's.
+
+    One shrunk covariance (Ledoit & Wolf 2004, doi:10.1016/S0047-259X(03)00096-4) per
+    element, from the frames that the potential was trained on.
+    """
+
+    def __init__(self, numbers: np.ndarray, features: np.ndarray) -> None:
+        self.fits = {
+            int(z): LedoitWolf().fit(features[numbers == z]) for z in np.unique(numbers)
+        }
+
+    def __call__(self, numbers: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """Return the distance of every atom."""
+        distances = np.empty(len(numbers))
+        for z in np.unique(numbers):
+            rows = numbers == z
+            squared = self.fits[int(z)].mahalanobis(features[rows])
+            distances[rows] = np.sqrt(squared)
+        return distances
+
+
+def batched(model: torch.nn.Module) -> BatchedForces:
+    """Return the accelerated model that evaluates frames together."""
+    elements = model.atomic_numbers.tolist()
+    return BatchedForces(accelerate(model, CONFIG), elements)
+
+
+def bundled() -> BatchedForces:
+    """Return the bundled potential."""
+    return batched(load_model())
+
+
+def member(folder: Path) -> BatchedForces:
+    """Return a potential that `train_backbone.py` wrote."""
+    config = json.loads((folder / "backbone.json").read_text(encoding="utf-8"))
+    model = build_model(config)
+    model.load_state_dict(load((folder / "backbone.safetensors").read_bytes()))
+    return batched(model)
+
+
+def outputs(model: BatchedForces, frames: list[Atoms]) -> Iterator[list[Prediction]]:
+    """Yield the predictions of all frames, batch by batch."""
+    for start in range(0, len(frames), BATCH):
+        batch = frames[start : start + BATCH]
+        out = model.output(batch)
+        cuts = np.cumsum([len(atoms) for atoms in batch])[:-1].tolist()
+        forces = np.split(out["forces"].numpy(), cuts)
+        width = out["node_feats"].shape[1] // 2  # the last of two interactions
+        features = out["node_feats"][:, -width:].detach().tensor_split(cuts)
+        energies = out["energy"].detach().numpy()
+        yield [
+            Prediction(
+                numbers=atoms.numbers,
+                positions=atoms.positions,
+                cell=atoms.cell.array,
+                pbc=atoms.pbc,
+                results={"energy": float(energy), "forces": force},
+                energy=float(energy),
+                forces=force,
+                features=feature,
+            )
+            for atoms, energy, force, feature in zip(
+                batch, energies, forces, features, strict=True
+            )
+        ]
+
+
+def training_distance(model: BatchedForces, path: Path) -> LatentDistance:
+    """Fit the latent distance on the frames that the potential was trained on."""
+    frames = ase.io.read(path, ":")
+    found = [p for batch in outputs(model, frames) for p in batch]
+    numbers = np.concatenate([p.numbers for p in found])
+    features = np.concatenate([p.features.numpy() for p in found]).astype(float)
+    return LatentDistance(numbers, features)
+
+
+def read_signals(model: BatchedForces, distance: LatentDistance, run: Run) -> Signals:
+    """Evaluate one run."""
+    probe = shipped_probe("default")
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in Signals.__annotations__}
+    done = 0
+    for batch in outputs(model, run.frames()):
+        forces = np.stack([p.forces for p in batch])
+        truth = run.truth[done : done + len(batch)]
+        done += len(batch)
+        reliability, _ = probe(batch)
+        far = np.stack([distance(p.numbers, p.features.numpy()) for p in batch])
+        rows["error"].append(np.sqrt(np.mean((forces - truth) ** 2, axis=(1, 2))))
+        rows["probe"].append(1.0 - reliability.numpy())
+        rows["max_force"].append(np.linalg.norm(forces, axis=2).max(axis=1))
+        rows["distance_mean"].append(far.mean(axis=1))
+        rows["distance_max"].append(far.max(axis=1))
+    return Signals(**{name: np.concatenate(parts) for name, parts in rows.items()})
+
+
+def forces_of(model: BatchedForces, run: Run) -> np.ndarray:
+    """Return a committee member's forces (frames, atoms, 3)."""
+    batches = outputs(model, run.frames())
+    return np.stack([p.forces for batch in batches for p in batch])
+
+
+def check_product(run: Run, signals: Signals, every: int = 97) -> float:
+    """Return the largest difference of the risk to the product's own answer."""
+    calculator = default_calculator()
+    differences = [
+        abs(calculator.assess(atoms).readings[0].risk - signals.probe[index])
+        for index, atoms in enumerate(run.frames())
+        if index % every == 0
+    ]
+    return float(max(differences))

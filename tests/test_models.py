@@ -1,0 +1,79 @@
+"""Potentials by name: what each opens, and what is said where it cannot."""
+
+import sys
+
+import pytest
+import torch
+from ase.build import bulk, molecule
+from builders import import_mace, tiny_mace
+
+from uqcalc import MissingExtraError, ModelError, open_model
+from uqcalc.default import bare_calculator, shipped_probe
+
+
+import_mace()
+
+
+def test_default_is_the_bundled_potential():
+    water = molecule("H2O")
+    ours, theirs = open_model("default", device="cpu"), bare_calculator()
+    assert ours.get_potential_energy(water) == theirs.get_potential_energy(water)
+
+
+def test_chgnet_opens_and_its_probe_fits():
+    pytest.importorskip("chgnet")
+    from uqcalc import tap
+
+    backbone = tap(open_model("chgnet", device="cpu"))
+    shipped_probe("chgnet").check(backbone)
+    assert backbone(bulk("NaCl", "rocksalt", a=5.64), ["energy"]).energy < -6
+
+
+@pytest.mark.parametrize("prefix", ["mace:", ""])
+def test_a_mace_file_opens_with_and_without_its_prefix(prefix, tmp_path):
+    path = tmp_path / "my.model"
+    model = tiny_mace("4x0e")
+    torch.save(model, path)
+    opened = open_model(f"{prefix}{path}", device="cpu")
+    assert opened.get_potential_energy(molecule("CH4")) < 0
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("mase", "model must be one of default, chgnet, mace:FILE.* got 'mase'"),
+        ("default:2", "model must be one of"),
+        ("mace:not/there.model", "must name a file that exists, got 'not/there"),
+        ("mace_off:tiny", r"size of mace_off must be one of \['large'.* got 'tiny'"),
+    ],
+)
+def test_names_that_mean_nothing(name, words):
+    with pytest.raises(ModelError, match=words):
+        open_model(name, device="cpu")
+
+
+def test_precision_is_checked():
+    with pytest.raises(ModelError, match=r"dtype must be one of .* got 'float16'"):
+        open_model("default", dtype="float16")
+
+
+def test_absent_package_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "chgnet.model.dynamics", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "uqcalc\[chgnet\]"'):
+        open_model("chgnet")
+
+
+def test_weights_out_of_reach_come_with_the_command_that_fetches_them(monkeypatch):
+    from mace.calculators import foundations_models
+
+    def unreachable(**_):
+        raise RuntimeError("Model download failed and no local model found")
+
+    monkeypatch.setattr(foundations_models, "mace_off", unreachable)
+    with pytest.raises(ModelError, match=r"curl -LO https\S+small\S+ and pass --model"):
+        open_model("mace_off:small", device="cpu")
+
+
+def test_only_some_models_bring_a_probe():
+    with pytest.raises(ModelError, match=r"uqcalc fit labelled.xyz --model mace_mp"):
+        shipped_probe("mace_mp:small")

@@ -1,0 +1,55 @@
+"""`uqcalc evaluate`: how good a probe is on frames it never saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uqcalc.cli.console import DeviceOption, ModelOption, errors_as_messages, out
+from uqcalc.cli.labels import EnergyKey, Exclude, ForcesKey, read_frames
+
+
+def evaluate(  # noqa: PLR0913  (one option each)
+    probe: Annotated[Path, typer.Argument(help="The probe.")],
+    data: Annotated[
+        Path, typer.Argument(help="Labelled frames, in any format ASE reads.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Where to write, without ending; by default PROBE-DATA.",
+        ),
+    ] = None,
+    *,
+    model: ModelOption = "default",
+    forces_key: ForcesKey = "REF_forces",
+    energy_key: EnergyKey = "REF_energy",
+    exclude: Exclude = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score a probe on labelled frames that it was not fitted on.
+
+    Prints the scores, and writes them as .json with a .png of the reliability
+    diagram and the risk-coverage curve.
+    """
+    with errors_as_messages():
+        import uqcalc
+
+        loaded = uqcalc.Probe.load(probe)
+        labels = uqcalc.Labels(
+            loaded.card.target, energy_key=energy_key, forces_key=forces_key
+        )
+        result = uqcalc.evaluate(
+            loaded,
+            read_frames(data),
+            uqcalc.open_model(model, device=device),
+            labels,
+            exclude=exclude or (),
+        )
+        written = result.write(output or Path(f"{probe.stem}-{data.stem}"))
+        out().print(str(result))
+        out().print(f"wrote {', '.join(map(str, written))}")

@@ -1,0 +1,98 @@
+"""Labels in the wrong unit, given away by their scale beside the predictions."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from ase import units
+from numpy.typing import NDArray
+
+from uqcalc.backbones.base import Prediction
+from uqcalc.errors import LabelWarning
+
+
+# How many of each fit into one eV, or into one eV/Å.
+ENERGY_SCALES = {
+    "kcal/mol": units.mol / units.kcal,
+    "kJ/mol": units.mol / units.kJ,
+    "hartree": 1 / units.Hartree,
+    "rydberg": 1 / units.Rydberg,
+    "meV": 1000.0,
+}
+FORCE_SCALES = {
+    "kcal/mol/Å": units.mol / units.kcal,
+    "kJ/mol/Å": units.mol / units.kJ,
+    "hartree/bohr": units.Bohr / units.Hartree,
+    "rydberg/bohr": units.Bohr / units.Rydberg,
+    "meV/Å": 1000.0,
+}
+# Potentials are seldom off by more; the closest two units differ by a factor of 1.9.
+_NEAR = 1.3
+# Below it the labels are not a multiple of the predictions in any unit.
+_CORRELATED = 0.5
+
+
+def warn_of_units(
+    target: str,
+    predictions: Sequence[Prediction],
+    references: Sequence[NDArray[np.float64]],
+) -> None:
+    """Warn where the labels are a unit's multiple of the predictions.
+
+    Energies are compared after the best energy of each element has been taken out of
+    both, so that another zero of energy does not matter.
+
+    Warns
+    -----
+    LabelWarning
+        Naming the unit that the scale points to.
+    """
+    if target == "forces":
+        predicted = np.concatenate([p.forces.ravel() for p in predictions])
+        labels = np.concatenate([r.ravel() for r in references])
+        scales, right = FORCE_SCALES, "eV/Å"
+    else:
+        counts = _composition(predictions)
+        predicted = _without_elements(counts, [p.energy for p in predictions])
+        labels = _without_elements(counts, [float(r) for r in references])
+        scales, right = ENERGY_SCALES, "eV"
+    unit = _guess(predicted, labels, scales)
+    if unit is not None:
+        ratio = np.std(labels) / np.std(predicted)
+        msg = (
+            f"labels must be in {right}, but theirs are {ratio:.3g} times as large as "
+            f"the predictions, as labels in {unit} would be (factor "
+            f"{scales[unit]:.4g}); convert them, or every structure will count as wrong"
+        )
+        warnings.warn(msg, LabelWarning, stacklevel=4)
+
+
+def _guess(
+    predicted: NDArray[np.float64],
+    labels: NDArray[np.float64],
+    scales: dict[str, float],
+) -> str | None:
+    spread = float(np.std(predicted)), float(np.std(labels))
+    if len(labels) < 3 or min(spread) < 1e-12:
+        return None
+    if np.corrcoef(predicted, labels)[0, 1] < _CORRELATED:
+        return None
+    ratio = spread[1] / spread[0]
+    nearest = min(scales, key=lambda unit: abs(np.log(ratio / scales[unit])))
+    away = abs(np.log(ratio / scales[nearest]))
+    return nearest if away < min(np.log(_NEAR), abs(np.log(ratio))) else None
+
+
+def _composition(predictions: Sequence[Prediction]) -> NDArray[np.float64]:
+    present = sorted({int(z) for p in predictions for z in np.unique(p.numbers)})
+    return np.array([[np.sum(p.numbers == z) for z in present] for p in predictions])
+
+
+def _without_elements(
+    counts: NDArray[np.float64], energies: Sequence[float]
+) -> NDArray[np.float64]:
+    values = np.asarray(energies, dtype=float)
+    solution, *_ = np.linalg.lstsq(counts.astype(float), values, rcond=None)
+    return np.asarray(values - counts @ solution)
