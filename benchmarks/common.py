@@ -42,8 +42,11 @@ def write_result(
     rows: Sequence[Mapping[str, Any]],
     targets: Sequence[Mapping[str, Any]] = (),
     notes: Sequence[str] = (),
+    more: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write ``results/NAME.json``, whole or not at all, and return its path.
+
+    ``more`` holds further entries, whatever the benchmark has to tell.
 
     Non-finite numbers are written as null: they are no JSON.
     """
@@ -55,6 +58,7 @@ def write_result(
         "targets": [dict(entry) for entry in targets],
         "notes": list(notes),
         "rows": [dict(row) for row in rows],
+        **(more or {}),
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"

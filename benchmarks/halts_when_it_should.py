@@ -1,35 +1,78 @@
-"""Does it halt when it should, and not when it should not? Run `all`."""
+"""Ask whether it halts when it should, and not when it should not.
+
+Molecules that neither the bundled potential nor its probe has seen are heated until
+they fail, and kept at 300 K where they should not; GFN2-xTB is the truth. Stages, each
+continuing what is cached: `runs`, `signals`, `committee`, `report`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from halting.runs import make_chunk, missing_chunks
+from halting.report import report
+from halting.runs import RunSpec, all_specs, make_chunk, missing_chunks
+from halting.signals import write_training_features
+from halting.stages import TRAINING, make_committee, make_signals
 
 
-def make_runs(folder: Path, workers: int) -> None:
-    """Make the runs that are not cached yet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    chunks = list(missing_chunks(folder))
+def in_parallel(job: Callable[..., Any], tasks: Sequence[Any], workers: int) -> None:
+    """Do all tasks, reporting progress."""
     start = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        job = partial(make_chunk, folder=folder)
-        for done, _ in enumerate(pool.imap(job, chunks), 1):
+        for done, _ in enumerate(pool.imap(job, tasks), 1):
             elapsed = (time.monotonic() - start) / 60
-            print(f"{done}/{len(chunks)} chunks, {elapsed:.0f} min", flush=True)
+            print(f"{done}/{len(tasks)}, {elapsed:.1f} min", flush=True)
+
+
+def without(folder: Path, ending: str) -> list[list[RunSpec]]:
+    """Return the runs that lack a cached file, a dozen together."""
+    missing = [s for s in all_specs() if not (folder / f"{s.name}{ending}").is_file()]
+    return [missing[start : start + 12] for start in range(0, len(missing), 12)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["runs"])
+    parser.add_argument("stage", choices=["runs", "signals", "committee", "report"])
     parser.add_argument("--cache", type=Path, default=Path("halting_cache"))
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument(
+        "--backbone-frames",
+        type=Path,
+        default=Path("default_model/default_model_data/backbone.xyz"),
+        help="frames the bundled potential was trained on (default_model/sample.py)",
+    )
+    parser.add_argument(
+        "--members",
+        type=Path,
+        nargs=3,
+        help="folders of three more potentials (default_model/train_backbone.py)",
+    )
     options = parser.parse_args()
-    make_runs(options.cache, options.workers)
+    cache: Path = options.cache
+    cache.mkdir(parents=True, exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if options.stage == "runs":
+        job = partial(make_chunk, folder=cache)
+        in_parallel(job, list(missing_chunks(cache)), options.workers)
+    elif options.stage == "signals":
+        if not (cache / TRAINING).is_file():
+            write_training_features(options.backbone_frames, cache / TRAINING)
+        job = partial(make_signals, folder=cache)
+        in_parallel(job, without(cache, ".signals.npz"), options.workers)
+    elif options.stage == "committee":
+        if options.members is None:
+            parser.error("committee needs --members DIR DIR DIR")
+        job = partial(make_committee, folder=cache, members=options.members)
+        in_parallel(job, without(cache, ".committee.npz"), options.workers)
+    else:
+        report(cache)
 
 
 if __name__ == "__main__":

@@ -215,6 +215,27 @@ def test_flagged_importance_comes_only_where_the_verdict_asks(base):
     assert backbone.passes == passes + 1  # explaining runs the probe, not the model
 
 
+class Unmoved(EMT):
+    """Answers NaN positions with finite numbers, as CHGNet does."""
+
+    def calculate(self, atoms, properties, system_changes):
+        finite = atoms.copy()
+        finite.positions = np.nan_to_num(finite.positions)
+        super().calculate(finite, properties, system_changes)
+
+
+def test_a_finite_answer_to_a_broken_geometry_is_unreliable():
+    atoms = watched(base=Unmoved())
+    assert atoms.calc.assess(atoms).level is Level.RELIABLE
+    atoms.positions[1, 2] = np.nan
+    assert np.isfinite(atoms.get_potential_energy())
+    assessment = atoms.calc.assess(atoms)
+    assert assessment.level is Level.UNRELIABLE
+    assert "what is not a number" in str(assessment)
+    assert np.isnan(atoms.calc.results["weights"]).all()
+    assert assessment.worst_atoms() == []
+
+
 # ------------------------------------------------------------- when to evaluate
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Mapping
+from itertools import count
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -18,6 +19,11 @@ from uqcalc.records import Assessment, Level, Reading, Verdict
 
 
 INFO_KEY = "uqcalc"
+ERROR_KEY = "uqcalc_error"
+MODEL_KEY = "uqcalc_model"
+
+# What a trajectory is annotated with; older values of these names are kept apart.
+_ANNOTATED = ("energy", "forces")
 
 # The extended XYZ writer does not escape backslashes, and its reader eats them: as in
 # an address, they are written %5C, and so is everything beyond ASCII.
@@ -55,13 +61,55 @@ def annotated_copy(
     return copy
 
 
+def cleared_copy(atoms: Atoms) -> Atoms:
+    """Return a copy to be annotated: no earlier annotation, and no label lost.
+
+    What the frame stores as energy, forces and the like (the single-point calculator
+    that ASE's readers make; ``info["energy"]``, ``arrays["forces"]``) may be a
+    reference: it is kept in ``info`` and ``arrays`` as ``original_energy`` and so on,
+    with a number behind where that name is taken.
+    """
+    copy: Atoms = atoms.copy()
+    copy.calc = None
+    if INFO_KEY in copy.info:
+        for key in _own_keys(copy):
+            copy.info.pop(key, None)
+            copy.arrays.pop(key, None)
+    # results of a live calculator may be those of another geometry
+    stored = atoms.calc.results if isinstance(atoms.calc, SinglePointCalculator) else {}
+    found = list(stored.items())
+    for place in (copy.info, copy.arrays):
+        found += [(key, place.pop(key)) for key in _ANNOTATED if key in place]
+    for key, value in found:
+        if value is not None:
+            _keep(copy, key, np.array(value))
+    return copy
+
+
+def refused_copy(atoms: Atoms, assessment: Assessment, reason: str) -> Atoms:
+    """Return a copy of a geometry that could not be evaluated: no energy, no forces.
+
+    ``reason`` goes to ``info["uqcalc_error"]``, percent-encoded like the rest.
+    """
+    copy = annotated_copy(atoms, assessment, {})
+    copy.calc = None
+    copy.info[ERROR_KEY] = quote(reason, safe=_PLAIN)
+    return copy
+
+
+def read_error(atoms: Atoms) -> str | None:
+    """Return why a frame could not be evaluated; None where it could."""
+    text = atoms.info.get(ERROR_KEY)
+    return None if text is None else unquote(str(text))
+
+
 def read_assessment(atoms: Atoms) -> Assessment:
     """Return the assessment that `annotated_copy` put into ``atoms``.
 
     Raises
     ------
     RecordError
-        If there is none.
+        If there is none, or it is damaged.
     """
     text = atoms.info.get(INFO_KEY)
     if text is None:
@@ -70,12 +118,36 @@ def read_assessment(atoms: Atoms) -> Assessment:
             "annotate it with uqcalc first"
         )
         raise RecordError(msg)
-    data = json.loads(unquote(text))
-    readings = tuple(_reading(atoms, row) for row in data["readings"])
-    verdict = Verdict(
-        Level[data["level"]], tuple(data["reasons"]), tuple(data["skipped"])
-    )
+    try:
+        data = json.loads(unquote(text))
+        readings = tuple(_reading(atoms, row) for row in data["readings"])
+        verdict = Verdict(
+            Level[data["level"]], tuple(data["reasons"]), tuple(data["skipped"])
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        msg = (
+            f"info[{INFO_KEY!r}] must be what uqcalc wrote, got {str(text)[:60]!r} "
+            f"({type(error).__name__}: {error}); take the entry out of the frame"
+        )
+        raise RecordError(msg) from error
     return Assessment(readings, verdict)
+
+
+def _own_keys(atoms: Atoms) -> list[str]:
+    keys = [key for r in read_assessment(atoms).readings for key in r.results]
+    return [*keys, "reliability_level", INFO_KEY, ERROR_KEY, MODEL_KEY]
+
+
+def _keep(atoms: Atoms, key: str, value: np.ndarray) -> None:
+    name = first = f"original_{key}"
+    numbers = count(2)
+    while name in atoms.info or name in atoms.arrays:
+        name = f"{first}_{next(numbers)}"
+    if all_outputs[key].shapespec[:1] == ("natoms",) and len(atoms):
+        # flat, as files hold no array of three dimensions
+        atoms.arrays[name] = value.reshape(len(atoms), -1) if value.ndim > 2 else value
+    else:
+        atoms.info[name] = value.item() if value.ndim == 0 else value
 
 
 def _record(assessment: Assessment) -> dict[str, Any]:

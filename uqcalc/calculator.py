@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -80,13 +81,37 @@ class ReliableCalculator(BaseCalculator):
         self.results, self.assessment = {}, None
         self._extra_state = _copied(self.backbone.extra_state(atoms))
         prediction = self.backbone(atoms, self._wanted(atoms, properties))
+        self.assessment = self.judge(prediction)
+        self.results = prediction.results | self.assessment.results()
+
+    def judge(self, prediction: Prediction) -> Assessment:
+        """Read every signal of one prediction once, and judge once."""
         readings = to_host(
             [r for signal in self.signals if (r := signal(prediction)) is not None]
         )
+        if not prediction.finite:
+            readings = tuple(_voided(reading) for reading in readings)
         verdict = self.policy(readings)
         readings = self._explained(prediction, readings, verdict)
-        self.assessment = Assessment(readings, verdict)
-        self.results = prediction.results | self.assessment.results()
+        return Assessment(readings, verdict)
+
+    def refusal(self, reason: str) -> Assessment:
+        """Return the assessment of a geometry that could not be evaluated.
+
+        Every risk is NaN, so that it is UNRELIABLE, with ``reason`` as its note.
+        """
+        readings = tuple(
+            Reading(
+                signal.name,
+                math.nan,
+                results={"probe_reliability": math.nan}
+                if isinstance(signal, ProbeSignal)
+                else {},
+                note=reason,
+            )
+            for signal in self.signals
+        )
+        return Assessment(readings, self.policy(readings))
 
     def assess(self, atoms: Atoms) -> Assessment:
         """Return the assessment of exactly this geometry, evaluating if needed."""
@@ -235,6 +260,17 @@ def _policy(signals: tuple[Signal, ...], policy: Policy | None) -> Policy:
         )
         raise ValueError(msg)
     return policy
+
+
+def _voided(reading: Reading) -> Reading:
+    """Take the numbers out of a reading: some models answer NaN positions finitely."""
+    return replace(
+        reading,
+        risk=math.nan,
+        results={key: value * math.nan for key, value in reading.results.items()},
+        per_atom_key=None,
+        note="geometry, energy or forces hold an infinity or what is not a number",
+    )
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:

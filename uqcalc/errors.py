@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
     from uqcalc.records import Assessment
+    from uqcalc.tally import AnnotationSummary
 
 
 class UqcalcError(Exception):
@@ -36,6 +37,29 @@ class LabelWarning(UserWarning):
 
 class RecordError(UqcalcError):
     """An event log or an annotation is unreadable, or belongs to another run."""
+
+
+class SourceError(RecordError):
+    """A trajectory cannot be read to its end; what came before is annotated.
+
+    Attributes
+    ----------
+    source, reason : str
+    summary : AnnotationSummary
+        Of all that could be read.
+    """
+
+    def __init__(self, source: str, reason: str, summary: AnnotationSummary) -> None:
+        self.source, self.reason, self.summary = source, reason, summary
+        super().__init__(
+            f"source must be readable to its end, got {source} ({reason}) after "
+            f"{summary.frames} frames, which are in {summary.target}; mend it or "
+            "wait for it to grow, and run again to continue"
+        )
+
+    def __reduce__(self) -> tuple[type[SourceError], tuple[Any, ...]]:
+        """Survive process pools: rebuild from its parts."""
+        return type(self), (self.source, self.reason, self.summary)
 
 
 class RunFileError(UqcalcError):

@@ -2,7 +2,7 @@
 
 Labels: the frames of `probe_frames.py`. Each kind of label (force error, energy
 error) and each architecture is fitted once; the shipped probe is the one for force
-errors with a named tolerance. Writes the probe and ``results/default_probe.json``.
+errors with a named tolerance. Writes the probe and ``results/fit_default_probe.json``.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def main() -> None:
             probe.save(options.output)
     shipped, force, energy = rows[:3]
     write_result(
-        "default_probe",
+        "fit_default_probe",
         seeds=[options.seed],
         rows=rows,
         targets=[

@@ -116,13 +116,15 @@ def outputs(model: BatchedForces, frames: list[Atoms]) -> Iterator[list[Predicti
         ]
 
 
-def training_distance(model: BatchedForces, path: Path) -> LatentDistance:
-    """Fit the latent distance on the frames that the potential was trained on."""
-    frames = ase.io.read(path, ":")
-    found = [p for batch in outputs(model, frames) for p in batch]
-    numbers = np.concatenate([p.numbers for p in found])
-    features = np.concatenate([p.features.numpy() for p in found]).astype(float)
-    return LatentDistance(numbers, features)
+def write_training_features(source: Path, target: Path) -> None:
+    """Cache the features of every fourth frame the potential was trained on."""
+    frames = ase.io.read(source, "::4")
+    found = [p for batch in outputs(bundled(), frames) for p in batch]
+    write_arrays(
+        target,
+        numbers=np.concatenate([p.numbers for p in found]),
+        features=np.concatenate([p.features.numpy() for p in found]),
+    )
 
 
 def read_signals(model: BatchedForces, distance: LatentDistance, run: Run) -> Signals:
@@ -144,10 +146,30 @@ def read_signals(model: BatchedForces, distance: LatentDistance, run: Run) -> Si
     return Signals(**{name: np.concatenate(parts) for name, parts in rows.items()})
 
 
-def forces_of(model: BatchedForces, run: Run) -> np.ndarray:
-    """Return a committee member's forces (frames, atoms, 3)."""
-    batches = outputs(model, run.frames())
-    return np.stack([p.forces for batch in batches for p in batch])
+def committee_spread(models: list[BatchedForces], frames: list[Atoms]) -> np.ndarray:
+    """Return the committee's disagreement in every frame, eV/Å.
+
+    Standard deviation over the members, RMS over the force components.
+    """
+    forces = [
+        np.stack([p.forces for batch in outputs(model, frames) for p in batch])
+        for model in models
+    ]
+    return np.sqrt(np.mean(np.var(forces, axis=0, ddof=1), axis=(1, 2)))
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write arrays whole or not at all."""
+    partial = path.with_name(f".{path.name}")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)
+    partial.replace(path)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read what `write_arrays` wrote."""
+    with np.load(path) as data:
+        return {name: data[name] for name in data.files}
 
 
 def check_product(run: Run, signals: Signals, every: int = 97) -> float:

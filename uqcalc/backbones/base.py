@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -48,6 +48,29 @@ class Prediction:
     features: torch.Tensor
     charges: torch.Tensor | None = None
     committee_forces: np.ndarray | None = None
+
+    @property
+    def finite(self) -> bool:
+        """Whether geometry, energies and forces are all finite numbers."""
+        given = (self.positions, self.cell, self.energy, self.forces)
+        whole = (self.results.get("energy", 0.0), self.results.get("forces", 0.0))
+        return all(bool(np.all(np.isfinite(value))) for value in given + whole)
+
+    def own(self) -> Prediction:
+        """Return a copy that the next pass leaves alone: EMT writes into its forces."""
+        results = {
+            key: value.copy() if isinstance(value, np.ndarray) else value
+            for key, value in self.results.items()
+        }
+        members, charges = self.committee_forces, self.charges
+        return replace(
+            self,
+            results=results,
+            forces=self.forces.copy(),
+            features=self.features.clone(),
+            charges=None if charges is None else charges.clone(),
+            committee_forces=None if members is None else members.copy(),
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -129,7 +152,7 @@ class Backbone(ABC):
     def predict_many(self, frames: Sequence[Atoms]) -> list[Prediction]:
         """Evaluate several frames; natively batched where the model can do it."""
         wanted = sorted(self.provides & {"energy", "forces"})
-        return [self(frame, wanted) for frame in frames]
+        return [self(frame, wanted).own() for frame in frames]
 
     @final
     def __call__(self, atoms: Atoms, wanted: Sequence[str]) -> Prediction:

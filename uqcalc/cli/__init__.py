@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from uqcalc.cli.annotate import annotate
 from uqcalc.cli.demo import demo
 from uqcalc.cli.evaluate import evaluate
 from uqcalc.cli.fit import fit
@@ -14,7 +15,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, fit, evaluate):
+for command in (demo, fit, evaluate, annotate):
     app.command()(command)
 
 

@@ -1,0 +1,311 @@
+"""Tables, targets and pictures from the cached runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import RESULTS, print_table, print_targets, target, write_result
+
+from halting.judging import (
+    AFTER_FS,
+    Outcome,
+    Rule,
+    Tally,
+    Trace,
+    best_limit,
+    by_molecule,
+    find_onset,
+    limits,
+    proportion,
+    rate,
+    tally,
+)
+from halting.runs import FRAME_FS, RunSpec, all_specs
+from halting.signals import read_arrays
+from uqcalc.default import shipped_probe
+
+
+MOST_FALSE_PER_PS = 0.01
+MOST_EARLY = 0.10
+# (needed, window) in frames of 5 fs
+TRIGGERS = (
+    (1, 1), (2, 2), (3, 3), (5, 5), (7, 7), (10, 10), (20, 20),
+    (3, 5), (5, 10), (7, 10), (10, 20), (14, 20), (20, 40), (30, 40),
+)  # fmt: skip
+LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # limits on 1 - P(reliable)
+BASELINES = ("committee of four", "largest force", "latent distance")
+# how well a detector would have to know the true error, as a factor exp(+-s)
+NOISES = (0.0, 0.05, 0.1, 0.2, 0.3)
+
+
+@dataclass(frozen=True)
+class Cached:
+    """All that was said of one run."""
+
+    spec: RunSpec
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def onset(self) -> int | None:
+        """Return the frame at which the run fails."""
+        return find_onset(self.arrays["error"])
+
+    def trace(self, risk: np.ndarray) -> Trace:
+        """Return the run as a detector with this risk sees it."""
+        return Trace(self.spec.molecule, self.spec.kind, risk, self.onset)
+
+
+def read_cache(folder: Path, purpose: str) -> list[Cached]:
+    """Read every run of one purpose, refusing an incomplete cache."""
+    found = []
+    for spec in all_specs():
+        if spec.purpose != purpose:
+            continue
+        arrays = read_arrays(folder / f"{spec.name}.signals.npz")
+        spread = folder / f"{spec.name}.committee.npz"
+        arrays["committee"] = read_arrays(spread)["spread"]
+        found.append(Cached(spec, arrays))
+    return found
+
+
+def traces(runs: Sequence[Cached], name: str) -> list[Trace]:
+    """Return all runs as one detector sees them."""
+    keys = {
+        "probe": "probe",
+        "committee of four": "committee",
+        "largest force": "max_force",
+        "latent distance": "distance_mean",
+        "latent distance, farthest atom": "distance_max",
+    }
+    return [run.trace(run.arrays[keys[name]]) for run in runs]
+
+
+def all_rules(tuning: Sequence[Trace]) -> list[dict[str, Any]]:
+    """Return what every trigger and level would do on the tuning runs."""
+    rows = []
+    for needed, window in TRIGGERS:
+        for level in LEVELS:
+            rule = Rule(level, needed, window)
+            rows.append({"rule": rule, **counts(tally(tuning, rule))})
+    return rows
+
+
+def counts(result: Tally) -> dict[str, float]:
+    """Return the shares that decide."""
+    return {
+        "right": result.share("right"),
+        "early": result.share("early"),
+        "late_or_missed": result.share("late", "missed"),
+        "false_per_ps": result.false_per_ps,
+    }
+
+
+def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the default: most right halts within the accepted early and false ones.
+
+    Among rules as good as the best, the one with the fewest early halts.
+    """
+    allowed = [
+        row
+        for row in rows
+        if row["early"] <= MOST_EARLY and row["false_per_ps"] <= MOST_FALSE_PER_PS
+    ]
+    return max(allowed, key=lambda row: (row["right"], -row["early"]))
+
+
+def leads(outcomes: Sequence[Outcome]) -> list[float]:
+    """Return the quartiles of the lead of the halts in the window, in fs."""
+    found = [o.lead_fs for o in outcomes if o.name == "right"]
+    return [float(q) for q in np.quantile(found or [np.nan], [0.25, 0.5, 0.75])]
+
+
+def detector_row(name: str, test: Sequence[Trace], rule: Rule) -> dict[str, Any]:
+    """Return one line of the main table."""
+    result = tally(test, rule)
+    row: dict[str, Any] = {"detector": name, "limit": rule.limit}
+    for key, names in (
+        ("right", ("right",)),
+        ("early", ("early",)),
+        ("late or missed", ("late", "missed")),
+    ):
+        share, low, high = proportion(result.heated, *names)
+        row[key] = share
+        row[f"{key}, 95 %"] = [low, high]
+    low, high = by_molecule(
+        [t for t in test if t.kind == "heated"],
+        lambda drawn: tally(drawn, rule).share("right"),
+    )
+    row["right, 95 % over molecules"] = [low, high]
+    row["lead_fs quartiles"] = leads(result.heated)
+    each, low, high = rate(result.false_halts, result.watched_ps)
+    row |= {
+        "false_per_ps": each,
+        "false_per_ps, 95 %": [low, high],
+        "false_halts": result.false_halts,
+        "watched_ps": result.watched_ps,
+    }
+    return row
+
+
+def equal_false(
+    test: Sequence[Trace], trigger: tuple[int, int], most: float
+) -> dict[str, float]:
+    """Return the best a detector could do on the test runs themselves."""
+    rule, result = best_limit(test, *trigger, most)
+    return {"limit": rule.limit, **counts(result)}
+
+
+def knowing(tuning: Sequence[Cached], noise: float, seed: int = 0) -> list[Trace]:
+    """Return the true error itself as a detector, off by a factor per molecule."""
+    rng = np.random.default_rng(seed)
+    names = sorted({run.spec.molecule for run in tuning})
+    off = dict(zip(names, rng.normal(size=len(names)), strict=True))
+    return [
+        run.trace(run.arrays["error"] * np.exp(noise * off[run.spec.molecule]))
+        for run in tuning
+    ]
+
+
+def oracle_rows(
+    test: Sequence[Cached], trigger: tuple[int, int], seeds: int = 5
+) -> list[dict[str, Any]]:
+    """Return how well the true error would have to be known for the targets."""
+    rows = []
+    for noise in NOISES:
+        found = [
+            equal_false(knowing(test, noise, seed), trigger, MOST_FALSE_PER_PS)
+            for seed in range(seeds if noise else 1)
+        ]
+        rows.append(
+            {
+                "detector": "true error" + (f", off by {noise:.0%}" if noise else ""),
+                **{k: float(np.mean([f[k] for f in found])) for k in found[0]},
+            }
+        )
+    return rows
+
+
+def curve(test: Sequence[Trace], trigger: tuple[int, int]) -> np.ndarray:
+    """Return (false halts per ps, right, early) for every limit."""
+    results = [tally(test, Rule(float(x), *trigger)) for x in limits(test, 200)]
+    return np.array(
+        [(r.false_per_ps, r.share("right"), r.share("early")) for r in results]
+    )
+
+
+def report(folder: Path) -> None:
+    """Choose on the tuning runs, judge on the test runs, write and draw."""
+    from halting.strips import draw_curves, draw_strips
+
+    tuning, test = read_cache(folder, "tuning"), read_cache(folder, "test")
+    card = 1 - shipped_probe("default").card.unreliable
+    tried = all_rules(traces(tuning, "probe"))
+    chosen = choose(tried)
+    at_card = choose([row for row in tried if row["rule"].limit == card])
+    trigger = (chosen["rule"].needed, chosen["rule"].window)
+    ours = traces(test, "probe")
+    rows = [
+        detector_row("probe, card's level", ours, replace(chosen["rule"], limit=card)),
+        detector_row("probe, chosen on tuning runs", ours, chosen["rule"]),
+    ]
+    names = ["probe", *BASELINES, "latent distance, farthest atom"]
+    for name in names:
+        rule, _ = best_limit(traces(tuning, name), *trigger, MOST_FALSE_PER_PS)
+        rows.append(detector_row(f"{name}, tuned", traces(test, name), rule))
+    equal = [
+        {
+            "detector": name,
+            **equal_false(traces(test, name), trigger, MOST_FALSE_PER_PS),
+        }
+        for name in names
+    ]
+    oracle = oracle_rows(test, trigger)
+    targets = [
+        target("right halts (detected by 100 fs, not early)", rows[0]["right"], 0.95,
+               at_most=False),
+        target("early halts", rows[0]["early"], MOST_EARLY),
+        target("false halts per ps", rows[0]["false_per_ps"], MOST_FALSE_PER_PS),
+        *(
+            target(
+                f"right halts, {name}, minus ours, at equal false halts",
+                entry["right"] - equal[0]["right"],
+                -1e-9,
+            )
+            for name, entry in zip(names[1:], equal[1:], strict=True)
+        ),
+    ]  # fmt: skip
+    path = write_result(
+        "halts_when_it_should",
+        seeds=sorted({run.spec.seed for run in test}),
+        rows=rows,
+        targets=targets,
+        notes=[],
+        more={
+            "chosen": plain(chosen),
+            "chosen_at_the_cards_level": plain(at_card),
+            "tried_on_tuning_runs": [plain(row) for row in tried],
+            "best_on_the_test_runs_at_equal_false_halts": equal,
+            "if_the_true_error_were_known": oracle,
+            "runs": [about(run) for run in test],
+        },
+    )
+    show(rows, equal, oracle, targets)
+    draw_strips(test, replace(chosen["rule"], limit=card), RESULTS)
+    curves = {name: curve(traces(test, name), trigger) for name in names}
+    draw_curves(curves, MOST_FALSE_PER_PS, RESULTS)
+    print(path)
+
+
+def plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with the rule spelled out."""
+    rule: Rule = row["rule"]
+    return {
+        "limit": rule.limit,
+        "needed_fs": rule.needed * FRAME_FS,
+        "window_fs": rule.window * FRAME_FS,
+        **{k: v for k, v in row.items() if k != "rule"},
+    }
+
+
+def about(run: Cached) -> dict[str, Any]:
+    """Return what a reader may want to know of one run."""
+    error = run.arrays["error"]
+    onset = run.onset
+    return {
+        "run": run.spec.name,
+        "frames": len(error),
+        "truth_not_converged": int(np.isnan(error).sum()),
+        "fails_at_fs": None if onset is None else (onset + 1) * FRAME_FS,
+        "mean_error_eV_per_A": float(np.nanmean(error)),
+        "noticed_by_fs": None if onset is None else onset * FRAME_FS + AFTER_FS,
+    }
+
+
+def show(
+    rows: Sequence[dict[str, Any]],
+    equal: Sequence[dict[str, Any]],
+    oracle: Sequence[dict[str, Any]],
+    targets: Sequence[dict[str, Any]],
+) -> None:
+    """Print all tables."""
+    columns = ("detector", "limit", "right", "right, 95 %", "early", "late or missed",
+               "lead_fs quartiles", "false_per_ps", "false_per_ps, 95 %")  # fmt: skip
+    print_table("test runs", [brief(r) for r in rows], {c: c for c in columns})
+    columns = ("detector", "limit", "right", "early", "late_or_missed", "false_per_ps")
+    title = "best limit on the test runs themselves"
+    print_table(title, [*equal, *oracle], {c: c for c in columns})
+    print_targets(targets)
+
+
+def brief(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with lists of numbers as short texts."""
+    return {
+        key: " to ".join(f"{v:.3g}" for v in value)
+        if isinstance(value, list)
+        else value
+        for key, value in row.items()
+    }

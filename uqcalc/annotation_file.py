@@ -1,0 +1,199 @@
+"""A trajectory file, annotated into another one that survives kills and grows on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.io import ParseError, iread
+from ase.io.formats import UnknownFileTypeError
+from rich.progress import SpinnerColumn, TimeElapsedColumn
+
+from uqcalc.annotations import MODEL_KEY
+from uqcalc.backbones.batching import BATCH_ATOMS
+from uqcalc.calculator import ReliableCalculator
+from uqcalc.errors import RecordError, SourceError
+from uqcalc.eventlog import writable
+from uqcalc.frames import append_frame, cut_torn_frame, whole_frames
+from uqcalc.progress import progress_bar
+from uqcalc.tally import AnnotationSummary, Tally
+from uqcalc.trajectory import annotate, check_calculator
+
+
+# Where an annotation keeps all it says: others drop per-atom readings.
+_ENDINGS = (".xyz", ".extxyz")
+# What ASE's many readers raise on a file that is damaged or that none of them knows.
+_UNREADABLE = (
+    UnknownFileTypeError,
+    ParseError,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    EOFError,
+    struct.error,
+    zlib.error,
+)
+
+
+def annotate_file(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    calculator: ReliableCalculator,
+    *,
+    worst: int = 10,
+    batch_atoms: int = BATCH_ATOMS,
+) -> AnnotationSummary:
+    """Annotate a trajectory into an extended XYZ file, in constant memory.
+
+    Every frame is on disk before the next batch. A target that holds the first
+    frames of the same source, annotated by the same potential, probe and policy, is
+    continued: after a kill (a torn last frame is cut), and when the source has grown.
+    Any other existing target is refused and left as it is.
+
+    Parameters
+    ----------
+    source : path
+        Any trajectory that ASE reads.
+    target : path
+        Ends in .xyz or .extxyz.
+    calculator : ReliableCalculator
+    worst : int
+        How many of the worst frames the summary lists.
+    batch_atoms : int
+        As for `annotate`.
+
+    Raises
+    ------
+    SourceError
+        If the source cannot be read to its end; everything before is annotated, and
+        the error carries the summary.
+    RecordError
+        If source or target cannot be used.
+    """
+    check_calculator(calculator, batch_atoms)
+    output = _checked_target(Path(source), target)
+    reading = _Source(Path(source))
+    frames = iter(reading)
+    identity = _identity(calculator)
+    tally = Tally(worst)
+    count = "{task.completed:.0f} frames annotated"  # of how many, only the end tells
+    with progress_bar(SpinnerColumn(), count, TimeElapsedColumn()) as progress:
+        task = progress.add_task("", total=None)
+        for done in _standing(output, reading, frames, identity):
+            tally.add(done)
+            progress.advance(task)
+        resumed_from = tally.frames
+        for frame in annotate(frames, calculator, batch_atoms=batch_atoms):
+            frame.info[MODEL_KEY] = identity
+            append_frame(output, frame, f"frame {tally.frames} of {source}")
+            tally.add(frame)
+            progress.advance(task)
+    return _concluded(tally.summary(output, resumed_from), reading)
+
+
+def _checked_target(source: Path, target: str | os.PathLike[str]) -> Path:
+    output = writable(target, "target")
+    if output.suffix not in _ENDINGS:
+        msg = (
+            f"target must end in {' or '.join(_ENDINGS)}, got {output.name}; other "
+            "formats lose what is said of single atoms"
+        )
+        raise RecordError(msg)
+    if not source.exists():
+        msg = f"source must be an existing trajectory, got {source}; check its path"
+        raise RecordError(msg)
+    if output.exists() and output.samefile(source):
+        msg = f"target must be another file than the source, got {target} for both"
+        raise RecordError(msg)
+    return output
+
+
+class _Source:
+    """The frames of a file, up to one that cannot be read: ``error`` says why."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.frames = 0
+        self.error = ""
+
+    def __iter__(self) -> Iterator[Atoms]:
+        try:
+            for frame in iread(str(self.path), ":", do_not_split_by_at_sign=True):
+                self.frames += 1
+                yield frame
+        except _UNREADABLE as error:
+            self.error = f"{type(error).__name__}: {error}"
+
+
+def _standing(
+    output: Path, reading: _Source, frames: Iterator[Atoms], identity: str
+) -> Iterator[Atoms]:
+    """Yield what the target holds, compared with the source; then cut a torn end."""
+    if not output.exists() or output.stat().st_size == 0:
+        return
+    whole, _ = whole_frames(output, "target")
+    # the text ends where the last whole frame does: a torn one is never parsed
+    written = iread(
+        str(output), slice(0, whole), "extxyz", do_not_split_by_at_sign=True
+    )
+    for index, ours in enumerate(written):
+        if ours.info.get(MODEL_KEY) != identity:
+            msg = (
+                f"target must be annotated by the same potential, probe and policy, "
+                f"got {output} with {ours.info.get(MODEL_KEY)} at frame {index}, now "
+                f"{identity}; choose another name"
+            )
+            raise RecordError(msg)
+        if not _same_geometry(ours, next(frames, None)):
+            msg = (
+                f"target must hold the first frames of this source, got {output} whose "
+                f"frame {index} is not that of {reading.path}"
+                f"{f' ({reading.error})' if reading.error else ''}; choose another name"
+            )
+            raise RecordError(msg)
+        yield ours
+    cut_torn_frame(output, "target")
+
+
+def _same_geometry(ours: Atoms, theirs: Atoms | None) -> bool:
+    """Compare at the eight decimals of the file, NaN being equal to NaN."""
+    return (
+        theirs is not None
+        and np.array_equal(ours.numbers, theirs.numbers)
+        and all(
+            np.allclose(a, b, rtol=0, atol=1e-6, equal_nan=True)
+            for a, b in (
+                (ours.positions, theirs.positions),
+                (ours.cell.array, theirs.cell.array),
+            )
+        )
+    )
+
+
+def _identity(calculator: ReliableCalculator) -> str:
+    text = json.dumps(calculator.describe(), sort_keys=True)
+    # a letter first: ASE reads 12e4567 as a number, and that as infinity
+    return f"m{hashlib.sha256(text.encode()).hexdigest()[:15]}"
+
+
+def _concluded(summary: AnnotationSummary, reading: _Source) -> AnnotationSummary:
+    if reading.frames == 0:
+        msg = (
+            f"source must be a trajectory that ASE reads, with at least one frame, got "
+            f"{reading.path}{f' ({reading.error})' if reading.error else ''}"
+        )
+        raise RecordError(msg)
+    if reading.error:
+        raise SourceError(str(reading.path), reading.error, summary)
+    return summary

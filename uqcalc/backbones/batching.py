@@ -1,0 +1,112 @@
+"""Many geometries: together where they fit, and none taken down by another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from uqcalc.backbones.base import Backbone, Prediction
+from uqcalc.errors import BackboneError
+
+
+T = TypeVar("T")
+
+# Atoms in one native batch: enough to fill two cores, little enough for any memory.
+BATCH_ATOMS = 512
+
+# How a single geometry makes a model or its neighbour list fail ...
+_FRAME_FAULTS = (BackboneError, RuntimeError, ValueError, ArithmeticError, LookupError)
+# ... and what passes through, as it would befall the next one as well: full memory, a
+# broken device, a programming error. All are RuntimeErrors.
+_NOT_THE_FRAME = (
+    torch.OutOfMemoryError,
+    torch.AcceleratorError,
+    NotImplementedError,
+    RecursionError,
+)
+_LONGEST_REASON = 1000
+
+
+def batches(
+    items: Iterable[T], size: Callable[[T], int], limit: int = BATCH_ATOMS
+) -> Iterator[list[T]]:
+    """Group consecutive items whose sizes add up to ``limit`` at most.
+
+    A larger one is a group by itself. No more than one group is held.
+    """
+    batch: list[T] = []
+    total = 0
+    for item in items:
+        if batch and total + size(item) > limit:
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += size(item)
+    if batch:
+        yield batch
+
+
+def predict_each(backbone: Backbone, frames: Sequence[Atoms]) -> list[Prediction | str]:
+    """Evaluate frames together; one that fails gives the reason instead.
+
+    No atoms, numbers that are not finite (of the geometry or of the answer), elements
+    the model does not know, and what the model raises on a geometry are failures.
+    """
+    outcomes: dict[int, Prediction | str] = {}
+    sound: list[int] = []
+    for index, frame in enumerate(frames):
+        defect = _defect(backbone, frame)
+        if defect is None:
+            sound.append(index)
+        else:
+            outcomes[index] = defect
+    evaluated = _evaluate(backbone, [frames[i] for i in sound])
+    outcomes.update(zip(sound, evaluated, strict=True))
+    return [outcomes[index] for index in range(len(frames))]
+
+
+def _defect(backbone: Backbone, frame: Atoms) -> str | None:
+    if len(frame) == 0:
+        return "frame must have at least one atom, got none"
+    # some models answer nevertheless, as if these atoms were not there
+    if not np.all(np.isfinite(frame.cell.array)):
+        return "cell must be finite, got NaN or infinity"
+    broken = np.flatnonzero(~np.isfinite(frame.positions).all(axis=1))
+    if len(broken):
+        return f"positions must be finite, got NaN or infinity at atoms {broken[:5]}"
+    try:
+        backbone.check_elements(frame)
+    except BackboneError as error:
+        return str(error)
+    return None
+
+
+def _evaluate(backbone: Backbone, frames: list[Atoms]) -> list[Prediction | str]:
+    if not frames:
+        return []
+    try:
+        predictions = backbone.predict_many(frames)
+    except _NOT_THE_FRAME:
+        raise
+    except _FRAME_FAULTS as error:
+        return [_reason(error)] if len(frames) == 1 else _one_by_one(backbone, frames)
+    if all(prediction.finite for prediction in predictions):
+        return list(predictions)
+    if len(frames) == 1:
+        return ["energy and forces must be finite, got NaN or infinity"]
+    return _one_by_one(backbone, frames)
+
+
+def _one_by_one(backbone: Backbone, frames: list[Atoms]) -> list[Prediction | str]:
+    return [outcome for frame in frames for outcome in _evaluate(backbone, [frame])]
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if not isinstance(error, BackboneError):
+        text = f"{type(error).__name__}: {text}"
+    return text[:_LONGEST_REASON]

@@ -1,0 +1,90 @@
+"""Extended XYZ files that grow whole frame by whole frame, and survive a kill."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from ase import Atoms
+from ase.io import write
+
+from uqcalc.annotations import INFO_KEY
+from uqcalc.errors import RecordError
+
+
+def append_frame(path: Path, frame: Atoms, what: str = "frame") -> None:
+    """Append one frame; it is with the operating system when this returns.
+
+    Raises
+    ------
+    RecordError
+        If the frame holds what the format cannot; the file stays as it was.
+    """
+    text = io.StringIO()
+    try:
+        write(text, frame, format="extxyz")
+    except (ValueError, TypeError, KeyError) as error:
+        raise RecordError(_unwritable(what, f"{error}")) from error
+    if text.getvalue().count("\n") != len(frame) + 2:
+        raise RecordError(_unwritable(what, "a line break in a text of info or arrays"))
+    with path.open("a", encoding="utf-8", newline="\n") as file:
+        file.write(text.getvalue())
+
+
+def whole_frames(path: Path, what: str) -> tuple[int, int]:
+    """Return how many whole annotated frames a file begins with, and their bytes.
+
+    What follows them can only be a last frame that was torn by a kill.
+
+    Raises
+    ------
+    RecordError
+        If the file is made of anything else; ``what`` names it in the message.
+    """
+    frames, good = 0, 0
+    with path.open("rb") as file:
+        while header := file.readline():
+            if not header.strip().isdigit():
+                msg = (
+                    f"{what} must be XYZ, got {header[:40]!r} where {path} must give "
+                    "an atom count; choose another name"
+                )
+                raise RecordError(msg)
+            comment = file.readline()
+            if comment.endswith(b"\n") and f"{INFO_KEY}=".encode() not in comment:
+                msg = (
+                    f"{what} must carry an assessment, got {path} whose frame {frames} "
+                    "has none; choose another name, so as not to mix files"
+                )
+                raise RecordError(msg)
+            last = comment
+            for _ in range(int(header)):
+                if not last.endswith(b"\n"):  # also the end of the file
+                    break
+                last = file.readline()
+            if not last.endswith(b"\n"):
+                break
+            frames, good = frames + 1, file.tell()
+    return frames, good
+
+
+def cut_torn_frame(path: Path, what: str) -> int:
+    """Cut an incomplete last frame; return how many whole ones there are.
+
+    Raises
+    ------
+    RecordError
+        If the file is not made of annotated XYZ frames; it is left as it is.
+    """
+    frames, good = whole_frames(path, what)
+    if path.stat().st_size > good:
+        with path.open("rb+") as file:
+            file.truncate(good)
+    return frames
+
+
+def _unwritable(what: str, got: str) -> str:
+    return (
+        f"{what} must be writable as extended XYZ, got {got}; remove the entry of info "
+        "or arrays that is at fault"
+    )

@@ -1,0 +1,158 @@
+"""What an annotated trajectory amounts to: counts, failures and the worst frames."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ase import Atoms
+
+from uqcalc.annotations import read_assessment, read_error
+from uqcalc.records import Level
+
+
+_MOST_INDICES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class WorstFrame:
+    """One frame as the summary lists it.
+
+    Attributes
+    ----------
+    index : int
+        In the trajectory, from 0.
+    formula : str
+    level : Level
+    risk : float
+        Of the first signal, which is the probe where there is one.
+    unit : str
+        Of ``risk``; empty for a probability.
+    reliability : float or None
+        P(reliable), where there is a probe.
+    reason : str
+        Why the frame is not RELIABLE; empty where it is.
+    """
+
+    index: int
+    formula: str
+    level: Level
+    risk: float
+    unit: str
+    reliability: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotationSummary:
+    """What an annotated file holds.
+
+    Attributes
+    ----------
+    target : Path
+    frames : int
+        All that are in it.
+    resumed_from : int
+        How many of them were there before.
+    levels : mapping
+        Level -> frames; those that failed count as UNRELIABLE.
+    failed : tuple of (int, str)
+        Index and reason of every frame that could not be evaluated.
+    worst : tuple of WorstFrame
+        By level, then by risk; without those that failed.
+    """
+
+    target: Path
+    frames: int
+    resumed_from: int
+    levels: Mapping[Level, int]
+    failed: tuple[tuple[int, str], ...]
+    worst: tuple[WorstFrame, ...]
+
+    def failures(self) -> dict[str, list[int]]:
+        """Return the frames that failed, by reason."""
+        grouped: dict[str, list[int]] = {}
+        for index, reason in self.failed:
+            grouped.setdefault(reason, []).append(index)
+        return grouped
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{n} {level.name}" for level, n in self.levels.items())
+        lines = [f"Frames in {self.target}: {self.frames} ({counts})."]
+        if self.resumed_from == self.frames:
+            lines.append("All of them were there already: the file is left as it was.")
+        elif self.resumed_from:
+            lines.append(f"The first {self.resumed_from} were there already.")
+        if self.failed:
+            lines.append(f"Frames that could not be evaluated: {len(self.failed)}.")
+        for reason, indices in self.failures().items():
+            lines.append(f"  {_listed(indices)}: {reason}")
+        return "\n".join(lines)
+
+
+class Tally:
+    """Counts annotated frames one by one, in memory that does not grow with them.
+
+    Only the failures are all kept. ``worst`` is how many of the worst to keep.
+    """
+
+    def __init__(self, worst: int) -> None:
+        if worst < 0:
+            msg = f"worst must be a count of frames to list, got {worst}; 0 lists none"
+            raise ValueError(msg)
+        self.frames = 0
+        self._most = worst
+        self._levels: Counter[Level] = Counter()
+        self._failed: list[tuple[int, str]] = []
+        self._heap: list[tuple[int, float, int, WorstFrame]] = []
+
+    def add(self, frame: Atoms) -> None:
+        """Count the next frame, which must be annotated."""
+        index = self.frames
+        self.frames += 1
+        seen = _seen(index, frame)
+        self._levels[seen.level] += 1
+        error = read_error(frame)
+        if error is not None:
+            self._failed.append((index, error))
+            return
+        risk = math.inf if math.isnan(seen.risk) else seen.risk
+        heapq.heappush(self._heap, (seen.level, risk, -index, seen))
+        if len(self._heap) > self._most:
+            heapq.heappop(self._heap)
+
+    def summary(self, target: Path, resumed_from: int) -> AnnotationSummary:
+        """Return what was counted so far."""
+        return AnnotationSummary(
+            target,
+            self.frames,
+            resumed_from,
+            {level: self._levels[level] for level in Level},
+            tuple(self._failed),
+            tuple(row[-1] for row in sorted(self._heap, reverse=True)),
+        )
+
+
+def _seen(index: int, frame: Atoms) -> WorstFrame:
+    assessment = read_assessment(frame)
+    first = assessment.readings[0] if assessment.readings else None
+    reliability = frame.info.get("probe_reliability")
+    return WorstFrame(
+        index,
+        frame.get_chemical_formula(),
+        assessment.level,
+        -math.inf if first is None else first.risk,  # no signal ran: nothing to rank by
+        "" if first is None else first.unit,
+        None if reliability is None else float(reliability),
+        "; ".join(assessment.verdict.reasons),
+    )
+
+
+def _listed(indices: list[int]) -> str:
+    shown = ", ".join(map(str, indices[:_MOST_INDICES]))
+    more = len(indices) - _MOST_INDICES
+    return f"{shown} and {more} more" if more > 0 else shown
