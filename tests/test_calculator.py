@@ -215,25 +215,39 @@ def test_flagged_importance_comes_only_where_the_verdict_asks(base):
     assert backbone.passes == passes + 1  # explaining runs the probe, not the model
 
 
-class Unmoved(EMT):
-    """Answers NaN positions with finite numbers, as CHGNet does."""
+class Infinite(EMT):
+    """Gives finite forces, by which signals go, and an infinite energy when told to."""
+
+    broken = False
 
     def calculate(self, atoms, properties, system_changes):
-        finite = atoms.copy()
-        finite.positions = np.nan_to_num(finite.positions)
-        super().calculate(finite, properties, system_changes)
+        super().calculate(atoms, properties, system_changes)
+        if self.broken:
+            self.results["energy"] = np.inf
 
 
-def test_a_finite_answer_to_a_broken_geometry_is_unreliable():
-    atoms = watched(base=Unmoved())
+def test_an_infinite_energy_is_unreliable_whatever_the_signals_say():
+    atoms = watched(base=Infinite())
     assert atoms.calc.assess(atoms).level is Level.RELIABLE
-    atoms.positions[1, 2] = np.nan
-    assert np.isfinite(atoms.get_potential_energy())
+    atoms.calc.backbone.calculator.broken = True
+    atoms.rattle(1e-3, seed=0)
+    assert np.isfinite(atoms.get_forces()).all()
     assessment = atoms.calc.assess(atoms)
     assert assessment.level is Level.UNRELIABLE
     assert "what is not a number" in str(assessment)
     assert np.isnan(atoms.calc.results["weights"]).all()
     assert assessment.worst_atoms() == []
+
+
+def test_a_broken_geometry_is_refused_before_the_pass():
+    atoms = watched()
+    atoms.calc.assess(atoms)
+    passes = atoms.calc.backbone.passes
+    atoms.positions[1, 2] = np.nan
+    with pytest.raises(BackboneError, match=r"positions must be finite.* \[1\]"):
+        atoms.calc.assess(atoms)
+    assert atoms.calc.backbone.passes == passes
+    assert atoms.calc.results == {}
 
 
 # ------------------------------------------------------------- when to evaluate

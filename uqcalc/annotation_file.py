@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.io import ParseError, iread
-from ase.io.formats import UnknownFileTypeError
+from ase.io import iread
 from rich.progress import SpinnerColumn, TimeElapsedColumn
 
 from uqcalc.annotations import MODEL_KEY
@@ -23,27 +20,13 @@ from uqcalc.errors import RecordError, SourceError
 from uqcalc.eventlog import writable
 from uqcalc.frames import append_frame, cut_torn_frame, whole_frames
 from uqcalc.progress import progress_bar
+from uqcalc.reading import UNREADABLE
 from uqcalc.tally import AnnotationSummary, Tally
 from uqcalc.trajectory import annotate, check_calculator
 
 
 # Where an annotation keeps all it says: others drop per-atom readings.
 _ENDINGS = (".xyz", ".extxyz")
-# What ASE's many readers raise on a file that is damaged or that none of them knows.
-_UNREADABLE = (
-    UnknownFileTypeError,
-    ParseError,
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    RuntimeError,
-    EOFError,
-    struct.error,
-    zlib.error,
-)
 
 
 def annotate_file(
@@ -132,7 +115,7 @@ class _Source:
             for frame in iread(str(self.path), ":", do_not_split_by_at_sign=True):
                 self.frames += 1
                 yield frame
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             self.error = f"{type(error).__name__}: {error}"
 
 

@@ -263,13 +263,13 @@ def _policy(signals: tuple[Signal, ...], policy: Policy | None) -> Policy:
 
 
 def _voided(reading: Reading) -> Reading:
-    """Take the numbers out of a reading: some models answer NaN positions finitely."""
+    """Take the numbers out of a reading of a prediction that is none."""
     return replace(
         reading,
         risk=math.nan,
         results={key: value * math.nan for key, value in reading.results.items()},
         per_atom_key=None,
-        note="geometry, energy or forces hold an infinity or what is not a number",
+        note="energy or forces hold an infinity or what is not a number",
     )
 
 

@@ -17,6 +17,9 @@ from ase.data import chemical_symbols
 from uqcalc.errors import BackboneError
 
 
+DENSEST = 10  # atoms/Å³
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
     """One forward pass of a backbone: all that a signal may look at.
@@ -51,10 +54,10 @@ class Prediction:
 
     @property
     def finite(self) -> bool:
-        """Whether geometry, energies and forces are all finite numbers."""
-        given = (self.positions, self.cell, self.energy, self.forces)
+        """Whether energies and forces are all finite numbers."""
         whole = (self.results.get("energy", 0.0), self.results.get("forces", 0.0))
-        return all(bool(np.all(np.isfinite(value))) for value in given + whole)
+        given = (self.energy, self.forces, *whole)
+        return all(bool(np.all(np.isfinite(value))) for value in given)
 
     def own(self) -> Prediction:
         """Return a copy that the next pass leaves alone: EMT writes into its forces."""
@@ -164,7 +167,7 @@ class Backbone(ABC):
             For elements the model does not know, and when the tap did not fire in
             this very pass.
         """
-        self.check_elements(atoms)
+        self.check_structure(atoms)
         captured = self._evaluate(atoms, wanted)
         if not captured.features:
             # A sum answers from its parts' caches when one of them was used on
@@ -174,13 +177,26 @@ class Backbone(ABC):
             captured = self._evaluate(atoms, wanted)
         return self._prediction(atoms, captured)
 
-    def check_elements(self, atoms: Atoms) -> None:
-        """Raise BackboneError if ``atoms`` holds an element the model lacks."""
-        if self.elements is None:
-            return
-        unknown = set(atoms.numbers.tolist()) - self.elements
+    def check_structure(self, atoms: Atoms) -> None:
+        """Refuse what no pass can be made for.
+
+        Raises
+        ------
+        BackboneError
+            If there are no atoms, positions or cell are not finite, the model does
+            not know an element, or the cell does not span its periodic directions
+            or is far too small.
+        """
+        if len(atoms) == 0:
+            msg = "structure must have at least one atom, got none; leave it out"
+            raise BackboneError(msg)
+        _check_finite(atoms)
+        if atoms.pbc.any():
+            _check_cell(atoms)
+        unknown = set() if self.elements is None else {*atoms.numbers.tolist()}
+        unknown -= self.elements or set()
         if unknown:
-            known = [chemical_symbols[z] for z in sorted(self.elements)]
+            known = [chemical_symbols[z] for z in sorted(self.elements or ())]
             msg = (
                 f"elements must be among {known} for this {self.name} model, got "
                 f"{[chemical_symbols[z] for z in sorted(unknown)]}; choose a model "
@@ -232,3 +248,38 @@ class Backbone(ABC):
             )
             raise BackboneError(msg)
         return features
+
+
+def _check_finite(atoms: Atoms) -> None:
+    # some models answer nevertheless, and neighbour lists may fill the memory
+    if not np.all(np.isfinite(atoms.cell.array)):
+        msg = "cell must be finite, got NaN or infinity; take an earlier frame"
+        raise BackboneError(msg)
+    if not np.all(np.isfinite(atoms.positions)):
+        broken = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
+        msg = (
+            "positions must be finite, got NaN or infinity at atoms "
+            f"{broken[:5].tolist()}; take an earlier frame"
+        )
+        raise BackboneError(msg)
+
+
+def _check_cell(atoms: Atoms) -> None:
+    vectors = atoms.cell.array[atoms.pbc]
+    lengths = np.linalg.norm(vectors, axis=1)
+    gram = vectors @ vectors.T
+    spanned = np.sqrt(max(float(np.linalg.det(gram)), 0.0))
+    if not np.all(lengths > 0) or spanned < 1e-6 * np.prod(lengths):
+        msg = (
+            "cell must span the periodic directions, got "
+            f"{atoms.cell.array.tolist()} with pbc {atoms.pbc.tolist()}; set the cell, "
+            "or pbc=False for a molecule"
+        )
+        raise BackboneError(msg)
+    # neighbour lists would fill the memory before a model could say what it thinks
+    if atoms.pbc.all() and len(atoms) > DENSEST * spanned:
+        msg = (
+            f"cell must hold at most {DENSEST} atoms/Å³ (diamond: 0.18), got "
+            f"{len(atoms)} atoms in {spanned:.3g} Å³; give lengths in Å"
+        )
+        raise BackboneError(msg)

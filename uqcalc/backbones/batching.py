@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-import numpy as np
 import torch
 from ase import Atoms
 
@@ -70,16 +69,8 @@ def predict_each(backbone: Backbone, frames: Sequence[Atoms]) -> list[Prediction
 
 
 def _defect(backbone: Backbone, frame: Atoms) -> str | None:
-    if len(frame) == 0:
-        return "frame must have at least one atom, got none"
-    # some models answer nevertheless, as if these atoms were not there
-    if not np.all(np.isfinite(frame.cell.array)):
-        return "cell must be finite, got NaN or infinity"
-    broken = np.flatnonzero(~np.isfinite(frame.positions).all(axis=1))
-    if len(broken):
-        return f"positions must be finite, got NaN or infinity at atoms {broken[:5]}"
     try:
-        backbone.check_elements(frame)
+        backbone.check_structure(frame)
     except BackboneError as error:
         return str(error)
     return None

@@ -56,7 +56,7 @@ class CHGNetBackbone(Backbone):
         if self.calculator is not self.model_calculator or len(frames) < 2:
             return super().predict_many(frames)
         for frame in frames:
-            self.check_elements(frame)
+            self.check_structure(frame)
         from pymatgen.io.ase import AseAtomsAdaptor
 
         model = self.model_calculator.model

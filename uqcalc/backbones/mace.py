@@ -123,7 +123,7 @@ class MACEBackbone(Backbone):
         if owner.use_compile or self.calculator is not owner or len(frames) < 2:
             return super().predict_many(frames)
         for frame in frames:
-            self.check_elements(frame)
+            self.check_structure(frame)
         outputs = [_batched_output(owner, model, frames) for model in owner.models]
         self.passes += len(outputs)
         energies = torch.stack([out["energy"].detach() for out in outputs])

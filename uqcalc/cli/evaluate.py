@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from uqcalc.cli.console import DeviceOption, ModelOption, errors_as_messages, out
-from uqcalc.cli.labels import EnergyKey, Exclude, ForcesKey, read_frames
+from uqcalc.cli.labels import EnergyKey, Exclude, ForcesKey
 
 
 def evaluate(  # noqa: PLR0913  (one option each)
@@ -38,6 +38,7 @@ def evaluate(  # noqa: PLR0913  (one option each)
     """
     with errors_as_messages():
         import uqcalc
+        from uqcalc.reading import read_frames
 
         loaded = uqcalc.Probe.load(probe)
         labels = uqcalc.Labels(

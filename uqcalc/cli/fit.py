@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from uqcalc.cli.console import DeviceOption, ModelOption, errors_as_messages, out
-from uqcalc.cli.labels import EnergyKey, Exclude, ForcesKey, read_frames
+from uqcalc.cli.labels import EnergyKey, Exclude, ForcesKey
 
 
 def fit(  # noqa: PLR0913  (one option each)
@@ -60,6 +60,7 @@ def fit(  # noqa: PLR0913  (one option each)
     """
     with errors_as_messages():
         import uqcalc
+        from uqcalc.reading import read_frames
 
         labels = uqcalc.Labels(
             target,

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import typer
 
-
-if TYPE_CHECKING:
-    from ase import Atoms
 
 ForcesKey = Annotated[
     str,
@@ -32,16 +28,3 @@ Exclude = Annotated[
         "missing, 'not finite', duplicate, 'unknown elements' or empty. Repeatable."
     ),
 ]
-
-
-def read_frames(path: Path) -> list[Atoms]:
-    """Read all frames of a file, refusing one without any."""
-    import ase.io
-
-    from uqcalc.errors import LabelError
-
-    frames = cast("list[Atoms]", ase.io.read(path, ":"))
-    if not frames:
-        msg = f"{path} must hold at least one frame, got none"
-        raise LabelError(msg)
-    return frames
