@@ -16,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 from toys import copper
 
 from uqcalc import RecordError, read_log
-from uqcalc.eventlog import EventLog
+from uqcalc.eventlog import EventLog, read_standing
 from uqcalc.flagged import FrameFile
 
 
@@ -52,6 +52,26 @@ def test_whatever_follows_the_last_newline_is_cut(tmp_path_factory, torn):
     assert EventLog(path, HEADER, "append").last_step == 3
     assert path.read_bytes().startswith(whole)
     assert [row["event"] for row in read_log(path)] == ["header", "step", "header"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 5)), max_size=5))
+@settings(deadline=None, max_examples=40)
+def test_what_was_run_again_stands_once(tmp_path_factory, sessions):
+    path = tmp_path_factory.mktemp("again") / "run.jsonl"
+    standing, reached = {}, 0
+    for session, (start, steps) in enumerate([(0, 4), *sessions]):
+        log = EventLog(path, HEADER, "append")
+        start = min(start, reached)
+        standing = {n: s for n, s in standing.items() if n < start}
+        for number in range(start, start + steps + 1):
+            log.write(step(number, session=session))
+            log.write({"event": "warning", "step": number})
+            standing[number], reached = session, number
+    rows = list(read_standing(path))
+    steps = [(r["step"], r["session"]) for r in rows if r["event"] == "step"]
+    assert steps == sorted(standing.items())
+    warned = [row["step"] for row in rows if row["event"] == "warning"]
+    assert warned == sorted(standing)
 
 
 def test_numbers_that_json_lacks_become_null_at_any_depth(tmp_path):

@@ -38,6 +38,7 @@ from uqcalc import (
     Verdict,
     read_log,
 )
+from uqcalc.eventlog import read_standing
 from uqcalc.trigger import Trigger
 
 
@@ -235,6 +236,27 @@ def test_a_callable_is_called_with_the_monitor_and_the_run_goes_on():
     assert dynamics.run(5) is True
     assert seen == [(1, Level.UNRELIABLE, 1), (3, Level.UNRELIABLE, 3)]
     assert not monitor.halted
+
+
+def test_a_run_that_goes_back_to_a_saved_step_is_one_run(tmp_path):
+    log, flagged = tmp_path / "run.jsonl", tmp_path / "flagged.xyz"
+    files = {"log": log, "flagged": flagged, "about": {"why": "test", "limits": (1,)}}
+    first = verlet(watched([GOOD, GOOD, GOOD, BAD, BAD, GOOD]))
+    Monitor(first, patience=4, **files)
+    first.run(5)
+
+    again = verlet(watched([BAD], after=BAD))
+    monitor = Monitor(again, patience=4, first_step=4, **files)
+    assert again.run(9) is False
+    assert monitor.halted
+    assert monitor.step == 6  # steps 3 to 6: the streak began before the saved step
+    assert [r["step"] for r in read_standing(log)] == list(range(7))
+    assert [frame.info["step"] for frame in read(flagged, ":")] == [3, 4, 5, 6]
+    assert monitor.flagged.written == 4
+    assert "It went on from step 4" in monitor.summary()
+    assert events(log, "header")[0]["run"]["about"] == {"why": "test", "limits": [1]}
+    with pytest.raises(RecordError, match=r"about\.why"):
+        Monitor(verlet(watched()), log=log, about={"why": "other", "limits": (1,)})
 
 
 def test_suspect_only_records(tmp_path):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from uqcalc.annotation_file import annotate_file
     from uqcalc.annotations import annotated_copy, read_assessment
     from uqcalc.backbones import Backbone, Prediction, tap
     from uqcalc.calculator import ReliableCalculator
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         ProbeError,
         RecordError,
         RunFileError,
+        SourceError,
         UnreliableError,
         UqcalcError,
     )
@@ -34,11 +36,15 @@ if TYPE_CHECKING:
     from uqcalc.probe.training import fit
     from uqcalc.records import Assessment, Level, Reading, Verdict
     from uqcalc.relaxation import Outcome, Relaxation, relax
+    from uqcalc.running import RunOutcome, run_file
     from uqcalc.signals import ForceSpread, MaxForce, ProbeSignal, Signal
+    from uqcalc.tally import AnnotationSummary
+    from uqcalc.trajectory import annotate
 
 # Public name -> module. Loaded on first use, so that `import uqcalc` is cheap and
 # pulls in neither torch nor matplotlib.
 _HOME = {
+    "AnnotationSummary": "tally",
     "Assessment": "records",
     "Backbone": "backbones",
     "BackboneError": "errors",
@@ -64,11 +70,15 @@ _HOME = {
     "Relaxation": "relaxation",
     "ReliableCalculator": "calculator",
     "RunFileError": "errors",
+    "RunOutcome": "running",
     "Signal": "signals",
+    "SourceError": "errors",
     "Threshold": "policy",
     "UnreliableError": "errors",
     "UqcalcError": "errors",
     "Verdict": "records",
+    "annotate": "trajectory",
+    "annotate_file": "annotation_file",
     "annotated_copy": "annotations",
     "default_calculator": "default",
     "evaluate": "probe.evaluation",
@@ -77,10 +87,12 @@ _HOME = {
     "read_assessment": "annotations",
     "read_log": "eventlog",
     "relax": "relaxation",
+    "run_file": "running",
     "tap": "backbones",
 }
 
 __all__ = [
+    "AnnotationSummary",
     "Assessment",
     "Backbone",
     "BackboneError",
@@ -106,11 +118,15 @@ __all__ = [
     "Relaxation",
     "ReliableCalculator",
     "RunFileError",
+    "RunOutcome",
     "Signal",
+    "SourceError",
     "Threshold",
     "UnreliableError",
     "UqcalcError",
     "Verdict",
+    "annotate",
+    "annotate_file",
     "annotated_copy",
     "default_calculator",
     "evaluate",
@@ -119,6 +135,7 @@ __all__ = [
     "read_assessment",
     "read_log",
     "relax",
+    "run_file",
     "tap",
 ]
 __version__ = "0.1.0"

@@ -63,9 +63,13 @@ def open_model(
 def _device(device: str) -> str:
     import torch
 
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    cuda = torch.cuda.is_available()
+    if device == "auto":
+        return "cuda" if cuda else "cpu"
+    if device.startswith("cuda") and not cuda:
+        msg = f"device must be one that torch can use, got {device!r}; use cpu or auto"
+        raise ModelError(msg)
+    return device
 
 
 def _default(detail: str, device: str, dtype: str | None) -> BaseCalculator:

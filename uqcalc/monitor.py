@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import ase
 import numpy as np
-from ase import Atoms, units
+from ase import Atoms
 from ase.md.md import MolecularDynamics
 from ase.optimize.sciopt import SciPyGradientlessOptimizer, SciPyOptimizer
 
 from uqcalc.annotations import annotated_copy
 from uqcalc.errors import UnreliableError
 from uqcalc.event import Event, count_levels
-from uqcalc.eventlog import EventLog
+from uqcalc.eventlog import EventLog, read_standing
 from uqcalc.flagged import FrameFile
 from uqcalc.records import Assessment, Level
 from uqcalc.report import summarise
+from uqcalc.restart import cut_frames
 from uqcalc.trigger import Trigger
+from uqcalc.watched import (
+    is_complete,
+    judging_calculator,
+    timestep_fs,
+    watched_atoms,
+)
 
 
 Action = Literal["halt", "raise", "warn"]
@@ -55,6 +62,11 @@ class Monitor:
         Continue existing files of the same run, or refuse any that exist.
     max_flagged : int
         Most frames in ``flagged``, the halting frame included.
+    about : mapping, optional
+        JSON-able, for the header of the log; only a run about the same continues it.
+    first_step : int, optional
+        For a run that was killed and goes on from a saved geometry: its step number.
+        What existing files hold of that step and later ones no longer stands.
 
     Attributes
     ----------
@@ -65,6 +77,8 @@ class Monitor:
         The step on which it last acted.
     history : list of Event
     last : Assessment or None
+    end : dict or None
+        The end record, once there is one; None as soon as the run goes on.
 
     Raises
     ------
@@ -86,6 +100,8 @@ class Monitor:
         on_unreliable: Action | Callable[[Monitor], object] = "halt",
         mode: Literal["append", "new"] = "append",
         max_flagged: int = 100,
+        about: Mapping[str, Any] | None = None,
+        first_step: int | None = None,
     ) -> None:
         _check_settings(on_unreliable, mode)
         self.dynamics = dynamics
@@ -97,26 +113,30 @@ class Monitor:
         self.history: list[Event] = []
         self.last: Assessment | None = None
         self._is_md = isinstance(dynamics, MolecularDynamics)
-        calculator = _calculator(self._atoms())
+        calculator = judging_calculator(watched_atoms(dynamics))
         _check_paths(log, flagged)
         self.flagged = (
             None if flagged is None else FrameFile(flagged, max_flagged, mode)
         )
-        header = {"run": self._run(calculator), "versions": _versions()}
+        run = self._run(calculator) | ({} if about is None else {"about": dict(about)})
+        header = {"run": run, "versions": _versions()}
         self.log = None if log is None else EventLog(log, header, mode)
         last_step = None if self.log is None else self.log.last_step
         self._offset = 0 if last_step is None else last_step - int(dynamics.nsteps)
-        self._ended = False
+        self.first_step = first_step
+        if first_step is not None:
+            self._go_back(first_step, calculator.policy.signals)
+        self.end: dict[str, Any] | None = None
         # First in line: trajectory and logger then also see the halting step.
         dynamics.insert_observer(self, position=0)
 
     def __call__(self) -> None:
         """Record first, then decide, so that the halting step is on disk."""
-        atoms = self._atoms()
-        assessment = self.last = _calculator(atoms).assess(atoms)
+        atoms = watched_atoms(self.dynamics)
+        assessment = self.last = judging_calculator(atoms).assess(atoms)
         event = self._event(atoms, assessment)
         self.history.append(event)
-        self.halted = self._ended = False
+        self.halted, self.end = False, None
         act = self.trigger(assessment)
         if self.log is not None:
             self.log.write(event.to_dict())
@@ -124,7 +144,7 @@ class Monitor:
             self.flagged.append(self.snapshot(), final=act)
         if act:
             self._act(event, assessment)
-        if self._complete():
+        if is_complete(self.dynamics):
             self.close()
 
     @property
@@ -141,6 +161,7 @@ class Monitor:
             reason=self.reason,
             log=self.log,
             flagged=self.flagged,
+            first_step=self.first_step,
         )
 
     def close(self) -> None:
@@ -149,7 +170,7 @@ class Monitor:
         Runs that are halted, converge or use up their steps need no call; it is for
         loops that are left early, over ``dynamics.irun()`` for instance.
         """
-        if self.history and not self._ended:
+        if self.history and self.end is None:
             self._end("finished")
 
     def counts(self) -> dict[Level, int]:
@@ -167,7 +188,7 @@ class Monitor:
         if self.last is None:
             msg = "monitor must have seen a step, got none; run the dynamics first"
             raise ValueError(msg)
-        atoms = self._atoms()
+        atoms = watched_atoms(self.dynamics)
         if atoms.calc.assessment is not self.last or atoms.calc.check_state(atoms):
             msg = (
                 f"atoms must be as they were at step {self.history[-1].step}, got "
@@ -178,13 +199,15 @@ class Monitor:
         copy.info["step"] = self.history[-1].step
         return copy
 
-    def _complete(self) -> bool:
-        """Say whether the run ends with this step, as the dynamics itself asks it."""
-        dynamics = self.dynamics
-        if hasattr(dynamics, "fmax") and dynamics.converged():
-            return True
-        started = self._is_md or dynamics.nsteps > 0  # SciPy's set max_steps late
-        return bool(started and dynamics.nsteps >= dynamics.max_steps)
+    def _go_back(self, step: int, judged: tuple[str, ...]) -> None:
+        """Stand at ``step``, as if what was logged after it had not been seen."""
+        self._offset = step - int(self.dynamics.nsteps)
+        if self.log is not None:
+            records = read_standing(self.log.path)
+            self.trigger.replay((r for r in records if r["step"] < step), judged)
+            self.log.write({"event": "resumed", "step": step})
+        if self.flagged is not None:
+            self.flagged.written = cut_frames(self.flagged.path, "flagged frames", step)
 
     def _act(self, event: Event, assessment: Assessment) -> None:
         reasons = "; ".join(event.reasons)
@@ -206,24 +229,24 @@ class Monitor:
         self.dynamics.max_steps = -1  # ends every loop of ASE in this very step
 
     def _end(self, how: str) -> None:
-        self._ended = True
-        if self.log is None:
-            return
-        record: dict[str, Any] = {
+        self.end = {
             "event": "end",
             "how": how,
             "step": self.history[-1].step,
             "levels": {level.name: n for level, n in self.counts().items()},
             "reason": self.reason,
         }
+        if how == "finished" and hasattr(self.dynamics, "fmax"):
+            self.end["converged"] = bool(self.dynamics.converged())
         if self.flagged is not None:
-            record["flagged_written"] = self.flagged.written
-            record["flagged_left_out"] = self.flagged.left_out
-        self.log.write(record)
+            self.end["flagged_written"] = self.flagged.written
+            self.end["flagged_left_out"] = self.flagged.left_out
+        if self.log is not None:
+            self.log.write(self.end)
 
     def _event(self, atoms: Atoms, assessment: Assessment) -> Event:
         results = assessment.results()
-        timestep = self._timestep_fs()
+        timestep = timestep_fs(self.dynamics)
         return Event(
             step=self.step,
             time_fs=None if timestep is None else self.step * timestep,
@@ -236,40 +259,13 @@ class Monitor:
             worst_atoms=tuple(assessment.worst_atoms()),
         )
 
-    def _timestep_fs(self) -> float | None:
-        return float(self.dynamics.dt) / units.fs if self._is_md else None
-
-    def _atoms(self) -> Atoms:
-        watched: Any = getattr(self.dynamics, "atoms", None)
-        while not isinstance(watched, Atoms) and hasattr(watched, "atoms"):
-            watched = watched.atoms  # a Filter: the structure is inside
-        if not isinstance(watched, Atoms):
-            msg = (
-                "dynamics must be an MD or optimiser object that moves one structure, "
-                f"got {type(self.dynamics).__name__} around {type(watched).__name__}; "
-                "pass the object whose run() you call"
-            )
-            raise TypeError(msg)
-        return watched
-
     def _run(self, calculator: Any) -> dict[str, Any]:
         about: dict[str, Any] = calculator.describe()
         return about | {
             "dynamics": type(self.dynamics).__name__,
-            "timestep_fs": self._timestep_fs(),
-            "formula": str(self._atoms().symbols),
+            "timestep_fs": timestep_fs(self.dynamics),
+            "formula": str(watched_atoms(self.dynamics).symbols),
         }
-
-
-def _calculator(atoms: Atoms) -> Any:
-    calculator = atoms.calc
-    if not hasattr(calculator, "assess"):
-        msg = (
-            "atoms must carry a ReliableCalculator, got "
-            f"{type(calculator).__name__}; set atoms.calc = ReliableCalculator(...)"
-        )
-        raise ValueError(msg)
-    return calculator
 
 
 def _check_paths(

@@ -17,6 +17,7 @@ def summarise(
     reason: str,
     log: EventLog | None,
     flagged: FrameFile | None,
+    first_step: int | None = None,
 ) -> str:
     """Return a few lines: what was watched, how it ended, which atoms, what next."""
     if not history:
@@ -30,11 +31,7 @@ def summarise(
         lines += _advice(acted_on)
     if log is not None:
         lines.append(f"Log: {log.path}.")
-        if log.last_step is not None:
-            lines.append(
-                f"It continues a log that ended at step {log.last_step}, whose "
-                "geometry is taken to be the one that this run began with."
-            )
+        lines += _continued(log, first_step)
     if flagged is not None and flagged.written:
         left = flagged.left_out
         lines.append(
@@ -42,6 +39,20 @@ def summarise(
             + (f", {left} more left out beyond the cap)." if left else ").")
         )
     return "\n".join(lines)
+
+
+def _continued(log: EventLog, first_step: int | None) -> list[str]:
+    if log.last_step is None:
+        return []
+    if first_step is not None:
+        return [
+            f"It went on from step {first_step}, the last that was saved of a run that "
+            f"was ended from outside at step {log.last_step}."
+        ]
+    return [
+        f"It continues a log that ended at step {log.last_step}, whose "
+        "geometry is taken to be the one that this run began with."
+    ]
 
 
 def _advice(event: Event) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from uqcalc.records import Assessment, Level
 
@@ -50,6 +52,25 @@ class Trigger:
             return False
         self._recent.append(bad)
         return sum(self._recent) >= self.needed
+
+    def replay(
+        self, records: Iterable[Mapping[str, Any]], judged: Collection[str]
+    ) -> None:
+        """Take note of logged steps as if they were seen now.
+
+        Parameters
+        ----------
+        records : iterable of dict
+            As `read_standing` gives them.
+        judged : collection of str
+            Signals that the policy has thresholds for.
+        """
+        for record in records:
+            bad = record.get("level") == Level.UNRELIABLE.name
+            if record["event"] == "warning":
+                self.clear()  # it acted, and has waited for a new streak since
+            elif bad or not set(judged) - set(record["readings"]):
+                self._recent.append(bad)
 
     def clear(self) -> None:
         """Forget the frames so far."""

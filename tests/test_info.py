@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+
+import pytest
+from ase import units
+from ase.md.verlet import VelocityVerlet
+from ase.optimize import BFGS
+from toys import BAD, GOOD, NAN, SUSPECT, watched
+from typer import Typer
+from typer.testing import CliRunner
+
+from uqcalc import Level, Monitor, RecordError, read_log
+from uqcalc.cli.info import info
+from uqcalc.default import shipped_probe
+from uqcalc.facts import card_facts, file_facts, log_facts
+from uqcalc.logsummary import summarise_log
+
+
+def ran(path, risks=(), steps=6, **options):
+    """Run copper for some steps and return the path of its log."""
+    dynamics = VelocityVerlet(watched(risks), 2 * units.fs)
+    options = {"patience": 3} | options
+    Monitor(dynamics, log=path, **options)
+    dynamics.run(steps)
+    return path
+
+
+def cut(path, event):
+    """Leave out the records of one kind, as if they had not been written yet."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(x for x in lines if f'"event": "{event}"' not in x))
+
+
+def test_a_log_says_how_far_and_how_badly_it_went(tmp_path):
+    risks = [GOOD, 0.9, SUSPECT, NAN, GOOD, BAD, GOOD]
+    path = ran(tmp_path / "run.jsonl", risks, flagged=tmp_path / "f.xyz", max_flagged=2)
+    log = summarise_log(path, worst=4)
+    assert (log.first_step, log.last_step, log.time_fs) == (0, 6, pytest.approx(12))
+    assert log.levels == {
+        Level.RELIABLE: 3,
+        Level.SUSPECT: 1,
+        Level.UNRELIABLE: 3,
+    }
+    assert [record["step"] for record in log.worst] == [3, 5, 1, 2]
+    assert (log.end["how"], log.sessions, log.judged) == ("finished", 1, ("scripted",))
+    facts = log_facts(log, "run.jsonl")
+    rows = dict(facts.rows)
+    assert rows["ended"] == "finished at step 6"
+    assert rows["steps"] == "0 to 6, 12 fs"
+    assert rows["judged"] == "3 RELIABLE, 1 SUSPECT, 3 UNRELIABLE"
+    assert rows["flagged frames"] == "1 written, 2 left out"
+    assert rows["limits on the risk"] == (
+        "scripted: SUSPECT above 0.3, UNRELIABLE above 0.7"
+    )
+    assert facts.table[0][:4] == ("3", "6", facts.table[0][2], "UNRELIABLE")
+    assert "not a number" in facts.table[0][4]
+    assert facts.table[1][4:] == ("1", "3 2 1 0")
+
+
+def ended(path):
+    return dict(log_facts(summarise_log(path)).rows)["ended"]
+
+
+def test_the_end_is_told_as_it_was(tmp_path):
+    halted = ran(tmp_path / "halted.jsonl", [GOOD, BAD, BAD, BAD])
+    assert ended(halted).startswith(
+        "halted: UNRELIABLE for 3 frames in a row at step 3"
+    )
+    cut(halted, "end")
+    assert ended(halted) == (
+        "not yet, or killed after step 3: the log has no end record"
+    )
+    dynamics = BFGS(watched(), logfile=None)
+    Monitor(dynamics, log=tmp_path / "relax.jsonl")
+    assert not dynamics.run(fmax=1e-9, steps=2)
+    assert ended(tmp_path / "relax.jsonl") == "finished at step 2, not converged"
+    assert dynamics.run(fmax=0.05)
+    assert ended(tmp_path / "relax.jsonl").endswith(", converged")
+    warned = ran(tmp_path / "warned.jsonl", [BAD] * 7, on_unreliable="warn")
+    assert dict(log_facts(summarise_log(warned)).rows)["warnings"] == "2"
+
+
+def test_steps_that_were_run_again_count_once(tmp_path):
+    path = ran(tmp_path / "run.jsonl", [GOOD, GOOD, GOOD, BAD, BAD], steps=4)
+    cut(path, "end")
+    ran(path, steps=2, first_step=3)
+    log = summarise_log(path)
+    assert log.levels[Level.RELIABLE] == sum(log.levels.values()) == 6
+    assert (log.last_step, log.sessions) == (5, 2)
+    assert dict(log_facts(log).rows)["sessions"] == "2"
+
+
+def test_a_log_that_has_no_step_yet_is_no_error(tmp_path):
+    path = ran(tmp_path / "run.jsonl", steps=1)
+    cut(path, "step")
+    cut(path, "end")
+    facts = file_facts(path)
+    assert dict(facts.rows)["steps"] == "none yet"
+    assert facts.table == ()
+
+
+def test_a_card_puts_its_scores_beside_no_skill():
+    card = shipped_probe("default").card
+    facts = card_facts(card)
+    rows = dict(facts.rows)
+    assert rows["predicts"] == "P(RMS error of the forces <= 0.2 eV/Å)"
+    assert rows["elements"] == "H C N O"
+    assert rows["for the backbone"] == card.fingerprint
+    assert rows["cutoffs"] == "SUSPECT below 0.8, UNRELIABLE below 0.5"
+    report = card.report
+    assert rows["accuracy"] == (
+        f"{report['accuracy']:.3f} (majority class {report['majority_accuracy']:.3f})"
+    )
+    assert rows["ECE"] == (
+        f"{report['ece']:.3f} (noise floor {report['ece_noise_floor']:.3f})"
+    )
+    train = card.training["structures"]["train"]
+    assert rows["structures"].startswith(f"{train} train in ")
+    assert len(facts.table) == len(report["coverage"])
+
+
+def test_a_bare_card_has_rows_for_what_is_known(tmp_path):
+    card = shipped_probe("default").card.to_dict()
+    card |= {"report": {}, "training": {}, "elements": [], "sizes": []}
+    facts = card_facts(type(shipped_probe("default").card).from_dict(card))
+    rows = dict(facts.rows)
+    assert rows["elements"] == rows["atoms per structure"] == "not stated"
+    assert facts.table == ()
+
+
+def test_the_command_recognises_both_by_content(tmp_path):
+    app = Typer()
+    app.command()(info)
+    probe = tmp_path / "renamed.dat"
+    probe.write_bytes((files("uqcalc") / "data" / "default.probe").read_bytes())
+    result = CliRunner().invoke(app, [str(probe)])
+    assert result.exit_code == 0
+    assert "P(RMS error of the forces" in result.output
+    log = ran(tmp_path / "log.probe", [GOOD, BAD])
+    result = CliRunner().invoke(app, [str(log)])
+    assert result.exit_code == 0
+    assert "finished at step 6" in result.output
+    assert "Worst steps" in result.output
+    result = CliRunner().invoke(app, [str(tmp_path / "none")])
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)  # a message, no traceback
+
+
+@pytest.mark.parametrize("content", [None, b"", b"a text", b"\x00" * 20])
+def test_a_file_that_is_neither_is_told_what_it_must_be(tmp_path, content):
+    path = tmp_path / "some.file"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RecordError, match=r"must be a probe .* or an event log"):
+        file_facts(path)
+
+
+@pytest.mark.parametrize("first", [{"event": "step", "step": 0}, {}, {"a": 1}])
+def test_json_lines_of_something_else_are_no_log(tmp_path, first):
+    path = tmp_path / "some.jsonl"
+    path.write_text(json.dumps(first) + "\n", encoding="utf-8")
+    with pytest.raises(RecordError, match="must begin with a header record"):
+        file_facts(path)
+    assert list(read_log(path)) == [first]

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+from ase.build import molecule
+
+from uqcalc import RunFileError
+from uqcalc.runfile import RunFile, read_run_file
+from uqcalc.runsections import MdSection, OutputSection, PolicySection, RelaxSection
+
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "run.yaml"
+MD = "structure: m.xyz\nmd: {steps: 5, temperature_K: 300}\n"
+SECTIONS = {
+    "md": MdSection,
+    "relax": RelaxSection,
+    "policy": PolicySection,
+    "outputs": OutputSection,
+}
+KEYS = [f"{name}.{key}" for name, m in SECTIONS.items() for key in m.model_fields]
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Return a function from YAML to the run file, beside a structure."""
+    molecule("H2O").write(tmp_path / "m.xyz")
+
+    def from_text(text: str | bytes) -> RunFile:
+        path = tmp_path / "heat.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return read_run_file(path)
+
+    return from_text
+
+
+def problems(read, text):
+    with pytest.raises(RunFileError) as caught:
+        read(text)
+    return caught.value.problems
+
+
+def test_what_is_left_out_has_its_default(read, tmp_path):
+    file = read(MD)
+    assert (
+        file.echo()
+        == json.loads(json.dumps(file.echo()))
+        == {
+            "structure": "m.xyz",
+            "frame": -1,
+            "repeat": [1, 1, 1],
+            "model": "default",
+            "device": "auto",
+            "md": {
+                "ensemble": "nvt",
+                "velocities": "new",
+                "steps": 5,
+                "timestep_fs": 0.5,
+                "temperature_K": 300,
+                "friction_per_fs": 0.01,
+                "seed": 0,
+            },
+            "policy": {"patience": 5, "on_unreliable": "halt"},
+            "outputs": {
+                "log": "heat.jsonl",
+                "flagged": "heat_flagged.xyz",
+                "max_flagged": 100,
+                "last": "heat_last.xyz",
+                "interval": 10,
+            },
+        }
+    )
+    assert file.at(file.outputs.log) == tmp_path / "heat.jsonl"
+
+
+def test_an_empty_section_has_all_its_defaults(read):
+    file = read("structure: m.xyz\nrelax:\npolicy:\n")
+    assert file.relax == RelaxSection()
+    assert file.policy.patience == 5
+
+
+def test_every_problem_is_named_at_once(read):
+    text = """
+structure: w.xyz
+frmae: 0
+repeat: [2, 2]
+md:
+  ensemble: nve
+  temprature_K: 300
+  temperature_K: [300, 600]
+  steps: -5
+  timestep_fs: 1e-3
+  pressure_GPa: 1
+  seed: "7"
+policy: {suspect: 0.3, unreliable: 0.5, window: 10}
+outputs:
+  log: nowhere/x.jsonl
+  trajectory: x.traj
+"""
+    expected = [
+        "structure: must be a file that exists, relative to the run file, got 'w.xyz'",
+        "repeat: must have at least 3 items, not 2, got [2, 2]",
+        "md.steps: must be at least 1, got -5",
+        "md.timestep_fs: must be a number, got '1e-3'; write it without quotes, and "
+        "1.0e-3 for 1e-3 (text to YAML)",
+        "md.temperature_K: must be one number for nve, which has no heat bath; use "
+        "nvt, got [300, 600]",
+        "md.pressure_GPa: must be left out for nve; it is for npt, got 1",
+        "md.seed: must be a whole number, got '7'; write it without quotes",
+        "md.temprature_K: unknown key; did you mean temperature_K?",
+        "policy.unreliable: must be at most suspect, which is 0.3, got 0.5",
+        "policy.fraction: must be given together with window",
+        "outputs.log: must be a file in a folder that exists, got 'nowhere/x.jsonl'",
+        "outputs.trajectory: must end in .xyz or .extxyz, the format that keeps "
+        "annotations, got 'x.traj'",
+        "frmae: unknown key; did you mean frame?",
+    ]
+    assert sorted(problems(read, text)) == sorted(expected)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_typo_in_any_key_is_answered_with_that_key(read, key):
+    section, _, name = key.partition(".")
+    typo = name[:-2] + name[-1] if len(name) > 4 else name + "s"
+    text = f"structure: m.xyz\n{section}:\n  {typo}: 1\n"
+    expected = f"{section}.{typo}: unknown key; did you mean {name}?"
+    assert expected in problems(read, text)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("Temperature_K: 300", "did you mean md.temperature_K?"),
+        ("tempo: 3", "known here: structure, frame, repeat, model"),
+        ("3: 4", "known here: structure"),
+    ],
+)
+def test_a_key_may_be_of_another_section_or_of_none(read, line, expected):
+    [problem] = problems(read, f"{MD}{line}\n")
+    assert problem.startswith(f"{line.partition(':')[0]}: unknown key; ")
+    assert expected in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("structure: m.xyz\n", "relax: must be given unless md is"),
+        (MD + "relax:\n", "relax: must be left out where md is given"),
+        (
+            "structure: m.xyz\nmd: {steps: 5}\n",
+            "md.temperature_K: must be given for nv",
+        ),
+        (
+            "structure: m.xyz\nmd: {steps: 5, ensemble: nve}\n",
+            "md.temperature_K: must be given for new velocities",
+        ),
+        (
+            MD.replace("300", "[1, 2, 3]"),
+            "md.temperature_K: must be a number above 0, o",
+        ),
+        (MD.replace("300", "-1"), "md.temperature_K: must be a number above 0, o"),
+        (MD.replace("300", "[300, yes]"), "md.temperature_K: must be a number above"),
+        (MD.replace("5", "true"), "md.steps: must be a whole number, got True"),
+        (
+            MD.replace("5", "5, timestep_fs: .nan"),
+            "md.timestep_fs: must be a finite num",
+        ),
+        (MD.replace("5", "5, ensemble: NVT"), "md.ensemble: must be 'nve', 'nvt' or"),
+        (
+            "structure: m.xyz\nrelax: {pressure_GPa: 1}\n",
+            "relax.pressure_GPa: must be left out unless cell: true",
+        ),
+        (
+            MD + "policy: {window: 5, fraction: 0.5, patience: 2}\n",
+            "policy.patience: must be left out where window and fraction are given",
+        ),
+        (MD + "outputs: {log: m.xyz}\n", "outputs: log must be a file of its own, not"),
+        (MD + "outputs: {log: heat.yaml}\n", "outputs: log must be a file of its own"),
+        (MD + "outputs: {log: .}\n", "outputs.log: must be a file in a folder"),
+        (MD + "md: [5]\n", "line 3: the key md is given twice"),
+        (MD + "policy: 7\n", "policy: must be a section of its own"),
+        ("structure: m.xyz\nmd: {steps: 5\nrelax: 1\n", "line 3: "),
+        ("a text", "must be lines of key: value, got 'a text'"),
+        ("", "must be lines of key: value, got nothing"),
+        (b"a: \xff\n", "must be text in UTF-8"),
+    ],
+)
+def test_what_cannot_be_is_refused(read, text, expected):
+    [problem] = problems(read, text)
+    assert problem.startswith(expected)
+
+
+def test_a_file_that_is_not_there_is_an_error_of_the_same_kind(tmp_path):
+    with pytest.raises(RunFileError, match="must be a file that exists") as caught:
+        read_run_file(tmp_path / "none.yaml")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.problems) == (str(caught.value), caught.value.problems)
+
+
+def test_files_of_potentials_are_looked_for_beside_the_run_file(read, tmp_path):
+    (tmp_path / "my.model").touch()
+    for name in ("mace:my.model", "my.model"):
+        assert read(f"{MD}model: {name}\n").model_at() == f"mace:{tmp_path}/my.model"
+    assert read(MD).model_at() == "default"
+
+
+def test_a_ramp_is_linear_over_the_steps(read):
+    md = read(MD.replace("300", "[300, 500]")).md
+    assert [md.temperature_at(step) for step in (0, 1, 5, 9)] == [300, 340, 500, 500]
+    assert read(MD).md.temperature_at(3) == 300
+
+
+def test_the_example_is_valid_and_complete():
+    file = read_run_file(EXAMPLE)
+    assert file.md.temperature_K == (300, 600)
+    assert file.outputs.log == "run.jsonl"

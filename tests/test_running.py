@@ -1,0 +1,365 @@
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from ase import units
+from ase.build import molecule
+from ase.io import read
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import Stationary, thermalize_momenta
+from ase.md.verlet import VelocityVerlet
+from ase.optimize import FIRE
+from builders import import_mace
+from typer import Typer
+from typer.testing import CliRunner
+
+import uqcalc
+from uqcalc import (
+    BackboneError,
+    Level,
+    ModelError,
+    Monitor,
+    RecordError,
+    RunFileError,
+    opening,
+    read_assessment,
+    read_log,
+    run_file,
+)
+from uqcalc.cli.run import HALTED, run
+from uqcalc.eventlog import read_standing
+from uqcalc.restart import Restart
+from uqcalc.runfile import read_run_file
+
+
+import_mace()
+OPEN_ONCE = functools.cache(uqcalc.open_model)
+EXAMPLES = Path(__file__).parent.parent / "examples"
+NVT = {"ensemble": "nvt", "steps": 8, "temperature_K": [300, 600], "seed": 4}
+NVE = {"ensemble": "nve", "steps": 8, "temperature_K": 400, "seed": 4}
+NPT = {"ensemble": "npt", "steps": 8, "temperature_K": 300, "barostat_fs": 200}
+ALWAYS_BAD = {"suspect": 1.0, "unreliable": 1.0}
+
+
+@pytest.fixture(autouse=True)
+def _models_are_opened_once(monkeypatch):
+    monkeypatch.setattr(opening, "open_model", OPEN_ONCE)
+
+
+class Killed(BaseException):
+    """Leaves a run as a kill would, at the end of a step."""
+
+
+def written(folder, *, box=False, name="heat.yaml", **content):
+    """Write a run file and the structure that it is for."""
+    atoms = molecule("CH3CH2OH")
+    if box:
+        atoms.set_cell([6.0, 6.0, 6.0])
+        atoms.set_pbc(True)
+    atoms.write(folder / "m.xyz", format="extxyz")
+    path = folder / name
+    path.write_text(
+        yaml.safe_dump({"structure": "m.xyz", "dtype": "float64"} | content)
+    )
+    return path
+
+
+def killed(path, at):
+    def progress(step, steps):
+        if step == at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_file(path, progress=progress)
+
+
+def last(path):
+    return read(path.with_name(f"{path.stem}_last.xyz"))
+
+
+def steps_of(records):
+    return [record["step"] for record in records if record["event"] == "step"]
+
+
+def content(folder):
+    return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
+
+
+def by_hand(folder, task, rng):
+    """Run the same molecular dynamics as a script would."""
+    atoms = read(folder / "m.xyz")
+    atoms.calc = OPEN_ONCE("default", device="auto", dtype="float64")
+    thermalize_momenta(atoms, temperature_K=task["first_K"], rng=rng)
+    if task["ensemble"] == "nve":
+        Stationary(atoms)
+        dynamics = VelocityVerlet(atoms, 0.5 * units.fs)
+    else:
+        dynamics = Langevin(
+            atoms,
+            0.5 * units.fs,
+            temperature_K=task["first_K"],
+            friction=0.01 / units.fs,
+            fixcm=False,
+            rng=rng,
+        )
+        dynamics.attach(
+            lambda: dynamics.set_temperature(
+                temperature_K=300 + 300 * dynamics.nsteps / 8
+            )
+        )
+    dynamics.run(8)
+    return atoms
+
+
+@pytest.mark.parametrize(("md", "first_K"), [(NVT, 300), (NVE, 400)])
+def test_a_run_is_what_a_script_would_have_done(tmp_path, md, first_K):
+    outputs = {"trajectory": "frames.xyz", "interval": 3}
+    path = written(tmp_path, md=md, outputs=outputs)
+    done = run_file(path)
+    assert (done.how, done.step, done.converged) == ("finished", 8, None)
+    assert done.summary.startswith("Finished after 8 steps.")
+    task = {"ensemble": md["ensemble"], "first_K": first_K}
+    atoms = by_hand(tmp_path, task, np.random.default_rng(4))
+    restart = Restart.load(tmp_path / "heat.restart.npz")
+    for ours, theirs in (
+        (restart.positions, atoms.positions),
+        (restart.momenta, atoms.get_momenta()),
+    ):  # the potential rounds otherwise until TorchScript has warmed up
+        np.testing.assert_allclose(ours, theirs, atol=1e-10)
+    np.testing.assert_allclose(last(path).positions, atoms.positions, atol=1e-8)
+    np.testing.assert_allclose(last(path).get_momenta(), atoms.get_momenta(), atol=1e-8)
+
+    frames = read(tmp_path / "frames.xyz", ":")
+    assert [frame.info["step"] for frame in frames] == [0, 3, 6, 8]
+    header, *records = read_log(tmp_path / "heat.jsonl")
+    assert header["run"]["about"]["input"] == read_run_file(path).echo()
+    assert steps_of(records) == list(range(9))
+    level = read_assessment(frames[-1]).level
+    assert records[8]["level"] == level.name
+
+
+def test_a_relaxation_is_ases_own(tmp_path):
+    path = written(tmp_path, relax={"optimizer": "FIRE", "fmax_eV_per_A": 0.3})
+    done = run_file(path)
+    assert (done.how, done.converged) == ("finished", True)
+    atoms = read(tmp_path / "m.xyz")
+    atoms.calc = OPEN_ONCE("default", device="auto", dtype="float64")
+    dynamics = FIRE(atoms, logfile=None)
+    assert dynamics.run(fmax=0.3)
+    assert done.step == dynamics.nsteps
+    np.testing.assert_allclose(last(path).positions, atoms.positions, atol=1e-8)
+    assert done.summary.startswith(f"Converged after {done.step} steps.")
+
+
+def test_a_relaxation_goes_on_from_the_saved_geometry(tmp_path):
+    relax = {"fmax_eV_per_A": 0.02, "cell": True, "pressure_GPa": 5, "steps": 12}
+    path = written(tmp_path, box=True, relax=relax, outputs={"interval": 4})
+    killed(path, 6)
+    done = run_file(path)
+    assert (done.how, done.step, done.converged) == ("finished", 12, False)
+    assert "Not converged after 12 steps." in done.summary
+    assert "new run file with structure: heat_last.xyz." in done.summary
+    assert steps_of(read_standing(tmp_path / "heat.jsonl")) == list(range(13))
+    assert last(path).cell.volume < 0.99 * 6**3
+
+
+@pytest.mark.parametrize("md", [NVT, NVE, NPT], ids=lambda md: md["ensemble"])
+def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, md):
+    folders = [tmp_path / "whole", tmp_path / "killed"]
+    for folder in folders:
+        folder.mkdir()
+        path = written(
+            folder,
+            box=True,
+            md=md,
+            policy=ALWAYS_BAD | {"on_unreliable": "warn", "patience": 2},
+            outputs={"trajectory": "frames.xyz", "interval": 3},
+        )
+        if folder.name == "killed":
+            killed(path, 5)
+            assert steps_of(read_log(folder / "heat.jsonl")) == list(range(6))
+            killed(path, 7)
+        run_file(path)
+    ends = [Restart.load(folder / "heat.restart.npz") for folder in folders]
+    assert ends[0].step == ends[1].step == 8
+    assert ends[0].generator == ends[1].generator
+    for name in ("positions", "momenta", "cell"):
+        ours, theirs = (getattr(end, name) for end in ends)
+        np.testing.assert_allclose(ours, theirs, atol=1e-9)
+    if md is NPT:
+        assert not np.allclose(np.diag(ends[0].cell), 6.0, atol=1e-4)
+    logs = [list(read_standing(folder / "heat.jsonl")) for folder in folders]
+    keys = [[(r["event"], r["step"], r.get("level")) for r in log] for log in logs]
+    assert keys[0] == keys[1]
+    assert [step for event, step, _ in keys[0] if event == "warning"] == [1, 3, 5, 7]
+    for name in ("frames.xyz", "heat_flagged.xyz"):
+        frames = [read(folder / name, ":") for folder in folders]
+        shown = [[frame.info["step"] for frame in each] for each in frames]
+        assert shown[0] == shown[1] == sorted(set(shown[0]))
+    resumed = [
+        r for r in read_log(folders[1] / "heat.jsonl") if r["event"] == "resumed"
+    ]
+    assert [record["step"] for record in resumed] == [3, 6]
+
+
+VICTIM = "import sys, uqcalc; uqcalc.run_file(sys.argv[1])"
+
+
+def test_a_run_that_is_killed_outright_is_ended_by_the_same_command(tmp_path):
+    path = written(tmp_path, md=NVT | {"steps": 60}, outputs={"interval": 7})
+    log = tmp_path / "heat.jsonl"
+    victim = subprocess.Popen([sys.executable, "-W", "ignore", "-c", VICTIM, path])
+    try:
+        deadline = time.monotonic() + 120
+        while not log.exists() or log.read_bytes().count(b"\n") < 20:
+            assert victim.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.kill(victim.pid, signal.SIGKILL)
+        victim.wait()
+    killed_at = steps_of(read_log(log))[-1]
+    done = run_file(path)
+    assert (done.how, done.step) == ("finished", 60)
+    assert steps_of(read_standing(log)) == list(range(61))
+    [resumed] = [r for r in read_log(log) if r["event"] == "resumed"]
+    assert resumed["step"] == killed_at - killed_at % 7
+    assert f"It went on from step {resumed['step']}" in done.summary
+
+
+def test_a_halted_run_has_a_status_of_its_own_and_is_left_alone(tmp_path):
+    app = Typer()
+    app.command()(run)
+    path = written(tmp_path, md=NVT, policy=ALWAYS_BAD | {"patience": 4})
+    killed(path, 2)  # the streak goes on across the kill
+    result = CliRunner().invoke(app, [str(path)])
+    assert result.exit_code == HALTED == 3
+    assert "UNRELIABLE for 4 frames in a row at step 3" in result.output
+    assert "structure: heat_last.xyz, velocities: keep" in result.output
+    assert read_assessment(last(path)).level is Level.UNRELIABLE
+    before = content(tmp_path)
+    result = CliRunner().invoke(app, [str(path)])
+    assert result.exit_code == HALTED
+    assert "Nothing to do: this run has ended. Halted" in result.output
+    assert content(tmp_path) == before
+
+    path.write_text(path.read_text().replace("steps: 8", "steps: 9"))
+    result = CliRunner().invoke(app, [str(path)])
+    assert result.exit_code == 1
+    assert "input.md.steps: 8 there, 9 here" in result.output
+    before["heat.yaml"] = content(tmp_path)["heat.yaml"]
+    assert content(tmp_path) == before
+
+    again = {"steps": 1, "velocities": "keep", "temperature_K": 300}
+    path = written(tmp_path, name="on.yaml", structure="heat_last.xyz", md=again)
+    assert run_file(path).how == "finished"
+    momenta = read(tmp_path / "heat_last.xyz").get_momenta()
+    first = next(r for r in read_log(tmp_path / "on.jsonl") if r["event"] == "step")
+    kinetic = (momenta**2 / last(path).get_masses()[:, None]).sum() / 2
+    assert first["temperature_K"] == pytest.approx(kinetic / (13.5 * units.kB))
+
+
+def test_a_run_whose_end_was_not_saved_writes_what_is_missing(tmp_path, monkeypatch):
+    path = written(tmp_path, md=NVT, outputs={"interval": 3})
+    close = Monitor.close
+
+    def closed_and_killed(self):
+        close(self)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Monitor, "close", closed_and_killed)
+        with pytest.raises(Killed):
+            run_file(path)
+    assert list(read_log(tmp_path / "heat.jsonl"))[-1]["event"] == "end"
+    assert last(path).info["step"] == 6
+    assert run_file(path).step == 8
+    assert last(path).info["step"] == 8
+    assert run_file(path).summary.startswith("Nothing to do")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"md": NVT, "frame": 3},
+            "structure: must hold frame 3 in a format that ASE reads",
+        ),
+        (
+            {"md": NVT, "structure": "heat.yaml"},
+            "outputs: structure must be a file of its own",
+        ),
+        (
+            {"md": NVT, "repeat": [1, 2, 1]},
+            "repeat: must be 1 along each direction without a",
+        ),
+        ({"md": NVT | {"velocities": "keep"}}, "md.velocities: must be new for a str"),
+        ({"md": NPT}, r"md.ensemble: npt must have a structure that is periodic"),
+        ({"relax": {"cell": True}}, "relax.cell: true must have a struct"),
+    ],
+)
+def test_what_the_structure_does_not_allow_is_said_before_a_file_is_made(
+    tmp_path, changes, expected
+):
+    path = written(tmp_path, **changes)
+    with pytest.raises(RunFileError, match=expected):
+        run_file(path)
+    assert {p.name for p in tmp_path.iterdir()} == {"heat.yaml", "m.xyz"}
+
+
+def test_what_the_potential_does_not_know_is_said_before_a_file_is_made(tmp_path):
+    path = written(tmp_path, md=NVT)
+    molecule("SH2").write(tmp_path / "m.xyz", format="extxyz")
+    with pytest.raises(BackboneError, match="elements must be among"):
+        run_file(path)
+    assert {p.name for p in tmp_path.iterdir()} == {"heat.yaml", "m.xyz"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_device_that_is_not_there_is_a_message(tmp_path):
+    path = written(tmp_path, md=NVT, device="cuda")
+    with pytest.raises(ModelError, match="must be one that torch can use, got 'cuda'"):
+        run_file(path)
+
+
+@pytest.mark.parametrize("name", ["frames.xyz", "heat_last.xyz", "heat_flagged.xyz"])
+def test_a_new_run_writes_over_nothing(tmp_path, name):
+    path = written(tmp_path, md=NVT, outputs={"trajectory": "frames.xyz"})
+    (tmp_path / name).write_text("my only copy")
+    with pytest.raises(RecordError, match="must not exist"):
+        run_file(path)
+    assert (tmp_path / name).read_text() == "my only copy"
+    assert not (tmp_path / "heat.jsonl").exists()
+
+
+def test_a_state_that_is_not_of_this_log_is_not_used(tmp_path):
+    path = written(tmp_path, md=NVT, outputs={"interval": 2})
+    killed(path, 5)
+    log = tmp_path / "heat.jsonl"
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:3]))
+    with pytest.raises(RecordError, match=r"ahead of the log.* step 4 .* at step 1"):
+        run_file(path)
+    log.unlink()
+    for name in ("heat_last.xyz", "heat_flagged.xyz"):
+        (tmp_path / name).unlink(missing_ok=True)
+    assert run_file(path).step == 8  # a new run: the old state is void
+    assert steps_of(read_log(log)) == list(range(9))
+
+
+def test_the_example_runs(tmp_path):
+    for name in ("run.yaml", "ethanol.xyz"):
+        text = (EXAMPLES / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(text.replace("steps: 2000", "steps: 20"))
+    assert run_file(tmp_path / "run.yaml").how == "finished"
+    frames = read(tmp_path / "run_frames.xyz", ":")
+    assert [frame.info["step"] for frame in frames] == [0, 20]

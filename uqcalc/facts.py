@@ -1,0 +1,242 @@
+"""What a probe or an event log holds, in words, ready to be shown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uqcalc.errors import RecordError
+from uqcalc.logsummary import LogSummary, summarise_log
+from uqcalc.records import Level
+
+
+if TYPE_CHECKING:
+    from uqcalc.probe.card import Card
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A title, rows of (name, text), and a table with a caption where there is one."""
+
+    title: str
+    rows: list[tuple[str, str]]
+    caption: str = ""
+    columns: tuple[str, ...] = ()
+    table: tuple[tuple[str, ...], ...] = ()
+
+
+def file_facts(path: str | os.PathLike[str]) -> Facts:
+    """Recognise a probe or an event log by its content, and say what it holds.
+
+    Raises
+    ------
+    RecordError
+        If the file is neither.
+    """
+    kind = _kind(Path(path))
+    if kind == "probe":
+        from uqcalc.probe.checkpoint import Probe  # with torch, which logs do without
+
+        return card_facts(Probe.load(path).card)
+    return log_facts(summarise_log(path), Path(path).name)
+
+
+def _kind(path: Path) -> str:
+    start = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(9)
+    if start[8:] == b"{":  # safetensors: the length of a JSON header, and the header
+        return "probe"
+    if start[:1] == b"{":
+        return "log"
+    msg = (
+        "file must be a probe (safetensors) or an event log (JSON lines), got "
+        f"{path}, which is {'something else' if start else 'empty or not there'}; "
+        "pass what uqcalc fit or uqcalc run wrote"
+    )
+    raise RecordError(msg)
+
+
+def card_facts(card: Card) -> Facts:
+    """Say what a probe predicts, for what, and how good it is."""
+    from ase.data import chemical_symbols
+
+    what = {"energy": "error of the total energy", "forces": "RMS error of the forces"}
+    symbols = " ".join(chemical_symbols[z] for z in card.elements)
+    slope, intercept = card.calibration
+    boundary = f"{card.boundary:.4g} {card.unit}"
+    if card.percentile is not None:
+        boundary += f", percentile {card.percentile:g} of its training errors"
+    rows = [
+        ("predicts", f"P({what[card.target]} <= {card.boundary:.4g} {card.unit})"),
+        ("boundary", boundary),
+        ("for the backbone", card.fingerprint),
+        ("elements", symbols or "not stated"),
+        ("atoms per structure", " to ".join(map(str, card.sizes)) or "not stated"),
+        (
+            "cutoffs",
+            f"SUSPECT below {card.suspect:g}, UNRELIABLE below {card.unreliable:g}",
+        ),
+        ("calibration", f"slope {slope:.3f}, intercept {intercept:.3f} of the logit"),
+        *_training_rows(card.training),
+        *_score_rows(card.report),
+        ("network", _network(card)),
+        ("uqcalc", f"{card.uqcalc_version or 'not stated'} (schema {card.schema})"),
+    ]
+    if card.description:
+        rows.insert(0, ("description", card.description))
+    coverage = tuple(
+        (f"{row['cutoff']:.2f}", f"{row['coverage']:.1%}", f"{row['precision']:.1%}")
+        for row in card.report.get("coverage", ())
+    )
+    columns = ("P(reliable) at least", "kept", "of them right")
+    return Facts("Probe", rows, "On its test set", columns, coverage)
+
+
+def _training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    if sets := training.get("structures"):
+        groups = training.get("groups") or {}
+        parts = [
+            f"{n} {name}" + (f" in {groups[name]} groups" if groups.get(name) else "")
+            for name, n in sets.items()
+        ]
+        rows.append(("structures", ", ".join(parts)))
+    if excluded := training.get("excluded"):
+        parts = [f"{n} {defect}" for defect, n in excluded.items()]
+        rows.append(("excluded", ", ".join(parts)))
+    if recipe := training.get("recipe"):
+        rows.append(("recipe", ", ".join(f"{k} {v}" for k, v in recipe.items())))
+    return rows
+
+
+def _score_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Put each score beside what no skill at all would have given."""
+    pairs = [
+        ("accuracy", "majority_accuracy", "majority class"),
+        ("ece", "ece_noise_floor", "noise floor"),
+    ]
+    rows = []
+    if "structures" in report:
+        text = f"{report['structures']} structures, {report['prevalence']:.1%} reliable"
+        if unseen := report.get("unseen_elements"):
+            text += f"; {unseen} more with unseen elements not scored"
+        rows.append(("test set", text))
+    for name, floor, words in pairs:
+        if name in report:
+            beside = f" ({words} {report[floor]:.3f})" if floor in report else ""
+            label = "ECE" if name == "ece" else name
+            rows.append((label, f"{report[name]:.3f}{beside}"))
+    others = {"mcc": "MCC", "f1": "F1", "auroc": "AUROC", "brier": "Brier"}
+    others |= {"spearman": "Spearman(error, risk)"}
+    scores = [f"{word} {report[k]:.3f}" for k, word in others.items() if k in report]
+    return [*rows, ("further scores", ", ".join(scores))] if scores else rows
+
+
+def _network(card: Card) -> str:
+    charges = ", reads charges" if card.charges else ""
+    return f"{card.architecture}, for {card.feature_dim} features{charges}"
+
+
+def log_facts(log: LogSummary, name: str = "Run") -> Facts:
+    """Say what ran, how far, how it was judged, how it ended, and its worst steps."""
+    run = log.run
+    probe = run.get("probe") or {}
+    steps = "none yet"
+    if log.last_step is not None:
+        steps = f"{log.first_step} to {log.last_step}"
+        steps += "" if log.time_fs is None else f", {log.time_fs:g} fs"
+    levels = ", ".join(f"{n} {level.name}" for level, n in log.levels.items())
+    rows = [
+        ("ended", _how(log)),
+        ("steps", steps),
+        ("judged", levels),
+        ("structure", str(run.get("formula", "not stated"))),
+        ("dynamics", _dynamics(run)),
+        ("backbone", str(run.get("backbone", "not stated"))),
+        ("limits on the risk", _limits(run)),
+        *([("probe for", _target(probe))] if probe else []),
+        *_flagged_rows(log),
+        *([("warnings", str(log.warnings))] if log.warnings else []),
+        *([("sessions", str(log.sessions))] if log.sessions > 1 else []),
+        ("versions", ", ".join(f"{k} {v}" for k, v in log.versions.items())),
+        *_input_rows(run.get("about") or {}),
+    ]
+    columns = ("step", "time (fs)", "T (K)", "level", "risk", "worst atoms")
+    table = tuple(_worst_row(record) for record in log.worst)
+    return Facts(name, rows, "Worst steps", columns, table)
+
+
+def _how(log: LogSummary) -> str:
+    if log.end is None:
+        return (
+            f"not yet, or killed after step {log.last_step}: the log has no end record"
+        )
+    if log.end["how"] == "halted":
+        return f"halted: {log.end['reason']}"
+    words = {True: ", converged", False: ", not converged", None: ""}
+    return f"finished at step {log.end['step']}{words[log.end.get('converged')]}"
+
+
+def _dynamics(run: Mapping[str, Any]) -> str:
+    timestep = run.get("timestep_fs")
+    name = str(run.get("dynamics", "not stated"))
+    return name if timestep is None else f"{name}, {timestep:g} fs a step"
+
+
+def _limits(run: Mapping[str, Any]) -> str:
+    thresholds = run.get("policy", {}).get("thresholds", ())
+    return "; ".join(
+        f"{t['signal']}: SUSPECT above {t['suspect']:.4g}, UNRELIABLE above "
+        f"{t['unreliable']:.4g}"
+        for t in thresholds
+    )
+
+
+def _target(probe: Mapping[str, Any]) -> str:
+    unit = probe.get("unit", "")
+    return f"{probe['target']} within {probe['boundary']:.4g} {unit}".strip()
+
+
+def _flagged_rows(log: LogSummary) -> list[tuple[str, str]]:
+    if log.end is None or "flagged_written" not in log.end:
+        return []
+    written = log.end["flagged_written"]
+    left_out = max(0, log.levels[Level.UNRELIABLE] - written)
+    return [("flagged frames", f"{written} written, {left_out} left out")]
+
+
+def _input_rows(about: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the run file as it was echoed into the header, a row for each part."""
+    rows = []
+    for key, value in about.get("input", {}).items():
+        text = (
+            ", ".join(f"{k} {v}" for k, v in value.items())
+            if isinstance(value, Mapping)
+            else str(value)
+        )
+        rows.append((f"input: {key}", text))
+    return rows
+
+
+def _worst_row(record: Mapping[str, Any]) -> tuple[str, ...]:
+    readings = record["readings"]
+    risks = "; ".join(
+        risk if len(readings) == 1 else f"{name} {risk}"
+        for name, risk in (
+            (k, f"{v:.3g}") for k, v in readings.items() if v is not None
+        )
+    )
+    time, temperature = record["time_fs"], record["temperature_K"]
+    return (
+        str(record["step"]),
+        "" if time is None else f"{time:g}",
+        "" if temperature is None else f"{temperature:.0f}",
+        record["level"],
+        risks or "; ".join(record["reasons"]),  # not a number: the reason says why
+        " ".join(map(str, record["worst_atoms"])),
+    )

@@ -1,0 +1,109 @@
+"""Open what a run file names: its structure, and its potential with a probe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+from ase import Atoms
+from ase.io import read
+
+from uqcalc.calculator import ReliableCalculator
+from uqcalc.default import shipped_probe
+from uqcalc.errors import RunFileError
+from uqcalc.models import open_model
+from uqcalc.probe.checkpoint import Probe
+from uqcalc.reading import UNREADABLE
+from uqcalc.runfile import RunFile
+
+
+def open_structure(file: RunFile) -> Atoms:
+    """Read the structure, repeated as the file says.
+
+    Raises
+    ------
+    RunFileError
+        If there is no such frame, or a direction to repeat has no cell vector.
+    """
+    try:
+        path = file.at(file.structure)
+        found = read(path, index=file.frame, do_not_split_by_at_sign=True)
+        atoms = cast("Atoms", found)
+    except UNREADABLE as error:
+        problem = (
+            f"structure: must hold frame {file.frame} in a format that ASE reads, got "
+            f"{file.structure!r} ({type(error).__name__}: {error})"
+        )
+        raise RunFileError(str(file.path), [problem]) from error
+    vectors = zip(file.repeat, atoms.cell, strict=True)
+    if any(count > 1 and not vector.any() for count, vector in vectors):
+        problem = (
+            "repeat: must be 1 along each direction without a cell vector, got "
+            f"{file.repeat} for the cell {atoms.cell.tolist()}"
+        )
+        raise RunFileError(str(file.path), [problem])
+    return cast("Atoms", atoms.repeat(file.repeat))
+
+
+def open_calculator(file: RunFile) -> ReliableCalculator:
+    """Open the potential and its probe, with the cutoffs of the file if it has any.
+
+    Raises
+    ------
+    ModelError, ProbeError, BackboneError
+        As `uqcalc.open_model` and `ReliableCalculator` do.
+    """
+    if file.probe is None:
+        probe = shipped_probe(file.model)
+    else:
+        probe = Probe.load(file.at(file.probe))
+    card, policy = probe.card, file.policy
+    card = replace(
+        card,
+        suspect=card.suspect if policy.suspect is None else policy.suspect,
+        unreliable=card.unreliable if policy.unreliable is None else policy.unreliable,
+    )
+    model = open_model(file.model_at(), device=file.device, dtype=file.dtype)
+    return ReliableCalculator(model, probe=probe, policy=card.policy())
+
+
+def check_structure(file: RunFile, atoms: Atoms) -> None:
+    """Refuse a structure that the task of the file cannot be done with.
+
+    ``atoms`` carry the velocities of their file, and the calculator of the run.
+
+    Raises
+    ------
+    RunFileError
+        For velocities to keep that are not there, and for a cell that is to move but
+        is not periodic, is constrained, or has a model without stress.
+    """
+    problems = []
+    md, relax = file.md, file.relax
+    if md is not None and md.velocities == "keep" and not atoms.has("momenta"):
+        problems.append(
+            "md.velocities: must be new for a structure without velocities, got keep"
+        )
+    if md is not None and md.ensemble == "npt":
+        problems += _cell_problems("md.ensemble: npt", atoms)
+        if atoms.constraints:
+            kinds = [type(constraint).__name__ for constraint in atoms.constraints]
+            problems.append(
+                f"md.ensemble: npt must have an unconstrained structure, got {kinds}"
+            )
+    if relax is not None and relax.cell:
+        problems += _cell_problems("relax.cell: true", atoms)
+    if problems:
+        raise RunFileError(str(file.path), problems)
+
+
+def _cell_problems(what: str, atoms: Atoms) -> list[str]:
+    problems = []
+    if not atoms.pbc.all():
+        problems.append(
+            f"{what} must have a structure that is periodic in all three directions, "
+            f"got {atoms.pbc.tolist()}"
+        )
+    if "stress" not in atoms.calc.implemented_properties:
+        problems.append(f"{what} must have a model that gives stress, got one without")
+    return problems

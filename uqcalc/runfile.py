@@ -1,0 +1,267 @@
+"""The run file: what `uqcalc run` is asked to do, validated before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from uqcalc.errors import RunFileError
+from uqcalc.runsections import (
+    Count,
+    MdSection,
+    OutputSection,
+    PolicySection,
+    RelaxSection,
+    Section,
+    folder_of,
+)
+
+
+class RunFile(Section):
+    """A whole run file: exactly one of ``md`` and ``relax``, the rest by default.
+
+    Paths are as they were written; `at` says where they are.
+
+    Attributes
+    ----------
+    structure : str
+        Any file that ASE reads.
+    frame : int
+        Which frame of it; the last by default.
+    repeat : list of int
+        Copies of the cell along its three vectors.
+    model : str
+        As `uqcalc.open_model` takes it.
+    probe : str or None
+        By default the one that comes with the model.
+    device : str
+    dtype : {"float32", "float64"} or None
+    """
+
+    structure: str
+    frame: int = -1
+    repeat: list[Count] = Field(
+        default_factory=lambda: [1, 1, 1], min_length=3, max_length=3
+    )
+    model: Annotated[str, Field(min_length=1)] = "default"
+    probe: str | None = None
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    dtype: Literal["float32", "float64"] | None = None
+    md: MdSection | None = None
+    relax: RelaxSection | None = Field(default=None, validate_default=True)
+    policy: PolicySection = PolicySection()
+    outputs: OutputSection = Field(OutputSection(), validate_default=True)
+    _folder: Path = PrivateAttr(default=Path())
+    _name: str = PrivateAttr(default="run file")
+
+    def model_post_init(self, context: Any) -> None:
+        """Remember the folder that paths are relative to."""
+        self._folder = (context or {}).get("folder", Path())
+        self._name = (context or {}).get("file", "run file")
+
+    @field_validator("structure", "probe")
+    @classmethod
+    def _exists(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and not (folder_of(info) / value).is_file():
+            msg = "must be a file that exists, relative to the run file"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("relax")
+    @classmethod
+    def _one_task(
+        cls, value: RelaxSection | None, info: ValidationInfo
+    ) -> RelaxSection | None:
+        if "md" in info.data and (info.data["md"] is None) == (value is None):
+            both = value is not None
+            msg = (
+                f"must {'be left out' if both else 'be given'} "
+                f"{'where md is given: one task a file' if both else 'unless md is'}"
+            )
+            raise ValueError(msg)
+        return value
+
+    @field_validator("outputs")
+    @classmethod
+    def _distinct(cls, value: OutputSection, info: ValidationInfo) -> OutputSection:
+        named = value.named((info.context or {}).get("name", "run"))
+        inputs = {"the run file": str((info.context or {}).get("file", ""))}
+        inputs |= {k: info.data.get(k) or "" for k in ("structure", "probe")}
+        seen: dict[Path, str] = {}
+        for key, name in (inputs | named.files()).items():
+            if not name:
+                continue
+            path = (folder_of(info) / name).resolve()
+            if path in seen:
+                msg = f"{key} must be a file of its own, not that of {seen[path]}"
+                raise ValueError(msg)
+            seen[path] = key
+        return named
+
+    @property
+    def path(self) -> Path:
+        """Where this file is."""
+        return self._folder / self._name
+
+    def at(self, name: str) -> Path:
+        """Return where a path of this file is."""
+        return self._folder / name
+
+    def model_at(self) -> str:
+        """Return the name of the model, with the path of a file made absolute."""
+        kind, _, detail = self.model.partition(":")
+        if kind == "mace" and detail:
+            return f"mace:{self.at(detail)}"
+        file = self.at(self.model)
+        return f"mace:{file}" if file.is_file() else self.model
+
+    def echo(self) -> dict[str, Any]:
+        """Return the whole file with its defaults, JSON-able."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def read_run_file(path: str | os.PathLike[str]) -> RunFile:
+    """Read and validate a run file (YAML).
+
+    Raises
+    ------
+    RunFileError
+        Naming every problem of the file at once.
+
+    Examples
+    --------
+    A complete file::
+
+        structure: ethanol.xyz
+        md:
+          ensemble: nvt
+          temperature_K: [300, 600]
+          timestep_fs: 0.5
+          steps: 2000
+        policy:
+          patience: 5
+        outputs:
+          trajectory: ethanol_frames.xyz
+          interval: 20
+    """
+    file = Path(path)
+    data = _parsed(file)
+    folder = file.absolute().parent
+    context = {"folder": folder, "name": file.stem, "file": file.name}
+    try:
+        return RunFile.model_validate(data, context=context)
+    except ValidationError as error:
+        problems = [_problem(entry) for entry in error.errors()]
+        raise RunFileError(str(path), problems) from error
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Plain YAML in which a key may not be given twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:  # noqa: FBT001, FBT002
+        seen = set()
+        for key in (k for k, _ in node.value if isinstance(k, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value} is given twice",
+                    problem_mark=key.start_mark,
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _parsed(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise RunFileError(str(file), ["must be a file that exists"])
+    try:
+        data = yaml.load(file.read_bytes(), Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = "" if mark is None else f"line {mark.line + 1}: "
+        problem = f"{where}{error.problem or error.context}; write key: value"
+        raise RunFileError(str(file), [problem]) from error
+    except yaml.YAMLError as error:
+        raise RunFileError(str(file), ["must be text in UTF-8"]) from error
+    if not isinstance(data, dict):
+        problem = f"must be lines of key: value, got {_short(data)}"
+        raise RunFileError(str(file), [problem])
+    sections = {name for (name,) in filter(None, _SECTIONS)}
+    return {k: {} if v is None and k in sections else v for k, v in data.items()}
+
+
+_SECTIONS: Mapping[tuple[Any, ...], type[Section]] = {
+    (): RunFile,
+    ("md",): MdSection,
+    ("relax",): RelaxSection,
+    ("policy",): PolicySection,
+    ("outputs",): OutputSection,
+}
+_WORDS = {
+    "bool_type": "must be true or false",
+    "dict_type": "must be a section of its own with key: value below it",
+    "float_type": "must be a number",
+    "int_type": "must be a whole number",
+    "list_type": "must be a list such as [2, 2, 1]",
+    "model_type": "must be a section of its own with key: value below it",
+    "string_type": "must be text",
+}
+_PHRASES = {
+    "Input should be": "must be",
+    "List should have": "must have",
+    " after validation": "",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+}
+_REMEDIES = {
+    "float_type": "; write it without quotes, and 1.0e-3 for 1e-3 (text to YAML)",
+    "int_type": "; write it without quotes",
+}
+
+
+def _problem(entry: Mapping[str, Any]) -> str:
+    """Say in our words what pydantic found: where, what it must be, what it is."""
+    where, value = entry["loc"], entry["input"]
+    path, kind = ".".join(map(str, where)), entry["type"]
+    if kind in {"extra_forbidden", "invalid_key"}:
+        return f"{path}: unknown key; {_nearest(where)}"
+    if kind == "missing":
+        return f"{path}: must be given"
+    words = _WORDS.get(kind) or entry["msg"].removeprefix("Value error, ")
+    for theirs, ours in _PHRASES.items():
+        words = words.replace(theirs, ours)
+    if value is None or isinstance(value, (dict, Section)):
+        return f"{path}: {words}"
+    remedy = _REMEDIES.get(kind, "") if isinstance(value, str) else ""
+    return f"{path}: {words}, got {_short(value)}{remedy}"
+
+
+def _nearest(where: tuple[Any, ...]) -> str:
+    """Name the known key that an unknown one may have meant, here or elsewhere."""
+    key, here = str(where[-1]), where[:-1]
+    known = {name: name for name in _SECTIONS[here].model_fields}
+    elsewhere = {
+        name: ".".join((*section, name))
+        for section, model in _SECTIONS.items()
+        for name in model.model_fields
+    }
+    for names, cutoff in ((known, 0.6), (elsewhere, 0.8)):
+        if match := difflib.get_close_matches(key, names, 1, cutoff):
+            return f"did you mean {names[match[0]]}?"
+    return f"known here: {', '.join(known)}"
+
+
+def _short(value: Any, length: int = 60) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= length else text[:length] + "…"

@@ -1,0 +1,263 @@
+"""`run_file`: do what a run file says, under a monitor, and go on after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from uqcalc.dynamics import molecular_dynamics, optimiser
+from uqcalc.errors import RecordError
+from uqcalc.eventlog import check_same_run
+from uqcalc.files import whole
+from uqcalc.frames import append_frame
+from uqcalc.logsummary import LogSummary, summarise_log
+from uqcalc.monitor import Monitor
+from uqcalc.opening import check_structure, open_calculator, open_structure
+from uqcalc.restart import Restart, cut_frames
+from uqcalc.runfile import RunFile, read_run_file
+from uqcalc.runsections import MdSection, RelaxSection
+from uqcalc.watched import watched_atoms
+
+
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """What became of a run file.
+
+    Attributes
+    ----------
+    how : {"finished", "halted"}
+    step : int
+        Its last step.
+    converged : bool or None
+        Of a relaxation that was not halted.
+    summary : str
+        All of it in a few lines, with what to do next.
+    """
+
+    how: Literal["finished", "halted"]
+    step: int
+    converged: bool | None
+    summary: str
+
+
+def run_file(
+    path: str | os.PathLike[str],
+    *,
+    progress: Callable[[int, int], object] | None = None,
+) -> RunOutcome:
+    """Run a run file to its end, or from where it was killed; once ended, only say so.
+
+    Parameters
+    ----------
+    path : path
+        See `uqcalc.runfile.RunFile` for what it may hold.
+    progress : callable, optional
+        Called with the step number and the number of steps after each step.
+
+    Raises
+    ------
+    RunFileError
+        If the file, or the structure it names, does not allow the run.
+    RecordError
+        If files of its outputs belong to something else.
+    """
+    file = read_run_file(path)
+    about = _about(file)
+    past = _past(file, about)
+    restart = _restart(file, past)
+    if past is not None and past.end is not None and _is_saved(past.end, restart):
+        return _outcome(
+            file, past.end, f"Nothing to do: this run has ended. {_how(past.end)}"
+        )
+    task = _task(file)
+    with warnings.catch_warnings():
+        # CHGNet makes a tensor of its volumes at every evaluation
+        warnings.filterwarnings("ignore", message="Converting a tensor with requires")
+        monitor = _prepared(file, about, past, restart)
+        if progress is not None:
+            monitor.dynamics.attach(lambda: progress(monitor.step, task.steps))
+        _run(monitor, task)
+    end = cast("dict[str, Any]", monitor.end)
+    told = monitor.summary()
+    return _outcome(file, end, told if monitor.halted else f"{_how(end)}\n{told}")
+
+
+def _prepared(
+    file: RunFile,
+    about: dict[str, Any],
+    past: LogSummary | None,
+    restart: Restart | None,
+) -> Monitor:
+    """Return the monitor of a run that is ready to start, or to go on."""
+    task = _task(file)
+    atoms = open_structure(file)
+    atoms.calc = open_calculator(file)
+    check_structure(file, atoms)
+    if restart is not None:
+        restart.place(atoms, moving=isinstance(task, MdSection))
+    dynamics: Any
+    if isinstance(task, MdSection):
+        dynamics = molecular_dynamics(task, atoms, fresh=restart is None)
+    else:
+        dynamics = optimiser(task, atoms)
+    first_step = None if past is None else 0
+    if restart is not None:
+        restart.wind(dynamics)
+        first_step = restart.step
+    atoms.calc.assess(atoms)  # what cannot be evaluated is said before a file is made
+    if past is None:
+        _clear_the_way(file)
+    monitor = _monitor(file, dynamics, about, first_step)
+    dynamics.insert_observer(_Keeper(file, monitor, first_step), position=1)
+    if isinstance(task, MdSection) and isinstance(task.temperature_K, tuple):
+        dynamics.attach(_Ramp(task, monitor))
+    return monitor
+
+
+def _monitor(
+    file: RunFile, dynamics: Any, about: dict[str, Any], first_step: int | None
+) -> Monitor:
+    outputs, policy = file.outputs, file.policy
+    return Monitor(
+        dynamics,
+        log=file.at(outputs.log),
+        flagged=None if outputs.flagged is None else file.at(outputs.flagged),
+        patience=policy.patience or 1,
+        window=policy.window,
+        fraction=policy.fraction,
+        on_unreliable=policy.on_unreliable,
+        mode="new" if first_step is None else "append",
+        max_flagged=outputs.max_flagged,
+        about=about,
+        first_step=first_step,
+    )
+
+
+def _run(monitor: Monitor, task: MdSection | RelaxSection) -> None:
+    steps = task.steps - monitor.step
+    if isinstance(task, MdSection):
+        monitor.dynamics.run(steps)
+    else:
+        monitor.dynamics.run(fmax=task.fmax_eV_per_A, steps=steps)
+    monitor.close()
+
+
+class _Ramp:
+    """Sets the heat bath to the temperature of the step, whichever run it is in."""
+
+    def __init__(self, md: MdSection, monitor: Monitor) -> None:
+        self.md, self.monitor = md, monitor
+
+    def __call__(self) -> None:
+        temperature = self.md.temperature_at(self.monitor.step)
+        self.monitor.dynamics.set_temperature(temperature_K=temperature)
+
+
+class _Keeper:
+    """Writes the frame, the last geometry and, after them, the state to go on from.
+
+    A run whose state was saved at its end is over; one that was killed before goes on
+    from an earlier step, and writes all that is missing.
+    """
+
+    def __init__(self, file: RunFile, monitor: Monitor, first_step: int | None) -> None:
+        outputs = file.outputs
+        self.monitor, self.interval = monitor, outputs.interval
+        self.last, self.restart = file.at(outputs.last), _restart_path(file)
+        self.trajectory = None
+        if outputs.trajectory is not None:
+            self.trajectory = file.at(outputs.trajectory)
+            cut_frames(self.trajectory, "trajectory", first_step or 0)
+
+    def __call__(self) -> None:
+        monitor = self.monitor
+        if monitor.step % self.interval and monitor.end is None:
+            return
+        frame = monitor.snapshot()
+        if self.trajectory is not None:
+            append_frame(self.trajectory, frame)
+        with whole(self.last) as partial:
+            append_frame(partial, frame, "last geometry")
+        dynamics = monitor.dynamics
+        Restart.of(monitor.step, watched_atoms(dynamics), dynamics).save(self.restart)
+
+
+def _about(file: RunFile) -> dict[str, Any]:
+    """Say what makes this run this one, for the header of its log."""
+    content = file.at(file.structure).read_bytes()
+    return {
+        "input": file.echo(),
+        "structure_sha256": hashlib.sha256(content).hexdigest(),
+    }
+
+
+def _past(file: RunFile, about: dict[str, Any]) -> LogSummary | None:
+    """Return what the log holds of this run; None where there is no log yet."""
+    log = file.at(file.outputs.log)
+    if not log.exists() or log.stat().st_size == 0:
+        return None
+    past = summarise_log(log)
+    check_same_run(log, past.run.get("about"), about)
+    return past
+
+
+def _restart(file: RunFile, past: LogSummary | None) -> Restart | None:
+    path = _restart_path(file)
+    if past is None or not path.exists():
+        return None
+    restart = Restart.load(path)
+    if past.last_step is None or restart.step > past.last_step:
+        msg = (
+            f"restart must not be ahead of the log, got {path} at step {restart.step} "
+            f"and a log that ends at step {past.last_step}; remove both to begin anew"
+        )
+        raise RecordError(msg)
+    return restart
+
+
+def _restart_path(file: RunFile) -> Path:
+    return file.at(file.outputs.log).with_suffix(".restart.npz")
+
+
+def _is_saved(end: dict[str, Any], restart: Restart | None) -> bool:
+    """Say whether all was written when the end came; a tidied folder counts as such."""
+    return restart is None or restart.step == end["step"]
+
+
+def _clear_the_way(file: RunFile) -> None:
+    """Refuse to write over what a new run finds; an old state to go on from is void."""
+    for name in (file.outputs.trajectory, file.outputs.last):
+        if name is not None and file.at(name).exists():
+            msg = (
+                f"outputs of a new run must not exist, got {file.at(name)}; move it "
+                "away, or choose another name"
+            )
+            raise RecordError(msg)
+    _restart_path(file).unlink(missing_ok=True)
+
+
+def _task(file: RunFile) -> MdSection | RelaxSection:
+    return file.md or file.relax or RelaxSection()
+
+
+def _outcome(file: RunFile, end: dict[str, Any], told: str) -> RunOutcome:
+    is_md = file.md is not None
+    again = f"structure: {file.outputs.last}" + (", velocities: keep" if is_md else "")
+    lines = [told, f"Last geometry: {file.at(file.outputs.last)}."]
+    if not end.get("converged"):
+        lines.append(f"To go on from there, write a new run file with {again}.")
+    return RunOutcome(
+        end["how"], int(end["step"]), end.get("converged"), "\n".join(lines)
+    )
+
+
+def _how(end: dict[str, Any]) -> str:
+    if end["how"] == "halted":
+        return f"Halted by the monitor: {end['reason']}."
+    words = {True: "Converged", False: "Not converged", None: "Finished"}
+    return f"{words[end.get('converged')]} after {end['step']} steps."

@@ -1,0 +1,62 @@
+"""What a monitor watches: the structure, the calculator and the clock of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ase import Atoms, units
+from ase.md.md import MolecularDynamics
+
+
+def watched_atoms(dynamics: Any) -> Atoms:
+    """Return the structure that an MD or optimiser object moves.
+
+    Raises
+    ------
+    TypeError
+        If it moves none, or several.
+    """
+    watched: Any = getattr(dynamics, "atoms", None)
+    while not isinstance(watched, Atoms) and hasattr(watched, "atoms"):
+        watched = watched.atoms  # a Filter: the structure is inside
+    if not isinstance(watched, Atoms):
+        msg = (
+            "dynamics must be an MD or optimiser object that moves one structure, "
+            f"got {type(dynamics).__name__} around {type(watched).__name__}; "
+            "pass the object whose run() you call"
+        )
+        raise TypeError(msg)
+    return watched
+
+
+def judging_calculator(atoms: Atoms) -> Any:
+    """Return the calculator of ``atoms``, which must say how reliable it is.
+
+    Raises
+    ------
+    ValueError
+        If it is no `ReliableCalculator`.
+    """
+    calculator = atoms.calc
+    if not hasattr(calculator, "assess"):
+        msg = (
+            "atoms must carry a ReliableCalculator, got "
+            f"{type(calculator).__name__}; set atoms.calc = ReliableCalculator(...)"
+        )
+        raise ValueError(msg)
+    return calculator
+
+
+def timestep_fs(dynamics: Any) -> float | None:
+    """Return the time step in fs; None for optimisers, whose steps are not in time."""
+    is_md = isinstance(dynamics, MolecularDynamics)
+    return float(dynamics.dt) / units.fs if is_md else None
+
+
+def is_complete(dynamics: Any) -> bool:
+    """Say whether the run ends with this step, as the dynamics itself asks it."""
+    if hasattr(dynamics, "fmax") and dynamics.converged():
+        return True
+    # SciPy's optimisers set max_steps only after the first call
+    started = isinstance(dynamics, MolecularDynamics) or dynamics.nsteps > 0
+    return bool(started and dynamics.nsteps >= dynamics.max_steps)
