@@ -109,7 +109,7 @@ def test_halts_before_the_first_step(make):
     atoms = watched([BAD])
     start = atoms.positions.copy()
     dynamics = make(atoms)
-    monitor = Monitor(dynamics)
+    monitor = Monitor(dynamics, patience=1)
     assert go(dynamics, 5) is False
     assert monitor.halted
     assert dynamics.nsteps == 0
@@ -201,7 +201,7 @@ def test_a_resumed_run_needs_a_new_streak():
 def test_raise_carries_step_and_assessment_and_resumes():
     atoms = watched([GOOD, GOOD, BAD])
     dynamics = verlet(atoms)
-    monitor = Monitor(dynamics, on_unreliable="raise")
+    monitor = Monitor(dynamics, on_unreliable="raise", patience=1)
     with pytest.raises(
         UnreliableError, match=r"step 2 .*scripted: risk 1 eV"
     ) as caught:
@@ -232,7 +232,7 @@ def test_a_callable_is_called_with_the_monitor_and_the_run_goes_on():
     def react(monitor):
         seen.append((monitor.step, monitor.last.level, monitor.snapshot().info["step"]))
 
-    monitor = Monitor(dynamics, on_unreliable=react)
+    monitor = Monitor(dynamics, on_unreliable=react, patience=1)
     assert dynamics.run(5) is True
     assert seen == [(1, Level.UNRELIABLE, 1), (3, Level.UNRELIABLE, 3)]
     assert not monitor.halted
@@ -256,13 +256,18 @@ def test_a_run_that_goes_back_to_a_saved_step_is_one_run(tmp_path):
     assert "It went on from step 4" in monitor.summary()
     assert events(log, "header")[0]["run"]["about"] == {"why": "test", "limits": [1]}
     with pytest.raises(RecordError, match=r"about\.why"):
-        Monitor(verlet(watched()), log=log, about={"why": "other", "limits": (1,)})
+        Monitor(
+            verlet(watched()),
+            log=log,
+            about={"why": "other", "limits": (1,)},
+            patience=1,
+        )
 
 
 def test_suspect_only_records(tmp_path):
     dynamics = verlet(watched(after=SUSPECT))
     files = {"log": tmp_path / "run.jsonl", "flagged": tmp_path / "flagged.xyz"}
-    monitor = Monitor(dynamics, **files)
+    monitor = Monitor(dynamics, **files, patience=1)
     assert dynamics.run(4) is True
     assert not files["flagged"].exists()
     assert monitor.acted_on is None
@@ -284,7 +289,7 @@ def test_cap_on_flagged_frames_keeps_room_for_the_halting_one(tmp_path):
 def test_an_exception_in_the_base_passes_through(tmp_path, make):
     log = tmp_path / "run.jsonl"
     dynamics = make(watched(base=FaultyEMT(4, "raise")))
-    monitor = Monitor(dynamics, log=log)
+    monitor = Monitor(dynamics, log=log, patience=1)
     with pytest.raises(ZeroDivisionError, match="fell over"):
         go(dynamics, 10)
     assert not monitor.halted
@@ -299,7 +304,7 @@ def test_observers_attached_before_see_a_step_that_is_judged_already():
     dynamics = verlet(watched([GOOD, GOOD, BAD]))
     seen = []
     dynamics.attach(lambda: seen.append((monitor.step, monitor.halted)))
-    monitor = Monitor(dynamics)
+    monitor = Monitor(dynamics, patience=1)
     dynamics.run(9)
     assert seen == [(0, False), (1, False), (2, True)]
     assert [event.step for event in monitor.history] == [0, 1, 2]
@@ -317,6 +322,7 @@ def test_watching_changes_neither_atoms_nor_path(tmp_path):
         on_unreliable="warn",
         log=tmp_path / "l",
         flagged=tmp_path / "f.xyz",
+        patience=1,
     )
     dynamics.run(10)
     verlet(bare).run(10)
@@ -332,7 +338,7 @@ def test_time_and_temperature_are_those_of_molecular_dynamics(tmp_path):
     atoms = watched()
     dynamics = langevin(atoms)
     kinetic = []
-    Monitor(dynamics, log=log)
+    Monitor(dynamics, log=log, patience=1)
     dynamics.attach(
         lambda: kinetic.append(
             0.5 * float((atoms.get_masses() @ atoms.get_velocities() ** 2).sum())
@@ -349,7 +355,7 @@ def test_time_and_temperature_are_those_of_molecular_dynamics(tmp_path):
 @pytest.mark.parametrize("make", OPTIMISERS)
 def test_optimisers_have_neither_time_nor_temperature(make):
     dynamics = make(watched())  # FIRE and MDMin have a dt that is not physical
-    monitor = Monitor(dynamics)
+    monitor = Monitor(dynamics, patience=1)
     go(dynamics, 2)
     assert {(e.time_fs, e.temperature_K) for e in monitor.history} == {(None, None)}
 
@@ -358,7 +364,7 @@ def test_optimisers_have_neither_time_nor_temperature(make):
 def test_one_end_record_when_the_run_ends_by_itself(tmp_path, make):
     log = tmp_path / "run.jsonl"
     dynamics = make(watched())
-    monitor = Monitor(dynamics, log=log)
+    monitor = Monitor(dynamics, log=log, patience=1)
     assert dynamics.run(6) if make is verlet else dynamics.run(fmax=0.05, steps=100)
     monitor.summary()
     monitor.close()
@@ -367,11 +373,36 @@ def test_one_end_record_when_the_run_ends_by_itself(tmp_path, make):
     assert list(read_log(log))[-1] == end
 
 
+def test_forces_that_are_no_numbers_end_the_run_whatever_the_patience(tmp_path):
+    dynamics = verlet(watched([GOOD, GOOD, NAN], base=FaultyEMT(2, "nan")))
+    monitor = Monitor(dynamics, log=tmp_path / "run.jsonl", patience=50)
+    assert dynamics.run(9) is False
+    assert (monitor.halted, dynamics.nsteps) == (True, 2)
+    assert monitor.reason.startswith("Energy or forces are not numbers at step 2")
+
+
+def test_by_default_half_of_the_last_50_fs_decides():
+    """Steps of 2 fs: 13 of 25 frames; the last twelve and the next are too few."""
+    risks = [BAD] * 12 + [GOOD] * 13 + [BAD] * 13
+    dynamics = VelocityVerlet(watched(risks, after=GOOD), 2.0 * units.fs)
+    monitor = Monitor(dynamics)
+    assert dynamics.run(60) is False
+    assert dynamics.nsteps == 37
+    assert monitor.reason.startswith("13 of 25 frames UNRELIABLE at step 37")
+
+
+def test_by_default_three_in_a_row_stop_an_optimiser():
+    dynamics = BFGS(watched([BAD, BAD, GOOD, BAD, BAD, BAD]), logfile=None)
+    Monitor(dynamics)
+    assert not dynamics.run(fmax=1e-9, steps=30)
+    assert dynamics.nsteps == 5
+
+
 @pytest.mark.parametrize("optimizer", [BFGS, SciPyFminBFGS])
 def test_one_end_record_when_an_optimiser_runs_out_of_steps(tmp_path, optimizer):
     log = tmp_path / "run.jsonl"
     dynamics = optimizer(watched(), logfile=None)
-    Monitor(dynamics, log=log)
+    Monitor(dynamics, log=log, patience=1)
     assert not dynamics.run(fmax=1e-9, steps=3)
     [end] = events(log, "end")
     assert (end["how"], end["step"]) == ("finished", 3)
@@ -380,7 +411,7 @@ def test_one_end_record_when_an_optimiser_runs_out_of_steps(tmp_path, optimizer)
 def test_what_is_not_a_number_becomes_null(tmp_path):
     log = tmp_path / "run.jsonl"
     dynamics = verlet(watched([GOOD, GOOD, NAN], base=FaultyEMT(2, "nan")))
-    monitor = Monitor(dynamics, log=log, flagged=tmp_path / "flagged.xyz")
+    monitor = Monitor(dynamics, log=log, flagged=tmp_path / "flagged.xyz", patience=1)
     assert dynamics.run(9) is False
 
     def refuse(token):
@@ -472,15 +503,15 @@ def test_settings_and_calculators_that_cannot_work_are_refused():
     bare = copper()
     bare.calc = EMT()
     with pytest.raises(ValueError, match="must carry a ReliableCalculator, got EMT"):
-        Monitor(verlet(bare))
+        Monitor(verlet(bare), patience=1)
     with pytest.raises(ValueError, match="got none; run the dynamics first"):
-        Monitor(dynamics).snapshot()
+        Monitor(dynamics, patience=1).snapshot()
 
 
 def test_a_monitor_attached_late_counts_as_the_dynamics_does():
     dynamics = verlet(watched())
     dynamics.run(3)
-    monitor = Monitor(dynamics)
+    monitor = Monitor(dynamics, patience=1)
     dynamics.run(2)
     assert [e.step for e in monitor.history] == [4, 5]
     assert [e.time_fs for e in monitor.history] == pytest.approx([8, 10])
@@ -492,7 +523,11 @@ def test_a_monitor_attached_late_counts_as_the_dynamics_does():
 def run_once(folder, steps=4, *, risks=(), mode="append", **options):
     dynamics = verlet(watched(risks, **options))
     monitor = Monitor(
-        dynamics, log=folder / "run.jsonl", flagged=folder / "flagged.xyz", mode=mode
+        dynamics,
+        log=folder / "run.jsonl",
+        flagged=folder / "flagged.xyz",
+        mode=mode,
+        patience=1,
     )
     dynamics.run(steps)
     return monitor
@@ -511,10 +546,10 @@ def test_steps_count_on_across_restarts(tmp_path):
 
 def test_one_process_with_two_monitors_counts_on(tmp_path):
     dynamics = verlet(watched())
-    Monitor(dynamics, log=tmp_path / "run.jsonl")
+    Monitor(dynamics, log=tmp_path / "run.jsonl", patience=1)
     dynamics.run(3)
     dynamics.observers.clear()
-    Monitor(dynamics, log=tmp_path / "run.jsonl")
+    Monitor(dynamics, log=tmp_path / "run.jsonl", patience=1)
     dynamics.run(2)
     assert steps_of(tmp_path / "run.jsonl") == [0, 1, 2, 3, 4, 5]
 
@@ -559,7 +594,7 @@ def test_torn_ends_are_cut_on_resume(tmp_path):
 def test_the_cap_counts_frames_of_the_run_before(tmp_path):
     for expected in ([0], [0, 0], [0, 0]):
         dynamics = verlet(watched([BAD]))
-        Monitor(dynamics, flagged=tmp_path / "flagged.xyz", max_flagged=2)
+        Monitor(dynamics, flagged=tmp_path / "flagged.xyz", max_flagged=2, patience=1)
         dynamics.run(1)
         frames = read(tmp_path / "flagged.xyz", ":")
         assert [f.info["step"] for f in frames] == expected

@@ -25,7 +25,7 @@ def probe(base):
 
 def relaxed(atoms, dynamics_of, steps, watch):
     dynamics = dynamics_of(atoms)
-    monitor = Monitor(dynamics) if watch else None
+    monitor = Monitor(dynamics, patience=1) if watch else None
     geometries = []
 
     def keep():
@@ -104,7 +104,7 @@ def test_a_band_cannot_be_monitored_as_one_structure(base, probe):
         image.calc = ReliableCalculator(base, probe)
     dynamics = FIRE(NEB(images, method="aseneb"), logfile=None)
     with pytest.raises(TypeError, match="one structure, got FIRE around NEB"):
-        Monitor(dynamics)
+        Monitor(dynamics, patience=1)
 
 
 def test_a_monitor_resumes_the_log_of_a_probe(tmp_path, base, probe):
@@ -114,7 +114,7 @@ def test_a_monitor_resumes_the_log_of_a_probe(tmp_path, base, probe):
         atoms.rattle(0.05, seed=0)
         atoms.calc = ReliableCalculator(base, probe)
         dynamics = BFGS(atoms, logfile=None)
-        monitor = Monitor(dynamics, log=tmp_path / "run.jsonl")
+        monitor = Monitor(dynamics, log=tmp_path / "run.jsonl", patience=1)
         dynamics.run(fmax=1e-6, steps=2)
         assert [event.step for event in monitor.history] == [
             first + n for n in range(3)

@@ -78,7 +78,9 @@ def test_leaving_the_reliable_region_gives_the_last_trusted_geometry(
     assert read_assessment(done.trusted).level is Level.SUSPECT
     energy = done.trusted.get_potential_energy()
     done.trusted.calc = EMT()
-    assert energy == done.trusted.get_potential_energy()
+    # EMT's neighbour list has a skin: its order of summation depends on the past
+    fresh = done.trusted.get_potential_energy()
+    assert energy == pytest.approx(fresh, abs=1e-12)
     steps = [frame.info["step"] for frame in read(tmp_path / "flagged.xyz", ":")]
     assert steps == [1, 2, 4, 5, 6]
     assert str(done).endswith("after 6 steps; UNRELIABLE from step 4 on")

@@ -1,7 +1,7 @@
 """Bad input and bad luck: each gets its message, and nothing computed is lost.
 
 What belongs to one command is tested with it: kill -9 of an annotation in
-`test_trajectory.py`, kill -9 of a run in `test_running.py`.
+`test_trajectory.py`, kill -9 of a run in `runfile/test_running.py`.
 """
 
 import json
@@ -299,3 +299,27 @@ def test_a_log_of_another_run_is_refused_and_kept(tmp_path):
     with pytest.raises(RecordError, match="must belong to the same run"):
         Monitor(VelocityVerlet(atoms, 0.5 * units.fs), log=log)
     assert log.read_bytes() == before
+
+
+def test_a_second_process_cannot_write_the_same_log(tmp_path):
+    """The first goes on undisturbed; once it is gone, killed or not, there is room."""
+    from uqcalc.eventlog import EventLog
+
+    header = {"run": {"formula": "CH4"}}
+    first = EventLog(tmp_path / "run.jsonl", header, "append")
+    code = (
+        "import sys; from uqcalc.eventlog import EventLog\n"
+        "log = EventLog(sys.argv[1], {'run': {'formula': 'CH4'}}, 'append')\n"
+        "log.write({'event': 'step', 'step': 7})"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "file must have one writer, got" in done.stderr
+    first.write({"event": "step", "step": 0})
+    again = EventLog(tmp_path / "run.jsonl", header, "append")  # in this process
+    assert again.last_step == 0
+    del first, again
+    subprocess.run(command, check=True)
+    steps = [r["step"] for r in read_log(tmp_path / "run.jsonl") if "step" in r]
+    assert steps == [0, 7]

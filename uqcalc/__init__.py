@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from uqcalc.probe.training import fit
     from uqcalc.records import Assessment, Level, Reading, Verdict
     from uqcalc.relaxation import Outcome, Relaxation, relax
-    from uqcalc.running import RunOutcome, run_file
+    from uqcalc.runfile.running import RunOutcome, run_file
     from uqcalc.signals import ForceSpread, MaxForce, ProbeSignal, Signal
     from uqcalc.tally import AnnotationSummary
     from uqcalc.trajectory import annotate
@@ -70,7 +70,7 @@ _HOME = {
     "Relaxation": "relaxation",
     "ReliableCalculator": "calculator",
     "RunFileError": "errors",
-    "RunOutcome": "running",
+    "RunOutcome": "runfile.running",
     "Signal": "signals",
     "SourceError": "errors",
     "Threshold": "policy",
@@ -87,7 +87,7 @@ _HOME = {
     "read_assessment": "annotations",
     "read_log": "eventlog",
     "relax": "relaxation",
-    "run_file": "running",
+    "run_file": "runfile.running",
     "tap": "backbones",
 }
 

@@ -18,6 +18,7 @@ from uqcalc.backbones.batching import BATCH_ATOMS
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import RecordError, SourceError
 from uqcalc.eventlog import writable
+from uqcalc.files import one_writer
 from uqcalc.frames import append_frame, cut_torn_frame, whole_frames
 from uqcalc.progress import progress_bar
 from uqcalc.reading import UNREADABLE
@@ -66,6 +67,7 @@ def annotate_file(
     """
     check_calculator(calculator, batch_atoms)
     output = _checked_target(Path(source), target)
+    lock = one_writer(output)
     reading = _Source(Path(source))
     frames = iter(reading)
     identity = _identity(calculator)
@@ -82,6 +84,7 @@ def annotate_file(
             append_frame(output, frame, f"frame {tally.frames} of {source}")
             tally.add(frame)
             progress.advance(task)
+    del lock
     return _concluded(tally.summary(output, resumed_from), reading)
 
 

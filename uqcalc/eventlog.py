@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from uqcalc.errors import RecordError
-from uqcalc.files import strict_json
+from uqcalc.files import one_writer, strict_json
 
 
 def writable(path: str | os.PathLike[str], what: str) -> Path:
@@ -48,13 +48,15 @@ class EventLog:
     Raises
     ------
     RecordError
-        If the existing file is not a log, or belongs to another run.
+        If the existing file is not a log, or belongs to another run, or if another
+        process is writing it.
     """
 
     def __init__(
         self, path: str | os.PathLike[str], header: Mapping[str, Any], mode: str
     ) -> None:
         self.path = writable(path, "log")
+        self._lock = one_writer(self.path)
         self.last_step: int | None = None
         if self.path.exists() and self.path.stat().st_size > 0:
             self._resume(header, mode)

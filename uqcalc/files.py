@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and numbers that JSON can hold."""
+"""Files that are whole or not there, with one writer, and numbers that JSON holds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+from uqcalc.errors import RecordError
 
 
 @contextmanager
@@ -23,6 +27,33 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def one_writer(path: str | os.PathLike[str]) -> FileLock | None:
+    """Keep other processes from writing ``path`` for as long as the lock is alive.
+
+    A process that was killed holds none. Within one process it may be taken again, for
+    runs one after another. None where the file system has no locks.
+
+    Raises
+    ------
+    RecordError
+        If another process holds it.
+    """
+    target = Path(path).absolute()
+    hidden = target.with_name(f".{target.name}.lock")
+    lock = FileLock(hidden, is_singleton=True, thread_local=False, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        msg = (
+            f"file must have one writer, got {target}, which another running process "
+            "writes; choose another name, or end that process first"
+        )
+        raise RecordError(msg) from error
+    except NotImplementedError:
+        return None
+    return lock
 
 
 def strict_json(value: Any) -> Any:

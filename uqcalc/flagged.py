@@ -8,6 +8,7 @@ from ase import Atoms
 
 from uqcalc.errors import RecordError
 from uqcalc.eventlog import writable
+from uqcalc.files import one_writer
 from uqcalc.frames import append_frame, cut_torn_frame
 
 
@@ -28,6 +29,7 @@ class FrameFile:
             msg = f"cap on flagged frames must be at least 1, got {cap}"
             raise ValueError(msg)
         self.path = writable(path, "file of flagged frames")
+        self._lock = one_writer(self.path)
         self.cap = cap
         self.written = 0
         self.left_out = 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 from ase import Atoms
 from ase.io import write
+from ase.io.extxyz import key_val_str_to_dict
 
 from uqcalc.annotations import INFO_KEY
 from uqcalc.errors import RecordError
@@ -81,6 +83,33 @@ def cut_torn_frame(path: Path, what: str) -> int:
         with path.open("rb+") as file:
             file.truncate(good)
     return frames
+
+
+def cut_frames(path: str | os.PathLike[str], what: str, step: int) -> int:
+    """Cut annotated frames of ``step`` and later ones; return how many are left.
+
+    The file holds the frames of a monitored run in the order of its steps; a torn last
+    frame goes, too.
+
+    Raises
+    ------
+    RecordError
+        If the file holds anything else; ``what`` names it in the message.
+    """
+    file, left, end = Path(path), 0, 0
+    if not file.exists():
+        return 0
+    frames = cut_torn_frame(file, what)
+    with file.open("rb+") as stream:
+        for _ in range(frames):
+            lines = [stream.readline() for _ in range(2)]
+            if key_val_str_to_dict(lines[1].decode()).get("step", -1) >= step:
+                break
+            for _ in range(int(lines[0])):
+                stream.readline()
+            left, end = left + 1, stream.tell()
+        stream.truncate(end)
+    return left
 
 
 def _unwritable(what: str, got: str) -> str:

@@ -20,12 +20,13 @@ from uqcalc.errors import UnreliableError
 from uqcalc.event import Event, count_levels
 from uqcalc.eventlog import EventLog, read_standing
 from uqcalc.flagged import FrameFile
+from uqcalc.frames import cut_frames
 from uqcalc.records import Assessment, Level
 from uqcalc.report import summarise
-from uqcalc.restart import cut_frames
 from uqcalc.trigger import Trigger
 from uqcalc.watched import (
     is_complete,
+    is_finite,
     judging_calculator,
     timestep_fs,
     watched_atoms,
@@ -33,6 +34,7 @@ from uqcalc.watched import (
 
 
 Action = Literal["halt", "raise", "warn"]
+LOST = "Energy or forces are not numbers"
 
 # Their loop is not ASE's and ignores the soft stop, so they are left by raising.
 _NO_SOFT_STOP = (SciPyOptimizer, SciPyGradientlessOptimizer)
@@ -51,8 +53,9 @@ class Monitor:
         that the continued run starts from.
     flagged : path, optional
         Extended XYZ file for the UNRELIABLE frames, annotated, and the halting one.
-    patience : int
-        Consecutive UNRELIABLE frames before acting.
+    patience : int, optional
+        Consecutive UNRELIABLE frames before acting. By default `Trigger.usual`: half
+        of the frames of the last 50 fs, or three in a row of an optimiser.
     window, fraction : int, float, optional
         Act instead as soon as ``fraction`` of ``window`` frames are UNRELIABLE.
     on_unreliable : {"halt", "raise", "warn"} or callable
@@ -94,7 +97,7 @@ class Monitor:
         *,
         log: str | os.PathLike[str] | None = None,
         flagged: str | os.PathLike[str] | None = None,
-        patience: int = 1,
+        patience: int | None = None,
         window: int | None = None,
         fraction: float | None = None,
         on_unreliable: Action | Callable[[Monitor], object] = "halt",
@@ -105,7 +108,12 @@ class Monitor:
     ) -> None:
         _check_settings(on_unreliable, mode)
         self.dynamics = dynamics
-        self.trigger = Trigger(patience, window, fraction)
+        if patience is None and window is None and fraction is None:
+            self.trigger = Trigger.usual(timestep_fs(dynamics))
+        else:
+            self.trigger = Trigger(
+                1 if patience is None else patience, window, fraction
+            )
         self.on_unreliable = on_unreliable
         self.halted = False
         self.reason = ""
@@ -137,13 +145,15 @@ class Monitor:
         event = self._event(atoms, assessment)
         self.history.append(event)
         self.halted, self.end = False, None
-        act = self.trigger(assessment)
+        # the next geometry would have no number in it, whatever the patience
+        lost = not is_finite(atoms.calc.results)
+        act = self.trigger(assessment) or lost
         if self.log is not None:
             self.log.write(event.to_dict())
         if self.flagged is not None and event.level is Level.UNRELIABLE:
             self.flagged.append(self.snapshot(), final=act)
         if act:
-            self._act(event, assessment)
+            self._act(event, assessment, LOST if lost else self.trigger.words())
         if is_complete(self.dynamics):
             self.close()
 
@@ -209,10 +219,10 @@ class Monitor:
         if self.flagged is not None:
             self.flagged.written = cut_frames(self.flagged.path, "flagged frames", step)
 
-    def _act(self, event: Event, assessment: Assessment) -> None:
+    def _act(self, event: Event, assessment: Assessment, why: str) -> None:
         reasons = "; ".join(event.reasons)
         self.acted_on = event
-        self.reason = f"{self.trigger.words()} at step {event.step}: {reasons}"
+        self.reason = f"{why} at step {event.step}: {reasons}"
         self.trigger.clear()
         if callable(self.on_unreliable):
             self.on_unreliable(self)

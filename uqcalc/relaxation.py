@@ -81,7 +81,7 @@ def relax(
     *,
     fmax: float = 0.05,
     steps: int = 500,
-    patience: int = 3,
+    patience: int | None = None,
     log: str | os.PathLike[str] | None = None,
     flagged: str | os.PathLike[str] | None = None,
     **optimizer_options: Any,
@@ -97,8 +97,8 @@ def relax(
         Largest force at convergence, eV/Å.
     steps : int
         Most optimiser steps.
-    patience : int
-        Consecutive UNRELIABLE geometries before it stops.
+    patience : int, optional
+        Consecutive UNRELIABLE geometries before it stops; three by default.
     log, flagged : path, optional
         As for `Monitor`.
     **optimizer_options

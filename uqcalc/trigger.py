@@ -10,6 +10,12 @@ from typing import Any
 from uqcalc.records import Assessment, Level
 
 
+# Found on molecules heated until they failed: benchmarks/halts_when_it_should.py.
+WINDOW_FS, FRACTION = 50.0, 0.5
+# Optimisers take few steps, each of them a long way.
+OPTIMISER_PATIENCE = 3
+
+
 class Trigger:
     """When enough frames are UNRELIABLE to act: a streak, or a share of a window.
 
@@ -44,6 +50,17 @@ class Trigger:
         # A streak is a window that is as long as what it takes.
         self.needed, self.window = patience, window or patience
         self._recent: deque[bool] = deque(maxlen=self.window)
+
+    @classmethod
+    def usual(cls, timestep_fs: float | None) -> Trigger:
+        """Return what users get by default.
+
+        Molecular dynamics: half of the frames of the last 50 fs; without a time step
+        (optimisers): three in a row.
+        """
+        if timestep_fs is None:
+            return cls(OPTIMISER_PATIENCE)
+        return cls(window=max(1, round(WINDOW_FS / timestep_fs)), fraction=FRACTION)
 
     def __call__(self, assessment: Assessment) -> bool:
         """Take note of one frame; say whether to act now."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from ase import Atoms, units
 from ase.md.md import MolecularDynamics
 
@@ -60,3 +62,8 @@ def is_complete(dynamics: Any) -> bool:
     # SciPy's optimisers set max_steps only after the first call
     started = isinstance(dynamics, MolecularDynamics) or dynamics.nsteps > 0
     return bool(started and dynamics.nsteps >= dynamics.max_steps)
+
+
+def is_finite(results: Mapping[str, Any]) -> bool:
+    """Say whether energy and forces are finite, so that a run can go on from them."""
+    return all(bool(np.all(np.isfinite(results[key]))) for key in ("energy", "forces"))

@@ -8,6 +8,8 @@ from uqcalc.cli.annotate import annotate
 from uqcalc.cli.demo import demo
 from uqcalc.cli.evaluate import evaluate
 from uqcalc.cli.fit import fit
+from uqcalc.cli.info import info
+from uqcalc.cli.run import run
 
 
 app = typer.Typer(
@@ -15,10 +17,5 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, fit, evaluate, annotate):
+for command in (demo, fit, evaluate, annotate, info, run):
     app.command()(command)
-
-
-@app.callback()
-def main() -> None:
-    """Keep sub-commands even while there is only one."""

@@ -26,7 +26,7 @@ def run(
     monitor.
     """
     with errors_as_messages(), progress_bar() as bar:
-        from uqcalc.running import run_file
+        from uqcalc.runfile.running import run_file
 
         task = bar.add_task(file.name, total=None)
 

@@ -180,7 +180,8 @@ class PolicySection(Section):
     window, fraction : int, float
         Act as soon as this fraction of the last ``window`` frames is UNRELIABLE.
     patience : int
-        Act after so many UNRELIABLE frames in a row; default 5.
+        Act after so many UNRELIABLE frames in a row. By default neither: half of the
+        frames of the last 50 fs, or three in a row of a relaxation.
     on_unreliable : {"halt", "warn"}
         Stop in that very step, or only say so in the log.
     """
@@ -191,7 +192,7 @@ class PolicySection(Section):
     fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None, validate_default=True
     )
-    patience: Count | None = Field(default=None, validate_default=True)
+    patience: Count | None = None
     on_unreliable: Literal["halt", "warn"] = "halt"
 
     @field_validator("unreliable")
@@ -214,9 +215,7 @@ class PolicySection(Section):
     @field_validator("patience")
     @classmethod
     def _or_window(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if info.data.get("window") is None:
-            return 5 if value is None else value
-        if value is not None:
+        if value is not None and info.data.get("window") is not None:
             msg = "must be left out where window and fraction are given"
             raise ValueError(msg)
         return value

@@ -12,8 +12,8 @@ from toys import copper
 
 from uqcalc import RecordError
 from uqcalc.annotations import INFO_KEY
-from uqcalc.frames import append_frame
-from uqcalc.restart import Restart, cut_frames
+from uqcalc.frames import append_frame, cut_frames
+from uqcalc.runfile.restart import Restart
 
 
 DT = 2 * units.fs

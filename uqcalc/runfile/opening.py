@@ -14,7 +14,7 @@ from uqcalc.errors import RunFileError
 from uqcalc.models import open_model
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.reading import UNREADABLE
-from uqcalc.runfile import RunFile
+from uqcalc.runfile.file import RunFile
 
 
 def open_structure(file: RunFile) -> Atoms:

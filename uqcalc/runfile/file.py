@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from uqcalc.errors import RunFileError
-from uqcalc.runsections import (
+from uqcalc.runfile.sections import (
     Count,
     MdSection,
     OutputSection,
@@ -151,7 +151,7 @@ def read_run_file(path: str | os.PathLike[str]) -> RunFile:
           timestep_fs: 0.5
           steps: 2000
         policy:
-          patience: 5
+          on_unreliable: halt
         outputs:
           trajectory: ethanol_frames.xyz
           interval: 20

@@ -38,13 +38,13 @@ from uqcalc import (
 )
 from uqcalc.cli.run import HALTED, run
 from uqcalc.eventlog import read_standing
-from uqcalc.restart import Restart
-from uqcalc.runfile import read_run_file
+from uqcalc.runfile.file import read_run_file
+from uqcalc.runfile.restart import Restart
 
 
 import_mace()
 OPEN_ONCE = functools.cache(uqcalc.open_model)
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 NVT = {"ensemble": "nvt", "steps": 8, "temperature_K": [300, 600], "seed": 4}
 NVE = {"ensemble": "nve", "steps": 8, "temperature_K": 400, "seed": 4}
 NPT = {"ensemble": "npt", "steps": 8, "temperature_K": 300, "barostat_fs": 200}

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from uqcalc.dynamics import molecular_dynamics, optimiser
 from uqcalc.errors import RecordError
 from uqcalc.eventlog import check_same_run
 from uqcalc.files import whole
-from uqcalc.frames import append_frame
+from uqcalc.frames import append_frame, cut_frames
 from uqcalc.logsummary import LogSummary, summarise_log
 from uqcalc.monitor import Monitor
-from uqcalc.opening import check_structure, open_calculator, open_structure
-from uqcalc.restart import Restart, cut_frames
-from uqcalc.runfile import RunFile, read_run_file
-from uqcalc.runsections import MdSection, RelaxSection
+from uqcalc.runfile.dynamics import molecular_dynamics, optimiser
+from uqcalc.runfile.file import RunFile, read_run_file
+from uqcalc.runfile.opening import check_structure, open_calculator, open_structure
+from uqcalc.runfile.restart import Restart
+from uqcalc.runfile.sections import MdSection, RelaxSection
 from uqcalc.watched import watched_atoms
 
 
@@ -127,7 +127,7 @@ def _monitor(
         dynamics,
         log=file.at(outputs.log),
         flagged=None if outputs.flagged is None else file.at(outputs.flagged),
-        patience=policy.patience or 1,
+        patience=policy.patience,
         window=policy.window,
         fraction=policy.fraction,
         on_unreliable=policy.on_unreliable,

@@ -8,11 +8,16 @@ import pytest
 from ase.build import molecule
 
 from uqcalc import RunFileError
-from uqcalc.runfile import RunFile, read_run_file
-from uqcalc.runsections import MdSection, OutputSection, PolicySection, RelaxSection
+from uqcalc.runfile.file import RunFile, read_run_file
+from uqcalc.runfile.sections import (
+    MdSection,
+    OutputSection,
+    PolicySection,
+    RelaxSection,
+)
 
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "run.yaml"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "run.yaml"
 MD = "structure: m.xyz\nmd: {steps: 5, temperature_K: 300}\n"
 SECTIONS = {
     "md": MdSection,
@@ -62,7 +67,7 @@ def test_what_is_left_out_has_its_default(read, tmp_path):
                 "friction_per_fs": 0.01,
                 "seed": 0,
             },
-            "policy": {"patience": 5, "on_unreliable": "halt"},
+            "policy": {"on_unreliable": "halt"},
             "outputs": {
                 "log": "heat.jsonl",
                 "flagged": "heat_flagged.xyz",
@@ -78,7 +83,7 @@ def test_what_is_left_out_has_its_default(read, tmp_path):
 def test_an_empty_section_has_all_its_defaults(read):
     file = read("structure: m.xyz\nrelax:\npolicy:\n")
     assert file.relax == RelaxSection()
-    assert file.policy.patience == 5
+    assert file.policy.patience is None
 
 
 def test_every_problem_is_named_at_once(read):

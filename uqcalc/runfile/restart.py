@@ -11,12 +11,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 from ase import Atoms
-from ase.io.extxyz import key_val_str_to_dict
 from numpy.typing import NDArray
 
 from uqcalc.errors import RecordError
 from uqcalc.files import whole
-from uqcalc.frames import cut_torn_frame
 
 
 # What the barostat of `ase.md.langevinbaoab` carries from step to step.
@@ -117,30 +115,3 @@ class Restart:
                 "remove it, and the log beside it, to begin anew"
             )
             raise RecordError(msg) from error
-
-
-def cut_frames(path: str | os.PathLike[str], what: str, step: int) -> int:
-    """Cut annotated frames of ``step`` and later ones; return how many are left.
-
-    The file holds the frames of a monitored run in the order of its steps; a torn last
-    frame goes, too.
-
-    Raises
-    ------
-    RecordError
-        If the file holds anything else; ``what`` names it in the message.
-    """
-    file, left, end = Path(path), 0, 0
-    if not file.exists():
-        return 0
-    frames = cut_torn_frame(file, what)
-    with file.open("rb+") as stream:
-        for _ in range(frames):
-            lines = [stream.readline() for _ in range(2)]
-            if key_val_str_to_dict(lines[1].decode()).get("step", -1) >= step:
-                break
-            for _ in range(int(lines[0])):
-                stream.readline()
-            left, end = left + 1, stream.tell()
-        stream.truncate(end)
-    return left
