@@ -18,7 +18,7 @@ atoms.calc = (
     default_calculator()
 )  # or ReliableCalculator(MACECalculator(...), probe=...)
 dyn = Langevin(atoms, 0.5 * units.fs, temperature_K=300, friction=0.02, fixcm=False)
-monitor = Monitor(dyn, log="run.jsonl", flagged="flagged.xyz", patience=5)
+monitor = Monitor(dyn, log="run.jsonl", flagged="flagged.xyz")
 dyn.run(steps)
 
 print(monitor.summary())

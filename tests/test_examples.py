@@ -15,6 +15,7 @@ SMALL = {
     "watch_md.py": ["--steps", "5"],
     "guarded_relaxation.py": ["--steps", "3"],
     "screen_structures.py": ["--names", "CH4", "HCN"],
+    "judge_trajectory.py": [str(EXAMPLES / "ethanol.xyz")],
     "fit_a_probe.py": ["--frames", "60", "--epochs", "3"],
 }
 

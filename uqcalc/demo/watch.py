@@ -28,7 +28,6 @@ from uqcalc.signals.probe import ProbeSignal
 
 
 TIMESTEP_FS = 0.5
-PATIENCE = 50  # 25 fs of the molecule: a passing stretch of a bond is no failure
 KEEP_EVERY = 10
 
 
@@ -61,7 +60,7 @@ def watch_aspirin(output: Path, *, seed: int, picoseconds: float = 2.0) -> DemoR
         share = min(dynamics.nsteps / steps, 1.0)
         dynamics.set_temperature(temperature_K=300 + 2700 * share)
 
-    monitor, frames = _watch(dynamics, output / "aspirin", steps, heat, PATIENCE)
+    monitor, frames = _watch(dynamics, output / "aspirin", steps, heat)
     errors = true_errors(frames, reference)
     for frame, error in zip(frames, errors, strict=True):
         frame.info["true_force_error"] = float(error)
@@ -85,7 +84,7 @@ def watch_crystal(output: Path, *, seed: int, steps: int = 160) -> DemoRun:
     with warnings.catch_warnings():
         # CHGNet makes a tensor of its volumes at every evaluation
         warnings.filterwarnings("ignore", message="Converting a tensor with requires")
-        monitor, frames = _watch(dynamics, output / "crystal", steps, squeeze, 10)
+        monitor, frames = _watch(dynamics, output / "crystal", steps, squeeze)
     _write(output / "crystal.xyz", frames)
     return DemoRun(monitor, _card(atoms.calc), frames, None)
 
@@ -108,13 +107,11 @@ def _watch(
     stem: Path,
     steps: int,
     drive: Callable[[], None],
-    patience: int,
 ) -> tuple[Monitor, list[Atoms]]:
     monitor = Monitor(
         dynamics,
         log=stem.with_suffix(".jsonl"),
         flagged=stem.with_name(stem.name + "_flagged.xyz"),
-        patience=patience,
     )
     frames: list[Atoms] = []
     with progress_bar() as progress:
