@@ -31,13 +31,13 @@ from uqcalc import (
     Monitor,
     RecordError,
     RunFileError,
-    opening,
     read_assessment,
     read_log,
     run_file,
 )
 from uqcalc.cli.run import HALTED, run
 from uqcalc.eventlog import read_standing
+from uqcalc.runfile import opening
 from uqcalc.runfile.file import read_run_file
 from uqcalc.runfile.restart import Restart
 
