@@ -17,8 +17,7 @@ from uqcalc.annotations import MODEL_KEY
 from uqcalc.backbones.batching import BATCH_ATOMS
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import RecordError, SourceError
-from uqcalc.eventlog import writable
-from uqcalc.files import one_writer
+from uqcalc.files import one_writer, writable
 from uqcalc.frames import append_frame, cut_torn_frame, whole_frames
 from uqcalc.progress import progress_bar
 from uqcalc.reading import UNREADABLE

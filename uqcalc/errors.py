@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from uqcalc.records import Assessment
-    from uqcalc.tally import AnnotationSummary
 
 
 class UqcalcError(Exception):
@@ -45,11 +44,11 @@ class SourceError(RecordError):
     Attributes
     ----------
     source, reason : str
-    summary : AnnotationSummary
+    summary : `uqcalc.AnnotationSummary`
         Of all that could be read.
     """
 
-    def __init__(self, source: str, reason: str, summary: AnnotationSummary) -> None:
+    def __init__(self, source: str, reason: str, summary: Any) -> None:
         self.source, self.reason, self.summary = source, reason, summary
         super().__init__(
             f"source must be readable to its end, got {source} ({reason}) after "

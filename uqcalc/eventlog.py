@@ -9,25 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from uqcalc.errors import RecordError
-from uqcalc.files import one_writer, strict_json
-
-
-def writable(path: str | os.PathLike[str], what: str) -> Path:
-    """Return the absolute path, refusing before a run what would fail within it.
-
-    Raises
-    ------
-    RecordError
-        If the folder does not exist, or the path is no plain file.
-    """
-    target = Path(path).absolute()
-    if not target.parent.is_dir() or target.is_dir():
-        msg = (
-            f"{what} must be a file in an existing folder, got {target}; make the "
-            "folder first, or choose another name"
-        )
-        raise RecordError(msg)
-    return target
+from uqcalc.files import one_writer, strict_json, writable
 
 
 class EventLog:

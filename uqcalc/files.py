@@ -14,6 +14,24 @@ from filelock import FileLock, Timeout
 from uqcalc.errors import RecordError
 
 
+def writable(path: str | os.PathLike[str], what: str) -> Path:
+    """Return the absolute path, refusing before a run what would fail within it.
+
+    Raises
+    ------
+    RecordError
+        If the folder does not exist, or the path is no plain file.
+    """
+    target = Path(path).absolute()
+    if not target.parent.is_dir() or target.is_dir():
+        msg = (
+            f"{what} must be a file in an existing folder, got {target}; make the "
+            "folder first, or choose another name"
+        )
+        raise RecordError(msg)
+    return target
+
+
 @contextmanager
 def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside ``path``, renamed once the block has ended well.

@@ -7,8 +7,7 @@ import os
 from ase import Atoms
 
 from uqcalc.errors import RecordError
-from uqcalc.eventlog import writable
-from uqcalc.files import one_writer
+from uqcalc.files import one_writer, writable
 from uqcalc.frames import append_frame, cut_torn_frame
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import RESULTS, print_table, print_targets, target, write_result
 
+from halting.cached import Cached, read_cache, traces
 from halting.judging import (
     AFTER_FS,
     Outcome,
@@ -18,14 +19,13 @@ from halting.judging import (
     Trace,
     best_limit,
     by_molecule,
-    find_onset,
     limits,
     proportion,
     rate,
     tally,
 )
-from halting.runs import FRAME_FS, RunSpec, all_specs
-from halting.signals import read_arrays
+from halting.runs import FRAME_FS
+from halting.strips import draw_curves, draw_strips
 from uqcalc.default import shipped_probe
 
 
@@ -40,48 +40,6 @@ LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # limits on 1 - P(reliable)
 BASELINES = ("committee of four", "largest force", "latent distance")
 # how well a detector would have to know the true error, as a factor exp(+-s)
 NOISES = (0.0, 0.05, 0.1, 0.2, 0.3)
-
-
-@dataclass(frozen=True)
-class Cached:
-    """All that was said of one run."""
-
-    spec: RunSpec
-    arrays: dict[str, np.ndarray]
-
-    @property
-    def onset(self) -> int | None:
-        """Return the frame at which the run fails."""
-        return find_onset(self.arrays["error"])
-
-    def trace(self, risk: np.ndarray) -> Trace:
-        """Return the run as a detector with this risk sees it."""
-        return Trace(self.spec.molecule, self.spec.kind, risk, self.onset)
-
-
-def read_cache(folder: Path, purpose: str) -> list[Cached]:
-    """Read every run of one purpose, refusing an incomplete cache."""
-    found = []
-    for spec in all_specs():
-        if spec.purpose != purpose:
-            continue
-        arrays = read_arrays(folder / f"{spec.name}.signals.npz")
-        spread = folder / f"{spec.name}.committee.npz"
-        arrays["committee"] = read_arrays(spread)["spread"]
-        found.append(Cached(spec, arrays))
-    return found
-
-
-def traces(runs: Sequence[Cached], name: str) -> list[Trace]:
-    """Return all runs as one detector sees them."""
-    keys = {
-        "probe": "probe",
-        "committee of four": "committee",
-        "largest force": "max_force",
-        "latent distance": "distance_mean",
-        "latent distance, farthest atom": "distance_max",
-    }
-    return [run.trace(run.arrays[keys[name]]) for run in runs]
 
 
 def all_rules(tuning: Sequence[Trace]) -> list[dict[str, Any]]:
@@ -199,8 +157,6 @@ def curve(test: Sequence[Trace], trigger: tuple[int, int]) -> np.ndarray:
 
 def report(folder: Path) -> None:
     """Choose on the tuning runs, judge on the test runs, write and draw."""
-    from halting.strips import draw_curves, draw_strips
-
     tuning, test = read_cache(folder, "tuning"), read_cache(folder, "test")
     card = 1 - shipped_probe("default").card.unreliable
     tried = all_rules(traces(tuning, "probe"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.colors import ListedColormap, TwoSlopeNorm
 
+from halting.cached import Cached
 from halting.judging import TOLERANCE, Rule, find_halt, judge
 from halting.runs import FRAME_FS, RMD17
 from uqcalc.default import shipped_probe
@@ -19,7 +20,6 @@ from uqcalc.records import Level
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from halting.report import Cached
 
 LINES = {
     "probe": ("#2c6e9e", "-"),

@@ -1,0 +1,55 @@
+"""The cached runs, and each as one detector sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from halting.judging import Trace, find_onset
+from halting.runs import RunSpec, all_specs
+from halting.signals import read_arrays
+
+
+@dataclass(frozen=True)
+class Cached:
+    """All that was said of one run."""
+
+    spec: RunSpec
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def onset(self) -> int | None:
+        """Return the frame at which the run fails."""
+        return find_onset(self.arrays["error"])
+
+    def trace(self, risk: np.ndarray) -> Trace:
+        """Return the run as a detector with this risk sees it."""
+        return Trace(self.spec.molecule, self.spec.kind, risk, self.onset)
+
+
+def read_cache(folder: Path, purpose: str) -> list[Cached]:
+    """Read every run of one purpose, refusing an incomplete cache."""
+    found = []
+    for spec in all_specs():
+        if spec.purpose != purpose:
+            continue
+        arrays = read_arrays(folder / f"{spec.name}.signals.npz")
+        spread = folder / f"{spec.name}.committee.npz"
+        arrays["committee"] = read_arrays(spread)["spread"]
+        found.append(Cached(spec, arrays))
+    return found
+
+
+def traces(runs: Sequence[Cached], name: str) -> list[Trace]:
+    """Return all runs as one detector sees them."""
+    keys = {
+        "probe": "probe",
+        "committee of four": "committee",
+        "largest force": "max_force",
+        "latent distance": "distance_mean",
+        "latent distance, farthest atom": "distance_max",
+    }
+    return [run.trace(run.arrays[keys[name]]) for run in runs]
