@@ -72,7 +72,7 @@ def main() -> None:
         job = partial(make_committee, folder=cache, members=options.members)
         in_parallel(job, without(cache, ".committee.npz"), options.workers)
     else:
-        report(cache)
+        report(cache, options.members or [])
 
 
 if __name__ == "__main__":

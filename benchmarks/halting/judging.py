@@ -135,7 +135,11 @@ def limits(traces: Sequence[Trace], count: int = 400) -> np.ndarray:
 
 
 def best_limit(
-    traces: Sequence[Trace], needed: int, window: int, most_false: float
+    traces: Sequence[Trace],
+    needed: int,
+    window: int,
+    most_false: float,
+    most_early: float = 1.0,
 ) -> tuple[Rule, Tally]:
     """Return the limit with most right halts at an accepted rate of false ones.
 
@@ -143,7 +147,11 @@ def best_limit(
     """
     rules = [Rule(float(x), needed, window) for x in limits(traces)]
     tallies = [tally(traces, rule) for rule in rules]
-    allowed = [i for i, t in enumerate(tallies) if t.false_per_ps <= most_false]
+    allowed = [
+        i
+        for i, t in enumerate(tallies)
+        if t.false_per_ps <= most_false and t.share("early") <= most_early
+    ]
     top = max(tallies[i].share("right") for i in allowed)
     best = [i for i in allowed if tallies[i].share("right") == top]
     middle = best[len(best) // 2]
