@@ -270,7 +270,7 @@ def report(folder: Path, members: Sequence[Path]) -> None:
         rows=rows,
         targets=targets,
         notes=[
-            "heated: 300 to 2500 K within 5 ps, 0.5 fs steps; steady: 300 K, 1 fs steps",
+            "heated: 300 to 2500 K in 5 ps, 0.5 fs steps; steady: 300 K, 1 fs steps",
             *about_members(members),
         ],
         more={
