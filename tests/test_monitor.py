@@ -373,6 +373,19 @@ def test_one_end_record_when_the_run_ends_by_itself(tmp_path, make):
     assert list(read_log(log))[-1] == end
 
 
+def test_labels_of_the_first_geometry_do_not_travel_on(tmp_path):
+    atoms = watched(after=BAD)
+    atoms.info.update(REF_energy=-1.0, name="a")
+    atoms.arrays["REF_forces"] = np.ones((4, 3))
+    dynamics = verlet(atoms)
+    Monitor(dynamics, flagged=tmp_path / "flagged.xyz", patience=3)
+    dynamics.run(5)
+    frame = read(tmp_path / "flagged.xyz", -1)
+    assert frame.info["name"] == "a"
+    assert not [key for key in (*frame.info, *frame.arrays) if "REF" in key]
+    assert "REF_forces" in atoms.arrays  # the live atoms stay as they are
+
+
 def test_forces_that_are_no_numbers_end_the_run_whatever_the_patience(tmp_path):
     dynamics = verlet(watched([GOOD, GOOD, NAN], base=FaultyEMT(2, "nan")))
     monitor = Monitor(dynamics, log=tmp_path / "run.jsonl", patience=50)

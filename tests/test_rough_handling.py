@@ -74,7 +74,11 @@ def moved(row, to):
         ),
         (
             methanol(pbc=True, cell=[0.5, 0.5, 0.5]),
-            "cell must hold at most 10 atoms/Å³ .* got 6 atoms in 0.125 Å³; give",
+            "cell must hold at most 10 atoms/Å³ .* got 6 in 0.125 Å³; give",
+        ),
+        (
+            methanol(pbc=[True, True, False], cell=[0.2, 0.2, 9]),
+            "cell must hold at most 10 atoms/Å² .* got 1 in 0.04 Å²; give",
         ),
         (moved(1, np.nan), r"positions must be finite, got NaN .* atoms \[1\]"),
         (moved(2, [0, np.inf, 0]), "positions must be finite"),
@@ -86,6 +90,7 @@ def moved(row, to):
         "no cell",
         "flat cell",
         "cell in nm",
+        "slab in nm",
         "NaN",
         "infinity",
         "NaN cell",
@@ -178,7 +183,8 @@ def test_files_without_frames_end_with_a_message(tmp_path, command, content):
     assert done.exit_code == 1
     assert isinstance(done.exception, SystemExit)  # no traceback
     assert "empty.xyz" in done.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["empty.xyz"]
+    visible = [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")]
+    assert visible == ["empty.xyz"]
 
 
 # A run whose files may grow to so many bytes: a disk that fills up while it runs.

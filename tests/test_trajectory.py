@@ -252,9 +252,11 @@ def test_labels_survive_and_an_earlier_annotation_does_not(tmp_path):
     assert read_assessment(first).level is Level.UNRELIABLE
     assert read_assessment(second).level is Level.RELIABLE
     assert [r.signal for r in read_assessment(second).readings] == ["again"]
-    assert second.info["original_energy_3"] == pytest.approx(
-        first.get_potential_energy()
-    )
+    assert "original_energy_3" not in second.info  # the first annotation's own
+    relabelled = first.copy()
+    relabelled.calc = SinglePointCalculator(relabelled, energy=-3.5)
+    [third] = annotate([relabelled], judged())
+    assert third.info["original_energy_3"] == -3.5  # a new label
     live = copper()
     live.calc = judged()  # a calculator at work holds the results of any geometry
     live.get_potential_energy()
@@ -402,14 +404,21 @@ def test_paths_that_cannot_be_meant_are_refused(source, tmp_path):
     assert source.read_bytes() == before
 
 
-def test_a_frame_that_the_format_cannot_hold_is_named(tmp_path):
+def test_a_frame_that_the_format_cannot_hold_is_written_without_its_own(tmp_path):
     source, target = tmp_path / "md.traj", tmp_path / "out.xyz"
     frames = many()[:3]
     frames[2].info["note"] = "two\nlines"
     write(source, frames)
-    with pytest.raises(RecordError, match=r"frame 2 of .*md\.traj .* a line break"):
-        annotate_file(source, target, judged())
-    assert len(read(target, ":")) == 2
+    summary = annotate_file(source, target, judged())
+    assert [index for index, _ in summary.failed] == [2]
+    assert "written without its info and arrays" in summary.failed[0][1]
+    last = read(target, "2")
+    assert "note" not in last.info
+    assert last.info["reliability_level"] == int(read_assessment(last).level)
+    assert last.get_potential_energy() == pytest.approx(
+        EMT().get_potential_energy(last)
+    )
+    assert annotate_file(source, target, judged()).resumed_from == 3
 
 
 # ----------------------------------------------------------------- the command

@@ -13,7 +13,7 @@ from ase import Atoms
 from ase.io import iread
 from rich.progress import SpinnerColumn, TimeElapsedColumn
 
-from uqcalc.annotations import MODEL_KEY
+from uqcalc.annotations import MODEL_KEY, bare_copy
 from uqcalc.backbones.batching import BATCH_ATOMS
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import RecordError, SourceError
@@ -80,11 +80,20 @@ def annotate_file(
         resumed_from = tally.frames
         for frame in annotate(frames, calculator, batch_atoms=batch_atoms):
             frame.info[MODEL_KEY] = identity
-            append_frame(output, frame, f"frame {tally.frames} of {source}")
-            tally.add(frame)
+            tally.add(_appended(output, frame, f"frame {tally.frames}"))
             progress.advance(task)
     del lock
     return _concluded(tally.summary(output, resumed_from), reading)
+
+
+def _appended(output: Path, frame: Atoms, what: str) -> Atoms:
+    """Write a frame, without its own entries if the format cannot hold them."""
+    try:
+        append_frame(output, frame, what)
+    except RecordError as error:
+        frame = bare_copy(frame, f"written without its info and arrays: {error}")
+        append_frame(output, frame, what)
+    return frame
 
 
 def _checked_target(source: Path, target: str | os.PathLike[str]) -> Path:

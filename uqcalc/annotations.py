@@ -24,6 +24,8 @@ MODEL_KEY = "uqcalc_model"
 
 # What a trajectory is annotated with; older values of these names are kept apart.
 _ANNOTATED = ("energy", "forces")
+# What a reference is called: the defaults of `Labels`, and what `cleared_copy` keeps.
+_LABELS = ("REF_", "original_")
 
 # The extended XYZ writer does not escape backslashes, and its reader eats them: as in
 # an address, they are written %5C, and so is everything beyond ASCII.
@@ -56,7 +58,10 @@ def annotated_copy(
         else:
             copy.arrays[key] = array.copy()
     copy.info[INFO_KEY] = quote(
-        json.dumps(_record(assessment), ensure_ascii=False), safe=_PLAIN
+        json.dumps(
+            _record(assessment) | {"energy": known.get("energy")}, ensure_ascii=False
+        ),
+        safe=_PLAIN,
     )
     return copy
 
@@ -67,22 +72,61 @@ def cleared_copy(atoms: Atoms) -> Atoms:
     What the frame stores as energy, forces and the like (the single-point calculator
     that ASE's readers make; ``info["energy"]``, ``arrays["forces"]``) may be a
     reference: it is kept in ``info`` and ``arrays`` as ``original_energy`` and so on,
-    with a number behind where that name is taken.
+    with a number behind where that name is taken. Only what the earlier annotation
+    itself put there is no label, and goes.
     """
     copy: Atoms = atoms.copy()
     copy.calc = None
+    annotated = INFO_KEY in copy.info and _is_annotated(atoms)
     if INFO_KEY in copy.info:
         for key in _own_keys(copy):
             copy.info.pop(key, None)
             copy.arrays.pop(key, None)
     # results of a live calculator may be those of another geometry
     stored = atoms.calc.results if isinstance(atoms.calc, SinglePointCalculator) else {}
-    found = list(stored.items())
+    found = [] if annotated else list(stored.items())
     for place in (copy.info, copy.arrays):
         found += [(key, place.pop(key)) for key in _ANNOTATED if key in place]
     for key, value in found:
         if value is not None:
             _keep(copy, key, np.array(value))
+    return copy
+
+
+def unlabelled_copy(atoms: Atoms) -> Atoms:
+    """Return a copy to be moved: labels would be those of another geometry then.
+
+    Left out are an earlier annotation, stored results, and all that is named
+    ``REF_...`` or ``original_...``.
+    """
+    copy = cleared_copy(atoms)
+    drop_labels(copy)
+    return copy
+
+
+def drop_labels(atoms: Atoms) -> None:
+    """Take out of ``info`` and ``arrays`` all that is named as a reference."""
+    for place in (atoms.info, atoms.arrays):
+        for key in [key for key in place if key.startswith(_LABELS)]:
+            del place[key]
+
+
+def bare_copy(atoms: Atoms, reason: str) -> Atoms:
+    """Return an annotated frame without the entries that a file cannot hold.
+
+    Its readings stay; ``info`` and ``arrays`` of the user's go, and ``reason`` comes
+    into ``info["uqcalc_error"]``.
+    """
+    kept = _own_keys(atoms)
+    copy = Atoms(
+        atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc
+    )
+    copy.info = {key: atoms.info[key] for key in kept if key in atoms.info}
+    for key in kept:
+        if key in atoms.arrays:
+            copy.arrays[key] = atoms.arrays[key].copy()
+    copy.calc = atoms.calc
+    copy.info[ERROR_KEY] = quote(reason, safe=_PLAIN)
     return copy
 
 
@@ -131,6 +175,16 @@ def read_assessment(atoms: Atoms) -> Assessment:
         )
         raise RecordError(msg) from error
     return Assessment(readings, verdict)
+
+
+def _is_annotated(atoms: Atoms) -> bool:
+    """Say whether the stored energy is the one that was annotated, not a new label."""
+    ours = json.loads(unquote(atoms.info[INFO_KEY])).get("energy")
+    stored = atoms.calc.results if isinstance(atoms.calc, SinglePointCalculator) else {}
+    theirs = stored.get("energy")
+    if ours is None or theirs is None:
+        return False
+    return bool(np.isclose(ours, theirs, rtol=1e-9, atol=1e-7))
 
 
 def _own_keys(atoms: Atoms) -> list[str]:

@@ -56,7 +56,7 @@ def _kind(path: Path) -> str:
     msg = (
         "file must be a probe (safetensors) or an event log (JSON lines), got "
         f"{path}, which is {'something else' if start else 'empty or not there'}; "
-        "pass what uqcalc fit or uqcalc run wrote"
+        "pass a probe of uqcalc fit, or a log of uqcalc run or of a Monitor"
     )
     raise RecordError(msg)
 

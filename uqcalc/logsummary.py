@@ -75,6 +75,7 @@ def summarise_log(path: str | os.PathLike[str], worst: int = 5) -> LogSummary:
         if record["event"] == "warning":
             warnings += 1
             continue
+        _check_step(record, path)
         first, last = first or record, record
         levels[record["level"]] += 1
         ranked = (_badness(record), record)
@@ -118,6 +119,15 @@ def _frame(
         )
         raise RecordError(msg)
     return header, sessions, end
+
+
+def _check_step(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    if missing := {"step", "level", "readings", "time_fs"} - set(record):
+        msg = (
+            f"step records must have the entries {sorted(missing)}, got {path} with "
+            f"one that has only {sorted(record)}; the log is damaged, or not of uqcalc"
+        )
+        raise RecordError(msg)
 
 
 def _badness(record: Mapping[str, Any]) -> tuple[int, float, int]:

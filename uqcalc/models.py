@@ -6,6 +6,7 @@ are not yet in MACE's own cache.
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -20,6 +21,17 @@ from uqcalc.errors import MissingExtraError, ModelError
 
 
 DTYPES = ("float32", "float64")
+# What unpickling raises on a file that holds something else.
+_NO_MODEL = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    AttributeError,
+    LookupError,
+    ImportError,
+    TypeError,
+    ValueError,
+)
 
 
 def open_model(
@@ -63,11 +75,13 @@ def open_model(
 def _device(device: str) -> str:
     import torch
 
-    cuda = torch.cuda.is_available()
+    there = {"cpu": True, "cuda": torch.cuda.is_available()}
+    there["mps"] = torch.backends.mps.is_available()
     if device == "auto":
-        return "cuda" if cuda else "cpu"
-    if device.startswith("cuda") and not cuda:
-        msg = f"device must be one that torch can use, got {device!r}; use cpu or auto"
+        return "cuda" if there["cuda"] else "cpu"
+    if not there.get(device.partition(":")[0], False):
+        usable = ", ".join(name for name, usable in there.items() if usable)
+        msg = f"device must be auto or one of {usable} on this machine, got {device!r}"
         raise ModelError(msg)
     return device
 
@@ -100,10 +114,18 @@ def _mace_file(detail: str, device: str, dtype: str | None) -> BaseCalculator:
     import_mace("the model 'mace'")
     from mace.calculators import MACECalculator
 
-    with _quiet():
-        return MACECalculator(
-            model_paths=detail, device=device, default_dtype=dtype or ""
+    try:
+        with _quiet():
+            return MACECalculator(
+                model_paths=detail, device=device, default_dtype=dtype or ""
+            )
+    except _NO_MODEL as error:
+        msg = (
+            f"model 'mace:FILE' must be a file that MACE saved, got {detail} "
+            f"({type(error).__name__}: {error}); a probe goes to --probe, and chgnet "
+            "and default need no file"
         )
+        raise ModelError(msg) from error
 
 
 def _mace_foundation(family: str) -> Callable[[str, str, str | None], BaseCalculator]:

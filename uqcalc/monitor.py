@@ -15,7 +15,7 @@ from ase import Atoms
 from ase.md.md import MolecularDynamics
 from ase.optimize.sciopt import SciPyGradientlessOptimizer, SciPyOptimizer
 
-from uqcalc.annotations import annotated_copy
+from uqcalc.annotations import annotated_copy, drop_labels
 from uqcalc.errors import UnreliableError
 from uqcalc.event import Event, count_levels
 from uqcalc.eventlog import EventLog, read_standing
@@ -206,6 +206,7 @@ class Monitor:
             )
             raise ValueError(msg)
         copy = annotated_copy(atoms, self.last, atoms.calc.results)
+        drop_labels(copy)  # of the geometry that the run began with
         copy.info["step"] = self.history[-1].step
         return copy
 

@@ -45,7 +45,7 @@ def test_fit_then_evaluate(data, tmp_path):
     assert "AUROC" in done.stdout
     card = Probe.load(probe).card
     assert sum(card.training["groups"].values()) == 30
-    assert (tmp_path / "my.png").is_file()
+    assert (tmp_path / "my.probe.png").is_file()
     seen = invoke("evaluate", probe, data, "-o", tmp_path / "again", "--device", "cpu")
     assert seen.exit_code == 0, seen.output
     report = json.loads((tmp_path / "again.json").read_text())["report"]
@@ -67,3 +67,23 @@ def test_mistakes_end_with_a_message(data, tmp_path, words, message):
     assert message in done.stderr
     assert isinstance(done.exception, SystemExit)  # no traceback
     assert list(tmp_path.iterdir()) == []
+
+
+def test_output_is_checked_before_any_work(data, tmp_path):
+    before = data.read_bytes()
+    done = invoke("fit", data, "-o", data)
+    assert done.exit_code == 1
+    assert "probe must be written to a new file or over a probe, got" in done.stderr
+    assert data.read_bytes() == before
+    for command in (["fit", data], ["evaluate", tmp_path / "my.probe", data]):
+        done = invoke(*command, "-o", tmp_path / "nowhere" / "x")
+        assert done.exit_code == 1
+        assert "must be a file in an existing folder" in done.stderr
+
+
+def test_a_probe_given_as_the_model_is_recognised(data, tmp_path):
+    words = ["fit", data, "-o", tmp_path / "my.probe", "--device", "cpu"]
+    done = invoke(*words, "--model", data)
+    assert done.exit_code == 1
+    assert "must be a file that MACE saved" in done.stderr
+    assert "a probe goes to --probe" in done.stderr

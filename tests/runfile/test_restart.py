@@ -56,7 +56,7 @@ def test_dynamics_goes_on_as_if_it_had_not_been_stopped(tmp_path, make):
     path = tmp_path / "state.npz"
     atoms, dynamics = moving(make, 1)
     dynamics.run(7)
-    Restart.of(7, atoms, dynamics).save(path)
+    Restart.of(7, "this one", atoms, dynamics).save(path)
     dynamics.run(9)
 
     again = copper(amount=0.02)

@@ -130,7 +130,7 @@ def test_a_run_is_what_a_script_would_have_done(tmp_path, md, first_K):
     assert done.summary.startswith("Finished after 8 steps.")
     task = {"ensemble": md["ensemble"], "first_K": first_K}
     atoms = by_hand(tmp_path, task, np.random.default_rng(4))
-    restart = Restart.load(tmp_path / "heat.restart.npz")
+    restart = Restart.load(tmp_path / "heat.jsonl.restart.npz")
     for ours, theirs in (
         (restart.positions, atoms.positions),
         (restart.momenta, atoms.get_momenta()),
@@ -168,7 +168,7 @@ def test_a_relaxation_goes_on_from_the_saved_geometry(tmp_path):
     done = run_file(path)
     assert (done.how, done.step, done.converged) == ("finished", 12, False)
     assert "Not converged after 12 steps." in done.summary
-    assert "new run file with structure: heat_last.xyz." in done.summary
+    assert "new run file with structure: heat_last.xyz" in done.summary
     assert steps_of(read_standing(tmp_path / "heat.jsonl")) == list(range(13))
     assert last(path).cell.volume < 0.99 * 6**3
 
@@ -190,7 +190,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, md):
             assert steps_of(read_log(folder / "heat.jsonl")) == list(range(6))
             killed(path, 7)
         run_file(path)
-    ends = [Restart.load(folder / "heat.restart.npz") for folder in folders]
+    ends = [Restart.load(folder / "heat.jsonl.restart.npz") for folder in folders]
     assert ends[0].step == ends[1].step == 8
     assert ends[0].generator == ends[1].generator
     for name in ("positions", "momenta", "cell"):
@@ -237,6 +237,34 @@ def test_a_run_that_is_killed_outright_is_ended_by_the_same_command(tmp_path):
     assert f"It went on from step {resumed['step']}" in done.summary
 
 
+def test_two_runs_in_one_folder_keep_to_their_own_states(tmp_path):
+    paths = [
+        written(tmp_path, name=f"md.{kelvin}.yaml", md=NVT | {"temperature_K": kelvin})
+        for kelvin in (300, 900)
+    ]
+    killed(paths[0], 5)
+    run_file(paths[1])
+    assert "went on from step" in run_file(paths[0]).summary
+    mine, other = (tmp_path / f"md.{kelvin}.jsonl.restart.npz" for kelvin in (300, 900))
+    killed_again = written(tmp_path, name="third.yaml", md=NVT | {"seed": 9})
+    killed(killed_again, 5)
+    other.replace(tmp_path / "third.jsonl.restart.npz")
+    with pytest.raises(RecordError, match="restart must belong to this run"):
+        run_file(killed_again)
+    assert mine.exists()
+
+
+def test_labels_of_the_structure_do_not_travel_with_the_run(tmp_path):
+    path = written(tmp_path, md=NVE | {"steps": 2})
+    atoms = molecule("CH3CH2OH")
+    atoms.info.update(REF_energy=-1.0, charge=0)
+    atoms.arrays["REF_forces"] = np.ones((len(atoms), 3))
+    atoms.write(tmp_path / "m.xyz", format="extxyz")
+    run_file(path)
+    assert "charge" in last(path).info
+    assert not [key for key in (*last(path).info, *last(path).arrays) if "REF" in key]
+
+
 def test_a_halted_run_has_a_status_of_its_own_and_is_left_alone(tmp_path):
     app = Typer()
     app.command()(run)
@@ -245,7 +273,7 @@ def test_a_halted_run_has_a_status_of_its_own_and_is_left_alone(tmp_path):
     result = CliRunner().invoke(app, [str(path)])
     assert result.exit_code == HALTED == 3
     assert "UNRELIABLE for 4 frames in a row at step 3" in result.output
-    assert "structure: heat_last.xyz, velocities: keep" in result.output
+    assert "structure: heat_last.xyz and, under md, velocities: keep" in result.output
     assert read_assessment(last(path)).level is Level.UNRELIABLE
     before = content(tmp_path)
     result = CliRunner().invoke(app, [str(path)])
@@ -328,7 +356,7 @@ def test_what_the_potential_does_not_know_is_said_before_a_file_is_made(tmp_path
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 def test_a_device_that_is_not_there_is_a_message(tmp_path):
     path = written(tmp_path, md=NVT, device="cuda")
-    with pytest.raises(ModelError, match="must be one that torch can use, got 'cuda'"):
+    with pytest.raises(ModelError, match=r"must be auto or one of cpu.* got 'cuda'"):
         run_file(path)
 
 

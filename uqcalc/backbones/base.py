@@ -277,9 +277,11 @@ def _check_cell(atoms: Atoms) -> None:
         )
         raise BackboneError(msg)
     # neighbour lists would fill the memory before a model could say what it thinks
-    if atoms.pbc.all() and len(atoms) > DENSEST * spanned:
+    atoms_within = len(atoms) if atoms.pbc.all() else 1  # slabs may be thick
+    if atoms_within > DENSEST * spanned:
+        unit = "Å" + {1: "", 2: "²", 3: "³"}[len(vectors)]
         msg = (
-            f"cell must hold at most {DENSEST} atoms/Å³ (diamond: 0.18), got "
-            f"{len(atoms)} atoms in {spanned:.3g} Å³; give lengths in Å"
+            f"cell must hold at most {DENSEST} atoms/{unit} (diamond: 0.18/Å³), got "
+            f"{atoms_within} in {spanned:.3g} {unit}; give lengths in Å"
         )
         raise BackboneError(msg)

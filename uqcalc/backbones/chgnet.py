@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, final
 
 import numpy as np
@@ -43,9 +44,27 @@ class CHGNetBackbone(Backbone):
             elements=frozenset(range(1, 95)),
         )
 
-    def armed(self) -> AbstractContextManager[Capture]:
+    @contextmanager
+    def armed(self) -> Iterator[Capture]:
         """Listen to the input of the readout during one call."""
-        return listen_to_input(self.model_calculator.model.mlp)
+        with (
+            listen_to_input(self.model_calculator.model.mlp) as captured,
+            warnings.catch_warnings(),
+        ):
+            # it makes a number of its volumes, with a graph, at every evaluation
+            warnings.filterwarnings("ignore", message="Converting a tensor with req")
+            yield captured
+
+    def check_structure(self, atoms: Atoms) -> None:
+        """Refuse molecules, too: CHGNet needs a cell."""
+        super().check_structure(atoms)
+        if abs(np.linalg.det(atoms.cell.array)) < 1e-6:
+            msg = (
+                "structure must have a cell for CHGNet, got "
+                f"{atoms.cell.array.tolist()}; give the crystal's cell, or choose "
+                "another model for molecules"
+            )
+            raise BackboneError(msg)
 
     def extra_state(self, atoms: Atoms) -> dict[str, Any]:  # noqa: ARG002
         """CHGNet reads nothing but the geometry."""

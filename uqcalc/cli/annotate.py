@@ -41,7 +41,7 @@ def annotate(
     Labels are kept: what the file has as energy and forces becomes original_energy
     and original_forces. Ends with status 1 if a frame could not be evaluated.
     """
-    with errors_as_messages():
+    with errors_as_messages("frames so far are on disk; the same command goes on"):
         import uqcalc
         from uqcalc.default import shipped_probe
 

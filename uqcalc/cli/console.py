@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -30,14 +31,32 @@ def out() -> Console:
 
 
 @contextmanager
-def errors_as_messages() -> Iterator[None]:
-    """End the command with a message and status 1 on an error that was foreseen."""
-    from uqcalc.errors import UqcalcError
+def errors_as_messages(stopped: str = "nothing was written") -> Iterator[None]:
+    """End the command with a message and status 1 on an error that was foreseen.
+
+    ``stopped`` is what to say of the work that a Ctrl-C leaves behind.
+    """
+    from uqcalc.errors import LabelWarning, UqcalcError
 
     try:
-        yield
+        with warnings.catch_warnings():
+            usual = warnings.showwarning
+
+            def show(message: Any, category: Any, *where: Any, **how: Any) -> None:
+                if issubclass(category, LabelWarning):
+                    _say(f"warning: {message}", "yellow")
+                else:
+                    usual(message, category, *where, **how)
+
+            warnings.showwarning = show
+            yield
     except (UqcalcError, OSError, ValueError) as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(
-            Text(str(error), style="red")
-        )
+        _say(str(error), "red")
         raise typer.Exit(code=1) from error
+    except KeyboardInterrupt as error:
+        _say(f"Stopped: {stopped}.", "yellow")
+        raise typer.Exit(code=130) from error
+
+
+def _say(text: str, style: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(Text(text, style=style))

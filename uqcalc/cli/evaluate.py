@@ -38,8 +38,11 @@ def evaluate(  # noqa: PLR0913  (one option each)
     """
     with errors_as_messages():
         import uqcalc
+        from uqcalc.files import writable
         from uqcalc.reading import read_frames
 
+        stem = output or Path(f"{probe.stem}-{data.stem}")
+        writable(stem, "output")
         loaded = uqcalc.Probe.load(probe)
         labels = uqcalc.Labels(
             loaded.card.target, energy_key=energy_key, forces_key=forces_key
@@ -51,6 +54,6 @@ def evaluate(  # noqa: PLR0913  (one option each)
             labels,
             exclude=exclude or (),
         )
-        written = result.write(output or Path(f"{probe.stem}-{data.stem}"))
         out().print(str(result))
+        written = result.write(stem)
         out().print(f"wrote {', '.join(map(str, written))}")

@@ -48,7 +48,9 @@ def fit(  # noqa: PLR0913  (one option each)
     energy_key: EnergyKey = "REF_energy",
     exclude: Exclude = None,
     epochs: Annotated[int, typer.Option(help="Most passes over the data.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of the split and of the network.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the split and of the network.")
+    ] = 0,
     published: Annotated[
         bool, typer.Option(help="The published architecture and recipe instead.")
     ] = False,
@@ -56,12 +58,15 @@ def fit(  # noqa: PLR0913  (one option each)
 ) -> None:
     """Fit a probe for a potential on frames with reference labels.
 
-    Writes the probe and, beside it, its scores and their picture (.json and .png).
+    Writes the probe and, beside it, its scores and their picture (my.probe.json and
+    my.probe.png).
     """
     with errors_as_messages():
         import uqcalc
+        from uqcalc.probe.checkpoint import check_output
         from uqcalc.reading import read_frames
 
+        check_output(output)
         labels = uqcalc.Labels(
             target,
             energy_key=energy_key,
@@ -79,6 +84,6 @@ def fit(  # noqa: PLR0913  (one option each)
             test=None if test is None else read_frames(test),
             exclude=exclude or (),
         )
-        written = [result.probe.save(output), *result.write(output.with_suffix(""))]
         out().print(str(result))
+        written = [result.probe.save(output), *result.write(output)]
         out().print(f"wrote {', '.join(map(str, written))}")

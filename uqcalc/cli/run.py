@@ -11,6 +11,7 @@ from uqcalc.cli.console import errors_as_messages, out
 from uqcalc.progress import progress_bar
 
 
+AGAIN = "what was done is on disk; the same command goes on from the last save"
 HALTED = 3  # 2 is for a command line that cannot be read
 
 
@@ -25,7 +26,7 @@ def run(
     has ended, it only says how. Exit status: 0 finished, 1 error, 3 halted by the
     monitor.
     """
-    with errors_as_messages(), progress_bar() as bar:
+    with errors_as_messages(AGAIN), progress_bar() as bar:
         from uqcalc.runfile.running import run_file
 
         task = bar.add_task(file.name, total=None)

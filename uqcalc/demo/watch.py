@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -81,10 +80,7 @@ def watch_crystal(output: Path, *, seed: int, steps: int = 160) -> DemoRun:
     def squeeze() -> None:
         atoms.set_cell(atoms.cell * 0.998, scale_atoms=True)
 
-    with warnings.catch_warnings():
-        # CHGNet makes a tensor of its volumes at every evaluation
-        warnings.filterwarnings("ignore", message="Converting a tensor with requires")
-        monitor, frames = _watch(dynamics, output / "crystal", steps, squeeze)
+    monitor, frames = _watch(dynamics, output / "crystal", steps, squeeze)
     _write(output / "crystal.xyz", frames)
     return DemoRun(monitor, _card(atoms.calc), frames, None)
 

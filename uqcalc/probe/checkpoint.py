@@ -17,7 +17,7 @@ from safetensors.torch import save as serialise
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.errors import ProbeError
-from uqcalc.files import whole
+from uqcalc.files import whole, writable
 from uqcalc.probe.card import RAW_ARCHITECTURE, Card
 from uqcalc.probe.inputs import Statistics, host_scalars, raw_scalars
 from uqcalc.probe.network import ProbeNetwork, Shape
@@ -136,8 +136,14 @@ class Probe:
         return [chemical_symbols[z] for z in sorted(unseen)]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one safetensors file, whole or not at all."""
-        target = Path(path)
+        """Write one safetensors file, whole or not at all.
+
+        Raises
+        ------
+        RecordError, ProbeError
+            As `check_output`: nothing but another probe is written over.
+        """
+        target = check_output(path)
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         if self.statistics is not None:
             state = self.statistics.state_dict()
@@ -240,6 +246,31 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             "again, or use Probe.from_official for a checkpoint of the PROBE authors"
         )
         raise ProbeError(msg) from error
+
+
+def check_output(path: str | os.PathLike[str]) -> Path:
+    """Return where a probe may be written: a new file, or over another probe.
+
+    Raises
+    ------
+    RecordError
+        If the folder does not exist.
+    ProbeError
+        If the file is something else, such as the labelled frames.
+    """
+    target = writable(path, "probe")
+    if target.exists() and target.stat().st_size > 0:
+        try:
+            known = _CARD_KEY in _read(target)[1]
+        except ProbeError:
+            known = False
+        if not known:
+            msg = (
+                f"probe must be written to a new file or over a probe, got {target}, "
+                "which is something else; choose another name"
+            )
+            raise ProbeError(msg)
+    return target
 
 
 def _load_state(

@@ -64,7 +64,8 @@ def warn_of_units(
         msg = (
             f"labels must be in {right}, but theirs are {ratio:.3g} times as large as "
             f"the predictions, as labels in {unit} would be (factor "
-            f"{scales[unit]:.4g}); convert them, or every structure will count as wrong"
+            f"{scales[unit]:.4g}); convert them: as they are, errors, boundary and "
+            "probe mean nothing"
         )
         warnings.warn(msg, LabelWarning, stacklevel=4)
 

@@ -8,6 +8,7 @@ from typing import cast
 from ase import Atoms
 from ase.io import read
 
+from uqcalc.annotations import unlabelled_copy
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.default import shipped_probe
 from uqcalc.errors import RunFileError
@@ -42,7 +43,7 @@ def open_structure(file: RunFile) -> Atoms:
             f"{file.repeat} for the cell {atoms.cell.tolist()}"
         )
         raise RunFileError(str(file.path), [problem])
-    return cast("Atoms", atoms.repeat(file.repeat))
+    return cast("Atoms", unlabelled_copy(atoms).repeat(file.repeat))
 
 
 def open_calculator(file: RunFile) -> ReliableCalculator:
@@ -58,11 +59,18 @@ def open_calculator(file: RunFile) -> ReliableCalculator:
     else:
         probe = Probe.load(file.at(file.probe))
     card, policy = probe.card, file.policy
-    card = replace(
-        card,
-        suspect=card.suspect if policy.suspect is None else policy.suspect,
-        unreliable=card.unreliable if policy.unreliable is None else policy.unreliable,
-    )
+    suspect = card.suspect if policy.suspect is None else policy.suspect
+    unreliable = card.unreliable if policy.unreliable is None else policy.unreliable
+    if unreliable > suspect:
+        given = "suspect" if policy.unreliable is None else "unreliable"
+        other = "unreliable" if policy.unreliable is None else "suspect"
+        problem = (
+            f"policy.{given}: must leave suspect at or above unreliable, got suspect="
+            f"{suspect:g} and unreliable={unreliable:g}, where {other} is the probe's "
+            "own; give both"
+        )
+        raise RunFileError(str(file.path), [problem])
+    card = replace(card, suspect=suspect, unreliable=unreliable)
     model = open_model(file.model_at(), device=file.device, dtype=file.dtype)
     return ReliableCalculator(model, probe=probe, policy=card.policy())
 

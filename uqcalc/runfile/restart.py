@@ -32,6 +32,8 @@ class Restart:
     Attributes
     ----------
     step : int
+    run : str
+        Which run it belongs to.
     positions, momenta : arrays (atoms, 3)
         In Å and in ASE's unit of momentum.
     cell : array (3, 3)
@@ -43,6 +45,7 @@ class Restart:
     """
 
     step: int
+    run: str
     positions: NDArray[np.float64]
     momenta: NDArray[np.float64]
     cell: NDArray[np.float64]
@@ -50,11 +53,12 @@ class Restart:
     barostat: dict[str, NDArray[np.float64]]
 
     @classmethod
-    def of(cls, step: int, atoms: Atoms, dynamics: Any) -> Restart:
+    def of(cls, step: int, run: str, atoms: Atoms, dynamics: Any) -> Restart:
         """Take the state of a run between two steps."""
         generator = getattr(dynamics, "rng", None)
         return cls(
             step,
+            run,
             atoms.get_positions(),
             atoms.get_momenta(),
             atoms.cell.array.copy(),
@@ -84,7 +88,9 @@ class Restart:
         """Write the file, whole or not at all."""
         arrays: dict[str, Any] = {"positions": self.positions, "momenta": self.momenta}
         arrays |= {"cell": self.cell, **self.barostat}
-        rest = json.dumps({"step": self.step, "generator": self.generator})
+        rest = json.dumps(
+            {"step": self.step, "run": self.run, "generator": self.generator}
+        )
         with whole(path) as partial, partial.open("wb") as file:
             np.savez(file, rest=np.array(rest), **arrays)
 
@@ -103,6 +109,7 @@ class Restart:
             rest = json.loads(str(arrays.pop("rest")))
             return cls(
                 rest["step"],
+                rest["run"],
                 arrays.pop("positions"),
                 arrays.pop("momenta"),
                 arrays.pop("cell"),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 from uqcalc.errors import RecordError
 from uqcalc.eventlog import check_same_run
-from uqcalc.files import whole
+from uqcalc.files import one_writer, whole
 from uqcalc.frames import append_frame, cut_frames
 from uqcalc.logsummary import LogSummary, summarise_log
 from uqcalc.monitor import Monitor
@@ -69,19 +69,16 @@ def run_file(
     file = read_run_file(path)
     about = _about(file)
     past = _past(file, about)
-    restart = _restart(file, past)
+    restart = _restart(file, about, past)
     if past is not None and past.end is not None and _is_saved(past.end, restart):
         return _outcome(
             file, past.end, f"Nothing to do: this run has ended. {_how(past.end)}"
         )
     task = _task(file)
-    with warnings.catch_warnings():
-        # CHGNet makes a tensor of its volumes at every evaluation
-        warnings.filterwarnings("ignore", message="Converting a tensor with requires")
-        monitor = _prepared(file, about, past, restart)
-        if progress is not None:
-            monitor.dynamics.attach(lambda: progress(monitor.step, task.steps))
-        _run(monitor, task)
+    monitor = _prepared(file, about, past, restart)
+    if progress is not None:
+        monitor.dynamics.attach(lambda: progress(monitor.step, task.steps))
+    _run(monitor, task)
     end = cast("dict[str, Any]", monitor.end)
     told = monitor.summary()
     return _outcome(file, end, told if monitor.halted else f"{_how(end)}\n{told}")
@@ -110,10 +107,14 @@ def _prepared(
         restart.wind(dynamics)
         first_step = restart.step
     atoms.calc.assess(atoms)  # what cannot be evaluated is said before a file is made
+    lock = one_writer(file.at(file.outputs.log))
     if past is None:
         _clear_the_way(file)
     monitor = _monitor(file, dynamics, about, first_step)
-    dynamics.insert_observer(_Keeper(file, monitor, first_step), position=1)
+    del lock  # the monitor's log holds it now
+    dynamics.insert_observer(
+        _Keeper(file, _digest(about), monitor, first_step), position=1
+    )
     if isinstance(task, MdSection) and isinstance(task.temperature_K, tuple):
         dynamics.attach(_Ramp(task, monitor))
     return monitor
@@ -165,7 +166,10 @@ class _Keeper:
     from an earlier step, and writes all that is missing.
     """
 
-    def __init__(self, file: RunFile, monitor: Monitor, first_step: int | None) -> None:
+    def __init__(
+        self, file: RunFile, run: str, monitor: Monitor, first_step: int | None
+    ) -> None:
+        self.run = run
         outputs = file.outputs
         self.monitor, self.interval = monitor, outputs.interval
         self.last, self.restart = file.at(outputs.last), _restart_path(file)
@@ -184,7 +188,8 @@ class _Keeper:
         with whole(self.last) as partial:
             append_frame(partial, frame, "last geometry")
         dynamics = monitor.dynamics
-        Restart.of(monitor.step, watched_atoms(dynamics), dynamics).save(self.restart)
+        atoms = watched_atoms(dynamics)
+        Restart.of(monitor.step, self.run, atoms, dynamics).save(self.restart)
 
 
 def _about(file: RunFile) -> dict[str, Any]:
@@ -196,21 +201,44 @@ def _about(file: RunFile) -> dict[str, Any]:
     }
 
 
+def _digest(about: dict[str, Any]) -> str:
+    text = json.dumps(about, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _past(file: RunFile, about: dict[str, Any]) -> LogSummary | None:
     """Return what the log holds of this run; None where there is no log yet."""
     log = file.at(file.outputs.log)
     if not log.exists() or log.stat().st_size == 0:
         return None
     past = summarise_log(log)
-    check_same_run(log, past.run.get("about"), about)
+    if "input" not in past.run.get("about", {}):
+        msg = (
+            f"log of a run file must be written by uqcalc run, got {log}, which a "
+            "script wrote; choose another name under outputs"
+        )
+        raise RecordError(msg)
+    try:
+        check_same_run(log, past.run["about"], about)
+    except RecordError as error:
+        msg = f"{error}. To go on from where a run ended: {_again(file)}"
+        raise RecordError(msg) from error
     return past
 
 
-def _restart(file: RunFile, past: LogSummary | None) -> Restart | None:
+def _restart(
+    file: RunFile, about: dict[str, Any], past: LogSummary | None
+) -> Restart | None:
     path = _restart_path(file)
     if past is None or not path.exists():
         return None
     restart = Restart.load(path)
+    if restart.run != _digest(about):
+        msg = (
+            f"restart must belong to this run, got {path} of another one; remove it "
+            "and the log beside it to begin anew, or choose another name"
+        )
+        raise RecordError(msg)
     if past.last_step is None or restart.step > past.last_step:
         msg = (
             f"restart must not be ahead of the log, got {path} at step {restart.step} "
@@ -221,7 +249,8 @@ def _restart(file: RunFile, past: LogSummary | None) -> Restart | None:
 
 
 def _restart_path(file: RunFile) -> Path:
-    return file.at(file.outputs.log).with_suffix(".restart.npz")
+    log = file.at(file.outputs.log)
+    return log.with_name(f"{log.name}.restart.npz")
 
 
 def _is_saved(end: dict[str, Any], restart: Restart | None) -> bool:
@@ -246,14 +275,17 @@ def _task(file: RunFile) -> MdSection | RelaxSection:
 
 
 def _outcome(file: RunFile, end: dict[str, Any], told: str) -> RunOutcome:
-    is_md = file.md is not None
-    again = f"structure: {file.outputs.last}" + (", velocities: keep" if is_md else "")
     lines = [told, f"Last geometry: {file.at(file.outputs.last)}."]
     if not end.get("converged"):
-        lines.append(f"To go on from there, write a new run file with {again}.")
+        lines.append(f"To go on from there: {_again(file)}.")
     return RunOutcome(
         end["how"], int(end["step"]), end.get("converged"), "\n".join(lines)
     )
+
+
+def _again(file: RunFile) -> str:
+    moving = "" if file.md is None else " and, under md, velocities: keep"
+    return f"a new run file with structure: {file.outputs.last}{moving}"
 
 
 def _how(end: dict[str, Any]) -> str:
