@@ -21,6 +21,7 @@ from uqcalc import (
     read_assessment,
     tap,
 )
+from uqcalc.annotations import cleared_copy
 
 
 def results():
@@ -119,6 +120,17 @@ def test_values_keep_their_kind_in_extended_xyz(tmp_path):
     assert back.results["tiny"] == 0.1 + 0.2
     assert not any(isinstance(v, bool) for v in back.results.values())
     np.testing.assert_allclose(back.per_atom, per_atom, atol=1e-8)
+
+
+@pytest.mark.parametrize("number", [np.float32(-2.5), -2.5, np.nan])
+def test_energies_of_any_kind_of_number_survive(tmp_path, number):
+    """CHGNet gives float32, wrecked structures NaN; both are recognised as ours."""
+    assessment = Assessment((), Verdict(Level.SUSPECT))
+    frame = annotated_copy(copper(), assessment, results() | {"energy": number})
+    back = through(frame, tmp_path, "extxyz")
+    assert read_assessment(back).level is Level.SUSPECT
+    again = cleared_copy(back)
+    assert not [key for key in again.info if "original" in key]
 
 
 def test_the_copy_is_a_copy():

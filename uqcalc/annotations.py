@@ -57,12 +57,10 @@ def annotated_copy(
             copy.info[key] = array.item()
         else:
             copy.arrays[key] = array.copy()
-    copy.info[INFO_KEY] = quote(
-        json.dumps(
-            _record(assessment) | {"energy": known.get("energy")}, ensure_ascii=False
-        ),
-        safe=_PLAIN,
-    )
+    record = _record(assessment)
+    if "energy" in known:  # CHGNet's is a float32, which is no JSON
+        record["energy"] = float(known["energy"])
+    copy.info[INFO_KEY] = quote(json.dumps(record, ensure_ascii=False), safe=_PLAIN)
     return copy
 
 
@@ -184,7 +182,7 @@ def _is_annotated(atoms: Atoms) -> bool:
     theirs = stored.get("energy")
     if ours is None or theirs is None:
         return False
-    return bool(np.isclose(ours, theirs, rtol=1e-9, atol=1e-7))
+    return bool(np.isclose(ours, theirs, rtol=1e-9, atol=1e-7, equal_nan=True))
 
 
 def _own_keys(atoms: Atoms) -> list[str]:
