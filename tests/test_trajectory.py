@@ -10,7 +10,7 @@ import pytest
 import torch
 import typer
 from ase import Atoms
-from ase.build import molecule
+from ase.build import bulk, molecule
 from ase.calculators.calculator import CalculationFailed
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -30,6 +30,7 @@ from uqcalc import (
     Threshold,
     annotate,
     annotate_file,
+    open_model,
     read_assessment,
     tap,
 )
@@ -419,6 +420,25 @@ def test_a_frame_that_the_format_cannot_hold_is_written_without_its_own(tmp_path
         EMT().get_potential_energy(last)
     )
     assert annotate_file(source, target, judged()).resumed_from == 3
+
+
+def test_chgnet_annotates_crystals_and_marks_molecules(tmp_path):
+    pytest.importorskip("chgnet")
+    from uqcalc.default import shipped_probe
+
+    calculator = ReliableCalculator(
+        open_model("chgnet", device="cpu"), shipped_probe("chgnet")
+    )
+    frames = [bulk("NaCl", "rocksalt", a=a) for a in (5.64, 5.2)] + [molecule("H2O")]
+    write(tmp_path / "in.traj", frames)
+    summary = annotate_file(tmp_path / "in.traj", tmp_path / "out.xyz", calculator)
+    assert [index for index, _ in summary.failed] == [2]
+    assert "must have a cell for CHGNet" in summary.failed[0][1]
+    back = read(tmp_path / "out.xyz", ":")
+    assert read_assessment(back[0]).level == calculator.assess(frames[0]).level
+    assert back[1].get_potential_energy() == pytest.approx(
+        float(calculator.get_potential_energy(frames[1])), abs=1e-4
+    )
 
 
 # ----------------------------------------------------------------- the command

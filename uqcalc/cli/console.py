@@ -21,7 +21,8 @@ ModelOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[
-    str, typer.Option("--device", help="cpu, cuda, mps, or auto for the fastest.")
+    str,
+    typer.Option("--device", help="cpu, cuda or mps; auto is cuda where there is one."),
 ]
 
 
