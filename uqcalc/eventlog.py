@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import ase
+import numpy as np
 
 from uqcalc.errors import RecordError
 from uqcalc.files import one_writer, strict_json, writable
@@ -114,6 +119,12 @@ def _same_length(*values: Any) -> bool:
 def _short(value: Any, length: int = 60) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= length else text[:length] + "…"
+
+
+def versions() -> dict[str, str]:
+    """Return what a run was made with, for the header of its log."""
+    packages = {"uqcalc": version("uqcalc"), "ase": ase.__version__}
+    return packages | {"numpy": np.__version__, "python": platform.python_version()}
 
 
 def cut_torn_record(path: Path) -> None:

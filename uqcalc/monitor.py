@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import ase
 import numpy as np
 from ase import Atoms
 from ase.md.md import MolecularDynamics
@@ -18,7 +15,7 @@ from ase.optimize.sciopt import SciPyGradientlessOptimizer, SciPyOptimizer
 from uqcalc.annotations import annotated_copy, drop_labels
 from uqcalc.errors import UnreliableError
 from uqcalc.event import Event, count_levels
-from uqcalc.eventlog import EventLog, read_standing
+from uqcalc.eventlog import EventLog, read_standing, versions
 from uqcalc.flagged import FrameFile
 from uqcalc.frames import cut_frames
 from uqcalc.records import Assessment, Level
@@ -127,7 +124,7 @@ class Monitor:
             None if flagged is None else FrameFile(flagged, max_flagged, mode)
         )
         run = self._run(calculator) | ({} if about is None else {"about": dict(about)})
-        header = {"run": run, "versions": _versions()}
+        header = {"run": run, "versions": versions()}
         self.log = None if log is None else EventLog(log, header, mode)
         last_step = None if self.log is None else self.log.last_step
         self._offset = 0 if last_step is None else last_step - int(dynamics.nsteps)
@@ -298,8 +295,3 @@ def _check_settings(on_unreliable: object, mode: str) -> None:
     if mode not in {"append", "new"}:
         msg = f"mode must be 'append' or 'new', got {mode!r}"
         raise ValueError(msg)
-
-
-def _versions() -> dict[str, str]:
-    packages = {"uqcalc": version("uqcalc"), "ase": ase.__version__}
-    return packages | {"numpy": np.__version__, "python": platform.python_version()}

@@ -16,9 +16,8 @@ from pathlib import Path
 import ase.io
 import torch
 from ase import Atoms
-from fast import accelerate
 from molecules import write_text
-from ramp import BatchedForces, Schedule, new_ramp, run_ramps
+from ramp import Schedule, batched, new_ramp, run_ramps
 from sample import (
     FAILURES,
     Sampled,
@@ -77,9 +76,7 @@ def label(atoms: Atoms, molecule: str, temperature: float) -> Atoms | str:
 def ramp_chunk(molecules: list[str]) -> list[tuple[Sampled, str]]:
     """Heat a chunk of molecules and label the frames; with the reason of the stop."""
     torch.set_num_threads(1)
-    model = load_model()
-    config = {"model": {"hidden_irreps": "64x0e", "max_ell": 2}}
-    forces = BatchedForces(accelerate(model, config), model.atomic_numbers.tolist())
+    forces = batched(load_model())
     ramps = [
         new_ramp(
             s,

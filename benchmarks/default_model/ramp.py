@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from ase import Atoms, units
-from fast import set_pairs
+from fast import accelerate, set_pairs
 
 
+SHAPE = {"model": {"hidden_irreps": "64x0e", "max_ell": 2}}
 MAX_FORCE, MAX_DISTANCE = 100.0, 15.0
 
 
@@ -105,6 +106,11 @@ class BatchedForces:
         set_pairs(self.model, pairs.flatten(), first[1:])
         output: dict[str, torch.Tensor] = self.model(batch)
         return output
+
+
+def batched(model: torch.nn.Module) -> BatchedForces:
+    """Return a model of the bundled one's shape, accelerated."""
+    return BatchedForces(accelerate(model, SHAPE), model.atomic_numbers.tolist())
 
 
 def kick(ramp: Ramp, forces: np.ndarray, timestep_fs: float) -> None:

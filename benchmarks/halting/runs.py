@@ -20,9 +20,8 @@ from ase import Atoms
 
 # the scripts that made the bundled potential lie beside each other in their folder
 sys.path.insert(0, str(Path(__file__).parents[1] / "default_model"))
-from fast import accelerate
 from molecules import HELD_OUT, split
-from ramp import BatchedForces, Ramp, Schedule, new_ramp, run_ramps
+from ramp import Ramp, Schedule, batched, new_ramp, run_ramps
 from sample import FAILURES, embed, seed_of, xtb
 
 from uqcalc.default import load_model
@@ -103,9 +102,7 @@ def all_specs() -> list[RunSpec]:
 def simulate(specs: list[RunSpec]) -> list[Ramp]:
     """Equilibrate, then follow the schedule, all runs in one batch."""
     torch.set_num_threads(1)
-    model = load_model()
-    config = {"model": {"hidden_irreps": "64x0e", "max_ell": 2}}
-    forces = BatchedForces(accelerate(model, config), model.atomic_numbers.tolist())
+    forces = batched(load_model())
     ramps = [
         new_ramp(
             spec.name,

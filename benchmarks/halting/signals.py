@@ -13,10 +13,8 @@ from pathlib import Path
 
 import ase.io
 import numpy as np
-import torch
 from ase import Atoms
-from fast import accelerate
-from ramp import BatchedForces
+from ramp import BatchedForces, batched
 from safetensors.torch import load
 from sklearn.covariance import LedoitWolf
 
@@ -31,7 +29,6 @@ from uqcalc.default import (
 
 
 BATCH = 32
-CONFIG = {"model": {"hidden_irreps": "64x0e", "max_ell": 2}}
 
 
 @dataclass(frozen=True)
@@ -68,12 +65,6 @@ class LatentDistance:
             squared = self.fits[int(z)].mahalanobis(features[rows])
             distances[rows] = np.sqrt(squared)
         return distances
-
-
-def batched(model: torch.nn.Module) -> BatchedForces:
-    """Return the accelerated model that evaluates frames together."""
-    elements = model.atomic_numbers.tolist()
-    return BatchedForces(accelerate(model, CONFIG), elements)
 
 
 def bundled() -> BatchedForces:
