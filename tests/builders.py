@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 import warnings
 
 import numpy as np
@@ -15,6 +17,20 @@ from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.inputs import Statistics
 from uqcalc.probe.network import ProbeNetwork
 from uqcalc.probe.training import Recipe
+
+
+def run_and_kill(command, ready, within_s=240):
+    """Start a process and kill it outright (-9) once ``ready()`` is true."""
+    victim = subprocess.Popen(command)
+    try:
+        deadline = time.monotonic() + within_s
+        while not ready():
+            assert victim.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        victim.kill()
+        victim.wait()
 
 
 def import_mace():

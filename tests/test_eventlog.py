@@ -2,16 +2,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ase.io import read
+from builders import run_and_kill
 from hypothesis import given, settings, strategies as st
 from toys import copper
 
@@ -186,16 +183,10 @@ dynamics.run(10**9)
 def test_a_killed_run_leaves_a_log_that_is_whole(tmp_path):
     path = tmp_path / "run.jsonl"
     here = str(Path(__file__).parent)
-    victim = subprocess.Popen([sys.executable, "-c", VICTIM, here, str(path)])
-    try:
-        deadline = time.monotonic() + 60
-        while not path.exists() or path.read_bytes().count(b"\n") < 50:
-            assert victim.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    finally:
-        os.kill(victim.pid, signal.SIGKILL)
-        victim.wait()
+    run_and_kill(
+        [sys.executable, "-c", VICTIM, here, str(path)],
+        lambda: path.exists() and path.read_bytes().count(b"\n") >= 50,
+    )
     *lines, rest = path.read_bytes().split(b"\n")
     rows = [json.loads(line) for line in lines]
     steps = [row["step"] for row in rows if row["event"] == "step"]

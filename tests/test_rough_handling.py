@@ -307,6 +307,20 @@ def test_a_log_of_another_run_is_refused_and_kept(tmp_path):
     assert log.read_bytes() == before
 
 
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
+    import errno
+    import fcntl
+
+    from uqcalc.files import one_writer
+
+    def absent(*_):
+        raise OSError(errno.ENOSYS, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", absent)
+    assert one_writer(tmp_path / "run.jsonl") is None
+    assert one_writer(tmp_path / "run.jsonl") is None  # and again: nothing was left
+
+
 def test_a_second_process_cannot_write_the_same_log(tmp_path):
     """The first goes on undisturbed; once it is gone, killed or not, there is room."""
     from uqcalc.eventlog import EventLog

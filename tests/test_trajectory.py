@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import math
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from ase.calculators.calculator import CalculationFailed
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
-from builders import mace_calculator, rattled, salt, tiny_probe
+from builders import mace_calculator, rattled, run_and_kill, salt, tiny_probe
 from toys import POLICY, OfGeometry, Scripted, ToyBackbone, copper
 from typer.testing import CliRunner
 
@@ -470,16 +468,10 @@ def test_a_killed_command_is_continued_to_what_it_would_have_been(tmp_path):
     source, target = tmp_path / "md.xyz", tmp_path / "out.xyz"
     write(source, molecules(40))
     arguments = [str(source), "-o", str(target)]
-    victim = subprocess.Popen([sys.executable, "-c", VICTIM, *arguments])
-    try:
-        deadline = time.monotonic() + 240
-        while not target.exists() or target.read_bytes().count(b"uqcalc_model") < 7:
-            assert victim.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-    finally:
-        victim.kill()
-        victim.wait()
+    run_and_kill(
+        [sys.executable, "-c", VICTIM, *arguments],
+        lambda: target.exists() and target.read_bytes().count(b"uqcalc_model") >= 7,
+    )
     with target.open("ab") as file:  # as if it had been killed within a write
         file.write(b"6\nProperties=species:S:1")
     result = CliRunner().invoke(app, arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from uqcalc.errors import RecordError
+
+
+# What file systems without locks answer, as some of clusters do.
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 def writable(path: str | os.PathLike[str], what: str) -> Path:
@@ -60,7 +65,13 @@ def one_writer(path: str | os.PathLike[str]) -> FileLock | None:
     """
     target = Path(path).absolute()
     hidden = target.with_name(f".{target.name}.lock")
-    lock = FileLock(hidden, is_singleton=True, thread_local=False, blocking=False)
+    lock = FileLock(
+        hidden,
+        is_singleton=True,
+        thread_local=False,
+        blocking=False,
+        fallback_to_soft=False,  # a soft lock would outlive a kill, and bar the resume
+    )
     try:
         lock.acquire()
     except Timeout as error:
@@ -69,7 +80,9 @@ def one_writer(path: str | os.PathLike[str]) -> FileLock | None:
             "writes; choose another name, or end that process first"
         )
         raise RecordError(msg) from error
-    except NotImplementedError:
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
         return None
     return lock
 

@@ -1,11 +1,7 @@
 from __future__ import annotations
 
 import functools
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +15,7 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import Stationary, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import FIRE
-from builders import import_mace
+from builders import import_mace, run_and_kill
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -218,16 +214,10 @@ VICTIM = "import sys, uqcalc; uqcalc.run_file(sys.argv[1])"
 def test_a_run_that_is_killed_outright_is_ended_by_the_same_command(tmp_path):
     path = written(tmp_path, md=NVT | {"steps": 60}, outputs={"interval": 7})
     log = tmp_path / "heat.jsonl"
-    victim = subprocess.Popen([sys.executable, "-W", "ignore", "-c", VICTIM, path])
-    try:
-        deadline = time.monotonic() + 120
-        while not log.exists() or log.read_bytes().count(b"\n") < 20:
-            assert victim.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    finally:
-        os.kill(victim.pid, signal.SIGKILL)
-        victim.wait()
+    run_and_kill(
+        [sys.executable, "-W", "ignore", "-c", VICTIM, path],
+        lambda: log.exists() and log.read_bytes().count(b"\n") >= 20,
+    )
     killed_at = steps_of(read_log(log))[-1]
     done = run_file(path)
     assert (done.how, done.step) == ("finished", 60)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from uqcalc.cli.console import DeviceOption, ModelOption, errors_as_messages, out
-from uqcalc.cli.labels import EnergyKey, Exclude, ForcesKey
+from uqcalc.cli.labels import Boundary, EnergyKey, Exclude, ForcesKey, Group
 
 
 def fit(  # noqa: PLR0913  (one option each)
@@ -23,20 +23,8 @@ def fit(  # noqa: PLR0913  (one option each)
     target: Annotated[
         str, typer.Option(help="Whose error to foresee: forces or energy.")
     ] = "forces",
-    boundary: Annotated[
-        float | None,
-        typer.Option(
-            help="Errors up to it are reliable: RMS over the force components in "
-            "eV/Å, or eV of the total energy. By default the median error."
-        ),
-    ] = None,
-    group: Annotated[
-        str | None,
-        typer.Option(
-            help="Info entry that says which frames belong together (one molecule, "
-            "one run): they are never divided between fitting and testing."
-        ),
-    ] = None,
+    boundary: Boundary = None,
+    group: Group = None,
     test: Annotated[
         Path | None, typer.Option(help="Frames for the test, instead of a share.")
     ] = None,

@@ -1,4 +1,4 @@
-"""The options that say where the labels in a file are."""
+"""The options that say where the labels in a file are, and what they mean."""
 
 from __future__ import annotations
 
@@ -19,6 +19,20 @@ EnergyKey = Annotated[
     typer.Option(
         help='Info entry with the reference energy (eV); "energy" for what ASE reads '
         "as such."
+    ),
+]
+Boundary = Annotated[
+    float | None,
+    typer.Option(
+        help="Errors up to it are reliable: RMS over the force components in eV/Å, or "
+        "eV of the total energy. By default the median error."
+    ),
+]
+Group = Annotated[
+    str | None,
+    typer.Option(
+        help="Info entry that says which frames belong together (one molecule, one "
+        "run): they are never divided between fitting and testing."
     ),
 ]
 Exclude = Annotated[
