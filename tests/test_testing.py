@@ -119,8 +119,8 @@ class ChangesTheModel(Plain):
 
 
 class ShufflesBatches(Plain):
-    def predict_many(self, frames):
-        alone = super().predict_many(frames)
+    def predict_many(self, frames, wanted=("energy", "forces")):
+        alone = super().predict_many(frames, wanted)
         return [replace(p, features=p.features.flip(0)) for p in alone]
 
 

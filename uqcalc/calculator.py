@@ -68,6 +68,7 @@ class ReliableCalculator(BaseCalculator):
         base = self.backbone.calculator
         self.implemented_properties = list(dict.fromkeys(base.implemented_properties))
         self.assessment: Assessment | None = None
+        self._evaluated = 0
         self._extra_state: dict[str, Any] = {}
 
     def calculate(
@@ -80,20 +81,32 @@ class ReliableCalculator(BaseCalculator):
         del system_changes  # relative to this wrapper; the base asks its own
         self.results, self.assessment = {}, None
         self._extra_state = _copied(self.backbone.extra_state(atoms))
-        prediction = self.backbone(atoms, self._wanted(atoms, properties))
-        self.assessment = self.judge(prediction)
+        due = self._due()
+        wanted = {*self._wanted(atoms, properties), *self.wanted(due)}
+        prediction = self.backbone(atoms, sorted(wanted))
+        self._evaluated += 1
+        self.assessment = self.judge(prediction, due)
         self.results = prediction.results | self.assessment.results()
 
-    def judge(self, prediction: Prediction) -> Assessment:
-        """Read every signal of one prediction once, and judge once."""
+    def judge(
+        self, prediction: Prediction, signals: Sequence[Signal] | None = None
+    ) -> Assessment:
+        """Read every signal (or these) of one prediction once, and judge once."""
+        chosen = self.signals if signals is None else signals
         readings = to_host(
-            [r for signal in self.signals if (r := signal(prediction)) is not None]
+            [r for signal in chosen if (r := signal(prediction)) is not None]
         )
         if not prediction.finite:
             readings = tuple(_voided(reading) for reading in readings)
         verdict = self.policy(readings)
         readings = self._explained(prediction, readings, verdict)
         return Assessment(readings, verdict)
+
+    def wanted(self, signals: Sequence[Signal] | None = None) -> list[str]:
+        """Return what the signals (or these) need that a pass gives on demand only."""
+        chosen = self.signals if signals is None else signals
+        needed = {name for signal in chosen for name in signal.requires}
+        return sorted({"energy", "forces"} | (needed & self.backbone.on_demand))
 
     def refusal(self, reason: str) -> Assessment:
         """Return the assessment of a geometry that could not be evaluated.
@@ -157,6 +170,14 @@ class ReliableCalculator(BaseCalculator):
         probes = [s.probe.card for s in self.signals if isinstance(s, ProbeSignal)]
         cards = [card.to_dict() for card in probes]
         return self.todict() | {"probe": cards[0] if cards else None}
+
+    def _due(self) -> list[Signal]:
+        """Return the signals to read now: some run at every k-th geometry only."""
+        return [
+            signal
+            for signal in self.signals
+            if self._evaluated % getattr(signal, "interval", 1) == 0
+        ]
 
     def _wanted(self, atoms: Atoms, properties: Sequence[str]) -> list[str]:
         """Ask for all a step needs at once: lazy calculators then run once."""

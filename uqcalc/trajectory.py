@@ -71,7 +71,7 @@ def _annotated(
     # copied as they come: a generator may yield the same atoms, moved, again and again
     copies = (cleared_copy(_checked(frame)) for frame in frames)
     for batch in batches(copies, len, batch_atoms):
-        outcomes = predict_each(calculator.backbone, batch)
+        outcomes = predict_each(calculator.backbone, batch, calculator.wanted())
         for frame, outcome in zip(batch, outcomes, strict=True):
             yield _with_outcome(frame, outcome, calculator)
 

@@ -100,8 +100,8 @@ def test_energy_that_is_no_number_is_missing(value):
 
 def test_prediction_that_is_not_finite_is_a_defect_too():
     class Broken(ToyBackbone):
-        def predict_many(self, frames):
-            done = super().predict_many(frames)
+        def predict_many(self, frames, wanted=("energy", "forces")):
+            done = super().predict_many(frames, wanted)
             for frame, prediction in zip(frames, done, strict=True):
                 if frame.info["REF_energy"] == -8:
                     prediction.features[0, 0] = torch.nan

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -14,74 +13,12 @@ from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 from ase.data import chemical_symbols
 
+from uqcalc.backbones.prediction import Capture, Prediction, geometry
+from uqcalc.backbones.structure import check_cell, check_finite
 from uqcalc.errors import BackboneError
 
 
-DENSEST = 10  # atoms/Å³
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Prediction:
-    """One forward pass of a backbone: all that a signal may look at.
-
-    Attributes
-    ----------
-    numbers, positions, cell, pbc : arrays
-        The geometry: (atoms,), (atoms, 3) Å, (3, 3) Å, (3,).
-    results : dict
-        The wrapped calculator's own results, untouched.
-    energy, forces : float eV, (atoms, 3) eV/Å
-        Of the tapped model itself: where the calculator is a sum (a potential plus
-        a dispersion correction), ``results`` holds the sum and these do not.
-    features : tensor (atoms, dim)
-        Detached, on the model's device, in the model's dtype.
-    charges : tensor (atoms,) or None
-        Atomic charges in e, where the model predicts them.
-    committee_forces : array (members, atoms, 3) or None
-        Forces of each member in eV/Å, where the calculator is a committee.
-    """
-
-    numbers: np.ndarray
-    positions: np.ndarray
-    cell: np.ndarray
-    pbc: np.ndarray
-    results: dict[str, Any]
-    energy: float
-    forces: np.ndarray
-    features: torch.Tensor
-    charges: torch.Tensor | None = None
-    committee_forces: np.ndarray | None = None
-
-    @property
-    def finite(self) -> bool:
-        """Whether energies and forces are all finite numbers."""
-        whole = (self.results.get("energy", 0.0), self.results.get("forces", 0.0))
-        given = (self.energy, self.forces, *whole)
-        return all(bool(np.all(np.isfinite(value))) for value in given)
-
-    def own(self) -> Prediction:
-        """Return a copy that the next pass leaves alone: EMT writes into its forces."""
-        results = {
-            key: value.copy() if isinstance(value, np.ndarray) else value
-            for key, value in self.results.items()
-        }
-        members, charges = self.committee_forces, self.charges
-        return replace(
-            self,
-            results=results,
-            forces=self.forces.copy(),
-            features=self.features.clone(),
-            charges=None if charges is None else charges.clone(),
-            committee_forces=None if members is None else members.copy(),
-        )
-
-
-@dataclass(slots=True, eq=False)
-class Capture:
-    """What an armed tap saw: one entry per pass of each tapped model."""
-
-    features: list[torch.Tensor]
-    charges: list[torch.Tensor]
+__all__ = ["Backbone", "Capture", "Prediction"]
 
 
 class Backbone(ABC):
@@ -100,7 +37,12 @@ class Backbone(ABC):
         The calculator that owns the tapped model.
     provides : frozenset of str
         What a `Prediction` carries: "energy", "forces", "features" and, where
-        there are any, "stress", "charges", "committee_forces".
+        there are any, "stress", "charges", "committee_forces", "direct_forces",
+        "conservative_forces", "direct_stress", "conservative_stress", "vectors".
+    on_demand : frozenset of str
+        Those of ``provides`` that cost extra, and are given only when wanted.
+    conservative : bool
+        Whether ``forces`` are -dE/dr of ``energy``.
     feature_dim : int or None
         Width of the features; None until the first pass where it is not known.
     fingerprint : str
@@ -117,6 +59,8 @@ class Backbone(ABC):
 
     name: str
     invariant_features: bool = True
+    conservative: bool = True
+    on_demand: frozenset[str] = frozenset()
     passes_per_geometry: int = 1
 
     def __init__(
@@ -138,11 +82,20 @@ class Backbone(ABC):
         provides = {"features", "energy", "forces"}
         if "stress" in calculator.implemented_properties:
             provides.add("stress")
+        if self.conservative:
+            provides.add("conservative_forces")
         self.provides = frozenset(provides)
 
     @abstractmethod
     def armed(self) -> AbstractContextManager[Capture]:
         """Arm the tap; leaving the context takes it off again."""
+
+    def armed_for(
+        self,
+        extras: frozenset[str],  # noqa: ARG002
+    ) -> AbstractContextManager[Capture]:
+        """Arm the tap for a pass that gives these of ``on_demand``, too."""
+        return self.armed()
 
     def extra_state(self, atoms: Atoms) -> dict[str, Any]:
         """Return what, beyond the geometry, the model's answer depends on.
@@ -152,14 +105,18 @@ class Backbone(ABC):
         """
         return dict(atoms.info)
 
-    def predict_many(self, frames: Sequence[Atoms]) -> list[Prediction]:
+    def predict_many(
+        self, frames: Sequence[Atoms], wanted: Sequence[str] = ("energy", "forces")
+    ) -> list[Prediction]:
         """Evaluate several frames; natively batched where the model can do it."""
-        wanted = sorted(self.provides & {"energy", "forces"})
-        return [self(frame, wanted).own() for frame in frames]
+        given = sorted(self.provides & {*wanted})
+        return [self(frame, given).own() for frame in frames]
 
     @final
     def __call__(self, atoms: Atoms, wanted: Sequence[str]) -> Prediction:
         """Evaluate ``atoms`` in exactly one pass.
+
+        ``wanted`` are ASE properties, and those of ``on_demand`` that a signal needs.
 
         Raises
         ------
@@ -190,9 +147,9 @@ class Backbone(ABC):
         if len(atoms) == 0:
             msg = "structure must have at least one atom, got none; leave it out"
             raise BackboneError(msg)
-        _check_finite(atoms)
+        check_finite(atoms)
         if atoms.pbc.any():
-            _check_cell(atoms)
+            check_cell(atoms)
         unknown = set() if self.elements is None else {*atoms.numbers.tolist()}
         unknown -= self.elements or set()
         if unknown:
@@ -205,11 +162,13 @@ class Backbone(ABC):
             raise BackboneError(msg)
 
     def _evaluate(self, atoms: Atoms, wanted: Sequence[str]) -> Capture:
-        with self.armed() as captured:
+        known = self.calculator.implemented_properties
+        properties = [name for name in wanted if name in known]
+        with self.armed_for(self.on_demand & {*wanted}) as captured:
             # What changed is relative to the base calculator's own last geometry;
             # with it the trajectory is bitwise the bare calculator's.
             changes = self.calculator.check_state(atoms)
-            self.calculator.calculate(atoms, list(wanted), changes)
+            self.calculator.calculate(atoms, properties, changes)
         self.passes += len(captured.features)
         return captured
 
@@ -217,17 +176,19 @@ class Backbone(ABC):
         results = dict(self.calculator.results)
         own = self.model_calculator.results
         members = own.get("forces_comm")
+        forces = np.asarray(own["forces"])
+        more: dict[str, Any] = dict(captured.more)
+        if self.conservative:
+            more["conservative_forces"] = forces
         return Prediction(
-            numbers=atoms.numbers.copy(),
-            positions=atoms.positions.copy(),
-            cell=atoms.cell.array.copy(),
-            pbc=atoms.pbc.copy(),
+            **geometry(atoms),
             results=results,
             energy=float(own["energy"]),
-            forces=np.asarray(own["forces"]),
+            forces=forces,
             features=self.feature_rows(captured, len(atoms)),
             charges=captured.charges[0] if captured.charges else None,
             committee_forces=None if members is None else np.asarray(members),
+            **more,
         )
 
     def feature_rows(self, captured: Capture, atoms: int) -> torch.Tensor:
@@ -248,40 +209,3 @@ class Backbone(ABC):
             )
             raise BackboneError(msg)
         return features
-
-
-def _check_finite(atoms: Atoms) -> None:
-    # some models answer nevertheless, and neighbour lists may fill the memory
-    if not np.all(np.isfinite(atoms.cell.array)):
-        msg = "cell must be finite, got NaN or infinity; take an earlier frame"
-        raise BackboneError(msg)
-    if not np.all(np.isfinite(atoms.positions)):
-        broken = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
-        msg = (
-            "positions must be finite, got NaN or infinity at atoms "
-            f"{broken[:5].tolist()}; take an earlier frame"
-        )
-        raise BackboneError(msg)
-
-
-def _check_cell(atoms: Atoms) -> None:
-    vectors = atoms.cell.array[atoms.pbc]
-    lengths = np.linalg.norm(vectors, axis=1)
-    gram = vectors @ vectors.T
-    spanned = np.sqrt(max(float(np.linalg.det(gram)), 0.0))
-    if not np.all(lengths > 0) or spanned < 1e-6 * np.prod(lengths):
-        msg = (
-            "cell must span the periodic directions, got "
-            f"{atoms.cell.array.tolist()} with pbc {atoms.pbc.tolist()}; set the cell, "
-            "or pbc=False for a molecule"
-        )
-        raise BackboneError(msg)
-    # neighbour lists would fill the memory before a model could say what it thinks
-    atoms_within = len(atoms) if atoms.pbc.all() else 1  # slabs may be thick
-    if atoms_within > DENSEST * spanned:
-        unit = "Å" + {1: "", 2: "²", 3: "³"}[len(vectors)]
-        msg = (
-            f"cell must hold at most {DENSEST} atoms/{unit} (diamond: 0.18/Å³), got "
-            f"{atoms_within} in {spanned:.3g} {unit}; give lengths in Å"
-        )
-        raise BackboneError(msg)

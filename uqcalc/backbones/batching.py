@@ -49,7 +49,11 @@ def batches(
         yield batch
 
 
-def predict_each(backbone: Backbone, frames: Sequence[Atoms]) -> list[Prediction | str]:
+def predict_each(
+    backbone: Backbone,
+    frames: Sequence[Atoms],
+    wanted: Sequence[str] = ("energy", "forces"),
+) -> list[Prediction | str]:
     """Evaluate frames together; one that fails gives the reason instead.
 
     No atoms, numbers that are not finite (of the geometry or of the answer), elements
@@ -63,7 +67,7 @@ def predict_each(backbone: Backbone, frames: Sequence[Atoms]) -> list[Prediction
             sound.append(index)
         else:
             outcomes[index] = defect
-    evaluated = _evaluate(backbone, [frames[i] for i in sound])
+    evaluated = _evaluate(backbone, [frames[i] for i in sound], wanted)
     outcomes.update(zip(sound, evaluated, strict=True))
     return [outcomes[index] for index in range(len(frames))]
 
@@ -76,24 +80,32 @@ def _defect(backbone: Backbone, frame: Atoms) -> str | None:
     return None
 
 
-def _evaluate(backbone: Backbone, frames: list[Atoms]) -> list[Prediction | str]:
+def _evaluate(
+    backbone: Backbone, frames: list[Atoms], wanted: Sequence[str]
+) -> list[Prediction | str]:
     if not frames:
         return []
     try:
-        predictions = backbone.predict_many(frames)
+        predictions = backbone.predict_many(frames, wanted)
     except _NOT_THE_FRAME:
         raise
     except _FRAME_FAULTS as error:
-        return [_reason(error)] if len(frames) == 1 else _one_by_one(backbone, frames)
+        if len(frames) == 1:
+            return [_reason(error)]
+        return _one_by_one(backbone, frames, wanted)
     if all(prediction.finite for prediction in predictions):
         return list(predictions)
     if len(frames) == 1:
         return ["energy and forces must be finite, got NaN or infinity"]
-    return _one_by_one(backbone, frames)
+    return _one_by_one(backbone, frames, wanted)
 
 
-def _one_by_one(backbone: Backbone, frames: list[Atoms]) -> list[Prediction | str]:
-    return [outcome for frame in frames for outcome in _evaluate(backbone, [frame])]
+def _one_by_one(
+    backbone: Backbone, frames: list[Atoms], wanted: Sequence[str]
+) -> list[Prediction | str]:
+    return [
+        outcome for frame in frames for outcome in _evaluate(backbone, [frame], wanted)
+    ]
 
 
 def _reason(error: Exception) -> str:

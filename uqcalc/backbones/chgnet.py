@@ -14,6 +14,7 @@ from ase import Atoms
 from uqcalc.backbones.base import Backbone, Capture, Prediction
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.hooks import listen_to_input
+from uqcalc.backbones.prediction import geometry
 from uqcalc.errors import BackboneError
 
 
@@ -70,10 +71,12 @@ class CHGNetBackbone(Backbone):
         """CHGNet reads nothing but the geometry."""
         return {}
 
-    def predict_many(self, frames: Sequence[Atoms]) -> list[Prediction]:
+    def predict_many(
+        self, frames: Sequence[Atoms], wanted: Sequence[str] = ("energy", "forces")
+    ) -> list[Prediction]:
         """Evaluate all frames in one native batch."""
         if self.calculator is not self.model_calculator or len(frames) < 2:
-            return super().predict_many(frames)
+            return super().predict_many(frames, wanted)
         for frame in frames:
             self.check_structure(frame)
         from pymatgen.io.ase import AseAtomsAdaptor
@@ -100,12 +103,10 @@ def _prediction(
     energy = float(output["e"]) * (len(frame) if intensive else 1)
     forces = np.asarray(output["f"])
     return Prediction(
-        numbers=frame.numbers.copy(),
-        positions=frame.positions.copy(),
-        cell=frame.cell.array.copy(),
-        pbc=frame.pbc.copy(),
+        **geometry(frame),
         results={"energy": energy, "forces": forces},
         energy=energy,
         forces=forces,
+        conservative_forces=forces,
         features=features,
     )

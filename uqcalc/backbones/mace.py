@@ -12,6 +12,7 @@ from ase import Atoms
 
 from uqcalc.backbones.base import Backbone, Capture, Prediction
 from uqcalc.backbones.fingerprint import CONVERTED, fingerprint
+from uqcalc.backbones.prediction import geometry
 from uqcalc.errors import BackboneError
 
 
@@ -114,14 +115,16 @@ class MACEBackbone(Backbone):
             state[f"array {key}"] = atoms.arrays.get(key)
         return state
 
-    def predict_many(self, frames: Sequence[Atoms]) -> list[Prediction]:
+    def predict_many(
+        self, frames: Sequence[Atoms], wanted: Sequence[str] = ("energy", "forces")
+    ) -> list[Prediction]:
         """Evaluate all frames in one native batch (one pass of each model).
 
         Compiled models and sums are evaluated one by one, as users see them.
         """
         owner = self.model_calculator
         if owner.use_compile or self.calculator is not owner or len(frames) < 2:
-            return super().predict_many(frames)
+            return super().predict_many(frames, wanted)
         for frame in frames:
             self.check_structure(frame)
         outputs = [_batched_output(owner, model, frames) for model in owner.models]
@@ -179,13 +182,11 @@ def _split(
         forces = members[:, rows].mean(0)
         predictions.append(
             Prediction(
-                numbers=frame.numbers.copy(),
-                positions=frame.positions.copy(),
-                cell=frame.cell.array.copy(),
-                pbc=frame.pbc.copy(),
+                **geometry(frame),
                 results={"energy": float(energy[index]), "forces": forces},
                 energy=float(energy[index]),
                 forces=forces,
+                conservative_forces=forces,
                 features=features[rows],
                 committee_forces=members[:, rows] if len(members) > 1 else None,
             )

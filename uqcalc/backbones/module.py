@@ -30,6 +30,8 @@ class ModuleBackbone(Backbone):
         not the tensor itself. A leading axis of one is dropped.
     feature_dim : int, optional
         Width of the features; learned from the first pass where it is not given.
+    conservative : bool
+        Whether the calculator's forces are the negative gradient of its energy.
     """
 
     name = "module"
@@ -41,7 +43,9 @@ class ModuleBackbone(Backbone):
         module: str,
         select: Callable[[Any], torch.Tensor] | None = None,
         feature_dim: int | None = None,
+        conservative: bool = True,
     ) -> None:
+        self.conservative = conservative
         root, self._module = _resolve(calculator, module)
         self._select = select
         super().__init__(

@@ -39,6 +39,9 @@ class Signal(Protocol):
         Names the reading; a policy's thresholds refer to it.
     requires : frozenset of str
         What it needs of ``Backbone.provides``; checked before the first step.
+    interval : int, optional
+        Where it has this, `ReliableCalculator` reads it at the first of every so many
+        geometries; at the others its reading is absent, and its threshold skipped.
     """
 
     name: str

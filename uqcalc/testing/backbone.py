@@ -13,13 +13,32 @@ from ase.calculators.calculator import BaseCalculator, equal
 
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.registry import tap
-from uqcalc.testing.clauses import ContractError, Limits
-from uqcalc.testing.instruments import counted_calls, ways_to_copy
+from uqcalc.testing.clauses import ContractError, Limits, to_array
+from uqcalc.testing.derivatives import check_forces, check_stress
+from uqcalc.testing.instruments import (
+    counted_calls,
+    predict,
+    predict_all,
+    wanted,
+    ways_to_copy,
+)
 
 
 # (rtol, atol, force_atol in eV/Å, step in Å) that a model's own round-off allows.
 _DEFAULTS = {torch.float64: (1e-7, 1e-9, 1e-5, 1e-3)}
 _COARSE = (1e-4, 1e-5, 5e-3, 3e-3)
+
+# What must be the same in a batch as alone.
+BATCHED = (
+    "energy",
+    "forces",
+    "features",
+    "charges",
+    "committee_forces",
+    "direct_forces",
+    "conservative_forces",
+    "vectors",
+)
 
 
 def contract_frames() -> dict[str, Atoms]:
@@ -84,7 +103,7 @@ def check_backbone(
     fingerprint = backbone.fingerprint
     given = (rtol, atol, force_atol, finite_difference_step)
     for name, atoms in named.items():
-        defaults = _DEFAULTS.get(_predict(backbone, atoms).features.dtype, _COARSE)
+        defaults = _DEFAULTS.get(predict(backbone, atoms).features.dtype, _COARSE)
         relative, absolute, force, step = (
             d if g is None else g for d, g in zip(defaults, given, strict=True)
         )
@@ -94,14 +113,16 @@ def check_backbone(
         _check_transparent(backbone, bare, atoms, limits)
         _check_own_geometry(backbone, atoms, limits)
         _check_symmetry(backbone, atoms, limits)
-        _check_forces(backbone, atoms, limits)
+        _check_on_demand(backbone, atoms, limits)
+        check_forces(backbone, atoms, limits)
+        check_stress(backbone, atoms, limits)
     _check_batches(backbone, list(named.values()), limits)
     _check_identity(backbone, tap(make()), fingerprint, copyable)
 
 
 def _check_untouched(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
     handed, before = atoms.copy(), atoms.copy()
-    backbone(handed, _wanted(backbone, handed))
+    backbone(handed, wanted(backbone, handed))
     alike = (
         handed == before
         and equal(handed.info, before.info)
@@ -113,7 +134,7 @@ def _check_untouched(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
 
 
 def _check_shapes(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
-    got, count = _predict(backbone, atoms), len(atoms)
+    got, count = predict(backbone, atoms), len(atoms)
     shape = (count, backbone.feature_dim)
     limits.require(
         "shapes",
@@ -127,8 +148,15 @@ def _check_shapes(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
         "charges": (got.charges, (count,)),
         "committee_forces": (got.committee_forces, (count, 3)),
         "forces": (got.forces, (count, 3)),
+        "direct_forces": (got.direct_forces, (count, 3)),
+        "conservative_forces": (got.conservative_forces, (count, 3)),
+        "vectors": (got.vectors, (3,)),
     }
     for name, (value, rows) in offered.items():
+        if name in backbone.on_demand:
+            message = f"{name} is on demand: it must be None where it is not wanted"
+            limits.require("on demand", value is None, message)
+            continue
         promised = name in backbone.provides
         message = f"{name} must be there exactly when provides says so"
         limits.require("provides", (value is not None) == promised, message)
@@ -152,10 +180,10 @@ def _check_transparent(
     moved = atoms.copy()
     moved.positions += 1e-3  # a geometry that nobody has cached
     with counted_calls() as alone:
-        bare.calculate(moved, _wanted(backbone, moved), bare.check_state(moved))
+        bare.calculate(moved, wanted(backbone, moved), bare.check_state(moved))
     before = backbone.passes
     with counted_calls() as wrapped:
-        ours = _predict(backbone, moved).results
+        ours = predict(backbone, moved).results
     passes, due = backbone.passes - before, backbone.passes_per_geometry
     message = f"must be {due} for each geometry, got {passes}"
     limits.require("passes", passes == due, message)
@@ -168,13 +196,34 @@ def _check_transparent(
         limits.same("results", ours[key], value, key)
 
 
+def _check_on_demand(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
+    """Want what costs extra: the same one pass gives it, and nothing else changes."""
+    if not backbone.on_demand:
+        return
+    plain = predict(backbone, atoms)
+    before = backbone.passes
+    full = predict_all(backbone, atoms)
+    passes, due = backbone.passes - before, backbone.passes_per_geometry
+    message = f"must be {due} with everything wanted, got {passes}"
+    limits.require("passes", passes == due, message)
+    for name in backbone.on_demand:
+        given = name.endswith("stress") and not atoms.pbc.all()
+        message = f"{name} must be there where it is wanted"
+        limits.require("on demand", given or getattr(full, name) is not None, message)
+    for key, value in plain.results.items():
+        limits.close("on demand", full.results[key], value, key)
+    limits.close("on demand", full.features, plain.features, "features")
+    kept = full.features.requires_grad
+    limits.require("detached", not kept, "features must be so on demand, too")
+
+
 def _check_own_geometry(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
     other = atoms.copy()
     other.rattle(0.05, seed=11)
-    first = _predict(backbone, atoms)
+    first = predict(backbone, atoms)
     kept = first.features.clone()
-    second = _predict(backbone, other)
-    again = _predict(backbone, atoms)
+    second = predict(backbone, other)
+    again = predict(backbone, atoms)
     what = "features of a geometry, before and after another one,"
     limits.same("own geometry", again.features, kept, what)
     limits.same("own geometry", first.features, kept, "features that were handed out")
@@ -185,58 +234,40 @@ def _check_own_geometry(backbone: Backbone, atoms: Atoms, limits: Limits) -> Non
 
 
 def _check_symmetry(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
-    base = _predict(backbone, atoms)
+    base = predict(backbone, atoms)
     order = np.random.default_rng(5).permutation(len(atoms))
-    permuted = _predict(backbone, atoms[order])
+    permuted = predict(backbone, atoms[order])
     features = base.features[torch.as_tensor(order)]
     limits.close("permutation", permuted.features, features, "features")
     limits.close("permutation", permuted.forces, base.forces[order], "forces")
     shifted = atoms.copy()
     shifted.translate((0.3, -1.2, 2.1))
-    features = _predict(backbone, shifted).features
+    features = predict(backbone, shifted).features
     limits.close("translation", features, base.features, "features")
     if backbone.invariant_features:
         turned = atoms.copy()
         turned.rotate(61.0, (1, 2, 3), rotate_cell=True)
-        features = _predict(backbone, turned).features
+        features = predict(backbone, turned).features
         limits.close("rotation", features, base.features, "features")
-
-
-def _check_forces(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
-    """Central differences of both energies: the model's own and the user's."""
-    base = _predict(backbone, atoms)
-    components = np.random.default_rng(3).permutation(3 * len(atoms))[:4]
-    for atom, axis in zip(*np.divmod(components, 3), strict=True):
-        sides = []
-        for sign in (1, -1):
-            moved = atoms.copy()
-            moved.positions[atom, axis] += sign * limits.step
-            sides.append(_predict(backbone, moved))
-        up, down = sides
-        pairs = {
-            "the tapped model": (base.forces, up.energy - down.energy),
-            "the calculator": (
-                base.results["forces"],
-                float(up.results["energy"]) - float(down.results["energy"]),
-            ),
-        }
-        for whose, (forces, rise) in pairs.items():
-            error = abs(float(forces[atom, axis]) + rise / (2 * limits.step))
-            message = (
-                f"forces of {whose} must be -dE/dx to {limits.force_atol:.0e} eV/Å, "
-                f"got {error:.1e} at atom {atom}, axis {axis}"
-            )
-            limits.require("forces", error <= limits.force_atol, message)
+    if base.vectors is not None:
+        turned, unit = atoms.copy(), atoms.copy()
+        turned.rotate(61.0, (1, 2, 3), rotate_cell=True)
+        unit.set_cell(np.eye(3))
+        unit.rotate(61.0, (1, 2, 3), rotate_cell=True)
+        rotated = to_array(base.vectors) @ unit.cell.array
+        got = predict(backbone, turned).vectors
+        limits.close("rotation", got, rotated, "vectors, turned with the structure,")
 
 
 def _check_batches(backbone: Backbone, frames: Sequence[Atoms], limits: Limits) -> None:
-    together = backbone.predict_many([atoms.copy() for atoms in frames])
+    everything = sorted({"energy", "forces"} | backbone.on_demand)
+    together = backbone.predict_many([atoms.copy() for atoms in frames], everything)
     message = f"must return {len(frames)} predictions, got {len(together)}"
     limits.require("batches", len(together) == len(frames), message)
     for batched, atoms in zip(together, frames, strict=True):
-        alone = _predict(backbone, atoms)
+        alone = predict_all(backbone, atoms)
         _check_geometry(batched, atoms, limits)
-        for name in ("energy", "forces", "features", "charges", "committee_forces"):
+        for name in BATCHED:
             one, many = getattr(alone, name), getattr(batched, name)
             message = f"{name} must be there as in a single evaluation"
             limits.require("batches", (one is None) == (many is None), message)
@@ -257,15 +288,5 @@ def _check_identity(
         raise ContractError("copies", message)
 
 
-def _predict(backbone: Backbone, atoms: Atoms) -> Prediction:
-    own = atoms.copy()  # what a backbone writes to its atoms, no clause here may see
-    return backbone(own, _wanted(backbone, own))
-
-
 def _named(frames: Sequence[Atoms]) -> dict[str, Atoms]:
     return {f"{i}: {atoms.symbols}": atoms for i, atoms in enumerate(frames)}
-
-
-def _wanted(backbone: Backbone, atoms: Atoms) -> list[str]:
-    extra = {"stress"} if atoms.pbc.all() else set()
-    return sorted(backbone.provides & ({"energy", "forces"} | extra))

@@ -10,8 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 from torch.nn.modules.module import register_module_forward_pre_hook
+
+from uqcalc.backbones.base import Backbone, Prediction
 
 
 _NOT_COPYABLE = (pickle.PicklingError, TypeError, AttributeError, RuntimeError)
@@ -46,3 +49,21 @@ def ways_to_copy(calculator: BaseCalculator) -> set[str]:
             continue
         possible.add(name)
     return possible
+
+
+def predict(backbone: Backbone, atoms: Atoms) -> Prediction:
+    """Evaluate as a step does: all properties, and nothing that is on demand."""
+    own = atoms.copy()  # what a backbone writes to its atoms, no clause here may see
+    return backbone(own, wanted(backbone, own))
+
+
+def predict_all(backbone: Backbone, atoms: Atoms) -> Prediction:
+    """Evaluate with everything that the backbone can give."""
+    own = atoms.copy()
+    return backbone(own, [*wanted(backbone, own), *sorted(backbone.on_demand)])
+
+
+def wanted(backbone: Backbone, atoms: Atoms) -> list[str]:
+    """Return the properties that the backbone has and the structure can have."""
+    extra = {"stress"} if atoms.pbc.all() else set()
+    return sorted(backbone.provides & ({"energy", "forces"} | extra))

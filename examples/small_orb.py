@@ -1,0 +1,83 @@
+"""A small Orb for all-silica zeolites: direct forces and an energy, 288 k parameters.
+
+    from small_orb import small_orb
+    atoms.calc = ORBCalculator(small_orb(), device="cpu")
+
+What it was trained on and how good it is stands in small_orb.md.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from orb_models.forcefield.angular import SphericalHarmonics
+from orb_models.forcefield.atomic_system import SystemConfig
+from orb_models.forcefield.direct_regressor import DirectForcefieldRegressor
+from orb_models.forcefield.forcefield_heads import EnergyHead, ForceHead
+from orb_models.forcefield.gns import MoleculeGNS
+from orb_models.forcefield.rbf import BesselBasis
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+
+HERE = Path(__file__).parent
+
+
+def architecture(
+    *, latent: int = 64, hidden: int = 128, steps: int = 3
+) -> DirectForcefieldRegressor:
+    """Return an untrained Orb v3 with direct forces, of this size."""
+    heads = {
+        "latent_dim": latent,
+        "num_mlp_layers": 1,
+        "mlp_hidden_dim": hidden,
+        "activation": "silu",
+        "online_normalisation": False,
+    }
+    # 6 Å: Orb's cutoff function ends there, whatever the graph's radius
+    return DirectForcefieldRegressor(
+        heads={"energy": EnergyHead(**heads), "forces": ForceHead(**heads)},
+        model=MoleculeGNS(
+            latent_dim=latent,
+            num_message_passing_steps=steps,
+            num_mlp_layers=1,
+            mlp_hidden_dim=hidden,
+            rbf_transform=BesselBasis(r_max=6.0, num_bases=8),
+            angular_transform=SphericalHarmonics(
+                lmax=3, normalize=True, normalization="component"
+            ),
+            outer_product_with_cutoff=True,
+            use_embedding=True,
+            interaction_params={"distance_cutoff": True, "attention_gate": "sigmoid"},
+            node_feature_names=["feat"],
+            edge_feature_names=["feat"],
+            activation="silu",
+            mlp_norm="rms_norm",
+        ),
+        pair_repulsion=True,
+        system_config=SystemConfig(radius=6.0, max_num_neighbors=120),
+    )
+
+
+def small_orb(
+    path: str | Path = HERE / "small_orb.safetensors",
+) -> DirectForcefieldRegressor:
+    """Return the trained model, frozen, in float32."""
+    with safe_open(path, framework="pt") as file:
+        size = json.loads(file.metadata()["architecture"])
+    model = architecture(**size)
+    model.load_state_dict(load_file(path))
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def save_orb(
+    path: str | Path, model: DirectForcefieldRegressor, size: dict[str, int]
+) -> None:
+    """Write the weights and the size that `small_orb` rebuilds the model from."""
+    tensors: dict[str, torch.Tensor] = {
+        name: value.detach().cpu().contiguous()
+        for name, value in model.state_dict().items()
+    }
+    save_file(tensors, path, metadata={"architecture": json.dumps(size)})

@@ -1,0 +1,118 @@
+"""What one forward pass gives: the record that every signal reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.constraints import FixAtoms
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """One forward pass of a backbone: all that a signal may look at.
+
+    Attributes
+    ----------
+    numbers, positions, cell, pbc : arrays
+        The geometry: (atoms,), (atoms, 3) Å, (3, 3) Å, (3,).
+    results : dict
+        The wrapped calculator's own results, untouched.
+    energy, forces : float eV, (atoms, 3) eV/Å
+        Of the tapped model itself: where the calculator is a sum (a potential plus
+        a dispersion correction), ``results`` holds the sum and these do not.
+    features : tensor (atoms, dim)
+        Detached, on the model's device, in the model's dtype.
+    charges : tensor (atoms,) or None
+        Atomic charges in e, where the model predicts them.
+    committee_forces : array (members, atoms, 3) or None
+        Forces of each member in eV/Å, where the calculator is a committee.
+    direct_forces, conservative_forces : tensor or array (atoms, 3) or None
+        In eV/Å, of the tapped model: from a head of their own, and -dE/dr; None where
+        the model has none, or none was wanted on this step.
+    direct_stress, conservative_stress : tensor or array (6,) or None
+        In eV/Å³, Voigt order as in ASE: from a head, and of the energy.
+    vectors : tensor (atoms, channels, 3) or None
+        Features that turn with the structure (l = 1), where the pass gives any.
+    fixed : array (atoms,) of bool or None
+        Atoms that a ``FixAtoms`` constraint holds; None where there is none.
+    """
+
+    numbers: np.ndarray
+    positions: np.ndarray
+    cell: np.ndarray
+    pbc: np.ndarray
+    results: dict[str, Any]
+    energy: float
+    forces: np.ndarray
+    features: torch.Tensor
+    charges: torch.Tensor | None = None
+    committee_forces: np.ndarray | None = None
+    direct_forces: torch.Tensor | np.ndarray | None = None
+    conservative_forces: torch.Tensor | np.ndarray | None = None
+    direct_stress: torch.Tensor | np.ndarray | None = None
+    conservative_stress: torch.Tensor | np.ndarray | None = None
+    vectors: torch.Tensor | None = None
+    fixed: np.ndarray | None = None
+
+    @property
+    def finite(self) -> bool:
+        """Whether energies and forces are all finite numbers."""
+        whole = (self.results.get("energy", 0.0), self.results.get("forces", 0.0))
+        given = (self.energy, self.forces, *whole)
+        return all(bool(np.all(np.isfinite(value))) for value in given)
+
+    def own(self) -> Prediction:
+        """Return a copy that the next pass leaves alone: EMT writes into its forces."""
+        results = {
+            key: value.copy() if isinstance(value, np.ndarray) else value
+            for key, value in self.results.items()
+        }
+        copies = {
+            entry.name: _copy(getattr(self, entry.name))
+            for entry in fields(self)
+            if entry.name != "results"
+        }
+        return replace(self, results=results, **copies)
+
+
+@dataclass(slots=True, eq=False)
+class Capture:
+    """What an armed tap saw: one entry per pass of each tapped model.
+
+    ``more`` holds what else the pass gave, by the name it has in a `Prediction`.
+    """
+
+    features: list[torch.Tensor]
+    charges: list[torch.Tensor]
+    more: dict[str, torch.Tensor | np.ndarray] = field(default_factory=dict)
+
+
+def fixed_atoms(atoms: Atoms) -> np.ndarray | None:
+    """Return which atoms ``FixAtoms`` constraints hold, (atoms,); None where none."""
+    held = [c.index for c in atoms.constraints if isinstance(c, FixAtoms)]
+    if not held:
+        return None
+    fixed = np.zeros(len(atoms), dtype=bool)
+    fixed[np.concatenate(held)] = True
+    return fixed
+
+
+def geometry(atoms: Atoms) -> dict[str, Any]:
+    """Return the fields of a `Prediction` that say which geometry it is of."""
+    return {
+        "numbers": atoms.numbers.copy(),
+        "positions": atoms.positions.copy(),
+        "cell": atoms.cell.array.copy(),
+        "pbc": atoms.pbc.copy(),
+        "fixed": fixed_atoms(atoms),
+    }
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    return value.clone() if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,50 @@
+"""Which geometries no pass can be made for, said before one is tried."""
+
+from __future__ import annotations
+
+import numpy as np
+from ase import Atoms
+
+from uqcalc.errors import BackboneError
+
+
+DENSEST = 10  # atoms/Å³
+
+
+def check_finite(atoms: Atoms) -> None:
+    """Refuse positions and cells that are not numbers."""
+    # some models answer nevertheless, and neighbour lists may fill the memory
+    if not np.all(np.isfinite(atoms.cell.array)):
+        msg = "cell must be finite, got NaN or infinity; take an earlier frame"
+        raise BackboneError(msg)
+    if not np.all(np.isfinite(atoms.positions)):
+        broken = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
+        msg = (
+            "positions must be finite, got NaN or infinity at atoms "
+            f"{broken[:5].tolist()}; take an earlier frame"
+        )
+        raise BackboneError(msg)
+
+
+def check_cell(atoms: Atoms) -> None:
+    """Refuse a cell that is flat in a periodic direction, or far too small."""
+    vectors = atoms.cell.array[atoms.pbc]
+    lengths = np.linalg.norm(vectors, axis=1)
+    gram = vectors @ vectors.T
+    spanned = np.sqrt(max(float(np.linalg.det(gram)), 0.0))
+    if not np.all(lengths > 0) or spanned < 1e-6 * np.prod(lengths):
+        msg = (
+            "cell must span the periodic directions, got "
+            f"{atoms.cell.array.tolist()} with pbc {atoms.pbc.tolist()}; set the cell, "
+            "or pbc=False for a molecule"
+        )
+        raise BackboneError(msg)
+    # neighbour lists would fill the memory before a model could say what it thinks
+    atoms_within = len(atoms) if atoms.pbc.all() else 1  # slabs may be thick
+    if atoms_within > DENSEST * spanned:
+        unit = "Å" + {1: "", 2: "²", 3: "³"}[len(vectors)]
+        msg = (
+            f"cell must hold at most {DENSEST} atoms/{unit} (diamond: 0.18/Å³), got "
+            f"{atoms_within} in {spanned:.3g} {unit}; give lengths in Å"
+        )
+        raise BackboneError(msg)
