@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from uqcalc.records import Assessment, Level, Reading, Verdict
     from uqcalc.relaxation import Outcome, Relaxation, relax
     from uqcalc.runfile.running import RunOutcome, run_file
-    from uqcalc.signals import ForceSpread, MaxForce, ProbeSignal, Signal
+    from uqcalc.signals import ForceDelta, ForceSpread, MaxForce, ProbeSignal, Signal
     from uqcalc.tally import AnnotationSummary
     from uqcalc.trajectory import annotate
 
@@ -49,6 +49,7 @@ _HOME = {
     "Backbone": "backbones",
     "BackboneError": "errors",
     "Evaluation": "probe.evaluation",
+    "ForceDelta": "signals",
     "ForceSpread": "signals",
     "LabelError": "errors",
     "LabelWarning": "errors",
@@ -97,6 +98,7 @@ __all__ = [
     "Backbone",
     "BackboneError",
     "Evaluation",
+    "ForceDelta",
     "ForceSpread",
     "LabelError",
     "LabelWarning",

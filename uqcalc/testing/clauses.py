@@ -43,9 +43,11 @@ class Limits:
             raise ContractError(clause, message + where)
 
     def close(self, clause: str, ours: Any, theirs: Any, what: str) -> None:
-        """Compare to round-off, relative to the largest value."""
+        """Compare to round-off, relative to the largest value; NaN equals NaN."""
         a, b = to_array(ours), to_array(theirs)
         self.require(clause, a.shape == b.shape, f"{what}: {a.shape} != {b.shape}")
+        numbers = ~(np.isnan(a) & np.isnan(b))
+        a, b = a[numbers], b[numbers]
         limit = self.atol + self.rtol * float(np.abs(b).max(initial=0.0))
         worst = float(np.abs(a - b).max(initial=0.0))
         message = f"{what} must agree to {limit:.1e}, got a difference of {worst:.1e}"

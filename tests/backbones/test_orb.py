@@ -1,0 +1,180 @@
+"""What is Orb's own: both forces of one pass, and no rotational symmetry."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from builders import rattled, salt
+
+from uqcalc import (
+    BackboneError,
+    ForceDelta,
+    MaxForce,
+    Policy,
+    ReliableCalculator,
+    Threshold,
+    tap,
+)
+from uqcalc.testing import check_backbone, contract_frames
+from uqcalc.testing.instruments import counted_calls
+
+
+pytest.importorskip("orb_models")
+from backbones.orbs import both_heads, default_dtype, orb_calculator, orb_model
+
+
+FRAMES = {name: contract_frames()[name] for name in ("molecule", "crystal", "atom")}
+LIMITS = Policy([Threshold("force_delta", suspect=1.0, unreliable=2.0)])
+BOTH = ["energy", "forces", "conservative_forces"]
+
+
+@pytest.fixture
+def _double():
+    with default_dtype(torch.float64):
+        yield
+
+
+@pytest.mark.usefixtures("_double")
+@pytest.mark.parametrize("kind", ["v2", "v3-direct", "v3-conservative"])
+def test_contract_in_float64(kind):
+    check_backbone(
+        lambda: orb_calculator(orb_model(kind)), FRAMES, force_atol=1e-6, rtol=1e-6
+    )
+
+
+@pytest.mark.usefixtures("_double")
+@pytest.mark.parametrize("conservative", [True, False])
+def test_contract_of_a_conservative_model_with_direct_heads(conservative):
+    check_backbone(
+        lambda: orb_calculator(both_heads(), conservative=conservative),
+        FRAMES,
+        rtol=1e-6,
+    )
+
+
+def test_contract_in_float32():
+    frames = {name: FRAMES[name] for name in ("molecule", "crystal")}
+    check_backbone(lambda: orb_calculator(orb_model(dtype=torch.float32)), frames)
+
+
+class TestBothForces:
+    @pytest.mark.usefixtures("_double")
+    @pytest.mark.parametrize("atoms", [rattled(), salt()], ids=["molecule", "crystal"])
+    def test_results_stay_and_one_pass_is_run(self, atoms):
+        bare = orb_calculator()
+        bare.calculate(atoms)
+        with counted_calls() as calls:
+            calc = ReliableCalculator(
+                orb_calculator(), signals=[ForceDelta()], policy=LIMITS
+            )
+            calc.get_property("forces", atoms)
+        assert calls["MoleculeGNS"] == 1
+        for key, value in bare.results.items():
+            np.testing.assert_allclose(calc.results[key], value, rtol=0, atol=1e-14)
+
+    def test_results_stay_in_float32_crystals(self):
+        atoms = salt()
+        bare = orb_calculator(orb_model(dtype=torch.float32))
+        bare.calculate(atoms)
+        got = tap(orb_calculator(orb_model(dtype=torch.float32)))(atoms, BOTH).results
+        for key in ("forces", "stress"):
+            np.testing.assert_allclose(got[key], bare.results[key], rtol=0, atol=5e-6)
+
+    @pytest.mark.usefixtures("_double")
+    def test_force_delta_is_the_root_mean_square_of_the_difference(self):
+        atoms = salt()
+        prediction = tap(orb_calculator())(atoms, BOTH)
+        apart = (prediction.direct_forces - prediction.conservative_forces).numpy()
+        apart -= apart.mean(axis=0)
+        calc = ReliableCalculator(
+            orb_calculator(), signals=[ForceDelta()], policy=LIMITS
+        )
+        calc.get_property("forces", atoms)
+        expected = np.sqrt(np.sum(apart**2) / (3 * len(atoms)))
+        assert calc.results["force_delta"] == pytest.approx(expected, rel=1e-12)
+        per_atom = calc.results["force_deltas"]
+        assert np.sqrt(np.mean(per_atom**2)) == pytest.approx(expected, rel=1e-12)
+        assert calc.results["stress_delta"] > 0
+
+    def test_no_backward_pass_where_nobody_wants_it(self):
+        calc = ReliableCalculator(
+            orb_calculator(orb_model(dtype=torch.float32)),
+            signals=[MaxForce()],
+            policy=Policy([Threshold("max_force", 1.0, 2.0)]),
+        )
+        prediction = calc.backbone(rattled(), calc.wanted())
+        assert prediction.conservative_forces is None
+        assert prediction.direct_forces is not None
+
+    def test_a_compiled_predict_is_left_as_it_was(self):
+        model = orb_model(dtype=torch.float32)
+        tap(orb_calculator(model))(rattled(), BOTH)
+        assert "predict" not in vars(model)
+        calculator = orb_calculator(model)
+        tap(calculator)(rattled(), BOTH)
+        copy.deepcopy(calculator)
+
+
+class SumModel(torch.nn.Module):
+    """What orb-models 0.7 calls a D3SumModel: a regressor and a correction."""
+
+    def __init__(self, regressor):
+        super().__init__()
+        self.xc_model = regressor
+        self.heads, self.model = regressor.heads, regressor.model
+        self.system_config = regressor.system_config
+        self.properties = regressor.properties
+        self.has_stress = regressor.has_stress
+
+    def predict(self, batch, **options):
+        output = self.xc_model.predict(batch, **options)
+        return output | {"energy": output["energy"] - 1.0}
+
+
+def test_a_sum_with_dispersion_is_tapped_at_its_regressor():
+    atoms = rattled()
+    model = orb_model(dtype=torch.float32)
+    alone = tap(orb_calculator(model))(atoms, BOTH)
+    whole = tap(orb_calculator(SumModel(model)))(atoms, BOTH)
+    assert whole.results["energy"] == pytest.approx(alone.energy - 1.0, abs=1e-5)
+    torch.testing.assert_close(whole.features, alone.features)
+    forces = alone.conservative_forces
+    torch.testing.assert_close(whole.conservative_forces, forces)
+
+
+def test_rotation_moves_the_features_and_is_not_promised():
+    backbone = tap(orb_calculator(orb_model(dtype=torch.float32)))
+    atoms = rattled()
+    before = backbone(atoms, BOTH).features
+    atoms.rotate(61.0, (1, 2, 3))
+    moved = (backbone(atoms, BOTH).features - before).abs().mean() / before.abs().mean()
+    assert not backbone.invariant_features
+    assert moved > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("atoms", "words"),
+    [
+        (Atoms("Si2", [[0, 0, 0], [2.3, 0, 0]], cell=[9] * 3, pbc=[1, 1, 0]), "pbc"),
+        (Atoms("H", info={"charge": 1}), "charge and spin"),
+    ],
+)
+def test_what_orb_cannot_do_is_refused(atoms, words):
+    with pytest.raises(BackboneError, match=words):
+        tap(orb_calculator(orb_model(dtype=torch.float32)))(atoms, BOTH)
+
+
+@pytest.mark.usefixtures("_double")
+@pytest.mark.parametrize("atoms", [rattled(), salt()], ids=["molecule", "crystal"])
+def test_the_differentiable_entry_is_the_tapped_pass(atoms):
+    backbone = tap(orb_calculator())
+    tapped = backbone(atoms, BOTH)
+    graph = backbone.differentiable(atoms)
+    assert graph.energy.item() == pytest.approx(tapped.energy, abs=1e-9)
+    for name in ("direct_forces", "conservative_forces", "features"):
+        one, other = getattr(graph, name).detach(), getattr(tapped, name)
+        torch.testing.assert_close(one, torch.as_tensor(other), rtol=0, atol=1e-10)

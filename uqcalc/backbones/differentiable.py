@@ -1,0 +1,60 @@
+"""One pass with its graph: for gradients of a signal with respect to the atoms.
+
+Off the tapped path: no step of a simulation comes through here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from ase import Atoms
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Differentiable:
+    """What a model says of one geometry, as functions of positions and strain.
+
+    Attributes
+    ----------
+    positions : tensor (atoms, 3)
+        In Å, a leaf of the graph.
+    strain : tensor (3, 3)
+        Zero, a leaf of the graph: positions and cell are multiplied by the identity
+        plus its symmetric part.
+    energy : tensor ()
+        In eV.
+    features : tensor (atoms, dim)
+    conservative_forces : tensor (atoms, 3)
+        -dE/dr in eV/Å, which can be differentiated once more.
+    direct_forces : tensor (atoms, 3) or None
+        In eV/Å, where the model has a head for them.
+    vectors : tensor (atoms, channels, 3) or None
+        Features that turn with the structure.
+    """
+
+    positions: torch.Tensor
+    strain: torch.Tensor
+    energy: torch.Tensor
+    features: torch.Tensor
+    conservative_forces: torch.Tensor
+    direct_forces: torch.Tensor | None = None
+    vectors: torch.Tensor | None = None
+
+
+@runtime_checkable
+class CanDifferentiate(Protocol):
+    """A backbone with a differentiable entry."""
+
+    def differentiable(self, atoms: Atoms) -> Differentiable:
+        """Evaluate ``atoms`` and keep the graph."""
+        ...
+
+
+def strained(
+    positions: torch.Tensor, strain: torch.Tensor, *vectors: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Return positions and further row vectors, (..., 3), under a symmetric strain."""
+    symmetric = (strain + strain.mT) / 2
+    return tuple(rows + rows @ symmetric for rows in (positions, *vectors))

@@ -1,0 +1,251 @@
+"""Orb: node features, and both forces of a direct model from one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, final
+
+import torch
+from ase import Atoms
+
+from uqcalc.backbones.base import Backbone
+from uqcalc.backbones.differentiable import Differentiable
+from uqcalc.backbones.fingerprint import fingerprint
+from uqcalc.backbones.hooks import listen_to_input
+from uqcalc.backbones.orb_passes import differentiable_pass, orb_graph, with_gradient
+from uqcalc.backbones.prediction import Capture, Prediction, geometry
+from uqcalc.errors import BackboneError
+
+
+@final
+class OrbBackbone(Backbone):
+    """An ``ORBCalculator``: direct or conservative, v2 or v3, compiled or not.
+
+    Features are the node features that the energy head reads, (atoms, latent). Orb has
+    no rotational symmetry built in: they change when a structure is turned, and a
+    probe's answer with them; `uqcalc.RotationAverage` evens that out at n times the
+    cost.
+
+    A direct model's conservative forces and stress are given on demand: its edge
+    vectors are made differentiable before the one forward pass, and one backward pass
+    follows. Where a conservative model carries a direct head, both are always there.
+    """
+
+    name = "orb"
+    invariant_features = False
+
+    def __init__(self, calculator: Any, model_calculator: Any | None = None) -> None:
+        owner = calculator if model_calculator is None else model_calculator
+        # a D3SumModel holds the regressor; only that one is tapped
+        self._regressor: Any = getattr(owner.model, "xc_model", owner.model)
+        self._energy = _head(self._regressor, "energy") or "energy"
+        self._direct = _head(self._regressor, "forces")
+        self._stress = _head(self._regressor, "stress")
+        gradient = hasattr(self._regressor, "grad_forces_name")
+        self.conservative = bool(owner.conservative)
+        if not self.conservative and self._direct is None:
+            msg = (
+                "Orb calculator must give forces, got conservative=False for a model "
+                "without a head for them; leave conservative at its default"
+            )
+            raise BackboneError(msg)
+        super().__init__(
+            calculator,
+            owner,
+            feature_dim=_first_linear(self._regressor.heads[self._energy]).in_features,
+            fingerprint=_fingerprint(owner, self._regressor),
+        )
+        self.provides |= {"conservative_forces"}
+        if self._direct is not None:
+            self.provides |= {"direct_forces"}
+        if "stress" in self.provides:
+            self.provides |= {"conservative_stress"}
+            if self._stress is not None:
+                self.provides |= {"direct_stress"}
+        self._by_gradient = gradient
+        if not gradient:
+            extra = {"conservative_forces", "conservative_stress"}
+            self.on_demand = frozenset(extra & self.provides)
+
+    @contextmanager
+    def armed(self) -> Iterator[Capture]:
+        """Listen to the input of the energy head and to the prediction."""
+        with self._listening(differentiably=False) as captured:
+            yield captured
+
+    @contextmanager
+    def armed_for(self, extras: frozenset[str]) -> Iterator[Capture]:
+        """Let the one forward pass be differentiable where that is wanted."""
+        with self._listening(differentiably=bool(extras)) as captured:
+            yield captured
+
+    @contextmanager
+    def _listening(self, *, differentiably: bool) -> Iterator[Capture]:
+        regressor = self._regressor
+        original: Callable[..., dict[str, torch.Tensor]] = regressor.predict
+
+        with listen_to_input(regressor.heads[self._energy]) as captured:
+
+            def predict(batch: Any, **options: Any) -> dict[str, torch.Tensor]:
+                if differentiably:
+                    output = with_gradient(
+                        original, self._energy, captured, batch, **options
+                    )
+                else:
+                    output = original(batch, **options)
+                captured.more.update(self._forces(output))
+                return output
+
+            regressor.predict = predict
+            try:
+                yield captured
+            finally:
+                del regressor.predict  # the class's own is seen again
+
+    def _forces(self, output: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Return by their names in a `Prediction` what the model itself said."""
+        names = {"direct_forces": self._direct, "direct_stress": self._stress}
+        if self._by_gradient:
+            names["conservative_forces"] = self._regressor.grad_forces_name
+            names["conservative_stress"] = self._regressor.grad_stress_name
+        found = {}
+        for name, key in names.items():
+            if key is not None and key in output and name in self.provides:
+                value = output[key].detach()
+                found[name] = value.squeeze(0) if value.ndim > 2 else value
+        return found
+
+    def _prediction(self, atoms: Atoms, captured: Capture) -> Prediction:
+        for name in ("direct_stress", "conservative_stress"):
+            if name in captured.more:
+                captured.more[name] = captured.more[name].reshape(6)
+                if not atoms.pbc.all():
+                    del captured.more[name]
+        return super()._prediction(atoms, captured)
+
+    def check_structure(self, atoms: Atoms) -> None:
+        """Refuse what Orb's graphs do not cover."""
+        super().check_structure(atoms)
+        if atoms.pbc.any() and not atoms.pbc.all():
+            msg = (
+                "pbc must be True or False in all three directions for Orb, got "
+                f"{atoms.pbc.tolist()}; pad the open directions with vacuum and set "
+                "pbc=True"
+            )
+            raise BackboneError(msg)
+        given = {"charge", "spin"} & set(atoms.info)
+        if len(given) == 1:
+            msg = (
+                "charge and spin must be given together for Orb, got only "
+                f"{sorted(given)}; set both in atoms.info, or none"
+            )
+            raise BackboneError(msg)
+
+    def extra_state(self, atoms: Atoms) -> dict[str, Any]:
+        """Charge and spin, which Orb's own cache does not look at."""
+        return {key: atoms.info.get(key) for key in ("charge", "spin")}
+
+    def predict_many(
+        self, frames: Sequence[Atoms], wanted: Sequence[str] = ("energy", "forces")
+    ) -> list[Prediction]:
+        """Evaluate all frames in one native batch."""
+        owner = self.model_calculator
+        whole = self.calculator is owner and self._regressor is owner.model
+        alike = len({frozenset({"charge", "spin"} & set(f.info)) for f in frames}) == 1
+        if not whole or not alike or len(frames) < 2:
+            return super().predict_many(frames, wanted)
+        for frame in frames:
+            self.check_structure(frame)
+        from orb_models.forcefield.base import batch_graphs
+
+        batch = batch_graphs([orb_graph(owner, frame) for frame in frames])
+        with self.armed_for(self.on_demand & {*wanted}) as captured:
+            output = self._regressor.predict(batch)
+        self.passes += len(captured.features)
+        by_gradient = self.conservative
+        forces = self._regressor.grad_forces_name if by_gradient else self._direct
+        own = (output[self._energy].detach(), output[forces].detach())
+        return _split(frames, own, captured)
+
+    def differentiable(self, atoms: Atoms) -> Differentiable:
+        """Evaluate ``atoms`` with the graph of both forces kept.
+
+        Raises
+        ------
+        BackboneError
+            If no pass can be made for the structure.
+        """
+        self.check_structure(atoms)
+        return differentiable_pass(
+            self._regressor,
+            orb_graph(self.model_calculator, atoms),
+            torch.as_tensor(atoms.positions),
+            (self._energy, self._direct),
+        )
+
+
+def _head(regressor: Any, kind: str) -> str | None:
+    """Return the name of the head for ``kind``: some carry a level of theory."""
+    names = [n for n in regressor.heads if n == kind or n.startswith(f"{kind}-")]
+    if len(names) > 1 or (kind == "energy" and not names):
+        msg = (
+            f"Orb model must have one head for {kind}, got {names} among "
+            f"{list(regressor.heads)}; choose a model of energies and forces"
+        )
+        raise BackboneError(msg)
+    return names[0] if names else None
+
+
+def _split(
+    frames: Sequence[Atoms],
+    own: tuple[torch.Tensor, torch.Tensor],
+    captured: Capture,
+) -> list[Prediction]:
+    """Cut a batch, energies and forces, into one `Prediction` per frame."""
+    sizes = [len(frame) for frame in frames]
+    energies = own[0].reshape(-1).tolist()
+    forces = own[1].split(sizes)
+    features = captured.features[0].split(sizes)
+    more: list[dict[str, Any]] = [{} for _ in frames]
+    for name, given in captured.more.items():
+        value = torch.as_tensor(given)
+        by_frame = value.split(sizes) if name.endswith("forces") else value
+        for entry, frame, rows in zip(more, frames, by_frame, strict=True):
+            if name.endswith("forces") or frame.pbc.all():
+                entry[name] = rows
+    predictions = []
+    for frame, energy, rows, kept, extra in zip(
+        frames, energies, forces, features, more, strict=True
+    ):
+        array = rows.cpu().numpy()
+        predictions.append(
+            Prediction(
+                **geometry(frame),
+                results={"energy": energy, "forces": array},
+                energy=energy,
+                forces=array,
+                features=kept,
+                **extra,
+            )
+        )
+    return predictions
+
+
+def _first_linear(head: torch.nn.Module) -> torch.nn.Linear:
+    return next(m for m in head.modules() if isinstance(m, torch.nn.Linear))
+
+
+def _fingerprint(owner: Any, regressor: Any) -> str:
+    """Hash the weights of the regressor and what its graphs are made by."""
+    system = owner.system_config
+    constants = [round(float(system.radius), 6), int(system.max_num_neighbors)]
+    constants.append(int(owner.max_num_neighbors or system.max_num_neighbors))
+    statistics = [
+        value
+        for name, value in regressor.named_buffers()
+        if name.endswith(("running_mean", "running_var"))
+    ]
+    weights = [*regressor.parameters(), *statistics]
+    kind = "conservative" if owner.conservative else "direct"
+    return fingerprint("orb", weights, [*constants, kind])

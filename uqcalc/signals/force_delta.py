@@ -1,0 +1,155 @@
+"""Force Delta: how far a model's two forces are from each other."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from uqcalc.backbones.base import Prediction
+from uqcalc.backbones.differentiable import Differentiable
+from uqcalc.errors import BackboneError
+from uqcalc.signals.base import TensorReading
+
+
+@final
+class ForceDelta:
+    """RMS of direct minus conservative force over the 3N components, in eV/Å.
+
+    ``U = sqrt(sum_i |F_direct,i - F_cons,i|^2 / 3N)`` and per atom
+    ``|F_direct,i - F_cons,i| / sqrt(3)``, whose RMS is U ("When Forces Disagree: A
+    Data-Free Fast Uncertainty Estimate for Direct-Force Pre-trained Neural Network
+    Potentials", 2025, equation 1). Both come from one forward pass and one backward
+    pass; no labels are needed.
+
+    Direct heads usually take the net force out of what they predict, and of molecules
+    the net torque. The same is taken out of both forces here before they are compared,
+    so that U measures disagreement and not bookkeeping.
+
+    U is not calibrated: it says which of two structures is the more dubious one, not by
+    how much the forces are wrong. `uqcalc.calibrate_threshold` turns a run of your own
+    that you trust into a limit.
+
+    Where ``FixAtoms`` holds some atoms, the risk is over the free ones
+    (``force_delta_free``), and ``force_delta`` over all.
+
+    Parameters
+    ----------
+    interval : int
+        Read at the first of every so many geometries, as the backward pass may double
+        the cost of a step. In between the reading is absent and its threshold skipped.
+    """
+
+    name = "force_delta"
+    requires = frozenset({"direct_forces", "conservative_forces"})
+
+    def __init__(self, interval: int = 1) -> None:
+        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+            msg = f"interval must be a whole number of at least 1, got {interval!r}"
+            raise ValueError(msg)
+        self.interval = interval
+
+    def __call__(self, prediction: Prediction) -> TensorReading | None:
+        """Compare both forces; None where the pass gave only one of them."""
+        if prediction.direct_forces is None or prediction.conservative_forces is None:
+            return None
+        return force_delta_reading(prediction, prediction.direct_forces)
+
+    def uncertainty(self, graph: Differentiable, atoms: Atoms) -> torch.Tensor:
+        """Return U of one geometry in eV/Å as a function of ``graph``'s leaves.
+
+        Raises
+        ------
+        BackboneError
+            If the model gives no direct forces.
+        """
+        if graph.direct_forces is None:
+            msg = (
+                "model must give direct forces for Force Delta, got none; distil a head "
+                "with uqcalc.distill and pass ForceDelta(head=...)"
+            )
+            raise BackboneError(msg)
+        squares = squared_deltas(
+            graph.direct_forces,
+            graph.conservative_forces,
+            graph.positions,
+            periodic=bool(atoms.pbc.any()),
+        )
+        return squares.mean().div(3).sqrt()
+
+
+def force_delta_reading(
+    prediction: Prediction, direct_forces: torch.Tensor | np.ndarray
+) -> TensorReading:
+    """Return the reading for these direct forces, (atoms, 3) in eV/Å."""
+    direct = torch.as_tensor(direct_forces)
+    conservative = torch.as_tensor(prediction.conservative_forces).to(direct)
+    positions = torch.as_tensor(prediction.positions).to(direct.device)
+    squares = squared_deltas(
+        direct, conservative, positions, periodic=bool(prediction.pbc.any())
+    )
+    whole = squares.mean().div(3).sqrt()
+    results: dict[str, Any] = {
+        "force_delta": whole,
+        "force_deltas": squares.div(3).sqrt(),
+    }
+    risk = whole
+    if prediction.fixed is not None and not prediction.fixed.all():
+        free = torch.as_tensor(~prediction.fixed, device=squares.device)
+        risk = results["force_delta_free"] = squares[free].mean().div(3).sqrt()
+    if prediction.direct_stress is not None:
+        results["stress_delta"] = _stress_delta(prediction, direct)
+    return TensorReading(
+        signal=ForceDelta.name,
+        risk=risk,
+        unit="eV/Å",
+        results=results,
+        per_atom_key="force_deltas",
+    )
+
+
+def squared_deltas(
+    direct: torch.Tensor,
+    conservative: torch.Tensor,
+    positions: torch.Tensor,
+    *,
+    periodic: bool,
+) -> torch.Tensor:
+    """Return |F_direct,i - F_cons,i|^2 in eV²/Å², (atoms,), differentiable.
+
+    Net force, and of molecules net torque, are taken out of both: the projection is
+    linear, so that once, out of the difference, is the same.
+    """
+    apart = (direct - conservative).double()
+    apart = apart - apart.mean(dim=0)
+    if not periodic:
+        apart = without_torque(apart, positions.double())
+    return (apart**2).sum(dim=1)
+
+
+def without_torque(forces: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return forces (atoms, 3) with the least change that leaves no net torque.
+
+    ``F_i - w x r_i`` with ``I w = sum_i r_i x F_i``, r from the centroid and I the
+    inertia tensor of equal masses; its pseudo-inverse covers straight molecules.
+    """
+    arms = positions - positions.mean(dim=0)
+    torque = torch.linalg.cross(arms, forces).sum(dim=0)
+    squares = (arms**2).sum()
+    inertia = squares * torch.eye(3).to(arms) - arms.mT @ arms
+    spin: torch.Tensor = torch.linalg.pinv(inertia, rtol=1e-9) @ torque
+    turning: torch.Tensor = torch.linalg.cross(spin.expand_as(arms), arms)
+    return forces - turning
+
+
+def _stress_delta(prediction: Prediction, like: torch.Tensor) -> torch.Tensor | float:
+    """Return the RMS over the nine components of both stresses' difference, eV/Å³."""
+    if prediction.conservative_stress is None:
+        return float("nan")
+    direct = torch.as_tensor(prediction.direct_stress).to(like).double()
+    conservative = torch.as_tensor(prediction.conservative_stress).to(like).double()
+    twice = torch.tensor([1.0, 1, 1, 2, 2, 2]).to(direct)
+    squares: torch.Tensor = twice * (direct - conservative) ** 2
+    return squares.sum().div(9).sqrt()
