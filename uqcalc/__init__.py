@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from uqcalc.backbones import Backbone, Prediction, tap
     from uqcalc.calculator import ReliableCalculator
     from uqcalc.default import default_calculator
+    from uqcalc.distillation import DistilledHead, distill
     from uqcalc.errors import (
         BackboneError,
         LabelError,
@@ -48,6 +49,7 @@ _HOME = {
     "Assessment": "records",
     "Backbone": "backbones",
     "BackboneError": "errors",
+    "DistilledHead": "distillation",
     "Evaluation": "probe.evaluation",
     "ForceDelta": "signals",
     "ForceSpread": "signals",
@@ -82,6 +84,7 @@ _HOME = {
     "annotate_file": "annotation_file",
     "annotated_copy": "annotations",
     "default_calculator": "default",
+    "distill": "distillation",
     "evaluate": "probe.evaluation",
     "fit": "probe.training",
     "open_model": "models",
@@ -97,6 +100,7 @@ __all__ = [
     "Assessment",
     "Backbone",
     "BackboneError",
+    "DistilledHead",
     "Evaluation",
     "ForceDelta",
     "ForceSpread",
@@ -131,6 +135,7 @@ __all__ = [
     "annotate_file",
     "annotated_copy",
     "default_calculator",
+    "distill",
     "evaluate",
     "fit",
     "open_model",

@@ -252,6 +252,8 @@ def _signals(
                 "a calculator that provides it"
             )
             raise ValueError(msg)
+        if hasattr(signal, "check"):  # what it was made for, where it was for one
+            signal.check(backbone)
     return tuple(chosen)
 
 

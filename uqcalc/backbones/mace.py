@@ -82,6 +82,9 @@ class MACEBackbone(Backbone):
         self.passes_per_geometry = len(owner.models)
         extra = {"committee_forces"} if len(owner.models) > 1 else set()
         self.provides |= extra
+        if _has_vectors(owner):
+            self.provides |= {"vectors"}
+            self.on_demand = frozenset({"vectors"})
 
     @contextmanager
     def armed(self) -> Iterator[Capture]:
@@ -97,6 +100,25 @@ class MACEBackbone(Backbone):
             yield captured
         finally:
             self.model_calculator.models = models
+
+    @contextmanager
+    def armed_for(self, extras: frozenset[str]) -> Iterator[Capture]:
+        """Listen, where it is wanted, to the last messages as well."""
+        with self.armed() as captured:
+            if "vectors" not in extras:
+                yield captured
+                return
+            # listeners stand in for the models now: ask one for what is behind it
+            messages = list(self.model_calculator.models[0].interactions.children())[-1]
+
+            def keep(_module: Any, _args: Any, output: Any) -> None:
+                captured.more["vectors"] = output[0].detach()[..., 1:4]
+
+            handle = messages.register_forward_hook(keep)
+            try:
+                yield captured
+            finally:
+                handle.remove()
 
     def _scalars(self, output: dict[str, Any]) -> torch.Tensor:
         last: torch.Tensor = output["node_feats"].detach()[:, -self._width :]
@@ -127,7 +149,8 @@ class MACEBackbone(Backbone):
             return super().predict_many(frames, wanted)
         for frame in frames:
             self.check_structure(frame)
-        outputs = [_batched_output(owner, model, frames) for model in owner.models]
+        with self.armed_for(self.on_demand & {*wanted}) as captured:
+            outputs = [_batched_output(owner, model, frames) for model in owner.models]
         self.passes += len(outputs)
         energies = torch.stack([out["energy"].detach() for out in outputs])
         forces = torch.stack([out["forces"].detach() for out in outputs])
@@ -135,7 +158,8 @@ class MACEBackbone(Backbone):
         energy = (energies.mean(0) * scale).cpu().numpy()
         members = (forces * (scale / owner.length_units_to_A)).cpu().numpy()
         features = self._scalars(outputs[0])
-        return _split(frames, energy, members, features)
+        vectors = captured.more.get("vectors")
+        return _split(frames, energy, members, (features, vectors))
 
 
 def _batched_output(
@@ -169,9 +193,13 @@ def _split(
     frames: Sequence[Atoms],
     energy: np.ndarray,
     members: np.ndarray,
-    features: torch.Tensor,
+    rows_of: tuple[torch.Tensor, torch.Tensor | np.ndarray | None],
 ) -> list[Prediction]:
-    """Cut a batch into one `Prediction` per frame; ``members`` (members, atoms, 3)."""
+    """Cut a batch into one `Prediction` per frame; ``members`` (members, atoms, 3).
+
+    ``rows_of`` are features and, where wanted, vectors.
+    """
+    features, vectors = rows_of
     sizes = [len(frame) for frame in frames]
     starts = np.cumsum([0, *sizes[:-1]])
     predictions = []
@@ -189,6 +217,7 @@ def _split(
                 conservative_forces=forces,
                 features=features[rows],
                 committee_forces=members[:, rows] if len(members) > 1 else None,
+                vectors=None if vectors is None else torch.as_tensor(vectors)[rows],
             )
         )
     return predictions
@@ -220,6 +249,20 @@ def _fingerprint(owner: Any) -> str:
         )
     rest = CONVERTED if _is_converted(owner) else fingerprint("", contractions)[1:9]
     return f"{fingerprint('mace', core, constants)}-{rest}"
+
+
+def _has_vectors(owner: Any) -> bool:
+    """Whether a hook sees the last messages, and their l = 1 part lies where we read.
+
+    Compiled and scripted models run past hooks; converted ones keep another layout.
+    """
+    model = owner.models[0]
+    if owner.use_compile or isinstance(model, torch.jit.ScriptModule):
+        return False
+    if _is_converted(owner) or not hasattr(model, "interactions"):
+        return False
+    target = list(model.interactions.children())[-1].target_irreps
+    return target.lmax >= 1 and len({mul for mul, _ in target}) == 1
 
 
 def _is_converted(owner: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,19 +10,24 @@ from typing import Any
 import numpy as np
 import torch
 from ase.data import chemical_symbols
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
 
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.errors import ProbeError
-from uqcalc.files import whole, writable
 from uqcalc.probe.card import RAW_ARCHITECTURE, Card
 from uqcalc.probe.inputs import Statistics, host_scalars, raw_scalars
 from uqcalc.probe.network import ProbeNetwork, Shape
+from uqcalc.tensorfile import Kind, load_state
 
 
-_CARD_KEY = "uqcalc_probe"
+FILE = Kind(
+    name="probe",
+    key="uqcalc_probe",
+    error=ProbeError,
+    make="fit one with uqcalc.fit",
+    otherwise="copy it again, or use Probe.from_official for a checkpoint of the PROBE "
+    "authors",
+)
 
 
 class Probe:
@@ -143,17 +147,11 @@ class Probe:
         RecordError, ProbeError
             As `check_output`: nothing but another probe is written over.
         """
-        target = check_output(path)
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         if self.statistics is not None:
             state = self.statistics.state_dict()
             tensors |= {f"statistics.{k}": v for k, v in state.items()}
-        contiguous = {k: v.cpu().contiguous() for k, v in tensors.items()}
-        metadata = {_CARD_KEY: json.dumps(self.card.to_dict(), ensure_ascii=False)}
-        with whole(target) as partial:
-            # by way of bytes: save_file would make the file private to its owner
-            partial.write_bytes(serialise(contiguous, metadata))
-        return target
+        return FILE.write(path, tensors, self.card.to_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Probe:
@@ -164,20 +162,14 @@ class Probe:
         ProbeError
             If it is not a probe, is truncated, or of a newer schema.
         """
-        tensors, metadata = _read(Path(path))
-        if _CARD_KEY not in metadata:
-            msg = (
-                f"{path} must be a uqcalc probe, got a safetensors file without a "
-                "card; pass a file that uqcalc.fit or Probe.save wrote"
-            )
-            raise ProbeError(msg)
-        card = Card.from_dict(json.loads(metadata[_CARD_KEY]))
+        tensors, metadata = FILE.read(path)
+        card = Card.from_dict(FILE.card(path, metadata))
         network = ProbeNetwork(Shape.from_dict(card.shape))
-        _load_state(network, _section(tensors, "network."), str(path))
+        load_state(network, _section(tensors, "network."), str(path), ProbeError)
         statistics = None
         if state := _section(tensors, "statistics."):
             statistics = Statistics(card.feature_dim)
-            _load_state(statistics, state, str(path))
+            load_state(statistics, state, str(path), ProbeError)
         return cls(card, network, statistics)
 
     @classmethod
@@ -232,22 +224,6 @@ def _section(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.T
     return {k[start:]: v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    if not path.is_file():
-        msg = f"probe must be an existing file, got {path}; fit one with uqcalc.fit"
-        raise ProbeError(msg)
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
-    except SafetensorError as error:
-        msg = (
-            f"probe must be a whole safetensors file, got {path} ({error}); copy it "
-            "again, or use Probe.from_official for a checkpoint of the PROBE authors"
-        )
-        raise ProbeError(msg) from error
-
-
 def check_output(path: str | os.PathLike[str]) -> Path:
     """Return where a probe may be written: a new file, or over another probe.
 
@@ -258,29 +234,4 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     ProbeError
         If the file is something else, such as the labelled frames.
     """
-    target = writable(path, "probe")
-    if target.exists() and target.stat().st_size > 0:
-        try:
-            known = _CARD_KEY in _read(target)[1]
-        except ProbeError:
-            known = False
-        if not known:
-            msg = (
-                f"probe must be written to a new file or over a probe, got {target}, "
-                "which is something else; choose another name"
-            )
-            raise ProbeError(msg)
-    return target
-
-
-def _load_state(
-    module: torch.nn.Module, state: dict[str, torch.Tensor], origin: str
-) -> None:
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        msg = (
-            f"weights in {origin} must fit the shape on its card, got: {error}; "
-            "the file is damaged, fit the probe again"
-        )
-        raise ProbeError(msg) from error
+    return FILE.target(path)

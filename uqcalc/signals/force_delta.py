@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
 import torch
 from ase import Atoms
 
-from uqcalc.backbones.base import Prediction
+from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.differentiable import Differentiable
+from uqcalc.distillation.head import DistilledHead
 from uqcalc.errors import BackboneError
 from uqcalc.signals.base import TensorReading
 
@@ -37,25 +40,51 @@ class ForceDelta:
 
     Parameters
     ----------
+    head : path or DistilledHead, optional
+        For a potential without direct forces: a head made by `uqcalc.distill`, whose
+        forces are compared with the conservative ones instead (experimental).
     interval : int
         Read at the first of every so many geometries, as the backward pass may double
         the cost of a step. In between the reading is absent and its threshold skipped.
     """
 
     name = "force_delta"
-    requires = frozenset({"direct_forces", "conservative_forces"})
+    requires: frozenset[str] = frozenset({"direct_forces", "conservative_forces"})
 
-    def __init__(self, interval: int = 1) -> None:
+    def __init__(
+        self,
+        head: str | os.PathLike[str] | DistilledHead | None = None,
+        *,
+        interval: int = 1,
+    ) -> None:
         if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
             msg = f"interval must be a whole number of at least 1, got {interval!r}"
             raise ValueError(msg)
         self.interval = interval
+        if head is not None and not isinstance(head, DistilledHead):
+            head = DistilledHead.load(head)
+        self.head = head
+        if self.head is not None:
+            self.requires = self.head.requires | {"conservative_forces"}
+
+    def check(self, backbone: Backbone) -> None:
+        """Refuse a backbone that the head was not distilled from."""
+        if self.head is not None:
+            self.head.check(backbone)
 
     def __call__(self, prediction: Prediction) -> TensorReading | None:
         """Compare both forces; None where the pass gave only one of them."""
-        if prediction.direct_forces is None or prediction.conservative_forces is None:
+        if prediction.conservative_forces is None:
             return None
-        return force_delta_reading(prediction, prediction.direct_forces)
+        if self.head is None:
+            if prediction.direct_forces is None:
+                return None
+            return _reading(prediction, prediction.direct_forces)
+        reading = _reading(prediction, self.head(prediction))
+        if unseen := self.head.unseen_elements(prediction.numbers):
+            note = f"the head was not distilled on elements {unseen}"
+            return replace(reading, risk=float("nan"), note=note)
+        return reading
 
     def uncertainty(self, graph: Differentiable, atoms: Atoms) -> torch.Tensor:
         """Return U of one geometry in eV/Å as a function of ``graph``'s leaves.
@@ -65,14 +94,17 @@ class ForceDelta:
         BackboneError
             If the model gives no direct forces.
         """
-        if graph.direct_forces is None:
+        direct = graph.direct_forces
+        if self.head is not None:
+            direct = self.head.differentiable(graph, atoms)
+        if direct is None:
             msg = (
-                "model must give direct forces for Force Delta, got none; distil a head "
-                "with uqcalc.distill and pass ForceDelta(head=...)"
+                "model must give direct forces for Force Delta, got none; distil a "
+                "head with uqcalc.distill and pass ForceDelta(head=...)"
             )
             raise BackboneError(msg)
         squares = squared_deltas(
-            graph.direct_forces,
+            direct,
             graph.conservative_forces,
             graph.positions,
             periodic=bool(atoms.pbc.any()),
@@ -80,7 +112,7 @@ class ForceDelta:
         return squares.mean().div(3).sqrt()
 
 
-def force_delta_reading(
+def _reading(
     prediction: Prediction, direct_forces: torch.Tensor | np.ndarray
 ) -> TensorReading:
     """Return the reading for these direct forces, (atoms, 3) in eV/Å."""

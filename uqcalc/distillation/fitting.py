@@ -1,0 +1,243 @@
+"""`distill`: teach a head the potential's own forces, on ordinary structures."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
+
+from uqcalc.backbones.base import Backbone, Prediction
+from uqcalc.backbones.batching import batches, predict_each
+from uqcalc.backbones.registry import tap
+from uqcalc.distillation.head import DistilledHead, HeadCard, make_network
+from uqcalc.distillation.network import DirectNetwork, neighbours
+from uqcalc.errors import LabelWarning, ModelError
+from uqcalc.progress import progress_bar
+
+
+BATCH_ATOMS = 600
+PEAK_LEARNING_RATE = 3e-3
+FEWEST = 20
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One structure: inputs of the head, and the forces it is to repeat."""
+
+    features: torch.Tensor
+    vectors: torch.Tensor | None
+    receivers: torch.Tensor
+    senders: torch.Tensor
+    bonds: torch.Tensor
+    forces: torch.Tensor
+
+
+def distill(
+    frames: Sequence[Atoms],
+    calculator: BaseCalculator | Backbone,
+    *,
+    cutoff: float = 5.0,
+    hidden: int = 64,
+    epochs: int = 60,
+    seed: int = 0,
+) -> DistilledHead:
+    """Fit a direct-force head to a potential's own conservative forces.
+
+    No labels are needed: the teacher is the potential itself, so ``frames`` should be
+    structures on which it is trusted. The disagreement of head and potential on a new
+    structure then says that it is unlike them: ``ForceDelta(head=...)``.
+
+    Parameters
+    ----------
+    frames : sequence of Atoms
+        Ordinary structures; a tenth of them, drawn at random, is held out and reported.
+    calculator : ase calculator or Backbone
+        Any that `uqcalc.tap` knows and whose forces are conservative.
+    cutoff : float
+        Reach of the pair terms in Å.
+    hidden, epochs, seed : int
+        Width of the networks, passes over the frames, and seed of all that is drawn.
+
+    Raises
+    ------
+    ModelError
+        If the potential gives no conservative forces, or too few frames can be
+        evaluated. Frames that cannot be are left out, counted and named in a
+        `LabelWarning`.
+    """
+    backbone = tap(calculator)
+    if not backbone.conservative:
+        msg = (
+            f"potential to distil must give conservative forces, got {backbone.name} "
+            "with direct ones; use ForceDelta() as it is"
+        )
+        raise ModelError(msg)
+    predictions, left_out = _evaluate(frames, backbone)
+    torch_rng = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    samples = [_sample(prediction, cutoff) for prediction in predictions]
+    order = rng.permutation(len(samples))
+    held_out = [samples[i] for i in order[: max(1, len(order) // 10)]]
+    fitting = [samples[i] for i in order[len(held_out) :]]
+    numbers = np.concatenate([p.numbers for p in predictions])
+    vectors = predictions[0].vectors
+    training = {
+        "frames": len(fitting),
+        "held_out": len(held_out),
+        "left_out": left_out,
+        "epochs": epochs,
+        "seed": seed,
+    }
+    card = HeadCard(
+        fingerprint=backbone.fingerprint,
+        features=predictions[0].features.shape[1],
+        vectors=0 if vectors is None else vectors.shape[1],
+        cutoff=cutoff,
+        hidden=hidden,
+        elements=sorted({int(z) for z in numbers}),
+        training=training,
+        uqcalc_version=version("uqcalc"),
+    )
+    network = _initial(card, fitting, torch_rng)
+    _optimise(network, fitting, rng, epochs)
+    card.report.update(_report(network, held_out))
+    return DistilledHead(card, network)
+
+
+def _evaluate(
+    frames: Sequence[Atoms], backbone: Backbone
+) -> tuple[list[Prediction], int]:
+    wanted = ["energy", "forces", *sorted(backbone.provides & {"vectors"})]
+    predictions: list[Prediction] = []
+    reasons: list[str] = []
+    with progress_bar() as progress:
+        task = progress.add_task("teacher", total=len(frames))
+        for batch in batches(frames, len):
+            for outcome in predict_each(backbone, batch, wanted):
+                if isinstance(outcome, str):
+                    reasons.append(outcome)
+                else:
+                    predictions.append(outcome)
+            progress.advance(task, len(batch))
+    if len(predictions) < FEWEST:
+        why = f"; the first reason: {reasons[0]}" if reasons else ""
+        msg = (
+            f"at least {FEWEST} frames must be there to distil from, got "
+            f"{len(predictions)} of {len(frames)} that could be evaluated{why}"
+        )
+        raise ModelError(msg)
+    if reasons:
+        text = f"{len(reasons)} of {len(frames)} frames were left out: {reasons[0]}"
+        warnings.warn(text, LabelWarning, stacklevel=3)
+    return predictions, len(reasons)
+
+
+def _sample(prediction: Prediction, cutoff: float) -> _Sample:
+    geometry = (prediction.positions, prediction.cell, prediction.pbc)
+    receivers, senders, shifts = neighbours(*geometry, cutoff)
+    positions, cell, _ = geometry
+    bonds = positions[senders] - positions[receivers] + shifts @ cell
+    return _Sample(
+        _own(prediction.features),
+        None if prediction.vectors is None else _own(prediction.vectors),
+        torch.as_tensor(receivers),
+        torch.as_tensor(senders),
+        _own(bonds),
+        _own(prediction.conservative_forces),
+    )
+
+
+def _own(values: Any) -> torch.Tensor:
+    return torch.as_tensor(values).detach().cpu().float().clone()
+
+
+def _initial(
+    card: HeadCard, samples: Sequence[_Sample], generator: torch.Generator
+) -> DirectNetwork:
+    network = make_network(card)
+    for parameter in network.parameters():
+        if parameter.ndim == 2:
+            bound = parameter.shape[1] ** -0.5
+            torch.nn.init.uniform_(parameter, -bound, bound, generator=generator)
+    network.standardise(
+        torch.cat([s.features for s in samples]),
+        torch.cat([s.vectors for s in samples if s.vectors is not None])
+        if card.vectors
+        else None,
+        torch.cat([s.forces for s in samples]),
+    )
+    return network
+
+
+def _optimise(
+    network: DirectNetwork,
+    samples: Sequence[_Sample],
+    rng: np.random.Generator,
+    epochs: int,
+) -> None:
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=PEAK_LEARNING_RATE, weight_decay=1e-4
+    )
+    steps = epochs * sum(1 for _ in _shuffled(samples, np.random.default_rng(0)))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, PEAK_LEARNING_RATE, total_steps=steps + 2 * epochs, pct_start=0.1
+    )
+    with progress_bar() as progress:
+        task = progress.add_task("head", total=epochs)
+        for _ in range(epochs):
+            for batch in _shuffled(samples, rng):
+                joined = _joined(batch)
+                difference = _forces(network, joined) - joined.forces
+                loss = difference.norm(dim=1).mean() / network.force_scale
+                optimiser.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+                optimiser.step()
+                schedule.step()
+            progress.update(task, advance=1, description=f"head, {float(loss):.4f}")
+
+
+def _shuffled(
+    samples: Sequence[_Sample], rng: np.random.Generator
+) -> Iterator[list[_Sample]]:
+    shuffled = [samples[i] for i in rng.permutation(len(samples))]
+    return batches(shuffled, lambda sample: len(sample.forces), BATCH_ATOMS)
+
+
+def _joined(samples: Sequence[_Sample]) -> _Sample:
+    starts = np.cumsum([0, *(len(s.forces) for s in samples[:-1])]).tolist()
+    pairs = list(zip(samples, starts, strict=True))
+    vectors = [s.vectors for s in samples if s.vectors is not None]
+    return _Sample(
+        torch.cat([s.features for s in samples]),
+        torch.cat(vectors) if vectors else None,
+        torch.cat([s.receivers + start for s, start in pairs]),
+        torch.cat([s.senders + start for s, start in pairs]),
+        torch.cat([s.bonds for s in samples]),
+        torch.cat([s.forces for s in samples]),
+    )
+
+
+def _forces(network: DirectNetwork, sample: _Sample) -> torch.Tensor:
+    edges = (sample.receivers, sample.senders)
+    forces: torch.Tensor = network(sample.features, sample.vectors, edges, sample.bonds)
+    return forces
+
+
+def _report(network: DirectNetwork, samples: Sequence[_Sample]) -> dict[str, float]:
+    with torch.no_grad():
+        joined = _joined(samples)
+        squares = (_forces(network, joined) - joined.forces).square().mean()
+    power = joined.forces.square().mean()
+    return {
+        "rmse_ev_per_angstrom": float(squares.sqrt()),
+        "force_rms_ev_per_angstrom": float(power.sqrt()),
+        "r2": float(1 - squares / power),
+    }
