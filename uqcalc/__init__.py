@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from uqcalc.annotation_file import annotate_file
     from uqcalc.annotations import annotated_copy, read_assessment
     from uqcalc.backbones import Backbone, Prediction, tap
+    from uqcalc.backbones.committee import Committee
+    from uqcalc.backbones.rotation import RotationAverage
     from uqcalc.calculator import ReliableCalculator
     from uqcalc.default import default_calculator
     from uqcalc.distillation import DistilledHead, distill
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from uqcalc.runfile.running import RunOutcome, run_file
     from uqcalc.signals import ForceDelta, ForceSpread, MaxForce, ProbeSignal, Signal
     from uqcalc.tally import AnnotationSummary
+    from uqcalc.thresholds import ErrorCurve, calibrate_threshold, error_curve
     from uqcalc.trajectory import annotate
 
 # Public name -> module. Loaded on first use, so that `import uqcalc` is cheap and
@@ -49,7 +52,9 @@ _HOME = {
     "Assessment": "records",
     "Backbone": "backbones",
     "BackboneError": "errors",
+    "Committee": "backbones.committee",
     "DistilledHead": "distillation",
+    "ErrorCurve": "thresholds",
     "Evaluation": "probe.evaluation",
     "ForceDelta": "signals",
     "ForceSpread": "signals",
@@ -72,6 +77,7 @@ _HOME = {
     "RecordError": "errors",
     "Relaxation": "relaxation",
     "ReliableCalculator": "calculator",
+    "RotationAverage": "backbones.rotation",
     "RunFileError": "errors",
     "RunOutcome": "runfile.running",
     "Signal": "signals",
@@ -83,8 +89,10 @@ _HOME = {
     "annotate": "trajectory",
     "annotate_file": "annotation_file",
     "annotated_copy": "annotations",
+    "calibrate_threshold": "thresholds",
     "default_calculator": "default",
     "distill": "distillation",
+    "error_curve": "thresholds",
     "evaluate": "probe.evaluation",
     "fit": "probe.training",
     "open_model": "models",
@@ -100,7 +108,9 @@ __all__ = [
     "Assessment",
     "Backbone",
     "BackboneError",
+    "Committee",
     "DistilledHead",
+    "ErrorCurve",
     "Evaluation",
     "ForceDelta",
     "ForceSpread",
@@ -123,6 +133,7 @@ __all__ = [
     "RecordError",
     "Relaxation",
     "ReliableCalculator",
+    "RotationAverage",
     "RunFileError",
     "RunOutcome",
     "Signal",
@@ -134,8 +145,10 @@ __all__ = [
     "annotate",
     "annotate_file",
     "annotated_copy",
+    "calibrate_threshold",
     "default_calculator",
     "distill",
+    "error_curve",
     "evaluate",
     "fit",
     "open_model",

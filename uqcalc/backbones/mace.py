@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
-import numpy as np
 import torch
 from ase import Atoms
 
 from uqcalc.backbones.base import Backbone, Capture, Prediction
+from uqcalc.backbones.differentiable import Differentiable, strained
 from uqcalc.backbones.fingerprint import CONVERTED, fingerprint
-from uqcalc.backbones.prediction import geometry
+from uqcalc.backbones.mace_batch import model_inputs, split_predictions
 from uqcalc.errors import BackboneError
 
 
@@ -109,16 +109,10 @@ class MACEBackbone(Backbone):
                 yield captured
                 return
             # listeners stand in for the models now: ask one for what is behind it
-            messages = list(self.model_calculator.models[0].interactions.children())[-1]
-
-            def keep(_module: Any, _args: Any, output: Any) -> None:
-                captured.more["vectors"] = output[0].detach()[..., 1:4]
-
-            handle = messages.register_forward_hook(keep)
-            try:
+            with _last_messages(self.model_calculator.models[0]) as messages:
                 yield captured
-            finally:
-                handle.remove()
+            if messages:  # a sum may answer from its cache; then there was no pass
+                captured.more["vectors"] = messages[0].detach()
 
     def _scalars(self, output: dict[str, Any]) -> torch.Tensor:
         last: torch.Tensor = output["node_feats"].detach()[:, -self._width :]
@@ -137,6 +131,42 @@ class MACEBackbone(Backbone):
             state[f"array {key}"] = atoms.arrays.get(key)
         return state
 
+    def differentiable(self, atoms: Atoms) -> Differentiable:
+        """Evaluate ``atoms`` with the graph kept (of a committee: the first member).
+
+        Raises
+        ------
+        BackboneError
+            If no pass can be made for the structure, or the model is compiled.
+        """
+        self.check_structure(atoms)
+        if "vectors" not in self.provides:
+            msg = (
+                "MACE model must be a plain one to be differentiated twice, got a "
+                "compiled or converted one; load it without compile_mode or enable_cueq"
+            )
+            raise BackboneError(msg)
+        owner = self.model_calculator
+        inputs = model_inputs(owner, [atoms])
+        positions = inputs["positions"].detach().requires_grad_()
+        strain = torch.zeros(3, 3).to(positions).requires_grad_()
+        inputs["positions"], inputs["shifts"] = strained(
+            positions, strain, inputs["shifts"]
+        )
+        with _last_messages(owner.models[0]) as messages:
+            output = owner.models[0](inputs, training=True, compute_force=False)
+        energy = output["energy"].sum() * owner.energy_units_to_eV
+        last = output["node_feats"][:, -self._width :]
+        (gradient,) = torch.autograd.grad(energy, [positions], create_graph=True)
+        return Differentiable(
+            positions=positions,
+            strain=strain,
+            energy=energy,
+            features=last[:, : self.feature_dim],
+            conservative_forces=-gradient / owner.length_units_to_A,
+            vectors=messages[-1],
+        )
+
     def predict_many(
         self, frames: Sequence[Atoms], wanted: Sequence[str] = ("energy", "forces")
     ) -> list[Prediction]:
@@ -150,7 +180,10 @@ class MACEBackbone(Backbone):
         for frame in frames:
             self.check_structure(frame)
         with self.armed_for(self.on_demand & {*wanted}) as captured:
-            outputs = [_batched_output(owner, model, frames) for model in owner.models]
+            outputs = [
+                model(model_inputs(owner, frames), compute_stress=False)
+                for model in owner.models
+            ]
         self.passes += len(outputs)
         energies = torch.stack([out["energy"].detach() for out in outputs])
         forces = torch.stack([out["forces"].detach() for out in outputs])
@@ -159,68 +192,22 @@ class MACEBackbone(Backbone):
         members = (forces * (scale / owner.length_units_to_A)).cpu().numpy()
         features = self._scalars(outputs[0])
         vectors = captured.more.get("vectors")
-        return _split(frames, energy, members, (features, vectors))
+        return split_predictions(frames, energy, members, (features, vectors))
 
 
-def _batched_output(
-    owner: Any, model: torch.nn.Module, frames: Sequence[Atoms]
-) -> dict[str, Any]:
-    from mace import data
-    from mace.tools import torch_geometric, torch_tools
+@contextmanager
+def _last_messages(model: Any) -> Iterator[list[torch.Tensor]]:
+    """Collect the l = 1 part of the last messages, (atoms, channels, 3) a pass."""
+    found: list[torch.Tensor] = []
 
-    keys = data.KeySpecification(
-        info_keys=owner.info_keys,
-        arrays_keys=owner.arrays_keys | {owner.charges_key: "charges"},
-    )
-    with torch_tools.default_dtype(owner.default_dtype):
-        graphs = [
-            data.AtomicData.from_config(
-                data.config_from_atoms(
-                    frame, key_specification=keys, head_name=owner.head
-                ),
-                z_table=owner.z_table,
-                cutoff=owner.r_max,
-                heads=owner.available_heads,
-            )
-            for frame in frames
-        ]
-    batch = torch_geometric.Batch.from_data_list(graphs).to(owner.device)
-    output: dict[str, Any] = model(batch.to_dict(), compute_stress=False)
-    return output
+    def keep(_module: Any, _args: Any, output: Any) -> None:
+        found.append(output[0][..., 1:4])
 
-
-def _split(
-    frames: Sequence[Atoms],
-    energy: np.ndarray,
-    members: np.ndarray,
-    rows_of: tuple[torch.Tensor, torch.Tensor | np.ndarray | None],
-) -> list[Prediction]:
-    """Cut a batch into one `Prediction` per frame; ``members`` (members, atoms, 3).
-
-    ``rows_of`` are features and, where wanted, vectors.
-    """
-    features, vectors = rows_of
-    sizes = [len(frame) for frame in frames]
-    starts = np.cumsum([0, *sizes[:-1]])
-    predictions = []
-    for index, (frame, start, size) in enumerate(
-        zip(frames, starts, sizes, strict=True)
-    ):
-        rows = slice(int(start), int(start) + size)
-        forces = members[:, rows].mean(0)
-        predictions.append(
-            Prediction(
-                **geometry(frame),
-                results={"energy": float(energy[index]), "forces": forces},
-                energy=float(energy[index]),
-                forces=forces,
-                conservative_forces=forces,
-                features=features[rows],
-                committee_forces=members[:, rows] if len(members) > 1 else None,
-                vectors=None if vectors is None else torch.as_tensor(vectors)[rows],
-            )
-        )
-    return predictions
+    handle = list(model.interactions.children())[-1].register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 def _fingerprint(owner: Any) -> str:

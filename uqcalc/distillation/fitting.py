@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from uqcalc.errors import LabelWarning, ModelError
 from uqcalc.progress import progress_bar
 
 
-BATCH_ATOMS = 600
+LARGEST_BATCH = 600  # atoms
+STEPS_AN_EPOCH = 20  # at least, as long as batches keep some fifty atoms
 PEAK_LEARNING_RATE = 3e-3
 FEWEST = 20
 
@@ -185,14 +187,15 @@ def _optimise(
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=PEAK_LEARNING_RATE, weight_decay=1e-4
     )
-    steps = epochs * sum(1 for _ in _shuffled(samples, np.random.default_rng(0)))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, PEAK_LEARNING_RATE, total_steps=steps + 2 * epochs, pct_start=0.1
-    )
+    atoms = sum(len(sample.forces) for sample in samples)
+    size = min(LARGEST_BATCH, max(50, atoms // STEPS_AN_EPOCH))
     with progress_bar() as progress:
         task = progress.add_task("head", total=epochs)
-        for _ in range(epochs):
-            for batch in _shuffled(samples, rng):
+        for epoch in range(epochs):
+            shuffled = list(_shuffled(samples, rng, size))
+            for count, batch in enumerate(shuffled):
+                done = (epoch + count / len(shuffled)) / epochs
+                optimiser.param_groups[0]["lr"] = _learning_rate(done)
                 joined = _joined(batch)
                 difference = _forces(network, joined) - joined.forces
                 loss = difference.norm(dim=1).mean() / network.force_scale
@@ -200,15 +203,21 @@ def _optimise(
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
                 optimiser.step()
-                schedule.step()
-            progress.update(task, advance=1, description=f"head, {float(loss):.4f}")
+            progress.update(task, advance=1, description=f"head, {loss.item():.4f}")
+
+
+def _learning_rate(done: float) -> float:
+    """Rise over the first tenth, then a cosine down to nothing."""
+    if done < 0.1:
+        return PEAK_LEARNING_RATE * (0.04 + 9.6 * done)
+    return PEAK_LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * (done - 0.1) / 0.9))
 
 
 def _shuffled(
-    samples: Sequence[_Sample], rng: np.random.Generator
+    samples: Sequence[_Sample], rng: np.random.Generator, size: int
 ) -> Iterator[list[_Sample]]:
     shuffled = [samples[i] for i in rng.permutation(len(samples))]
-    return batches(shuffled, lambda sample: len(sample.forces), BATCH_ATOMS)
+    return batches(shuffled, lambda sample: len(sample.forces), size)
 
 
 def _joined(samples: Sequence[_Sample]) -> _Sample:

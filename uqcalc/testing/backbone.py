@@ -249,13 +249,13 @@ def _check_symmetry(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
         turned.rotate(61.0, (1, 2, 3), rotate_cell=True)
         features = predict(backbone, turned).features
         limits.close("rotation", features, base.features, "features")
-    if base.vectors is not None:
-        turned, unit = atoms.copy(), atoms.copy()
+    vectors = predict_all(backbone, atoms).vectors
+    if vectors is not None:
+        turned, unit = atoms.copy(), Atoms(cell=np.eye(3))
         turned.rotate(61.0, (1, 2, 3), rotate_cell=True)
-        unit.set_cell(np.eye(3))
         unit.rotate(61.0, (1, 2, 3), rotate_cell=True)
-        rotated = to_array(base.vectors) @ unit.cell.array
-        got = predict(backbone, turned).vectors
+        got = predict_all(backbone, turned).vectors
+        rotated = to_array(vectors) @ unit.cell.array
         limits.close("rotation", got, rotated, "vectors, turned with the structure,")
 
 

@@ -1,0 +1,307 @@
+"""Force Delta as a signal: closed forms, constraints, intervals, distilled heads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import molecule
+from ase.constraints import FixAtoms
+from backbones.toys import mace_on_shared_models
+from builders import rattled, salt
+from scipy.spatial.transform import Rotation
+
+from uqcalc import (
+    DistilledHead,
+    ForceDelta,
+    LabelError,
+    LabelWarning,
+    MaxForce,
+    ModelError,
+    Policy,
+    ReliableCalculator,
+    Threshold,
+    calibrate_threshold,
+    distill,
+    error_curve,
+    tap,
+)
+from uqcalc.backbones.differentiable import Differentiable
+from uqcalc.signals.base import to_host
+from uqcalc.signals.force_delta import without_torque
+from uqcalc.testing import check_signal
+
+
+LIMITS = Policy([Threshold("force_delta", suspect=1.0, unreliable=2.0)])
+
+
+def disagreeing(atoms, *, by, seed=0):
+    """A prediction whose direct forces are off by ``by`` (atoms, 3)."""
+    prediction = tap(mace_on_shared_models())(atoms, ["energy", "forces"])
+    direct = torch.as_tensor(prediction.forces + by)
+    return replace(prediction, direct_forces=direct)
+
+
+def read(prediction, **options):
+    [reading] = to_host([ForceDelta(**options)(prediction)])
+    return reading
+
+
+class TestClosedForms:
+    def test_root_mean_square_over_components(self):
+        atoms = salt()
+        by = np.random.default_rng(0).normal(size=(len(atoms), 3))
+        by -= by.mean(axis=0)
+        reading = read(disagreeing(atoms, by=by))
+        assert reading.risk == pytest.approx(np.sqrt(np.mean(by**2)), rel=1e-12)
+        per_atom = np.linalg.norm(by, axis=1) / np.sqrt(3)
+        np.testing.assert_allclose(reading.per_atom, per_atom, rtol=1e-12)
+        root = np.sqrt(np.mean(reading.per_atom**2))
+        assert root == pytest.approx(reading.risk, rel=1e-12)
+
+    def test_net_force_is_bookkeeping(self):
+        atoms = salt()
+        by = np.broadcast_to([0.3, -0.2, 0.1], (len(atoms), 3))
+        assert read(disagreeing(atoms, by=by)).risk < 1e-12
+
+    def test_net_torque_is_bookkeeping_for_molecules_only(self):
+        methanol = rattled()
+        arms = methanol.positions - methanol.positions.mean(axis=0)
+        by = np.cross([0.1, 0.2, 0.3], arms)
+        assert read(disagreeing(methanol, by=by)).risk < 1e-12
+        crystal = salt()
+        by = np.cross([0.1, 0.2, 0.3], crystal.positions)
+        assert read(disagreeing(crystal, by=by)).risk > 0.1
+
+    @pytest.mark.parametrize("name", ["CH3OH", "CO2", "H2"])
+    def test_what_is_left_has_no_torque_and_is_the_closest(self, name):
+        atoms = molecule(name)
+        arms = torch.as_tensor(atoms.positions - atoms.positions.mean(axis=0))
+        forces = torch.randn(len(atoms), 3, dtype=torch.float64)
+        left = without_torque(forces, torch.as_tensor(atoms.positions))
+        assert torch.linalg.cross(arms, left).sum(0).abs().max() < 1e-12
+        # a projection: nothing more comes off, and what came off is a rotation's
+        again = without_torque(left, torch.as_tensor(atoms.positions))
+        torch.testing.assert_close(again, left, rtol=0, atol=1e-12)
+        assert abs(float((left * (forces - left)).sum())) < 1e-10
+
+    def test_one_atom(self):
+        reading = read(disagreeing(Atoms("O"), by=np.ones((1, 3))))
+        assert reading.risk == 0
+
+    def test_stress(self):
+        prediction = disagreeing(salt(), by=0.0)
+        full = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+        both = replace(prediction, direct_stress=full, conservative_stress=0 * full)
+        nine = np.sqrt((1 + 4 + 9 + 2 * (16 + 25 + 36)) / 9)
+        assert read(both).results["stress_delta"] == pytest.approx(nine)
+        assert "stress_delta" not in read(prediction).results
+
+
+def test_signal_contract():
+    by = np.random.default_rng(1).normal(size=(6, 3))
+    check_signal(ForceDelta(), disagreeing(rattled(), by=by))
+
+
+def test_free_atoms_alone_count_where_some_are_fixed():
+    atoms = salt()
+    atoms.set_constraint(FixAtoms([0, 1, 2]))
+    by = np.random.default_rng(2).normal(size=(len(atoms), 3))
+    by -= by.mean(axis=0)
+    reading = read(disagreeing(atoms, by=by))
+    assert reading.risk == pytest.approx(np.sqrt(np.mean(by[3:] ** 2)), rel=1e-12)
+    assert reading.risk == reading.results["force_delta_free"]
+    everything = np.sqrt(np.mean(by**2))
+    assert reading.results["force_delta"] == pytest.approx(everything, rel=1e-12)
+    atoms.set_constraint(FixAtoms(range(len(atoms))))
+    reading = read(disagreeing(atoms, by=by))
+    assert reading.risk == pytest.approx(everything, rel=1e-12)
+
+
+@pytest.mark.parametrize("interval", [0, -1, 2.0, True])
+def test_intervals_are_counts(interval):
+    with pytest.raises(ValueError, match="whole number of at least 1"):
+        ForceDelta(interval=interval)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return tap(mace_on_shared_models())
+
+
+@pytest.fixture(scope="module")
+def benzenes():
+    rng = np.random.default_rng(0)
+    frames = []
+    for _ in range(80):
+        atoms = molecule("CH3OH")
+        atoms.positions += rng.normal(0, 0.06, atoms.positions.shape)
+        frames.append(atoms)
+    return frames
+
+
+@pytest.fixture(scope="module")
+def head(teacher, benzenes):
+    return distill(benzenes, teacher, epochs=40, hidden=16)
+
+
+@pytest.fixture
+def watched(head):
+    return ReliableCalculator(
+        mace_on_shared_models(), signals=[ForceDelta(head)], policy=LIMITS
+    )
+
+
+class TestDistilledHead:
+    def test_follows_its_teacher(self, head):
+        assert head.card.report["r2"] > 0.9
+
+    def test_turns_with_the_structure(self, teacher, head):
+        atoms = rattled()
+        wanted = ["energy", "forces", "vectors"]
+        forces = head(teacher(atoms, wanted)).numpy()
+        turn = Rotation.random(random_state=3).as_matrix()
+        atoms.positions = atoms.positions @ turn.T + [1.0, 2.0, 3.0]
+        turned = head(teacher(atoms, wanted)).numpy()
+        scale = np.abs(forces).max()
+        np.testing.assert_allclose(turned, forces @ turn.T, rtol=0, atol=1e-5 * scale)
+
+    def test_disagrees_more_with_what_it_has_not_seen(self, watched, benzenes):
+        seen = [watched.assess(atoms).readings[0].risk for atoms in benzenes[:10]]
+        strange = benzenes[0].copy()
+        strange.rattle(0.3, seed=1)
+        assert watched.assess(strange).readings[0].risk > 2 * max(seen)
+
+    def test_saved_and_loaded_it_says_the_same(self, teacher, head, tmp_path):
+        path = head.save(tmp_path / "head.safetensors")
+        prediction = teacher(rattled(), ["energy", "forces", "vectors"])
+        loaded = DistilledHead.load(path)
+        torch.testing.assert_close(loaded(prediction), head(prediction))
+        assert loaded.card == head.card
+
+    def test_another_model_is_refused(self, head):
+        with pytest.raises(ModelError, match="belong to this backbone"):
+            ReliableCalculator(
+                mace_on_shared_models(1), signals=[ForceDelta(head)], policy=LIMITS
+            )
+
+    def test_a_file_of_something_else_is_refused(self, head, tmp_path):
+        path = tmp_path / "not.safetensors"
+        path.write_bytes(b"no")
+        with pytest.raises(ModelError, match="whole safetensors"):
+            DistilledHead.load(path)
+        with pytest.raises(ModelError, match="something else"):
+            head.save(path)
+
+    def test_unseen_elements_are_unreliable_by_name(self, watched):
+        assessment = watched.assess(molecule("NH3"))
+        assert assessment.level == 2
+        assert "'N'" in assessment.verdict.reasons[0]
+
+    def test_its_gradient_is_the_slope_of_u(self, head, teacher):
+        head.network.double()
+        try:
+            atoms = rattled(seed=4, amount=0.1)
+            signal = ForceDelta(head)
+
+            def value(moved):
+                graph = teacher.differentiable(moved)
+                return graph, signal.uncertainty(graph, moved)
+
+            graph, u = value(atoms)
+            (slope,) = torch.autograd.grad(u, [graph.positions])
+            for atom, axis in ((0, 0), (3, 2)):
+                sides = []
+                for sign in (1, -1):
+                    moved = atoms.copy()
+                    moved.positions[atom, axis] += sign * 1e-4
+                    sides.append(value(moved)[1].item())
+                expected = (sides[0] - sides[1]) / 2e-4
+                assert slope[atom, axis].item() == pytest.approx(expected, rel=1e-4)
+        finally:
+            head.network.float()
+
+    def test_frames_that_fail_are_counted_and_named(self, teacher, benzenes):
+        broken = benzenes[0].copy()
+        broken.positions[0] = np.nan
+        with pytest.warns(LabelWarning, match="1 of 31 frames were left out"):
+            made = distill([*benzenes[:30], broken], teacher, epochs=1, hidden=4)
+        assert made.card.training["left_out"] == 1
+
+    def test_too_few_frames_are_refused(self, teacher, benzenes):
+        with pytest.raises(ModelError, match="at least 20 frames"):
+            distill(benzenes[:3], teacher)
+
+
+def test_between_intervals_the_reading_is_absent(head):
+    signals = [ForceDelta(head, interval=3), MaxForce()]
+    policy = Policy([*LIMITS.thresholds, Threshold("max_force", 50.0, 90.0)])
+    calc = ReliableCalculator(mace_on_shared_models(), signals=signals, policy=policy)
+    seen = []
+    for seed in range(7):
+        verdict = calc.assess(rattled(seed=seed)).verdict
+        seen.append("force_delta" in calc.results)
+        assert (verdict.skipped == ("force_delta",)) != seen[-1]
+    assert seen == [True, False, False, True, False, False, True]
+    assert calc.backbone.passes == 7
+
+
+def test_a_model_without_direct_forces_says_so():
+    with pytest.raises(ValueError, match=r"force_delta.*needs \['direct_forces'\]"):
+        ReliableCalculator(
+            mace_on_shared_models(), signals=[ForceDelta()], policy=LIMITS
+        )
+
+
+class TestThresholds:
+    def test_quantiles_of_a_normal_run(self, watched, benzenes):
+        risks = sorted(watched.assess(a).readings[0].risk for a in benzenes)
+        limit = calibrate_threshold(benzenes, watched, suspect=0.5, unreliable=0.9)
+        # the conformal ranks: ceil(81 * 0.5) and ceil(81 * 0.9)
+        assert limit.suspect == pytest.approx(risks[40], rel=1e-5)
+        assert limit.unreliable == pytest.approx(risks[72], rel=1e-5)
+
+    def test_too_few_frames_say_how_many_are_needed(self, watched, benzenes):
+        with pytest.raises(LabelError, match="at least 99 frames, got 80"):
+            calibrate_threshold(benzenes, watched)
+
+    def test_error_curve_is_the_share_of_failures(self, watched, benzenes):
+        rng = np.random.default_rng(5)
+        frames, risks = [], []
+        for amount in np.linspace(0.02, 0.3, 60):
+            atoms = molecule("CH3OH")
+            atoms.positions += rng.normal(0, amount, atoms.positions.shape)
+            frames.append(atoms)
+            watched.assess(atoms)
+            risks.append(watched.results["force_delta"])
+            # a reference whose error grows with the risk
+            off = rng.normal(size=(6, 3))
+            off *= risks[-1] / np.sqrt(np.mean(off**2))
+            atoms.arrays["REF_forces"] = watched.results["forces"] + off
+        tolerance = float(np.median(risks))
+        curve = error_curve(frames, watched, tolerance=tolerance)
+        assert curve(0.5 * tolerance) == pytest.approx(1 / 62)
+        assert curve(2 * tolerance) == pytest.approx(61 / 62)
+        assert np.all(np.diff(curve.probabilities) >= 0)
+        assert curve(float("nan")) == 1.0
+        limit = curve.threshold()
+        assert 0.8 * tolerance < limit.unreliable <= tolerance
+
+    def test_labels_on_one_side_are_refused(self, watched, benzenes):
+        frames = [atoms.copy() for atoms in benzenes[:12]]
+        for atoms in frames:
+            atoms.arrays["REF_forces"] = np.zeros((6, 3))
+        with pytest.raises(LabelError, match="on each side"):
+            error_curve(frames, watched, tolerance=1e-9)
+        with pytest.raises(LabelError, match="finite reference forces"):
+            error_curve(benzenes[:12], watched, tolerance=0.1)
+
+
+def test_uncertainty_needs_direct_forces():
+    zero = torch.zeros(1, 3)
+    graph = Differentiable(zero, torch.zeros(3, 3), zero.sum(), zero, zero)
+    with pytest.raises(Exception, match="must give direct forces"):
+        ForceDelta().uncertainty(graph, Atoms("H"))
