@@ -1,0 +1,303 @@
+"""TorchANI with random weights: both ways to its networks, charges, what is refused."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+from ase.calculators.mixing import SumCalculator
+from backbones.toys import Springs
+from builders import rattled, salt, tiny_probe
+
+from uqcalc import BackboneError, Policy, ReliableCalculator, Threshold, tap
+from uqcalc.backbones.torchani import TorchANIBackbone
+from uqcalc.signals import MaxForce
+from uqcalc.testing import check_backbone, contract_frames
+
+
+pytest.importorskip("torchani")
+
+SYMBOLS = ("H", "C", "N", "O", "S", "F", "Cl")
+WANTED = ["energy", "forces"]
+ALL = [*WANTED, "stress"]
+
+
+def ani_2x(members=2, seed=0):
+    """The architecture of ANI-2x; its loader would download the weights."""
+    from torchani.arch import Assembler
+
+    assembler = Assembler(periodic_table_index=True)
+    assembler.set_symbols(SYMBOLS)
+    assembler.set_global_cutoff_fn("cosine")
+    assembler.set_aev_computer(radial="ani2x", angular="ani2x", strategy="pyaev")
+    assembler.set_atomic_networks(ctor="ani2x")
+    assembler.set_neighborlist("all_pairs")
+    assembler.set_gsaes_as_self_energies("wb97x-631gd")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return assembler.assemble(members).requires_grad_(False).eval()
+
+
+def ani_q(seed=0, *, merged=False):
+    """Energies, charges and a pair repulsion, as in ANIq."""
+    from torchani.arch import simple_aniq
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = simple_aniq(
+            SYMBOLS,
+            lot="wb97x-631gd",
+            strategy="pyaev",
+            bias=True,
+            merge_charge_networks=merged,
+        )
+        return model.requires_grad_(False).eval()
+
+
+def double(model, **options):
+    return model.double().ase(**options)
+
+
+def crystal(pbc=True):
+    """Methanol in a small skew cell, or in a film of it."""
+    atoms = rattled()
+    if pbc is True:
+        atoms.cell = [(5.2, 0.0, 0.0), (0.4, 5.0, 0.0), (0.3, 0.5, 5.4)]
+    else:
+        atoms.cell = [(5.2, 0.0, 0.0), (0.4, 5.0, 0.0), (0.0, 0.0, 9.0)]
+    atoms.pbc = pbc
+    return atoms
+
+
+FRAMES = {name: contract_frames()[name] for name in ("molecule", "atom")}
+FRAMES["crystal"] = crystal()
+
+
+# (calculator, options of the contract)
+CONTRACTS = {
+    "2x": (lambda: double(ani_2x()), {}),
+    "2x fdotr": (lambda: double(ani_2x(), stress_kind="fdotr"), {}),
+    # the repulsion is steep: the error of a difference goes with the step squared
+    "q": (lambda: double(ani_q()), {"finite_difference_step": 3e-4}),
+    # a total of -3114 eV has a resolution of 2e-4 eV in float32
+    "2x float32": (
+        lambda: ani_2x().ase(),
+        {"finite_difference_step": 1e-2, "force_atol": 2e-2},
+    ),
+}
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_contract(name, frame):
+    """Frame by frame: called outright, the bare calculator keeps a crystal's stress."""
+    make, options = CONTRACTS[name]
+    check_backbone(make, {frame: FRAMES[frame]}, **options)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return TorchANIBackbone(double(ani_2x()))
+
+
+def test_batches_are_as_alone_whatever_came_before(backbone):
+    assert "stress" in backbone(FRAMES["crystal"], ALL).results
+    many = backbone.predict_many(list(FRAMES.values()), WANTED)
+    for got, frame in zip(many, FRAMES.values(), strict=True):
+        alone = TorchANIBackbone(double(ani_2x()))(frame, WANTED)
+        assert got.energy == alone.energy
+        assert got.results.keys() == {"energy", "forces"}
+
+
+def test_is_found_and_says_what_it_is(backbone):
+    found = tap(double(ani_2x()))
+    assert isinstance(found, TorchANIBackbone)
+    assert found.fingerprint == backbone.fingerprint
+    assert found.feature_dim == 1008
+    assert found.elements == {1, 6, 7, 8, 9, 16, 17}
+    assert "charges" not in found.provides
+
+
+def test_other_classes_called_calculator_are_not_taken_for_it():
+    with pytest.raises(BackboneError, match="must be one that can be tapped"):
+        tap(Calculator())
+
+
+def test_in_a_sum():
+    """A sum asks for energy, forces and stress one after the other: one pass."""
+    atoms = FRAMES["crystal"]
+    ours = tap(SumCalculator([double(ani_2x()), Springs()]))
+    alone = tap(double(ani_2x()))(atoms, ALL)
+    got = ours(atoms, ALL)
+    assert ours.passes == 1
+    assert got.energy == alone.energy
+    assert torch.equal(got.features, alone.features)
+    springs = Springs().get_potential_energy(atoms)
+    assert got.results["energy"] == pytest.approx(alone.energy + springs, abs=1e-9)
+
+
+@pytest.mark.parametrize("wanted", [WANTED, ALL], ids=["no stress", "stress"])
+def test_features_are_the_aevs(backbone, wanted):
+    """The model goes two ways to its networks: with stress, and without."""
+    atoms = FRAMES["crystal"]
+    model = backbone.calculator.model
+    aevs = model.aev_computer(
+        model.species_converter(torch.tensor(atoms.numbers)[None]),
+        torch.tensor(atoms.positions)[None],
+        torch.tensor(atoms.cell.array),
+        torch.tensor(atoms.pbc),
+    )[0]
+    got = backbone(atoms, wanted)
+    torch.testing.assert_close(got.features, aevs, rtol=1e-12, atol=1e-12)
+    assert ("stress" in got.results) == ("stress" in wanted)
+
+
+class TestOnePass:
+    def test_for_everything_a_user_reads(self):
+        atoms = crystal()
+        atoms.calc = ReliableCalculator(
+            double(ani_2x(members=3)),
+            signals=[MaxForce()],
+            policy=Policy([Threshold("max_force", suspect=50.0, unreliable=100.0)]),
+        )
+        atoms.get_forces()
+        atoms.get_potential_energy()
+        assert atoms.get_stress().shape == (6,)
+        assert atoms.calc.backbone.passes == 1
+
+    def test_with_a_probe(self, backbone):
+        atoms = rattled()
+        probe = tiny_probe(backbone)
+        atoms.calc = ReliableCalculator(double(ani_2x()), probe=probe)
+        atoms.get_forces()
+        assert 0.0 <= atoms.calc.results["probe_reliability"] <= 1.0
+        assert atoms.calc.backbone.passes == 1
+        atoms.info["note"] = "step 12"
+        atoms.get_forces()
+        assert atoms.calc.backbone.passes == 1
+
+
+class TestCharges:
+    @pytest.mark.parametrize("wanted", [WANTED, ALL], ids=["no stress", "stress"])
+    def test_are_the_models_with_stress_and_without(self, wanted):
+        atoms = FRAMES["crystal"]
+        calculator = double(ani_q())
+        got = TorchANIBackbone(calculator)(atoms, wanted)
+        reference = calculator.model(
+            (torch.tensor(atoms.numbers)[None], torch.tensor(atoms.positions)[None]),
+            torch.tensor(atoms.cell.array),
+            torch.tensor(atoms.pbc),
+        ).atomic_charges[0]
+        torch.testing.assert_close(got.charges, reference, rtol=1e-9, atol=1e-12)
+        assert float(got.charges.abs().max()) > 1e-3
+        assert float(got.charges.sum()) == pytest.approx(0.0, abs=1e-12)
+        assert got.charges.grad_fn is None
+
+    def test_of_networks_that_give_energies_too(self):
+        ours = TorchANIBackbone(double(ani_q(merged=True)))
+        got = ours(rattled(), WANTED)
+        assert got.charges.shape == (6,)
+        assert got.features.shape == (6, 1008)
+        assert ours.passes == 1
+
+
+class TestFilm:
+    """Periodic in two directions: right along the axes, and refused across them."""
+
+    def test_is_the_limit_of_more_and_more_vacuum(self, backbone):
+        film = crystal(pbc=(True, True, False))
+        far = film.copy()
+        far.pbc = True
+        far.cell[2, 2] = 30.0
+        got, reference = backbone(film, WANTED), backbone(far, WANTED)
+        assert got.energy == pytest.approx(reference.energy, abs=1e-9)
+        np.testing.assert_allclose(got.forces, reference.forces, atol=1e-9)
+        outside = film.copy()
+        outside.translate((3.0, -8.0, 7.0))
+        assert backbone(outside, WANTED).energy == pytest.approx(got.energy, abs=1e-9)
+
+    @pytest.mark.parametrize("axis", ["x", (1, 2, 3)])
+    def test_is_refused_where_torchani_gets_it_wrong(self, backbone, axis):
+        film = crystal(pbc=(True, True, False))
+        turned = film.copy()
+        turned.rotate(61.0, axis, rotate_cell=True)
+        bare = double(ani_2x())
+        bare.calculate(turned, WANTED)
+        assert abs(bare.results["energy"] - backbone(film, WANTED).energy) > 0.05
+        with pytest.raises(BackboneError, match="must lie along their axes"):
+            backbone(turned, WANTED)
+
+    def test_without_a_third_vector_is_evaluated(self, backbone):
+        film = crystal(pbc=(True, True, False))
+        flat = film.copy()
+        flat.cell[2] = 0.0
+        expected = backbone(film, WANTED).energy
+        assert backbone(flat, WANTED).energy == pytest.approx(expected, abs=1e-9)
+
+
+class TestFingerprint:
+    def test_survives_casts_and_fusing(self, backbone):
+        assert TorchANIBackbone(ani_2x().ase()).fingerprint == backbone.fingerprint
+        # fused networks run on a GPU only: they call NVTX
+        fused = TorchANIBackbone(double(ani_2x().to_infer_model()))
+        assert fused.fingerprint == backbone.fingerprint
+
+    def test_tells_models_apart(self, backbone):
+        model = ani_2x().double()
+        names = {
+            "as made": backbone.fingerprint,
+            "seed": TorchANIBackbone(double(ani_2x(seed=1))).fingerprint,
+            "members": TorchANIBackbone(double(ani_2x(members=3))).fingerprint,
+            "charges": TorchANIBackbone(double(ani_q())).fingerprint,
+        }
+        tensors = {
+            "one weight": next(model.neural_networks.parameters()),
+            "self energy": model.energy_shifter.self_energies,
+            "descriptor": model.aev_computer.radial.shifts,
+        }
+        for what, tensor in tensors.items():
+            tensor.view(-1)[:1] += 1e-3
+            names[what] = TorchANIBackbone(model.ase()).fingerprint
+            tensor.view(-1)[:1] -= 1e-3
+        model.set_active_members([0])
+        names["a member switched off"] = TorchANIBackbone(model.ase()).fingerprint
+        assert len(set(names.values())) == len(names), names
+
+
+def test_leaves_no_hook_behind_and_copies_stay_possible():
+    calculator = double(ani_q())
+    dtype = torch.get_default_dtype()
+    TorchANIBackbone(calculator)(FRAMES["crystal"], ALL)
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks
+        for module in calculator.model.modules()
+    )
+    assert torch.get_default_dtype() == dtype
+    copied = TorchANIBackbone(copy.deepcopy(calculator))
+    assert copied(rattled(), WANTED).features.shape == (6, 1008)
+
+
+class TestRefuses:
+    def test_scripted_models(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch: TorchScript is deprecated
+            scripted = ani_2x().ase(jit=True)
+        with pytest.raises(BackboneError, match=r"must be eager.*jit=False"):
+            tap(scripted)
+
+    def test_stress_by_thirteen_passes(self):
+        with pytest.raises(BackboneError, match="takes one pass, got 'numerical'"):
+            tap(double(ani_2x(), stress_kind="numerical"))
+
+    def test_elements_it_does_not_know(self, backbone):
+        with pytest.raises(BackboneError, match=r"got \['Na'\]"):
+            backbone(salt(), WANTED)
+
+    def test_nothing_to_evaluate(self, backbone):
+        with pytest.raises(BackboneError, match="at least one atom"):
+            backbone(Atoms(), WANTED)

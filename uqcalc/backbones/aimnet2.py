@@ -1,0 +1,207 @@
+"""AIMNet2: the learned vector of each atom, read before the output is trimmed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, final
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from uqcalc.backbones.base import Capture, Prediction
+from uqcalc.backbones.fingerprint import fingerprint
+from uqcalc.backbones.lazy import LazyBackbone
+from uqcalc.backbones.prediction import geometry
+from uqcalc.errors import BackboneError
+
+
+@final
+class AIMNet2Backbone(LazyBackbone):
+    """An ``AIMNet2ASE``; features of shape (atoms, 256), and charges.
+
+    Charge and multiplicity come from ``atoms.info`` as for the bare calculator, with
+    one difference: what the ``info`` of one structure says does not stick to the next
+    that says nothing, which is evaluated with the calculator's own charge.
+    """
+
+    name = "aimnet2"
+
+    def __init__(self, calculator: Any, model_calculator: Any | None = None) -> None:
+        owner = calculator if model_calculator is None else model_calculator
+        base = owner.base_calc
+        if getattr(base, "_cuda_graph", None) is not None:
+            msg = (
+                "AIMNet2Calculator must have cuda_graph=False to be tapped, got True: "
+                "replayed graphs run past the tap; build it with cuda_graph=False"
+            )
+            raise BackboneError(msg)
+        super().__init__(
+            calculator,
+            owner,
+            feature_dim=_width(base.model),
+            fingerprint=_fingerprint(base),
+            elements=_elements(owner),
+        )
+        self.provides |= {"charges"}
+
+    @contextmanager
+    def armed(self) -> Iterator[Capture]:
+        """Listen in where the output of a pass is cut down to what users get.
+
+        Hooks would not do: scripted models refuse them, and any hook takes the model
+        off its fast path on a GPU.
+        """
+        captured = Capture([], [])
+        owner = self.model_calculator
+        base, charge, mult = owner.base_calc, owner.charge, owner.mult
+        others = vars(base).get("process_output")
+        process_output = base.process_output
+
+        def listen(data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            captured.features.append(_rows(data, "aim"))
+            captured.charges.append(_rows(data, "charges"))
+            trimmed: dict[str, torch.Tensor] = process_output(data)
+            return trimmed
+
+        base.process_output = listen
+        try:
+            yield captured
+        finally:
+            del base.process_output
+            if others is not None:
+                base.process_output = others
+            if owner.charge != charge:
+                owner.set_charge(charge)
+            if owner.mult != mult:
+                owner.set_mult(mult)
+
+    def extra_state(self, atoms: Atoms) -> dict[str, Any]:
+        """Charge and, where the model reads it, multiplicity."""
+        charge, mult = _charge_and_mult(self.model_calculator, atoms)
+        nse = self.model_calculator.base_calc.is_nse
+        return {"charge": charge, "mult": mult} if nse else {"charge": charge}
+
+    def predict_many(
+        self, frames: Sequence[Atoms], wanted: Sequence[str] = ("energy", "forces")
+    ) -> list[Prediction]:
+        """Evaluate molecules in one native batch; periodic frames one by one."""
+        owner = self.model_calculator
+        periodic = any(frame.pbc.any() for frame in frames)
+        if self.calculator is not owner or periodic or len(frames) < 2:
+            return super().predict_many(frames, wanted)
+        for frame in frames:
+            self.check_structure(frame)
+        with self.armed() as captured:
+            output = owner.base_calc(
+                _ragged(owner, frames),
+                forces=True,
+                validate_species=owner.validate_species,
+            )
+        self.passes += len(captured.features)
+        sizes = [len(frame) for frame in frames]
+        features = self.feature_rows(captured, sum(sizes)).split(sizes)
+        charges = captured.charges[0].split(sizes)
+        energies = output["energy"].detach().cpu().tolist()
+        forces = output["forces"].detach().cpu().split(sizes)
+        return [
+            _prediction(*parts)
+            for parts in zip(frames, energies, forces, features, charges, strict=True)
+        ]
+
+
+def _rows(data: dict[str, torch.Tensor], key: str) -> torch.Tensor:
+    """Return one row for each atom of a pass's raw output."""
+    rows = data[key].detach()
+    if data["coord"].ndim == 2:
+        return rows[: len(data["nbmat"]) - 1]  # the last one is padding
+    return rows.squeeze(0)  # small molecules on a GPU: (1, atoms, ...), unpadded
+
+
+def _charge_and_mult(owner: Any, atoms: Atoms) -> tuple[Any, Any]:
+    """Return what ``AIMNet2ASE`` would take for this structure, in its order."""
+    charge = atoms.info.get("charge")
+    mult = atoms.info.get("mult", atoms.info.get("spin"))
+    return (
+        owner.charge if charge is None else charge,
+        owner.mult if mult is None or not owner.base_calc.is_nse else mult,
+    )
+
+
+def _ragged(owner: Any, frames: Sequence[Atoms]) -> dict[str, torch.Tensor]:
+    """Return many molecules as one input, told apart by ``mol_idx``."""
+    device = owner.base_calc.device
+    charges, mults = zip(*(_charge_and_mult(owner, f) for f in frames), strict=True)
+    index = np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])
+    positions = np.concatenate([frame.positions for frame in frames])
+    return {
+        "coord": torch.tensor(positions, dtype=torch.float32, device=device),
+        "numbers": torch.tensor(
+            np.concatenate([frame.numbers for frame in frames]), device=device
+        ),
+        "charge": torch.tensor(charges, dtype=torch.float32, device=device),
+        "mult": torch.tensor(mults, dtype=torch.float32, device=device),
+        "mol_idx": torch.tensor(index, device=device),
+    }
+
+
+def _prediction(
+    frame: Atoms,
+    energy: float,
+    force: torch.Tensor,
+    features: torch.Tensor,
+    charges: torch.Tensor,
+) -> Prediction:
+    forces = force.numpy()
+    return Prediction(
+        **geometry(frame),
+        results={"energy": energy, "forces": forces, "charges": charges.cpu().numpy()},
+        energy=energy,
+        forces=forces,
+        conservative_forces=forces,
+        features=features,
+        charges=charges,
+    )
+
+
+def _width(model: torch.nn.Module) -> int:
+    """Return the width of ``aim``: what the last message-passing layer puts out."""
+    # by name, as scripted models have no other way to tell
+    biases = [
+        value
+        for name, value in model.named_parameters()
+        if name.startswith("mlps.") and name.endswith(".bias")
+    ]
+    if not biases:
+        msg = (
+            "model must be an AIMNet2 network to give an 'aim' vector for each atom, "
+            f"got {type(model).__name__}; use a released AIMNet2 model"
+        )
+        raise BackboneError(msg)
+    return len(biases[-1])
+
+
+def _elements(owner: Any) -> frozenset[int] | None:
+    if owner.implemented_species is None or not owner.validate_species:
+        return None
+    return frozenset(int(z) for z in owner.implemented_species)
+
+
+def _fingerprint(base: Any) -> str:
+    """Hash the network, and what is added to its energy outside of it.
+
+    How long-range Coulomb is summed (and how far) is a choice for a run, no part of
+    the model: a periodic structure changes it by itself.
+    """
+    dispersion = base.external_dftd3
+    constants: list[object] = [
+        round(float(base.cutoff), 6),
+        base.external_coulomb is not None,
+    ]
+    if dispersion is not None:
+        terms = (dispersion.s6, dispersion.s8, dispersion.a1, dispersion.a2)
+        constants.extend(round(float(term), 6) for term in terms)
+    values = base.model.state_dict().values()
+    floats = [value for value in values if value.is_floating_point()]
+    return fingerprint("aimnet2", floats, constants)
