@@ -14,9 +14,9 @@ from pathlib import Path
 import ase.io
 import numpy as np
 from ase import Atoms
+from latent import LatentDistance
 from ramp import BatchedForces, batched
 from safetensors.torch import load
-from sklearn.covariance import LedoitWolf
 
 from halting.runs import Run
 from uqcalc.backbones import Prediction
@@ -43,28 +43,6 @@ class Signals:
     max_force: np.ndarray
     distance_mean: np.ndarray
     distance_max: np.ndarray
-
-
-class LatentDistance:
-    """Mahalanobis distance of each atom's features to the training set's.
-
-    One shrunk covariance (Ledoit & Wolf 2004, doi:10.1016/S0047-259X(03)00096-4) per
-    element, from the frames that the potential was trained on.
-    """
-
-    def __init__(self, numbers: np.ndarray, features: np.ndarray) -> None:
-        self.fits = {
-            int(z): LedoitWolf().fit(features[numbers == z]) for z in np.unique(numbers)
-        }
-
-    def __call__(self, numbers: np.ndarray, features: np.ndarray) -> np.ndarray:
-        """Return the distance of every atom."""
-        distances = np.empty(len(numbers))
-        for z in np.unique(numbers):
-            rows = numbers == z
-            squared = self.fits[int(z)].mahalanobis(features[rows])
-            distances[rows] = np.sqrt(squared)
-        return distances
 
 
 def bundled() -> BatchedForces:

@@ -1,0 +1,1 @@
+"""Small Orbs for all-silica zeolites, and what their signals say."""

@@ -23,11 +23,12 @@ from orb_models.forcefield.atomic_system import ase_atoms_to_atom_graphs
 from orb_models.forcefield.base import AtomGraphs, batch_graphs
 from orb_models.forcefield.direct_regressor import DirectForcefieldRegressor
 from scipy.spatial.transform import Rotation
+
 from zeolites.frames import TRAINED, UNSEEN, require_data, silica, split, topology
 
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-from small_orb import architecture, save_orb  # noqa: E402
+from small_orb.model import architecture, save_orb
 
 
 SIZE = {"latent": 64, "hidden": 128, "steps": 3}

@@ -1,9 +1,9 @@
 """A small Orb for all-silica zeolites: direct forces and an energy, 288 k parameters.
 
-    from small_orb import small_orb
+    from small_orb.model import small_orb
     atoms.calc = ORBCalculator(small_orb(), device="cpu")
 
-What it was trained on and how good it is stands in small_orb.md.
+What it was trained on and how good it is stands in README.md beside this file.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def architecture(
 
 
 def small_orb(
-    path: str | Path = HERE / "small_orb.safetensors",
+    path: str | Path = HERE / "weights.safetensors",
 ) -> DirectForcefieldRegressor:
     """Return the trained model, frozen, in float32."""
     with safe_open(path, framework="pt") as file:

@@ -1,0 +1,10 @@
+"""Parts of `distilled_head.py`: structures, signals, costs, pictures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+# molecules, GFN2-xTB labels and batched heating are those of the bundled potential
+sys.path.insert(0, str(Path(__file__).parents[1] / "default_model"))

@@ -1,0 +1,77 @@
+"""Crystals for CHGNet, with the PBE(+U) forces of the benchmark sets of MatterSim."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.io import read
+
+from uqcalc import Backbone, tap
+
+
+SEED = 22
+LARGEST = 40  # atoms
+TEACHING, TESTED = 500, 150
+KNOWN = "mptrj-random-1k"
+SETS = {
+    "held-out MPtrj": KNOWN,
+    "highest stress": "mptrj-highest-stress-1k",
+    "high T and p": "mpf-TP",
+    "alkali, high T and p": "mpf-alkali-TP",
+    "random cells": "random-TP",
+}
+FORCES = "REF_forces"
+
+
+def chgnet() -> Backbone:
+    """Return CHGNet 0.3.0, tapped."""
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
+        from chgnet.model.dynamics import CHGNetCalculator
+
+        return tap(CHGNetCalculator(use_device="cpu", on_isolated_atoms="ignore"))
+
+
+def require_data(folder: Path) -> None:
+    """Leave with one clear line where the labels are absent."""
+    missing = [name for name in SETS.values() if not _path(folder, name).is_file()]
+    if missing:
+        raise SystemExit(f"needs {missing} as .xyz in {folder.name}, see --data")
+
+
+def teaching_frames(folder: Path) -> list[Atoms]:
+    """Return ordinary structures: a random part of MPtrj, which CHGNet has seen."""
+    return _drawn(folder, KNOWN)[:TEACHING]
+
+
+def labelled_blocks(folder: Path) -> dict[str, list[Atoms]]:
+    """Return the test blocks; PBE(+U) forces in ``REF_forces``, eV/Å."""
+    return {
+        block: _drawn(folder, name)[TEACHING if name == KNOWN else 0 :][:TESTED]
+        for block, name in SETS.items()
+    }
+
+
+def materials(frames: Sequence[Atoms]) -> list[str]:
+    """Return the reduced formula of each."""
+    return [str(atoms.symbols.formula.reduce()[0]) for atoms in frames]
+
+
+def _drawn(folder: Path, name: str) -> list[Atoms]:
+    """Return the small structures of a set in random order."""
+    frames = []
+    for atoms in read(_path(folder, name), ":"):
+        if len(atoms) <= LARGEST:
+            plain = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
+            plain.arrays[FORCES] = atoms.get_forces()
+            frames.append(plain)
+    order = np.random.default_rng(SEED).permutation(len(frames))
+    return [frames[i] for i in order]
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.xyz"

@@ -1,0 +1,38 @@
+"""The adversarial block: structures on which one member contradicts itself."""
+
+from __future__ import annotations
+
+from ase import Atoms
+
+from uqcalc import (
+    Backbone,
+    ForceDelta,
+    Policy,
+    ReliableCalculator,
+    Threshold,
+    attack,
+)
+from uqcalc.ascent import AttackSettings
+from zeolites.blocks import attack_starts
+
+
+STARTS = 12
+STEPS = 14
+# U climbs from 0.05 to several eV/Å in these; atoms keep 0.7 of their covalent radii
+SETTINGS = AttackSettings(
+    alpha=2.0, beta=0.002, steps=STEPS, max_step=0.06, closest=0.7
+)
+LIMITS = Policy([Threshold("force_delta", suspect=0.15, unreliable=0.3)])
+
+
+def attacked(backbone: Backbone) -> list[Atoms]:
+    """Return every frame of every path, its start left out."""
+    calculator = ReliableCalculator(backbone, signals=[ForceDelta()], policy=LIMITS)
+    made = []
+    for index, atoms in enumerate(attack_starts(STARTS)):
+        for path in attack(atoms, calculator, SETTINGS):
+            for frame in path.frames[1:]:
+                plain = Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=True)
+                plain.info["path"] = index
+                made.append(plain)
+    return made

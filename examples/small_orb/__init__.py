@@ -1,0 +1,1 @@
+"""A small Orb for all-silica zeolites, and what is known of it."""

@@ -1,0 +1,90 @@
+"""Squeeze a zeolite until a direct-force potential contradicts itself.
+
+Needs no labels: the limit on Force Delta comes from a quiet run of one's own. The
+small Orb in ``small_orb/`` knows all-silica zeolites at ambient pressure and no more.
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from ase import units
+from ase.io import read
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import thermalize_momenta
+from orb_models.forcefield.calculator import ORBCalculator
+from small_orb.model import small_orb
+
+from uqcalc import (
+    ForceDelta,
+    Monitor,
+    Policy,
+    ReliableCalculator,
+    Threshold,
+    calibrate_threshold,
+)
+
+
+parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+parser.add_argument("--normal", type=int, default=400, help="steps of the quiet run")
+parser.add_argument("--steps", type=int, default=1200, help="steps of squeezing")
+parser.add_argument("--picture", default="zeolite_md.png")
+given = parser.parse_args()
+rng = np.random.default_rng(7)
+
+
+def watched(policy):
+    return ReliableCalculator(
+        ORBCalculator(small_orb(), device="cpu"), signals=[ForceDelta()], policy=policy
+    )
+
+
+def langevin(atoms):
+    return Langevin(
+        atoms, 1.0 * units.fs, temperature_K=400, friction=0.02, fixcm=False, rng=rng
+    )
+
+
+# 1. A quiet run says what is normal; every fourth frame is kept.
+atoms = read(Path(__file__).parent / "zeolite.xyz")
+atoms.calc = watched(Policy([Threshold("force_delta", suspect=10.0, unreliable=20.0)]))
+thermalize_momenta(atoms, temperature_K=400, rng=rng)
+quiet = []
+dyn = langevin(atoms)
+dyn.attach(lambda: quiet.append(atoms.copy()), interval=4)
+dyn.run(given.normal)
+# Fewer frames than 99 cannot show a quantile of 0.99.
+high = min(0.99, len(quiet) / (len(quiet) + 2))
+limit = calibrate_threshold(quiet, atoms.calc, suspect=0.9 * high, unreliable=high)
+# A frame counts as bad where U is well outside what the quiet run showed.
+limit = Threshold("force_delta", limit.unreliable, 1.5 * limit.unreliable)
+
+# 2. Squeeze: the edges shrink by 0.02 % a step, until the monitor halts the run.
+atoms.calc = watched(Policy([limit]))
+dyn = langevin(atoms)
+volumes = []
+
+
+def squeeze():
+    volumes.append(atoms.get_volume() / len(atoms))
+    atoms.set_cell(atoms.cell.array * 0.9998, scale_atoms=True)
+
+
+monitor = Monitor(dyn, log="zeolite.jsonl", flagged="flagged.xyz")
+dyn.attach(squeeze)
+dyn.run(given.steps)
+print(monitor.summary())
+
+# 3. The picture: U over the squeezing, and the volume it was halted at.
+history = monitor.history
+u = [event.readings["force_delta"] for event in history]
+figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+axes.semilogy(u, color="#2c6e9e", lw=0.8)
+axes.axhline(limit.suspect, color="#d9a441", lw=1, label="99 % of the quiet run")
+axes.axhline(limit.unreliable, color="#b3312c", lw=1, label="limit")
+axes.set(xlabel="step of squeezing (1 fs)", ylabel="Force Delta (eV/Å)")
+axes.legend(frameon=False, loc="upper left")
+if monitor.halted:
+    axes.set_title(f"halted at {volumes[-1]:.1f} Å³/atom, from {volumes[0]:.1f}")
+figure.savefig(given.picture, dpi=160)
