@@ -17,6 +17,7 @@ SMALL = {
     "screen_structures.py": ["--names", "CH4", "HCN"],
     "judge_trajectory.py": [str(EXAMPLES / "ethanol.xyz")],
     "fit_a_probe.py": ["--frames", "60", "--epochs", "3"],
+    "zeolite_md.py": ["--normal", "24", "--steps", "6"],
 }
 
 
@@ -29,6 +30,9 @@ def test_example(name, tmp_path, monkeypatch, capsys):
     import_mace()
     if name == "fit_a_probe.py":
         pytest.importorskip("tblite")
+    if name == "zeolite_md.py":
+        pytest.importorskip("orb_models")
+        monkeypatch.syspath_prepend(str(EXAMPLES))  # as for a script run from there
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, *SMALL[name]])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")

@@ -305,3 +305,29 @@ def test_uncertainty_needs_direct_forces():
     graph = Differentiable(zero, torch.zeros(3, 3), zero.sum(), zero, zero)
     with pytest.raises(Exception, match="must give direct forces"):
         ForceDelta().uncertainty(graph, Atoms("H"))
+
+
+def test_the_slope_along_a_strain_is_true_too(head):
+    """A box of the molecule, strained with the cell it lies in."""
+    backbone = tap(mace_on_shared_models())
+    atoms = rattled(seed=4, amount=0.1)
+    atoms.center(vacuum=1.0)
+    atoms.pbc = True
+    signal = ForceDelta(head)
+    head.network.double()
+    try:
+        graph = backbone.differentiable(atoms)
+        u = signal.uncertainty(graph, atoms)
+        (slope,) = torch.autograd.grad(u, [graph.strain])
+        sides = []
+        for sign in (1, -1):
+            cell = atoms.cell.array.copy()
+            cell[:, 1] *= 1 + sign * 1e-5
+            strained = atoms.copy()
+            strained.set_cell(cell, scale_atoms=True)
+            graph = backbone.differentiable(strained)
+            sides.append(signal.uncertainty(graph, strained).item())
+        expected = (sides[0] - sides[1]) / 2e-5
+        assert slope[1, 1].item() == pytest.approx(expected, rel=1e-3)
+    finally:
+        head.network.float()

@@ -1,6 +1,8 @@
 """Potentials by name: what each opens, and what is said where it cannot."""
 
+import logging
 import sys
+import warnings
 
 import pytest
 import torch
@@ -77,3 +79,81 @@ def test_weights_out_of_reach_come_with_the_command_that_fetches_them(monkeypatc
 def test_only_some_models_bring_a_probe():
     with pytest.raises(ModelError, match=r"uqcalc fit labelled.xyz --model mace_mp"):
         shipped_probe("mace_mp:small")
+
+
+# ----------------------------------------------------------------- Orb
+
+
+URL = "https://weights.example/orb-v2-20241011.ckpt"
+
+
+def orb_loader(monkeypatch, act):
+    pretrained = pytest.importorskip("orb_models.forcefield.pretrained")
+
+    def load(weights_path=URL, device=None, compile=None):  # noqa: A002
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("high")
+        torch.rand(3)
+        warnings.warn("Setting global torch default dtype to float32.", stacklevel=1)
+        logging.getLogger("cached_path").error("nothing there")
+        return act(weights_path)
+
+    monkeypatch.setitem(pretrained.ORB_PRETRAINED_MODELS, "orb-v2", load)
+
+
+def test_an_orb_opens_and_leaves_torch_as_it_was(monkeypatch, caplog, tmp_path):
+    pytest.importorskip("orb_models")
+    from backbones.orbs import default_dtype, orb_model
+
+    given = []
+    orb_loader(
+        monkeypatch, lambda at: given.append(at) or orb_model(dtype=torch.float32)
+    )
+    (tmp_path / "my.ckpt").touch()
+    with default_dtype(torch.float64):
+        before = torch.get_rng_state()
+        for name in ("orb:orb-v2", f"orb:orb-v2:{tmp_path / 'my.ckpt'}"):
+            calculator = open_model(name, device="cpu")
+        assert torch.get_default_dtype() == torch.float64
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert given == [URL, str(tmp_path / "my.ckpt")]
+    assert caplog.records == []
+    assert calculator.get_forces(molecule("H2O")).shape == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            ConnectionError("HTTPSConnectionPool(...): Max retries exceeded"),
+            rf"got ConnectionError; fetch .* curl -LO {URL} and pass --model "
+            r"orb:orb-v2:orb-v2-20241011.ckpt$",
+        ),
+        (RuntimeError("size mismatch"), rf"of that very model, got {URL} \(Runtime"),
+    ],
+)
+def test_an_orb_out_of_reach_is_told_in_one_line(monkeypatch, caplog, error, words):
+    def act(_):
+        raise error
+
+    orb_loader(monkeypatch, act)
+    with pytest.raises(ModelError, match=words) as raised:
+        open_model("orb:orb-v2", device="cpu")
+    assert "\n" not in str(raised.value)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "words"),
+    [
+        ("orb", None, r"name of orb must be one of \['orb-d3.* got ''"),
+        ("orb:orb-v1", None, "got 'orb-v1'"),  # withdrawn
+        ("orb:orb-v2:no.ckpt", None, "must name a file that exists, got 'no.ckpt'"),
+        ("orb:orb-v2", "float64", "dtype must be 'float32' for orb"),
+    ],
+)
+def test_orbs_that_cannot_be(name, dtype, words):
+    pytest.importorskip("orb_models")
+    with pytest.raises(ModelError, match=words):
+        open_model(name, device="cpu", dtype=dtype)

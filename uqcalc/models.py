@@ -1,15 +1,17 @@
 """Potentials by name: what `--model` and a run file's `model` may say.
 
-Only `mace_off` and `mace_mp` reach out to the network, and only where their weights
-are not yet in MACE's own cache.
+Only `mace_off`, `mace_mp` and `orb` reach out to the network, and only where their
+weights are not yet in the cache of their package.
 """
 
 from __future__ import annotations
 
+import inspect
+import logging
 import pickle
 import warnings
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,9 @@ def open_model(
     ----------
     name : str
         ``"default"`` (the bundled MACE), ``"chgnet"``, ``"mace:FILE"`` (or the file
-        alone), ``"mace_off:SIZE"`` or ``"mace_mp:SIZE"`` with a size that MACE knows.
+        alone), ``"mace_off:SIZE"`` or ``"mace_mp:SIZE"`` with a size that MACE knows;
+        ``"orb:NAME"`` with a name of Orb's (``"orb:orb-v3-direct-20-mpa"``), and
+        ``"orb:NAME:FILE"`` for its weights in a file.
         MACE's files are Python pickles: open only those whose source you trust.
     device : str
         Torch device; "auto" is "cuda" where there is one, else "cpu".
@@ -157,8 +161,79 @@ def _mace_foundation(family: str) -> Callable[[str, str, str | None], BaseCalcul
     return open_it
 
 
+def _orb(detail: str, device: str, dtype: str | None) -> BaseCalculator:
+    if dtype == "float64":
+        msg = "dtype must be 'float32' for orb, got 'float64'; leave it out"
+        raise ModelError(msg)
+    try:
+        with _quiet():
+            from orb_models.forcefield import pretrained
+            from orb_models.forcefield.calculator import ORBCalculator
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("the model 'orb'", "orb-models", "orb") from error
+    name, _, file = detail.partition(":")
+    urls = _orb_urls(pretrained.ORB_PRETRAINED_MODELS)
+    if name not in urls:
+        msg = f"name of orb must be one of {sorted(urls)}, got {name!r}"
+        raise ModelError(msg)
+    if file and not Path(file).is_file():
+        msg = f"model 'orb:NAME:FILE' must name a file that exists, got {file!r}"
+        raise ModelError(msg)
+    load = pretrained.ORB_PRETRAINED_MODELS[name]
+    try:
+        with _orb_manners():
+            model = load(file or urls[name], device=device, compile=False)
+    except _NO_MODEL as error:  # also of a download that was cut
+        msg = (
+            f"weights of orb:{name} must be of that very model, got "
+            f"{file or urls[name]} ({type(error).__name__}); fetch them again, or name "
+            "the model they are of"
+        )
+        raise ModelError(msg) from error
+    except OSError as error:
+        url = urls[name]
+        msg = (
+            f"weights of orb:{name} must be in Orb's cache or within reach, got "
+            f"{type(error).__name__}; fetch them where there is a network with: curl "
+            f"-LO {url} and pass --model orb:{name}:{url.rpartition('/')[2]}"
+        )
+        raise ModelError(msg) from error
+    calculator: BaseCalculator = ORBCalculator(model, device=device)
+    return calculator
+
+
+def _orb_urls(loaders: dict[str, Callable[..., Any]]) -> dict[str, str]:
+    """Return where the weights of each potential are; withdrawn ones have none."""
+    paths = {
+        name: inspect.signature(load).parameters["weights_path"].default
+        for name, load in loaders.items()
+        if not name.startswith("separate")  # dispersion alone
+    }
+    return {name: path for name, path in paths.items() if path is not None}
+
+
+@contextmanager
+def _orb_manners() -> Iterator[None]:
+    """Keep torch's settings and random state, which loading an Orb changes."""
+    import torch
+
+    dtype, matmul = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    logger = logging.getLogger("cached_path")
+    level = logger.level
+    torch.set_default_dtype(torch.float32)
+    logger.setLevel(logging.CRITICAL)  # a failed download is told once, by us
+    try:
+        with torch.random.fork_rng(devices=[]), _quiet():
+            warnings.filterwarnings("ignore", message="Setting global torch default")
+            yield
+    finally:
+        logger.setLevel(level)
+        torch.set_default_dtype(dtype)
+        torch.set_float32_matmul_precision(matmul)
+
+
 class _quiet(warnings.catch_warnings):
-    """Leave out what MACE says about TorchScript and pickles at every start."""
+    """Leave out what MACE and Orb say of TorchScript and pickles at every start."""
 
     def __enter__(self) -> None:
         super().__enter__()
@@ -172,5 +247,13 @@ _OPENERS: dict[str, Callable[[str, str, str | None], BaseCalculator]] = {
     "mace": _mace_file,
     "mace_off": _mace_foundation("mace_off"),
     "mace_mp": _mace_foundation("mace_mp"),
+    "orb": _orb,
 }
-_USAGE = ("default", "chgnet", "mace:FILE", "mace_off:SIZE", "mace_mp:SIZE")
+_USAGE = (
+    "default",
+    "chgnet",
+    "mace:FILE",
+    "mace_off:SIZE",
+    "mace_mp:SIZE",
+    "orb:NAME",
+)

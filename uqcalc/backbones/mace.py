@@ -157,7 +157,10 @@ class MACEBackbone(Backbone):
             output = owner.models[0](inputs, training=True, compute_force=False)
         energy = output["energy"].sum() * owner.energy_units_to_eV
         last = output["node_feats"][:, -self._width :]
-        (gradient,) = torch.autograd.grad(energy, [positions], create_graph=True)
+        # with respect to the strained ones: forces of the strained structure
+        (gradient,) = torch.autograd.grad(
+            energy, [inputs["positions"]], create_graph=True
+        )
         return Differentiable(
             positions=positions,
             strain=strain,

@@ -93,5 +93,6 @@ def differentiable_pass(
         energy = energy + repulsion["energy"].sum()
         if direct is not None and "forces" in repulsion:
             direct = direct + repulsion["forces"]
-    (gradient,) = torch.autograd.grad(energy, [positions], create_graph=True)
+    # with respect to the strained ones: forces of the strained structure
+    (gradient,) = torch.autograd.grad(energy, [moved], create_graph=True)
     return Differentiable(positions, strain, energy, features, -gradient, direct)

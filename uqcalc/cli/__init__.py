@@ -5,7 +5,9 @@ from __future__ import annotations
 import typer
 
 from uqcalc.cli.annotate import annotate
+from uqcalc.cli.attack import attack
 from uqcalc.cli.demo import demo
+from uqcalc.cli.distill import distill
 from uqcalc.cli.evaluate import evaluate
 from uqcalc.cli.fit import fit
 from uqcalc.cli.info import info
@@ -17,5 +19,5 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, fit, evaluate, annotate, info, run):
+for command in (demo, fit, distill, evaluate, annotate, attack, info, run):
     app.command()(command)

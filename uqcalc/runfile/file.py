@@ -27,6 +27,7 @@ from uqcalc.runfile.sections import (
     Section,
     folder_of,
 )
+from uqcalc.runfile.signals import ForceDeltaSection
 
 
 class RunFile(Section):
@@ -45,7 +46,8 @@ class RunFile(Section):
     model : str
         As `uqcalc.open_model` takes it.
     probe : str or None
-        By default the one that comes with the model.
+        By default the one that comes with the model; models without one need it, or
+        ``force_delta``.
     device : str
     dtype : {"float32", "float64"} or None
     """
@@ -61,6 +63,7 @@ class RunFile(Section):
     dtype: Literal["float32", "float64"] | None = None
     md: MdSection | None = None
     relax: RelaxSection | None = Field(default=None, validate_default=True)
+    force_delta: ForceDeltaSection | None = None
     policy: PolicySection = PolicySection()
     outputs: OutputSection = Field(OutputSection(), validate_default=True)
     _folder: Path = PrivateAttr(default=Path())
@@ -124,6 +127,9 @@ class RunFile(Section):
         kind, _, detail = self.model.partition(":")
         if kind == "mace" and detail:
             return f"mace:{self.at(detail)}"
+        if kind == "orb" and ":" in detail:
+            name, _, weights = detail.partition(":")
+            return f"orb:{name}:{self.at(weights)}"
         file = self.at(self.model)
         return f"mace:{file}" if file.is_file() else self.model
 
@@ -205,6 +211,7 @@ _SECTIONS: Mapping[tuple[Any, ...], type[Section]] = {
     (): RunFile,
     ("md",): MdSection,
     ("relax",): RelaxSection,
+    ("force_delta",): ForceDeltaSection,
     ("policy",): PolicySection,
     ("outputs",): OutputSection,
 }

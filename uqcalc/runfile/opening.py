@@ -10,12 +10,14 @@ from ase.io import read
 
 from uqcalc.annotations import unlabelled_copy
 from uqcalc.calculator import ReliableCalculator
-from uqcalc.default import shipped_probe
+from uqcalc.default import SHIPPED_PROBES, shipped_probe
 from uqcalc.errors import RunFileError
 from uqcalc.models import open_model
+from uqcalc.policy import Policy, Threshold
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.reading import UNREADABLE
 from uqcalc.runfile.file import RunFile
+from uqcalc.signals import ForceDelta, Signal
 
 
 def open_structure(file: RunFile) -> Atoms:
@@ -47,17 +49,44 @@ def open_structure(file: RunFile) -> Atoms:
 
 
 def open_calculator(file: RunFile) -> ReliableCalculator:
-    """Open the potential and its probe, with the cutoffs of the file if it has any.
+    """Open the potential with its probe, with Force Delta, or with both.
 
     Raises
     ------
     ModelError, ProbeError, BackboneError
         As `uqcalc.open_model` and `ReliableCalculator` do.
     """
-    if file.probe is None:
-        probe = shipped_probe(file.model)
-    else:
-        probe = Probe.load(file.at(file.probe))
+    signals: list[Signal] = []
+    thresholds: list[Threshold] = []
+    if (delta := file.force_delta) is not None:
+        head = None if delta.head is None else file.at(delta.head)
+        signals.append(ForceDelta(head, interval=delta.interval))
+        limits = (delta.suspect_eV_per_A, delta.unreliable_eV_per_A)
+        thresholds.append(Threshold(ForceDelta.name, *limits))
+    probe = _probe(file, needed=not signals)
+    if probe is not None:
+        thresholds[:0] = _probe_policy(file, probe).thresholds
+    model = open_model(file.model_at(), device=file.device, dtype=file.dtype)
+    policy = Policy(thresholds)
+    return ReliableCalculator(model, probe=probe, signals=signals, policy=policy)
+
+
+def _probe(file: RunFile, *, needed: bool) -> Probe | None:
+    if file.probe is not None:
+        return Probe.load(file.at(file.probe))
+    if needed or file.model in SHIPPED_PROBES:
+        return shipped_probe(file.model)
+    if file.policy.suspect is not None or file.policy.unreliable is not None:
+        problem = (
+            "policy: must leave out suspect and unreliable, which are cutoffs on "
+            "P(reliable), where there is no probe; name a probe"
+        )
+        raise RunFileError(str(file.path), [problem])
+    return None
+
+
+def _probe_policy(file: RunFile, probe: Probe) -> Policy:
+    """Return the probe's policy, with the cutoffs of the file if it has any."""
     card, policy = probe.card, file.policy
     suspect = card.suspect if policy.suspect is None else policy.suspect
     unreliable = card.unreliable if policy.unreliable is None else policy.unreliable
@@ -70,9 +99,7 @@ def open_calculator(file: RunFile) -> ReliableCalculator:
             "own; give both"
         )
         raise RunFileError(str(file.path), [problem])
-    card = replace(card, suspect=suspect, unreliable=unreliable)
-    model = open_model(file.model_at(), device=file.device, dtype=file.dtype)
-    return ReliableCalculator(model, probe=probe, policy=card.policy())
+    return replace(card, suspect=suspect, unreliable=unreliable).policy()
 
 
 def check_structure(file: RunFile, atoms: Atoms) -> None:

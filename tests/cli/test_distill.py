@@ -1,0 +1,43 @@
+"""`uqcalc distill`, with files only."""
+
+import pytest
+from ase.build import molecule
+from ase.io import write
+from builders import import_mace
+from typer.testing import CliRunner
+
+from uqcalc import DistilledHead
+from uqcalc.cli import app
+
+
+import_mace()
+
+
+@pytest.fixture
+def frames(tmp_path):
+    made = [molecule("CH3OH") for _ in range(30)]
+    for seed, atoms in enumerate(made):
+        atoms.rattle(0.05, seed=seed)
+    write(tmp_path / "frames.xyz", made)
+    return tmp_path / "frames.xyz"
+
+
+def invoke(*words):
+    return CliRunner().invoke(app, ["distill", *map(str, words)])
+
+
+def test_distill_writes_a_head_and_says_how_good_it_is(frames, tmp_path):
+    output = tmp_path / "head.safetensors"
+    done = invoke(frames, "-o", output, "--epochs", 3, "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    report = DistilledHead.load(output).card.report
+    assert f"R² {report['r2']:.3f}" in done.stdout
+    assert "27 frames, 3 more held out" in done.stdout
+
+
+def test_nothing_else_is_written_over(frames):
+    before = frames.read_bytes()
+    done = invoke(frames, "-o", frames)
+    assert done.exit_code == 1
+    assert "something else" in done.stderr
+    assert frames.read_bytes() == before
