@@ -99,6 +99,10 @@ def run_ranking(folder: Path) -> None:
     pooled = _row("all pooled", list(readings.values()))
     mean = _mean_row(rows)
     checks = [_row(f"{n}, CHGNet as reference", [o]) for n, o in opinions.items()]
+    other = readings | opinions
+    checks.append(_row("all pooled, CHGNet as reference", list(other.values())))
+    again = [_row(name, [block]) for name, block in other.items()]
+    checks.append(_mean_row(again) | {"block": "mean over blocks, CHGNet as reference"})
     targets = [
         target(
             "Spearman of Force Delta, pooled",

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from uqcalc.adversarial import attack
     from uqcalc.annotation_file import annotate_file
     from uqcalc.annotations import annotated_copy, read_assessment
+    from uqcalc.ascent import AttackSettings
+    from uqcalc.attackpath import AttackPath
     from uqcalc.backbones import Backbone, Prediction, tap
     from uqcalc.backbones.committee import Committee
     from uqcalc.backbones.rotation import RotationAverage
@@ -50,6 +53,8 @@ if TYPE_CHECKING:
 _HOME = {
     "AnnotationSummary": "tally",
     "Assessment": "records",
+    "AttackPath": "attackpath",
+    "AttackSettings": "ascent",
     "Backbone": "backbones",
     "BackboneError": "errors",
     "Committee": "backbones.committee",
@@ -89,6 +94,7 @@ _HOME = {
     "annotate": "trajectory",
     "annotate_file": "annotation_file",
     "annotated_copy": "annotations",
+    "attack": "adversarial",
     "calibrate_threshold": "thresholds",
     "default_calculator": "default",
     "distill": "distillation",
@@ -106,6 +112,8 @@ _HOME = {
 __all__ = [
     "AnnotationSummary",
     "Assessment",
+    "AttackPath",
+    "AttackSettings",
     "Backbone",
     "BackboneError",
     "Committee",
@@ -145,6 +153,7 @@ __all__ = [
     "annotate",
     "annotate_file",
     "annotated_copy",
+    "attack",
     "calibrate_threshold",
     "default_calculator",
     "distill",

@@ -63,5 +63,5 @@ def draw(
     right.axhline(1.5, lw=0.8, color="#8a8a8a")
     right.set(xlabel="Spearman's r with the true error", xlim=(-0.2, 1.02))
     right.grid(axis="y", lw=0.4, color="#dddddd")
-    right.legend(fontsize=8, loc="lower left", frameon=False)
+    right.legend(fontsize=8, loc="lower left", framealpha=1.0, edgecolor="none")
     save_figure(figure, RESULTS / "force_delta.png")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import pickle
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from backbones.toys import ModuleCalculator, Springs, mace_on_shared_models
 from builders import rattled
 
 from uqcalc import BackboneError, MaxForce, Policy, ReliableCalculator, Threshold, tap
+from uqcalc.testing import check_backbone
 
 
 WANTED = ["energy", "forces"]
@@ -32,7 +36,7 @@ def hooks(calculator):
 @pytest.mark.parametrize(
     ("calculator", "module", "message"),
     [
-        (EMT(), None, r"can be tapped \(CHGNetCalculator, MACECalculator.*got EMT"),
+        (EMT(), None, r"can be tapped \(.*MACECalculator.*got EMT"),
         ("mace", None, "must be an ASE calculator, got str; pass an instance"),
         (None, None, "must be an ASE calculator, got NoneType"),
         (ModuleCalculator(), None, r'got ModuleCalculator.*module="model.readout"'),
@@ -206,3 +210,65 @@ class TestNoTrace:
             got = twin(rattled(), WANTED)
             assert torch.equal(got.features, expected.features)
             assert got.energy == expected.energy
+
+
+class TestThirdParty:
+    """A package that declares an entry point is found by its metadata alone."""
+
+    MODULE = """
+from backbones.toys import ModuleCalculator
+from uqcalc.backbones.base import Backbone
+from uqcalc.backbones.hooks import listen_to_output
+
+class TheirCalculator(ModuleCalculator):
+    pass
+
+class TheirBackbone(Backbone):
+    name = "theirs"
+
+    def __init__(self, calculator, model_calculator):
+        super().__init__(
+            calculator, model_calculator, feature_dim=5, fingerprint="theirs:0"
+        )
+
+    def armed(self):
+        readout = self.model_calculator.model.readout
+        return listen_to_output(readout, lambda output: output)
+"""
+    ENTRY_POINTS = "[uqcalc.backbones]\nTheirCalculator = their_uq:TheirBackbone\n"
+
+    @pytest.fixture
+    def theirs(self, tmp_path, monkeypatch):
+        """Install it, as pip would: a module and a folder of metadata."""
+        (tmp_path / "their_uq.py").write_text(self.MODULE, encoding="utf-8")
+        metadata = tmp_path / "their_uq-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: their-uq\nVersion: 1.0\n", encoding="utf-8"
+        )
+        (metadata / "entry_points.txt").write_text(self.ENTRY_POINTS, encoding="utf-8")
+        monkeypatch.syspath_prepend(tmp_path)
+        yield importlib.import_module("their_uq")
+        del sys.modules["their_uq"]
+
+    def test_is_tapped(self, theirs):
+        backbone = tap(theirs.TheirCalculator())
+        assert type(backbone) is theirs.TheirBackbone
+        assert backbone(rattled("H2O"), WANTED).features.shape == (3, 5)
+        check_backbone(theirs.TheirCalculator, [rattled("H2O")])
+
+    def test_is_tapped_inside_a_sum(self, theirs):
+        own = theirs.TheirCalculator()
+        backbone = tap(SumCalculator([own, Springs()]))
+        assert type(backbone) is theirs.TheirBackbone
+        assert backbone.model_calculator is own
+
+    def test_is_named_where_nothing_is_found(self, theirs):
+        with pytest.raises(BackboneError, match=r"TheirCalculator.* got EMT"):
+            tap(EMT())
+
+    def test_is_unknown_without_its_metadata(self, theirs, tmp_path):
+        shutil.rmtree(tmp_path / "their_uq-1.0.dist-info")
+        importlib.invalidate_caches()
+        with pytest.raises(BackboneError, match="got TheirCalculator"):
+            tap(theirs.TheirCalculator())

@@ -26,6 +26,22 @@ def fingerprint(
     return f"{kind}:{digest.hexdigest()[:16]}"
 
 
+def combined(kind: str, parts: Iterable[str], constants: Iterable[object] = ()) -> str:
+    """Return ``kind:hash`` of several fingerprints, in order.
+
+    What `same_model` says of each of two models, it says of two combinations of them.
+    """
+    cores, _, rests = zip(*(part.partition("-") for part in parts), strict=True)
+    name = f"{kind}:{_digest([cores, *constants])}"
+    if CONVERTED in rests:
+        return f"{name}-{CONVERTED}"
+    return f"{name}-{_digest(rests)}" if any(rests) else name
+
+
+def _digest(what: object) -> str:
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+
+
 # Stands in for the hash of weights that a conversion keeps in another basis.
 CONVERTED = "converted"
 

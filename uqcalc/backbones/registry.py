@@ -15,11 +15,18 @@ from uqcalc.errors import BackboneError
 
 GROUP = "uqcalc.backbones"
 
-# Name of the calculator class -> where its backbone lives. A new backbone is one
-# file and one line here; third parties use the entry-point group instead.
+# Name of the calculator class (with its module where the name alone could be any's)
+# -> where its backbone lives. A new backbone is one file and one line here; third
+# parties use the entry-point group instead.
 BUILT_IN: dict[str, str] = {
     "MACECalculator": "uqcalc.backbones.mace:MACEBackbone",
     "CHGNetCalculator": "uqcalc.backbones.chgnet:CHGNetBackbone",
+    "AIMNet2ASE": "uqcalc.backbones.aimnet2:AIMNet2Backbone",
+    "torchani.ase.Calculator": "uqcalc.backbones.torchani:TorchANIBackbone",
+    "ORBCalculator": "uqcalc.backbones.orb:OrbBackbone",
+    "SevenNetCalculator": "uqcalc.backbones.sevennet:SevenNetBackbone",
+    "PESCalculator": "uqcalc.backbones.matgl:MatGLBackbone",
+    "MetatomicCalculator": "uqcalc.backbones.metatomic:MetatomicBackbone",
 }
 
 
@@ -37,7 +44,7 @@ def tap(
     Parameters
     ----------
     calculator : ase calculator
-        MACE and CHGNet calculators are known by themselves, also inside a
+        Those of the packages in README.md are known by themselves, also inside a
         ``SumCalculator``. A `Backbone` is returned as it is.
     module : str, optional
         For any other calculator around a ``torch.nn.Module``: the dotted path, from
@@ -83,7 +90,11 @@ def _parts(calculator: BaseCalculator) -> list[BaseCalculator]:
 
 
 def _known_name(calculator: BaseCalculator, known: dict[str, str]) -> str | None:
-    names = (cls.__name__ for cls in type(calculator).__mro__)
+    names = (
+        name
+        for cls in type(calculator).__mro__
+        for name in (f"{cls.__module__}.{cls.__qualname__}", cls.__name__)
+    )
     return next((name for name in names if name in known), None)
 
 

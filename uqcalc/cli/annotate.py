@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from uqcalc.cli.console import DeviceOption, ModelOption, errors_as_messages, out
+from uqcalc.cli.judging import HeadOption, LimitsOption, judging
 
 
 if TYPE_CHECKING:
+    from ase.calculators.calculator import BaseCalculator
+
+    from uqcalc.calculator import ReliableCalculator
     from uqcalc.tally import AnnotationSummary
 
 
-def annotate(
+def annotate(  # noqa: PLR0913  (one option each)
     source: Annotated[Path, typer.Argument(help="Any trajectory that ASE reads.")],
     output: Annotated[
         Path,
@@ -31,6 +35,8 @@ def annotate(
         Path | None,
         typer.Option(help="The probe; default and chgnet bring their own."),
     ] = None,
+    head: HeadOption = None,
+    limits: LimitsOption = None,
     device: DeviceOption = "auto",
     worst: Annotated[
         int, typer.Option(min=0, help="How many of the worst frames to list.")
@@ -43,10 +49,9 @@ def annotate(
     """
     with errors_as_messages("frames so far are on disk; the same command goes on"):
         import uqcalc
-        from uqcalc.default import shipped_probe
 
-        judge = uqcalc.ReliableCalculator(
-            uqcalc.open_model(model, device=device), probe or shipped_probe(model)
+        judge = _judge(
+            uqcalc.open_model(model, device=device), model, probe, head, limits
         )
         try:
             summary = uqcalc.annotate_file(source, output, judge, worst=worst)
@@ -56,6 +61,29 @@ def annotate(
         _show(summary)
     if summary.failed:
         raise typer.Exit(code=1)
+
+
+def _judge(
+    calculator: BaseCalculator,
+    name: str,
+    probe: Path | None,
+    head: Path | None,
+    limits: tuple[float, float] | None,
+) -> ReliableCalculator:
+    """Judge by the probe, by Force Delta where limits on it are given, or by both."""
+    from uqcalc.calculator import ReliableCalculator
+    from uqcalc.default import SHIPPED_PROBES, shipped_probe
+    from uqcalc.probe.checkpoint import Probe
+
+    if probe is not None:
+        loaded = Probe.load(probe)
+    elif limits is None or name in SHIPPED_PROBES:
+        loaded = shipped_probe(name)
+    else:
+        return judging(calculator, None, head, limits)
+    if limits is None and head is None:
+        return ReliableCalculator(calculator, loaded)
+    return judging(calculator, loaded, head, limits)
 
 
 def _show(summary: AnnotationSummary) -> None:

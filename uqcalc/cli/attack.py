@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from uqcalc.cli.console import DeviceOption, ModelOption, errors_as_messages, out
+from uqcalc.cli.judging import HeadOption, LimitsOption, judging
 from uqcalc.progress import progress_bar
 
 
@@ -34,17 +34,8 @@ def attack(  # noqa: PLR0913  (one option each)
     probe: Annotated[
         Path | None, typer.Option(help="A probe, to be read as well.")
     ] = None,
-    head: Annotated[
-        Path | None,
-        typer.Option(help="A distilled head, for a potential without direct forces."),
-    ] = None,
-    limits: Annotated[
-        tuple[float, float] | None,
-        typer.Option(
-            help="SUSPECT and UNRELIABLE above these, in eV/Å of Force Delta; without "
-            "limits and probe every frame is SUSPECT."
-        ),
-    ] = None,
+    head: HeadOption = None,
+    limits: LimitsOption = None,
     steps: Annotated[int, typer.Option(help="Most steps of a path.")] = 50,
     alpha: Annotated[
         float, typer.Option(help="Weight of the gradient of U, in Å³/eV.")
@@ -90,8 +81,11 @@ def attack(  # noqa: PLR0913  (one option each)
             max_energy_rise=max_energy_rise,
         )
         target, atoms = _new_file(output), _last_frame(structure)
-        judge = _calculator(
-            uqcalc.open_model(model, device=device), probe, head, limits
+        judge = judging(
+            uqcalc.open_model(model, device=device),
+            None if probe is None else uqcalc.Probe.load(probe),
+            head,
+            limits,
         )
         paths = _attacked(atoms, judge, settings, target)
     _show(paths)
@@ -117,26 +111,6 @@ def _last_frame(structure: Path) -> Atoms:
     from uqcalc.reading import read_frames
 
     return read_frames(structure)[-1]
-
-
-def _calculator(
-    model: Any,
-    probe: Path | None,
-    head: Path | None,
-    limits: tuple[float, float] | None,
-) -> ReliableCalculator:
-    import uqcalc
-
-    loaded = None if probe is None else uqcalc.Probe.load(probe)
-    thresholds = [] if loaded is None else [*loaded.card.policy().thresholds]
-    if limits is not None:
-        thresholds.append(uqcalc.Threshold("force_delta", *limits))
-    if not thresholds:  # nobody has said what is reliable, so nothing is
-        never = sys.float_info.max
-        thresholds.append(uqcalc.Threshold("force_delta", 0.0, never))
-    return uqcalc.ReliableCalculator(
-        model, loaded, [uqcalc.ForceDelta(head)], uqcalc.Policy(thresholds)
-    )
 
 
 def _attacked(

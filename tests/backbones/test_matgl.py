@@ -1,0 +1,281 @@
+"""What is MatGL's own: layers by kind of model, and the unit of the stress."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms, units
+from ase.calculators.lj import LennardJones
+from ase.calculators.mixing import SumCalculator
+from builders import rattled, salt
+
+from uqcalc import (
+    BackboneError,
+    MaxForce,
+    Policy,
+    ReliableCalculator,
+    Threshold,
+    tap,
+)
+from uqcalc.testing import check_backbone, contract_frames
+from uqcalc.testing.instruments import counted_calls
+
+
+# which also silences what matgl 4.1.2 has nvalchemi-toolkit-ops 0.5 say at import
+pytest.importorskip("matgl.ext.ase")
+from matgl.apps.pes import Potential
+from matgl.ext.ase import M3GNetCalculator, PESCalculator
+from matgl.models import QET, CHGNet, M3GNet, MEGNet, SO3Net, TensorNet
+
+
+# MatGL has no neighbour lists for films
+FRAMES = {name: contract_frames()[name] for name in ("molecule", "crystal", "atom")}
+WANTED = ["energy", "forces"]
+ELEMENTS = ("H", "C", "O", "Na", "Cl")
+EXTENSIVE = {"element_types": ELEMENTS, "is_intensive": False}
+MODELS = {
+    "TensorNet": lambda: TensorNet(**EXTENSIVE, units=16),
+    "QET": lambda: QET(element_types=ELEMENTS, units=16),
+    "M3GNet": lambda: M3GNet(**EXTENSIVE, units=16, dim_node_embedding=12),
+    "CHGNet": lambda: CHGNet(element_types=ELEMENTS, dim_atom_embedding=16),
+    "SO3Net": lambda: SO3Net(**EXTENSIVE, dim_node_embedding=16, lmax=2),
+}
+WIDTHS = dict.fromkeys(MODELS, 16) | {"M3GNet": 12}
+
+
+def potential(kind="TensorNet", *, seed=0, **options):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = MODELS[kind]().eval()
+    options = {"calc_charge": kind == "QET"} | options
+    return Potential(model=model, **options).eval()
+
+
+def matgl(kind="TensorNet", *, unit="eV/A3", seed=0, cls=PESCalculator, **options):
+    return cls(potential(kind, seed=seed, **options), stress_unit=unit)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_contract(kind):
+    check_backbone(lambda: matgl(kind), FRAMES)
+
+
+@pytest.mark.parametrize("voigt", [True, False])
+def test_contract_in_gigapascals(voigt):
+    check_backbone(
+        lambda: PESCalculator(potential(), use_voigt=voigt),
+        {"salt": FRAMES["crystal"]},
+    )
+
+
+def test_contract_without_warp():
+    """Kernels of its own are there only where nvalchemi-toolkit-ops is."""
+
+    def make():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = TensorNet(**EXTENSIVE, units=16, use_warp=False).eval()
+        return PESCalculator(Potential(model=model).eval(), stress_unit="eV/A3")
+
+    check_backbone(make, FRAMES)
+
+
+def test_contract_in_a_sum():
+    check_backbone(
+        lambda: SumCalculator([matgl(), LennardJones(sigma=1.5, rc=4.0)]),
+        {"salt": FRAMES["crystal"]},
+    )
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_what_it_provides(kind):
+    backbone = tap(matgl(kind))
+    charges = {"charges"} if kind == "QET" else set()
+    assert backbone.provides == charges | {
+        "features",
+        "energy",
+        "forces",
+        "conservative_forces",
+        "stress",
+        "conservative_stress",
+    }
+    atoms = salt()
+    with counted_calls() as calls:
+        got = backbone(atoms, WANTED)
+    assert calls[kind] == 1
+    assert got.features.shape == (8, WIDTHS[kind])
+    if charges:
+        np.testing.assert_array_equal(got.charges, got.results["charges"])
+        assert got.charges.abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", ["TensorNet", "M3GNet", "CHGNet", "SO3Net"])
+def test_features_rebuild_the_energy(kind):
+    """The readout, applied by hand to the tapped features, gives the energy."""
+    backbone = tap(matgl(kind, data_mean=0.5, data_std=2.0))
+    got = backbone(rattled(), WANTED)
+    readout = backbone.model_calculator.potential.model.final_layer
+    with torch.no_grad():
+        energies = readout(got.features)
+    expected = 0.5 + 2.0 * float(energies.sum())
+    assert got.energy == pytest.approx(expected, rel=1e-5)
+
+
+class TestStress:
+    def test_in_gigapascals_is_handed_on_and_not_taken_for_one(self):
+        atoms = salt()
+        bare = matgl(unit="GPa")
+        bare.calculate(atoms)
+        pascals = tap(matgl(unit="GPa"))
+        ours = pascals(atoms, WANTED)
+        np.testing.assert_array_equal(ours.results["stress"], bare.results["stress"])
+        assert "stress" not in pascals.provides
+        theirs = tap(matgl())(atoms, WANTED)
+        np.testing.assert_allclose(
+            ours.conservative_stress, theirs.conservative_stress, rtol=1e-5
+        )
+        ratio = ours.results["stress"] / theirs.results["stress"]
+        np.testing.assert_allclose(ratio, 1 / units.GPa, rtol=1e-5)
+
+    def test_is_absent_where_the_potential_gives_none(self):
+        backbone = tap(matgl(calc_stresses=False))
+        assert not backbone.provides & {"stress", "conservative_stress"}
+        got = backbone(salt(), WANTED)
+        assert got.conservative_stress is None
+        assert "stress" not in got.results
+
+    def test_of_a_molecule_is_not_passed_on(self):
+        assert tap(matgl())(rattled(), WANTED).conservative_stress is None
+
+
+class TestPassLeavesNothing:
+    def test_but_the_layers_without_their_graph(self):
+        """MatGL keeps them with it, and cannot be copied after use."""
+        calculator = matgl("M3GNet")
+        model = calculator.potential.model
+        tap(calculator)(rattled(), WANTED)
+        layers = model.feature_dict
+        assert not layers["final"].requires_grad
+        assert not layers["gc_1"]["node_feat"].requires_grad
+        assert not any(module._forward_hooks for module in model.modules())
+        copy.deepcopy(calculator)
+
+
+class TestBatch:
+    @pytest.mark.parametrize("kind", ["TensorNet", "QET"])
+    def test_many_frames_are_one_pass(self, kind):
+        backbone = tap(matgl(kind))
+        frames = [salt(), rattled(), rattled("H2O")]
+        frames[1].set_initial_charges([1.0, 0, 0, 0, 0, 0])
+        together = backbone.predict_many(frames)
+        assert backbone.passes == 1
+        for many, frame in zip(together, frames, strict=True):
+            one = backbone(frame, WANTED)
+            assert many.energy == pytest.approx(one.energy, abs=1e-5)
+            if kind == "QET":
+                total = float(frame.get_initial_charges().sum())
+                assert float(many.charges.sum()) == pytest.approx(total, abs=1e-5)
+                torch.testing.assert_close(many.charges, one.charges)
+
+    def test_is_not_made_where_the_calculator_has_a_state_of_its_own(self):
+        calculator = matgl("QET")
+        calculator.total_charge = torch.tensor(1.0)
+        backbone = tap(calculator)
+        charges = [p.charges for p in backbone.predict_many([salt(), rattled()])]
+        assert backbone.passes == 2
+        assert [float(c.sum()) for c in charges] == pytest.approx([1.0, 1.0], abs=1e-5)
+
+
+def test_a_change_of_the_charge_is_evaluated():
+    """ASE looks at initial charges: a change of them is evaluated."""
+    atoms = rattled()
+    atoms.calc = ReliableCalculator(
+        matgl("QET"),
+        signals=[MaxForce()],
+        policy=Policy([Threshold("max_force", suspect=10.0, unreliable=20.0)]),
+    )
+    energies = [atoms.get_potential_energy()]
+    atoms.set_initial_charges([1.0, 0, 0, 0, 0, 0])
+    energies.append(atoms.get_potential_energy())
+    atoms.info["note"] = "step 12"
+    energies.append(atoms.get_potential_energy())
+    assert atoms.calc.backbone.passes == 2
+    assert energies[0] != energies[1] == energies[2]
+
+
+class TestRefusals:
+    def test_of_other_models(self):
+        model = MEGNet(element_types=ELEMENTS)
+        model.element_types, model.cutoff = ELEMENTS, 4.0
+        calculator = PESCalculator(Potential(model=model), stress_unit="eV/A3")
+        with pytest.raises(BackboneError, match=r"one of \['CHGNet', .*got MEGNet"):
+            tap(calculator)
+
+    def test_of_compiled_models(self):
+        calculator = matgl()
+        calculator.potential.model = torch.compile(calculator.potential.model)
+        with pytest.raises(BackboneError, match="compile_model=False"):
+            tap(calculator)
+
+    @pytest.mark.parametrize("option", ["calc_forces", "debug_mode"])
+    def test_of_potentials_without_forces(self, option):
+        options = {option: option == "debug_mode", "calc_stresses": False}
+        with pytest.raises(BackboneError, match="must give forces"):
+            tap(matgl(**options))
+
+    @pytest.mark.parametrize(
+        ("atoms", "words"),
+        [
+            (contract_frames()["film"], r"MatGL, got \[True, True, False\]"),
+            (Atoms("Po"), r"matgl model, got \['Po'\]"),
+        ],
+    )
+    def test_of_structures_before_any_pass(self, atoms, words):
+        backbone = tap(matgl())
+        with pytest.raises(BackboneError, match=words):
+            backbone(atoms, WANTED)
+        assert backbone.passes == 0
+
+
+class TestFingerprint:
+    def test_tells_models_apart(self):
+        names = {
+            tap(matgl()).fingerprint,
+            tap(matgl(seed=1)).fingerprint,
+            tap(matgl("QET")).fingerprint,
+            tap(matgl(data_mean=0.5)).fingerprint,
+            tap(matgl(data_std=2.0)).fingerprint,
+            tap(matgl(element_refs=[1.0, 2.0, 3.0, 4.0, 5.0])).fingerprint,
+        }
+        assert len(names) == 6
+
+    def test_is_of_the_model_alone(self):
+        doubled = matgl()
+        doubled.potential.double()
+        names = {
+            tap(matgl()).fingerprint,
+            tap(matgl(unit="GPa")).fingerprint,
+            tap(doubled).fingerprint,
+            tap(PESCalculator(potential(), use_voigt=True)).fingerprint,
+        }
+        assert len(names) == 1
+
+
+@pytest.mark.parametrize("cls", [PESCalculator, M3GNetCalculator])
+def test_verdicts_in_one_pass_a_geometry(cls):
+    atoms = salt()
+    atoms.calc = ReliableCalculator(
+        matgl(cls=cls),
+        signals=[MaxForce()],
+        policy=Policy([Threshold("max_force", suspect=10.0, unreliable=20.0)]),
+    )
+    with counted_calls() as calls:
+        for _ in range(3):
+            atoms.get_forces()
+            atoms.get_potential_energy()
+            atoms.get_stress()
+            atoms.rattle(0.01, seed=2)
+    assert calls["TensorNet"] == atoms.calc.backbone.passes == 3

@@ -1,0 +1,34 @@
+"""`--require-run`, with which a backbone's tests cannot pass by being skipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+pytest_plugins = ["pytester"]
+SOURCES = {
+    "test_absent": "import pytest\npytest.skip('none', allow_module_level=True)",
+    "test_skipped": "import pytest\n@pytest.mark.skip\ndef test_one(): pass",
+    "test_there": "def test_two(): pass",
+}
+
+
+@pytest.mark.parametrize(
+    ("required", "exit_code", "said"),
+    [
+        ([], 0, None),
+        (["test_there"], 0, None),
+        (["test_absent"], 1, "no test ran in test_absent"),
+        (["test_there", "test_skipped"], 1, "no test ran in test_skipped"),
+        (["test_nowhere"], 1, "no test ran in test_nowhere"),
+    ],
+)
+def test_exit_code(pytester, required, exit_code, said):
+    pytester.makeconftest(Path(__file__).with_name("conftest.py").read_text("utf-8"))
+    pytester.makepyfile(**SOURCES)
+    options = [word for name in required for word in ("--require-run", name)]
+    run = pytester.runpytest_subprocess(*options, "-p", "no:cacheprovider")
+    assert run.ret == exit_code
+    assert (said is None) or said in run.stdout.str()

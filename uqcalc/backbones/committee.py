@@ -1,0 +1,168 @@
+"""A committee of any calculators: how far they agree, read in every evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, final
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
+
+from uqcalc.backbones.base import Backbone
+from uqcalc.backbones.fingerprint import combined
+from uqcalc.backbones.prediction import Capture, Prediction
+from uqcalc.backbones.registry import tap
+from uqcalc.backbones.several import Several, SeveralCalculator
+from uqcalc.errors import BackboneError
+
+
+@final
+class Committee(Several):
+    """Several calculators as one backbone, for `uqcalc.ForceSpread` and the like.
+
+    Its calculator gives the members' mean energy and forces (and stress, where all
+    have one), and their own in ``energy_comm`` (members,) and ``forces_comm``
+    (members, atoms, 3). Features, charges and vectors are the first member's. A
+    geometry costs one pass of every member.
+
+    Energies of potentials that count from different zeros have a mean and a spread
+    that say little; forces do not know of the zero.
+
+    Parameters
+    ----------
+    calculators : sequence of ase calculators or Backbones
+        Two or more. `uqcalc.tap` must know the first; another that it does not know is
+        evaluated as it is, and taken to be conservative.
+
+    Raises
+    ------
+    BackboneError
+        If there are fewer than two, the first cannot be tapped, or one gives no
+        energy or no forces.
+
+    Examples
+    --------
+    >>> committee = Committee([CHGNetCalculator(), mace_mp("small")])  # doctest: +SKIP
+    >>> atoms.calc = ReliableCalculator(
+    ...     committee,
+    ...     signals=[ForceSpread()],
+    ...     policy=Policy([Threshold("force_spread", suspect=0.05, unreliable=0.2)]),
+    ... )  # doctest: +SKIP
+    """
+
+    name = "committee"
+
+    def __init__(self, calculators: Sequence[BaseCalculator | Backbone]) -> None:
+        listed = list(calculators) if isinstance(calculators, Sequence) else []
+        if len(listed) < 2:
+            got = len(listed) if listed else type(calculators).__name__
+            msg = (
+                f"committee must have at least two calculators, got {got}; pass them "
+                "as a list: Committee([one, other])"
+            )
+            raise BackboneError(msg)
+        members = [tap(listed[0]), *(_member(other) for other in listed[1:])]
+        known = [m.elements for m in members if m.elements is not None]
+        super().__init__(
+            CommitteeCalculator(members),
+            fingerprint=combined("committee", [m.fingerprint for m in members]),
+            elements=frozenset.intersection(*known) if known else None,
+        )
+        self.members = tuple(members)
+        self.provides |= {"committee_forces"}
+        self.provides |= members[0].provides & {"charges", "vectors"}
+        self.on_demand = members[0].on_demand & {"vectors"}
+
+    def joined(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
+        """Return the first member's features."""
+        first = predictions[0]
+        names = ("features", "charges", "vectors")
+        return {name: getattr(first, name) for name in names}
+
+
+class CommitteeCalculator(SeveralCalculator):
+    """Evaluates every member once: means, ``energy_comm`` and ``forces_comm``."""
+
+    def evaluate(self, atoms: Atoms, wanted: Sequence[str]) -> list[Prediction]:
+        """Evaluate the members, in order."""
+        return [
+            member(atoms, names).own()
+            for member, names in zip(self.parts, self._of_each(wanted), strict=True)
+        ]
+
+    def evaluate_many(
+        self, frames: Sequence[Atoms], wanted: Sequence[str]
+    ) -> list[list[Prediction]]:
+        """Give all frames to one member after the other."""
+        each = [
+            member.predict_many(frames, names)
+            for member, names in zip(self.parts, self._of_each(wanted), strict=True)
+        ]
+        return [list(predictions) for predictions in zip(*each, strict=True)]
+
+    def _of_each(self, wanted: Sequence[str]) -> list[list[str]]:
+        """Return what each member is asked for: of the first its features, too."""
+        plain = [name for name in wanted if name in self.implemented_properties]
+        return [[*wanted], *[plain] * (len(self.parts) - 1)]
+
+    def combined(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
+        """Return the means and what they are means of."""
+        results = [prediction.results for prediction in predictions]
+        return super().combined(predictions) | {
+            "energy_comm": np.array([float(one["energy"]) for one in results]),
+            "forces_comm": np.array([one["forces"] for one in results], dtype=float),
+        }
+
+
+class Untapped(Backbone):
+    """A calculator that nothing is read of but its results: no features at all."""
+
+    name = "untapped"
+
+    def __init__(self, calculator: BaseCalculator) -> None:
+        missing = {"energy", "forces"} - {*calculator.implemented_properties}
+        if missing:
+            msg = (
+                "member of a committee must give energy and forces, got "
+                f"{type(calculator).__name__} without {sorted(missing)}; leave it out"
+            )
+            raise BackboneError(msg)
+        super().__init__(
+            calculator, calculator, feature_dim=0, fingerprint=_identity(calculator)
+        )
+
+    @contextmanager
+    def armed(self) -> Iterator[Capture]:
+        """Stand for the one call of ``calculate``."""
+        yield Capture([torch.empty(0)], [])
+
+    def feature_rows(self, captured: Capture, atoms: int) -> torch.Tensor:
+        """Return rows without columns."""
+        del captured
+        return torch.empty(atoms, 0)
+
+
+def _member(calculator: BaseCalculator | Backbone) -> Backbone:
+    if isinstance(calculator, Backbone) or hasattr(calculator, "assess"):
+        return tap(calculator)  # which refuses what is wrapped already
+    try:
+        return tap(calculator)
+    except BackboneError:
+        if not isinstance(calculator, BaseCalculator):
+            raise
+    return Untapped(calculator)
+
+
+def _identity(calculator: BaseCalculator) -> str:
+    """Name the class and those parameters that print alike in every process."""
+    kind = type(calculator)
+    parameters = getattr(calculator, "parameters", None) or {}
+    plain = {
+        key: value
+        for key, value in sorted(parameters.items())
+        if isinstance(value, int | float | str | None)
+    }
+    return combined("untapped", [f"{kind.__module__}.{kind.__qualname__}"], [plain])

@@ -1,0 +1,298 @@
+"""Metatomic: features and direct forces among the outputs of the one evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, final
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from uqcalc.backbones.base import Backbone, Capture, Prediction
+from uqcalc.backbones.fingerprint import fingerprint
+from uqcalc.backbones.prediction import geometry
+from uqcalc.errors import BackboneError
+
+
+# Name in a `Prediction` -> metatomic's for it (an "s" follows in older models), unit
+# and what there is one of.
+_OUTPUTS = {
+    "features": ("feature", "", "atom"),
+    "direct_forces": ("non_conservative_force", "eV/Angstrom", "atom"),
+    "direct_stress": ("non_conservative_stress", "eV/Angstrom^3", "system"),
+}
+
+# Arrays a model may read that ASE does not look at for changes.
+_ARRAYS = {
+    "momentum": "momenta",
+    "velocity": "momenta",
+    "mass": "masses",
+    "ase::tags": "tags",
+}
+
+
+class _Listener:
+    """Stands in for the model during one call, and has it say more than was asked."""
+
+    def __init__(self, model: Any, requests: dict[str, Any], captured: Capture) -> None:
+        self._model = model
+        self._requests = requests  # ModelOutput by name in a `Prediction`
+        self._captured = captured
+
+    def __call__(
+        self,
+        systems: list[Any],
+        options: Any,
+        check_consistency: bool,  # noqa: FBT001  # as metatomic calls it
+    ) -> dict[str, Any]:
+        from metatomic.torch import ModelEvaluationOptions
+
+        requests = dict(self._requests)
+        if not all(bool(system.pbc.all()) for system in systems):
+            requests.pop("direct_stress", None)
+        more = ModelEvaluationOptions(
+            length_unit=options.length_unit,
+            outputs=dict(options.outputs) | dict(requests.values()),
+            selected_atoms=options.selected_atoms,
+        )
+        outputs: dict[str, Any] = self._model(systems, more, check_consistency)
+        starts = torch.tensor([0, *(len(s) for s in systems[:-1])]).cumsum(0)
+        for name, (key, _) in requests.items():
+            rows = _rows(outputs[key].block(), starts)
+            if name == "features":
+                self._captured.features.append(rows)
+            elif name == "direct_forces":
+                self._captured.more[name] = rows.squeeze(-1)
+            else:
+                self._captured.more[name] = _voigt(rows.squeeze(-1))
+        return outputs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+@final
+class MetatomicBackbone(Backbone):
+    """A ``MetatomicCalculator`` (``metatomic_ase``) whose model has a feature output.
+
+    Features are the model's ``feature``: how many, and whether they stay when a
+    structure is turned (PET's do not), is the model's choice, so that invariance is not
+    promised. They, and direct ("non-conservative") forces and stress where the model
+    has them, are asked for in the evaluation that gives energy and -dE/dr anyway.
+
+    With ``non_conservative=True`` or ``"forces"`` the calculator's forces are the
+    direct ones less their mean, and there are no conservative ones; with ``True`` or
+    ``"stress"`` the same goes for the stress. ``direct_forces`` are as the model says
+    them, net force included.
+
+    Import ``metatomic.torch`` (or ``metatomic_ase``) before anything that imports
+    torch_geometric, as MatGL and SevenNet do: afterwards TorchScript refuses it.
+    """
+
+    name = "metatomic"
+    invariant_features = False
+
+    def __init__(self, calculator: Any, model_calculator: Any | None = None) -> None:
+        owner = calculator if model_calculator is None else model_calculator
+        if owner._energy_key is None:
+            msg = (
+                "metatomic model must have an energy, got outputs "
+                f"{sorted(owner._model.capabilities().outputs)}; wrap a potential"
+            )
+            raise BackboneError(msg)
+        self._names = _names(owner)
+        self.conservative = not owner._nc_forces
+        super().__init__(
+            calculator,
+            owner,
+            feature_dim=None,
+            fingerprint=_fingerprint(owner, self._names["features"]),
+            elements=frozenset(owner._model.capabilities().atomic_types),
+        )
+        self._inputs = dict(owner._model.requested_inputs(use_new_names=True))
+        always = {"features"}
+        always |= {"direct_forces"} if owner._nc_forces else set()
+        always |= {"direct_stress"} if owner._nc_stress else set()
+        self.provides |= frozenset(self._names)
+        if not owner._nc_stress:
+            self.provides |= {"conservative_stress"}
+        self.on_demand = frozenset(self._names) - always
+
+    def armed(self) -> AbstractContextManager[Capture]:
+        """Let the model give its features, too, during one call."""
+        return self.armed_for(frozenset())
+
+    @contextmanager
+    def armed_for(self, extras: frozenset[str]) -> Iterator[Capture]:
+        """Ask for direct forces and stress as well, where either is wanted."""
+        captured = Capture([], [])
+        owner = self.model_calculator
+        model = owner._model
+        left_out = frozenset() if extras else self.on_demand
+        names = {name: key for name, key in self._names.items() if name not in left_out}
+        owner._model = _Listener(model, _requests(names), captured)
+        try:
+            yield captured
+        finally:
+            owner._model = model
+
+    def feature_rows(self, captured: Capture, atoms: int) -> torch.Tensor:
+        """Learn the width from the first pass, then hold every pass to it."""
+        if self.feature_dim is None and captured.features:
+            self.feature_dim = int(captured.features[0].shape[-1])
+        return super().feature_rows(captured, atoms)
+
+    def _prediction(self, atoms: Atoms, captured: Capture) -> Prediction:
+        if "direct_stress" in captured.more:
+            captured.more["direct_stress"] = captured.more["direct_stress"][0]
+        stress = self.model_calculator.results.get("stress")
+        promised = "conservative_stress" in self.provides and atoms.pbc.all()
+        if promised and stress is not None:
+            captured.more["conservative_stress"] = stress
+        return super()._prediction(atoms, captured)
+
+    def extra_state(self, atoms: Atoms) -> dict[str, Any]:
+        """Return what the model reads of ``info`` and arrays; mostly nothing."""
+        watched = self.model_calculator._system_info_watch
+        state = {key: atoms.info.get(key, default) for key, default in watched}
+        for name in self._inputs.keys() & _ARRAYS.keys():
+            state[f"array {_ARRAYS[name]}"] = atoms.arrays.get(_ARRAYS[name])
+        return state
+
+    def predict_many(
+        self, frames: Sequence[Atoms], wanted: Sequence[str] = ("energy", "forces")
+    ) -> list[Prediction]:
+        """Evaluate all frames in one native batch.
+
+        Models that read more than the geometry evaluate one by one: the calculator's
+        own batches leave that out.
+        """
+        owner = self.model_calculator
+        if self.calculator is not owner or self._inputs or len(frames) < 2:
+            return super().predict_many(frames, wanted)
+        for frame in frames:
+            self.check_structure(frame)
+        with self.armed_for(self.on_demand & {*wanted}) as captured:
+            output = owner.compute_energy(list(frames), True)  # noqa: FBT003
+        self.passes += len(captured.features)
+        sizes = [len(frame) for frame in frames]
+        rows: dict[str, Any] = {
+            "features": self.feature_rows(captured, sum(sizes)).split(sizes),
+            "forces": [np.asarray(f, dtype=float) for f in output["forces"]],
+        }
+        if self.conservative:
+            rows["conservative_forces"] = rows["forces"]
+        for name, value in captured.more.items():
+            value = torch.as_tensor(value)
+            rows[name] = value.split(sizes) if name == "direct_forces" else value
+        return [
+            _prediction(frame, float(energy), dict(zip(rows, own, strict=True)))
+            for frame, energy, *own in zip(
+                frames, output["energy"], *rows.values(), strict=True
+            )
+        ]
+
+
+def _prediction(frame: Atoms, energy: float, rows: dict[str, Any]) -> Prediction:
+    results = {"energy": energy, "forces": rows["forces"]}
+    return Prediction(**geometry(frame), results=results, energy=energy, **rows)
+
+
+def _names(owner: Any) -> dict[str, str]:
+    """Return the model's own names of what a `Prediction` can carry.
+
+    Direct forces and stress must be of the same variant (level of theory) as the
+    energy, or of the one that the user chose; features may be common to all variants.
+    """
+    outputs = dict(owner._model.capabilities().outputs)
+    asked = owner._additional_output_requests
+    # of two spellings a model answers to one: the user's goes first, then the new one
+    outputs = dict(sorted(outputs.items(), key=lambda o: (o[0] not in asked, o[0])))
+    chosen = owner.parameters["variants"] or {}
+    variant = owner._energy_key.partition("/")[2] or None
+    found = {
+        name: _first(outputs, key, chosen.get(key, chosen.get(f"{key}s", variant)))
+        for name, (key, *_) in _OUTPUTS.items()
+    }
+    found["features"] = found["features"] or _first(outputs, "feature")
+    found["direct_forces"] = owner._nc_forces_key or found["direct_forces"]
+    found["direct_stress"] = owner._nc_stress_key or found["direct_stress"]
+    _require_feature(outputs, found["features"])
+    names = {name: key for name, key in found.items() if key is not None}
+    _require_alike(asked, names)
+    return names
+
+
+def _first(outputs: dict[str, Any], key: str, variant: str | None = None) -> str | None:
+    """Return the name of an output as the model spells it, if it has any."""
+    ending = "" if variant is None else f"/{variant}"
+    names = {f"{key}{ending}", f"{key}s{ending}"}
+    return next((name for name in outputs if name in names), None)
+
+
+def _require_feature(outputs: dict[str, Any], name: str | None) -> None:
+    if name is not None and outputs[name].sample_kind == "atom":
+        return
+    given = f"{name!r} of each {outputs[name].sample_kind}" if name else sorted(outputs)
+    msg = (
+        "metatomic model must have an output 'feature' of each atom, got "
+        f"{given}; export the model with one, or name a variant that has it: "
+        'MetatomicCalculator(..., variants={"feature": ...})'
+    )
+    raise BackboneError(msg)
+
+
+def _require_alike(asked: dict[str, Any], names: dict[str, str]) -> None:
+    """Refuse what the user asks for, too, but otherwise: both come of one answer."""
+    for name, key in names.items():
+        _, unit, kind = _OUTPUTS[name]
+        if key in asked and (asked[key].unit, asked[key].sample_kind) != (unit, kind):
+            msg = (
+                f"additional_outputs[{key!r}] must have unit={unit!r}, sample_kind="
+                f"{kind!r} to be tapped, got unit={asked[key].unit!r}, sample_kind="
+                f"{asked[key].sample_kind!r}; ask for it so, or leave it out"
+            )
+            raise BackboneError(msg)
+
+
+def _requests(names: dict[str, str]) -> dict[str, Any]:
+    """Return (name, ModelOutput) to ask of the model, by name in a `Prediction`."""
+    from metatomic.torch import ModelOutput
+
+    return {
+        name: (key, ModelOutput(unit=_OUTPUTS[name][1], sample_kind=_OUTPUTS[name][2]))
+        for name, key in names.items()
+    }
+
+
+def _rows(block: Any, starts: torch.Tensor) -> torch.Tensor:
+    """Return values in the order of systems, and atoms in them, detached."""
+    order = block.samples.column("system").long()
+    if "atom" in block.samples.names:
+        offset = starts.to(order.device)[order]
+        order = offset + block.samples.column("atom")
+    values: torch.Tensor = block.values.detach()
+    return values[order.argsort()]
+
+
+def _voigt(stress: torch.Tensor) -> torch.Tensor:
+    """Return (systems, 6) of (systems, 3, 3), which need not be symmetric."""
+    rows, columns = (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)
+    return (0.5 * (stress + stress.transpose(-1, -2)))[..., rows, columns]
+
+
+def _fingerprint(owner: Any, feature: str) -> str:
+    """Hash all weights, and which of the model's energies and features are used."""
+    model = owner._model
+    capabilities = model.capabilities()
+    constants = [
+        sorted(capabilities.atomic_types),
+        round(float(capabilities.interaction_range), 6),
+        owner._energy_key,
+        feature.removeprefix("features").removeprefix("feature"),
+    ]
+    # models keep reference energies as serialised buffers, too
+    weights = [*model.parameters(), *model.buffers()]
+    return fingerprint("metatomic", weights or [torch.zeros(0)], constants)

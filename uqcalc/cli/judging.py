@@ -1,0 +1,53 @@
+"""What commands judge by: a probe, Force Delta, or both."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import BaseCalculator
+
+    from uqcalc.calculator import ReliableCalculator
+    from uqcalc.probe.checkpoint import Probe
+
+
+HeadOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="For Force Delta: a distilled head, for a potential without direct forces."
+    ),
+]
+LimitsOption = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        help="For Force Delta: SUSPECT and UNRELIABLE above these, in eV/Å.",
+    ),
+]
+
+
+def judging(
+    model: BaseCalculator,
+    probe: Probe | None,
+    head: Path | None,
+    limits: tuple[float, float] | None,
+) -> ReliableCalculator:
+    """Return a calculator that reads Force Delta, and the probe where there is one.
+
+    Without limits and probe nobody has said what is reliable: every frame is SUSPECT.
+    """
+    import uqcalc
+
+    thresholds = [] if probe is None else [*probe.card.policy().thresholds]
+    if limits is not None:
+        thresholds.append(uqcalc.Threshold("force_delta", *limits))
+    if not thresholds:
+        never = sys.float_info.max
+        thresholds.append(uqcalc.Threshold("force_delta", 0.0, never))
+    return uqcalc.ReliableCalculator(
+        model, probe, [uqcalc.ForceDelta(head)], uqcalc.Policy(thresholds)
+    )
