@@ -216,7 +216,8 @@ class TestRefusals:
 
     def test_of_compiled_models(self):
         calculator = matgl()
-        calculator.potential.model = torch.compile(calculator.potential.model)
+        model = calculator.potential.model
+        calculator.potential.model = torch.compile(model, backend="eager")
         with pytest.raises(BackboneError, match="compile_model=False"):
             tap(calculator)
 

@@ -23,7 +23,7 @@ from uqcalc import (
     Threshold,
     tap,
 )
-from uqcalc.testing import check_backbone, contract_frames, instruments
+from uqcalc.testing import check_backbone, contract_frames
 
 
 pytest.importorskip("metatomic.torch")
@@ -149,13 +149,6 @@ def model(outputs=EVERYTHING, *, seed=0, kind=Toy):
 def metatomic(outputs=EVERYTHING, *, seed=0, **options):
     # without a skin: lists that remember the last geometry sum in another order
     return MetatomicCalculator(model(outputs, seed=seed), neighbor_skin=0.0, **options)
-
-
-@pytest.fixture(autouse=True)
-def _ctypes_are_not_copyable(monkeypatch):
-    """vesin's neighbour lists hold pointers: copying them is a ValueError."""
-    reasons = (*instruments._NOT_COPYABLE, ValueError)
-    monkeypatch.setattr(instruments, "_NOT_COPYABLE", reasons)
 
 
 @pytest.fixture(scope="module")

@@ -75,5 +75,7 @@ def _stress(backbone: Backbone, base: Prediction) -> np.ndarray | None:
     own = backbone.model_calculator.results
     if not backbone.conservative or "stress" not in own:
         return None
+    if "direct_stress" in backbone.provides:  # then that may be what the results hold
+        return None
     stress = np.asarray(own["stress"])
     return stress if stress.shape == (6,) else full_3x3_to_voigt_6_stress(stress)

@@ -17,7 +17,14 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from uqcalc.backbones.base import Backbone, Prediction
 
 
-_NOT_COPYABLE = (pickle.PicklingError, TypeError, AttributeError, RuntimeError)
+# ValueError: ctypes refuses to copy pointers so
+_NOT_COPYABLE = (
+    pickle.PicklingError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    ValueError,
+)
 
 
 @contextmanager
