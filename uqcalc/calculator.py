@@ -93,9 +93,7 @@ class ReliableCalculator(BaseCalculator):
     ) -> Assessment:
         """Read every signal (or these) of one prediction once, and judge once."""
         chosen = self.signals if signals is None else signals
-        readings = to_host(
-            [r for signal in chosen if (r := signal(prediction)) is not None]
-        )
+        readings = to_host([r for s in chosen if (r := s(prediction)) is not None])
         if not prediction.finite:
             readings = tuple(_voided(reading) for reading in readings)
         verdict = self.policy(readings)
@@ -105,7 +103,7 @@ class ReliableCalculator(BaseCalculator):
     def wanted(self, signals: Sequence[Signal] | None = None) -> list[str]:
         """Return what the signals (or these) need that a pass gives on demand only."""
         chosen = self.signals if signals is None else signals
-        needed = {name for signal in chosen for name in signal.requires}
+        needed = {name for s in chosen for name in s.requires}
         return sorted({"energy", "forces"} | (needed & self.backbone.on_demand))
 
     def refusal(self, reason: str) -> Assessment:
@@ -173,11 +171,8 @@ class ReliableCalculator(BaseCalculator):
 
     def _due(self) -> list[Signal]:
         """Return the signals to read now: some run at every k-th geometry only."""
-        return [
-            signal
-            for signal in self.signals
-            if self._evaluated % getattr(signal, "interval", 1) == 0
-        ]
+        count = self._evaluated
+        return [s for s in self.signals if count % getattr(s, "interval", 1) == 0]
 
     def _wanted(self, atoms: Atoms, properties: Sequence[str]) -> list[str]:
         """Ask for all a step needs at once: lazy calculators then run once."""
@@ -252,7 +247,7 @@ def _signals(
                 "a calculator that provides it"
             )
             raise ValueError(msg)
-        if hasattr(signal, "check"):  # what it was made for, where it was for one
+        if hasattr(signal, "check"):
             signal.check(backbone)
     return tuple(chosen)
 

@@ -89,10 +89,8 @@ class AIMNet2Backbone(LazyBackbone):
         """Evaluate molecules in one native batch; periodic frames one by one."""
         owner = self.model_calculator
         periodic = any(frame.pbc.any() for frame in frames)
-        if self.calculator is not owner or periodic or len(frames) < 2:
+        if periodic or not self.may_batch(frames):
             return super().predict_many(frames, wanted)
-        for frame in frames:
-            self.check_structure(frame)
         with self.armed() as captured:
             output = owner.base_calc(
                 _ragged(owner, frames),

@@ -113,6 +113,21 @@ class Backbone(ABC):
         return [self(frame, given).own() for frame in frames]
 
     @final
+    def may_batch(self, frames: Sequence[Atoms]) -> bool:
+        """Whether a native batch is for these: not for one frame, nor for a sum.
+
+        Raises
+        ------
+        BackboneError
+            If no pass can be made for one of them.
+        """
+        if self.calculator is not self.model_calculator or len(frames) < 2:
+            return False
+        for frame in frames:
+            self.check_structure(frame)
+        return True
+
+    @final
     def __call__(self, atoms: Atoms, wanted: Sequence[str]) -> Prediction:
         """Evaluate ``atoms`` in exactly one pass.
 

@@ -75,10 +75,8 @@ class CHGNetBackbone(Backbone):
         self, frames: Sequence[Atoms], wanted: Sequence[str] = ("energy", "forces")
     ) -> list[Prediction]:
         """Evaluate all frames in one native batch."""
-        if self.calculator is not self.model_calculator or len(frames) < 2:
+        if not self.may_batch(frames):
             return super().predict_many(frames, wanted)
-        for frame in frames:
-            self.check_structure(frame)
         from pymatgen.io.ase import AseAtomsAdaptor
 
         model = self.model_calculator.model

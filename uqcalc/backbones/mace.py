@@ -178,10 +178,8 @@ class MACEBackbone(Backbone):
         Compiled models and sums are evaluated one by one, as users see them.
         """
         owner = self.model_calculator
-        if owner.use_compile or self.calculator is not owner or len(frames) < 2:
+        if owner.use_compile or not self.may_batch(frames):
             return super().predict_many(frames, wanted)
-        for frame in frames:
-            self.check_structure(frame)
         with self.armed_for(self.on_demand & {*wanted}) as captured:
             outputs = [
                 model(model_inputs(owner, frames), compute_stress=False)

@@ -142,10 +142,8 @@ class MatGLBackbone(Backbone):
         owner = self.model_calculator
         given = owner.state_attr, owner.total_charge, owner.ext_pot
         single = owner.compute_hessian or any(value is not None for value in given)
-        if self.calculator is not owner or single or len(frames) < 2:
+        if single or not self.may_batch(frames):
             return super().predict_many(frames, wanted)
-        for frame in frames:
-            self.check_structure(frame)
         with self.armed() as captured:
             output = _batched_output(owner, frames)
         self.passes += len(captured.features)

@@ -170,10 +170,8 @@ class MetatomicBackbone(Backbone):
         own batches leave that out.
         """
         owner = self.model_calculator
-        if self.calculator is not owner or self._inputs or len(frames) < 2:
+        if self._inputs or not self.may_batch(frames):
             return super().predict_many(frames, wanted)
-        for frame in frames:
-            self.check_structure(frame)
         with self.armed_for(self.on_demand & {*wanted}) as captured:
             output = owner.compute_energy(list(frames), True)  # noqa: FBT003
         self.passes += len(captured.features)

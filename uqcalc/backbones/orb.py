@@ -151,12 +151,10 @@ class OrbBackbone(Backbone):
     ) -> list[Prediction]:
         """Evaluate all frames in one native batch."""
         owner = self.model_calculator
-        whole = self.calculator is owner and self._regressor is owner.model
+        whole = self._regressor is owner.model
         alike = len({frozenset({"charge", "spin"} & set(f.info)) for f in frames}) == 1
-        if not whole or not alike or len(frames) < 2:
+        if not whole or not alike or not self.may_batch(frames):
             return super().predict_many(frames, wanted)
-        for frame in frames:
-            self.check_structure(frame)
         from orb_models.forcefield.base import batch_graphs
 
         batch = batch_graphs([orb_graph(owner, frame) for frame in frames])

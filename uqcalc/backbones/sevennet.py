@@ -63,10 +63,8 @@ class SevenNetBackbone(Backbone):
     ) -> list[Prediction]:
         """Evaluate all frames in one native batch."""
         owner = self.model_calculator
-        if self.calculator is not owner or len(frames) < 2:
+        if not self.may_batch(frames):
             return super().predict_many(frames, wanted)
-        for frame in frames:
-            self.check_structure(frame)
         with self.armed() as captured:
             output = _batched_output(owner, frames)
         self.passes += len(captured.features)

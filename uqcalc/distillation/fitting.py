@@ -82,35 +82,39 @@ def distill(
         )
         raise ModelError(msg)
     predictions, left_out = _evaluate(frames, backbone)
-    torch_rng = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
     samples = [_sample(prediction, cutoff) for prediction in predictions]
     order = rng.permutation(len(samples))
     held_out = [samples[i] for i in order[: max(1, len(order) // 10)]]
     fitting = [samples[i] for i in order[len(held_out) :]]
-    numbers = np.concatenate([p.numbers for p in predictions])
+    card = _card(backbone, predictions, cutoff, hidden)
+    card.training.update(
+        frames=len(fitting),
+        held_out=len(held_out),
+        left_out=left_out,
+        epochs=epochs,
+        seed=seed,
+    )
+    network = _initial(card, fitting, torch.Generator().manual_seed(seed))
+    _optimise(network, fitting, rng, epochs)
+    card.report.update(_report(network, held_out))
+    return DistilledHead(card, network)
+
+
+def _card(
+    backbone: Backbone, predictions: Sequence[Prediction], cutoff: float, hidden: int
+) -> HeadCard:
     vectors = predictions[0].vectors
-    training = {
-        "frames": len(fitting),
-        "held_out": len(held_out),
-        "left_out": left_out,
-        "epochs": epochs,
-        "seed": seed,
-    }
-    card = HeadCard(
+    numbers = np.concatenate([p.numbers for p in predictions])
+    return HeadCard(
         fingerprint=backbone.fingerprint,
         features=predictions[0].features.shape[1],
         vectors=0 if vectors is None else vectors.shape[1],
         cutoff=cutoff,
         hidden=hidden,
         elements=sorted({int(z) for z in numbers}),
-        training=training,
         uqcalc_version=version("uqcalc"),
     )
-    network = _initial(card, fitting, torch_rng)
-    _optimise(network, fitting, rng, epochs)
-    card.report.update(_report(network, held_out))
-    return DistilledHead(card, network)
 
 
 def _evaluate(

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
-from ase.data import chemical_symbols
 
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.differentiable import Differentiable, strained
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.distillation.network import DirectNetwork, neighbours
+from uqcalc.elements import ElementsSeen
 from uqcalc.errors import ModelError
 from uqcalc.tensorfile import Kind, load_state
 
@@ -81,8 +81,7 @@ class DistilledHead:
     def __init__(self, card: HeadCard, network: DirectNetwork) -> None:
         self.card = card
         self.network = network.eval().float().requires_grad_(requires_grad=False)
-        self._seen = np.zeros(119, dtype=bool)
-        self._seen[card.elements] = True
+        self._seen = ElementsSeen(card.elements)
 
     @property
     def requires(self) -> frozenset[str]:
@@ -128,10 +127,7 @@ class DistilledHead:
 
     def unseen_elements(self, numbers: np.ndarray) -> list[str]:
         """Return the symbols in ``numbers`` that it was not distilled on."""
-        if self._seen[numbers].all():
-            return []
-        unseen = set(np.unique(numbers).tolist()) - set(self.card.elements)
-        return [chemical_symbols[z] for z in sorted(unseen)]
+        return self._seen.unseen(numbers)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one safetensors file, whole or not at all.

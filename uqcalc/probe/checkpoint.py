@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from ase.data import chemical_symbols
 
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.fingerprint import same_model
+from uqcalc.elements import ElementsSeen
 from uqcalc.errors import ProbeError
 from uqcalc.probe.card import RAW_ARCHITECTURE, Card
 from uqcalc.probe.inputs import Statistics, host_scalars, raw_scalars
@@ -56,8 +56,7 @@ class Probe:
         self.network = network.eval().float().requires_grad_(requires_grad=False)
         self.statistics = None if statistics is None else statistics.float()
         self._atom_energies = card.element_energies()
-        self._seen = np.full(119, fill_value=not card.elements)
-        self._seen[card.elements] = True
+        self._seen = ElementsSeen(card.elements)
 
     def __call__(
         self, predictions: Sequence[Prediction], *, importance: bool = False
@@ -134,10 +133,7 @@ class Probe:
 
         An imported official checkpoint does not say; it is taken at its word.
         """
-        if self._seen[numbers].all():  # np.unique is slow at every step
-            return []
-        unseen = set(np.unique(numbers).tolist()) - set(self.card.elements)
-        return [chemical_symbols[z] for z in sorted(unseen)]
+        return self._seen.unseen(numbers)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one safetensors file, whole or not at all.
