@@ -17,6 +17,7 @@ from uqcalc import Backbone, tap
 SEED = 22
 LARGEST = 40  # atoms
 TEACHING, TESTED = 500, 150
+RATTLE = 0.1  # Å
 KNOWN = "mptrj-random-1k"
 SETS = {
     "held-out MPtrj": KNOWN,
@@ -46,6 +47,20 @@ def require_data(folder: Path) -> None:
 def teaching_frames(folder: Path) -> list[Atoms]:
     """Return ordinary structures: a random part of MPtrj, which CHGNet has seen."""
     return _drawn(folder, KNOWN)[:TEACHING]
+
+
+def rattled(frames: Sequence[Atoms]) -> list[Atoms]:
+    """Return copies whose atoms are displaced at random by up to 0.1 Å.
+
+    The standard deviation is another one for each: relaxed crystals have hardly any
+    forces to learn from.
+    """
+    rng = np.random.default_rng(SEED)
+    copies = [atoms.copy() for atoms in frames]
+    for atoms in copies:
+        width = rng.uniform(0, RATTLE)
+        atoms.positions += rng.normal(0, width, atoms.positions.shape)
+    return copies
 
 
 def labelled_blocks(folder: Path) -> dict[str, list[Atoms]]:

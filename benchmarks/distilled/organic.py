@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import random
 from collections.abc import Callable, Iterator
@@ -18,9 +19,10 @@ from scipy.sparse.csgraph import connected_components
 
 
 SEED = 22
-TEACHING = 100  # molecules the potential was trained on
+TEACHING = 80  # molecules the potential was trained on
 ORDINARY = 20  # molecules nobody was trained on, here and below
 DISTORTED = 14
+TOGETHER = 10  # heated in one batch
 RAMPED = (
     "aspirin", "azobenzene", "benzene", "ethanol", "malonaldehyde", "naphthalene",
     "paracetamol", "salicylic_acid", "toluene", "uracil",
@@ -60,9 +62,9 @@ def labelled_blocks(cache: Path) -> dict[str, list[Atoms]]:
 
 def _makers(workers: int) -> dict[str, Callable[[], list[Atoms]]]:
     return {
-        "backbone": lambda: labelled(heated("backbone"), workers),
-        "ordinary": lambda: labelled(heated("ordinary"), workers),
-        "ramps": lambda: labelled(heated("ramps"), workers),
+        "backbone": lambda: labelled(heated("backbone", workers), workers),
+        "ordinary": lambda: labelled(heated("ordinary", workers), workers),
+        "ramps": lambda: labelled(heated("ramps", workers), workers),
         "rattled": lambda: labelled(rattled(), workers),
         "scaled": lambda: labelled(scaled(), workers),
         "bond broken": lambda: labelled(stretched(), workers),
@@ -100,30 +102,18 @@ def labelled(frames: list[Atoms], workers: int) -> list[Atoms]:
     return kept
 
 
-def heated(name: str) -> list[Atoms]:
+def heated(name: str, workers: int) -> list[Atoms]:
     """Heat molecules on the bundled potential itself, from 300 K."""
-    from ramp import Schedule, batched, new_ramp, run_ramps
-    from sample import embed
-
-    from uqcalc.default import load_model
-
-    torch.set_num_threads(1)
-    end, steps, every, step = RAMP_HEAT if name == "ramps" else ORDINARY_HEAT
-    started = [
-        new_ramp(one, embed(smiles, SEED), SEED + i, 300.0)
-        for i, (one, smiles) in enumerate(molecules()[name].items())
+    listed = list(molecules()[name].items())
+    tasks = [
+        (name, start, listed[start : start + TOGETHER])
+        for start in range(0, len(listed), TOGETHER)
     ]
-    model = batched(load_model())
-    for start in range(0, len(started), 25):
-        schedule = Schedule(300.0, end, steps, every, step)
-        run_ramps(model, started[start : start + 25], schedule)
-    return [
-        _frame(one.atoms.numbers, positions, one.molecule, temperature=temperature)
-        for one in started
-        for temperature, positions in one.frames
-    ]
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        return [frame for part in pool.imap(_heated, tasks) for frame in part]
 
 
+@functools.cache
 def relaxed() -> list[tuple[str, Atoms]]:
     """Return the molecules to distort, relaxed on the bundled potential."""
     from sample import embed
@@ -135,7 +125,7 @@ def relaxed() -> list[tuple[str, Atoms]]:
     for smiles in molecules()["distorted"]:
         atoms = embed(smiles, SEED)
         atoms.calc = calculator
-        FIRE(atoms, logfile=None).run(fmax=0.1, steps=100)
+        FIRE(atoms, logfile=None).run(fmax=0.1, steps=60)
         atoms.calc = None
         found.append((smiles, atoms))
     return found
@@ -199,7 +189,7 @@ def _bridges(atoms: Atoms) -> Iterator[tuple[int, int, np.ndarray]]:
     """Yield each bond whose loss makes two parts: its atoms, and the smaller part."""
     first, second = neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=1.2))
     for start, end in zip(first, second, strict=True):
-        rest = ~(((first == start) & (second == end)))
+        rest = ~((first == start) & (second == end))
         rest &= ~((first == end) & (second == start))
         shape = (len(atoms), len(atoms))
         graph = coo_array((np.ones(rest.sum()), (first[rest], second[rest])), shape)
@@ -213,6 +203,28 @@ def _frame(numbers: np.ndarray, positions: np.ndarray, name: str, **more) -> Ato
     frame = Atoms(numbers, positions=positions)
     frame.info.update(molecule=name, **more)
     return frame
+
+
+def _heated(task: tuple[str, int, list[tuple[str, str]]]) -> list[Atoms]:
+    from ramp import Schedule, batched, new_ramp, run_ramps
+    from sample import embed
+
+    from uqcalc.default import load_model
+
+    torch.set_num_threads(1)
+    name, first, listed = task
+    end, steps, every, step = RAMP_HEAT if name == "ramps" else ORDINARY_HEAT
+    started = [
+        new_ramp(one, embed(smiles, SEED), SEED + i, 300.0)
+        for i, (one, smiles) in enumerate(listed, first)
+    ]
+    schedule = Schedule(300.0, end, steps, every, step)
+    run_ramps(batched(load_model()), started, schedule)
+    return [
+        _frame(one.atoms.numbers, positions, one.molecule, temperature=temperature)
+        for one in started
+        for temperature, positions in one.frames
+    ]
 
 
 def _xtb_labels(frame: Atoms) -> tuple[float, np.ndarray] | None:

@@ -15,7 +15,9 @@ from uqcalc.backbones.batching import batches
 from uqcalc.signals.base import to_host
 
 
-def predict(backbone: Backbone, frames: Sequence[Atoms], path: Path) -> list[Prediction]:
+def predict(
+    backbone: Backbone, frames: Sequence[Atoms], path: Path
+) -> list[Prediction]:
     """Evaluate all frames, or read from ``path`` what was said of them before."""
     if not path.is_file():
         wanted = ["energy", "forces", *(backbone.provides & {"vectors"})]
@@ -45,6 +47,7 @@ def read_signals(
     return {
         "error": rms([p.forces for p in predictions], truth),
         "force_delta": np.array(delta),
+        "own force": np.array([np.sqrt(np.mean(p.forces**2)) for p in predictions]),
         "latent distance": np.array(far),
         "largest force": np.array(
             [np.linalg.norm(p.forces, axis=1).max() for p in predictions]

@@ -1,0 +1,105 @@
+"""Three small members beside the bundled MACE, and how far all four disagree."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+
+MEMBERS = 3
+FIRST_SEED = 31
+SCRIPT = Path(__file__).parents[1] / "default_model" / "train_backbone.py"
+
+
+def train_members(cache: Path, minutes: float) -> list[Path]:
+    """Train what is missing, all at once, one thread each; return their folders.
+
+    On the frames of ``backbone.xyz`` in the cache, with ``ordinary.xyz`` to report on.
+    """
+    folders = [cache / f"member_{i}" for i in range(MEMBERS)]
+    shutil.copyfile(cache / "ordinary.xyz", cache / "backbone_validation.xyz")
+    running = []
+    for i, folder in enumerate(folders):
+        if (folder / "backbone.json").is_file():
+            continue
+        command = [sys.executable, "-W", "ignore", str(SCRIPT), "--data", str(cache)]
+        command += ["--output", str(folder), "--minutes", str(minutes)]
+        command += ["--seed", str(FIRST_SEED + i), "--evaluate-every", "1000"]
+        running.append(
+            subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        )
+    codes = [process.wait() for process in running]
+    if any(codes):
+        raise SystemExit("a member of the committee could not be trained, see above")
+    return folders
+
+
+def training(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return what each member was trained on, how long, and how good it is."""
+    cards = []
+    for folder in folders:
+        text = (folder / "backbone.json").read_text(encoding="utf-8")
+        card = json.loads(text)["training"]
+        squares = [
+            entry["force_rmse_mev_per_angstrom"] ** 2
+            for entry in card["validation"].values()
+        ]
+        cards.append(
+            {
+                "frames": card["frames"],
+                "minutes": card["minutes"],
+                "epochs": card["epochs"],
+                "force RMSE on ordinary, meV/A": float(np.sqrt(np.mean(squares))),
+            }
+        )
+    return cards
+
+
+def spread(
+    folders: Sequence[Path],
+    frames: Sequence[Atoms],
+    own: Sequence[np.ndarray],
+    path: Path,
+) -> np.ndarray:
+    """Return the disagreement of these members and one more, (structures,) in eV/Å.
+
+    ``own`` are the forces of that one. Standard deviation over the members, RMS over
+    the force components. Read from ``path`` where it was found before.
+    """
+    if path.is_file():
+        with np.load(path) as data:
+            return data["spread"]
+    from halting.signals import outputs
+
+    every = [list(own)]
+    for folder in folders:
+        predicted = outputs(_member(folder), list(frames))
+        every.append([p.forces for batch in predicted for p in batch])
+    found = np.array(
+        [
+            np.sqrt(np.mean(np.var(forces, axis=0, ddof=1)))
+            for forces in zip(*every, strict=True)
+        ]
+    )
+    partial = path.with_name(f".{path.name}")
+    with partial.open("wb") as file:
+        np.savez(file, spread=found)
+    partial.replace(path)
+    return found
+
+
+@functools.cache
+def _member(folder: Path) -> Any:
+    from halting.signals import member
+
+    return member(folder)
