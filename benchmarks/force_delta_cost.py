@@ -10,18 +10,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from ase import Atoms
-from common import print_table, print_targets, target, water_box, write_result
+from common import (
+    print_table,
+    print_targets,
+    read_result,
+    target,
+    water_box,
+    write_result,
+)
 
 from uqcalc import ForceDelta, Policy, ReliableCalculator, Threshold
 
@@ -46,18 +53,26 @@ def main() -> None:
     """Time all four in turns, then each one's memory in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--memory-only", action="store_true", help="measure the memory of a result anew"
+    )
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if given.memory:
         print(json.dumps(peak_gb(given.memory[0], int(given.memory[1]), device)))
         return
-    rows = []
-    runs = make_runs(device)
-    for atoms, rounds in (CUDA_ROUNDS if device == "cuda" else ROUNDS).items():
-        rows += timed(runs, atoms, rounds, device)
-        for row in rows[-len(runs) :]:
-            row["peak_gb"] = in_own_process(row["what"], atoms)
+    if given.memory_only:
+        rows = read_result(NAME)["rows"]
+    else:
+        runs = make_runs(device)
+        sizes = CUDA_ROUNDS if device == "cuda" else ROUNDS
+        rows = [
+            row for n, rounds in sizes.items() for row in timed(runs, n, rounds, device)
+        ]
+        del runs
+    for row in rows:
+        row["peak_gb"] = in_own_process(row["what"], row["atoms"])
     targets = [
         target(f"{atoms} atoms: {what}", row[f"over {kind}"], LIMITS[kind])
         for kind, what in (
@@ -132,32 +147,31 @@ def timed(
 
 
 def in_own_process(name: str, atoms: int) -> float:
-    """Return the peak memory of two evaluations in a process of their own, GB."""
+    """Return the peak memory of an evaluation in a process of its own, GB."""
     command = [sys.executable, "-W", "ignore", __file__, "--memory", name, str(atoms)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
 def peak_gb(name: str, atoms: int, device: str) -> float:
-    """Return what two evaluations add to the peak memory, GB."""
+    """Return what an evaluation adds to the peak memory, GB."""
     run = make_runs(device)[name]
     box = water_box(atoms)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.max_memory_allocated()
-        for _ in range(2):
-            box.rattle(1e-3)
-            run(box)
+        run(box)
         return (torch.cuda.max_memory_allocated() - before) / 1e9
     before = _peak()
-    for _ in range(2):
-        box.rattle(1e-3)
-        run(box)
+    run(box)
     return _peak() - before
 
 
 def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    """Return the high-water mark in GB; that of getrusage is the parent's, too."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    (line,) = (entry for entry in status.splitlines() if entry.startswith("VmHWM"))
+    return int(line.split()[1]) / 1e6
 
 
 def _orb(*, direct: bool, seed: int) -> Any:

@@ -35,8 +35,7 @@ class ReliableCalculator(BaseCalculator):
     policy : Policy, optional
         Limits on the signals; with a probe, the cutoffs stored in it by default.
     importance : {"always", "flagged"}
-        Per-atom importance at every geometry, or only where the verdict is not
-        RELIABLE.
+        Per atom at every geometry, or only where the verdict is not RELIABLE.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a probe or an event log holds, in words, ready to be shown."""
+"""What a probe, a distilled head or an event log holds, in words, ready to be shown."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from uqcalc.records import Level
 
 
 if TYPE_CHECKING:
+    from uqcalc.distillation.head import HeadCard
     from uqcalc.probe.card import Card
 
 
@@ -29,7 +30,7 @@ class Facts:
 
 
 def file_facts(path: str | os.PathLike[str]) -> Facts:
-    """Recognise a probe or an event log by its content, and say what it holds.
+    """Recognise a probe, a head or an event log by its content; say what it holds.
 
     Raises
     ------
@@ -38,8 +39,12 @@ def file_facts(path: str | os.PathLike[str]) -> Facts:
     """
     kind = _kind(Path(path))
     if kind == "probe":
-        from uqcalc.probe.checkpoint import Probe  # with torch, which logs do without
+        # with torch, which logs do without
+        from uqcalc.distillation.head import FILE, DistilledHead
+        from uqcalc.probe.checkpoint import FILE as PROBE_FILE, Probe
 
+        if FILE.key in PROBE_FILE.read(path)[1]:
+            return head_facts(DistilledHead.load(path).card)
         return card_facts(Probe.load(path).card)
     return log_facts(summarise_log(path), Path(path).name)
 
@@ -59,6 +64,27 @@ def _kind(path: Path) -> str:
         "pass a probe of uqcalc fit, or a log of uqcalc run or of a Monitor"
     )
     raise RecordError(msg)
+
+
+def head_facts(card: HeadCard) -> Facts:
+    """Say whose forces a distilled head repeats, and how closely."""
+    from ase.data import chemical_symbols
+
+    report, training = card.report, card.training
+    rows = [
+        ("gives", "direct forces, for ForceDelta(head=...); experimental"),
+        ("for the backbone", card.fingerprint),
+        ("elements", " ".join(chemical_symbols[z] for z in card.elements)),
+        ("cutoff", f"{card.cutoff:g} Å"),
+        ("frames", f"{training['frames']}, and {training['held_out']} held out"),
+        (
+            "on these",
+            f"RMSE {report['rmse_ev_per_angstrom']:.3f} eV/Å of forces of "
+            f"{report['force_rms_ev_per_angstrom']:.3f}, R² {report['r2']:.3f}",
+        ),
+        ("uqcalc", card.uqcalc_version or "not stated"),
+    ]
+    return Facts("Distilled head", rows)
 
 
 def card_facts(card: Card) -> Facts:
