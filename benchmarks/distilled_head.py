@@ -45,8 +45,8 @@ SEED = 0
 NOTES = (
     "heads are chosen by their held-out R² on the frames of their own kind; the true "
     "errors rank signals and choose nothing",
-    "a head distilled on rattled crystals is held out on rattled ones: its R² is not of "
-    "the same frames as that of the head distilled on them as they are",
+    "a head distilled on rattled crystals is held out on rattled ones: its R² is not "
+    "of the same frames as that of the head distilled on them as they are",
     "held-out frames are drawn at random: MACE's are of the same molecules as the "
     "fitted ones, CHGNet's are other crystals",
     "error: RMS over the force components of a structure; U likewise",
@@ -62,8 +62,8 @@ NOTES = (
     "1 meV/Å), are left out of the comparison and counted",
     "95 %: molecules (materials) of each block drawn with repetition, 200 times",
     "minutes: while ten and more processes shared two cores; cpu_minutes say more",
-    "this run put together: heads, members and labels were made one by one before, with "
-    "these functions; minutes of heads are sums of teacher and fit, rounded",
+    "this run put together: heads, members and labels were made one by one before, "
+    "with these functions; minutes of heads are sums of teacher and fit, rounded",
     "cost: processor time of one thread, both in turns; median of pairs",
 )
 

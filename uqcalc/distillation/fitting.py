@@ -27,6 +27,7 @@ LARGEST_BATCH = 600  # atoms
 STEPS_AN_EPOCH = 20  # at least, as long as batches keep some fifty atoms
 PEAK_LEARNING_RATE = 3e-3
 FEWEST = 20
+POOR = 0.5  # held-out R² below which U is mostly the head's own error
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def distill(
     """Fit a direct-force head to a potential's own conservative forces.
 
     No labels are needed: the teacher is the potential itself, so ``frames`` should be
-    structures on which it is trusted. The disagreement of head and potential on a new
+    structures on which it is trusted, displaced ones: where forces vanish there is
+    nothing to learn. The disagreement of head and potential on a new
     structure then says that it is unlike them: ``ForceDelta(head=...)``.
 
     Parameters
@@ -72,7 +74,7 @@ def distill(
     ModelError
         If the potential gives no conservative forces, or too few frames can be
         evaluated. Frames that cannot be are left out, counted and named in a
-        `LabelWarning`.
+        `LabelWarning`. So is a head whose held-out R² is below 0.5.
     """
     backbone = tap(calculator)
     if not backbone.conservative:
@@ -98,6 +100,12 @@ def distill(
     network = _initial(card, fitting, torch.Generator().manual_seed(seed))
     _optimise(network, fitting, rng, epochs)
     card.report.update(_report(network, held_out))
+    if not (share := card.report["r2"]) >= POOR:
+        text = (
+            f"the head follows its potential poorly (held-out R² {share:.2f}); teach it "
+            "on more structures, displaced ones rather than relaxed ones"
+        )
+        warnings.warn(text, LabelWarning, stacklevel=2)
     return DistilledHead(card, network)
 
 
