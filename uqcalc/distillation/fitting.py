@@ -102,8 +102,8 @@ def distill(
     card.report.update(_report(network, held_out))
     if not (share := card.report["r2"]) >= POOR:
         text = (
-            f"the head follows its potential poorly (held-out R² {share:.2f}); teach it "
-            "on more structures, displaced ones rather than relaxed ones"
+            f"the head follows its potential poorly (held-out R² {share:.2f}); teach "
+            "it on more structures, displaced ones rather than relaxed ones"
         )
         warnings.warn(text, LabelWarning, stacklevel=2)
     return DistilledHead(card, network)
