@@ -60,7 +60,8 @@ def matgl(kind="TensorNet", *, unit="eV/A3", seed=0, cls=PESCalculator, **option
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_contract(kind):
-    check_backbone(lambda: matgl(kind), FRAMES)
+    # with two threads the bare potentials' own sums differ in the last bits
+    check_backbone(lambda: matgl(kind), FRAMES, exact=False)
 
 
 @pytest.mark.parametrize("voigt", [True, False])
@@ -68,6 +69,7 @@ def test_contract_in_gigapascals(voigt):
     check_backbone(
         lambda: PESCalculator(potential(), use_voigt=voigt),
         {"salt": FRAMES["crystal"]},
+        exact=False,
     )
 
 
@@ -80,13 +82,14 @@ def test_contract_without_warp():
             model = TensorNet(**EXTENSIVE, units=16, use_warp=False).eval()
         return PESCalculator(Potential(model=model).eval(), stress_unit="eV/A3")
 
-    check_backbone(make, FRAMES)
+    check_backbone(make, FRAMES, exact=False)
 
 
 def test_contract_in_a_sum():
     check_backbone(
         lambda: SumCalculator([matgl(), LennardJones(sigma=1.5, rc=4.0)]),
         {"salt": FRAMES["crystal"]},
+        exact=False,
     )
 
 
