@@ -60,8 +60,8 @@ def matgl(kind="TensorNet", *, unit="eV/A3", seed=0, cls=PESCalculator, **option
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_contract(kind):
-    # with two threads the bare potentials' own sums differ in the last bits
-    check_backbone(lambda: matgl(kind), FRAMES, exact=False)
+    # with two threads SO3Net's own sums differ in the last bits, pass by pass
+    check_backbone(lambda: matgl(kind), FRAMES, exact=kind != "SO3Net")
 
 
 @pytest.mark.parametrize("voigt", [True, False])
@@ -69,7 +69,6 @@ def test_contract_in_gigapascals(voigt):
     check_backbone(
         lambda: PESCalculator(potential(), use_voigt=voigt),
         {"salt": FRAMES["crystal"]},
-        exact=False,
     )
 
 
@@ -82,14 +81,13 @@ def test_contract_without_warp():
             model = TensorNet(**EXTENSIVE, units=16, use_warp=False).eval()
         return PESCalculator(Potential(model=model).eval(), stress_unit="eV/A3")
 
-    check_backbone(make, FRAMES, exact=False)
+    check_backbone(make, FRAMES)
 
 
 def test_contract_in_a_sum():
     check_backbone(
         lambda: SumCalculator([matgl(), LennardJones(sigma=1.5, rc=4.0)]),
         {"salt": FRAMES["crystal"]},
-        exact=False,
     )
 
 
