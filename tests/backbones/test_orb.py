@@ -119,6 +119,23 @@ class TestBothForces:
         copy.deepcopy(calculator)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+def test_a_compiled_model_gives_both_forces_too():
+    eager = orb_model(dtype=torch.float32)
+    compiled = copy.deepcopy(eager)
+    compiled.compile(mode="default", dynamic=True)
+    for atoms in (salt(), rattled()):
+        expected = tap(orb_calculator(eager))(atoms, BOTH)
+        backbone = tap(orb_calculator(compiled))
+        got = backbone(atoms, BOTH)
+        assert backbone.passes == 1
+        for name in ("features", "direct_forces", "conservative_forces"):
+            one, other = getattr(got, name), getattr(expected, name)
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+        assert backbone.differentiable(atoms).conservative_forces.requires_grad
+
+
 class SumModel(torch.nn.Module):
     """What orb-models 0.7 calls a D3SumModel: a regressor and a correction."""
 
