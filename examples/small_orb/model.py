@@ -1,4 +1,4 @@
-"""A small Orb for all-silica zeolites: direct forces and an energy, 288 k parameters.
+"""A small Orb for all-silica zeolites: direct forces and an energy, 274 k parameters.
 
     from small_orb.model import small_orb
     atoms.calc = ORBCalculator(small_orb(), device="cpu")

@@ -17,6 +17,7 @@ from uqcalc.backbones.base import Backbone, Capture, Prediction
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.hooks import listen_to_output
 from uqcalc.backbones.prediction import geometry
+from uqcalc.backbones.structure import check_pbc_alike
 from uqcalc.errors import BackboneError
 
 
@@ -119,13 +120,7 @@ class MatGLBackbone(Backbone):
     def check_structure(self, atoms: Atoms) -> None:
         """Refuse films and wires: MatGL would take them for molecules, or fail."""
         super().check_structure(atoms)
-        if atoms.pbc.any() and not atoms.pbc.all():
-            msg = (
-                "pbc must be True or False in all three directions for MatGL, got "
-                f"{atoms.pbc.tolist()}; pad the open directions with vacuum and set "
-                "pbc=True"
-            )
-            raise BackboneError(msg)
+        check_pbc_alike(atoms, "MatGL")
 
     def extra_state(self, atoms: Atoms) -> dict[str, Any]:  # noqa: ARG002
         """Nothing but the geometry; ASE itself looks at QET's initial charges."""

@@ -15,6 +15,7 @@ from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.hooks import listen_to_input
 from uqcalc.backbones.orb_passes import differentiable_pass, orb_graph, with_gradient
 from uqcalc.backbones.prediction import Capture, Prediction, geometry
+from uqcalc.backbones.structure import check_pbc_alike
 from uqcalc.errors import BackboneError
 
 
@@ -127,13 +128,7 @@ class OrbBackbone(Backbone):
     def check_structure(self, atoms: Atoms) -> None:
         """Refuse what Orb's graphs do not cover."""
         super().check_structure(atoms)
-        if atoms.pbc.any() and not atoms.pbc.all():
-            msg = (
-                "pbc must be True or False in all three directions for Orb, got "
-                f"{atoms.pbc.tolist()}; pad the open directions with vacuum and set "
-                "pbc=True"
-            )
-            raise BackboneError(msg)
+        check_pbc_alike(atoms, "Orb")
         given = {"charge", "spin"} & set(atoms.info)
         if len(given) == 1:
             msg = (

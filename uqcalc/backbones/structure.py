@@ -48,3 +48,14 @@ def check_cell(atoms: Atoms) -> None:
             f"{atoms_within} in {spanned:.3g} {unit}; give lengths in Å"
         )
         raise BackboneError(msg)
+
+
+def check_pbc_alike(atoms: Atoms, model: str) -> None:
+    """Refuse films and wires, for models that know only molecules and crystals."""
+    if atoms.pbc.any() and not atoms.pbc.all():
+        msg = (
+            f"pbc must be True or False in all three directions for {model}, got "
+            f"{atoms.pbc.tolist()}; pad the open directions with vacuum and set "
+            "pbc=True"
+        )
+        raise BackboneError(msg)

@@ -100,13 +100,17 @@ def distill(
     network = _initial(card, fitting, torch.Generator().manual_seed(seed))
     _optimise(network, fitting, rng, epochs)
     card.report.update(_report(network, held_out))
-    if not (share := card.report["r2"]) >= POOR:
+    _warn_if_poor(card.report["r2"])
+    return DistilledHead(card, network)
+
+
+def _warn_if_poor(share: float) -> None:
+    if not share >= POOR:  # NaN is poor, too
         text = (
             f"the head follows its potential poorly (held-out R² {share:.2f}); teach "
             "it on more structures, displaced ones rather than relaxed ones"
         )
-        warnings.warn(text, LabelWarning, stacklevel=2)
-    return DistilledHead(card, network)
+        warnings.warn(text, LabelWarning, stacklevel=3)
 
 
 def _card(
@@ -144,7 +148,8 @@ def _evaluate(
         why = f"; the first reason: {reasons[0]}" if reasons else ""
         msg = (
             f"at least {FEWEST} frames must be there to distil from, got "
-            f"{len(predictions)} of {len(frames)} that could be evaluated{why}"
+            f"{len(predictions)} of {len(frames)} that could be evaluated; "
+            f"give more{why}"
         )
         raise ModelError(msg)
     if reasons:

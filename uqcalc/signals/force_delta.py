@@ -129,8 +129,10 @@ def _reading(
     }
     risk = whole
     if prediction.fixed is not None and not prediction.fixed.all():
-        free = torch.as_tensor(~prediction.fixed, device=squares.device)
-        risk = results["force_delta_free"] = squares[free].mean().div(3).sqrt()
+        # weights, as picking rows by a mask would wait for the device
+        free = torch.as_tensor(~prediction.fixed).to(squares)
+        mean = (squares * free).sum() / float((~prediction.fixed).sum())
+        risk = results["force_delta_free"] = mean.div(3).sqrt()
     if prediction.direct_stress is not None:
         results["stress_delta"] = _stress_delta(prediction, direct)
     return TensorReading(
