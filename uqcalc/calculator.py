@@ -242,8 +242,8 @@ def _signals(
         if missing := signal.requires - backbone.provides:
             msg = (
                 f"signal {signal.name!r} needs {sorted(missing)}; {backbone.name} "
-                f"provides {sorted(backbone.provides)}: choose another signal or wrap "
-                "a calculator that provides it"
+                f"provides {sorted(backbone.provides)}: "
+                + getattr(signal, "remedy", "choose another signal or calculator")
             )
             raise ValueError(msg)
         if hasattr(signal, "check"):

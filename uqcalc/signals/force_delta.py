@@ -49,6 +49,7 @@ class ForceDelta:
     """
 
     name = "force_delta"
+    remedy = "distil a head for it (uqcalc distill) and pass that, or wrap another one"
     requires: frozenset[str] = frozenset({"direct_forces", "conservative_forces"})
 
     def __init__(
