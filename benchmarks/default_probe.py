@@ -17,9 +17,9 @@ import numpy as np
 from common import print_table, target, write_result
 
 from uqcalc import LabelError, Probe, scores
-from uqcalc.default import shipped_probe
 from uqcalc.probe.calibration import calibrate
 from uqcalc.probe.dataset import Dataset
+from uqcalc.shipped import shipped_probe
 
 
 EVERY = 20  # frames of 5 fs

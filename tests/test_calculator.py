@@ -396,7 +396,7 @@ def test_class_wide_lists_of_the_base_stay_as_they_are():
 
 def test_neither_probe_nor_signals_names_the_choices(base):
     with pytest.raises(ValueError, match="neither") as caught:
-        ReliableCalculator(base)
+        ReliableCalculator(base, probe=None)
     for choice in ("probe=", "uqcalc.fit", "MaxForce", "ForceSpread", "policy"):
         assert choice in str(caught.value)
 

@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from uqcalc import Level, Monitor, RecordError, read_log
 from uqcalc.cli.info import info
-from uqcalc.default import shipped_probe
-from uqcalc.facts import card_facts, file_facts, log_facts
+from uqcalc.facts import file_facts, log_facts
 from uqcalc.logsummary import summarise_log
+from uqcalc.probefacts import card_facts
+from uqcalc.shipped import shipped_probe
 
 
 def ran(path, risks=(), steps=6, **options):
@@ -105,7 +106,7 @@ def test_a_card_puts_its_scores_beside_no_skill():
     card = shipped_probe("default").card
     facts = card_facts(card)
     rows = dict(facts.rows)
-    assert rows["predicts"] == "P(RMS error of the forces <= 0.2 eV/Å)"
+    assert rows["predicts"] == "P(RMS force error <= 0.2 eV/Å)"
     assert rows["elements"] == "H C N O"
     assert rows["for the backbone"] == card.fingerprint
     assert rows["cutoffs"] == "SUSPECT below 0.8, UNRELIABLE below 0.5"
@@ -137,7 +138,7 @@ def test_the_command_recognises_both_by_content(tmp_path):
     probe.write_bytes((files("uqcalc") / "data" / "default.probe").read_bytes())
     result = CliRunner().invoke(app, [str(probe)])
     assert result.exit_code == 0
-    assert "P(RMS error of the forces" in result.output
+    assert "P(RMS force error" in result.output
     log = ran(tmp_path / "log.probe", [GOOD, BAD])
     result = CliRunner().invoke(app, [str(log)])
     assert result.exit_code == 0

@@ -10,7 +10,8 @@ from ase.build import bulk, molecule
 from builders import import_mace, tiny_mace
 
 from uqcalc import MissingExtraError, ModelError, open_model
-from uqcalc.default import bare_calculator, shipped_probe
+from uqcalc.default import bare_calculator
+from uqcalc.shipped import shipped_probe
 
 
 import_mace()

@@ -422,7 +422,7 @@ def test_a_frame_that_the_format_cannot_hold_is_written_without_its_own(tmp_path
 
 def test_chgnet_annotates_crystals_and_marks_molecules(tmp_path):
     pytest.importorskip("chgnet")
-    from uqcalc.default import shipped_probe
+    from uqcalc.shipped import shipped_probe
 
     calculator = ReliableCalculator(
         open_model("chgnet", device="cpu"), shipped_probe("chgnet")

@@ -14,6 +14,7 @@ from ase.outputs import Properties, all_outputs
 
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.registry import tap
+from uqcalc.choosing import AUTO, choose_policy, choose_signals, probes_of
 from uqcalc.policy import Policy
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.records import Assessment, Level, Reading, Verdict
@@ -28,8 +29,11 @@ class ReliableCalculator(BaseCalculator):
     ----------
     calculator : ase calculator or Backbone
         Its own results stay untouched, in exactly one pass per geometry.
-    probe : path or Probe, optional
-        Adds ``probe_reliability`` and ``probe_importance`` to ``results``.
+    probe : path, Probe, None or "auto"
+        Adds ``probe_reliability`` and ``probe_importance`` to ``results``. By default
+        the probe that ships with the package for this very model; it says which. Where
+        there is none and no signals are given, those that need no labels are read,
+        every geometry is at least SUSPECT, and it says so.
     signals : sequence of Signal
         Further readings of the same pass.
     policy : Policy, optional
@@ -51,7 +55,7 @@ class ReliableCalculator(BaseCalculator):
     def __init__(
         self,
         calculator: BaseCalculator | Backbone,
-        probe: str | os.PathLike[str] | Probe | None = None,
+        probe: str | os.PathLike[str] | Probe | None = AUTO,
         signals: Sequence[Signal] = (),
         policy: Policy | None = None,
         *,
@@ -62,8 +66,9 @@ class ReliableCalculator(BaseCalculator):
             msg = f"importance must be 'always' or 'flagged', got {importance!r}"
             raise ValueError(msg)
         self.backbone = tap(calculator)
-        self.signals = _signals(self.backbone, probe, signals, importance)
-        self.policy = _policy(self.signals, policy)
+        self.signals = choose_signals(self.backbone, probe, signals, importance)
+        auto = probe == AUTO and not signals
+        self.policy = choose_policy(self.signals, policy, auto=auto)
         base = self.backbone.calculator
         self.implemented_properties = list(dict.fromkeys(base.implemented_properties))
         self.assessment: Assessment | None = None
@@ -164,8 +169,7 @@ class ReliableCalculator(BaseCalculator):
 
     def describe(self) -> dict[str, Any]:
         """Return `todict` and the probe's card, for logs."""
-        probes = [s.probe.card for s in self.signals if isinstance(s, ProbeSignal)]
-        cards = [card.to_dict() for card in probes]
+        cards = [probe.card.to_dict() for probe in probes_of(self.signals)]
         return self.todict() | {"probe": cards[0] if cards else None}
 
     def _due(self) -> list[Signal]:
@@ -205,78 +209,6 @@ class ReliableCalculator(BaseCalculator):
             else reading
             for reading in readings
         )
-
-
-def _signals(
-    backbone: Backbone,
-    probe: str | os.PathLike[str] | Probe | None,
-    signals: Sequence[Signal],
-    importance: str,
-) -> tuple[Signal, ...]:
-    chosen = list(signals) if isinstance(signals, Sequence) else [signals]
-    for signal in chosen:
-        if isinstance(signal, type) or not isinstance(signal, Signal):
-            msg = (
-                f"signals must be signal objects, got {signal!r}; write for example "
-                "signals=[MaxForce()]"
-            )
-            raise TypeError(msg)
-    if probe is not None:
-        loaded = probe if isinstance(probe, Probe) else Probe.load(probe)
-        loaded.check(backbone)
-        chosen.insert(0, ProbeSignal(loaded, importance=importance == "always"))
-    if not chosen:
-        msg = (
-            "ReliableCalculator must have a probe or signals, got neither; pass "
-            'probe="my.probe" (fit one with uqcalc.fit), or signals from '
-            "uqcalc.signals such as [MaxForce()] or, for a committee, "
-            "[ForceSpread()] together with a policy; uqcalc.default_calculator() "
-            "brings its own"
-        )
-        raise ValueError(msg)
-    names = [signal.name for signal in chosen]
-    if len(set(names)) != len(names):
-        msg = f"signals must have distinct names, got {names}"
-        raise ValueError(msg)
-    for signal in chosen:
-        if missing := signal.requires - backbone.provides:
-            msg = (
-                f"signal {signal.name!r} needs {sorted(missing)}; {backbone.name} "
-                f"provides {sorted(backbone.provides)}: "
-                + getattr(signal, "remedy", "choose another signal or calculator")
-            )
-            raise ValueError(msg)
-        if hasattr(signal, "check"):
-            signal.check(backbone)
-    return tuple(chosen)
-
-
-def _policy(signals: tuple[Signal, ...], policy: Policy | None) -> Policy:
-    names = [signal.name for signal in signals]
-    if policy is None:
-        probes = [s.probe for s in signals if isinstance(s, ProbeSignal)]
-        if not probes:
-            msg = (
-                f"policy must be given where there is no probe to bring one, got None "
-                f"for signals {names}; pass policy=Policy([Threshold("
-                f"{names[0]!r}, suspect=..., unreliable=...)])"
-            )
-            raise ValueError(msg)
-        return probes[0].card.policy()
-    checked: object = policy
-    if not isinstance(checked, Policy):
-        msg = (
-            f"policy must be a Policy, got {type(policy).__name__}; write "
-            "Policy([Threshold(...)])"
-        )
-        raise TypeError(msg)
-    if unread := set(policy.signals) - set(names):
-        msg = (
-            f"policy must judge signals that run, got thresholds for {sorted(unread)} "
-            f"and signals {names}; add the signal or drop the threshold"
-        )
-        raise ValueError(msg)
-    return policy
 
 
 def _voided(reading: Reading) -> Reading:

@@ -7,21 +7,20 @@ is unpickled. `mace-torch` is imported only when a model is built.
 import json
 import warnings
 from contextlib import redirect_stdout
-from importlib.resources import as_file, files
+from importlib.resources import files
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from uqcalc.errors import MissingExtraError, ModelError
+from uqcalc.errors import MissingExtraError
 
 
 if TYPE_CHECKING:
     from mace.calculators import MACECalculator
 
     from uqcalc.calculator import ReliableCalculator
-    from uqcalc.probe.checkpoint import Probe
 
 __all__ = [
     "bare_calculator",
@@ -29,11 +28,8 @@ __all__ = [
     "default_calculator",
     "import_mace",
     "load_model",
-    "shipped_probe",
 ]
 
-# Where the package brings a probe along for the potential of that name.
-SHIPPED_PROBES = {"default": "default.probe", "chgnet": "chgnet.probe"}
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -145,27 +141,7 @@ def default_calculator(
         As for `bare_calculator`.
     """
     from uqcalc.calculator import ReliableCalculator
+    from uqcalc.shipped import shipped_probe
 
     probe = shipped_probe("default")
     return ReliableCalculator(bare_calculator(device, dtype), probe=probe)
-
-
-def shipped_probe(name: str) -> "Probe":
-    """Return the probe that the package brings for the potential ``name``.
-
-    Raises
-    ------
-    ModelError
-        If there is none.
-    """
-    if name not in SHIPPED_PROBES:
-        msg = (
-            f"probe must be given for the model {name!r}, got none (only "
-            f"{', '.join(SHIPPED_PROBES)} come with one); fit one: "
-            f"uqcalc fit labelled.xyz --model {name} -o my.probe"
-        )
-        raise ModelError(msg)
-    from uqcalc.probe.checkpoint import Probe
-
-    with as_file(files("uqcalc") / "data" / SHIPPED_PROBES[name]) as path:
-        return Probe.load(path)

@@ -22,6 +22,10 @@ class ProbeError(UqcalcError):
     """A probe file is unusable, or belongs to another backbone."""
 
 
+class SignalError(UqcalcError):
+    """A fitted signal is unusable, or belongs to another backbone."""
+
+
 class ModelError(UqcalcError):
     """The name of a potential means nothing, or its weights are out of reach."""
 

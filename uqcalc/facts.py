@@ -1,4 +1,4 @@
-"""What a probe, a distilled head or an event log holds, in words, ready to be shown."""
+"""What a file of ours holds, in words, ready to be shown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from uqcalc.records import Level
 
 if TYPE_CHECKING:
     from uqcalc.distillation.head import HeadCard
-    from uqcalc.probe.card import Card
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +29,29 @@ class Facts:
 
 
 def file_facts(path: str | os.PathLike[str]) -> Facts:
-    """Recognise a probe, a head or an event log by its content; say what it holds.
+    """Recognise a file by its content; say what it holds.
+
+    A probe, a distilled head, a fitted signal, or an event log.
 
     Raises
     ------
     RecordError
-        If the file is neither.
+        If the file is none of these.
     """
     kind = _kind(Path(path))
     if kind == "probe":
         # with torch, which logs do without
         from uqcalc.distillation.head import FILE, DistilledHead
         from uqcalc.probe.checkpoint import FILE as PROBE_FILE, Probe
+        from uqcalc.probefacts import card_facts
+        from uqcalc.signalfacts import signal_facts
+        from uqcalc.signals.card import FILE as SIGNAL_FILE, read_signal
 
-        if FILE.key in PROBE_FILE.read(path)[1]:
+        metadata = PROBE_FILE.read(path)[1]
+        if FILE.key in metadata:
             return head_facts(DistilledHead.load(path).card)
+        if SIGNAL_FILE.key in metadata:
+            return signal_facts(read_signal(path)[0])
         return card_facts(Probe.load(path).card)
     return log_facts(summarise_log(path), Path(path).name)
 
@@ -85,87 +92,6 @@ def head_facts(card: HeadCard) -> Facts:
         ("uqcalc", card.uqcalc_version or "not stated"),
     ]
     return Facts("Distilled head", rows)
-
-
-def card_facts(card: Card) -> Facts:
-    """Say what a probe predicts, for what, and how good it is."""
-    from ase.data import chemical_symbols
-
-    what = {"energy": "error of the total energy", "forces": "RMS error of the forces"}
-    symbols = " ".join(chemical_symbols[z] for z in card.elements)
-    slope, intercept = card.calibration
-    boundary = f"{card.boundary:.4g} {card.unit}"
-    if card.percentile is not None:
-        boundary += f", percentile {card.percentile:g} of its training errors"
-    rows = [
-        ("predicts", f"P({what[card.target]} <= {card.boundary:.4g} {card.unit})"),
-        ("boundary", boundary),
-        ("for the backbone", card.fingerprint),
-        ("elements", symbols or "not stated"),
-        ("atoms per structure", " to ".join(map(str, card.sizes)) or "not stated"),
-        (
-            "cutoffs",
-            f"SUSPECT below {card.suspect:g}, UNRELIABLE below {card.unreliable:g}",
-        ),
-        ("calibration", f"slope {slope:.3f}, intercept {intercept:.3f} of the logit"),
-        *_training_rows(card.training),
-        *_score_rows(card.report),
-        ("network", _network(card)),
-        ("uqcalc", f"{card.uqcalc_version or 'not stated'} (schema {card.schema})"),
-    ]
-    if card.description:
-        rows.insert(0, ("description", card.description))
-    coverage = tuple(
-        (f"{row['cutoff']:.2f}", f"{row['coverage']:.1%}", f"{row['precision']:.1%}")
-        for row in card.report.get("coverage", ())
-    )
-    columns = ("P(reliable) at least", "kept", "of them right")
-    return Facts("Probe", rows, "On its test set", columns, coverage)
-
-
-def _training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
-    rows = []
-    if sets := training.get("structures"):
-        groups = training.get("groups") or {}
-        parts = [
-            f"{n} {name}" + (f" in {groups[name]} groups" if groups.get(name) else "")
-            for name, n in sets.items()
-        ]
-        rows.append(("structures", ", ".join(parts)))
-    if excluded := training.get("excluded"):
-        parts = [f"{n} {defect}" for defect, n in excluded.items()]
-        rows.append(("excluded", ", ".join(parts)))
-    if recipe := training.get("recipe"):
-        rows.append(("recipe", ", ".join(f"{k} {v}" for k, v in recipe.items())))
-    return rows
-
-
-def _score_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Put each score beside what no skill at all would have given."""
-    pairs = [
-        ("accuracy", "majority_accuracy", "majority class"),
-        ("ece", "ece_noise_floor", "noise floor"),
-    ]
-    rows = []
-    if "structures" in report:
-        text = f"{report['structures']} structures, {report['prevalence']:.1%} reliable"
-        if unseen := report.get("unseen_elements"):
-            text += f"; {unseen} more with unseen elements not scored"
-        rows.append(("test set", text))
-    for name, floor, words in pairs:
-        if name in report:
-            beside = f" ({words} {report[floor]:.3f})" if floor in report else ""
-            label = "ECE" if name == "ece" else name
-            rows.append((label, f"{report[name]:.3f}{beside}"))
-    others = {"mcc": "MCC", "f1": "F1", "auroc": "AUROC", "brier": "Brier"}
-    others |= {"spearman": "Spearman(error, risk)"}
-    scores = [f"{word} {report[k]:.3f}" for k, word in others.items() if k in report]
-    return [*rows, ("further scores", ", ".join(scores))] if scores else rows
-
-
-def _network(card: Card) -> str:
-    charges = ", reads charges" if card.charges else ""
-    return f"{card.architecture}, for {card.feature_dim} features{charges}"
 
 
 def log_facts(log: LogSummary, name: str = "Run") -> Facts:

@@ -18,8 +18,9 @@ from typing import Any
 
 from ase.calculators.calculator import BaseCalculator
 
-from uqcalc.default import SHIPPED_PROBES, bare_calculator, import_mace
+from uqcalc.default import bare_calculator, import_mace
 from uqcalc.errors import MissingExtraError, ModelError
+from uqcalc.shipped import SHIPPED_PROBES
 
 
 DTYPES = ("float32", "float64")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,48 +10,42 @@ from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
 from numpy.typing import ArrayLike
 
-from uqcalc import scores
-from uqcalc.files import whole
+from uqcalc.canvas import COLOURS, INK, QUIET, axes_of, save_figure
 from uqcalc.records import Level
+from uqcalc.scoreplots import (
+    plot_errors,
+    plot_path_weights,
+    plot_reliability_diagram,
+    plot_risk_coverage,
+)
 
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from uqcalc.event import Event
 
-# Colour-blind safe: blue is fine, sand is a question, red is a stop.
-COLOURS = {
-    Level.RELIABLE: "#2c6e9e",
-    Level.SUSPECT: "#d9a441",
-    Level.UNRELIABLE: "#b3312c",
-}
-INK, QUIET = "#222222", "#8a8a8a"
 
-
-def _axes(ax: Axes | None) -> Axes:
-    if ax is not None:
-        return ax
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(layout="constrained")[1]
-
-
-def save_figure(
-    figure: Figure, path: str | os.PathLike[str], *, dpi: int = 160
-) -> None:
-    """Write a picture, whole or not at all, and close it."""
-    import matplotlib.pyplot as plt
-
-    with whole(path) as partial:
-        figure.savefig(partial, dpi=dpi)
-    plt.close(figure)
+__all__ = [
+    "COLOURS",
+    "INK",
+    "QUIET",
+    "plot_atoms",
+    "plot_errors",
+    "plot_path_weights",
+    "plot_probability",
+    "plot_reliability_diagram",
+    "plot_risk_coverage",
+    "plot_temperature",
+    "plot_true_error",
+    "plot_verdicts",
+    "save_figure",
+]
 
 
 def plot_verdicts(history: Sequence[Event], ax: Axes | None = None) -> Axes:
     """Draw one strip: the level of every step, on the time axis in ps."""
-    axes = _axes(ax)
+    axes = axes_of(ax)
     from matplotlib.colors import ListedColormap
 
     times = _times(history)
@@ -72,7 +65,7 @@ def plot_probability(
     ax: Axes | None = None,
 ) -> Axes:
     """Draw P(reliable) against time, with the two cutoffs of the policy."""
-    axes = _axes(ax)
+    axes = axes_of(ax)
     values = np.array([e.values.get("probe_reliability", np.nan) for e in history])
     axes.plot(_times(history), values, color=INK, lw=0.9)
     axes.axhspan(0, unreliable, color=COLOURS[Level.UNRELIABLE], alpha=0.13, lw=0)
@@ -83,7 +76,7 @@ def plot_probability(
 
 def plot_temperature(history: Sequence[Event], ax: Axes | None = None) -> Axes:
     """Draw the instantaneous temperature in K against time."""
-    axes = _axes(ax)
+    axes = axes_of(ax)
     temperatures = np.array([e.temperature_K for e in history], dtype=float)
     axes.plot(_times(history), temperatures, color=QUIET, lw=0.9)
     axes.set(ylabel="T [K]")
@@ -97,7 +90,7 @@ def plot_true_error(
 
     Frames whose reference did not converge are NaN and are marked at the top.
     """
-    axes = _axes(ax)
+    axes = axes_of(ax)
     t, e = np.asarray(times, dtype=float), np.asarray(errors, dtype=float) * 1000
     good = e <= boundary * 1000
     bad = np.isfinite(e) & ~good
@@ -126,7 +119,7 @@ def plot_atoms(
     Weights are shown as multiples of the even share: 1 is an atom that matters as
     much as the average. The view is onto the plane of largest extent.
     """
-    axes = _axes(ax)
+    axes = axes_of(ax)
     import matplotlib as mpl
     from matplotlib.patches import Circle
 
@@ -154,56 +147,6 @@ def plot_atoms(
     bar = axes.figure.colorbar(colours, cax=strip, orientation="horizontal")
     bar.set_label("importance, as a multiple of the even share", fontsize=9)
     bar.outline.set_visible(False)
-    return axes
-
-
-def plot_reliability_diagram(
-    reliable: ArrayLike, probability: ArrayLike, ax: Axes | None = None, bins: int = 10
-) -> Axes:
-    """Draw observed frequency against predicted P(reliable), with counts."""
-    axes = _axes(ax)
-    truth = np.asarray(reliable, dtype=float)
-    belief = np.asarray(probability, dtype=float)
-    index = np.minimum((belief * bins).astype(int), bins - 1)
-    counts = np.bincount(index, minlength=bins)
-    filled = counts > 0
-    predicted = np.bincount(index, belief, bins)[filled] / counts[filled]
-    observed = np.bincount(index, truth, bins)[filled] / counts[filled]
-    axes.plot([0, 1], [0, 1], color=QUIET, lw=0.8, ls=(0, (4, 3)))
-    axes.plot(predicted, observed, "o-", color=COLOURS[Level.RELIABLE], lw=1, ms=4)
-    for x, y, count in zip(predicted, observed, counts[filled], strict=True):
-        axes.annotate(
-            str(count),
-            (x, y),
-            textcoords="offset points",
-            xytext=(5, -9),
-            fontsize=7,
-            color=QUIET,
-        )
-    ece = scores.expected_calibration_error(truth > 0.5, belief, bins)
-    floor = scores.calibration_noise_floor(belief, bins)
-    axes.set(
-        xlim=(0, 1),
-        ylim=(0, 1),
-        xlabel="predicted P(reliable)",
-        ylabel="observed frequency",
-        title=f"ECE {ece:.3f} (noise floor {floor:.3f})",
-    )
-    return axes
-
-
-def plot_risk_coverage(
-    error: ArrayLike, risks: dict[str, Any], unit: str, ax: Axes | None = None
-) -> Axes:
-    """Draw mean true error of the kept structures against coverage, per risk."""
-    axes = _axes(ax)
-    for name, risk in (risks | {"perfect": np.asarray(error)}).items():
-        coverage, kept = scores.risk_coverage(error, risk)
-        (line,) = axes.plot(coverage, kept, lw=1.2, label=name)
-        if name == "perfect":
-            line.set(color=QUIET, linestyle=(0, (4, 3)))
-    axes.set(xlim=(0, 1), xlabel="coverage", ylabel=f"mean error of the kept [{unit}]")
-    axes.legend(frameon=False)
     return axes
 
 

@@ -88,7 +88,10 @@ class Policy:
             raise ValueError(msg)
 
     def __call__(self, readings: Sequence[Reading]) -> Verdict:
-        """Judge ``readings``; a threshold whose signal did not run is skipped."""
+        """Judge ``readings``; a threshold whose signal did not run is skipped.
+
+        A reading outside what its signal was calibrated on is at least SUSPECT.
+        """
         by_signal = {reading.signal: reading for reading in readings}
         worst = Level.RELIABLE
         reasons: list[str] = []
@@ -99,9 +102,13 @@ class Policy:
                 skipped.append(threshold.signal)
                 continue
             level = threshold.level(reading.risk)
-            worst = max(worst, level)
             if level is not Level.RELIABLE:
                 reasons.append(threshold.reason(reading))
+            if outside := reading.out_of_scope:
+                level = max(level, Level.SUSPECT)
+                what = "; ".join(outside)
+                reasons.append(f"{threshold.signal}: outside its calibration: {what}")
+            worst = max(worst, level)
         return Verdict(worst, tuple(reasons), tuple(skipped))
 
     @property

@@ -37,6 +37,11 @@ class Reading:
         Key of ``results`` that says which atoms matter, shape (atoms,).
     note : str
         Why there is no answer, where ``risk`` is NaN.
+    limits : mapping
+        Key of ``results`` -> the value above which the geometry lies outside what the
+        signal was calibrated on.
+    doubts : tuple of str
+        Other reasons why it does.
     """
 
     signal: str
@@ -45,6 +50,21 @@ class Reading:
     results: Mapping[str, Any] = field(default_factory=dict)
     per_atom_key: str | None = None
     note: str = ""
+    limits: Mapping[str, float] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def out_of_scope(self) -> tuple[str, ...]:
+        """Why the risk is an extrapolation, in words with numbers; empty if it is none.
+
+        NaN counts as beyond a limit.
+        """
+        beyond = tuple(
+            f"{key} {float(self.results[key]):.3g} > {limit:.3g}"
+            for key, limit in self.limits.items()
+            if not self.results[key] <= limit
+        )
+        return beyond + self.doubts
 
     @property
     def per_atom(self) -> np.ndarray | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,6 +36,89 @@ def _checked(
     return truth, belief
 
 
+class Bins(NamedTuple):
+    """What falls into each bin of the probability, all (bins,).
+
+    Attributes
+    ----------
+    counts : array of int
+    predicted, observed : arrays
+        Mean probability and share of reliable ones; NaN in empty bins.
+    """
+
+    counts: NDArray[np.int64]
+    predicted: NDArray[np.float64]
+    observed: NDArray[np.float64]
+
+
+def reliability_bins(
+    reliable: ArrayLike, probability: ArrayLike, bins: int = 10
+) -> Bins:
+    """Sort probabilities into bins of equal width; the last one holds 1 as well."""
+    truth, belief = _checked(reliable, probability)
+    index = _bin_of(belief, bins)
+    counts = np.bincount(index, minlength=bins)
+    weights = np.where(counts > 0, counts, np.nan)
+    return Bins(
+        counts,
+        np.bincount(index, belief, bins) / weights,
+        np.bincount(index, truth, bins) / weights,
+    )
+
+
+def _bin_of(belief: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
+    return np.minimum((belief * bins).astype(np.int64), np.int64(bins - 1))
+
+
+def wilson_interval(
+    hits: ArrayLike, counts: ArrayLike, confidence: float = 0.95
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the bounds (low, high) on binomial shares, of the shape of ``counts``.
+
+    Wilson 1927, doi:10.1080/01621459.1927.10502953; NaN where nothing was counted.
+    """
+    n = np.asarray(counts, dtype=float)
+    n = np.where(n > 0, n, np.nan)
+    share = np.asarray(hits, dtype=float) / n
+    z = float(stats.norm.ppf((1 + confidence) / 2))
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    return np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0)
+
+
+def brier_decomposition(
+    reliable: ArrayLike, probability: ArrayLike, bins: int = 10
+) -> dict[str, float]:
+    """Return what a Brier score is made of, over bins of equal width.
+
+    ``brier = reliability - resolution + uncertainty + within_bins``: how far the
+    probabilities are from what is observed (0 is best), how far what is observed
+    differs from bin to bin (0 is no skill, the uncertainty is the most), and what
+    always giving the base rate would score (Murphy 1973,
+    doi:10.1175/1520-0450(1973)012<0595:ANVPOT>2.0.CO;2). Probabilities differ within a
+    bin, too; what that adds makes the sum exact (Stephenson et al. 2008,
+    doi:10.1175/2007WAF2006116.1).
+
+    Returns
+    -------
+    dict
+        ``reliability``, ``resolution``, ``uncertainty`` and ``within_bins``.
+    """
+    truth, belief = _checked(reliable, probability)
+    found, index = reliability_bins(truth, belief, bins), _bin_of(belief, bins)
+    filled, rate = found.counts > 0, truth.mean()
+    share = found.counts[filled] / truth.size
+    predicted, observed = found.predicted[filled], found.observed[filled]
+    off = belief - found.predicted[index]
+    away = truth - found.observed[index]
+    return {
+        "reliability": float(share @ (predicted - observed) ** 2),
+        "resolution": float(share @ (observed - rate) ** 2),
+        "uncertainty": float(rate * (1 - rate)),
+        "within_bins": float(np.mean(off**2 - 2 * off * away)),
+    }
+
+
 def expected_calibration_error(
     reliable: ArrayLike, probability: ArrayLike, bins: int = 10
 ) -> float:
@@ -45,7 +128,7 @@ def expected_calibration_error(
     (Naeini et al. 2015, doi:10.1609/aaai.v29i1.9602).
     """
     truth, belief = _checked(reliable, probability)
-    index = np.minimum((belief * bins).astype(int), bins - 1)
+    index = _bin_of(belief, bins)
     gap = np.bincount(index, weights=truth - belief, minlength=bins)
     return float(np.abs(gap).sum() / truth.size)
 
@@ -153,5 +236,6 @@ def classification_report(
         "ece": expected_calibration_error(truth, belief),
         "ece_noise_floor": calibration_noise_floor(belief),
         "brier": float(np.mean((belief - truth) ** 2)),
+        "brier_decomposition": brier_decomposition(truth, belief),
         "coverage": coverage_table(truth, belief),
     }

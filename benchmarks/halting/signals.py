@@ -24,8 +24,8 @@ from uqcalc.default import (
     build_model,
     default_calculator,
     load_model,
-    shipped_probe,
 )
+from uqcalc.shipped import shipped_probe
 
 
 BATCH = 32

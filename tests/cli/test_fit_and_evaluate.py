@@ -13,6 +13,10 @@ from uqcalc.cli import app
 from uqcalc.default import bare_calculator
 
 
+# 90 frames are few, and it says so: `tests/probe/test_prospects.py`
+pytestmark = pytest.mark.filterwarnings("ignore:a probe should have at least 200")
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Errors of the bundled potential that grow with the distortion."""
@@ -56,9 +60,12 @@ def test_fit_then_evaluate(data, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--forces-key", "dft"], "every one of the 90 frames must have a usable"),
+        (
+            ["--forces-key", "dft", "--group", "run"],
+            "every one of the 90 frames must have a usable",
+        ),
         (["--model", "mase"], "model must be one of"),
-        (["--target", "dipole"], "target must be 'forces' or 'energy'"),
+        (["--target", "dipole"], "target must be one of ['forces'"),
     ],
 )
 def test_mistakes_end_with_a_message(data, tmp_path, words, message):
@@ -87,3 +94,23 @@ def test_a_probe_given_as_the_model_is_recognised(data, tmp_path):
     assert done.exit_code == 1
     assert "must be a file that MACE saved" in done.stderr
     assert "a probe goes to --probe" in done.stderr
+
+
+def test_calibrate_puts_a_promise_on_the_card(data, tmp_path):
+    probe, other = tmp_path / "my.probe", tmp_path / "other.probe"
+    options = ("--group", "run", "--device", "cpu")
+    done = invoke("fit", data, "-o", probe, "--boundary", "150 meV/angstrom", *options)
+    assert done.exit_code == 0, done.output
+    before = probe.read_bytes()
+    asked = ("--tolerance", "0.2 eV/Å", "--risk", "0.4", "--confidence", "0.8")
+    done = invoke("calibrate", probe, data, "-o", other, *asked, *options)
+    assert done.exit_code == 0, done.output
+    promise = Probe.load(other).card.promise
+    assert promise["groups"] == 30
+    assert promise["statement"] in done.stdout
+    assert "err by more than 0.2 eV/Å" in done.stdout
+    assert probe.read_bytes() == before
+    done = invoke("calibrate", probe, data, *options)
+    assert done.exit_code == 1
+    assert "must rest on at least 59 groups" in done.stderr
+    assert probe.read_bytes() == before

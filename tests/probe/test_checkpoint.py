@@ -15,6 +15,7 @@ from safetensors import safe_open
 from uqcalc import ReliableCalculator
 from uqcalc.errors import ProbeError
 from uqcalc.probe import checkpoint
+from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.card import Card
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.network import ProbeNetwork
@@ -109,6 +110,36 @@ def test_probe_is_float32_whatever_the_default_dtype(saved, backbone):
     assert torch.equal(ours, expected)
 
 
+def test_a_file_of_the_first_schema_reads_as_it_did(backbone, tmp_path):
+    """Numbers and entries as of the release that wrote such files."""
+    energies = {"1": -1.5, "6": -7.25, "8": -20.0}
+    probe = tiny_probe(backbone, bias=0.3, atom_energies=energies)
+    path = probe.save(tmp_path / "old.probe")
+
+    def as_then(card):
+        for entry in (
+            "atom_boundary", "atom_calibration", "joined", "offsets", "promise", "scope"
+        ):  # fmt: skip
+            del card[entry]
+        card.update(schema=1, calibration=[1.0, 0.3])
+
+    rewrite(path, as_then)
+    loaded = Probe.load(path)
+    predictions = [random_prediction(n, 6, seed=n) for n in (3, 1, 8)]
+    reliability, importance = loaded(predictions, importance=True)
+    np.testing.assert_allclose(
+        reliability, [0.506524205, 0.690788686, 0.687192559], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        importance[:3], [0.365786076, 0.330226958, 0.303986907], rtol=1e-5
+    )
+    assert loaded.card.calibration == Calibration(1.0, 0.3)
+    reading = loaded.read(predictions)
+    assert reading.atoms is reading.parts is reading.novelty is None
+    again = Probe.load(loaded.save(tmp_path / "new.probe"))
+    assert torch.equal(again(predictions)[0], reliability)
+
+
 def test_truncated_file_is_refused(saved):
     whole = saved.read_bytes()
     for keep in (0, 4, 200, len(whole) // 2, len(whole) - 1):
@@ -136,7 +167,7 @@ def test_files_that_are_no_probe_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"schema": 99, "new": 1}, "at most 1 .* got 99; upgrade"),
+        ({"schema": 99, "new": 1}, "at most 2 .* got 99; upgrade"),
         ({"unit": "kcal/mol"}, "in eV/Å, got 'kcal/mol'"),
         ({"unit": None}, "in eV/Å, got None"),
         ({"target": "energy"}, "energy must be in eV, got 'eV/Å'"),

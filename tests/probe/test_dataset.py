@@ -9,7 +9,7 @@ from ase.build import molecule
 from builders import mace_calculator, rattled
 from probe.toys import ToyBackbone
 
-from uqcalc import Labels, fit
+from uqcalc import Labels, LabelWarning, fit
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
 from uqcalc.probe.dataset import build_dataset
@@ -144,16 +144,97 @@ def test_labels_are_checked_at_once(wrong):
 
 def test_errors_by_hand():
     frames = labelled(3)
-    energies, forces = [], []
+    expected = {"energy": [], "energy_per_atom": [], "forces": [], "atom_forces": []}
+    atoms_expected = []
     for atoms in frames:
         bare = atoms.copy()
         bare.calc = ToyBackbone().calculator
-        energies.append(abs(bare.get_potential_energy() - atoms.info["REF_energy"]))
+        missed = abs(bare.get_potential_energy() - atoms.info["REF_energy"])
+        expected["energy"].append(missed)
+        expected["energy_per_atom"].append(missed / 6)
         gap = bare.get_forces() - atoms.arrays["REF_forces"]
-        forces.append(np.linalg.norm(gap) / np.sqrt(gap.size))
-    for target, expected in (("energy", energies), ("forces", forces)):
+        expected["forces"].append(np.linalg.norm(gap) / np.sqrt(gap.size))
+        atoms_expected.append(np.linalg.norm(gap, axis=1))
+        expected["atom_forces"].append(max(atoms_expected[-1]))
+    for target, errors in expected.items():
         data = build_dataset(frames, ToyBackbone(), Labels(target=target))
-        np.testing.assert_allclose(data.errors, expected, rtol=1e-12)
+        np.testing.assert_allclose(data.errors, errors, rtol=1e-12)
+        part = data.subset([2, 0])
+        for found, index in zip(part.atom_errors, (2, 0), strict=True):
+            np.testing.assert_allclose(found, atoms_expected[index], rtol=1e-12)
+
+
+def test_an_energy_needs_no_forces_but_takes_them_where_all_frames_have_them():
+    frames = labelled(4)
+    nan_label(frames[1])
+    labels = Labels("energy")
+    assert build_dataset(frames, ToyBackbone(), labels).atom_errors is None
+    unlabelled(frames[1])
+    data = build_dataset(frames, ToyBackbone(), labels)
+    assert data.atom_errors is None
+    assert data.subset([0]).atom_errors is None
+
+
+def shifted(count, *, seed, shift):
+    """Energies that are off by ``shift`` eV per element, and a little by chance."""
+    rng = np.random.default_rng(seed)
+    frames = []
+    for index in range(count):
+        name = ["CH3OH", "H2O", "CO2", "C2H6", "CH4"][index % 5]
+        atoms = rattled(name, seed=1000 * seed + index)
+        atoms.info["run"] = index // 5
+        atoms.calc = ToyBackbone().calculator
+        energy = atoms.get_potential_energy() + rng.normal(0, 0.01)
+        atoms.calc = None
+        atoms.info["REF_energy"] = energy + sum(shift[z] for z in atoms.numbers)
+        frames.append(atoms)
+    return frames
+
+
+SHIFT = {1: -13.0, 6: -1030.0, 8: -2040.0}
+
+
+def test_offsets_are_removed_recorded_and_used_again():
+    frames = shifted(60, seed=0, shift=SHIFT)
+    backbone = ToyBackbone()
+    with pytest.warns(LabelWarning, match="level of theory"):
+        raw = build_dataset(frames, backbone, Labels("energy"))
+    assert raw.offsets == {}
+    data = build_dataset(frames, backbone, Labels("energy_per_atom", offsets=True))
+    assert data.errors.max() < 0.02 < 100 < raw.errors.min()
+    assert {int(z): round(e) for z, e in data.offsets.items()} == SHIFT
+    fresh = shifted(5, seed=9, shift=SHIFT)
+    again = build_dataset(fresh, backbone, Labels("energy"), offsets=data.offsets)
+    residuals = [
+        a.info["REF_energy"]
+        - p.results["energy"]
+        - sum(data.offsets[str(z)] for z in a.numbers)
+        for a, p in zip(fresh, again.predictions, strict=True)
+    ]
+    np.testing.assert_allclose(again.errors, np.abs(residuals), atol=1e-9)
+    assert again.errors.max() < 0.1
+    assert again.offsets == data.offsets
+
+
+def test_labels_held_back_have_no_say_in_the_offsets():
+    frames = shifted(60, seed=0, shift=SHIFT)
+    labels = Labels("energy", offsets=True, group_key="run")
+    data = build_dataset(frames, ToyBackbone(), labels)
+    train, test = data.split((0.5, 0.5), seed=0)
+    for index, group in enumerate(data.groups):
+        if group in set(test.groups):
+            data.residuals[index] += 7.0
+    again, moved = data.split((0.5, 0.5), seed=0)
+    assert again.offsets == moved.offsets == train.offsets
+    np.testing.assert_array_equal(again.errors, train.errors)
+    assert moved.errors.min() > 6.9
+    inner, _ = again.split((0.5, 0.5), seed=0)
+    assert inner.offsets == train.offsets  # a part of the training share refits nothing
+    forces = build_dataset(labelled(3), ToyBackbone(), Labels())
+    with pytest.raises(LabelError, match="offsets must be of energies"):
+        forces.with_offsets({})
+    with pytest.raises(LabelError, match="offsets must be of energies"):
+        Labels("forces", offsets=True)
 
 
 def test_keys_that_ase_moves_to_the_calculator(tmp_path):
@@ -205,13 +286,20 @@ def test_too_few_groups_to_split():
     data = build_dataset(labelled(2), ToyBackbone(), Labels())
     with pytest.raises(LabelError, match="at least 3 groups"):
         data.split((0.7, 0.15, 0.15), 0)
+    data = build_dataset(labelled(9), ToyBackbone(), Labels(group_key="formula"))
+    with pytest.raises(LabelError, match="got 1 \\(one molecule only: 'CH4O'\\)"):
+        data.split((0.7, 0.15, 0.15), 0)
 
 
 def test_test_frames_must_not_be_training_frames():
     frames = labelled(12)
-    with pytest.raises(LabelError, match="got 1 in two of them"):
+    few = pytest.warns(LabelWarning)  # of few frames, all of one molecule
+    with few, pytest.raises(LabelError, match="got 1 in two of them"):
         fit(frames[:6], ToyBackbone(), calibration=frames[6:9], test=frames[8:])
-    with pytest.raises(LabelError, match="together"):
+    few = pytest.warns(LabelWarning)  # of few frames, all of one molecule
+    with few, pytest.raises(LabelError, match="got 2 in two of them"):
+        fit(frames[:6], ToyBackbone(), test=frames[4:])
+    with pytest.raises(LabelError, match="test frames must be given where calibration"):
         fit(frames[:6], ToyBackbone(), calibration=frames[6:9])
 
 

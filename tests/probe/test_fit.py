@@ -12,6 +12,7 @@ from uqcalc import Labels, Probe, Recipe, ReliableCalculator, fit, scores
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError, ProbeError
 from uqcalc.probe.dataset import Dataset
+from uqcalc.probe.joined import PATHS
 from uqcalc.probe.training import fit_datasets
 
 
@@ -44,16 +45,16 @@ def labelled(count, *, seed):
 
 @pytest.fixture(scope="module")
 def sets():
-    return [labelled(n, seed=s) for n, s in ((120, 0), (60, 1), (90, 2))]
+    return [labelled(n, seed=s) for n, s in ((210, 0), (90, 2))]
 
 
 @pytest.fixture(scope="module")
 def fitted(sets):
-    train, calibration, test = sets
+    train, test = sets
     labels = Labels(group_key="run")
     torch.manual_seed(123)
     before = torch.random.get_rng_state()
-    report = fit(train, mace_calculator(0), labels, calibration=calibration, test=test)
+    report = fit(train, mace_calculator(0), labels, test=test)
     assert torch.equal(torch.random.get_rng_state(), before)
     return report
 
@@ -75,12 +76,14 @@ def test_report_and_card_say_what_was_done(fitted, sets):
     assert card.elements == [1, 6, 7, 8]
     assert card.sizes == [3, 8]
     training = card.training
-    assert training["structures"] == {"train": 120, "calibration": 60, "test": 90}
-    assert training["groups"] == {"train": 40, "calibration": 20, "test": 30}
+    assert training["structures"] == {"train": 210, "test": 90}
+    assert training["groups"] == {"train": 70, "test": 30}
+    assert [path["path"] for path in training["paths"]] == [*PATHS]
+    assert card.calibration.labels == 210  # all of them: each was left out once
     assert training["epochs_run"] == len(fitted.curve)
     lowest = min(validation for _, validation in fitted.curve)
     assert training["validation_loss"] == lowest
-    assert card.boundary == pytest.approx(np.median(amounts(120, seed=0)) / 2)
+    assert card.boundary == pytest.approx(np.median(amounts(210, seed=0)) / 2)
     assert card.percentile == 50
     text = str(fitted)
     assert f"{fitted.report['auroc']:.3f}" in text
@@ -93,7 +96,7 @@ def test_saved_probe_says_the_same_while_wrapped(fitted, sets, tmp_path):
     assert str(Probe.load(path).card.to_dict()) == str(fitted.probe.card.to_dict())
     calculator = ReliableCalculator(mace_calculator(0), path)
     for index in (0, 1, 2, 3):
-        atoms = sets[2][index].copy()
+        atoms = sets[1][index].copy()
         calculator.get_property("forces", atoms)
         live = calculator.results["probe_reliability"]
         assert live == pytest.approx(fitted.probability[index], abs=1e-5)
@@ -123,9 +126,10 @@ def test_default_split_divides_groups_not_frames(sets):
     labels = Labels(group_key="run")
     report = fit(sets[0], mace_calculator(0), labels, Recipe(epochs=6))
     training = report.probe.card.training
-    assert sum(training["structures"].values()) == 120
-    assert sum(training["groups"].values()) == 40
-    assert training["structures"]["train"] == pytest.approx(84, abs=6)
+    assert sum(training["structures"].values()) == 210
+    assert sum(training["groups"].values()) == 70
+    assert training["structures"]["train"] == pytest.approx(0.85 * 210, abs=6)
+    assert set(training["structures"]) == {"train", "test"}
 
 
 def toy_datasets(count=80, width=6, *, charges=False):
@@ -190,8 +194,13 @@ def test_what_cannot_be_learned_is_refused():
         fit_datasets(*sets, ToyBackbone(), Labels(boundary=1e9), Recipe())
     for part in sets:
         part.groups[:] = ["one run"] * 30
-    with pytest.raises(LabelError, match="at least 2 groups, got 1"):
-        fit_datasets(*sets, ToyBackbone(), Labels(), Recipe(epochs=1))
+    for architecture, least in (("joined", 3), ("standard", 2)):
+        recipe = Recipe(architecture, epochs=1)
+        with pytest.raises(LabelError, match=f"at least {least} groups, got 1"):
+            fit_datasets(*sets, ToyBackbone(), Labels(), recipe)
+    first, _, last = toy_datasets(30)
+    with pytest.raises(LabelError, match=r"must be given for the .* 'standard', got"):
+        fit_datasets(first, None, last, ToyBackbone(), Labels(), recipe)
 
 
 def test_recipes_are_checked_before_any_work():

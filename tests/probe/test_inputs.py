@@ -1,5 +1,7 @@
 """What enters the network, against closed forms and scikit-learn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import EmpiricalCovariance
 
 from uqcalc.probe.inputs import SCALARS, Statistics, host_scalars, raw_scalars
+from uqcalc.probe.moments import Moments
 
 
 ENERGIES = np.linspace(0, -3, 119)
@@ -56,23 +59,25 @@ def test_host_scalars_stay_in_range_when_the_system_grows():
 
 def learnt(structures=40, width=5, *, numbers=None):
     """Statistics of correlated random features, and what they were learnt from."""
-    predictions = [
-        random_prediction(3 + i % 7, width, seed=i) for i in range(structures)
-    ]
-    features = torch.cat([p.features for p in predictions])
     # correlated, but far from singular: the shrinkage of 1e-3 must not matter much
     mixing = np.eye(width) + 0.2 * np.random.default_rng(9).normal(size=(width, width))
-    features = features @ torch.from_numpy(mixing).float() + 3
+    predictions = []
+    for seed in range(structures):
+        plain = random_prediction(3 + seed % 7, width, seed=seed)
+        known = (
+            plain.numbers if numbers is None else np.full(len(plain.numbers), numbers)
+        )
+        features = plain.features @ torch.from_numpy(mixing).float() + 3
+        features[:, 0] += torch.from_numpy(known) / 4
+        predictions.append(replace(plain, numbers=known, features=features))
+    statistics = Statistics(width)
+    statistics.learn(predictions, Moments(predictions), ENERGIES)
     host = np.stack(
         [host_scalars(p.numbers, p.energy, p.forces, ENERGIES) for p in predictions]
     )
     sizes = [len(p.numbers) for p in predictions]
     index = torch.from_numpy(np.concatenate([p.numbers for p in predictions]))
-    if numbers is not None:
-        index = torch.full_like(index, numbers)
-    features[:, 0] += index / 4
-    statistics = Statistics(width)
-    statistics.learn(features, index, torch.from_numpy(host), sizes)
+    features = torch.cat([p.features for p in predictions])
     return statistics, features, index, torch.from_numpy(host), sizes
 
 
@@ -80,7 +85,7 @@ def test_learning_standardises():
     statistics, features, index, host, sizes = learnt()
     standard = statistics.features(features)
     np.testing.assert_allclose(standard.mean(dim=0), 0, atol=1e-5)
-    np.testing.assert_allclose(standard.std(dim=0), 1, rtol=1e-5)
+    np.testing.assert_allclose(standard.std(dim=0, correction=0), 1, rtol=1e-5)
     distances = statistics.distances(standard, index)
     scalars = statistics.scalars(host, distances, sizes)
     assert scalars.shape == (len(sizes), SCALARS)
@@ -95,7 +100,7 @@ def test_distance_is_mahalanobis_for_one_element():
     distances = statistics.distances(statistics.features(features), index).numpy()
     np.testing.assert_allclose(distances * 5, known.mahalanobis(rows), rtol=0.02)
     # exact once the shrinkage of 1e-3 (standardised units) is in the covariance
-    scale = rows.std(axis=0, ddof=1)
+    scale = rows.std(axis=0)
     covariance = np.cov(rows / scale, rowvar=False, ddof=0) + 1e-3 * np.eye(5)
     inverse = np.linalg.inv(covariance)
     centre = rows.mean(axis=0) / scale

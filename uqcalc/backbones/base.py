@@ -12,6 +12,7 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 from ase.data import chemical_symbols
+from ase.stress import full_3x3_to_voigt_6_stress
 
 from uqcalc.backbones.prediction import Capture, Prediction, geometry
 from uqcalc.backbones.structure import check_cell, check_finite
@@ -37,7 +38,8 @@ class Backbone(ABC):
         The calculator that owns the tapped model.
     provides : frozenset of str
         What a `Prediction` carries: "energy", "forces", "features" and, where
-        there are any, "stress", "charges", "committee_forces", "direct_forces",
+        there are any, "stress", "charges", "committee_forces", "committee_energies",
+        "committee_stresses", "expected_errors", "direct_forces",
         "conservative_forces", "direct_stress", "conservative_stress", "vectors".
     on_demand : frozenset of str
         Those of ``provides`` that cost extra, and are given only when wanted.
@@ -193,6 +195,10 @@ class Backbone(ABC):
         members = own.get("forces_comm")
         forces = np.asarray(own["forces"])
         more: dict[str, Any] = dict(captured.more)
+        if "committee_energies" in self.provides:
+            more["committee_energies"] = np.asarray(own["energy_comm"])
+        if "committee_stresses" in self.provides and atoms.pbc.all():
+            more["committee_stresses"] = full_3x3_to_voigt_6_stress(own["stress_comm"])
         if self.conservative:
             more["conservative_forces"] = forces
         return Prediction(

@@ -15,7 +15,7 @@ from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.fingerprint import combined
 from uqcalc.backbones.prediction import Capture, Prediction
 from uqcalc.backbones.registry import tap
-from uqcalc.backbones.several import Several, SeveralCalculator
+from uqcalc.backbones.several import Several, SeveralCalculator, voigt
 from uqcalc.errors import BackboneError
 
 
@@ -72,15 +72,24 @@ class Committee(Several):
             elements=frozenset.intersection(*known) if known else None,
         )
         self.members = tuple(members)
-        self.provides |= {"committee_forces"}
+        self.provides |= {"committee_forces", "committee_energies"}
         self.provides |= members[0].provides & {"charges", "vectors"}
         self.on_demand = members[0].on_demand & {"vectors"}
+        if "stress" in self.provides:
+            self.provides |= {"committee_stresses"}
+            self.on_demand |= {"committee_stresses"}
 
     def joined(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
-        """Return the first member's features."""
+        """Return the first member's features, and all stresses where there are any."""
         first = predictions[0]
         names = ("features", "charges", "vectors")
-        return {name: getattr(first, name) for name in names}
+        more = {name: getattr(first, name) for name in names}
+        given = [
+            one.results["stress"] for one in predictions if "stress" in one.results
+        ]
+        if len(given) == len(predictions) and first.pbc.all():
+            more["committee_stresses"] = np.array([voigt(stress) for stress in given])
+        return more
 
 
 class CommitteeCalculator(SeveralCalculator):
@@ -88,25 +97,33 @@ class CommitteeCalculator(SeveralCalculator):
 
     def evaluate(self, atoms: Atoms, wanted: Sequence[str]) -> list[Prediction]:
         """Evaluate the members, in order."""
+        asked = self._of_each(wanted, stress=bool(atoms.pbc.all()))
         return [
             member(atoms, names).own()
-            for member, names in zip(self.parts, self._of_each(wanted), strict=True)
+            for member, names in zip(self.parts, asked, strict=True)
         ]
 
     def evaluate_many(
         self, frames: Sequence[Atoms], wanted: Sequence[str]
     ) -> list[list[Prediction]]:
-        """Give all frames to one member after the other."""
+        """Give all frames to one member after the other; for stresses, one by one."""
+        if "committee_stresses" in wanted:
+            return [self.evaluate(frame, wanted) for frame in frames]
         each = [
             member.predict_many(frames, names)
             for member, names in zip(self.parts, self._of_each(wanted), strict=True)
         ]
         return [list(predictions) for predictions in zip(*each, strict=True)]
 
-    def _of_each(self, wanted: Sequence[str]) -> list[list[str]]:
+    def _of_each(
+        self, wanted: Sequence[str], *, stress: bool = False
+    ) -> list[list[str]]:
         """Return what each member is asked for: of the first its features, too."""
-        plain = [name for name in wanted if name in self.implemented_properties]
-        return [[*wanted], *[plain] * (len(self.parts) - 1)]
+        names = {*wanted}
+        if "committee_stresses" in names:
+            names = names - {"committee_stresses"} | ({"stress"} if stress else set())
+        plain = sorted(names & {*self.implemented_properties})
+        return [sorted(names), *[plain] * (len(self.parts) - 1)]
 
     def combined(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
         """Return the means and what they are means of."""

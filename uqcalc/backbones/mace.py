@@ -80,11 +80,13 @@ class MACEBackbone(Backbone):
             elements=elements,
         )
         self.passes_per_geometry = len(owner.models)
-        extra = {"committee_forces"} if len(owner.models) > 1 else set()
-        self.provides |= extra
+        if len(owner.models) > 1:
+            self.provides |= {"committee_forces", "committee_energies"}
+            if "stress" in self.provides:
+                self.provides |= {"committee_stresses"}
         if _has_vectors(owner):
             self.provides |= {"vectors"}
-            self.on_demand = frozenset({"vectors"})
+        self.on_demand = self.provides & {"vectors", "committee_stresses"}
 
     @contextmanager
     def armed(self) -> Iterator[Capture]:
@@ -175,10 +177,12 @@ class MACEBackbone(Backbone):
     ) -> list[Prediction]:
         """Evaluate all frames in one native batch (one pass of each model).
 
-        Compiled models and sums are evaluated one by one, as users see them.
+        Compiled models and sums are evaluated one by one, as users see them; so are
+        all where stresses are wanted, which batches do without.
         """
         owner = self.model_calculator
-        if owner.use_compile or not self.may_batch(frames):
+        alone = owner.use_compile or "committee_stresses" in wanted
+        if alone or not self.may_batch(frames):
             return super().predict_many(frames, wanted)
         with self.armed_for(self.on_demand & {*wanted}) as captured:
             outputs = [
@@ -189,7 +193,7 @@ class MACEBackbone(Backbone):
         energies = torch.stack([out["energy"].detach() for out in outputs])
         forces = torch.stack([out["forces"].detach() for out in outputs])
         scale = owner.energy_units_to_eV
-        energy = (energies.mean(0) * scale).cpu().numpy()
+        energy = (energies * scale).cpu().numpy()
         members = (forces * (scale / owner.length_units_to_A)).cpu().numpy()
         features = self._scalars(outputs[0])
         vectors = captured.more.get("vectors")

@@ -40,14 +40,17 @@ def model_inputs(owner: Any, frames: Sequence[Atoms]) -> dict[str, torch.Tensor]
 
 def split_predictions(
     frames: Sequence[Atoms],
-    energy: np.ndarray,
+    energies: np.ndarray,
     members: np.ndarray,
     rows_of: tuple[torch.Tensor, torch.Tensor | np.ndarray | None],
 ) -> list[Prediction]:
-    """Cut a batch into one `Prediction` per frame; ``members`` (members, atoms, 3).
+    """Cut a batch into one `Prediction` per frame.
 
-    ``rows_of`` are features and, where wanted, vectors.
+    ``energies`` are (members, frames), the forces ``members`` (members, atoms, 3),
+    ``rows_of`` features and, where wanted, vectors.
     """
+    several = len(members) > 1
+    energy = energies.mean(0)
     features, vectors = rows_of
     sizes = [len(frame) for frame in frames]
     starts = np.cumsum([0, *sizes[:-1]])
@@ -65,7 +68,8 @@ def split_predictions(
                 forces=forces,
                 conservative_forces=forces,
                 features=features[rows],
-                committee_forces=members[:, rows] if len(members) > 1 else None,
+                committee_forces=members[:, rows] if several else None,
+                committee_energies=energies[:, index] if several else None,
                 vectors=None if vectors is None else torch.as_tensor(vectors)[rows],
             )
         )

@@ -43,6 +43,7 @@ class OrbBackbone(Backbone):
         self._energy = _head(self._regressor, "energy") or "energy"
         self._direct = _head(self._regressor, "forces")
         self._stress = _head(self._regressor, "stress")
+        self._confidence = _head(self._regressor, "confidence")
         gradient = hasattr(self._regressor, "grad_forces_name")
         self.conservative = bool(owner.conservative)
         if not self.conservative and self._direct is None:
@@ -60,6 +61,8 @@ class OrbBackbone(Backbone):
         self.provides |= {"conservative_forces"}
         if self._direct is not None:
             self.provides |= {"direct_forces"}
+        if self._confidence is not None:
+            self.provides |= {"expected_errors"}
         if "stress" in self.provides:
             self.provides |= {"conservative_stress"}
             if self._stress is not None:
@@ -115,6 +118,10 @@ class OrbBackbone(Backbone):
             if key is not None and key in output and name in self.provides:
                 value = output[key].detach()
                 found[name] = value.squeeze(0) if value.ndim > 2 else value
+        if self._confidence is not None:
+            shares = output[self._confidence].detach()  # (atoms, bins), of 1
+            edges = self._regressor.heads[self._confidence].bin_edges.to(shares)
+            found["expected_errors"] = shares @ (edges[:-1] + edges[1:]).div(2)
         return found
 
     def _prediction(self, atoms: Atoms, captured: Capture) -> Prediction:
@@ -203,9 +210,10 @@ def _split(
     more: list[dict[str, Any]] = [{} for _ in frames]
     for name, given in captured.more.items():
         value = torch.as_tensor(given)
-        by_frame = value.split(sizes) if name.endswith("forces") else value
+        per_atom = not name.endswith("stress")
+        by_frame = value.split(sizes) if per_atom else value
         for entry, frame, rows in zip(more, frames, by_frame, strict=True):
-            if name.endswith("forces") or frame.pbc.all():
+            if per_atom or frame.pbc.all():
                 entry[name] = rows
     predictions = []
     for frame, energy, rows, kept, extra in zip(

@@ -30,6 +30,11 @@ class Prediction:
         Atomic charges in e, where the model predicts them.
     committee_forces : array (members, atoms, 3) or None
         Forces of each member in eV/Å, where the calculator is a committee.
+    committee_energies, committee_stresses : arrays (members,), (members, 6) or None
+        Likewise in eV, and in eV/Å³ (Voigt) where the structure has a cell.
+    expected_errors : tensor (atoms,) or None
+        What the model itself expects of its forces: mean |error| over the three
+        components of each atom's, in eV/Å, where it has a head for that.
     direct_forces, conservative_forces : tensor or array (atoms, 3) or None
         In eV/Å, of the tapped model: from a head of their own, and -dE/dr; None where
         the model has none, or none was wanted on this step.
@@ -51,6 +56,9 @@ class Prediction:
     features: torch.Tensor
     charges: torch.Tensor | None = None
     committee_forces: np.ndarray | None = None
+    committee_energies: np.ndarray | None = None
+    committee_stresses: np.ndarray | None = None
+    expected_errors: torch.Tensor | None = None
     direct_forces: torch.Tensor | np.ndarray | None = None
     conservative_forces: torch.Tensor | np.ndarray | None = None
     direct_stress: torch.Tensor | np.ndarray | None = None

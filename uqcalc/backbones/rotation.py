@@ -82,12 +82,14 @@ class RotationAverage(Several):
         if inner.calculator is inner.model_calculator:
             # of a part of a sum they would not be what its energy goes with
             self.provides |= inner.provides & {*_VECTORS, *_STRESSES}
-        self.provides |= inner.provides & {"charges", "committee_forces", "vectors"}
+        shared = {"charges", "vectors", "expected_errors"}
+        shared |= {"committee_forces", "committee_energies"}
+        self.provides |= inner.provides & shared
         self.on_demand = inner.on_demand & self.provides
 
     def joined(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
         """Return the averages of features and of all that was turned back."""
-        names = {"features", "charges", *_VECTORS, *_STRESSES}
+        names = {"features", "charges", "expected_errors", *_VECTORS, *_STRESSES}
         return {
             name: mean(getattr(prediction, name) for prediction in predictions)
             for name in names & {"features", *self.provides}

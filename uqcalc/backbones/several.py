@@ -183,6 +183,7 @@ class Several(Backbone):
             energy=results["energy"],
             forces=results["forces"],
             committee_forces=results.get("forces_comm"),
+            committee_energies=results.get("energy_comm"),
             **more,
         )
 

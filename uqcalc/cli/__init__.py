@@ -6,6 +6,7 @@ import typer
 
 from uqcalc.cli.annotate import annotate
 from uqcalc.cli.attack import attack
+from uqcalc.cli.calibrate import calibrate
 from uqcalc.cli.demo import demo
 from uqcalc.cli.distill import distill
 from uqcalc.cli.evaluate import evaluate
@@ -19,5 +20,5 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, fit, distill, evaluate, annotate, attack, info, run):
+for command in (demo, fit, calibrate, distill, evaluate, annotate, attack, info, run):
     app.command()(command)

@@ -72,8 +72,8 @@ def _judge(
 ) -> ReliableCalculator:
     """Judge by the probe, by Force Delta where limits on it are given, or by both."""
     from uqcalc.calculator import ReliableCalculator
-    from uqcalc.default import SHIPPED_PROBES, shipped_probe
     from uqcalc.probe.checkpoint import Probe
+    from uqcalc.shipped import SHIPPED_PROBES, shipped_probe
 
     if probe is not None:
         loaded = Probe.load(probe)

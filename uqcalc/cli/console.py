@@ -33,25 +33,30 @@ def out() -> Console:
 
 
 @contextmanager
-def errors_as_messages(stopped: str = "nothing was written") -> Iterator[None]:
+def errors_as_messages(
+    stopped: str = "nothing was written",
+) -> Iterator[list[str]]:
     """End the command with a message and status 1 on an error that was foreseen.
 
-    ``stopped`` is what to say of the work that a Ctrl-C leaves behind.
+    ``stopped`` is what to say of the work that a Ctrl-C leaves behind. Warnings of
+    labels are shown at once, and kept in the list that this gives.
     """
     from uqcalc.errors import LabelWarning, UqcalcError
 
     try:
+        heard: list[str] = []
         with warnings.catch_warnings():
             usual = warnings.showwarning
 
             def show(message: Any, category: Any, *where: Any, **how: Any) -> None:
                 if issubclass(category, LabelWarning):
+                    heard.append(str(message))
                     _say(f"warning: {message}", "yellow")
                 else:
                     usual(message, category, *where, **how)
 
             warnings.showwarning = show
-            yield
+            yield heard
     except (UqcalcError, OSError, ValueError) as error:
         _say(str(error), "red")
         raise typer.Exit(code=1) from error

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from uqcalc.cli.console import DeviceOption, ModelOption, errors_as_messages, out
-from uqcalc.cli.labels import EnergyKey, Exclude, ForcesKey
+from uqcalc.cli.labels import EnergyKey, Exclude, ForcesKey, Group
 
 
 def evaluate(  # noqa: PLR0913  (one option each)
@@ -26,6 +26,7 @@ def evaluate(  # noqa: PLR0913  (one option each)
     ] = None,
     *,
     model: ModelOption = "default",
+    group: Group = None,
     forces_key: ForcesKey = "REF_forces",
     energy_key: EnergyKey = "REF_energy",
     exclude: Exclude = None,
@@ -33,10 +34,10 @@ def evaluate(  # noqa: PLR0913  (one option each)
 ) -> None:
     """Score a probe on labelled frames that it was not fitted on.
 
-    Prints the scores, and writes them as .json with a .png of the reliability
-    diagram and the risk-coverage curve.
+    Prints the scores, and writes them as .json, their pictures as .png, and both on
+    one page as .html.
     """
-    with errors_as_messages():
+    with errors_as_messages() as heard:
         import uqcalc
         from uqcalc.files import writable
         from uqcalc.reading import read_frames
@@ -45,7 +46,10 @@ def evaluate(  # noqa: PLR0913  (one option each)
         writable(stem, "output")
         loaded = uqcalc.Probe.load(probe)
         labels = uqcalc.Labels(
-            loaded.card.target, energy_key=energy_key, forces_key=forces_key
+            loaded.card.target,
+            energy_key=energy_key,
+            forces_key=forces_key,
+            group_key=group,
         )
         result = uqcalc.evaluate(
             loaded,
@@ -55,5 +59,5 @@ def evaluate(  # noqa: PLR0913  (one option each)
             exclude=exclude or (),
         )
         out().print(str(result))
-        written = result.write(stem)
+        written = result.write(stem, heard)
         out().print(f"wrote {', '.join(map(str, written))}")

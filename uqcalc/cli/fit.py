@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,10 +22,21 @@ def fit(  # noqa: PLR0913  (one option each)
     *,
     model: ModelOption = "default",
     target: Annotated[
-        str, typer.Option(help="Whose error to foresee: forces or energy.")
+        str,
+        typer.Option(
+            help="Whose error to foresee: forces, energy, energy_per_atom or "
+            "atom_forces."
+        ),
     ] = "forces",
     boundary: Boundary = None,
     group: Group = None,
+    fit_offsets: Annotated[
+        bool,
+        typer.Option(
+            help="Fit an energy for each element first, and remove it: for labels of "
+            "another level of theory than the potential."
+        ),
+    ] = False,
     test: Annotated[
         Path | None, typer.Option(help="Frames for the test, instead of a share.")
     ] = None,
@@ -35,7 +47,12 @@ def fit(  # noqa: PLR0913  (one option each)
     forces_key: ForcesKey = "REF_forces",
     energy_key: EnergyKey = "REF_energy",
     exclude: Exclude = None,
-    epochs: Annotated[int, typer.Option(help="Most passes over the data.")] = 200,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Most passes over the data; by default the recipe's own."
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option(min=0, help="Of the split and of the network.")
     ] = 0,
@@ -46,10 +63,10 @@ def fit(  # noqa: PLR0913  (one option each)
 ) -> None:
     """Fit a probe for a potential on frames with reference labels.
 
-    Writes the probe and, beside it, its scores and their picture (my.probe.json and
-    my.probe.png).
+    Writes the probe and, beside it, its scores, their pictures, and both on one page
+    (my.probe.json, my.probe.png and my.probe.html).
     """
-    with errors_as_messages():
+    with errors_as_messages() as heard:
         import uqcalc
         from uqcalc.probe.checkpoint import check_output
         from uqcalc.reading import read_frames
@@ -61,17 +78,20 @@ def fit(  # noqa: PLR0913  (one option each)
             forces_key=forces_key,
             group_key=group,
             boundary=boundary,
+            offsets=fit_offsets,
         )
-        recipe = uqcalc.Recipe.published if published else uqcalc.Recipe
+        recipe = (uqcalc.Recipe.published if published else uqcalc.Recipe)(seed=seed)
+        if epochs is not None:
+            recipe = replace(recipe, epochs=epochs)
         result = uqcalc.fit(
             read_frames(data),
             uqcalc.open_model(model, device=device),
             labels,
-            recipe(epochs=epochs, seed=seed),
+            recipe,
             calibration=None if calibration is None else read_frames(calibration),
             test=None if test is None else read_frames(test),
             exclude=exclude or (),
         )
         out().print(str(result))
-        written = [result.probe.save(output), *result.write(output)]
+        written = [result.probe.save(output), *result.write(output, heard)]
         out().print(f"wrote {', '.join(map(str, written))}")

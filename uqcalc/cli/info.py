@@ -1,4 +1,4 @@
-"""`uqcalc info`: what a probe or an event log holds."""
+"""`uqcalc info`: what a probe, a fitted signal or an event log holds."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from uqcalc.cli.console import errors_as_messages, out
 
 
 def info(
-    file: Annotated[Path, typer.Argument(help="A probe, or the event log of a run.")],
+    file: Annotated[Path, typer.Argument(help="A probe, a signal, or an event log.")],
 ) -> None:
-    """Print the card of a probe, or how a run went and ended."""
+    """Print the card of a probe or of a signal, or how a run went and ended."""
     from rich.table import Table
 
     with errors_as_messages():

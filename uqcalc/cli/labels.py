@@ -22,17 +22,19 @@ EnergyKey = Annotated[
     ),
 ]
 Boundary = Annotated[
-    float | None,
+    str | None,
     typer.Option(
-        help="Errors up to it are reliable: RMS over the force components in eV/Å, or "
-        "eV of the total energy. By default the median error."
+        help='Errors up to it are reliable, with a unit: "50 meV/angstrom", '
+        '"1 kcal/mol", "1 meV/atom"; without one in eV/Å, eV or eV/atom. By default '
+        "the median error."
     ),
 ]
 Group = Annotated[
     str | None,
     typer.Option(
         help="Info entry that says which frames belong together (one molecule, one "
-        "run): they are never divided between fitting and testing."
+        "run): they are never divided between fitting and testing. 'formula' groups by "
+        "reduced formula and needs no entry."
     ),
 ]
 Exclude = Annotated[

@@ -16,13 +16,14 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 
 from uqcalc.calculator import ReliableCalculator
-from uqcalc.default import default_calculator, shipped_probe
+from uqcalc.default import default_calculator
 from uqcalc.errors import MissingExtraError
 from uqcalc.files import whole
 from uqcalc.models import open_model
 from uqcalc.monitor import Monitor
 from uqcalc.probe.card import Card
 from uqcalc.progress import progress_bar
+from uqcalc.shipped import shipped_probe
 from uqcalc.signals.probe import ProbeSignal
 
 

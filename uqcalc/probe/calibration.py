@@ -1,15 +1,216 @@
-"""From the network's margin to a probability that means what it says."""
+"""From a score to a probability: Platt or isotonic, at any boundary, monotone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
-from numpy.typing import ArrayLike
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
+from scipy.special import expit, logit
+from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
 
-from uqcalc.errors import LabelError
+from uqcalc.errors import LabelError, ProbeError
 
 
-def calibrate(margin: ArrayLike, reliable: ArrayLike) -> tuple[float, float]:
+# Steps of an isotonic curve hold this many labels, and it is tried only where there
+# are so many steps: fewer would be noise.
+_STEP = 50
+_FEWEST_STEPS = 20
+_FOLDS = 5
+_PERCENTILES = (5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """P(error <= b) from a score, larger for smaller errors, for any boundary b.
+
+    At the probe's own boundary the logit is ``slope * score + intercept`` (Platt 1999),
+    bent by the isotonic ``knots`` where held-out labels are many enough to show that
+    it should be (Zadrozny & Elkan 2002, doi:10.1145/775047.775151). Every other
+    boundary shifts it: a proportional-odds model (McCullagh 1980), which cannot cross.
+
+    Attributes
+    ----------
+    slope, intercept : float
+    knots : tuple of (logit before, logit after)
+        Increasing in both; straight in between, of slope 1 beyond.
+    boundaries, shifts : tuples of float
+        Increasing; the shift is 0 at the probe's own boundary. Interpolated in the
+        logarithm of the boundary.
+    labels : int
+        Held-out labels it rests on.
+    """
+
+    slope: float = 1.0
+    intercept: float = 0.0
+    knots: tuple[tuple[float, float], ...] = ()
+    boundaries: tuple[float, ...] = ()
+    shifts: tuple[float, ...] = ()
+    labels: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able form; `from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Calibration:
+        """Rebuild from `to_dict`."""
+        entries = dict(data)
+        entries["knots"] = tuple((float(x), float(y)) for x, y in data.get("knots", ()))
+        for name in ("boundaries", "shifts"):
+            entries[name] = tuple(data.get(name, ()))
+        return cls(**entries)
+
+    def logits(
+        self, score: torch.Tensor, boundary: float | None = None
+    ) -> torch.Tensor:
+        """Return the logit of P(error <= boundary) on the device of ``score``.
+
+        Raises
+        ------
+        ProbeError
+            If the boundary lies outside those that the labels covered.
+        """
+        bent = self.slope * score + self.intercept
+        if self.knots:
+            bent = _interpolate(bent, self.knots)
+        return bent if boundary is None else bent + self.shift(boundary)
+
+    def shift(self, boundary: float) -> float:
+        """Return what a boundary adds to the logit at the probe's own."""
+        if not self.boundaries:
+            msg = (
+                "boundary must be the probe's own, which was fitted for one only, got "
+                f"{boundary:.4g}; fit it again"
+            )
+            raise ProbeError(msg)
+        low, high = self.boundaries[0], self.boundaries[-1]
+        if not low * (1 - 1e-9) <= boundary <= high * (1 + 1e-9):
+            msg = (
+                f"boundary must lie between {low:.4g} and {high:.4g}, the errors that "
+                f"the probe's labels covered, got {boundary:.4g}; choose one inside, "
+                "or fit a probe on other labels"
+            )
+            raise ProbeError(msg)
+        return float(np.interp(np.log(boundary), np.log(self.boundaries), self.shifts))
+
+    @classmethod
+    def fit(
+        cls,
+        score: ArrayLike,
+        errors: ArrayLike,
+        groups: Sequence[str],
+        boundary: float,
+    ) -> Calibration:
+        """Fit to scores of structures that the score was not fitted to.
+
+        Parameters
+        ----------
+        score, errors : arrays (structures,)
+        groups : sequence of str
+            Those of one group stay together when curves are compared.
+        boundary : float
+
+        Raises
+        ------
+        LabelError
+            As `platt`.
+        """
+        scores, truth = np.asarray(score, float), np.asarray(errors, float)
+        reliable = truth <= boundary
+        slope, intercept = platt(scores, reliable)
+        straight = slope * scores + intercept
+        knots = _isotonic(straight, reliable, groups)
+        bent = straight
+        if knots:
+            bent = _interpolate(torch.from_numpy(straight), knots).numpy()
+        boundaries, shifts = _shifts(bent, truth, boundary)
+        return cls(slope, intercept, knots, boundaries, shifts, len(scores))
+
+
+def _shifts(
+    logits: NDArray[np.float64], errors: NDArray[np.float64], boundary: float
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return boundaries and the shift at which each is right in the mean."""
+    wanted = np.percentile(errors, _PERCENTILES)
+    levels = np.unique([*wanted[wanted > 0], boundary])
+    shifts = []
+    for level in levels:
+        share = (np.sum(errors <= level) + 0.5) / (len(errors) + 1)
+        gap = brentq(lambda d, s=share: expit(logits + d).mean() - s, -60.0, 60.0)
+        shifts.append(float(gap))
+    own = shifts[int(np.searchsorted(levels, boundary))]
+    above = np.maximum.accumulate(np.array(shifts) - own)
+    return tuple(levels.tolist()), tuple(above.tolist())
+
+
+def _isotonic(
+    logits: NDArray[np.float64], reliable: NDArray[np.bool_], groups: Sequence[str]
+) -> tuple[tuple[float, float], ...]:
+    """Return knots if, on groups left out, they beat the straight line; else none."""
+    if len(logits) < _STEP * _FEWEST_STEPS or len(set(groups)) < _STEP * _FOLDS:
+        return ()
+    gain = 0.0
+    for fit, judge in GroupKFold(_FOLDS).split(logits, groups=groups):
+        bent = _interpolate(
+            torch.from_numpy(logits[judge]), _knots(logits[fit], reliable[fit])
+        )
+        truth = reliable[judge]
+        gain += float(np.sum(_loss(logits[judge], truth) - _loss(bent.numpy(), truth)))
+    # one unit of log likelihood a parameter, as Akaike's criterion asks
+    return _knots(logits, reliable) if gain > 2.0 else ()
+
+
+def _loss(logits: NDArray[np.float64], truth: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return np.logaddexp(0.0, np.where(truth, -logits, logits))
+
+
+def _knots(
+    logits: NDArray[np.float64], reliable: NDArray[np.bool_]
+) -> tuple[tuple[float, float], ...]:
+    order = np.argsort(logits, kind="stable")
+    steps = np.array_split(order, len(order) // _STEP)
+    before = np.array([logits[step].mean() for step in steps])
+    hits = np.array([reliable[step].sum() for step in steps])
+    counts = np.array([len(step) for step in steps])
+    share = IsotonicRegression().fit_transform(
+        before, (hits + 0.5) / (counts + 1), sample_weight=counts
+    )
+    # a flat step would tie what the score tells apart
+    after = logit(share) + 1e-3 * (before - before[0])
+    keep = np.concatenate([[True], np.diff(before) > 1e-9])
+    return tuple(zip(before[keep].tolist(), after[keep].tolist(), strict=True))
+
+
+@lru_cache(maxsize=64)
+def _on(
+    knots: tuple[tuple[float, float], ...], device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.inference_mode(mode=False):
+        before, after = torch.tensor(knots, device=device, dtype=dtype).unbind(dim=1)
+    return before.contiguous(), after.contiguous()
+
+
+def _interpolate(
+    values: torch.Tensor, knots: tuple[tuple[float, float], ...]
+) -> torch.Tensor:
+    """Return the piecewise straight line through ``knots``; NaN stays NaN."""
+    before, after = _on(knots, values.device, values.dtype)
+    right = torch.searchsorted(before, values.detach()).clamp(1, len(knots) - 1)
+    left = right - 1
+    slope = (after[right] - after[left]) / (before[right] - before[left])
+    inside = values.clamp(before[0], before[-1])
+    return after[left] + slope * (inside - before[left]) + (values - inside)
+
+
+def platt(margin: ArrayLike, reliable: ArrayLike) -> tuple[float, float]:
     """Return (slope, intercept) of Platt's sigmoid on held-out labels.
 
     ``P(reliable) = sigmoid(slope * margin + intercept)`` by maximum likelihood with

@@ -13,12 +13,21 @@ from numpy.typing import NDArray
 
 from uqcalc.errors import ProbeError
 from uqcalc.policy import Policy, Threshold
+from uqcalc.probe.calibration import Calibration
+from uqcalc.probe.scope import Scope
+from uqcalc.quantities import UNITS
 
 
-SCHEMA = 1
-ARCHITECTURES = ("standard", "probe-2026")
+SCHEMA = 2
+ARCHITECTURES = ("joined", "standard", "probe-2026")
+JOINED_ARCHITECTURE = "joined"  # attention and kernel paths
 RAW_ARCHITECTURE = "probe-2026"  # published layout: energy and atom count enter raw
-UNITS = {"energy": "eV", "forces": "eV/Å"}
+MEANINGS = {
+    "energy": "total energy error",
+    "energy_per_atom": "energy error per atom",
+    "forces": "RMS force error",
+    "atom_forces": "largest force error of an atom",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +39,30 @@ class Card:
     fingerprint : str
         Of the backbone whose features it reads (``Backbone.fingerprint``).
     target : str
-        "energy" (absolute error of the total energy) or "forces" (RMS error over
-        the structure's force components).
+        Whose error it foresees (`uqcalc.Labels`).
     boundary : float
         Errors up to it are reliable, in ``unit``.
     percentile : float or None
         Percentile of the training errors the boundary was taken at, if it was.
     architecture : str
-        "standard", or "probe-2026" for the published one with its raw inputs.
+        "joined", "standard" for its attention alone, or "probe-2026" for the published
+        one with its raw inputs.
     shape : dict
         Of the network (`uqcalc.probe.network.Shape`).
-    calibration : (slope, intercept)
-        P(reliable) = sigmoid(slope * (logit_0 - logit_1) + intercept)
-        (Platt 1999).
+    joined : dict or None
+        Centres of the kernel paths, where there are any.
+    calibration : Calibration
+        From score to P(reliable); a pair (slope, intercept) will do.
+    atom_boundary : float or None
+        |ΔF_i| up to it is reliable, in eV/Å; None where there were no force labels.
+    atom_calibration : Calibration or None
+    scope : Scope or None
+        What it was calibrated on; None for probes that do not know.
+    promise : dict or None
+        `uqcalc.Promise` made with this probe.
+    offsets : dict
+        eV per element (by atomic number) that separate the labels' level of theory from
+        the backbone's.
     suspect, unreliable : float
         Cutoffs on P(reliable), below which a prediction is SUSPECT, UNRELIABLE.
     elements : list of int
@@ -61,7 +81,13 @@ class Card:
     elements: list[int]
     sizes: list[int]
     percentile: float | None = None
-    calibration: tuple[float, float] = (1.0, 0.0)
+    joined: dict[str, Any] | None = None
+    calibration: Calibration = field(default_factory=Calibration)
+    atom_boundary: float | None = None
+    atom_calibration: Calibration | None = None
+    scope: Scope | None = None
+    promise: dict[str, Any] | None = None
+    offsets: dict[str, float] = field(default_factory=dict)
     suspect: float = 0.8
     unreliable: float = 0.5
     atom_energies: dict[str, float] = field(default_factory=dict)
@@ -72,6 +98,11 @@ class Card:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
+        given: object = self.calibration
+        if isinstance(given, (tuple, list)):
+            slope, intercept = given
+            calibration = Calibration(float(slope), float(intercept))
+            object.__setattr__(self, "calibration", calibration)
         if self.target not in UNITS:
             msg = f"target must be one of {sorted(UNITS)}, got {self.target!r}"
             raise ProbeError(msg)
@@ -122,7 +153,15 @@ class Card:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able form with the unit spelled out."""
-        return asdict(self) | {"unit": self.unit}
+        records = {
+            name: None if record is None else record.to_dict()
+            for name, record in (
+                ("calibration", self.calibration),
+                ("atom_calibration", self.atom_calibration),
+                ("scope", self.scope),
+            )
+        }
+        return asdict(self) | records | {"unit": self.unit}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Card:
@@ -151,7 +190,12 @@ class Card:
                 f"{sorted(entries)}; the file is not a probe or is damaged"
             )
             raise ProbeError(msg)
-        entries["calibration"] = tuple(entries["calibration"])
+        if isinstance(entries["calibration"], Mapping):  # a pair until schema 2
+            entries["calibration"] = Calibration.from_dict(dict(entries["calibration"]))
+        if found := entries.get("atom_calibration"):
+            entries["atom_calibration"] = Calibration.from_dict(found)
+        if found := entries.get("scope"):
+            entries["scope"] = Scope.from_dict(found)
         card = cls(**entries)
         if unit != card.unit:
             msg = (
@@ -164,9 +208,8 @@ class Card:
     def __str__(self) -> str:
         symbols = ", ".join(chemical_symbols[z] for z in self.elements)
         sizes = " to ".join(str(size) for size in self.sizes)
-        what = {"energy": "total energy error", "forces": "RMS force error"}
         return (
             f"probe for {self.fingerprint} ({self.architecture}): "
-            f"P({what[self.target]} <= {self.boundary:.4g} {self.unit}); "
+            f"P({MEANINGS[self.target]} <= {self.boundary:.4g} {self.unit}); "
             f"elements {symbols or 'not stated'}; {sizes or 'any number of'} atoms"
         )

@@ -1,22 +1,24 @@
-"""A fitted probe: network, input statistics and card in one safetensors file."""
+"""A fitted probe: networks, input statistics and card in one safetensors file."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from uqcalc.backbones.base import Backbone, Prediction
+from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.elements import ElementsSeen
 from uqcalc.errors import ProbeError
-from uqcalc.probe.card import RAW_ARCHITECTURE, Card
-from uqcalc.probe.inputs import Statistics, host_scalars, raw_scalars
+from uqcalc.probe.card import Card
+from uqcalc.probe.inputs import Statistics
+from uqcalc.probe.joined import Joined, JoinedShape
 from uqcalc.probe.network import ProbeNetwork, Shape
+from uqcalc.probe.paths import ProbePaths
 from uqcalc.tensorfile import Kind, load_state
 
 
@@ -30,8 +32,8 @@ FILE = Kind(
 )
 
 
-class Probe:
-    """P(reliable) of structures from their predictions.
+class Probe(ProbePaths):
+    """P(reliable) of structures from their predictions: a file, and what it knows.
 
     Parameters
     ----------
@@ -39,69 +41,24 @@ class Probe:
     network : ProbeNetwork
     statistics : Statistics or None
         None for the published layout, whose inputs enter raw.
+    joined : Joined or None
+        The other paths of the default architecture.
     """
 
     def __init__(
-        self, card: Card, network: ProbeNetwork, statistics: Statistics | None
+        self,
+        card: Card,
+        network: ProbeNetwork,
+        statistics: Statistics | None,
+        joined: Joined | None = None,
     ) -> None:
-        if (statistics is None) != (card.architecture == RAW_ARCHITECTURE):
-            msg = (
-                f"probe of architecture {card.architecture!r} must "
-                f"{'not ' if statistics else ''}have input statistics; the file is "
-                "damaged, fit the probe again"
-            )
-            raise ProbeError(msg)
-        self.card = card
-        # float32 whatever torch's default dtype is: MACE may have changed that
-        self.network = network.eval().float().requires_grad_(requires_grad=False)
-        self.statistics = None if statistics is None else statistics.float()
-        self._atom_energies = card.element_energies()
+        super().__init__(card, network, statistics, joined)
         self._seen = ElementsSeen(card.elements)
 
-    def __call__(
-        self, predictions: Sequence[Prediction], *, importance: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Read a ragged batch of structures on the device of their features.
-
-        Returns
-        -------
-        reliability : tensor (structures,)
-            Calibrated P(reliable), float32.
-        importance : tensor (atoms of all structures,) or None
-            Attention received, summing to 1 over each structure.
-        """
-        slope, intercept = self.card.calibration
-        with torch.inference_mode():
-            output = self.network(*self.inputs(predictions), explain=importance)
-            margin = output.logits[:, 0] - output.logits[:, 1]
-            reliability = torch.sigmoid(slope * margin + intercept)
-        return reliability, output.importance
-
-    def inputs(
-        self, predictions: Sequence[Prediction]
-    ) -> tuple[torch.Tensor, list[int], torch.Tensor, torch.Tensor | None]:
-        """Return (features, sizes, scalars, charges) as the network takes them."""
-        sizes = [len(p.numbers) for p in predictions]
-        features = _join([p.features for p in predictions])
-        self._move_to(features.device)
-        charges = None
-        if self.card.charges:
-            charges = _join([_charges(p) for p in predictions])
-        if self.statistics is None:
-            raw = [raw_scalars(p.energy, len(p.numbers)) for p in predictions]
-            return features, sizes, _tensor(raw, features.device), charges
-        host = [
-            host_scalars(p.numbers, p.energy, p.forces, self._atom_energies)
-            for p in predictions
-        ]
-        numbers = np.concatenate([p.numbers for p in predictions])
-        index = _on(features.device, numbers)
-        standard = self.statistics.features(features)
-        distances = self.statistics.distances(standard, index)
-        scalars = self.statistics.scalars(
-            _tensor(host, features.device), distances, sizes
-        )
-        return standard, sizes, scalars, charges
+    def with_card(self, **entries: Any) -> Probe:
+        """Return the same networks with other entries on the card."""
+        card = replace(self.card, **entries)
+        return Probe(card, self.network, self.statistics, self.joined)
 
     def check(self, backbone: Backbone) -> None:
         """Refuse a backbone that this probe was not fitted on.
@@ -135,18 +92,33 @@ class Probe:
         """
         return self._seen.unseen(numbers)
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str], *, half: bool = False) -> Path:
         """Write one safetensors file, whole or not at all.
+
+        With ``half`` the centres of the kernels and the attention's weights are written
+        in half precision: P moves by less than 0.01, the file is half as large.
 
         Raises
         ------
         RecordError, ProbeError
             As `check_output`: nothing but another probe is written over.
         """
-        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
-        if self.statistics is not None:
-            state = self.statistics.state_dict()
-            tensors |= {f"statistics.{k}": v for k, v in state.items()}
+        parts = (
+            ("network", self.network),
+            ("statistics", self.statistics),
+            ("joined", self.joined),
+        )
+        tensors = {
+            f"{name}.{key}": tensor
+            for name, module in parts
+            if module is not None
+            for key, tensor in module.state_dict().items()
+        }
+        if half:
+            tensors = {
+                key: tensor.half() if _bulky(key) else tensor
+                for key, tensor in tensors.items()
+            }
         return FILE.write(path, tensors, self.card.to_dict())
 
     @classmethod
@@ -166,7 +138,11 @@ class Probe:
         if state := _section(tensors, "statistics."):
             statistics = Statistics(card.feature_dim)
             load_state(statistics, state, str(path), ProbeError)
-        return cls(card, network, statistics)
+        joined = None
+        if card.joined is not None:
+            joined = Joined(JoinedShape(**card.joined))
+            load_state(joined, _section(tensors, "joined."), str(path), ProbeError)
+        return cls(card, network, statistics, joined)
 
     @classmethod
     def from_official(
@@ -182,42 +158,15 @@ class Probe:
         card, network = import_official(Path(path), calculator, target)
         return cls(card, network, None)
 
-    def _move_to(self, device: torch.device) -> None:
-        if self.network.proj.weight.device != device:
-            # weights moved in inference mode would stay barred from autograd
-            with torch.inference_mode(mode=False):
-                self.network.to(device)
-                if self.statistics is not None:
-                    self.statistics.to(device)
-
-
-def _charges(prediction: Prediction) -> torch.Tensor:
-    if prediction.charges is None:
-        msg = (
-            "prediction must carry charges for a probe with a charge layer, got none; "
-            "wrap the calculator the probe was fitted on"
-        )
-        raise ProbeError(msg)
-    return prediction.charges
-
-
-def _join(rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    joined = rows[0] if len(rows) == 1 else torch.cat(list(rows))
-    return joined.to(torch.float32)
-
-
-def _tensor(rows: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
-    return _on(device, np.stack(rows))
-
-
-def _on(device: torch.device, array: np.ndarray) -> torch.Tensor:
-    """Copy to the device; CUDA has read the array on return and is not waited for."""
-    return torch.from_numpy(array).to(device, non_blocking=device.type == "cuda")
-
 
 def _section(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     start = len(prefix)
     return {k[start:]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _bulky(key: str) -> bool:
+    """Say what may be rounded: not what distances and sums of many terms rest on."""
+    return key.startswith("network.") or key.endswith((".centres", ".near"))
 
 
 def check_output(path: str | os.PathLike[str]) -> Path:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +16,13 @@ from numpy.typing import NDArray
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.batching import batches
 from uqcalc.errors import LabelError
+from uqcalc.probe.atomrows import AtomRows
+from uqcalc.probe.comparison import compare, spread
+from uqcalc.probe.featurecache import Cache, predict_cached
+from uqcalc.probe.groups import group_names
 from uqcalc.probe.labels import Labels, find_defects, refuse_defects
-from uqcalc.probe.units import warn_of_units
+from uqcalc.probe.offsets import fit_offsets, offset_energies, warn_of_offsets
+from uqcalc.probe.shards import numbers_of, sizes_of, taken
 from uqcalc.progress import progress_bar
 
 
@@ -25,34 +32,101 @@ class Dataset:
 
     Attributes
     ----------
-    predictions : list of Prediction
-        Features on the CPU in float32.
+    predictions : sequence of Prediction
+        Features on the CPU in float32; a list, or `uqcalc.probe.shards.Shards`, which
+        leaves them on disk.
     errors : array (structures,)
-        In eV or eV/Å.
+        In the unit of the target (`uqcalc.quantities.UNITS`).
     groups : list of str
     excluded : dict
         Defect -> indices of the frames that were left out because of it.
+    atom_errors : sequence of arrays (atoms,), optional
+        |ΔF_i| in eV/Å, whatever the target; None where a frame has no finite forces.
+    residuals : array (structures,), optional
+        Reference minus predicted energy in eV, before offsets; None for forces.
+    offsets : dict
+        Atomic number -> eV that was taken from the residuals; empty where none was.
+    offsets_fitted : bool
+        Whether they were fitted to these very structures.
+    labels : Labels, optional
+        What the errors are of, and what the groups go by.
     """
 
-    predictions: list[Prediction]
+    predictions: Sequence[Prediction]
     errors: NDArray[np.float64]
     groups: list[str]
     excluded: dict[str, list[int]]
+    atom_errors: Sequence[NDArray[Any]] | None = None
+    residuals: NDArray[np.float64] | None = None
+    offsets: dict[str, float] = field(default_factory=dict)
+    offsets_fitted: bool = False
+    labels: Labels | None = None
 
     def __len__(self) -> int:
         return len(self.predictions)
 
+    @property
+    def group_key(self) -> str | None:
+        """What the groups go by; None where each frame is one by itself."""
+        return None if self.labels is None else self.labels.group_key
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Atoms of each structure, (structures,)."""
+        return sizes_of(self.predictions)
+
+    @property
+    def numbers(self) -> Sequence[NDArray[np.int64]]:
+        """Atomic numbers of each structure."""
+        return numbers_of(self.predictions)
+
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> Dataset:
-        """Return the structures at ``indices``."""
-        return Dataset(
-            [self.predictions[i] for i in indices],
-            self.errors[np.asarray(indices, dtype=int)],
-            [self.groups[i] for i in indices],
-            self.excluded,
+        """Return the structures at ``indices``; what is on disk stays there."""
+        rows = np.asarray(indices, dtype=int)
+        of_atoms, residuals = self.atom_errors, self.residuals
+        if isinstance(of_atoms, AtomRows):
+            of_atoms = of_atoms.take(rows)
+        elif of_atoms is not None:
+            of_atoms = [of_atoms[i] for i in rows]
+        return replace(
+            self,
+            predictions=taken(self.predictions, rows),
+            errors=self.errors[rows],
+            groups=[self.groups[i] for i in rows],
+            atom_errors=of_atoms,
+            residuals=None if residuals is None else residuals[rows],
         )
+
+    def with_offsets(self, offsets: Mapping[str, float]) -> Dataset:
+        """Return the same structures, their energy errors taken after ``offsets``.
+
+        Raises
+        ------
+        LabelError
+            If the errors are not of energies.
+        """
+        numbers, residuals = self._energies()
+        errors = np.abs(residuals - offset_energies(numbers, offsets))
+        if self.labels is not None and self.labels.target == "energy_per_atom":
+            errors = errors / self.sizes
+        return replace(self, errors=errors, offsets=dict(offsets), offsets_fitted=False)
+
+    def fit_offsets(self) -> Dataset:
+        """Return the same structures after the offsets that fit them best.
+
+        Raises
+        ------
+        LabelError
+            If the errors are not of energies.
+        """
+        found = fit_offsets(*self._energies())
+        return replace(self.with_offsets(found), offsets_fitted=True)
 
     def split(self, fractions: Sequence[float], seed: int) -> list[Dataset]:
         """Divide whole groups into shares of about ``fractions`` of the frames.
+
+        Offsets that were fitted to the whole are fitted again, to the first share
+        alone: labels held back have no say in them.
 
         Raises
         ------
@@ -63,12 +137,7 @@ class Dataset:
         for index, group in enumerate(self.groups):
             members[group].append(index)
         if len(members) < len(fractions):
-            msg = (
-                f"labels must come in at least {len(fractions)} groups (distinct "
-                f"frames without a group key) to be split, got {len(members)}; add "
-                "frames, or pass separate calibration and test frames"
-            )
-            raise LabelError(msg)
+            raise LabelError(_too_few_groups(len(fractions), list(members)))
         names = sorted(members)
         np.random.default_rng(seed).shuffle(names)
         # every share gets one group, then each next group goes where most is missing
@@ -77,7 +146,19 @@ class Dataset:
         for name in names[len(fractions) :]:
             sizes = np.array([len(share) for share in shares])
             shares[int(np.argmin(sizes / goal))].extend(members[name])
-        return [self.subset(sorted(share)) for share in shares]
+        parts = [self.subset(sorted(share)) for share in shares]
+        if not self.offsets_fitted:
+            return parts
+        offsets = parts[0].fit_offsets().offsets
+        return [part.with_offsets(offsets) for part in parts]
+
+    def _energies(
+        self,
+    ) -> tuple[Sequence[NDArray[np.int64]], NDArray[np.float64]]:
+        if self.residuals is None:
+            msg = "offsets must be of energies, got errors of forces"
+            raise LabelError(msg)
+        return self.numbers, self.residuals
 
 
 def build_dataset(
@@ -86,7 +167,9 @@ def build_dataset(
     labels: Labels,
     *,
     exclude: Collection[str] = (),
+    offsets: Mapping[str, float] | None = None,
     title: str = "features",
+    cache: str | os.PathLike[str] | Cache | None = None,
 ) -> Dataset:
     """Evaluate labelled frames, in native batches where the backbone has them.
 
@@ -95,35 +178,100 @@ def build_dataset(
     exclude : collection of str
         Defects to leave out (and count) instead of refusing them: "missing",
         "not finite" (label or prediction), "duplicate", "unknown elements", "empty".
+    offsets : dict, optional
+        eV per element (atomic number as a string) to remove from energies as they are,
+        because they were fitted to other labels of this kind (`Dataset.offsets`).
+        Without them ``labels.offsets`` fits them to these frames.
+    cache : path or Cache, optional
+        A folder that keeps the features: what is in it is not evaluated again, and
+        none of it is held in memory. ``frames`` may then be any sequence, such as an
+        ``ase.io.Trajectory`` of more frames than fit into memory.
 
     Raises
     ------
     LabelError
         If a frame has a defect that is not excluded, or none is left.
+    RecordError
+        If the cache is of another potential.
+
+    Warns
+    -----
+    LabelWarning
+        If labels look as if in another unit, or of another level of theory.
     """
+
+    def predict(kept: list[int]) -> Sequence[Prediction]:
+        if cache is None:
+            return _predict(frames, kept, backbone, title)
+        place = cache if isinstance(cache, Cache) else Cache(cache)
+        return predict_cached(frames, kept, backbone, place, title)
+
+    data = _labelled(frames, predict, backbone, labels, exclude)
+    if data.residuals is None:
+        return data
+    if offsets:
+        return data.with_offsets(offsets)
+    if labels.offsets:
+        return data.fit_offsets()
+    sample = spread(np.arange(len(data)))
+    numbers = numbers_of(taken(data.predictions, sample))
+    warn_of_offsets(numbers, data.residuals[sample])
+    return data
+
+
+def _labelled(
+    frames: Sequence[Atoms],
+    predict: Callable[[list[int]], Sequence[Prediction]],
+    backbone: Backbone,
+    labels: Labels,
+    exclude: Collection[str],
+) -> Dataset:
+    """Return the usable frames; offsets are still to come."""
     found = find_defects(frames, backbone, labels)
     refuse_defects(found, frames, exclude)
     kept = _kept(frames, found)
+    group_names(frames, labels.group_key, kept)  # refuses before the expensive part
+    predictions = predict(kept)
+    seen = compare(frames, kept, predictions, labels)
+    sound = np.flatnonzero(seen.finite)
+    if len(sound) < len(kept):
+        broken = [kept[k] for k in np.flatnonzero(~seen.finite)]
+        found["not finite"] = sorted(found.get("not finite", []) + broken)
+        refuse_defects(found, frames, exclude)
+    kept = _kept(frames, found)
+    return Dataset(
+        taken(predictions, sound),
+        seen.errors[sound],
+        group_names(frames, labels.group_key, kept),
+        found,
+        atom_errors=None if seen.atom_errors is None else seen.atom_errors.take(sound),
+        residuals=None if seen.residuals is None else seen.residuals[sound],
+        labels=labels,
+    )
+
+
+def _predict(
+    frames: Sequence[Atoms], rows: Sequence[int], backbone: Backbone, title: str
+) -> list[Prediction]:
     predictions: dict[int, Prediction] = {}
     with progress_bar() as progress:
-        task = progress.add_task(title, total=len(kept))
-        by_size = sorted(kept, key=lambda i: len(frames[i]))
+        task = progress.add_task(title, total=len(rows))
+        by_size = sorted(rows, key=lambda i: len(frames[i]))
         for batch in batches(by_size, lambda i: len(frames[i])):
             done = backbone.predict_many([frames[i] for i in batch])
             predictions.update(zip(batch, map(_slim, done), strict=True))
             progress.advance(task, len(batch))
-    if broken := [i for i in kept if not _finite(predictions[i])]:
-        found["not finite"] = sorted(found.get("not finite", []) + broken)
-        refuse_defects(found, frames, exclude)
-        kept = _kept(frames, found)
-    references = [_reference(frames[i], labels) for i in kept]
-    warn_of_units(labels.target, [predictions[i] for i in kept], references)
-    errors = [
-        labels.error(predictions[i], reference)
-        for i, reference in zip(kept, references, strict=True)
-    ]
-    groups = [_group(frames[i], i, labels.group_key) for i in kept]
-    return Dataset([predictions[i] for i in kept], np.array(errors), groups, found)
+    return [predictions[i] for i in rows]
+
+
+def _too_few_groups(shares: int, groups: Sequence[str]) -> str:
+    single = f" (one molecule only: {groups[0]!r})" if len(groups) == 1 else ""
+    return (
+        f"labels must come in at least {shares} groups (distinct frames without a "
+        f"group key) to be split, got {len(groups)}{single}; add frames of others, "
+        "name a group key that divides these, or pass separate calibration and test "
+        "frames"
+    )
 
 
 def _kept(frames: Sequence[Atoms], found: dict[str, list[int]]) -> list[int]:
@@ -137,10 +285,6 @@ def _kept(frames: Sequence[Atoms], found: dict[str, list[int]]) -> list[int]:
         )
         raise LabelError(msg)
     return kept
-
-
-def _finite(prediction: Prediction) -> bool:
-    return prediction.finite and bool(prediction.features.isfinite().all())
 
 
 def _slim(prediction: Prediction) -> Prediction:
@@ -161,23 +305,3 @@ def _slim(prediction: Prediction) -> Prediction:
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to("cpu", torch.float32, copy=True)
-
-
-def _reference(frame: Atoms, labels: Labels) -> NDArray[np.float64]:
-    reference = labels.reference(frame)
-    if reference is None:
-        msg = "frame must have a label, got none; build the dataset again"
-        raise LabelError(msg)
-    return reference
-
-
-def _group(frame: Atoms, index: int, key: str | None) -> str:
-    if key is None:
-        return str(index)
-    if key not in frame.info:
-        msg = (
-            f"frame {index} must have the group key {key!r} in info, got "
-            f"{sorted(frame.info)}; add it or choose another key"
-        )
-        raise LabelError(msg)
-    return str(frame.info[key])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
+from ase.symbols import Symbols
 from numpy.typing import NDArray
 
 from uqcalc import scores
@@ -21,12 +23,36 @@ from uqcalc.errors import LabelError
 from uqcalc.files import strict_json, whole
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.dataset import Dataset, build_dataset
+from uqcalc.probe.judged import Judged, judge
 from uqcalc.probe.labels import Labels
-from uqcalc.probe.optimise import margins
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tested:
+    """Who the structures of an evaluation are, and what else was said of them.
+
+    Attributes
+    ----------
+    formulas, groups : lists of str
+        Without a group key the group is the place of the frame, from 0.
+    outside : boolean array (structures,)
+        Outside the scope of the probe (`uqcalc.probe.judged.Judged`).
+    novelty : array (structures,) or None
+        Largest distance of an atom, in units of the scope's limit.
+    atom_probability, atom_errors : arrays (atoms of all structures,) or None
+        P(|ΔF_i| <= the card's ``atom_boundary``), and |ΔF_i| in eV/Å.
+    """
+
+    formulas: list[str]
+    groups: list[str]
+    outside: NDArray[np.bool_]
+    novelty: NDArray[np.float64] | None = None
+    atom_probability: NDArray[np.float64] | None = None
+    atom_errors: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,62 +63,70 @@ class Evaluation:
     ----------
     probe : Probe
     report : dict
-        `uqcalc.scores.classification_report` on the structures.
+        `uqcalc.scores.classification_report` on the structures; ``spearman`` of error
+        and risk; ``outside_scope``, the share of structures outside the scope;
+        ``false_trust``, how many are wrong although their P reaches the card's
+        ``suspect``, and ``false_trust_outside``, which share of those the scope tells;
+        ``atoms``, the scores of the probabilities of single atoms, or None.
     probability, errors : arrays (structures,)
         P(reliable), and the true errors in the unit of the boundary.
+    tested : Tested
     """
 
     probe: Probe
     report: dict[str, Any]
     probability: NDArray[np.float64]
     errors: NDArray[np.float64]
+    tested: Tested
 
     def __str__(self) -> str:
-        r = self.report
-        lines = [
-            str(self.probe.card),
-            f"test: {r['structures']} structures, {r['prevalence']:.3f} reliable",
-            f"accuracy {r['accuracy']:.3f} "
-            f"(majority class {r['majority_accuracy']:.3f})"
-            f"  MCC {r['mcc']:.3f}  F1 {r['f1']:.3f}  AUROC {r['auroc']:.3f}",
-            f"ECE {r['ece']:.3f} (noise floor {r['ece_noise_floor']:.3f})"
-            f"  Brier {r['brier']:.3f}  Spearman(error, risk) {r['spearman']:.3f}",
-            "P(reliable) at least:  kept   of them right",
-        ]
-        lines += [
-            f"{row['cutoff']:>20.2f}  {row['coverage']:>5.1%}  {row['precision']:>6.1%}"
-            for row in r["coverage"]
-        ]
-        return "\n".join(lines)
+        from uqcalc.probe.words import report_lines
+
+        return "\n".join([str(self.probe.card), *report_lines(self.report)])
 
     def figure(self) -> Figure:
-        """Draw the reliability diagram beside the risk-coverage curve."""
-        import matplotlib.pyplot as plt
+        """Draw the reliability diagram, the risk-coverage curve, and all errors.
 
-        from uqcalc.plotting import plot_reliability_diagram, plot_risk_coverage
+        Below them, where the probe has these, the single atoms, the weight of each of
+        its paths, and the errors against the distance from the labels.
+        """
+        from uqcalc.probe.panels import draw_all
 
-        card = self.probe.card
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
-        reliable = self.errors <= card.boundary
-        plot_reliability_diagram(reliable, self.probability, left)
-        risks = {"probe": 1 - self.probability}
-        plot_risk_coverage(self.errors, risks, card.unit, right)
-        return figure
+        return draw_all(self)
 
-    def write(self, stem: str | os.PathLike[str]) -> tuple[Path, Path]:
-        """Write ``STEM.json`` (card and scores) and ``STEM.png``; return both paths."""
+    def write(
+        self, stem: str | os.PathLike[str], warnings: Sequence[str] = ()
+    ) -> tuple[Path, Path, Path]:
+        """Write ``STEM.json``, ``STEM.png`` and ``STEM.html``; return their paths.
+
+        The first holds card and scores, the second is `figure`, the third is all of it
+        on one page that needs no network and no scripts.
+
+        Parameters
+        ----------
+        warnings : sequence of str
+            What was said on the way (`LabelWarning`), to be kept on the page.
+        """
         from uqcalc.plotting import save_figure
+        from uqcalc.probe.page import render
 
         base = Path(stem).absolute()
-        numbers, picture = (
-            base.with_name(f"{base.name}.{ending}") for ending in ("json", "png")
+        numbers, picture, page = (
+            base.with_name(f"{base.name}.{ending}")
+            for ending in ("json", "png", "html")
         )
-        content = {"card": self.probe.card.to_dict(), "report": self.report}
+        content = {
+            "card": self.probe.card.to_dict(),
+            "report": self.report,
+            "warnings": list(warnings),
+        }
         text = json.dumps(strict_json(content), indent=1, ensure_ascii=False)
         with whole(numbers) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
         save_figure(self.figure(), picture)
-        return numbers, picture
+        with whole(page) as partial:
+            partial.write_text(render(self, warnings), encoding="utf-8")
+        return numbers, picture, page
 
 
 def evaluate(
@@ -133,7 +167,8 @@ def evaluate(
         raise LabelError(msg)
     backbone = tap(calculator)
     probe.check(backbone)
-    data = build_dataset(frames, backbone, wanted, exclude=exclude)
+    offsets = card.offsets or None
+    data = build_dataset(frames, backbone, wanted, exclude=exclude, offsets=offsets)
     return evaluate_dataset(probe, data)
 
 
@@ -143,25 +178,76 @@ def evaluate_dataset(probe: Probe, data: Dataset) -> Evaluation:
     Structures with elements that the probe's labels lacked get no probability from
     it; they are counted in ``report["unseen_elements"]`` and not scored.
     """
-    known = [
-        i
-        for i, prediction in enumerate(data.predictions)
-        if not probe.unseen_elements(prediction.numbers)
-    ]
-    if not known:
+    seen = judge(probe, data.predictions)
+    known = np.flatnonzero(~seen.unseen)
+    if not len(known):
         msg = (
             f"at least one of the {len(data)} structures must be made of the probe's "
             f"elements, got none; {probe.card}"
         )
         raise LabelError(msg)
-    scored = data if len(known) == len(data) else data.subset(known)
-    slope, intercept = probe.card.calibration
-    logits = slope * margins(probe, scored) + intercept
-    probability = 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
-    report = scores.classification_report(
-        scored.errors <= probe.card.boundary, probability
-    )
-    report["spearman"] = scores.spearman(scored.errors, 1 - probability)
-    report["median_error"] = float(np.median(scored.errors))
+    probability, errors = seen.probability[known], data.errors[known]
+    tested = _tested(data, seen, known)
+    report = scores.classification_report(errors <= probe.card.boundary, probability)
+    report["spearman"] = scores.spearman(errors, 1 - probability)
+    report["median_error"] = float(np.median(errors))
+    report["groups"] = len(set(tested.groups))
     report["unseen_elements"] = len(data) - len(known)
-    return Evaluation(probe, report, np.asarray(probability), scored.errors)
+    report |= _scope_report(probe, probability, errors, tested.outside)
+    report["atoms"] = _atom_report(probe, tested)
+    return Evaluation(probe, report, probability, errors, tested)
+
+
+def _tested(data: Dataset, seen: Judged, known: NDArray[np.int64]) -> Tested:
+    predictions = data.predictions
+    atom_probability = atom_errors = None
+    if seen.atoms is not None and data.atom_errors is not None:
+        atom_probability = np.concatenate([seen.atoms[i] for i in known])
+        atom_errors = np.concatenate([data.atom_errors[i] for i in known])
+    return Tested(
+        formulas=[_formula(predictions[i].numbers) for i in known],
+        groups=[data.groups[i] for i in known],
+        outside=seen.outside[known],
+        novelty=None if seen.novelty is None else seen.novelty[known],
+        atom_probability=atom_probability,
+        atom_errors=atom_errors,
+    )
+
+
+def _formula(numbers: NDArray[np.int64]) -> str:
+    return str(Symbols(numbers).get_chemical_formula())
+
+
+def _scope_report(
+    probe: Probe,
+    probability: NDArray[np.float64],
+    errors: NDArray[np.float64],
+    outside: NDArray[np.bool_],
+) -> dict[str, Any]:
+    """Count who is outside, and who of those that are trusted and wrong."""
+    card = probe.card
+    trusted = (probability >= card.suspect) & (errors > card.boundary)
+    known = card.scope is not None
+    told = float(outside[trusted].mean()) if known and trusted.any() else math.nan
+    return {
+        "outside_scope": float(outside.mean()) if known else math.nan,
+        "false_trust": int(trusted.sum()),
+        "false_trust_outside": told,
+    }
+
+
+def _atom_report(probe: Probe, tested: Tested) -> dict[str, Any] | None:
+    belief, errors = tested.atom_probability, tested.atom_errors
+    boundary = probe.card.atom_boundary
+    if belief is None or errors is None or boundary is None:
+        return None
+    reliable = errors <= boundary
+    return {
+        "atoms": len(errors),
+        "boundary": boundary,
+        "prevalence": float(reliable.mean()),
+        "auroc": scores.auroc(reliable, belief),
+        "ece": scores.expected_calibration_error(reliable, belief),
+        "ece_noise_floor": scores.calibration_noise_floor(belief),
+        "spearman": scores.spearman(errors, 1 - belief),
+    }

@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from uqcalc.backbones.prediction import Prediction
+from uqcalc.probe.moments import Moments, chunks
+
 
 HOST_SCALARS = 4
 SCALARS = HOST_SCALARS + 2
@@ -86,30 +89,30 @@ class Statistics(nn.Module):
     @torch.no_grad()
     def learn(
         self,
-        features: torch.Tensor,
-        numbers: torch.Tensor,
-        host: torch.Tensor,
-        sizes: Sequence[int],
+        predictions: Sequence[Prediction],
+        moments: Moments,
+        atom_energies: np.ndarray,
     ) -> None:
-        """Set all statistics from labelled structures (float32, on the CPU)."""
-        spread = features.std(dim=0)
-        self.feature_mean.copy_(features.mean(dim=0))
-        self.feature_scale.copy_(torch.where(spread > 1e-8, spread, 1.0))
-        standard = self.features(features).double()
-        within = standard.clone()
-        for z in numbers.unique().tolist():
-            mine = numbers == z
-            centre = standard[mine].mean(dim=0)
-            self.element_mean[z] = centre.float()
-            within[mine] -= centre
-        covariance = within.T @ within / len(within)
-        shrinkage = 1e-3 * torch.eye(len(covariance), dtype=torch.float64)
-        factor = torch.linalg.cholesky(covariance + shrinkage)
-        self.whitening.copy_(torch.linalg.inv(factor).T.float())
-        distances = self.distances(self.features(features), numbers)
-        self.scalar_mean.zero_()
-        self.scalar_scale.fill_(1.0)
-        joined = torch.cat([host, _log_mean_and_worst(distances, sizes)], dim=1)
+        """Set all statistics from labelled structures, streaming."""
+        self.feature_mean.copy_(moments.mean)
+        self.feature_scale.copy_(moments.scale)
+        self.element_mean.copy_(moments.element_mean)
+        shrinkage = 1e-3 * torch.eye(len(moments.mean), dtype=torch.float64)
+        factor = torch.linalg.cholesky(moments.within + shrinkage)
+        self.whitening.copy_(torch.linalg.inv(factor).T)
+        pieces = []
+        for chunk in chunks(predictions):
+            host = [
+                host_scalars(p.numbers, p.energy, p.forces, atom_energies)
+                for p in chunk
+            ]
+            standard = self.features(torch.cat([p.features for p in chunk]))
+            numbers = torch.from_numpy(np.concatenate([p.numbers for p in chunk]))
+            ends = _log_mean_and_worst(
+                self.distances(standard, numbers), [len(p.numbers) for p in chunk]
+            )
+            pieces.append(torch.cat([torch.from_numpy(np.stack(host)), ends], dim=1))
+        joined = torch.cat(pieces)
         spread = joined.std(dim=0)
         self.scalar_mean.copy_(joined.mean(dim=0))
         self.scalar_scale.copy_(torch.where(spread > 1e-6, spread, 1.0))

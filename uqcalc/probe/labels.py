@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from ase import Atoms
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.errors import LabelError
+from uqcalc.quantities import ENERGY_TARGETS, check_target, parse_quantity
 
 
 DEFECTS = ("missing", "not finite", "duplicate", "unknown elements", "empty")
@@ -19,25 +21,52 @@ DEFECTS = ("missing", "not finite", "duplicate", "unknown elements", "empty")
 _STATE_KEYS = ("charge", "total_charge", "spin", "total_spin")
 
 
-@dataclass(frozen=True, slots=True)
+class _Boundary:
+    """A field that takes a number or a text with a unit, and is a number."""
+
+    @overload
+    def __get__(self, labels: None, owner: type) -> None: ...
+    @overload
+    def __get__(self, labels: Labels, owner: type) -> float | None: ...
+    def __get__(self, labels: Labels | None, owner: type) -> float | None:
+        return None if labels is None else labels.__dict__["boundary"]
+
+    def __set__(self, labels: Labels, given: float | str | None) -> None:
+        value = None if given is None else parse_quantity(given, labels.target)
+        labels.__dict__["boundary"] = value
+
+
+@dataclass(frozen=True)
 class Labels:
     """Where the reference is, and which errors count as reliable.
 
     Attributes
     ----------
-    target : {"forces", "energy"}
-        RMS force error over the structure [eV/Å], or absolute total energy error
-        [eV] (the paper's).
+    target : {"forces", "energy", "energy_per_atom", "atom_forces"}
+        What a structure's error is: the RMS over its force components [eV/Å], the
+        absolute error of its total energy [eV] (the paper's) or of its energy per atom
+        [eV/atom], or the largest |ΔF_i| among its atoms [eV/Å].
     energy_key, forces_key : str
         Keys of ``atoms.info`` and ``atoms.arrays``; "energy" and "forces" also find
         what ASE's readers put on the frame's calculator. Values in eV and eV/Å.
     group_key : str, optional
         Key of ``atoms.info`` that says which frames belong together (one molecule,
-        one run); splits never divide a group.
+        one run); splits never divide a group. "formula" needs no such entry.
     percentile : float
         Of the training errors, taken as boundary.
-    boundary : float, optional
-        The boundary itself, in eV/Å or eV, instead of a percentile.
+    boundary : float or str, optional
+        The boundary itself instead of a percentile: a number in the unit of the
+        target, or one with its unit, such as "1 kcal/mol", "50 meV/Å" or
+        "1 meV/atom" (`uqcalc.quantities.parse_quantity`). It reads as a number.
+    offsets : bool
+        Whether an energy for each element is fitted and removed before energies are
+        compared, for labels of another level of theory than the potential's.
+
+    Raises
+    ------
+    LabelError
+        For an unknown target, a percentile outside (0, 100), a boundary of the wrong
+        kind, or offsets of forces.
     """
 
     target: str = "forces"
@@ -45,43 +74,68 @@ class Labels:
     forces_key: str = "REF_forces"
     group_key: str | None = None
     percentile: float = 50.0
-    boundary: float | None = None
+    boundary: _Boundary = _Boundary()
+    offsets: bool = False
 
     def __post_init__(self) -> None:
-        if self.target not in {"forces", "energy"}:
-            msg = f"target must be 'forces' or 'energy', got {self.target!r}"
-            raise LabelError(msg)
+        check_target(self.target)
         if not 0 < self.percentile < 100:
             msg = f"percentile must lie in (0, 100), got {self.percentile}"
             raise LabelError(msg)
-        if self.boundary is not None and not 0 < self.boundary < np.inf:
-            msg = f"boundary must be positive and finite, got {self.boundary}"
+        if self.offsets and not self.of_energy:
+            msg = (
+                f"offsets must be of energies, got the target {self.target!r}; leave "
+                "them out, forces have none"
+            )
             raise LabelError(msg)
+
+    @property
+    def of_energy(self) -> bool:
+        """Whether the errors are those of energies."""
+        return self.target in ENERGY_TARGETS
 
     def reference(self, frame: Atoms) -> NDArray[np.float64] | None:
         """Return the label, shape () or (atoms, 3); None where no such numbers are."""
+        if not self.of_energy:
+            return self.reference_forces(frame)
         stored = frame.calc.results if frame.calc is not None else {}
-        if self.target == "energy":
-            value = frame.info.get(self.energy_key, stored.get(self.energy_key))
-            shape: tuple[int, ...] = ()
-        else:
-            value = frame.arrays.get(self.forces_key, stored.get(self.forces_key))
-            shape = (len(frame), 3)
-        if value is None:
-            return None
-        array = np.asarray(value)
-        # a None that went through extxyz comes back as True: that is no label
-        if array.dtype.kind not in "fiu" or array.shape != shape:
-            return None
-        return array.astype(float)
+        value = frame.info.get(self.energy_key, stored.get(self.energy_key))
+        return _numbers(value, ())
+
+    def reference_forces(self, frame: Atoms) -> NDArray[np.float64] | None:
+        """Return the forces in eV/Å, (atoms, 3), whatever the target; None if none."""
+        stored = frame.calc.results if frame.calc is not None else {}
+        value = frame.arrays.get(self.forces_key, stored.get(self.forces_key))
+        return _numbers(value, (len(frame), 3))
 
     def error(self, prediction: Prediction, reference: NDArray[np.float64]) -> float:
-        """Return the error whose size decides: eV, or eV/Å."""
-        results = prediction.results
-        if self.target == "energy":
-            return abs(float(results["energy"]) - float(reference))
-        difference = np.asarray(results["forces"], dtype=float) - reference
+        """Return the error whose size decides: eV, eV/atom or eV/Å."""
+        if self.of_energy:
+            error = abs(float(prediction.results["energy"]) - float(reference))
+            whole = self.target == "energy"
+            return error if whole else error / len(prediction.numbers)
+        if self.target == "atom_forces":
+            return float(force_errors(prediction, reference).max())
+        difference = np.asarray(prediction.results["forces"], dtype=float) - reference
         return float(np.sqrt(np.mean(difference**2)))
+
+
+def force_errors(
+    prediction: Prediction, reference: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return |ΔF_i| of each atom in eV/Å, (atoms,)."""
+    difference = np.asarray(prediction.results["forces"], dtype=float) - reference
+    return np.asarray(np.sqrt(np.einsum("ij,ij->i", difference, difference)))
+
+
+def _numbers(value: object, shape: tuple[int, ...]) -> NDArray[np.float64] | None:
+    if value is None:
+        return None
+    array = np.asarray(value)
+    # a None that went through extxyz comes back as True: that is no label
+    if array.dtype.kind not in "fiu" or array.shape != shape:
+        return None
+    return array.astype(float)
 
 
 def find_defects(
@@ -132,6 +186,25 @@ def geometry_key(
         rounded = np.round(np.asarray(array, dtype=float), 6) + 0.0
         digest.update(rounded.tobytes())
     return digest.digest()
+
+
+def usable_frames(
+    frames: Sequence[Atoms],
+    backbone: Backbone,
+    labels: Labels,
+    exclude: Collection[str] = (),
+) -> list[Atoms]:
+    """Return the frames without the defects that ``exclude`` names.
+
+    Raises
+    ------
+    LabelError
+        If there are others.
+    """
+    found = find_defects(frames, backbone, labels)
+    refuse_defects(found, frames, exclude)
+    left_out = {index for indices in found.values() for index in indices}
+    return [frame for i, frame in enumerate(frames) if i not in left_out]
 
 
 def refuse_defects(

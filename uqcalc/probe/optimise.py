@@ -17,6 +17,9 @@ from uqcalc.probe.recipe import Recipe
 from uqcalc.progress import progress_bar
 
 
+_WINDOW = 16  # batches
+
+
 def optimise(
     probe: Probe, data: Dataset, reliable: NDArray[np.bool_], recipe: Recipe
 ) -> list[tuple[float, float]]:
@@ -44,13 +47,16 @@ def optimise(
         optimiser, factor=0.9, patience=5, min_lr=recipe.learning_rate / 10
     )
     loss = _Loss(probe, data, reliable, recipe)
+    sizes = np.array(loss.sizes)
     best, best_state, curve = np.inf, network.state_dict(), []
     since = 0
     with progress_bar() as progress:
         task = progress.add_task("probe", total=recipe.epochs)
         for _ in range(recipe.epochs):
-            trained = _epoch(network, optimiser, loss, _shuffled(fitting, rng, recipe))
-            watched = _evaluate(network, loss, _shuffled(watching, rng, recipe))
+            batches = _shuffled(fitting, sizes, rng, recipe)
+            trained = _epoch(network, optimiser, loss, batches)
+            batches = _shuffled(watching, sizes, rng, recipe)
+            watched = _evaluate(network, loss, batches)
             schedule.step(watched)
             curve.append((trained, watched))
             progress.update(task, advance=1, description=f"probe, loss {watched:.4f}")
@@ -88,11 +94,28 @@ def _validation_split(
 
 
 def _shuffled(
-    indices: NDArray[np.int64], rng: np.random.Generator, recipe: Recipe
+    indices: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    rng: np.random.Generator,
+    recipe: Recipe,
 ) -> Iterator[NDArray[np.int64]]:
+    """Yield batches in random order, of structures of like size.
+
+    Attention pads each batch to its largest structure. Sorting within a window of
+    batches leaves little to pad, and who is beside whom stays random.
+    """
     order = rng.permutation(indices)
-    for start in range(0, len(order), recipe.batch_size):
-        yield order[start : start + recipe.batch_size]
+    window = _WINDOW * recipe.batch_size
+    batches = []
+    for start in range(0, len(order), window):
+        near = order[start : start + window]
+        near = near[np.argsort(sizes[near], kind="stable")]
+        batches += [
+            near[first : first + recipe.batch_size]
+            for first in range(0, len(near), recipe.batch_size)
+        ]
+    for i in rng.permutation(len(batches)):
+        yield batches[i]
 
 
 class _Loss:
@@ -161,11 +184,11 @@ def _evaluate(
 
 
 def margins(probe: Probe, data: Dataset) -> NDArray[np.float64]:
-    """Return logit of reliable minus logit of unreliable, (structures,)."""
-    pieces = []
-    with torch.no_grad():
-        for start in range(0, len(data), 256):
-            chosen = data.predictions[start : start + 256]
-            logits = probe.network(*probe.inputs(chosen)).logits
-            pieces.append((logits[:, 0] - logits[:, 1]).double().numpy())
-    return np.concatenate(pieces)
+    """Return the scores that the calibration takes, (structures,)."""
+    order = np.argsort([len(p.numbers) for p in data.predictions], kind="stable")
+    found = np.empty(len(data))
+    for start in range(0, len(data), 256):
+        rows = order[start : start + 256]
+        chosen = [data.predictions[i] for i in rows]
+        found[rows] = probe.scores(chosen).double().numpy()
+    return found

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from uqcalc.probe.card import ARCHITECTURES, RAW_ARCHITECTURE
+from uqcalc.probe.card import (
+    ARCHITECTURES,
+    JOINED_ARCHITECTURE,
+    RAW_ARCHITECTURE,
+)
 from uqcalc.probe.inputs import SCALARS
 from uqcalc.probe.network import Shape
 
@@ -19,16 +23,21 @@ class Recipe:
 
     Attributes
     ----------
-    architecture : {"standard", "probe-2026"}
+    architecture : {"joined", "standard", "probe-2026"}
+        The default joins attention, trend and local path (`uqcalc.probe.joined`);
+        "standard" is its attention alone.
+    folds : int
+        Of the groups, for weights and calibration of the default.
     suspect, unreliable : float
         Cutoffs on P(reliable) that the default policy takes: by default SUSPECT when
         more than one in five such predictions is wrong, UNRELIABLE when more than
         half are.
     """
 
-    architecture: str = "standard"
-    epochs: int = 200
-    patience: int = 20
+    architecture: str = JOINED_ARCHITECTURE
+    folds: int = 3
+    epochs: int = 60
+    patience: int = 12
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     batch_size: int = 64
@@ -55,6 +64,7 @@ class Recipe:
         """Return the published recipe with ``changes``."""
         recipe = cls(
             architecture=RAW_ARCHITECTURE,
+            epochs=200,
             patience=25,
             learning_rate=5e-5,
             weight_decay=1e-4,

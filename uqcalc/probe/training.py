@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,17 @@ from ase.calculators.calculator import BaseCalculator
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
-from uqcalc.probe.calibration import calibrate
-from uqcalc.probe.card import RAW_ARCHITECTURE, Card
-from uqcalc.probe.checkpoint import Probe
+from uqcalc.probe.calibration import Calibration
+from uqcalc.probe.card import JOINED_ARCHITECTURE
 from uqcalc.probe.dataset import Dataset, build_dataset
 from uqcalc.probe.evaluation import Evaluation, evaluate_dataset
-from uqcalc.probe.inputs import Statistics, host_scalars
+from uqcalc.probe.groups import refuse_shared_groups
+from uqcalc.probe.joining import fit_joined
 from uqcalc.probe.labels import Labels, geometry_key
-from uqcalc.probe.network import ProbeNetwork, Shape
-from uqcalc.probe.optimise import margins, optimise
+from uqcalc.probe.optimise import margins
+from uqcalc.probe.prospects import warn_of_prospects
 from uqcalc.probe.recipe import Recipe
+from uqcalc.probe.single import fit_single
 
 
 __all__ = ["FitReport", "Recipe", "fit", "fit_datasets"]
@@ -58,12 +59,13 @@ def fit(
     Parameters
     ----------
     frames : sequence of Atoms
-        With labels as `Labels` says. Without ``calibration`` and ``test`` they are
-        divided 70/15/15 by group.
+        With labels as `Labels` says. Without ``test`` they are divided 85/15 by group;
+        weights and calibration then rest on predictions for groups left out.
     calculator : ase calculator or Backbone
         The potential whose errors are to be foreseen; it is not changed.
     calibration, test : sequences of Atoms, optional
-        Held-out frames, for the two calibration parameters and for the report.
+        Held-out frames, for the calibration and for the report. The architectures
+        "standard" and "probe-2026" need the first; without it 15 % are taken for it.
     exclude : collection of str
         Defects of frames to leave out instead of refusing (see `build_dataset`).
 
@@ -71,6 +73,12 @@ def fit(
     ------
     LabelError
         For unusable labels, or where nothing that transfers can be learned.
+
+    Warns
+    -----
+    LabelWarning
+        Early, of what dooms a probe: too few labels, one molecule only, another unit or
+        level of theory, frames of one run without a group key.
     """
     if isinstance(frames, (str, Path, Atoms)) or isinstance(exclude, str):
         msg = (
@@ -81,14 +89,14 @@ def fit(
         raise LabelError(msg)
     backbone = tap(calculator)
     train, held, unseen = _datasets(
-        backbone, labels, (frames, calibration, test), recipe.seed, exclude
+        backbone, labels, (frames, calibration, test), recipe, exclude
     )
     return fit_datasets(train, held, unseen, backbone, labels, recipe)
 
 
 def fit_datasets(
     train: Dataset,
-    calibration: Dataset,
+    calibration: Dataset | None,
     test: Dataset,
     backbone: Backbone,
     labels: Labels,
@@ -98,50 +106,74 @@ def fit_datasets(
     boundary = labels.boundary
     if boundary is None:
         boundary = float(np.percentile(train.errors, labels.percentile))
-    probe, curve = _train(train, backbone, labels, recipe, boundary)
-    calibrated = calibrate(margins(probe, calibration), calibration.errors <= boundary)
+    _refuse_one_class(train, boundary)
+    if recipe.architecture == JOINED_ARCHITECTURE:
+        probe, curve = fit_joined(train, backbone, labels, recipe, boundary)
+    else:
+        probe, curve = fit_single(train, backbone, labels, recipe, boundary)
+        if calibration is None:
+            msg = (
+                "calibration structures must be given for the architecture "
+                f"{recipe.architecture!r}, got none; pass calibration="
+            )
+            raise LabelError(msg)
+    if calibration is not None:
+        held = Calibration.fit(
+            margins(probe, calibration),
+            calibration.errors,
+            calibration.groups,
+            boundary,
+        )
+        probe = probe.with_card(calibration=held)
     summary = _training_summary(train, calibration, test, recipe, curve)
-    probe = _with(probe, calibration=calibrated, training=summary)
+    probe = probe.with_card(
+        offsets=train.offsets, training=probe.card.training | summary
+    )
     seen = evaluate_dataset(probe, test)
-    probe = _with(probe, report=seen.report)
-    return FitReport(probe, seen.report, seen.probability, seen.errors, curve)
-
-
-def _with(probe: Probe, **entries: Any) -> Probe:
-    """Return the same network with more on its card."""
-    return Probe(replace(probe.card, **entries), probe.network, probe.statistics)
+    probe = probe.with_card(report=seen.report)
+    return FitReport(
+        probe, seen.report, seen.probability, seen.errors, seen.tested, curve
+    )
 
 
 def _datasets(
     backbone: Backbone,
     labels: Labels,
     sets: tuple[Sequence[Atoms], Sequence[Atoms] | None, Sequence[Atoms] | None],
-    seed: int,
+    recipe: Recipe,
     exclude: Collection[str],
-) -> tuple[Dataset, Dataset, Dataset]:
+) -> tuple[Dataset, Dataset | None, Dataset]:
     frames, calibration, test = sets
-    if (calibration is None) != (test is None):
-        msg = "calibration and test frames must be given together, got one of them"
+    if calibration is not None and test is None:
+        msg = "test frames must be given where calibration frames are, got none"
         raise LabelError(msg)
-    if calibration is None or test is None:
+    given = [list(part) for part in sets if part is not None]
+    warn_of_prospects([frame for part in given for frame in part], labels)
+    alone = recipe.architecture != JOINED_ARCHITECTURE
+    if test is None:
         whole = build_dataset(frames, backbone, labels, exclude=exclude)
-        train, held, unseen = whole.split((0.7, 0.15, 0.15), seed)
-        return train, held, unseen
-    _refuse_leaks(frames, calibration, test)
-    train, held, unseen = (
-        build_dataset(part, backbone, labels, exclude=exclude)
-        for part in (frames, calibration, test)
-    )
-    return train, held, unseen
+        shares = (0.7, 0.15, 0.15) if alone else (0.85, 0.15)
+        train, *held, unseen = whole.split(shares, recipe.seed)
+        return train, held[0] if held else None, unseen
+    _refuse_leaks(given)
+    train = build_dataset(frames, backbone, labels, exclude=exclude)
+    others = [
+        build_dataset(
+            part, backbone, labels, exclude=exclude, offsets=train.offsets or None
+        )
+        for part in given[1:]
+    ]
+    refuse_shared_groups(train, *others)
+    return train, others[0] if calibration is not None else None, others[-1]
 
 
-def _refuse_leaks(*sets: Sequence[Atoms]) -> None:
+def _refuse_leaks(sets: Sequence[Sequence[Atoms]]) -> None:
     """Refuse a geometry that is in two of the sets: the report would flatter."""
-    train, held, unseen = (
+    keys = [
         {geometry_key(a.numbers, a.positions, a.cell.array, a.pbc) for a in frames}
         for frames in sets
-    )
-    if shared := len(train & held) + len(train & unseen) + len(held & unseen):
+    ]
+    if shared := sum(len(a & b) for a, b in combinations(keys, 2)):
         msg = (
             "training, calibration and test frames must be different structures, got "
             f"{shared} in two of them; divide them again"
@@ -149,88 +181,33 @@ def _refuse_leaks(*sets: Sequence[Atoms]) -> None:
         raise LabelError(msg)
 
 
-def _train(
-    data: Dataset,
-    backbone: Backbone,
-    labels: Labels,
-    recipe: Recipe,
-    boundary: float,
-) -> tuple[Probe, list[tuple[float, float]]]:
+def _refuse_one_class(data: Dataset, boundary: float) -> None:
     reliable = data.errors <= boundary
     if reliable.all() or not reliable.any():
+        low, middle, high = np.percentile(data.errors, (0, 50, 100))
         msg = (
             "training labels must hold reliable and unreliable structures, got "
-            f"{int(reliable.sum())} of {len(data)} within {boundary:.4g}; choose "
-            "another boundary"
+            f"{int(reliable.sum())} of {len(data)} within {boundary:.4g} (errors from "
+            f"{low:.3g} to {high:.3g}, median {middle:.3g}); choose another boundary"
         )
         raise LabelError(msg)
-    width = data.predictions[0].features.shape[1]
-    charges = "charges" in backbone.provides
-    raw = recipe.architecture == RAW_ARCHITECTURE
-    numbers = sorted({int(z) for p in data.predictions for z in np.unique(p.numbers)})
-    counts = [len(p.numbers) for p in data.predictions]
-    card = Card(
-        fingerprint=backbone.fingerprint,
-        target=labels.target,
-        boundary=boundary,
-        percentile=labels.percentile if labels.boundary is None else None,
-        architecture=recipe.architecture,
-        shape=recipe.shape(width, charges=charges).to_dict(),
-        elements=numbers,
-        sizes=[min(counts), max(counts)],
-        suspect=recipe.suspect,
-        unreliable=recipe.unreliable,
-        atom_energies={} if raw else _atom_energies(data),
-        uqcalc_version=version("uqcalc"),
-    )
-    with torch.random.fork_rng(devices=[]):  # torch.manual_seed would seed GPUs too
-        torch.default_generator.manual_seed(recipe.seed)
-        network = ProbeNetwork(Shape.from_dict(card.shape))
-        probe = Probe(card, network, None if raw else _statistics(data, card))
-        curve = optimise(probe, data, reliable, recipe)
-    return probe, curve
-
-
-def _atom_energies(data: Dataset) -> dict[str, float]:
-    """Return the least-squares energy of each element in the *predicted* energies."""
-    present = sorted({int(z) for p in data.predictions for z in np.unique(p.numbers)})
-    counts = np.array(
-        [[np.sum(p.numbers == z) for z in present] for p in data.predictions], float
-    )
-    energies = np.array([p.energy for p in data.predictions])
-    solution, *_ = np.linalg.lstsq(counts, energies, rcond=None)
-    return {str(z): float(e) for z, e in zip(present, solution, strict=True)}
-
-
-def _statistics(data: Dataset, card: Card) -> Statistics:
-    energies = card.element_energies()
-    host = [
-        host_scalars(p.numbers, p.energy, p.forces, energies) for p in data.predictions
-    ]
-    statistics = Statistics(card.feature_dim)
-    statistics.learn(
-        torch.cat([p.features for p in data.predictions]),
-        torch.from_numpy(np.concatenate([p.numbers for p in data.predictions])),
-        torch.from_numpy(np.stack(host)),
-        [len(p.numbers) for p in data.predictions],
-    )
-    return statistics
 
 
 def _training_summary(
     train: Dataset,
-    calibration: Dataset,
+    calibration: Dataset | None,
     test: Dataset,
     recipe: Recipe,
     curve: list[tuple[float, float]],
 ) -> dict[str, Any]:
     sets = {"train": train, "calibration": calibration, "test": test}
+    present = {name: data for name, data in sets.items() if data is not None}
     return {
         "recipe": asdict(recipe),
         "epochs_run": len(curve),
         "validation_loss": min(watched for _, watched in curve),
-        "structures": {name: len(data) for name, data in sets.items()},
-        "groups": {name: len(set(data.groups)) for name, data in sets.items()},
+        "structures": {name: len(data) for name, data in present.items()},
+        "groups": {name: len(set(data.groups)) for name, data in present.items()},
         "excluded": {k: len(v) for k, v in train.excluded.items()},
         "torch": torch.__version__,
     }

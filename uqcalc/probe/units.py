@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from uqcalc.backbones.base import Prediction
 from uqcalc.errors import LabelWarning
+from uqcalc.probe.offsets import composition
+from uqcalc.quantities import ENERGY_TARGETS
 
 
 # How many of each fit into one eV, or into one eV/Å.
@@ -38,36 +40,43 @@ def warn_of_units(
     target: str,
     predictions: Sequence[Prediction],
     references: Sequence[NDArray[np.float64]],
-) -> None:
-    """Warn where the labels are a unit's multiple of the predictions.
+) -> bool:
+    """Warn where the labels are a unit's multiple of the predictions, and say so.
 
     Energies are compared after the best energy of each element has been taken out of
     both, so that another zero of energy does not matter.
+
+    Returns
+    -------
+    bool
+        Whether they are.
 
     Warns
     -----
     LabelWarning
         Naming the unit that the scale points to.
     """
-    if target == "forces":
+    if target not in ENERGY_TARGETS:
         predicted = np.concatenate([p.forces.ravel() for p in predictions])
         labels = np.concatenate([r.ravel() for r in references])
         scales, right = FORCE_SCALES, "eV/Å"
     else:
-        counts = _composition(predictions)
+        counts = composition([p.numbers for p in predictions])
         predicted = _without_elements(counts, [p.energy for p in predictions])
         labels = _without_elements(counts, [float(r) for r in references])
         scales, right = ENERGY_SCALES, "eV"
     unit = _guess(predicted, labels, scales)
-    if unit is not None:
-        ratio = np.std(labels) / np.std(predicted)
-        msg = (
-            f"labels must be in {right}, but theirs are {ratio:.3g} times as large as "
-            f"the predictions, as labels in {unit} would be (factor "
-            f"{scales[unit]:.4g}); convert them: as they are, errors, boundary and "
-            "probe mean nothing"
-        )
-        warnings.warn(msg, LabelWarning, stacklevel=4)
+    if unit is None:
+        return False
+    ratio = np.std(labels) / np.std(predicted)
+    msg = (
+        f"labels must be in {right}, but theirs are {ratio:.3g} times as large as "
+        f"the predictions, as labels in {unit} would be (factor "
+        f"{scales[unit]:.4g}); convert them: as they are, errors, boundary and "
+        "probe mean nothing"
+    )
+    warnings.warn(msg, LabelWarning, stacklevel=4)
+    return True
 
 
 def _guess(
@@ -86,14 +95,9 @@ def _guess(
     return nearest if away < min(np.log(_NEAR), abs(np.log(ratio))) else None
 
 
-def _composition(predictions: Sequence[Prediction]) -> NDArray[np.float64]:
-    present = sorted({int(z) for p in predictions for z in np.unique(p.numbers)})
-    return np.array([[np.sum(p.numbers == z) for z in present] for p in predictions])
-
-
 def _without_elements(
     counts: NDArray[np.float64], energies: Sequence[float]
 ) -> NDArray[np.float64]:
     values = np.asarray(energies, dtype=float)
-    solution, *_ = np.linalg.lstsq(counts.astype(float), values, rcond=None)
+    solution, *_ = np.linalg.lstsq(counts, values, rcond=None)
     return np.asarray(values - counts @ solution)

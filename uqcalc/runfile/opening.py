@@ -10,13 +10,13 @@ from ase.io import read
 
 from uqcalc.annotations import unlabelled_copy
 from uqcalc.calculator import ReliableCalculator
-from uqcalc.default import SHIPPED_PROBES, shipped_probe
 from uqcalc.errors import RunFileError
 from uqcalc.models import open_model
 from uqcalc.policy import Policy, Threshold
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.reading import UNREADABLE
 from uqcalc.runfile.file import RunFile
+from uqcalc.shipped import SHIPPED_PROBES, shipped_probe
 from uqcalc.signals import ForceDelta, Signal
 
 

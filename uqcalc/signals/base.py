@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from uqcalc.backbones.base import Prediction
+from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.records import Reading
 
 
@@ -27,6 +27,8 @@ class TensorReading:
     results: Mapping[str, Any] = field(default_factory=dict)
     per_atom_key: str | None = None
     note: str = ""
+    limits: Mapping[str, float] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -50,6 +52,25 @@ class Signal(Protocol):
     def __call__(self, prediction: Prediction) -> TensorReading | None:
         """Read the risk; None where the signal does not run on this step."""
         ...
+
+
+def check_readable(signal: Signal, backbone: Backbone) -> None:
+    """Refuse a backbone that does not give what a signal needs.
+
+    Raises
+    ------
+    ValueError
+        Naming what is missing; and what the signal's own ``check`` raises.
+    """
+    if missing := signal.requires - backbone.provides:
+        msg = (
+            f"signal {signal.name!r} needs {sorted(missing)}; {backbone.name} "
+            f"provides {sorted(backbone.provides)}: "
+            + getattr(signal, "remedy", "choose another signal or calculator")
+        )
+        raise ValueError(msg)
+    if hasattr(signal, "check"):
+        signal.check(backbone)
 
 
 def to_host(readings: Sequence[TensorReading]) -> tuple[Reading, ...]:
@@ -78,6 +99,8 @@ def to_host(readings: Sequence[TensorReading]) -> tuple[Reading, ...]:
                 results,
                 reading.per_atom_key,
                 reading.note,
+                reading.limits,
+                reading.doubts,
             )
         )
     return tuple(done)

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import final
 
+import numpy as np
 import torch
+from ase.data import atomic_numbers
 
 from uqcalc.backbones.base import Prediction
 from uqcalc.probe.checkpoint import Probe
+from uqcalc.probe.joined import PATHS
+from uqcalc.probe.scope import CHARGE_GAP, FARTHEST
 from uqcalc.signals.base import TensorReading
 
 
 @final
 class ProbeSignal:
     """Risk = 1 - P(reliable) after calibration (arXiv:2605.00640).
+
+    The results hold ``probe_reliability``; of the default architecture also
+    ``probe_reliabilities`` (atoms,), what attention, trend and local path added to the
+    log-odds beside the average labelled structure (``probe_attention``, ...), and
+    ``probe_novelty``, the farthest atom's feature distance in units of what 99 % of
+    structures like the labelled ones stay within.
 
     Parameters
     ----------
@@ -40,17 +51,47 @@ class ProbeSignal:
         return self._read(prediction, importance=True)
 
     def _read(self, prediction: Prediction, *, importance: bool) -> TensorReading:
-        unseen = self.probe.unseen_elements(prediction.numbers)
-        reliability, received = self.probe([prediction], importance=importance)
+        probe, numbers = self.probe, prediction.numbers
+        unseen = probe.unseen_elements(numbers)
+        found = probe.read([prediction], importance=importance)
+        reliability = found.reliability[0]
         if unseen:  # it would guess: say that it cannot know
             reliability = torch.full_like(reliability, torch.nan)
-        results: dict[str, torch.Tensor] = {"probe_reliability": reliability[0]}
-        if received is not None:
-            results["probe_importance"] = received
+        results: dict[str, torch.Tensor] = {"probe_reliability": reliability}
+        if found.importance is not None:
+            results["probe_importance"] = found.importance
+        if found.atoms is not None:
+            results["probe_reliabilities"] = _known(found.atoms, numbers, unseen)
+        if found.parts is not None:
+            names = (f"probe_{path}" for path in PATHS)
+            results |= dict(zip(names, found.parts[0], strict=True))
+        limits = {}
+        doubts: tuple[str, ...] = ()
+        if found.novelty is not None:
+            results["probe_novelty"] = found.novelty[0]
+            limits["probe_novelty"] = FARTHEST
+        if found.charge_gap is not None:
+            results["probe_charge_gap"] = found.charge_gap[0]
+            limits["probe_charge_gap"] = CHARGE_GAP
+        if probe.card.scope is not None and not unseen:
+            doubts = probe.card.scope.doubts(numbers)
         return TensorReading(
             signal=self.name,
-            risk=1.0 - reliability[0],
+            risk=1.0 - reliability,
             results=results,
-            per_atom_key="probe_importance" if received is not None else None,
+            per_atom_key="probe_importance" if found.importance is not None else None,
             note=f"elements {unseen} were not in its labels" if unseen else "",
+            limits=limits,
+            doubts=doubts,
         )
+
+
+def _known(
+    atoms: torch.Tensor, numbers: np.ndarray, unseen: Sequence[str]
+) -> torch.Tensor:
+    """Return the reliabilities of ``atoms``, NaN for those of an unseen element."""
+    if not unseen:
+        return atoms
+    new = torch.from_numpy(np.isin(numbers, [atomic_numbers[x] for x in unseen]))
+    new = new.to(atoms.device, non_blocking=atoms.is_cuda)
+    return atoms.masked_fill(new, torch.nan)

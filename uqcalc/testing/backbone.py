@@ -35,6 +35,9 @@ BATCHED = (
     "features",
     "charges",
     "committee_forces",
+    "committee_energies",
+    "committee_stresses",
+    "expected_errors",
     "direct_forces",
     "conservative_forces",
     "vectors",
@@ -147,6 +150,8 @@ def _check_shapes(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
     offered: dict[str, tuple[Any, tuple[int, ...]]] = {
         "charges": (got.charges, (count,)),
         "committee_forces": (got.committee_forces, (count, 3)),
+        "committee_energies": (got.committee_energies, ()),
+        "expected_errors": (got.expected_errors, (count,)),
         "forces": (got.forces, (count, 3)),
         "direct_forces": (got.direct_forces, (count, 3)),
         "conservative_forces": (got.conservative_forces, (count, 3)),
@@ -161,8 +166,9 @@ def _check_shapes(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
         message = f"{name} must be there exactly when provides says so"
         limits.require("provides", (value is not None) == promised, message)
         if value is not None:
-            fits = tuple(np.shape(value))[-len(rows) :] == rows
-            message = f"{name} must end in {rows}, got {np.shape(value)}"
+            its = tuple(np.shape(value))
+            fits = its[len(its) - len(rows) :] == rows
+            message = f"{name} must end in {rows}, got {its}"
             limits.require("shapes", fits, message)
     _check_geometry(got, atoms, limits)
 
@@ -207,9 +213,10 @@ def _check_on_demand(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
     message = f"must be {due} with everything wanted, got {passes}"
     limits.require("passes", passes == due, message)
     for name in backbone.on_demand:
-        given = name.endswith("stress") and not atoms.pbc.all()
+        needless = name.endswith(("stress", "stresses")) and not atoms.pbc.all()
         message = f"{name} must be there where it is wanted"
-        limits.require("on demand", given or getattr(full, name) is not None, message)
+        there = getattr(full, name) is not None
+        limits.require("on demand", needless or there, message)
     for key, value in plain.results.items():
         limits.close("on demand", full.results[key], value, key)
     limits.close("on demand", full.features, plain.features, "features")

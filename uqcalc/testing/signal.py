@@ -13,6 +13,18 @@ from uqcalc.signals.base import Signal, TensorReading, to_host
 from uqcalc.testing.clauses import ContractError, Limits, to_array
 
 
+# What a signal reads off a prediction: a NaN there must be one in the risk.
+_POISONED = (
+    "features",
+    "charges",
+    "forces",
+    "committee_forces",
+    "committee_energies",
+    "committee_stresses",
+    "expected_errors",
+)
+
+
 def check_signal(signal: Signal, prediction: Prediction) -> None:
     """Hold a signal to its contract, on a prediction that it can read.
 
@@ -36,7 +48,7 @@ def check_signal(signal: Signal, prediction: Prediction) -> None:
     message = f"keys must be the signal's own, got the calculator's {sorted(own)}"
     limits.require("results", not own, message)
     _check_reading(signal, first, len(prediction.numbers), limits)
-    for name in ("features", "charges", "forces", "committee_forces"):
+    for name in _POISONED:
         value = getattr(prediction, name)
         if name in signal.requires and value is not None:
             poisoned = copy.deepcopy(value)

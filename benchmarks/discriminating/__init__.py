@@ -1,0 +1,1 @@
+"""Labelled predictions on which the discrimination benchmark judges its rows."""

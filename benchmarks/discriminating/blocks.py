@@ -1,0 +1,168 @@
+"""Write the labelled predictions that `benchmarks/discrimination.py` judges rows on.
+
+    python benchmarks/discriminating/blocks.py --cache DIR [--only NAME]
+
+One ``.npz`` for each of ``gfn2``, ``acac`` and ``sio2``, in the layout of
+``shared/data/sevennet0_mattersim`` (energies in eV, forces in eV/Å, lengths of
+structures in ``n``, atoms one after another) with ``set`` and ``group`` for each
+structure. Frames and weights that took time stay in DIR; present blocks are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from uqcalc import tap
+from uqcalc.backbones import Backbone
+from uqcalc.default import bare_calculator
+
+
+Rows = dict[str, np.ndarray]
+BATCH = 16
+
+
+def evaluated(backbone: Backbone, frames: Sequence[Atoms], name: str) -> Rows:
+    """Return predictions beside labels of one set; groups are molecules or runs."""
+    kept: dict[str, list[Any]] = {key: [] for key in ("e_pred", "h", "e", "f_pred")}
+
+    def keep_energies(_model: Any, _args: Any, output: dict[str, Any]) -> None:
+        kept["e"].append(output["node_energy"].detach().cpu().numpy())
+
+    handle = backbone.model_calculator.models[0].register_forward_hook(keep_energies)
+    for start in range(0, len(frames), BATCH):
+        batch = [Atoms(atoms) for atoms in frames[start : start + BATCH]]
+        for prediction in backbone.predict_many(batch):
+            kept["e_pred"].append(prediction.energy)
+            kept["h"].append(prediction.features.cpu().numpy())
+            kept["f_pred"].append(prediction.forces)
+    handle.remove()
+    first = frames[0].info
+    energy = "REF_energy" if "REF_energy" in first else "energy"
+    group = "molecule" if "molecule" in first else "run"
+    forces = energy.replace("energy", "forces")
+    return {
+        "index": np.array([a.info.get("row", i) for i, a in enumerate(frames)]),
+        "n": np.array([len(a) for a in frames]),
+        "e_pred": np.array(kept["e_pred"]),
+        "e_ref": np.array([a.info[energy] for a in frames]),
+        "set": np.array([name] * len(frames)),
+        "group": np.array([a.info[group] for a in frames]),
+        "temperature": np.array([a.info.get("temperature", np.nan) for a in frames]),
+        "z": np.concatenate([a.numbers for a in frames]).astype(np.uint8),
+        **{key: _joined(kept[key]) for key in ("h", "e", "f_pred")},
+        "f_ref": _joined([a.arrays[forces] for a in frames]),
+    }
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts).astype(np.float32)
+
+
+def summary(rows: Rows) -> dict[str, float | int | str | None]:
+    """Return sizes and root mean square errors of one set; None without labels."""
+    off = rows["e_pred"] - rows["e_ref"]
+    return {
+        "set": str(rows["set"][0]),
+        "structures": len(rows["n"]),
+        "atoms": int(rows["n"].sum()),
+        "groups": len(np.unique(rows["group"])),
+        "energy_rmse_mev": _rms(off),
+        "energy_rmse_mev_per_atom": _rms(off / rows["n"]),
+        "force_rmse_mev_per_angstrom": _rms(rows["f_pred"] - rows["f_ref"]),
+    }
+
+
+def _rms(errors: np.ndarray) -> float | None:
+    """Return the root mean square in thousandths."""
+    value = 1e3 * float(np.sqrt(np.mean(errors.astype(float) ** 2)))
+    return round(value, 3) if np.isfinite(value) else None
+
+
+def write_block(path: Path, parts: Sequence[Rows]) -> None:
+    """Join the sets and write them, whole or not at all."""
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, **joined)
+    partial.replace(path)
+    figures = [summary(part) for part in parts]
+    text = json.dumps(figures, indent=1)
+    path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    print(text, flush=True)
+
+
+def gfn2(cache: Path, workers: int) -> None:
+    """Judge the bundled backbone: molecules it never saw, and hot ones it learnt."""
+    from discriminating.xtb_frames import hot_frames, unseen_frames
+
+    raw = cache / "raw"
+    backbone = tap(bare_calculator(dtype="float64"))
+    parts = [evaluated(backbone, unseen_frames(raw, workers), "molecules")]
+    # usable while the hot runs are made
+    write_block(cache / "gfn2_molecules.npz", parts)
+    parts.append(evaluated(backbone, hot_frames(raw, workers), "hot"))
+    write_block(cache / "gfn2.npz", parts)
+
+
+def acac(cache: Path, _workers: int) -> None:
+    """Judge a MACE trained on acetylacetone at 300 K."""
+    from discriminating import systems
+
+    _train_and_judge(cache, "acac", systems.acac)
+
+
+def sio2(cache: Path, _workers: int) -> None:
+    """Judge a MACE trained on crystalline silica."""
+    from discriminating import systems
+
+    _train_and_judge(cache, "sio2", systems.sio2)
+
+
+def _train_and_judge(cache: Path, name: str, system_of: Callable[[], Any]) -> None:
+    from discriminating.potentials import trained
+
+    system = system_of()
+    model = trained(cache / f"mace_{name}", system.train, system.held_out, system.how)
+    from mace.calculators import MACECalculator  # after a quiet first import
+
+    calculator = MACECalculator(
+        models=model.double(), device="cpu", default_dtype="float64"
+    )
+    backbone = tap(calculator)
+    parts = [evaluated(backbone, frames, key) for key, frames in system.sets.items()]
+    write_block(cache / f"{name}.npz", parts)
+
+
+BLOCKS = {"gfn2": gfn2, "acac": acac, "sio2": sio2}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--only", choices=sorted(BLOCKS))
+    parser.add_argument("--workers", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    for name, write in BLOCKS.items():
+        wanted = given.only in (None, name)
+        if wanted and not (given.cache / f"{name}.npz").is_file():
+            started = time.monotonic()
+            write(given.cache, given.workers)
+            print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Scores of one row on one test set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from uqcalc import scores
+
+
+def judge(
+    errors: np.ndarray,
+    risk: np.ndarray,
+    probability: np.ndarray | None,
+    boundary: float,
+    *,
+    own_median: bool,
+) -> dict[str, Any]:
+    """Return the columns of the table.
+
+    With ``own_median`` the AUROC is at the test set's own median: with another set's
+    boundary some test sets are all of one class. ``aurc`` is the area under the
+    risk-coverage curve of the error, over that of a random order: 1 is no skill.
+    """
+    median = float(np.median(errors))
+    cut = median if own_median else boundary
+    _, kept = scores.risk_coverage(errors, risk)
+    found: dict[str, Any] = {
+        "structures": len(errors),
+        "auroc": scores.auroc(errors <= cut, -risk),
+        "spearman": scores.spearman(errors, risk),
+        "aurc": float(kept.mean() / errors.mean()),
+    }
+    if probability is None or own_median:
+        return found
+    report = scores.classification_report(errors <= boundary, probability)
+    names = ("accuracy", "majority_accuracy", "mcc", "ece", "ece_noise_floor", "brier")
+    return found | {name: report[name] for name in names}

@@ -1,0 +1,88 @@
+"""Labelled predictions from files, and how they are divided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from uqcalc.backbones import Prediction
+from uqcalc.probe.dataset import Dataset
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Structures of one potential: predictions, errors by target, set and group."""
+
+    predictions: list[Prediction]
+    errors: dict[str, np.ndarray]
+    atom_errors: list[np.ndarray]
+    groups: np.ndarray
+    sets: np.ndarray
+
+    def dataset(self, target: str, rows: np.ndarray, *, grouped: bool) -> Dataset:
+        """Return the structures at ``rows``; ungrouped, each is a group by itself."""
+        names = self.groups[rows] if grouped else rows.astype(str)
+        errors = self.errors["forces" if target == "atoms" else target]
+        atoms = [self.atom_errors[i] for i in rows]
+        whole = all(np.isfinite(part).all() for part in atoms)
+        return Dataset(
+            [self.predictions[i] for i in rows],
+            errors[rows],
+            names.tolist(),
+            {},
+            atom_errors=atoms if whole else None,
+        )
+
+
+def load(paths: list[Path]) -> Labelled:
+    """Read files in the layout of ``sevennet0_mattersim``."""
+    predictions: list[Prediction] = []
+    errors: dict[str, list[float]] = {"energy": [], "energy_per_atom": [], "forces": []}
+    atom_errors, groups, sets = [], [], []
+    for path in paths:
+        data = np.load(path)
+        cuts = np.cumsum(data["n"])[:-1]
+        columns = [np.split(data[k], cuts) for k in ("z", "h", "f_pred", "f_ref")]
+        for i, (z, h, force, reference) in enumerate(zip(*columns, strict=True)):
+            energy = float(data["e_pred"][i])
+            predictions.append(_prediction(z, h, force, energy))
+            error = abs(energy - float(data["e_ref"][i]))
+            difference = force.astype(float) - reference
+            errors["energy"].append(error)
+            errors["energy_per_atom"].append(error / len(z))
+            errors["forces"].append(float(np.sqrt(np.mean(difference**2))))
+            atom_errors.append(np.linalg.norm(difference, axis=1))
+            sets.append(str(data["set"][i]) if "set" in data else path.stem)
+            groups.append(str(data["group"][i]) if "group" in data else _formula(z))
+    return Labelled(
+        predictions,
+        {kind: np.array(values) for kind, values in errors.items()},
+        atom_errors,
+        np.array(groups),
+        np.array(sets),
+    )
+
+
+def _prediction(
+    z: np.ndarray, h: np.ndarray, forces: np.ndarray, energy: float
+) -> Prediction:
+    return Prediction(
+        numbers=z.astype(int),
+        positions=np.zeros((len(z), 3)),
+        cell=np.zeros((3, 3)),
+        pbc=np.ones(3, bool),
+        results={},
+        energy=energy,
+        forces=forces.astype(float),
+        features=torch.from_numpy(h.astype(np.float32)),
+    )
+
+
+def _formula(z: np.ndarray) -> str:
+    """Return the reduced composition: hot sets hold many frames of one."""
+    kinds, counts = np.unique(z, return_counts=True)
+    shares = counts // np.gcd.reduce(counts)
+    return " ".join(f"{a}:{b}" for a, b in zip(kinds, shares, strict=True))

@@ -1,0 +1,193 @@
+"""The rows of the table: what each one fits, and the risk it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from uqcalc.backbones import Backbone
+from uqcalc.latent.distances import Mahalanobis, Neighbours
+from uqcalc.latent.rigidity import Rigidity
+from uqcalc.probe.calibration import platt
+from uqcalc.probe.checkpoint import Probe
+from uqcalc.probe.crossfit import group_folds
+from uqcalc.probe.dataset import Dataset
+from uqcalc.probe.labels import Labels
+from uqcalc.probe.optimise import margins
+from uqcalc.probe.recipe import Recipe
+from uqcalc.probe.single import fit_single
+from uqcalc.probe.training import fit_datasets
+
+
+BACKBONE = cast(
+    "Backbone",
+    SimpleNamespace(fingerprint="benchmark", provides=frozenset({"features"})),
+)
+FOLDS = 3
+NEIGHBOURS_FROM = 20_000  # atoms
+Risk = Callable[[Dataset], np.ndarray]
+
+
+class Row(Protocol):
+    """Fits to labelled structures; returns a function that reads risks."""
+
+    def __call__(self, data: Dataset, target: str, boundary: float) -> Risk: ...
+
+
+def max_force(_data: Dataset, _target: str, _boundary: float) -> Risk:
+    return lambda d: np.array(
+        [np.linalg.norm(p.forces, axis=1).max() for p in d.predictions]
+    )
+
+
+def atom_count(_data: Dataset, _target: str, _boundary: float) -> Risk:
+    return lambda d: np.array([float(len(p.numbers)) for p in d.predictions])
+
+
+def distance(data: Dataset, _target: str, _boundary: float) -> Risk:
+    fitted = Mahalanobis.fit(*_atoms(data))
+    return lambda d: _by_structure(fitted, d)
+
+
+def neighbours(data: Dataset, _target: str, _boundary: float) -> Risk:
+    numbers, features = _atoms(data)
+    chosen = np.random.default_rng(0).permutation(len(numbers))[:NEIGHBOURS_FROM]
+    fitted = Neighbours.fit(numbers[chosen], features[torch.from_numpy(chosen)])
+    return lambda d: _by_structure(fitted, d)
+
+
+def rigidity(data: Dataset, target: str, _boundary: float) -> Risk:
+    sums = _sums(data)
+    fitted = Rigidity.fit(sums.T @ sums, len(sums))
+
+    def risk(d: Dataset) -> np.ndarray:
+        if target == "energy":
+            return fitted(_sums(d)).sqrt().numpy()
+        sizes = torch.tensor([len(p.numbers) for p in d.predictions])
+        if target == "energy_per_atom":
+            return (fitted(_sums(d)).sqrt() / sizes).numpy()
+        local = [fitted(p.features).mean().sqrt() for p in d.predictions]
+        return torch.stack(local).numpy()
+
+    return risk
+
+
+def logistic(data: Dataset, _target: str, boundary: float) -> Risk:
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.003, max_iter=1000))
+    model.fit(_pooled(data), data.errors > boundary)
+    return lambda d: model.decision_function(_pooled(d))
+
+
+def boosting(data: Dataset, _target: str, boundary: float) -> Risk:
+    model = HistGradientBoostingClassifier(
+        max_iter=150, learning_rate=0.05, max_leaf_nodes=8, min_samples_leaf=10
+    )
+    model.fit(_pooled(data), data.errors > boundary)
+    return lambda d: model.decision_function(_pooled(d))
+
+
+def network(recipe: Recipe) -> Row:
+    """Return a row for an attention network alone."""
+
+    def fit(data: Dataset, target: str, boundary: float) -> Risk:
+        labels = Labels(_label(target), boundary=boundary)
+        probe, _ = fit_single(data, BACKBONE, labels, recipe, boundary)
+        return lambda d: -margins(probe, d)
+
+    return fit
+
+
+ROWS: dict[str, Row] = {
+    "latent distance": distance,
+    "nearest neighbours": neighbours,
+    "prediction rigidity": rigidity,
+    "max force": max_force,
+    "atom count": atom_count,
+    "logistic, pooled": logistic,
+    "boosting, pooled": boosting,
+}
+SLOW_ROWS: dict[str, Row] = {
+    "our attention alone": network(Recipe(architecture="standard")),
+    "published, raw": network(Recipe.published()),
+    "published, standardised": network(Recipe.published(architecture="standard")),
+}
+OURS = "uqcalc"
+
+
+def ours(train: Dataset, target: str, boundary: float, seed: int) -> Probe:
+    """Fit the default probe with its default recipe."""
+    labels = Labels(_label(target), boundary=boundary)
+    recipe = Recipe(seed=seed)
+    few = train.subset(np.arange(min(50, len(train))))
+    return fit_datasets(train, None, few, BACKBONE, labels, recipe).probe
+
+
+def judged(
+    row: Row, train: Dataset, test: Dataset, target: str, boundary: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (risk, P(reliable)) on ``test``; Platt on groups left out, as for ours."""
+    fold = group_folds(train.groups, FOLDS, 0)
+    left_out = np.empty(len(train))
+    for k in range(FOLDS):
+        fitted = row(train.subset(np.flatnonzero(fold != k)), target, boundary)
+        rows = np.flatnonzero(fold == k)
+        left_out[rows] = fitted(train.subset(rows))
+    risk = _whole(row(train, target, boundary)(test))
+    return risk, calibrated(_whole(left_out), train.errors <= boundary, risk)
+
+
+def calibrated(
+    left_out: np.ndarray, reliable: np.ndarray, risk: np.ndarray
+) -> np.ndarray:
+    """Return P(reliable); the prevalence where the risk ranks no better than chance."""
+    from uqcalc.errors import LabelError
+
+    logs = [np.log(x - min(0.0, left_out.min()) + 1e-9) for x in (left_out, risk)]
+    if left_out.min() < 0:  # a logit already
+        logs = [left_out, risk]
+    try:
+        slope, intercept = platt(-logs[0], reliable)
+    except LabelError:
+        return np.full(len(risk), reliable.mean())
+    return 1 / (1 + np.exp(-np.clip(-slope * logs[1] + intercept, -500, 500)))
+
+
+def _label(target: str) -> str:
+    return "forces" if target == "atoms" else target
+
+
+def _atoms(data: Dataset) -> tuple[np.ndarray, torch.Tensor]:
+    numbers = np.concatenate([p.numbers for p in data.predictions])
+    return numbers, torch.cat([p.features for p in data.predictions])
+
+
+def _by_structure(fitted: Any, data: Dataset) -> np.ndarray:
+    of_atoms = fitted(*_atoms(data)).numpy()
+    cuts = np.cumsum([len(p.numbers) for p in data.predictions])[:-1]
+    return np.array([part.mean() for part in np.split(of_atoms, cuts)])
+
+
+def _sums(data: Dataset) -> torch.Tensor:
+    return torch.stack([p.features.double().sum(dim=0) for p in data.predictions])
+
+
+def _pooled(data: Dataset) -> np.ndarray:
+    rows = []
+    for p in data.predictions:
+        h = p.features.numpy()
+        rows.append(np.concatenate([h.mean(0), h.max(0), h.min(0), h.std(0)]))
+    return np.array(rows)
+
+
+def _whole(risk: np.ndarray) -> np.ndarray:
+    """Put what a row cannot judge, an element it never saw, at the risky end."""
+    known = np.isfinite(risk)
+    return np.where(known, risk, risk[known].max() if known.any() else 0.0)

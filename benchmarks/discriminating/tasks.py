@@ -1,0 +1,188 @@
+"""What is fitted on what, and judged where: one task a fit of every row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from discriminating.judging import judge
+from discriminating.labelled import Labelled, load
+from discriminating.rows import OURS, ROWS, SLOW_ROWS, judged, ours
+from uqcalc.latent.distances import Mahalanobis
+from uqcalc.latent.rigidity import Rigidity
+from uqcalc.probe.checkpoint import Probe
+from uqcalc.probe.dataset import Dataset
+from uqcalc.probe.moments import chunks
+from uqcalc.probe.optimise import margins
+
+
+SEVENNET = Path("../shared/data/sevennet0_mattersim")
+TARGETS = ("energy", "energy_per_atom", "forces")
+LABELS = (250, 1000, 3900)
+TESTED = 975  # structures of SevenNet-0's set, in each random split
+SHIFTED = {"transfer", "hot", "acac", "sio2"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One division of one block."""
+
+    block: str
+    part: str
+    target: str
+    labels: int
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Return a name that tells it apart."""
+        return "|".join(str(value) for value in asdict(self).values())
+
+
+def all_tasks(seeds: int, cache: Path) -> Iterator[Task]:
+    """Yield every task, seed by seed, so that a stopped run is whole up to a seed."""
+    names = sorted(path.stem for path in SEVENNET.glob("*.npz"))
+    blocks = [
+        (block, "all", target, labels)
+        for target in TARGETS
+        for labels in LABELS
+        for block in ("random", "composition")
+    ]
+    blocks += [("transfer", name, t, 1000) for t in TARGETS for name in names]
+    organic = ("energy", "forces")
+    blocks += [("molecules", "all", t, labels) for t in organic for labels in LABELS]
+    blocks += [("hot", "hot", target, 1000) for target in organic]
+    blocks += [("acac", "hot_600K", target, 500) for target in TARGETS]
+    blocks += [("acac", "dihedral", "energy", 500)]
+    blocks += [("sio2", "melt", target, 500) for target in TARGETS]
+    for seed in range(seeds):
+        for block, part, target, labels in blocks:
+            if all(path.is_file() for path in files(block, cache)):
+                yield Task(block, part, target, labels, seed)
+
+
+def files(block: str, cache: Path) -> list[Path]:
+    """Return the files of a block."""
+    made = {
+        "molecules": ["gfn2_molecules"],
+        "hot": ["gfn2_molecules", "gfn2_hot"],
+        "acac": ["acac"],
+        "sio2": ["sio2"],
+    }
+    if block in made:
+        return [cache / f"{name}.npz" for name in made[block]]
+    return sorted(SEVENNET.glob("*.npz"))
+
+
+def opened(block: str, cache: Path) -> Labelled:
+    """Return the structures of a block.
+
+    Raises
+    ------
+    SystemExit
+        If the data are not there; it says which.
+    """
+    paths = files(block, cache)
+    if not paths or not all(path.is_file() for path in paths):
+        msg = f"labelled data of block {block!r} are absent: {paths or SEVENNET}"
+        raise SystemExit(msg)
+    return load(paths)
+
+
+def divide(task: Task, data: Labelled) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows that are labelled and those that are tested."""
+    rng = np.random.default_rng(task.seed)
+    everything = np.arange(len(data.predictions))
+    if task.block == "random":
+        order = rng.permutation(everything)
+        return order[: task.labels], order[-TESTED:]
+    if task.block in {"composition", "molecules"}:
+        names = rng.permutation(np.unique(data.groups))
+        held = np.isin(data.groups, names[: len(names) // 5])
+        pool = rng.permutation(everything[~held])
+        return pool[: task.labels], everything[held]
+    tested = data.sets == task.part
+    home = {"acac": "probe_300K", "sio2": "crystal"}.get(task.block)
+    pool = ~tested if home is None else data.sets == home
+    return rng.permutation(everything[pool])[: task.labels], everything[tested]
+
+
+def run(task: Task, data: Labelled, *, slow: bool) -> list[dict[str, Any]]:
+    """Fit and judge every row of one task."""
+    torch.set_num_threads(1)
+    labelled, tested = divide(task, data)
+    grouped = task.block != "random"
+    train = data.dataset(task.target, labelled, grouped=grouped)
+    test = data.dataset(task.target, tested, grouped=grouped)
+    boundary = float(np.median(train.errors))
+    own = task.block in SHIFTED
+    found = []
+    probe = ours(train, task.target, boundary, task.seed)
+    scored = torch.from_numpy(margins(probe, test))
+    probability = probe.card.calibration.logits(scored).sigmoid().numpy()
+    results = {OURS: (-scored.numpy(), probability)}
+    for name, row in (SLOW_ROWS if slow else ROWS).items():
+        results[name] = judged(row, train, test, task.target, boundary)
+    for name, (risk, belief) in results.items():
+        if slow and name == OURS:
+            continue
+        columns = judge(test.errors, risk, belief, boundary, own_median=own)
+        if name == OURS:
+            columns |= _scope(probe, test, belief)
+        found.append(asdict(task) | {"row": name} | columns)
+    if task.target == "forces" and not slow:
+        found += _atoms(task, probe, train, test, own=own)
+    return found
+
+
+def _scope(probe: Probe, test: Dataset, belief: np.ndarray) -> dict[str, float]:
+    """Return how often the scope speaks, and how much of the error it then holds."""
+    novelty = torch.cat(
+        [probe.read(chunk).novelty for chunk in chunks(test.predictions)]
+    ).numpy()
+    outside = np.array(
+        [
+            bool(probe.unseen_elements(p.numbers))
+            or bool(probe.card.scope.doubts(p.numbers))
+            for p in test.predictions
+        ]
+    ) | ~(novelty <= 1)
+    wrong = (belief >= 0.5) & (test.errors > probe.card.boundary)
+    caught = float(outside[wrong].mean()) if wrong.any() else float("nan")
+    return {"outside_scope": float(outside.mean()), "false_trust_outside": caught}
+
+
+def _atoms(
+    task: Task, probe: Probe, train: Dataset, test: Dataset, *, own: bool
+) -> list[dict[str, Any]]:
+    """Judge the reliabilities of single atoms beside what else tells them apart."""
+    if train.atom_errors is None or test.atom_errors is None:
+        return []
+    errors = np.concatenate(test.atom_errors)
+    reliability = [probe.read(chunk).atoms for chunk in chunks(test.predictions)]
+    belief = torch.cat(reliability).numpy()
+    numbers = np.concatenate([p.numbers for p in train.predictions])
+    features = torch.cat([p.features for p in train.predictions])
+    seen = np.concatenate([p.numbers for p in test.predictions])
+    rows = torch.cat([p.features for p in test.predictions])
+    norms = np.concatenate([np.linalg.norm(p.forces, axis=1) for p in test.predictions])
+    gram = features.double().T @ features.double()
+    away = Mahalanobis.fit(numbers, features)(seen, rows).numpy()
+    risks = {
+        OURS: (1 - belief, belief),
+        "max force": (norms, None),
+        "latent distance": (np.where(np.isnan(away), 1e9, away), None),
+        "prediction rigidity": (Rigidity.fit(gram, len(features))(rows).numpy(), None),
+    }
+    boundary = float(probe.card.atom_boundary or 0.0)
+    return [
+        asdict(task)
+        | {"target": "atoms", "row": name}
+        | judge(errors, risk, p, boundary, own_median=own)
+        for name, (risk, p) in risks.items()
+    ]

@@ -1,0 +1,85 @@
+"""Ask which signal tells reliable predictions from others, and with how few labels.
+
+One table: our default probe, the published one, regressions on pooled features, and
+every signal that needs one potential only, on splits at random, by composition and by
+molecule, and on sets that the labels did not hold.
+
+    python benchmarks/discriminating/blocks.py --cache DIR   # potentials and labels
+    python benchmarks/discrimination.py --cache DIR          # fits; resumes
+    python benchmarks/discrimination.py --cache DIR --slow   # the published network
+    python benchmarks/discrimination.py --cache DIR --report # table, figures, JSON
+
+Blocks of SevenNet-0 are in developers' data; the others are made by the first command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import time
+import warnings
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from discriminating.labelled import Labelled
+from discriminating.report import report
+from discriminating.tasks import Task, all_tasks, opened, run
+
+
+@lru_cache(maxsize=4)
+def _data(block: str, cache: Path) -> Labelled:
+    shared = {"random", "composition", "transfer"}
+    return opened("sevennet" if block in shared else block, cache)
+
+
+def _done(task: Task, cache: Path, *, slow: bool) -> list[dict[str, Any]]:
+    warnings.simplefilter("ignore")
+    started = time.perf_counter()
+    rows = run(task, _data(task.block, cache), slow=slow)
+    print(task.key, f"{time.perf_counter() - started:.0f} s", flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--blocks", default="", help="only these, comma-separated")
+    parser.add_argument("--labels", default="", help="only these numbers of labels")
+    parser.add_argument("--targets", default="", help="only these")
+    parser.add_argument("--slow", action="store_true", help="the published network")
+    parser.add_argument("--report", action="store_true", help="what has been fitted")
+    options = parser.parse_args()
+    if options.report:
+        report(options.cache)
+        return
+    log = options.cache / ("slow.jsonl" if options.slow else "rows.jsonl")
+    known = set()
+    if log.is_file():
+        lines = log.read_text(encoding="utf-8").splitlines()
+        known = {json.loads(line)["task"] for line in lines}
+    wanted = [
+        task
+        for task in all_tasks(options.seeds, options.cache)
+        if task.key not in known
+        and (not options.blocks or task.block in options.blocks.split(","))
+        and (not options.labels or str(task.labels) in options.labels.split(","))
+        and (not options.targets or task.target in options.targets.split(","))
+    ]
+    print(f"{len(wanted)} tasks, {len(known)} done before", flush=True)
+    job = partial(_done, cache=options.cache, slow=options.slow)
+    with (
+        multiprocessing.get_context("spawn").Pool(options.workers) as pool,
+        log.open("a", encoding="utf-8") as file,
+    ):
+        for task, rows in zip(wanted, pool.imap(job, wanted), strict=True):
+            record = {"task": task.key, "rows": rows}
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+
+
+if __name__ == "__main__":
+    main()

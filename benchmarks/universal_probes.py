@@ -1,0 +1,259 @@
+"""Fit the probes of CHGNet 0.3.0 and SevenNet-0 that ship with the package.
+
+Labels: PBE(+U) forces of the benchmark sets of microsoft/mattersim (MIT), in
+``--data``. Structures of one reduced formula form a group, so that no material is on
+two sides. A fifth of the groups is for the risk promise and a fifth for the test. Two
+of the six sets (MPtrj) are in both potentials' own training pool; the cards say so.
+
+    python benchmarks/universal_probes.py --model chgnet
+    python benchmarks/universal_probes.py --model sevennet  # in SevenNet's environment
+
+SevenNet's features of these structures are in ``--features``; the script reads them
+there after it has checked some against a pass of its own, which saves an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
+from ase.io import read
+from common import target, write_result
+
+import uqcalc
+from uqcalc import scores
+from uqcalc.backbones import Backbone, Prediction
+from uqcalc.errors import LabelError
+from uqcalc.probe.dataset import Dataset, build_dataset
+from uqcalc.probe.evaluation import evaluate_dataset
+from uqcalc.probe.groups import reduced_formula
+from uqcalc.probe.moments import chunks
+from uqcalc.probe.promising import calibrate_dataset
+from uqcalc.probe.training import FitReport, fit_datasets
+
+
+REGIMES = {
+    "alexandria-random-1k": "relaxed",
+    "mptrj-random-1k": "MPtrj, at random (training pool)",
+    "mptrj-highest-stress-1k": "strained (training pool)",
+    "mpf-TP": "hot and dense",
+    "mpf-alkali-TP": "hot and dense, alkali metals",
+    "random-TP": "random cells",
+}
+NAMES = {"chgnet": "CHGNet 0.3.0", "sevennet": "SevenNet-0 (11 July 2024)"}
+DESCRIPTION = (
+    "P(RMS force error against PBE(+U) <= boundary) for {name} on crystals of up to 40 "
+    "atoms. Labels: benchmark sets of microsoft/mattersim (MIT licence), of which the "
+    "MPtrj frames are in the potential's own training pool. Energies are not judged: "
+    "they follow corrected Materials Project energies."
+)
+CHECKED = 3  # structures of each set whose stored features are computed again
+
+
+def chgnet() -> BaseCalculator:
+    from chgnet.model.dynamics import CHGNetCalculator
+
+    return CHGNetCalculator(use_device="cpu", on_isolated_atoms="ignore")
+
+
+def sevennet() -> BaseCalculator:
+    from sevenn.calculator import SevenNetCalculator
+
+    return SevenNetCalculator("7net-0", device="cpu")
+
+
+OPENERS: dict[str, Callable[[], BaseCalculator]] = {
+    "chgnet": chgnet,
+    "sevennet": sevennet,
+}
+
+
+def load_frames(folder: Path, largest: int) -> list[Atoms]:
+    frames = []
+    for name in REGIMES:
+        for row, frame in enumerate(read(folder / f"{name}.xyz", ":")):
+            if len(frame) <= largest:
+                frame.info.update(set=name, row=row)
+                frames.append(frame)
+    return frames
+
+
+def stored(
+    frames: Sequence[Atoms], folder: Path, backbone: Backbone, labels: uqcalc.Labels
+) -> tuple[Dataset, list[str]]:
+    """Return the dataset from stored predictions, some of which are checked."""
+    by_row = {(a.info["set"], a.info["row"]): a for a in frames}
+    predictions, errors, of_atoms, groups, sets = [], [], [], [], []
+    seen: set[bytes] = set()
+    for name in REGIMES:
+        data = np.load(folder / f"{name}.npz")
+        cuts = np.cumsum(data["n"])[:-1]
+        columns = [np.split(data[k], cuts) for k in ("h", "f_pred")]
+        for i, (row, features, forces) in enumerate(
+            zip(data["index"], *columns, strict=True)
+        ):
+            frame = by_row.get((name, int(row)))
+            if frame is None:
+                continue
+            key = frame.positions.tobytes() + frame.cell.array.tobytes()
+            if key in seen:
+                continue
+            seen.add(key)
+            prediction = Prediction(
+                numbers=frame.numbers,
+                positions=frame.positions,
+                cell=frame.cell.array,
+                pbc=frame.pbc,
+                results={},
+                energy=float(data["e_pred"][i]),
+                forces=forces.astype(float),
+                features=torch.from_numpy(features.astype(np.float32)),
+            )
+            if i < CHECKED:
+                _check(prediction, backbone, frame)
+            reference = labels.reference(frame)
+            difference = prediction.forces - reference
+            predictions.append(prediction)
+            errors.append(float(np.sqrt(np.mean(difference**2))))
+            of_atoms.append(np.linalg.norm(difference, axis=1))
+            groups.append(reduced_formula(frame))
+            sets.append(name)
+    data = Dataset(
+        predictions, np.array(errors), groups, {}, atom_errors=of_atoms, labels=labels
+    )
+    return data, sets
+
+
+def _check(prediction: Prediction, backbone: Backbone, frame: Atoms) -> None:
+    fresh = backbone(Atoms(frame), ["energy", "forces"])
+    # half precision was stored
+    np.testing.assert_allclose(
+        prediction.features, fresh.features, rtol=2e-2, atol=5e-3
+    )
+    np.testing.assert_allclose(prediction.forces, fresh.forces, atol=2e-3, rtol=2e-3)
+
+
+def divide(data: Dataset, seed: int) -> list[np.ndarray]:
+    """Return rows for fit, promise and test, 60/20/20 by group."""
+    names = np.random.default_rng(seed).permutation(sorted(set(data.groups)))
+    groups = np.asarray(data.groups)
+    ends = (len(names) * 6 // 10, len(names) * 8 // 10)
+    parts = np.split(names, ends)
+    return [np.flatnonzero(np.isin(groups, part)) for part in parts]
+
+
+def by_regime(
+    result: FitReport, test: Dataset, sets: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return the scores of each regime on the test structures."""
+    rows = []
+    for name, regime in REGIMES.items():
+        chosen = np.flatnonzero([s == name for s in sets])
+        part = test.subset(chosen)
+        seen = evaluate_dataset(result.probe, part)
+        novelty = torch.cat(
+            [result.probe.read(c).novelty for c in chunks(part.predictions)]
+        )
+        atoms = torch.cat(
+            [result.probe.read(c).atoms for c in chunks(part.predictions)]
+        ).numpy()
+        errors = np.concatenate(part.atom_errors or [])
+        right = errors <= (result.probe.card.atom_boundary or 0.0)
+        rows.append(
+            {
+                "regime": regime,
+                "set": name,
+                **seen.report,
+                "beyond_scope": float((novelty > 1).float().mean()),
+                "atoms_auroc": scores.auroc(right, atoms),
+                "atoms_ece": scores.expected_calibration_error(right, atoms),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=sorted(OPENERS), required=True)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/mattersim"))
+    parser.add_argument(
+        "--features", type=Path, default=Path("../shared/data/sevennet0_mattersim")
+    )
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--boundary", default="0.2 eV/angstrom")
+    parser.add_argument("--largest", type=int, default=40, help="atoms")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if not options.data.is_dir():
+        parser.exit(2, f"labels must be in a folder, got {options.data}: see --data\n")
+    labels = uqcalc.Labels(
+        "forces", forces_key="forces", group_key="formula", boundary=options.boundary
+    )
+    backbone = uqcalc.tap(OPENERS[options.model]())
+    frames = load_frames(options.data, options.largest)
+    if options.model == "sevennet":
+        data, sets = stored(frames, options.features, backbone, labels)
+    else:
+        data = build_dataset(
+            frames, backbone, labels, exclude=("duplicate", "unknown elements")
+        )
+        left_out = {i for rows in data.excluded.values() for i in rows}
+        sets = [a.info["set"] for i, a in enumerate(frames) if i not in left_out]
+    fitting, promising, testing = divide(data, options.seed)
+    test = data.subset(testing)
+    recipe = uqcalc.Recipe(seed=options.seed)
+    result = fit_datasets(data.subset(fitting), None, test, backbone, labels, recipe)
+    probe, promise = result.probe, None
+    try:
+        probe = calibrate_dataset(probe, data.subset(promising))
+        promise = probe.card.promise
+    except LabelError as refused:
+        print("no promise:", refused)
+    regimes = by_regime(result, test, [sets[i] for i in testing])
+    name = NAMES[options.model]
+    shown = ("regime", "structures", "prevalence", "accuracy", "auroc", "ece")
+    report = probe.card.report | {
+        "regimes": [{k: row[k] for k in (*shown, "atoms_auroc")} for row in regimes]
+    }
+    probe = probe.with_card(description=DESCRIPTION.format(name=name), report=report)
+    output = options.output or Path(f"{options.model}.probe")
+    probe.save(output, half=True)
+    print(result)
+    force = np.array([np.linalg.norm(p.forces, axis=1).max() for p in test.predictions])
+    right = test.errors <= probe.card.boundary
+    write_result(
+        f"{options.model}_probe",
+        seeds=[options.seed],
+        rows=[{"regime": "all", **probe.card.training, **result.report}, *regimes],
+        targets=[
+            target(
+                "accuracy against the majority class",
+                result.report["accuracy"],
+                result.report["majority_accuracy"],
+                at_most=False,
+            ),
+            target(
+                "AUROC against the largest force",
+                result.report["auroc"],
+                scores.auroc(right, -force),
+                at_most=False,
+            ),
+        ],
+        notes=[
+            f"structures of at most {options.largest} atoms; groups are reduced "
+            "formulas: no material is in two splits",
+            "two of the six sets (MPtrj) are in the potential's own training pool",
+            f"promise: {promise}",
+            f"file of {output.stat().st_size} bytes",
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""The default probe on a real backbone: local, invariant, additive, as it was saved."""
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from ase import Atoms
+from ase.build import molecule
+from builders import mace_calculator, rattled, salt, tiny_probe
+from safetensors import safe_open
+from scipy.spatial.transform import Rotation
+from scipy.special import logit
+
+from uqcalc import Labels, Level, Probe, Recipe, ReliableCalculator
+from uqcalc.backbones.registry import tap
+from uqcalc.errors import ProbeError
+from uqcalc.probe.dataset import build_dataset
+from uqcalc.probe.joined import PATHS
+from uqcalc.probe.training import fit_datasets
+from uqcalc.signals.base import to_host
+from uqcalc.signals.probe import ProbeSignal
+
+
+FIELD = 2 * 4.0  # Å: layers times cutoff of the tiny MACE
+
+
+def labelled(count, *, seed):
+    """Crystals and molecules whose force errors grow with their distortion."""
+    rng = np.random.default_rng(seed)
+    backbone = tap(mace_calculator(0))
+    frames = []
+    for index in range(count):
+        amount = rng.uniform(0.01, 0.4)
+        atoms = salt() if index % 2 else molecule(["CH3OH", "H2O"][index // 2 % 2])
+        atoms.rattle(amount, rng=rng)
+        forces = backbone(atoms, ["energy", "forces"]).forces
+        noise = rng.normal(size=forces.shape) * rng.lognormal(size=(len(atoms), 1))
+        atoms.arrays["REF_forces"] = forces + 0.3 * amount * noise
+        frames.append(atoms)
+    return frames
+
+
+@pytest.fixture(scope="module")
+def probe():
+    backbone, labels = tap(mace_calculator(0)), Labels()
+    train, test = (
+        build_dataset(labelled(count, seed=seed), backbone, labels)
+        for seed, count in enumerate((72, 24))
+    )
+    recipe = Recipe(epochs=25)
+    return fit_datasets(train, None, test, backbone, labels, recipe).probe
+
+
+@pytest.fixture(scope="module")
+def read(probe):
+    """What the wrapped calculator publishes for a structure."""
+    calculator = ReliableCalculator(mace_calculator(0), probe)
+
+    def read(atoms):
+        calculator.get_property("forces", atoms.copy())
+        return dict(calculator.results)
+
+    return read
+
+
+def distorted(seed=0):
+    """A crystal whose atoms are not alike."""
+    atoms = salt()
+    atoms.rattle(0.25, seed=seed)
+    return atoms
+
+
+def test_atoms_of_a_supercell_are_those_of_the_cell(read):
+    atoms = distorted()
+    one = read(atoms)["probe_reliabilities"]
+    many = read(atoms.repeat((2, 2, 2)))["probe_reliabilities"]
+    assert one.shape == (8,)
+    assert np.ptp(one) > 0.05  # or agreement would say nothing
+    np.testing.assert_allclose(many, np.tile(one, 8), atol=1e-4)
+
+
+def beside(first, second):
+    """Both, farther apart than the receptive field, in one cell."""
+    moved = second.copy()
+    moved.positions += first.positions.max(axis=0) - second.positions.min(axis=0)
+    moved.positions += FIELD + 0.5
+    return first + moved
+
+
+def slab(cell, seed):
+    """A layer of salt, periodic in the plane and alone across it."""
+    atoms = distorted(seed)
+    atoms.set_cell([*atoms.cell.lengths()[:2], cell])
+    return atoms
+
+
+def test_what_is_out_of_reach_does_not_matter(read):
+    alone = rattled("CH3OH", seed=3, amount=0.2)
+    own = read(alone)
+    both = read(beside(alone, rattled("H2O", seed=4, amount=0.3)))
+    values = own["probe_reliabilities"]
+    np.testing.assert_allclose(both["probe_reliabilities"][:6], values, atol=1e-4)
+    # of the structure as a whole that is not so, and need not be
+    assert abs(both["probe_reliability"] - own["probe_reliability"]) > 1e-4
+
+    layer = slab(60.0, seed=5)
+    values = read(layer)["probe_reliabilities"]
+    other = slab(60.0, seed=6)
+    other.positions[:, 2] += 25
+    both = read(layer + other)["probe_reliabilities"]
+    np.testing.assert_allclose(both[:8], values, atol=1e-4)
+    water = rattled("H2O", seed=7)
+    water.positions += [1.0, 1.0, 30.0]
+    both = read(layer + water)["probe_reliabilities"]
+    np.testing.assert_allclose(both[:8], values, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [distorted, lambda: rattled("CH3OH", amount=0.2)])
+def test_neither_the_frame_nor_the_order_of_atoms_matters(read, make):
+    atoms = make()
+    before = read(atoms)
+    rng = np.random.default_rng(0)
+    turn = Rotation.random(rng=rng).as_matrix()
+    order = rng.permutation(len(atoms))
+    moved = atoms[order]
+    moved.translate((1, 2, 3))
+    moved.positions = moved.positions @ turn.T
+    moved.set_cell(atoms.cell.array @ turn.T)
+    after = read(moved)
+    names = ["reliability", "novelty", *PATHS]
+    for name in [f"probe_{name}" for name in names]:
+        assert after[name] == pytest.approx(before[name], abs=2e-4), name
+    for name in ("probe_reliabilities", "probe_importance"):
+        np.testing.assert_allclose(after[name], before[name][order], atol=1e-4)
+    assert before["probe_importance"].sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_parts_add_up_to_the_log_odds(probe, read):
+    calibration = probe.card.calibration
+    assert calibration.knots == ()  # few labels bend no line
+    for seed in range(4):
+        for atoms in (distorted(seed), rattled("H2O", seed=seed, amount=0.15)):
+            found = read(atoms)
+            total = sum(found[f"probe_{path}"] for path in PATHS)
+            total += calibration.intercept
+            assert total == pytest.approx(logit(found["probe_reliability"]), abs=1e-3)
+
+
+def test_the_parts_of_the_labels_are_what_was_held_out(probe, read):
+    """Every path that has weight says something else of different structures."""
+    paths = probe.card.training["paths"]
+    assert [path["path"] for path in paths] == list(PATHS)
+    several = [read(distorted(seed)) for seed in range(4)]
+    for path in paths:
+        spread = np.ptp([found[f"probe_{path['path']}"] for found in several])
+        assert (spread > 1e-6) == (path["weight"] > 0)
+
+
+def test_any_boundary_in_the_labels(probe):
+    prediction = tap(mace_calculator(0))(distorted(), ["energy", "forces"])
+    low, *_, high = probe.card.calibration.boundaries
+    said = [
+        probe.reliability([prediction], b).item() for b in np.geomspace(low, high, 7)
+    ]
+    assert said == sorted(said)
+    own = probe.reliability([prediction], probe.card.boundary)
+    assert torch.equal(own, probe.reliability([prediction]))
+    with pytest.raises(ProbeError, match="boundary must lie between"):
+        probe.reliability([prediction], 100 * high)
+
+
+def test_outside_its_scope_it_says_so(probe):
+    calculator = ReliableCalculator(mace_calculator(0), probe)
+    usual = calculator.assess(rattled("CH3OH"))
+    assert usual.readings[0].out_of_scope == ()
+    squeezed = salt()
+    squeezed.set_cell(squeezed.cell * 0.6, scale_atoms=True)
+    for atoms, why in (
+        (squeezed, "probe_novelty"),
+        (Atoms("H", [[0, 0, 0]]), "1 atoms, labelled structures had 2 to 16"),
+    ):
+        found = calculator.assess(atoms)
+        assert found.level >= Level.SUSPECT
+        words = f"outside its calibration: .*{why}"
+        assert any(re.search(words, reason) for reason in found.verdict.reasons)
+
+
+@pytest.mark.parametrize(
+    ("total", "inside"), [(0.0, True), (1.4, True), (1.6, False), (math.nan, False)]
+)
+def test_a_total_charge_that_no_label_had_is_outside(probe, total, inside):
+    prediction = tap(mace_calculator(0))(rattled("H2O"), ["energy", "forces"])
+    prediction = replace(prediction, charges=torch.tensor([total - 1, 0.5, 0.5]))
+    charged = probe.with_card(scope=replace(probe.card.scope, charges=(0, 1)))
+    (reading,) = to_host([ProbeSignal(charged)(prediction)])
+    gap = min(abs(total - 0), abs(total - 1))
+    assert reading.results["probe_charge_gap"] == pytest.approx(gap, nan_ok=True)
+    assert any("probe_charge_gap" in why for why in reading.out_of_scope) != inside
+
+
+def test_outside_the_scope_attention_fades_and_the_rest_stays(probe):
+    squeezed = distorted()
+    squeezed.set_cell(squeezed.cell * 0.7, scale_atoms=True)
+    prediction = tap(mace_calculator(0))(squeezed, ["energy", "forces"])
+    limit = probe.joined.limit.clone()
+    assert limit.item() == pytest.approx(probe.card.scope.distance, rel=1e-6)
+    faded = probe.read([prediction])
+    assert faded.novelty.item() > 2
+    probe.joined.limit.fill_(torch.inf)
+    try:
+        whole = probe.read([prediction]).parts[0]
+    finally:
+        probe.joined.limit.copy_(limit)
+    expected = whole / torch.stack([faded.novelty[0], *torch.ones(2)])
+    torch.testing.assert_close(faded.parts[0], expected)
+    assert abs(whole[0]) > 0.01
+
+
+def test_atoms_of_an_unseen_element_have_no_number(read):
+    atoms = rattled("CH3NO2")
+    results = read(atoms)
+    assert math.isnan(results["probe_reliability"])
+    np.testing.assert_array_equal(
+        np.isnan(results["probe_reliabilities"]), atoms.symbols == "N"
+    )
+
+
+@pytest.mark.parametrize("what", ["feature", "force", "energy"])
+def test_a_broken_prediction_never_has_a_probability(probe, what):
+    backbone = tap(mace_calculator(0))
+    broken, whole = (
+        backbone(rattled(name), ["energy", "forces"]) for name in ("CH3OH", "H2O")
+    )
+    expected = probe.read([whole])
+    if what == "feature":
+        broken.features[2, 3] = torch.nan
+    elif what == "force":
+        broken.forces[2, 1] = np.nan
+    else:
+        object.__setattr__(broken, "energy", math.inf)
+    found = probe.read([broken, whole])
+    assert found.reliability[0].isnan()
+    torch.testing.assert_close(found.reliability[1:], expected.reliability)
+    torch.testing.assert_close(found.atoms[6:], expected.atoms)
+    # an energy belongs to no atom; a force and features belong to one
+    guilty = [] if what == "energy" else [2]
+    assert found.atoms.isnan().nonzero()[:, 0].tolist() == guilty
+
+
+def test_round_trip_is_bitwise(probe, tmp_path):
+    loaded = Probe.load(probe.save(tmp_path / "my.probe"))
+    # as text: a precision of nobody kept is NaN
+    assert str(loaded.card.to_dict()) == str(probe.card.to_dict())
+    backbone = tap(mace_calculator(0))
+    frames = [distorted(1), rattled("CH3OH"), rattled("H2O")]
+    predictions = [backbone(atoms, ["energy", "forces"]) for atoms in frames]
+    ours = loaded.read(predictions, importance=True)
+    for name, tensor in probe.read(predictions, importance=True)._asdict().items():
+        if tensor is not None:
+            assert torch.equal(getattr(ours, name), tensor), name
+    assert ours.atoms.shape == (8 + 6 + 3,)
+    assert ours.parts.shape == (3, 3)
+
+
+KEY = "uqcalc_probe"
+
+
+@pytest.mark.parametrize(
+    ("entries", "lost", "message"),
+    [
+        ({}, "joined.structure.narrow_weights", "fit the shape on its card"),
+        ({}, "joined.numbers.rigidity", "fit the shape on its card"),
+        ({"joined": None}, None, "must have kernel paths"),
+        ({"architecture": "standard"}, None, "must not have kernel paths"),
+        ({"joined": {"features": 7, "centres": 3}}, None, "fit the shape on its card"),
+    ],
+)
+def test_a_damaged_file_is_refused(probe, tmp_path, entries, lost, message):
+    path = probe.save(tmp_path / "my.probe")
+    with safe_open(path, framework="pt") as file:
+        card = json.loads(file.metadata()[KEY])
+    tensors = safetensors.torch.load_file(path)
+    tensors.pop(lost, None)
+    metadata = {KEY: json.dumps(card | entries)}
+    safetensors.torch.save_file(tensors, path, metadata=metadata)
+    with pytest.raises(ProbeError, match=message):
+        Probe.load(path)
+
+
+def test_kernel_paths_belong_to_the_default_architecture_only():
+    with pytest.raises(ProbeError, match="'joined' must have kernel paths"):
+        tiny_probe(tap(mace_calculator(0)), architecture="joined")

@@ -1,0 +1,142 @@
+"""Kernel paths against scikit-learn's ridge regressions."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import rankdata
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import Ridge
+from sklearn.metrics.pairwise import laplacian_kernel
+
+from uqcalc.probe.kernel import KernelPaths, KernelShape, ranks
+
+
+NUMBERS, FEATURES, TREND = 5, 3, (0, 2, 3)
+
+
+def shape(centres, **changes):
+    return KernelShape(NUMBERS, FEATURES, centres, TREND, **changes)
+
+
+def sample(rows, seed=0):
+    rng = np.random.default_rng(seed)
+    numbers, features = rng.normal(size=(rows, NUMBERS)), rng.normal(size=(rows, 3))
+    errors = np.exp(numbers[:, 0] + 0.5 * features[:, 1] + rng.normal(size=rows))
+    return numbers, features, errors
+
+
+def fitted(numbers, features, errors, sizes, seed=0):
+    rows = map(torch.from_numpy, (numbers, features, errors))
+    return KernelPaths.fit(sizes, *rows, seed)
+
+
+def read(paths, numbers, features):
+    given = (torch.from_numpy(rows).float() for rows in (numbers, features))
+    return [path.double().numpy() for path in paths(*given)]
+
+
+def narrow(sizes, left, right):
+    """The kernel of the local path, between pairs of (numbers, features)."""
+    close = laplacian_kernel(left[0], right[0], 1 / (sizes.narrow * NUMBERS))
+    alike = laplacian_kernel(left[1], right[1], 1 / (sizes.near * FEATURES))
+    return close * (1 + alike)
+
+
+def by_scikit_learn(numbers, features, errors, new, sizes):
+    """Return (trend, local) at ``new`` = (numbers, features)."""
+    rank = (rankdata(errors) - 0.5) / len(errors) - 0.5
+    some, there = numbers[:, TREND], new[0][:, TREND]
+    linear = Ridge(alpha=sizes.ridge).fit(some, rank)
+    gamma = 1 / (sizes.wide * len(TREND))
+    wide = KernelRidge(alpha=sizes.wide_ridge, kernel="laplacian", gamma=gamma)
+    wide.fit(some, rank)
+    rest = rank - (linear.predict(some) + wide.predict(some)) / 2
+    local = KernelRidge(alpha=sizes.narrow_ridge, kernel="precomputed")
+    own = (numbers, features)
+    local.fit(narrow(sizes, own, own), rest)
+    trend = (linear.predict(there) + wide.predict(there)) / 2
+    return trend, local.predict(narrow(sizes, new, own))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"wide": 2.0, "narrow": 0.7, "near": 1.5, "narrow_ridge": 2.0}]
+)
+def test_both_paths_are_kernel_ridge_regressions(changes):
+    data, new = sample(80), sample(40, seed=1)[:2]
+    sizes = shape(80, **changes)
+    ours = read(fitted(*data, sizes), *new)
+    for path, expected in zip(ours, by_scikit_learn(*data, new, sizes), strict=True):
+        np.testing.assert_allclose(path, expected, atol=2e-6)
+        assert expected.std() > 0.01  # or agreement would say nothing
+
+
+def test_centres_that_span_all_points_leave_nothing_out():
+    """One point is there twice, and the copy alone is no centre."""
+    rows = 41
+    numbers, features, errors = sample(rows)
+    numbers[-1], features[-1] = numbers[0], features[0]
+
+    def left_out(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return int(torch.randperm(rows, generator=generator)[-1])
+
+    seed = next(seed for seed in range(1000) if left_out(seed) in {0, rows - 1})
+    new = sample(30, seed=1)[:2]
+    ours = read(fitted(numbers, features, errors, shape(rows - 1), seed), *new)
+    exact = by_scikit_learn(numbers, features, errors, new, shape(rows))
+    np.testing.assert_allclose(ours, exact, atol=1e-5)
+
+
+def test_fewer_centres_are_the_subset_of_regressors():
+    """Minimiser of |y - K w|² + ridge wᵀ K_cc w, by least squares on stacked rows."""
+    numbers, features, errors = sample(5000)
+    sizes = shape(20)
+    paths = fitted(numbers, features, errors, sizes, seed=3)
+    rank = (rankdata(errors) - 0.5) / len(errors) - 0.5
+    some, centres = numbers[:, TREND], paths.centres.double().numpy()
+    gamma = 1 / (sizes.wide * len(TREND))
+    between = laplacian_kernel(centres[:, TREND], centres[:, TREND], gamma)
+    root = np.linalg.cholesky(sizes.wide_ridge * between).T
+    stacked = np.vstack([laplacian_kernel(some, centres[:, TREND], gamma), root])
+    target = np.append(rank, np.zeros(20))
+    weights = np.linalg.lstsq(stacked, target, rcond=None)[0]
+    # centres are kept in float32
+    np.testing.assert_allclose(paths.wide_weights, weights, atol=1e-3)
+    # rows in pieces are rows
+    whole = read(paths, numbers, features)
+    pieces = [read(paths, numbers[i::2], features[i::2]) for i in (0, 1)]
+    for path, (even, odd) in zip(whole, zip(*pieces, strict=True), strict=True):
+        np.testing.assert_allclose(path[::2], even, atol=1e-6)
+        np.testing.assert_allclose(path[1::2], odd, atol=1e-6)
+
+
+def test_far_from_the_labels_the_trend_alone_answers():
+    numbers, features, errors = sample(200)
+    paths = fitted(numbers, features, errors, shape(200))
+    trend, local = read(paths, numbers + 60, features)
+    np.testing.assert_allclose(local, 0, atol=1e-6)
+    linear = Ridge(alpha=10.0).fit(numbers[:, TREND], ranks(torch.from_numpy(errors)))
+    expected = linear.predict(numbers[:, TREND] + 60) / 2
+    np.testing.assert_allclose(trend, expected, rtol=0.02)
+
+
+def test_not_a_number_stays_one():
+    paths = fitted(*sample(30), shape(30))
+    numbers, features, _ = sample(4, seed=1)
+    numbers[1, 0], features[2, 0] = np.nan, np.nan
+    trend, local = read(paths, numbers, features)
+    np.testing.assert_array_equal(np.isnan(trend), [False, True, False, False])
+    np.testing.assert_array_equal(np.isnan(local), [False, True, True, False])
+
+
+def test_ranks_are_scipys_centred_and_only_the_order_matters():
+    rng = np.random.default_rng(0)
+    errors = rng.integers(0, 12, 50).astype(float)  # with ties
+    ours = ranks(torch.from_numpy(errors)).numpy()
+    np.testing.assert_allclose(ours, (rankdata(errors) - 0.5) / 50 - 0.5, atol=1e-12)
+    np.testing.assert_allclose(ours, -ranks(torch.from_numpy(-errors)), atol=1e-12)
+    np.testing.assert_array_equal(ours, ranks(torch.from_numpy(np.exp(errors))))
+
+
+def test_a_shape_is_json():
+    assert KernelShape.from_dict(shape(7).to_dict()) == shape(7)

@@ -1,0 +1,56 @@
+"""Streamed moments against numpy on everything at once."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from probe.toys import random_prediction
+
+from uqcalc.probe.moments import CHUNK, Moments, chunks
+
+
+def structures(count, *, offset=0.0):
+    made = [random_prediction(1 + i % 4, 3, seed=i) for i in range(count)]
+    found = []
+    for prediction in made:
+        features = prediction.features.double() + offset
+        features[:, 1] += 0.3 * features[:, 0]
+        features[:, 2] = 7.0  # constant
+        found.append(replace(prediction, features=features))
+    return found
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_moments_are_those_of_all_rows_at_once(offset):
+    predictions = structures(CHUNK + 100, offset=offset)  # more than are held at once
+    moments = Moments(predictions)
+    rows = np.concatenate([p.features.numpy() for p in predictions])
+    numbers = np.concatenate([p.numbers for p in predictions])
+    assert moments.atoms == len(rows)
+    np.testing.assert_allclose(moments.mean, rows.mean(axis=0), rtol=1e-12)
+    scale = rows.std(axis=0)
+    scale[2] = 1.0
+    np.testing.assert_allclose(moments.scale, scale, rtol=1e-6)
+    standard = (rows - rows.mean(axis=0)) / scale
+    np.testing.assert_allclose(
+        moments.uncentred, standard.T @ standard / len(rows), atol=1e-6
+    )
+    within = np.zeros((3, 3))
+    for z in np.unique(numbers):
+        mine = standard[numbers == z]
+        assert moments.counts[z] == len(mine)
+        np.testing.assert_allclose(
+            moments.element_mean[z], mine.mean(axis=0), atol=1e-8
+        )
+        centred = mine - mine.mean(axis=0)
+        within += centred.T @ centred / len(rows)
+    np.testing.assert_allclose(moments.within, within, atol=1e-6)
+    absent = np.setdiff1d(np.arange(119), numbers)
+    assert not moments.element_mean[absent].any()
+
+
+def test_chunks_are_everything_in_order():
+    rows = list(range(2 * CHUNK + 1))
+    pieces = list(chunks(rows))
+    assert [row for piece in pieces for row in piece] == rows
+    assert [len(piece) for piece in pieces] == [CHUNK, CHUNK, 1]

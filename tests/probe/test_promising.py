@@ -1,0 +1,92 @@
+"""`calibrate` end to end: the promise on the card is the one that the frames give."""
+
+import numpy as np
+import pytest
+from builders import rattled
+from probe.toys import ToyBackbone
+
+from uqcalc import Labels, Probe, Promise, Recipe, calibrate, fit
+from uqcalc.errors import LabelError, LabelWarning, ProbeError
+from uqcalc.probe.dataset import build_dataset
+from uqcalc.probe.promising import acceptance
+
+
+NAMES = ["H2O", "CH3OH", "NH3", "C2H6"]
+LOOSE = {"risk": 0.3, "confidence": 0.9}
+
+
+def labelled(count, *, seed):
+    """RMS force error = amount of distortion / 2."""
+    rng = np.random.default_rng(seed)
+    frames = []
+    for index in range(count):
+        amount = rng.uniform(0.01, 0.3)
+        atoms = rattled(NAMES[index % 4], seed=1000 * seed + index, amount=amount)
+        atoms.calc = ToyBackbone().calculator
+        noise = rng.normal(size=(len(atoms), 3))
+        noise *= amount / 2 / np.sqrt(np.mean(noise**2))
+        atoms.arrays["REF_forces"] = atoms.get_forces() + noise
+        atoms.calc = None
+        atoms.info["pair"] = index // 2
+        frames.append(atoms)
+    return frames
+
+
+@pytest.fixture(scope="module")
+def probe():
+    sets = [labelled(n, seed=s) for n, s in ((160, 0), (60, 1), (60, 2))]
+    train, held, test = sets
+    recipe = Recipe(epochs=15)
+    with pytest.warns(LabelWarning, match="4 compositions and no group_key"):
+        return fit(train + held, ToyBackbone(), recipe=recipe, test=test).probe
+
+
+def test_the_promise_is_what_counting_by_hand_gives(probe, tmp_path):
+    frames = labelled(120, seed=3)
+    promised = calibrate(probe, frames, ToyBackbone(), tolerance="90 meV/Å", **LOOSE)
+    found = Promise.from_dict(promised.card.promise)
+    assert (found.tolerance, found.unit, found.risk) == (0.09, "eV/Å", 0.3)
+    data = build_dataset(frames, ToyBackbone(), Labels())
+    kept = acceptance(probe, data, 0.09) >= found.cutoff
+    assert (found.groups, found.accepted) == (120, kept.sum())
+    assert found.wrong == np.sum(data.errors[kept] > 0.09)
+    assert found.bound <= 0.3
+    assert 0 < found.coverage < 1
+    loaded = Probe.load(promised.save(tmp_path / "my.probe"))
+    assert Promise.from_dict(loaded.card.promise) == found
+    assert probe.card.promise is None  # the old one promises nothing
+    at_boundary = calibrate(probe, frames, ToyBackbone(), **LOOSE).card.promise
+    assert at_boundary["tolerance"] == probe.card.boundary
+    grouped = calibrate(probe, frames, ToyBackbone(), Labels(group_key="pair"), **LOOSE)
+    assert grouped.card.promise["groups"] == 60
+
+
+def test_elements_that_the_labels_lacked_are_never_accepted(probe):
+    frames = labelled(8, seed=4)
+    for atoms in frames[::2]:
+        atoms.numbers[0] = 9
+    data = build_dataset(frames, ToyBackbone(), Labels())
+    np.testing.assert_array_equal(np.isnan(acceptance(probe, data, 0.1)), [1, 0] * 4)
+
+
+class Untouched(ToyBackbone):
+    def predict_many(self, frames, wanted=("energy", "forces")):
+        raise AssertionError
+
+
+def test_what_no_promise_can_rest_on_is_refused_before_any_prediction(probe):
+    frames = labelled(120, seed=5)
+    with pytest.raises(LabelError, match=r"at least 59 groups .* got 58"):
+        calibrate(probe, frames[:58], Untouched())
+    with pytest.raises(LabelError, match="tolerance for the target 'forces' must be"):
+        calibrate(probe, frames, Untouched(), tolerance="1 kcal/mol")
+    with pytest.raises(LabelError, match="the probe's own target 'forces'"):
+        calibrate(probe, frames, Untouched(), Labels("energy"))
+    with pytest.raises(ProbeError, match="must belong to this backbone"):
+        calibrate(probe, frames, Untouched(identity="toy:1"))
+    walk = np.cumsum(np.random.default_rng(0).normal(0, 0.02, (120, 3, 3)), axis=0)
+    run = [frames[0].copy() for _ in walk]
+    for atoms, away in zip(run, walk, strict=True):
+        atoms.positions += away
+    with pytest.raises(LabelError, match="must be independent where no group_key"):
+        calibrate(probe, run, Untouched())

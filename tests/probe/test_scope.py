@@ -1,0 +1,97 @@
+"""The scope: how often it fires, what for, and what a verdict makes of it."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from uqcalc import Level, Policy, Reading, Threshold
+from uqcalc.probe.scope import Scope, learn_scope
+
+
+def farthest(structures, atoms=20, dim=8, *, seed):
+    """Largest squared distance per dimension among Gaussian atoms."""
+    rows = np.random.default_rng(seed).normal(size=(structures, atoms, dim))
+    return (rows**2).mean(axis=2).max(axis=1)
+
+
+@pytest.mark.parametrize("level", [0.99, 0.9])
+def test_fires_at_the_stated_rate_on_new_structures_like_the_labelled(level):
+    """Averaged over labelled sets a conformal quantile holds its level exactly."""
+    groups = [str(i) for i in range(199)]
+    fired = new = 0
+    for seed in range(60):
+        scope = learn_scope(
+            "forces", farthest(199, seed=seed), [20] * 199, groups, [], level
+        )
+        fresh = farthest(500, seed=10_000 + seed)
+        fired, new = fired + np.sum(fresh > scope.distance), new + len(fresh)
+    # sets of 199 differ, so the spread is wider than that of independent draws
+    spread = math.sqrt(level * (1 - level) * (1 / new + 1 / (60 * 199)))
+    assert fired / new == pytest.approx(1 - level, abs=4 * spread)
+
+
+def test_frames_of_one_group_count_once():
+    """A long run in one odd place does not move the limit."""
+    rng = np.random.default_rng(0)
+    distance = np.append(rng.uniform(0, 1, 300), np.full(3000, 9.0))
+    groups = [str(i) for i in range(300)] + ["run"] * 3000
+    scope = learn_scope("forces", distance, [5] * 3300, groups, [])
+    assert scope.distance <= 1
+    assert scope.outside > 0.9  # and it says how many that leaves outside
+    few = learn_scope("forces", distance[:10], [5] * 10, groups[:10], [])
+    assert few.distance == distance[:10].max()
+    assert few.outside == 0
+
+
+def test_sizes_as_far_as_the_target_allows():
+    for target, low, high in (("energy", 5, 9), ("forces", 3, 18)):
+        scope = learn_scope(target, [1.0, 2.0], [9, 5], ["a", "b"], [])
+        assert (scope.smallest, scope.largest) == (low, high)
+        for atoms in (low, high):
+            assert scope.doubts(np.ones(atoms, dtype=int)) == ()
+        for atoms in (low - 1, high + 1):
+            (why,) = scope.doubts(np.ones(atoms, dtype=int))
+            assert why.startswith(f"{atoms} atoms, labelled structures had {low} to")
+
+
+def test_charges_are_the_nearest_whole_ones():
+    scope = learn_scope(
+        "forces", [1.0] * 4, [3] * 4, list("abcd"), [-0.98, 0.02, 0.01, 1.1]
+    )
+    assert scope.charges == (-1, 0, 1)
+
+
+def test_a_scope_is_json():
+    for outside in (0.25, math.nan):
+        scope = Scope(1.5, 0.99, 3, 8, (0, 1), outside)
+        assert str(Scope.from_dict(scope.to_dict())) == str(scope)
+    assert Scope(1.5, 0.99, 3, 8).to_dict()["outside"] is None  # NaN is no JSON
+
+
+POLICY = Policy([Threshold("probe", 0.2, 0.5)])
+
+
+@given(
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.floats(0, 1),
+    st.booleans(),
+)
+def test_outside_is_at_least_suspect_with_that_reason(novelty, risk, small):
+    doubts = ("2 atoms",) if small else ()
+    reading = Reading(
+        "probe",
+        risk,
+        results={"probe_novelty": novelty},
+        limits={"probe_novelty": 1.0},
+        doubts=doubts,
+    )
+    verdict = POLICY([reading])
+    alone = POLICY([Reading("probe", risk)]).level
+    beyond = not novelty <= 1.0  # NaN is beyond
+    assert verdict.level == (max(alone, Level.SUSPECT) if beyond or small else alone)
+    words = " ".join(verdict.reasons)
+    assert ("outside its calibration" in words) == (beyond or small)
+    assert ("probe_novelty" in words) == beyond
+    assert ("2 atoms" in words) == small

@@ -1,0 +1,135 @@
+"""Which signals and which policy a calculator runs with, from what its user gave."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+
+from uqcalc.backbones.base import Backbone
+from uqcalc.policy import Policy, Threshold
+from uqcalc.probe.checkpoint import Probe
+from uqcalc.shipped import find_probe
+from uqcalc.signals.base import Signal, check_readable
+from uqcalc.signals.force_delta import ForceDelta
+from uqcalc.signals.physics import MaxForce
+from uqcalc.signals.probe import ProbeSignal
+from uqcalc.signals.spread import ForceSpread
+
+
+AUTO = "auto"
+
+
+def choose_signals(
+    backbone: Backbone,
+    probe: str | os.PathLike[str] | Probe | None,
+    signals: Sequence[Signal],
+    importance: str,
+) -> tuple[Signal, ...]:
+    """Return the signals, the probe's first.
+
+    Raises
+    ------
+    ValueError, TypeError, ProbeError
+        As `ReliableCalculator`.
+    """
+    chosen = list(signals) if isinstance(signals, Sequence) else [signals]
+    for signal in chosen:
+        if isinstance(signal, type) or not isinstance(signal, Signal):
+            msg = (
+                f"signals must be signal objects, got {signal!r}; write for example "
+                "signals=[MaxForce()]"
+            )
+            raise TypeError(msg)
+    if probe == AUTO:
+        probe = find_probe(backbone.fingerprint)
+        if probe is None and not chosen:
+            chosen = label_free(backbone)
+            _say_once(
+                f"no probe ships for {backbone.fingerprint}: nothing here says how "
+                "large its errors are, so every geometry is at least SUSPECT; read "
+                f"are {', '.join(signal.name for signal in chosen)}. Fit one with "
+                "uqcalc.fit, or pass signals and a policy"
+            )
+        elif probe is not None:
+            _say_once(f"took the probe that ships with the package: {probe.card}")
+    if probe is not None:
+        loaded = probe if isinstance(probe, Probe) else Probe.load(probe)
+        loaded.check(backbone)
+        chosen.insert(0, ProbeSignal(loaded, importance=importance == "always"))
+    if not chosen:
+        msg = (
+            "ReliableCalculator must have a probe or signals, got neither; pass "
+            'probe="my.probe" (fit one with uqcalc.fit), or signals from '
+            "uqcalc.signals such as [MaxForce()] or, for a committee, "
+            "[ForceSpread()] together with a policy; uqcalc.default_calculator() "
+            "brings its own"
+        )
+        raise ValueError(msg)
+    names = [signal.name for signal in chosen]
+    if len(set(names)) != len(names):
+        msg = f"signals must have distinct names, got {names}"
+        raise ValueError(msg)
+    for signal in chosen:
+        check_readable(signal, backbone)
+    return tuple(chosen)
+
+
+def choose_policy(
+    signals: tuple[Signal, ...], policy: Policy | None, *, auto: bool
+) -> Policy:
+    """Return the policy given, the probe's own, or one that trusts nothing.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If there is none to take, or it judges a signal that does not run.
+    """
+    names = [signal.name for signal in signals]
+    if policy is None and not probes_of(signals) and auto:
+        # nobody has said what is reliable; NaN is UNRELIABLE all the same
+        return Policy(Threshold(name, 0.0, sys.float_info.max) for name in names)
+    if policy is None:
+        probes = probes_of(signals)
+        if not probes:
+            msg = (
+                f"policy must be given where there is no probe to bring one, got None "
+                f"for signals {names}; pass policy=Policy([Threshold("
+                f"{names[0]!r}, suspect=..., unreliable=...)])"
+            )
+            raise ValueError(msg)
+        return probes[0].card.policy()
+    checked: object = policy
+    if not isinstance(checked, Policy):
+        msg = (
+            f"policy must be a Policy, got {type(policy).__name__}; write "
+            "Policy([Threshold(...)])"
+        )
+        raise TypeError(msg)
+    if unread := set(policy.signals) - set(names):
+        msg = (
+            f"policy must judge signals that run, got thresholds for {sorted(unread)} "
+            f"and signals {names}; add the signal or drop the threshold"
+        )
+        raise ValueError(msg)
+    return policy
+
+
+def label_free(backbone: Backbone) -> list[Signal]:
+    """Return the signals that need no labels and cost nothing beside the pass."""
+    free = backbone.provides - backbone.on_demand
+    candidates: list[Signal] = [MaxForce(), ForceSpread(), ForceDelta()]
+    return [signal for signal in candidates if signal.requires <= free]
+
+
+def probes_of(signals: Sequence[Signal]) -> list[Probe]:
+    """Return the probes among the signals."""
+    return [signal.probe for signal in signals if isinstance(signal, ProbeSignal)]
+
+
+@lru_cache(maxsize=64)
+def _say_once(text: str) -> None:
+    """Tell the user on stderr, or where logs go: once, not for every image of NEB."""
+    logging.getLogger("uqcalc").warning(text)

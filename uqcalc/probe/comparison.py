@@ -1,0 +1,109 @@
+"""Predictions held against labels, one structure at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+from numpy.typing import NDArray
+
+from uqcalc.backbones.base import Prediction
+from uqcalc.errors import LabelError
+from uqcalc.probe.atomrows import AtomRows
+from uqcalc.probe.labels import Labels, force_errors
+from uqcalc.probe.shards import Shards, sizes_of, taken
+from uqcalc.probe.units import warn_of_units
+
+
+_ENOUGH = 5000  # structures that a unit, or a level of theory, shows in
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """What labels say of predictions.
+
+    Attributes
+    ----------
+    errors : array (structures,)
+        In the unit of the target; NaN where the prediction is not finite.
+    finite : array (structures,)
+    residuals : array (structures,) or None
+        Reference minus predicted energy in eV; None for forces.
+    atom_errors : AtomRows or None
+        |ΔF_i| in eV/Å; None where a frame has no finite forces.
+    """
+
+    errors: NDArray[np.float64]
+    finite: NDArray[np.bool_]
+    residuals: NDArray[np.float64] | None
+    atom_errors: AtomRows | None
+
+
+def compare(
+    frames: Sequence[Atoms],
+    rows: Sequence[int],
+    predictions: Sequence[Prediction],
+    labels: Labels,
+) -> Comparison:
+    """Hold the predictions for ``frames[rows]`` against their labels.
+
+    Of predictions on disk, errors of atoms are kept in single precision.
+
+    Warns
+    -----
+    LabelWarning
+        If labels look as if in another unit.
+    """
+    ends = np.cumsum(sizes_of(predictions))
+    kind = np.float32 if isinstance(predictions, Shards) else np.float64
+    of_atoms = np.full(int(ends[-1]), np.nan, dtype=kind)
+    errors, residuals = np.full((2, len(rows)), np.nan)
+    finite = np.zeros(len(rows), dtype=bool)
+    forces = True
+    for k, (row, prediction) in enumerate(zip(rows, predictions, strict=True)):
+        finite[k] = _finite(prediction)
+        if not finite[k]:
+            continue
+        reference = _reference(frames[row], labels)
+        errors[k] = labels.error(prediction, reference)
+        if labels.of_energy:
+            residuals[k] = float(reference) - float(prediction.results["energy"])
+        wanted = labels.reference_forces(frames[row])
+        if wanted is None or not np.all(np.isfinite(wanted)):
+            forces = False
+        else:
+            first = ends[k] - len(prediction.numbers)
+            of_atoms[first : ends[k]] = force_errors(prediction, wanted)
+    sample = spread(np.flatnonzero(finite))
+    warn_of_units(
+        labels.target,
+        taken(predictions, sample),
+        [_reference(frames[rows[k]], labels) for k in sample],
+    )
+    return Comparison(
+        errors,
+        finite,
+        residuals if labels.of_energy else None,
+        AtomRows(of_atoms, ends) if forces else None,
+    )
+
+
+def spread(rows: NDArray[np.int64], most: int = _ENOUGH) -> NDArray[np.int64]:
+    """Return ``most`` of the rows, evenly spread; all where there are fewer."""
+    if len(rows) <= most:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, most).astype(int)]
+
+
+def _finite(prediction: Prediction) -> bool:
+    return prediction.finite and bool(prediction.features.isfinite().all())
+
+
+def _reference(frame: Atoms, labels: Labels) -> NDArray[np.float64]:
+    reference = labels.reference(frame)
+    if reference is None:
+        msg = "frame must have a label, got none; build the dataset again"
+        raise LabelError(msg)
+    return reference

@@ -1,0 +1,236 @@
+"""Features of frames, computed once and kept on disk for every later fit."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from numpy.typing import NDArray
+
+from uqcalc.backbones.base import Backbone, Prediction
+from uqcalc.backbones.batching import batches
+from uqcalc.backbones.fingerprint import same_model
+from uqcalc.errors import RecordError
+from uqcalc.files import one_writer
+from uqcalc.probe.labels import geometry_key
+from uqcalc.probe.packing import check_precision
+from uqcalc.probe.shardfile import (
+    MOST_ATOMS,
+    MOST_STRUCTURES,
+    ShardWriter,
+    make_folder,
+)
+from uqcalc.probe.shards import Folder, Shards, open_folder
+from uqcalc.progress import progress_bar
+
+
+# A stored prediction is another potential's beyond these: eV/atom, eV/Å, and a share
+# of the spread of the features. Other devices and precisions stay far within them.
+_ENERGY, _FORCE, _FEATURE = 1e-3, 1e-2, 1e-2
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """Where features are kept, and how.
+
+    Attributes
+    ----------
+    path : path
+        A folder of this potential's own; it may serve any number of sets of frames.
+    precision : {"float32", "float16"}
+        Of the features; the second takes half the space, and costs each feature a
+        2000th of its spread at most.
+    """
+
+    path: str | os.PathLike[str]
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision)
+
+
+def predict_cached(
+    frames: Sequence[Atoms],
+    rows: Sequence[int],
+    backbone: Backbone,
+    cache: Cache,
+    title: str,
+) -> Shards:
+    """Return the predictions of ``frames[rows]``, evaluating those that are not kept.
+
+    They are filed under the geometry (to 1e-6 Å) and all else that the backbone's
+    answer depends on. What was interrupted goes on after the last whole shard; a
+    damaged shard is made again. One kept prediction is evaluated anew, to see that the
+    potential is still the one that made it.
+
+    Raises
+    ------
+    RecordError
+        If the cache is of another potential, another process writes it, or the folder
+        cannot be made.
+    """
+    path = make_folder(cache.path)
+    folder, damaged = open_folder(path)
+    _refuse_another(folder, backbone)
+    keys = np.array([_key(frames[i], backbone) for i in rows], dtype="S16")
+    found = _find(folder, keys)
+    if (found >= 0).any():
+        _spot_check(frames, rows, found, folder, backbone)
+    if damaged or (found < 0).any():
+        with _one_builder(path):
+            folder = _mended(folder)
+            missing = np.flatnonzero(_find(folder, keys) < 0)
+            _, first = np.unique(keys[missing], return_index=True)
+            asked = [
+                (rows[k], bytes(keys[k]).ljust(16, b"\0"))
+                for k in missing[np.sort(first)]
+            ]
+            with ShardWriter(
+                path, backbone.fingerprint, precision=cache.precision
+            ) as writer:
+                _evaluate(frames, asked, backbone, writer, title)
+            folder, _ = open_folder(path, folder)
+        found = _find(folder, keys)
+    return Shards(folder, found)
+
+
+@contextmanager
+def _one_builder(path: Path) -> Iterator[None]:
+    lock = one_writer(path / "shards")
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _evaluate(
+    frames: Sequence[Atoms],
+    asked: Sequence[tuple[int, bytes]],
+    backbone: Backbone,
+    writer: ShardWriter,
+    title: str,
+) -> None:
+    """Evaluate frames a shard at a time, those of like size together."""
+    with progress_bar() as progress:
+        task = progress.add_task(title, total=len(asked))
+        for block in _blocks(frames, asked):
+            order = sorted(range(len(block)), key=lambda k: len(block[k][0]))
+            done: dict[int, Prediction] = {}
+            for batch in batches(order, lambda k: len(block[k][0])):
+                predictions = backbone.predict_many([block[k][0] for k in batch])
+                done.update(zip(batch, predictions, strict=True))
+                progress.advance(task, len(batch))
+            for k, (_, key) in enumerate(block):
+                writer.add(done[k], key)
+            writer.flush()
+
+
+def _blocks(
+    frames: Sequence[Atoms], asked: Sequence[tuple[int, bytes]]
+) -> Iterator[list[tuple[Atoms, bytes]]]:
+    """Yield frames and keys, as many at once as fit into a shard."""
+    block: list[tuple[Atoms, bytes]] = []
+    atoms = 0
+    for index, key in asked:
+        frame = frames[index]
+        full = len(block) == MOST_STRUCTURES or atoms + len(frame) > MOST_ATOMS
+        if block and full:
+            yield block
+            block, atoms = [], 0
+        block.append((frame, key))
+        atoms += len(frame)
+    if block:
+        yield block
+
+
+def _mended(known: Folder) -> Folder:
+    """Open the folder without its damaged shards, which are deleted and named."""
+    folder, damaged = open_folder(known.path, known)
+    for path, reason in damaged.items():
+        path.unlink()
+        warnings.warn(f"{reason}; this is done now", stacklevel=5)
+    return folder
+
+
+def _refuse_another(folder: Folder, backbone: Backbone) -> None:
+    if len(folder.sizes) and not same_model(folder.fingerprint, backbone.fingerprint):
+        msg = (
+            f"cache of features must be of this potential ({backbone.fingerprint}), got "
+            f"one of {folder.fingerprint} in {folder.path}; choose another folder, or "
+            "delete that one"
+        )
+        raise RecordError(msg)
+
+
+def _spot_check(
+    frames: Sequence[Atoms],
+    rows: Sequence[int],
+    found: NDArray[np.int64],
+    folder: Folder,
+    backbone: Backbone,
+) -> None:
+    """Evaluate the smallest structure that is kept, and compare.
+
+    A fingerprint does not tell a potential from its sum with another one.
+    """
+    kept = np.flatnonzero(found >= 0)
+    chosen = kept[np.argmin(folder.sizes[found[kept]])]
+    old = folder.read(int(found[chosen]))
+    (new,) = backbone.predict_many([frames[rows[chosen]]])
+    if not (new.finite and old.finite):
+        return
+    features = new.features.detach().to("cpu", old.features.dtype)
+    spread = float(features.square().mean().sqrt())
+    gaps = {
+        "energy [eV/atom]": abs(new.results["energy"] - old.results["energy"])
+        / len(old.numbers),
+        "force [eV/Å]": float(
+            np.abs(new.results["forces"] - old.results["forces"]).max()
+        ),
+        "features": float((features - old.features).abs().max()) / (spread + 1e-12),
+    }
+    limits = dict(zip(gaps, (_ENERGY, _FORCE, _FEATURE), strict=True))
+    for name, gap in gaps.items():
+        if not gap <= limits[name]:
+            msg = (
+                f"cache of features must agree with this potential, got {name} off by "
+                f"{gap:.3g} for a structure in {folder.path}: part of the calculator "
+                "differs, such as a dispersion correction; choose another folder, or "
+                "delete that one"
+            )
+            raise RecordError(msg)
+
+
+def _find(folder: Folder, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    """Return the row of each key in the folder, -1 where it is not there."""
+    filed = folder.keys()
+    if len(filed) == 0:
+        return np.full(len(keys), -1)
+    order = np.argsort(filed, kind="stable")
+    place = np.searchsorted(filed, keys, sorter=order).clip(max=len(filed) - 1)
+    rows = order[place]
+    return np.where(filed[rows] == keys, rows, -1)
+
+
+def _key(frame: Atoms, backbone: Backbone) -> bytes:
+    geometry = geometry_key(frame.numbers, frame.positions, frame.cell.array, frame.pbc)
+    digest = hashlib.sha256(geometry)
+    state: Mapping[str, Any] = backbone.extra_state(frame)
+    for name in sorted(state):
+        value = state[name]
+        digest.update(name.encode())
+        if isinstance(value, np.ndarray):
+            digest.update(repr((value.dtype.str, value.shape)).encode())
+            digest.update(value.tobytes())
+        else:
+            digest.update(repr(value).encode())
+    return digest.digest()[:16]

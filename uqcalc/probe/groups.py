@@ -1,0 +1,105 @@
+"""Groups: which frames belong together, so that no split ever divides them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+from ase.formula import Formula
+
+from uqcalc.errors import LabelError
+
+
+if TYPE_CHECKING:
+    from uqcalc.probe.dataset import Dataset
+
+
+# Group keys that need no entry in ``atoms.info``.
+BY_FORMULA = ("formula", "composition")
+
+
+def reduced_formula(frame: Atoms) -> str:
+    """Return the formula with the smallest whole numbers: C2H4 and C4H8 are CH2."""
+    present, counts = np.unique(frame.numbers, return_counts=True)
+    smallest = counts // np.gcd.reduce(counts) if len(counts) else counts
+    return _formula(tuple(present.tolist()), tuple(smallest.tolist()))
+
+
+@lru_cache(maxsize=10_000)
+def _formula(numbers: tuple[int, ...], counts: tuple[int, ...]) -> str:
+    symbols = [chemical_symbols[z] for z in numbers]
+    formula = Formula.from_dict(dict(zip(symbols, counts, strict=True)))
+    return str(formula.format("hill"))
+
+
+def group_names(
+    frames: Sequence[Atoms], key: str | None, rows: Sequence[int] | None = None
+) -> list[str]:
+    """Return the group of each frame; without a key each is one by itself.
+
+    Parameters
+    ----------
+    key : str, optional
+        Of ``atoms.info``. "formula" and "composition" need none: where no frame has
+        such an entry, the reduced formula is the group.
+    rows : sequence of int, optional
+        Which of the frames; by default all.
+
+    Raises
+    ------
+    LabelError
+        If a frame lacks the key.
+    """
+    wanted = range(len(frames)) if rows is None else rows
+    if key is None:
+        return [str(index) for index in wanted]
+    if key in BY_FORMULA and not any(key in frame.info for frame in frames):
+        return [reduced_formula(frames[index]) for index in wanted]
+    for index in wanted:
+        if key not in frames[index].info:
+            msg = (
+                f"frame {index} must have the group key {key!r} in info, got "
+                f"{sorted(frames[index].info)}; add it or choose another key "
+                "('formula' needs no entry)"
+            )
+            raise LabelError(msg)
+    return [str(frames[index].info[key]) for index in wanted]
+
+
+def refuse_shared_groups(train: Dataset, *held: Dataset) -> None:
+    """Refuse a group that is in two of the sets: the report would flatter.
+
+    Sets whose labels name no group key are not compared: their frames are groups by
+    themselves, under names that mean nothing elsewhere.
+
+    Parameters
+    ----------
+    train : Dataset
+    *held : Dataset
+        For calibration and test, or for the test alone.
+
+    Raises
+    ------
+    LabelError
+        Naming the sets and one of the groups.
+    """
+    names = (
+        ("training", "calibration", "test") if len(held) > 1 else ("training", "test")
+    )
+    sets = zip(names, (train, *held), strict=True)
+    for (first, a), (second, b) in combinations(sets, 2):
+        key = a.group_key
+        if key is None or b.group_key != key:
+            continue
+        if shared := sorted(set(a.groups) & set(b.groups)):
+            msg = (
+                f"{first} and {second} frames must not share a group, got "
+                f"{len(shared)} in both ({key} {shared[0]!r}); divide the frames by "
+                f"{key!r}"
+            )
+            raise LabelError(msg)

@@ -1,0 +1,120 @@
+"""The default probe: attention, a trend and what holds near the labels, joined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from uqcalc.backbones.prediction import Prediction
+from uqcalc.probe.inputs import Statistics
+from uqcalc.probe.kernel import KernelPaths, KernelShape
+from uqcalc.probe.numbers import ATOM_NAMES, ATOM_TREND, NAMES, TREND, PlainNumbers
+
+
+PATHS = ("attention", "trend", "local")
+CENTRES, ATOM_CENTRES = 4000, 1500
+
+
+class JoinedOutput(NamedTuple):
+    """What the paths say of a ragged batch.
+
+    Attributes
+    ----------
+    parts : tensor (structures, 3)
+        What attention, trend and local path add to the score, beside what they add to
+        the average labelled structure.
+    atoms : tensor (atoms,) or None
+        Score of each atom, from its own surroundings alone.
+    distance : tensor (structures,)
+        Largest Mahalanobis distance of an atom.
+    """
+
+    parts: torch.Tensor
+    atoms: torch.Tensor | None
+    distance: torch.Tensor
+
+    @property
+    def score(self) -> torch.Tensor:
+        """The sum of the parts, (structures,): larger is more reliable."""
+        return self.parts.sum(dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedShape:
+    """Sizes of `Joined`: of its features, and how many centres each kernel has."""
+
+    features: int
+    centres: int
+    atom_centres: int = 0
+
+    def kernel(self, components: int) -> KernelShape:
+        """Return the shape of the paths of structures."""
+        return KernelShape(len(NAMES), components, self.centres, TREND)
+
+    def atom_kernel(self, components: int) -> KernelShape:
+        """Return the shape of the paths of atoms; their labels are many and noisy."""
+        return KernelShape(
+            len(ATOM_NAMES),
+            components,
+            self.atom_centres,
+            ATOM_TREND,
+            narrow=0.5,
+            narrow_ridge=3.0,
+        )
+
+
+class Joined(nn.Module):
+    """Adds kernel paths to the attention of a `ProbeNetwork`.
+
+    The score of a structure is a weighted sum of the attention's margin, the trend and
+    the local path (`uqcalc.probe.kernel`), with weights of one sign that were fitted to
+    predictions for groups left out (stacking; Wolpert 1992,
+    doi:10.1016/S0893-6080(05)80023-1). Outside the scope a network's answer is
+    arbitrary: there the attention's part fades with the distance, as the local path
+    does by itself, and the trend remains. Atoms have paths of their own, which read
+    nothing but the atom: its features, its predicted force.
+    """
+
+    weights: torch.Tensor
+    averages: torch.Tensor
+    limit: torch.Tensor
+
+    def __init__(self, shape: JoinedShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.numbers = PlainNumbers(shape.features)
+        components = self.numbers.components
+        self.structure = KernelPaths(shape.kernel(components))
+        self.atoms: KernelPaths | None = None
+        if shape.atom_centres:
+            self.atoms = KernelPaths(shape.atom_kernel(components))
+        self.register_buffer("weights", torch.ones(len(PATHS)))
+        self.register_buffer("averages", torch.zeros(len(PATHS)))
+        self.register_buffer("limit", torch.tensor(torch.inf))
+
+    def forward(
+        self,
+        predictions: Sequence[Prediction],
+        standard: torch.Tensor,
+        distances: torch.Tensor,
+        statistics: Statistics,
+        atom_energies: np.ndarray,
+        margin: torch.Tensor,
+    ) -> JoinedOutput:
+        """Join the attention's margin, (structures,), with the other paths."""
+        described = self.numbers(
+            predictions, standard, distances, statistics, atom_energies
+        )
+        trend, local = self.structure(described.numbers, described.pooled)
+        paths = torch.stack([margin, -trend, -local], dim=1)
+        atoms = None
+        if self.atoms is not None:
+            atoms = -sum(self.atoms(described.atoms, described.atom_features))
+        parts = (paths - self.averages) * self.weights
+        parts[:, 0] *= (self.limit / described.distance).clamp(max=1.0)
+        return JoinedOutput(parts, atoms, described.distance)

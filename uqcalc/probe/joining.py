@@ -1,0 +1,213 @@
+"""Fit the default probe: its paths, then what joins them, on groups left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from uqcalc import scores
+from uqcalc.backbones.base import Backbone
+from uqcalc.probe.calibration import Calibration
+from uqcalc.probe.card import JOINED_ARCHITECTURE
+from uqcalc.probe.checkpoint import Probe
+from uqcalc.probe.crossfit import MOST, Unseen, cross_fit, stack
+from uqcalc.probe.dataset import Dataset
+from uqcalc.probe.inputs import Statistics
+from uqcalc.probe.joined import ATOM_CENTRES, CENTRES, PATHS, Joined, JoinedShape
+from uqcalc.probe.kernel import KernelPaths
+from uqcalc.probe.labels import Labels
+from uqcalc.probe.learning import learn_numbers, standard_and_distances
+from uqcalc.probe.moments import Moments, chunks
+from uqcalc.probe.numbers import Described, PlainNumbers
+from uqcalc.probe.recipe import Recipe
+from uqcalc.probe.scope import learn_scope
+from uqcalc.probe.single import fit_single
+
+
+_MOST_ATOMS = 20_000  # labels of atoms that their paths are fitted to
+
+
+def fit_joined(
+    data: Dataset,
+    backbone: Backbone,
+    labels: Labels,
+    recipe: Recipe,
+    boundary: float,
+) -> tuple[Probe, list[tuple[float, float]]]:
+    """Return a calibrated probe, and the attention's losses by epoch."""
+
+    def paths(part: Dataset) -> tuple[Probe, list[tuple[float, float]]]:
+        return _fit_paths(part, backbone, labels, recipe, boundary)
+
+    crossed = data if len(data) <= MOST else data.subset(_some(data, recipe.seed))
+    unseen = cross_fit(crossed, recipe.folds, recipe.seed, lambda part: paths(part)[0])
+    probe, curve = paths(data)
+    return _weigh(probe, crossed, unseen, boundary, labels), curve
+
+
+def _fit_paths(
+    data: Dataset,
+    backbone: Backbone,
+    labels: Labels,
+    recipe: Recipe,
+    boundary: float,
+) -> tuple[Probe, list[tuple[float, float]]]:
+    """Fit every path to the same structures; weights are still all 1."""
+    single, curve = fit_single(data, backbone, labels, recipe, boundary)
+    statistics, card = single.statistics, single.card
+    if statistics is None:
+        msg = "input statistics must be there for kernel paths, got None"
+        raise ValueError(msg)
+    shape = JoinedShape(
+        card.feature_dim,
+        min(CENTRES, len(data)),
+        0 if data.atom_errors is None else min(ATOM_CENTRES, sum(_sizes(data))),
+    )
+    joined = Joined(shape)
+    moments = Moments(data.predictions)
+    energies = card.element_energies()
+    learn_numbers(joined.numbers, data.predictions, moments, statistics, energies)
+    joined = joined.double().float()  # everything learnt in one precision
+    chosen = _some_atoms(_sizes(data), recipe.seed) if shape.atom_centres else None
+    seen = _describe(joined.numbers, data, statistics, energies, chosen)
+    joined.structure = KernelPaths.fit(
+        joined.structure.shape,
+        seen.numbers,
+        seen.pooled,
+        torch.from_numpy(data.errors),
+        recipe.seed,
+    )
+    if joined.atoms is not None and chosen is not None and data.atom_errors is not None:
+        errors = torch.from_numpy(np.concatenate(data.atom_errors))[chosen]
+        joined.atoms = KernelPaths.fit(
+            joined.atoms.shape, seen.atoms, seen.atom_features, errors, recipe.seed
+        )
+    card = replace(card, architecture=JOINED_ARCHITECTURE, joined=asdict(shape))
+    return Probe(card, single.network, statistics, joined), curve
+
+
+@torch.no_grad()
+def _describe(
+    plain: PlainNumbers,
+    data: Dataset,
+    statistics: Statistics,
+    energies: NDArray[np.float64],
+    chosen: torch.Tensor | None,
+) -> Described:
+    """Describe all structures, streaming, and those of their atoms that are chosen."""
+    parts = []
+    start = 0
+    for chunk in chunks(data.predictions):
+        standard, distances = standard_and_distances(chunk, statistics)
+        seen = plain(chunk, standard, distances, statistics, energies)
+        stop = start + len(standard)
+        if chosen is None:
+            kept = torch.zeros(len(standard), dtype=torch.bool)
+        else:
+            kept = chosen[start:stop]
+        parts.append(
+            seen._replace(
+                atoms=seen.atoms[kept], atom_features=seen.atom_features[kept]
+            )
+        )
+        start = stop
+    return Described(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _weigh(
+    probe: Probe, data: Dataset, unseen: Unseen, boundary: float, labels: Labels
+) -> Probe:
+    """Set weights, calibration and scope by what was said of groups left out."""
+    joined = probe.joined
+    if joined is None:
+        msg = "probe must have several paths to be weighed, got one"
+        raise ValueError(msg)
+    held = data.subset(unseen.rows)
+    reliable = held.errors <= boundary
+    weights = stack(unseen.paths, reliable)
+    averages = unseen.paths.mean(axis=0)
+    joined.weights.copy_(torch.from_numpy(weights))
+    joined.averages.copy_(torch.from_numpy(averages))
+    score = (unseen.paths - averages) @ weights
+    calibration = Calibration.fit(score, held.errors, held.groups, boundary)
+    sums = [p.charges.sum().item() for p in held.predictions if p.charges is not None]
+    scope = learn_scope(
+        labels.target,
+        unseen.distance,
+        _sizes(held),
+        held.groups,
+        sums,
+    )
+    joined.limit.fill_(scope.distance)
+    atom_boundary, of_atoms = _atom_calibration(held, unseen, labels)
+    return probe.with_card(
+        calibration=calibration,
+        scope=scope,
+        atom_boundary=atom_boundary,
+        atom_calibration=of_atoms,
+        training={
+            "paths": [
+                {
+                    "path": name,
+                    "weight": float(weight * spread),
+                    "auroc": scores.auroc(reliable, column),
+                }
+                for name, weight, spread, column in zip(
+                    PATHS,
+                    weights,
+                    unseen.paths.std(axis=0),
+                    unseen.paths.T,
+                    strict=True,
+                )
+            ]
+        },
+    )
+
+
+def _atom_calibration(
+    held: Dataset, unseen: Unseen, labels: Labels
+) -> tuple[float | None, Calibration | None]:
+    """Return the boundary of single atoms and their calibration, where there is one."""
+    if unseen.atoms is None or held.atom_errors is None:
+        return None, None
+    errors = np.concatenate(held.atom_errors)
+    boundary = None
+    if labels.target in {"forces", "atom_forces"}:
+        boundary = labels.boundary
+    if boundary is None or not errors.min() <= boundary < errors.max():
+        boundary = float(np.percentile(errors, labels.percentile))
+    sizes = [len(a) for a in held.atom_errors]
+    groups = np.repeat(np.asarray(held.groups), sizes)
+    score = np.concatenate(unseen.atoms)
+    chosen = np.flatnonzero(_some_atoms(sizes, 0).numpy())
+    return boundary, Calibration.fit(
+        score[chosen], errors[chosen], groups[chosen].tolist(), boundary
+    )
+
+
+def _sizes(data: Dataset) -> list[int]:
+    return [len(p.numbers) for p in data.predictions]
+
+
+def _some_atoms(sizes: Sequence[int], seed: int) -> torch.Tensor:
+    """Return which atoms are fitted to, (atoms,) of bool."""
+    atoms = sum(sizes)
+    chosen = torch.zeros(atoms, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(seed)
+    chosen[torch.randperm(atoms, generator=generator)[:_MOST_ATOMS]] = True
+    return chosen
+
+
+def _some(data: Dataset, seed: int) -> NDArray[np.int64]:
+    """Return structures of whole groups, about as many as weights can profit from."""
+    order = np.random.default_rng(seed).permutation(sorted(set(data.groups)))
+    counts: dict[str, int] = {}
+    for group in data.groups:
+        counts[group] = counts.get(group, 0) + 1
+    total = np.cumsum([counts[name] for name in order])
+    kept = set(order[: int(np.searchsorted(total, MOST)) + 1].tolist())
+    return np.flatnonzero([group in kept for group in data.groups])

@@ -1,0 +1,115 @@
+"""What a probe says of many structures, and which of them are outside its scope."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uqcalc.backbones.prediction import Prediction
+from uqcalc.probe.checkpoint import Probe
+from uqcalc.probe.paths import ProbeReading
+from uqcalc.probe.scope import CHARGE_GAP, FARTHEST
+
+
+_BATCH = 256  # structures, of like size
+
+
+class Judged(NamedTuple):
+    """What a probe says of structures, on the host.
+
+    Attributes
+    ----------
+    probability : array (structures,)
+        P(reliable), whatever the scope; NaN where ``unseen``.
+    unseen : boolean array (structures,)
+        Holds an element that the probe's labels lacked.
+    outside : boolean array (structures,)
+        Outside the scope: ``unseen``, farther from the labels than almost all like
+        them, or of another size or charge. A probe without a scope knows of the first
+        alone.
+    novelty : array (structures,) or None
+        Largest distance of an atom, in units of the scope's limit.
+    atoms : list of arrays (atoms,) or None
+        P(|ΔF_i| <= the card's ``atom_boundary``) of each structure.
+    """
+
+    probability: NDArray[np.float64]
+    unseen: NDArray[np.bool_]
+    outside: NDArray[np.bool_]
+    novelty: NDArray[np.float64] | None
+    atoms: list[NDArray[np.float64]] | None
+
+
+def judge(
+    probe: Probe, predictions: Sequence[Prediction], boundary: float | None = None
+) -> Judged:
+    """Read structures some hundreds at a time, at the card's boundary or another one.
+
+    Raises
+    ------
+    ProbeError
+        If the boundary lies outside the errors of the labels.
+    """
+    sizes = [len(p.numbers) for p in predictions]
+    order = np.argsort(sizes, kind="stable")  # little to pad
+    parts = []
+    for start in range(0, len(order), _BATCH):
+        rows = order[start : start + _BATCH]
+        parts.append(_judge(probe, [predictions[i] for i in rows], boundary))
+    back = np.argsort(order, kind="stable")
+    probability, unseen, outside = (
+        np.concatenate([getattr(part, name) for part in parts])[back]
+        for name in ("probability", "unseen", "outside")
+    )
+    novelty = [part.novelty for part in parts if part.novelty is not None]
+    atoms = [of for part in parts for of in part.atoms or ()]
+    return Judged(
+        probability,
+        unseen,
+        outside,
+        np.concatenate(novelty)[back] if novelty else None,
+        [atoms[i] for i in back] if atoms else None,
+    )
+
+
+def _judge(
+    probe: Probe, predictions: Sequence[Prediction], boundary: float | None
+) -> Judged:
+    found = probe.read(predictions, boundary=boundary)
+    unseen = np.array([bool(probe.unseen_elements(p.numbers)) for p in predictions])
+    probability = found.reliability.double().cpu().numpy()
+    atoms = None
+    if found.atoms is not None:
+        pieces = found.atoms.split([len(p.numbers) for p in predictions])
+        atoms = [piece.double().cpu().numpy() for piece in pieces]
+    novelty = None
+    if found.novelty is not None:
+        novelty = found.novelty.double().cpu().numpy()
+    return Judged(
+        np.where(unseen, np.nan, probability),
+        unseen,
+        unseen | _outside(probe, predictions, found),
+        novelty,
+        atoms,
+    )
+
+
+def _outside(
+    probe: Probe, predictions: Sequence[Prediction], found: ProbeReading
+) -> NDArray[np.bool_]:
+    """Return who the scope's limits leave out, as the signal's reading has them."""
+    away = np.zeros(len(predictions), dtype=bool)
+    scope = probe.card.scope
+    if scope is None:
+        return away
+    for value, limit in (
+        (found.novelty, FARTHEST),
+        (found.charge_gap, CHARGE_GAP),
+    ):
+        if value is not None:  # what is not a number is outside
+            away |= ~(value.cpu().numpy() <= limit)
+    odd = [bool(scope.doubts(p.numbers)) for p in predictions]
+    return np.asarray(away | np.array(odd))

@@ -1,0 +1,195 @@
+"""Kernel paths: a trend that reaches beyond the labels, and what holds near them.
+
+The trend is half a linear model and half a wide kernel machine, both on the numbers
+whose relation to the error keeps its direction. A narrow Laplacian kernel on all
+numbers and on the principal components of the features learns what is left. It fades
+with the distance from the labels, so that far outside the trend alone answers. Both are
+ridge regressions of the rank of the error, which no outlier can dominate; with more
+labels than centres they are the subset-of-regressors approximation, whose cost is
+linear in the labels (Rudi et al. 2017, arXiv:1705.10958). Laplacian kernels are as good
+as trees on such inputs (Radhakrishnan et al. 2024, doi:10.1126/science.adi5639) and far
+smaller in a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+_ROWS = 4096  # rows of the kernel matrix held at once
+
+
+@dataclass(frozen=True, slots=True)
+class KernelShape:
+    """Sizes and fixed constants of `KernelPaths`.
+
+    Attributes
+    ----------
+    numbers, features : int
+        Width of the two inputs.
+    centres : int
+        Labelled points that the kernels are spanned by.
+    trend : tuple of int
+        Columns of the numbers that the trend reads.
+    wide, narrow, near : float
+        Widths of the kernels: of the trend, of the local path on the numbers and on the
+        features; each in mean absolute standard deviations.
+    ridge, wide_ridge, narrow_ridge : float
+    """
+
+    numbers: int
+    features: int
+    centres: int
+    trend: tuple[int, ...]
+    wide: float = 4.0
+    narrow: float = 0.25
+    near: float = 0.5
+    ridge: float = 10.0
+    wide_ridge: float = 1.0
+    narrow_ridge: float = 0.5
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able form; `from_dict` reads it back."""
+        return asdict(self) | {"trend": list(self.trend)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> KernelShape:
+        """Rebuild from `to_dict`."""
+        return cls(**(data | {"trend": tuple(data["trend"])}))
+
+
+class KernelPaths(nn.Module):
+    """Two regressions of a risk on plain numbers and principal components."""
+
+    slope: torch.Tensor
+    centres: torch.Tensor
+    near: torch.Tensor
+    wide_weights: torch.Tensor
+    narrow_weights: torch.Tensor
+
+    def __init__(self, shape: KernelShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self._columns = list(shape.trend)
+        for name, size in (
+            ("slope", (len(shape.trend) + 1,)),
+            ("centres", (shape.centres, shape.numbers)),
+            ("near", (shape.centres, shape.features)),
+            ("wide_weights", (shape.centres,)),
+            ("narrow_weights", (shape.centres,)),
+        ):
+            self.register_buffer(name, torch.zeros(size))
+
+    def forward(
+        self, numbers: torch.Tensor, features: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (trend, local), each (rows,): expected rank of the error from -½ to ½.
+
+        Parameters
+        ----------
+        numbers : tensor (rows, numbers)
+        features : tensor (rows, features)
+        """
+        if len(numbers) > _ROWS:  # rows of the kernel would fill the memory
+            pairs = zip(numbers.split(_ROWS), features.split(_ROWS), strict=True)
+            pieces = [torch.stack(self(*pair)) for pair in pairs]
+            trend, local = torch.cat(pieces, dim=1)
+            return trend, local
+        some = numbers[:, self._columns]
+        linear = some @ self.slope[:-1] + self.slope[-1]
+        wide = self._wide(some) @ self.wide_weights
+        local = self._narrow(numbers, features) @ self.narrow_weights
+        return (linear + wide) / 2, local
+
+    def _wide(self, some: torch.Tensor) -> torch.Tensor:
+        width = self.shape.wide * len(self._columns)
+        return _laplacian(some, self.centres[:, self._columns], width)
+
+    def _narrow(self, numbers: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        shape = self.shape
+        close = _laplacian(numbers, self.centres, shape.narrow * shape.numbers)
+        alike = _laplacian(features, self.near, shape.near * shape.features)
+        return close * (1 + alike)
+
+    @classmethod
+    @torch.no_grad()
+    def fit(
+        cls,
+        shape: KernelShape,
+        numbers: torch.Tensor,
+        features: torch.Tensor,
+        errors: torch.Tensor,
+        seed: int,
+    ) -> KernelPaths:
+        """Fit both to errors (rows,), of which only the ranks matter."""
+        rows = len(numbers)
+        generator = torch.Generator().manual_seed(seed)
+        chosen = (
+            torch.randperm(rows, generator=generator)[: shape.centres].sort().values
+        )
+        paths = cls(shape).double()
+        numbers, features = numbers.double(), features.double()
+        paths.centres.copy_(numbers[chosen])
+        paths.near.copy_(features[chosen])
+        rank = ranks(errors)
+        some = numbers[:, paths._columns]
+        paths.slope.copy_(_ridge(some, rank, shape.ridge))
+        smooth = _machine(paths._wide, [some], chosen, rank, shape.wide_ridge)
+        paths.wide_weights.copy_(smooth)
+        paths.narrow_weights.zero_()
+        rest = rank - paths(numbers, features)[0]
+        local = _machine(
+            paths._narrow, [numbers, features], chosen, rest, shape.narrow_ridge
+        )
+        paths.narrow_weights.copy_(local)
+        return paths.float()
+
+
+def ranks(errors: torch.Tensor) -> torch.Tensor:
+    """Return ranks scaled to -½ ... ½; the same errors get the same one, on average."""
+    _, inverse, counts = errors.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    middle: torch.Tensor = last - counts.double() / 2
+    scaled: torch.Tensor = middle[inverse] / len(errors) - 0.5
+    return scaled
+
+
+def _laplacian(left: torch.Tensor, right: torch.Tensor, width: float) -> torch.Tensor:
+    return (torch.cdist(left, right, p=1.0) / -width).exp()
+
+
+def _ridge(rows: torch.Tensor, values: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Return slopes and the intercept, which is not penalised."""
+    centre, level = rows.mean(dim=0), values.mean()
+    centred = rows - centre
+    gram = centred.T @ centred + penalty * torch.eye(rows.shape[1], dtype=rows.dtype)
+    slopes = torch.linalg.solve(gram, centred.T @ (values - level))
+    return torch.cat([slopes, (level - centre @ slopes)[None]])
+
+
+def _machine(
+    kernel: Callable[..., torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    chosen: torch.Tensor,
+    values: torch.Tensor,
+    penalty: float,
+) -> torch.Tensor:
+    """Return the weights of kernel ridge regression, rows of the kernel streamed."""
+    between = kernel(*(part[chosen] for part in inputs))
+    unit = torch.eye(len(chosen), dtype=between.dtype)
+    if len(chosen) == len(values):
+        exact: torch.Tensor = torch.linalg.solve(between + penalty * unit, values)
+        return exact
+    gram, right = penalty * between, torch.zeros_like(between[0])
+    for start in range(0, len(values), _ROWS):
+        rows = kernel(*(part[start : start + _ROWS] for part in inputs))
+        gram += rows.T @ rows
+        right += rows.T @ values[start : start + _ROWS]
+    gram += 1e-8 * gram.diagonal().mean() * unit
+    weights: torch.Tensor = torch.linalg.solve(gram, right)
+    return weights

@@ -1,0 +1,266 @@
+"""A probe's paths, from predictions to probabilities, on the features' device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from uqcalc.backbones.prediction import Prediction
+from uqcalc.errors import ProbeError
+from uqcalc.probe.card import JOINED_ARCHITECTURE, RAW_ARCHITECTURE, Card
+from uqcalc.probe.inputs import Statistics, host_scalars, raw_scalars
+from uqcalc.probe.joined import Joined, JoinedOutput
+from uqcalc.probe.network import ProbeNetwork
+
+
+class ProbeReading(NamedTuple):
+    r"""What a probe says of a ragged batch, all on the device of the features.
+
+    Attributes
+    ----------
+    reliability : tensor (structures,)
+        Calibrated P(reliable), float32.
+    importance : tensor (atoms of all structures,) or None
+        Attention received, summing to 1 over each structure.
+    atoms : tensor (atoms of all structures,) or None
+        P(\|ΔF_i\| <= the card's ``atom_boundary``).
+    parts : tensor (structures, 3) or None
+        What attention, trend and local path add to the log-odds, beside what they add
+        for the average labelled structure.
+    novelty : tensor (structures,) or None
+        Largest Mahalanobis distance of an atom, in units of the scope's limit.
+    charge_gap : tensor (structures,) or None
+        Between the total charge and the nearest one among the labels, in e.
+    """
+
+    reliability: torch.Tensor
+    importance: torch.Tensor | None
+    atoms: torch.Tensor | None = None
+    parts: torch.Tensor | None = None
+    novelty: torch.Tensor | None = None
+    charge_gap: torch.Tensor | None = None
+
+
+class _Inputs(NamedTuple):
+    features: torch.Tensor
+    sizes: list[int]
+    scalars: torch.Tensor
+    charges: torch.Tensor | None
+    distances: torch.Tensor | None
+
+
+class ProbePaths:
+    """P(reliable) of structures from their predictions.
+
+    Parameters
+    ----------
+    card : Card
+    network : ProbeNetwork
+    statistics : Statistics or None
+        None for the published layout, whose inputs enter raw.
+    joined : Joined or None
+        The other paths of the default architecture.
+    """
+
+    def __init__(
+        self,
+        card: Card,
+        network: ProbeNetwork,
+        statistics: Statistics | None,
+        joined: Joined | None = None,
+    ) -> None:
+        if (joined is None) == (card.architecture == JOINED_ARCHITECTURE):
+            msg = (
+                f"probe of architecture {card.architecture!r} must "
+                f"{'not ' if joined else ''}have kernel paths; the file is damaged, "
+                "fit the probe again"
+            )
+            raise ProbeError(msg)
+        if (statistics is None) != (card.architecture == RAW_ARCHITECTURE):
+            msg = (
+                f"probe of architecture {card.architecture!r} must "
+                f"{'not ' if statistics else ''}have input statistics; the file is "
+                "damaged, fit the probe again"
+            )
+            raise ProbeError(msg)
+        self.card = card
+        # float32 whatever torch's default dtype is: MACE may have changed that
+        self.network = network.eval().float().requires_grad_(requires_grad=False)
+        self.statistics = None if statistics is None else statistics.float()
+        self.joined = None if joined is None else joined.float()
+        self._atom_energies = card.element_energies()
+
+    def __call__(
+        self, predictions: Sequence[Prediction], *, importance: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Read a ragged batch of structures on the device of their features.
+
+        Returns
+        -------
+        reliability : tensor (structures,)
+            Calibrated P(reliable), float32.
+        importance : tensor (atoms of all structures,) or None
+            Attention received, summing to 1 over each structure.
+        """
+        reading = self.read(predictions, importance=importance)
+        return reading.reliability, reading.importance
+
+    def reliability(
+        self, predictions: Sequence[Prediction], boundary: float | None = None
+    ) -> torch.Tensor:
+        """Return P(error <= boundary), (structures,), for any boundary in its labels.
+
+        Raises
+        ------
+        ProbeError
+            If the boundary lies outside the errors of the labels; it names them.
+        """
+        return self.read(predictions, boundary=boundary).reliability
+
+    def read(
+        self,
+        predictions: Sequence[Prediction],
+        *,
+        importance: bool = False,
+        boundary: float | None = None,
+    ) -> ProbeReading:
+        """Read all there is, at the card's boundary or another one in its unit."""
+        calibration = self.card.calibration
+        if boundary == self.card.boundary:
+            boundary = None
+        with torch.inference_mode():
+            margin, joined, received = self._paths(predictions, explain=importance)
+            score = margin if joined is None else joined.score
+            reliability = torch.sigmoid(calibration.logits(score, boundary))
+            if joined is None:
+                return ProbeReading(reliability, received)
+            atoms = None
+            if joined.atoms is not None and self.card.atom_calibration is not None:
+                atoms = torch.sigmoid(self.card.atom_calibration.logits(joined.atoms))
+            parts = calibration.slope * joined.parts
+            novelty, gap = self._scope(predictions, joined.distance)
+        return ProbeReading(reliability, received, atoms, parts, novelty, gap)
+
+    def _scope(
+        self, predictions: Sequence[Prediction], distance: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        scope = self.card.scope
+        if scope is None:
+            return None, None
+        gap = None
+        if scope.charges and predictions[0].charges is not None:
+            sums = torch.stack([_charges(p).sum() for p in predictions])
+            known = torch.tensor(scope.charges, dtype=sums.dtype, device=sums.device)
+            gap = (sums[:, None] - known).abs().amin(dim=1)
+        return distance / scope.distance, gap
+
+    def scores(self, predictions: Sequence[Prediction]) -> torch.Tensor:
+        """Return what the calibration takes, (structures,): larger is more reliable."""
+        with torch.inference_mode():
+            margin, joined, _ = self._paths(predictions, explain=False)
+            return margin if joined is None else joined.score
+
+    def joined_output(self, predictions: Sequence[Prediction]) -> JoinedOutput:
+        """Return what each path says.
+
+        Raises
+        ------
+        ProbeError
+            If the probe is all one path.
+        """
+        with torch.inference_mode():
+            joined = self._paths(predictions, explain=False)[1]
+        if joined is None:
+            msg = (
+                "probe must have several paths, got the architecture "
+                f"{self.card.architecture!r}"
+            )
+            raise ProbeError(msg)
+        return joined
+
+    def _paths(
+        self, predictions: Sequence[Prediction], *, explain: bool
+    ) -> tuple[torch.Tensor, JoinedOutput | None, torch.Tensor | None]:
+        given = self._prepare(predictions)
+        output = self.network(*given[:4], explain=explain)
+        margin = output.logits[:, 0] - output.logits[:, 1]
+        joined = None
+        if self.joined is not None and self.statistics is not None:
+            if given.distances is None:
+                msg = "distances must be there where there are statistics, got None"
+                raise ProbeError(msg)
+            joined = self.joined(
+                predictions,
+                given.features,
+                given.distances,
+                self.statistics,
+                self._atom_energies,
+                margin,
+            )
+        return margin, joined, output.importance
+
+    def inputs(
+        self, predictions: Sequence[Prediction]
+    ) -> tuple[torch.Tensor, list[int], torch.Tensor, torch.Tensor | None]:
+        """Return (features, sizes, scalars, charges) as the network takes them."""
+        return self._prepare(predictions)[:4]
+
+    def _prepare(self, predictions: Sequence[Prediction]) -> _Inputs:
+        sizes = [len(p.numbers) for p in predictions]
+        features = _join([p.features for p in predictions])
+        self._move_to(features.device)
+        charges = None
+        if self.card.charges:
+            charges = _join([_charges(p) for p in predictions])
+        if self.statistics is None:
+            raw = [raw_scalars(p.energy, len(p.numbers)) for p in predictions]
+            scalars = _tensor(raw, features.device)
+            return _Inputs(features, sizes, scalars, charges, None)
+        host = [
+            host_scalars(p.numbers, p.energy, p.forces, self._atom_energies)
+            for p in predictions
+        ]
+        numbers = np.concatenate([p.numbers for p in predictions])
+        index = _on(features.device, numbers)
+        standard = self.statistics.features(features)
+        distances = self.statistics.distances(standard, index)
+        scalars = self.statistics.scalars(
+            _tensor(host, features.device), distances, sizes
+        )
+        return _Inputs(standard, sizes, scalars, charges, distances)
+
+    def _move_to(self, device: torch.device) -> None:
+        if self.network.proj.weight.device != device:
+            # weights moved in inference mode would stay barred from autograd
+            with torch.inference_mode(mode=False):
+                self.network.to(device)
+                for module in (self.statistics, self.joined):
+                    if module is not None:
+                        module.to(device)
+
+
+def _charges(prediction: Prediction) -> torch.Tensor:
+    if prediction.charges is None:
+        msg = (
+            "prediction must carry charges for a probe with a charge layer, got none; "
+            "wrap the calculator the probe was fitted on"
+        )
+        raise ProbeError(msg)
+    return prediction.charges
+
+
+def _join(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    joined = rows[0] if len(rows) == 1 else torch.cat(list(rows))
+    return joined.to(torch.float32)
+
+
+def _tensor(rows: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
+    return _on(device, np.stack(rows))
+
+
+def _on(device: torch.device, array: np.ndarray) -> torch.Tensor:
+    """Copy to the device; CUDA has read the array on return and is not waited for."""
+    return torch.from_numpy(array).to(device, non_blocking=device.type == "cuda")

@@ -1,0 +1,108 @@
+"""What a probe was calibrated on, so that it can say when a structure lies outside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from uqcalc.probe.promise import one_of_each
+
+
+LEVEL = 0.99
+# Errors of intensive quantities change little with the size; those of totals do.
+_INTENSIVE = 2.0
+# Readings above these are outside: a distance in units of the scope's own limit, and a
+# charge in e, half of what sets ions apart.
+FARTHEST, CHARGE_GAP = 1.0, 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Limits outside which a probability is an extrapolation.
+
+    Attributes
+    ----------
+    distance : float
+        Largest Mahalanobis distance of an atom that ``level`` of new structures like
+        the labelled ones stay within: a conformal quantile over groups that the
+        distance was not fitted to (Vovk et al. 2005).
+    level : float
+    smallest, largest : int
+        Atoms in a structure.
+    charges : tuple of int
+        Total charges, where the backbone gives atomic ones; empty where it does not.
+    outside : float
+        Share of held-out labelled structures beyond ``distance``.
+    """
+
+    distance: float
+    level: float
+    smallest: int
+    largest: int
+    charges: tuple[int, ...] = ()
+    outside: float = math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able form; `from_dict` reads it back."""
+        outside = None if math.isnan(self.outside) else self.outside
+        return asdict(self) | {"charges": list(self.charges), "outside": outside}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Scope:
+        """Rebuild from `to_dict`."""
+        outside = math.nan if data["outside"] is None else float(data["outside"])
+        charges = tuple(int(q) for q in data["charges"])
+        return cls(**(data | {"charges": charges, "outside": outside}))
+
+    def doubts(self, numbers: np.ndarray) -> tuple[str, ...]:
+        """Say what of a structure's size lies outside."""
+        atoms = len(numbers)
+        if self.smallest <= atoms <= self.largest:
+            return ()
+        return (
+            f"{atoms} atoms, labelled structures had {self.smallest} to "
+            f"{self.largest} (as far as this target allows)",
+        )
+
+
+def learn_scope(
+    target: str,
+    distance: ArrayLike,
+    sizes: Sequence[int],
+    groups: Sequence[str],
+    charges: Sequence[float],
+    level: float = LEVEL,
+) -> Scope:
+    """Return the limits of labelled structures.
+
+    Parameters
+    ----------
+    target : str
+        For total energies the sizes are taken as they are, else within a factor of 2.
+    distance : array (structures,)
+        Of each structure from what was fitted without its group.
+    sizes : sequence of int
+    groups : sequence of str
+        One structure of each, drawn at random, enters the quantile.
+    charges : sequence of float
+        Sums of the atomic charges; empty without such.
+    """
+    away = np.asarray(distance, dtype=float)
+    drawn = np.sort(away[one_of_each(groups, 0)])
+    rank = math.ceil((len(drawn) + 1) * level)
+    # with too few groups for the level the largest of them is the best there is
+    limit = float(drawn[min(rank, len(drawn)) - 1])
+    stretch = 1.0 if target == "energy" else _INTENSIVE
+    return Scope(
+        distance=limit,
+        level=level,
+        smallest=math.ceil(min(sizes) / stretch),
+        largest=math.floor(max(sizes) * stretch),
+        charges=tuple(sorted({round(q) for q in charges})),
+        outside=float(np.mean(away > limit)),
+    )

@@ -1,0 +1,94 @@
+"""One path alone: the attention network, as published or with standardised inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import numpy as np
+import torch
+
+from uqcalc.backbones.base import Backbone
+from uqcalc.backbones.prediction import Prediction
+from uqcalc.probe.card import RAW_ARCHITECTURE, Card
+from uqcalc.probe.checkpoint import Probe
+from uqcalc.probe.dataset import Dataset
+from uqcalc.probe.inputs import Statistics
+from uqcalc.probe.labels import Labels
+from uqcalc.probe.moments import Moments, chunks
+from uqcalc.probe.network import ProbeNetwork, Shape
+from uqcalc.probe.optimise import optimise
+from uqcalc.probe.recipe import Recipe
+
+
+def fit_single(
+    data: Dataset,
+    backbone: Backbone,
+    labels: Labels,
+    recipe: Recipe,
+    boundary: float,
+) -> tuple[Probe, list[tuple[float, float]]]:
+    """Return a probe that is not calibrated yet, and its losses by epoch."""
+    raw = recipe.architecture == RAW_ARCHITECTURE
+    architecture = RAW_ARCHITECTURE if raw else "standard"
+    card = new_card(data, backbone, labels, recipe, boundary, architecture)
+    with torch.random.fork_rng(devices=[]):  # torch.manual_seed would seed GPUs too
+        torch.default_generator.manual_seed(recipe.seed)
+        network = ProbeNetwork(Shape.from_dict(card.shape))
+        statistics = None
+        if not raw:
+            statistics = Statistics(card.feature_dim)
+            moments = Moments(data.predictions)
+            statistics.learn(data.predictions, moments, card.element_energies())
+        probe = Probe(card, network, statistics)
+        curve = optimise(probe, data, data.errors <= boundary, recipe)
+    return probe, curve
+
+
+def new_card(
+    data: Dataset,
+    backbone: Backbone,
+    labels: Labels,
+    recipe: Recipe,
+    boundary: float,
+    architecture: str,
+) -> Card:
+    """Return what is known of a probe before it is fitted."""
+    width = data.predictions[0].features.shape[1]
+    counts = [len(p.numbers) for p in data.predictions]
+    energies = {}
+    if architecture != RAW_ARCHITECTURE:
+        energies = atom_energies(data.predictions)
+    return Card(
+        fingerprint=backbone.fingerprint,
+        target=labels.target,
+        boundary=boundary,
+        percentile=labels.percentile if labels.boundary is None else None,
+        architecture=architecture,
+        shape=recipe.shape(width, charges="charges" in backbone.provides).to_dict(),
+        elements=sorted(
+            {int(z) for p in data.predictions for z in np.unique(p.numbers)}
+        ),
+        sizes=[min(counts), max(counts)],
+        suspect=recipe.suspect,
+        unreliable=recipe.unreliable,
+        atom_energies=energies,
+        uqcalc_version=version("uqcalc"),
+    )
+
+
+def atom_energies(predictions: Sequence[Prediction]) -> dict[str, float]:
+    """Return the least-squares energy of each element in the *predicted* energies.
+
+    From the normal equations, which do not grow with the structures.
+    """
+    gram, right = np.zeros((119, 119)), np.zeros(119)
+    for chunk in chunks(predictions):
+        counts = np.array([np.bincount(p.numbers, minlength=119) for p in chunk], float)
+        gram += counts.T @ counts
+        right += counts.T @ np.array([p.energy for p in chunk])
+    present = np.flatnonzero(gram.diagonal())
+    # the shrinkage decides where elements come in fixed proportions only
+    shrunk = gram[np.ix_(present, present)] + 1e-6 * np.eye(len(present))
+    solution = np.linalg.solve(shrunk, right[present])
+    return {str(z): float(e) for z, e in zip(present, solution, strict=True)}

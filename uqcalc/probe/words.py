@@ -1,0 +1,166 @@
+"""The scores of a probe in words: beside each, what no skill would have given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from uqcalc.probe.card import MEANINGS, Card
+from uqcalc.probe.prospects import FEWEST_STRUCTURES
+
+
+# Beyond its noise floor by this factor and this much, a calibration error is real.
+_FACTOR, _MORE = 1.5, 0.02
+_OFTEN = 0.05  # structures outside the scope: five times what the scope is set to
+
+
+class Score(NamedTuple):
+    """A score, and the value that it would have without skill."""
+
+    name: str
+    value: float
+    beside: str
+    meaning: str
+
+
+def question(card: Card) -> str:
+    """Return what the probe gives the probability of."""
+    return f"P({MEANINGS[card.target]} <= {card.boundary:.4g} {card.unit})"
+
+
+def score_table(report: Mapping[str, Any]) -> list[Score]:
+    """Return the scores of a report, each beside its value without skill."""
+    parts = report["brier_decomposition"]
+    return [
+        Score(
+            "accuracy",
+            report["accuracy"],
+            f"{report['majority_accuracy']:.3f} (commoner class)",
+            "share of right answers at P = 0.5",
+        ),
+        Score("AUROC", report["auroc"], "0.500", "does it rank? 1 is perfect"),
+        Score("MCC", report["mcc"], "0.000", "correlation of answer and truth"),
+        Score(
+            "Spearman",
+            report["spearman"],
+            "0.000",
+            "rank correlation of true error and risk",
+        ),
+        Score(
+            "ECE",
+            report["ece"],
+            f"{report['ece_noise_floor']:.3f} (noise floor)",
+            "mean gap of probability and frequency; a perfect one has the noise floor",
+        ),
+        Score(
+            "Brier",
+            report["brier"],
+            f"{parts['uncertainty']:.3f} (base rate)",
+            "mean squared distance from the truth, 0 is perfect; the sum of:",
+        ),
+        Score(
+            "+ reliability",
+            parts["reliability"],
+            "0.000",
+            "cost of probabilities that are off",
+        ),
+        Score(
+            "- resolution",
+            parts["resolution"],
+            "0.000",
+            "gain by telling structures apart",
+        ),
+        Score("+ uncertainty", parts["uncertainty"], "", "of the base rate alone"),
+        Score("+ within bins", parts["within_bins"], "0.000", "rest inside the bins"),
+    ]
+
+
+def report_lines(report: Mapping[str, Any]) -> list[str]:
+    """Return the report for a terminal."""
+    parts = report["brier_decomposition"]
+    lines = [
+        f"test: {report['structures']} structures in {report['groups']} groups, "
+        f"{report['prevalence']:.3f} reliable",
+        f"accuracy {report['accuracy']:.3f} "
+        f"(majority class {report['majority_accuracy']:.3f})"
+        f"  MCC {report['mcc']:.3f}  F1 {report['f1']:.3f}  "
+        f"AUROC {report['auroc']:.3f}",
+        f"ECE {report['ece']:.3f} (noise floor {report['ece_noise_floor']:.3f})"
+        f"  Spearman(error, risk) {report['spearman']:.3f}",
+        f"Brier {report['brier']:.3f} (base rate {parts['uncertainty']:.3f}; "
+        f"reliability {parts['reliability']:.3f}, resolution "
+        f"{parts['resolution']:.3f})",
+    ]
+    if not math.isnan(report["outside_scope"]):
+        lines.append(scope_line(report))
+    if (atoms := report["atoms"]) is not None:
+        lines.append(atom_line(atoms))
+    lines.append("P(reliable) at least:  kept   of them right")
+    lines += [
+        f"{row['cutoff']:>20.2f}  {row['coverage']:>5.1%}  {share(row['precision']):>6}"
+        for row in report["coverage"]
+    ]
+    return lines
+
+
+def share(value: float) -> str:
+    """Return a share of what was kept as a percentage; "-" where none was."""
+    return "-" if math.isnan(value) else f"{value:.1%}"
+
+
+def scope_line(report: Mapping[str, Any]) -> str:
+    """Say how often the scope fired, and how much it caught."""
+    text = f"outside the scope: {report['outside_scope']:.1%} of the structures"
+    wrong = report["false_trust"]
+    if not wrong:
+        return f"{text}; none was trusted and wrong"
+    return (
+        f"{text}; of {wrong} that were trusted and wrong it tells "
+        f"{report['false_trust_outside']:.0%}"
+    )
+
+
+def atom_line(atoms: Mapping[str, Any]) -> str:
+    """Say how good the probabilities of single atoms are."""
+    return (
+        f"single atoms: P(|ΔF_i| <= {atoms['boundary']:.4g} eV/Å) of {atoms['atoms']}, "
+        f"AUROC {atoms['auroc']:.3f}, ECE {atoms['ece']:.3f} "
+        f"(noise floor {atoms['ece_noise_floor']:.3f})"
+    )
+
+
+def findings(report: Mapping[str, Any]) -> list[str]:
+    """Return what a reader of a report should mind."""
+    found = []
+    if report["structures"] < FEWEST_STRUCTURES:
+        found.append(
+            f"{report['structures']} test structures are few: every score here is rough"
+        )
+    if math.isnan(report["auroc"]):
+        found.append(
+            "all test structures are of one class: nothing can be said of how well the "
+            "probe tells them apart"
+        )
+    elif report["accuracy"] <= report["majority_accuracy"]:
+        found.append(
+            "at P = 0.5 the answers are no better than always naming the commoner class"
+        )
+    ece, floor = report["ece"], report["ece_noise_floor"]
+    if ece > max(_FACTOR * floor, floor + _MORE):
+        found.append(
+            f"the probabilities are off by more than chance explains (ECE {ece:.3f}, "
+            f"noise floor {floor:.3f}): these structures differ from those that the "
+            "probe was calibrated on"
+        )
+    if report["outside_scope"] > _OFTEN:
+        found.append(
+            f"{report['outside_scope']:.0%} of the structures lie outside the scope: "
+            "their probabilities are extrapolated, and their verdict is SUSPECT at best"
+        )
+    if report["unseen_elements"]:
+        found.append(
+            f"{report['unseen_elements']} further structures hold elements that the "
+            "probe's labels lacked; they get no probability and are not scored"
+        )
+    return found

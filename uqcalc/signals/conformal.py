@@ -1,0 +1,296 @@
+"""Conformal intervals: a bound on |error| that holds as often as was asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Self, final
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
+
+from uqcalc.backbones.base import Backbone, Prediction
+from uqcalc.errors import LabelError, SignalError
+from uqcalc.policy import Threshold
+from uqcalc.probe.labels import Labels
+from uqcalc.quantiles import conformal_factor
+from uqcalc.quantities import UNITS
+from uqcalc.signals.base import Signal, TensorReading, check_readable
+from uqcalc.signals.card import HeldOut, SignalCard, read_signal
+from uqcalc.signals.confidence import OrbConfidence
+from uqcalc.signals.fitted import FittedSignal, fit_card, known_kind, rebuilt
+from uqcalc.signals.physics import MaxForce
+from uqcalc.signals.samples import Risks, Samples
+from uqcalc.signals.spread import EnergySpread, ForceSpread, StressSpread
+
+
+if TYPE_CHECKING:
+    from uqcalc.probe.dataset import Dataset
+
+
+# What is bounded; the units are those of the targets.
+_WORDS = {
+    "forces": "RMS error of the forces",
+    "energy": "|error| of the total energy",
+    "energy_per_atom": "|error| of the energy per atom",
+    "atom_forces": "largest |error| of an atom's force",
+}
+_PREFIX = "base."
+
+
+@final
+class ConformalInterval(FittedSignal):
+    """A bound on the error of a structure, in its unit, by conformal prediction.
+
+    ``|error| <= factor * (risk + floor)`` of another signal, or ``|error| <= factor``
+    without one, holds with at least the probability ``coverage`` for a structure of a
+    new group drawn like those of the fit, whatever the errors' distribution (Lei et al.
+    2018, doi:10.1080/01621459.2017.1307116; groups as in
+    `uqcalc.quantiles.group_quantile`).
+    The bound is the risk, so that a `Policy` may limit it in units of the error:
+    ``Threshold("conformal_forces", suspect=0.1, unreliable=0.3)``.
+
+    The promise is an average over structures and over fits. It holds neither for one
+    kind of structure among many nor along a run that leaves what it was fitted on. An
+    element that was not in the fit gives NaN, as does a NaN of the other signal.
+
+    Examples
+    --------
+    >>> interval = ConformalInterval.fit(
+    ...     frames, calculator, ForceSpread(), coverage=0.9
+    ... )  # doctest: +SKIP
+    """
+
+    kind = "conformal_interval"
+
+    def __init__(
+        self, card: SignalCard, base: Signal, held_out: HeldOut | None = None
+    ) -> None:
+        super().__init__(card, held_out)
+        self.base = base
+        self.name = f"conformal_{card.settings['target']}"
+        self.requires = base.requires
+        self.interval: int = getattr(base, "interval", 1)
+
+    @classmethod
+    def fit(
+        cls,
+        frames: Sequence[Atoms] | Dataset,
+        calculator: BaseCalculator | Backbone,
+        signal: Signal | None = None,
+        *,
+        target: str = "forces",
+        coverage: float = 0.9,
+        labels: Labels | None = None,
+        floor: float = 0.0,
+    ) -> Self:
+        """Fit to labelled structures, which nothing else was fitted on.
+
+        Parameters
+        ----------
+        frames : sequence of Atoms or Dataset
+            Drawn like those it is for; ``signal`` must not have been fitted on them. A
+            dataset must be one of ``target``.
+        calculator : ase calculator or Backbone
+            The potential; of a dataset, the one it was built with.
+        signal : Signal, optional
+            Says where errors are larger; without one the bound is the same everywhere.
+        target : {"forces", "energy", "energy_per_atom", "atom_forces"}
+            Which error, as in `uqcalc.Labels`.
+        coverage : float
+            How often the bound is to hold.
+        labels : Labels, optional
+            Where the references are, and which frames belong together.
+        floor : float
+            Added to the risk, in its unit, before it is scaled. A signal that vanishes
+            where errors do not, as `MaxForce` does in relaxed crystals, needs one, or
+            its factor is huge. Choose it without a look at these frames.
+
+        Raises
+        ------
+        LabelError
+            If a frame cannot be evaluated or has no label, or if there are too few
+            groups for the coverage; it says how many it takes.
+        ValueError, SignalError
+            If the signal cannot read this backbone.
+        """
+        if target not in _WORDS or not floor >= 0:
+            msg = (
+                f"target must be one of {sorted(_WORDS)} and floor at least 0, got "
+                f"{target!r} and {floor}"
+            )
+            raise ValueError(msg)
+        given = replace(labels or Labels(), target=target, boundary=None)
+        samples = Samples(frames, calculator, given)
+        base = Constant() if signal is None else signal
+        check_readable(base, samples.backbone)
+        read = samples.risks(base, np.arange(len(samples)))
+        _refuse_missing(read, target)
+        known = read.where(np.isfinite(read.risks))
+        groups = samples.groups[known.order]
+        scales = known.risks + floor
+        factor = conformal_factor(known.errors, scales, groups, coverage)
+        settings = {"target": target, "coverage": coverage, "factor": factor}
+        card = _card(samples, base, known, settings | {"floor": floor})
+        interval = cls(card, base)
+        interval.keep(HeldOut(factor * scales, groups))
+        return interval
+
+    def __call__(self, prediction: Prediction) -> TensorReading | None:
+        """Read the other signal, and scale it; None where it does not run."""
+        reading = self.base(prediction)
+        if reading is None:
+            return None
+        settings, note = self.card.settings, reading.note
+        bound = settings["factor"] * (reading.risk + settings["floor"])
+        if unseen := self.unseen_elements(prediction.numbers):
+            bound, note = float("nan"), f"elements {unseen} were not in its fit"
+        return TensorReading(
+            signal=self.name,
+            risk=bound,
+            unit=self.card.unit,
+            results={f"{settings['target']}_error_bound": bound},
+            note=note,
+        )
+
+    def check(self, backbone: Backbone) -> None:
+        """Refuse a backbone that this, or the other signal, was not fitted for."""
+        super().check(backbone)
+        if hasattr(self.base, "check"):
+            self.base.check(backbone)
+
+    def threshold(
+        self, *, suspect: float = 0.95, unreliable: float = 0.99
+    ) -> Threshold:
+        """Return limits at conformal quantiles of the bound over the fit's groups.
+
+        Raises
+        ------
+        ValueError, LabelError
+            As `FittedSignal.threshold`, and where the bound is the same everywhere.
+        """
+        if isinstance(self.base, Constant):
+            msg = (
+                "bound must differ between structures to have quantiles, got "
+                f"{self.card.settings['factor']:.3g} {self.card.unit} everywhere; fit "
+                "it with a signal"
+            )
+            raise LabelError(msg)
+        return super().threshold(suspect=suspect, unreliable=unreliable)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return those of the other signal, where it was fitted, too."""
+        if not isinstance(self.base, FittedSignal):
+            return {}
+        own = self.base.tensors() | self.base.held_out.tensors()
+        return {f"{_PREFIX}{name}": value for name, value in own.items()}
+
+    @classmethod
+    def rebuild(
+        cls, card: SignalCard, held_out: HeldOut, tensors: dict[str, torch.Tensor]
+    ) -> Self:
+        """Make it again, with the other signal where the file holds that.
+
+        Raises
+        ------
+        SignalError
+            If it does not: pass it to `load`.
+        """
+        base, name = card.settings["base"], card.settings["signal"]
+        if "card" in base:
+            inner = SignalCard.from_dict(base["card"])
+            own = {k.removeprefix(_PREFIX): v for k, v in tensors.items()}
+            return cls(card, rebuilt(known_kind(inner), inner, own, name), held_out)
+        if base.get("plain") not in _PLAIN:
+            msg = (
+                f"conformal interval of the signal {name!r} must be given that signal, "
+                "got a file without it; pass ConformalInterval.load(file, signal=...)"
+            )
+            raise SignalError(msg)
+        return cls(card, _PLAIN[base["plain"]](**base["settings"]), held_out)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], signal: Signal | None = None) -> Self:
+        """Read a file of `save`.
+
+        Parameters
+        ----------
+        signal : Signal, optional
+            The very signal it was fitted with, where a file cannot hold that: a
+            `uqcalc.ProbeSignal`, say.
+
+        Raises
+        ------
+        SignalError
+            If it is something else, or the signal is missing or has another name.
+        """
+        if signal is None:
+            return super().load(path)
+        card, tensors = read_signal(path)
+        if card.kind != cls.kind or signal.name != card.settings["signal"]:
+            msg = (
+                f"{path} must be a {cls.kind} of the signal {signal.name!r}, got a "
+                f"{card.kind} of {card.settings.get('signal')!r}; pass that one"
+            )
+            raise SignalError(msg)
+        return cls(card, signal, HeldOut.from_tensors(tensors))
+
+
+@final
+class Constant:
+    """A risk of 1 everywhere: what a bound of constant width scales."""
+
+    name = "constant"
+    requires: frozenset[str] = frozenset()
+
+    def __call__(self, prediction: Prediction) -> TensorReading:
+        """Return 1."""
+        del prediction
+        return TensorReading(self.name, 1.0)
+
+
+# Signals without a fit, which a file can hold by name; others are brought at loading.
+_PLAIN: dict[str, Any] = {
+    kind.name: kind
+    for kind in (Constant, MaxForce, ForceSpread, EnergySpread, StressSpread)
+} | {OrbConfidence.name: OrbConfidence}
+
+
+def _card(
+    samples: Samples, base: Signal, read: Risks, settings: dict[str, Any]
+) -> SignalCard:
+    target, coverage = settings["target"], settings["coverage"]
+    left_out = len(samples) - len(read.order)
+    return fit_card(
+        ConformalInterval.kind,
+        samples,
+        set().union(*read.elements),
+        0,  # the other signal looks at the width
+        risk=f"bound on the {_WORDS[target]} that holds for a share {coverage:g}",
+        unit=UNITS[target],
+        settings=settings | {"signal": base.name, "base": _described(base)},
+        training={"structures": len(read.order), "left_out": left_out},
+        report={"median_error": float(np.median(read.errors))},
+    )
+
+
+def _refuse_missing(read: Risks, target: str) -> None:
+    if len(missing := read.order[np.isnan(read.errors)]):
+        msg = (
+            f"every frame must have a finite reference for {target}, got none in "
+            f"{len(missing)} (the first: frame {missing.min()}); leave them out, or "
+            "name the key in labels"
+        )
+        raise LabelError(msg)
+
+
+def _described(base: Signal) -> dict[str, Any]:
+    """Return what a card says of the other signal, to make it again."""
+    if isinstance(base, FittedSignal):
+        return {"card": asdict(base.card)}
+    if type(base) is _PLAIN.get(base.name):
+        return {"plain": base.name, "settings": getattr(base, "settings", {})}
+    return {}

@@ -1,0 +1,274 @@
+"""What a signal is fitted on: frames still to be evaluated, or a dataset at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
+from numpy.typing import NDArray
+
+from uqcalc.backbones.base import Backbone, Prediction
+from uqcalc.backbones.batching import batches, predict_each
+from uqcalc.backbones.registry import tap
+from uqcalc.errors import LabelError
+from uqcalc.probe.groups import group_names
+from uqcalc.progress import progress_bar
+from uqcalc.signals.base import Signal, to_host
+
+
+if TYPE_CHECKING:
+    from uqcalc.probe.dataset import Dataset
+    from uqcalc.probe.labels import Labels
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Which share of the groups is kept from a fit, for its thresholds.
+
+    Attributes
+    ----------
+    held_out : float
+        Share of the groups, in [0, 1); with 0 there is nothing to take thresholds from.
+    group_key : str, optional
+        Key of ``atoms.info`` that says which frames belong together (one molecule, one
+        run). Without one each frame counts by itself. A `uqcalc.Labels` with a key
+        says it, too; a dataset brings its groups.
+    seed : int
+        Of all that is drawn.
+    """
+
+    held_out: float = 0.2
+    group_key: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out < 1:
+            msg = f"held_out must be a share in [0, 1), got {self.held_out}"
+            raise LabelError(msg)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Risks:
+    """What a signal says of some samples, in the order they were read.
+
+    Attributes
+    ----------
+    order, risks, errors : arrays (structures,)
+        Index of each; the risk, NaN where the signal does not run; and the error, NaN
+        where there is no label.
+    elements : list of sets
+        Atomic numbers of each.
+    """
+
+    order: NDArray[np.int64]
+    risks: NDArray[np.float64]
+    errors: NDArray[np.float64]
+    elements: list[set[int]]
+
+    def where(self, chosen: NDArray[np.bool_]) -> Risks:
+        """Return those of the samples."""
+        elements = [self.elements[i] for i in np.flatnonzero(chosen)]
+        return Risks(
+            self.order[chosen], self.risks[chosen], self.errors[chosen], elements
+        )
+
+
+class Samples:
+    """Structures in groups, evaluated when they are read.
+
+    Parameters
+    ----------
+    source : sequence of Atoms or Dataset
+        Frames are evaluated in batches, and their predictions not kept.
+    calculator : ase calculator or Backbone
+        The potential; of a dataset, the one it was built with.
+    labels : Labels, optional
+        Where the references of frames are.
+    group_key : str, optional
+        Instead of that of ``labels``.
+
+    Attributes
+    ----------
+    groups : array (structures,)
+        Which belong together, as numbers.
+    grouped : bool
+        Whether anybody said so.
+    offsets : bool
+        Whether energies were compared after offsets.
+    """
+
+    def __init__(
+        self,
+        source: Sequence[Atoms] | Dataset,
+        calculator: BaseCalculator | Backbone,
+        labels: Labels | None = None,
+        group_key: str | None = None,
+    ) -> None:
+        from uqcalc.probe.dataset import Dataset  # which brings much else
+
+        if isinstance(source, (str, Path, Atoms)):
+            msg = (
+                f"frames must be a list of Atoms or a Dataset, got "
+                f"{type(source).__name__}; read files first: "
+                'ase.io.read("frames.xyz", ":")'
+            )
+            raise LabelError(msg)
+        self.backbone = tap(calculator)
+        self.offsets = False
+        self._labels = labels
+        self._dataset = source if isinstance(source, Dataset) else None
+        self._frames = [] if isinstance(source, Dataset) else list(source)
+        if isinstance(source, Dataset):
+            _check_labels(source.labels, labels)
+            names = list(source.groups)
+            self.grouped = source.group_key is not None or len(set(names)) < len(names)
+            self.offsets = bool(source.offsets)
+        else:
+            _refuse_offsets(labels)
+            key = group_key or (labels.group_key if labels else None)
+            names = group_names(self._frames, key)
+            self.grouped = key is not None
+        if not names:
+            msg = "frames must be at least one, got none; add structures"
+            raise LabelError(msg)
+        self.groups = np.unique(names, return_inverse=True)[1]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def split(self, split: Split) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the indices to fit on and those of whole groups that are held out.
+
+        Raises
+        ------
+        LabelError
+            If there is but one group.
+        """
+        names = np.unique(self.groups)
+        everything = np.arange(len(self))
+        if split.held_out == 0:
+            return everything, everything[:0]
+        if len(names) < 2:
+            msg = (
+                "frames must come in at least 2 groups, so that one can be held out, "
+                "got 1; add some, or pass Split(held_out=0) and go without thresholds"
+            )
+            raise LabelError(msg)
+        count = min(max(1, round(split.held_out * len(names))), len(names) - 1)
+        held = np.random.default_rng(split.seed).permutation(names)[:count]
+        is_held = np.isin(self.groups, held)
+        return everything[~is_held], everything[is_held]
+
+    def read(
+        self,
+        indices: NDArray[np.int64],
+        requires: Collection[str] = (),
+        title: str = "features",
+    ) -> Iterator[tuple[int, Prediction, float | None]]:
+        """Give (index, prediction, error in eV or eV/Å where there is a label).
+
+        ``requires`` are capabilities that the predictions must have.
+
+        Raises
+        ------
+        LabelError
+            For a frame that cannot be evaluated, or a dataset without them.
+        """
+        if self._dataset is None:
+            yield from self._evaluated(indices, requires, title)
+            return
+        for index in indices:
+            prediction = self._dataset.predictions[index]
+            _require(prediction, requires)
+            yield int(index), prediction, float(self._dataset.errors[index])
+
+    def risks(self, signal: Signal, indices: NDArray[np.int64]) -> Risks:
+        """Read a signal, and the errors of what is labelled.
+
+        Raises
+        ------
+        LabelError
+            As `read`.
+        """
+        rows: list[tuple[int, float, float]] = []
+        elements = []
+        title = signal.name
+        for index, prediction, error in self.read(indices, signal.requires, title):
+            reading = signal(prediction)
+            risk = to_host([reading])[0].risk if reading else np.nan
+            rows.append((index, risk, np.nan if error is None else error))
+            elements.append(set(np.unique(prediction.numbers).tolist()))
+        table = np.array(rows, dtype=float).reshape(-1, 3)
+        return Risks(table[:, 0].astype(int), table[:, 1], table[:, 2], elements)
+
+    def _evaluated(
+        self, indices: NDArray[np.int64], requires: Collection[str], title: str
+    ) -> Iterator[tuple[int, Prediction, float | None]]:
+        wanted = ["energy", "forces", *sorted({*requires} & self.backbone.on_demand)]
+        by_size = sorted(indices, key=lambda i: len(self._frames[i]))
+        with progress_bar() as progress:
+            task = progress.add_task(title, total=len(by_size))
+            for batch in batches(by_size, lambda i: len(self._frames[i])):
+                frames = [self._frames[i] for i in batch]
+                outcomes = predict_each(self.backbone, frames, wanted)
+                for index, outcome in zip(batch, outcomes, strict=True):
+                    prediction = _sound(int(index), outcome)
+                    yield int(index), prediction, self._error(index, prediction)
+                progress.advance(task, len(batch))
+
+    def _error(self, index: int, prediction: Prediction) -> float | None:
+        if self._labels is None:
+            return None
+        reference = self._labels.reference(self._frames[index])
+        if reference is None or not np.all(np.isfinite(reference)):
+            return None
+        return self._labels.error(prediction, reference)
+
+
+def _sound(index: int, outcome: Prediction | str) -> Prediction:
+    if isinstance(outcome, Prediction):
+        if bool(outcome.features.isfinite().all()):
+            return outcome
+        outcome = "features hold NaN or infinity"
+    msg = (
+        f"every frame must be one that can be evaluated, got frame {index}: {outcome}; "
+        "leave it out"
+    )
+    raise LabelError(msg)
+
+
+def _require(prediction: Prediction, requires: Collection[str]) -> None:
+    missing = [
+        name
+        for name in sorted({*requires} - {"energy", "forces", "stress"})
+        if getattr(prediction, name, True) is None
+    ]
+    if missing:
+        msg = (
+            f"dataset must hold {missing} for this signal, got one that does not keep "
+            "them; pass the frames instead"
+        )
+        raise LabelError(msg)
+
+
+def _check_labels(own: Labels | None, wanted: Labels | None) -> None:
+    if own is not None and wanted is not None and own.target != wanted.target:
+        msg = (
+            f"dataset must be one of {wanted.target!r}, got one of {own.target!r}; "
+            "build it with other labels, or pass the frames"
+        )
+        raise LabelError(msg)
+
+
+def _refuse_offsets(labels: Labels | None) -> None:
+    if labels is not None and labels.offsets:
+        msg = (
+            "frames must have energies that need no offsets, got labels with "
+            "offsets=True; pass a dataset, which fits and removes them"
+        )
+        raise LabelError(msg)
