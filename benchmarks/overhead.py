@@ -17,7 +17,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,13 @@ from uqcalc import ReliableCalculator
 from uqcalc.backbones.base import Prediction
 from uqcalc.backbones.registry import tap
 from uqcalc.policy import Policy, Threshold
+from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.card import Card
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.inputs import Statistics
+from uqcalc.probe.joined import ATOM_CENTRES, CENTRES, Joined, JoinedShape
 from uqcalc.probe.network import ProbeNetwork
+from uqcalc.probe.scope import Scope
 from uqcalc.probe.training import Recipe
 from uqcalc.signals.probe import ProbeSignal
 
@@ -91,21 +94,32 @@ def random_probe(
 ) -> Probe:
     """Return a probe with random weights in the shape of ``architecture``."""
     recipe = Recipe(architecture=architecture)
-    shape = recipe.shape(features, charges=False)
+    layers = recipe.shape(features, charges=False)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = ProbeNetwork(shape)
+        network = ProbeNetwork(layers)
     card = Card(
         fingerprint=fingerprint,
         target="forces",
         boundary=0.1,
         architecture=architecture,
-        shape=shape.to_dict(),
+        shape=layers.to_dict(),
         elements=ELEMENTS,
         sizes=[1, 10_000],
     )
-    raw = architecture == "probe-2026"
-    return Probe(card, network, None if raw else Statistics(features))
+    if architecture == "probe-2026":
+        return Probe(card, network, None)
+    if architecture == "standard":
+        return Probe(card, network, Statistics(features))
+    shape = JoinedShape(features, CENTRES, ATOM_CENTRES)
+    card = replace(
+        card,
+        joined=asdict(shape),
+        atom_boundary=0.1,
+        atom_calibration=Calibration(),
+        scope=Scope(1.0, 0.99, 1, 10_000),
+    )
+    return Probe(card, network, Statistics(features), Joined(shape))
 
 
 @dataclass
@@ -519,7 +533,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="of torch; its default otherwise")
     parser.add_argument("--repeats", type=int, default=40, help="pairs at most")
     parser.add_argument("--sizes", type=int, nargs="+", help="atoms")
-    choices = ["probe-2026", "standard"]
+    choices = ["probe-2026", "joined"]
     parser.add_argument("--shapes", nargs="+", choices=choices, default=choices)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--seed", type=int, default=0)

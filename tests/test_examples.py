@@ -17,6 +17,7 @@ SMALL = {
     "screen_structures.py": ["--names", "CH4", "HCN"],
     "judge_trajectory.py": [str(EXAMPLES / "ethanol.xyz")],
     "fit_a_probe.py": ["--frames", "60", "--epochs", "3"],
+    "from_labels_to_halting.py": ["--quick"],
     "zeolite_md.py": ["--normal", "24", "--steps", "6"],
 }
 
@@ -28,7 +29,7 @@ def test_no_example_is_left_out():
 @pytest.mark.parametrize("name", SMALL)
 def test_example(name, tmp_path, monkeypatch, capsys):
     import_mace()
-    if name == "fit_a_probe.py":
+    if name in {"fit_a_probe.py", "from_labels_to_halting.py"}:
         pytest.importorskip("tblite")
     if name == "zeolite_md.py":
         pytest.importorskip("orb_models")

@@ -44,7 +44,7 @@ def test_a_mace_file_opens_with_and_without_its_prefix(prefix, tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("mase", "model must be one of default, chgnet, mace:FILE.* got 'mase'"),
+        ("mase", "must be one of default, chgnet, sevennet, mace:FILE.* got 'mase'"),
         ("default:2", "model must be one of"),
         ("mace:not/there.model", "must name a file that exists, got 'not/there"),
         ("mace_off:tiny", r"size of mace_off must be one of \['large'.* got 'tiny'"),

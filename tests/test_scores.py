@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 from sklearn import metrics
 
 from uqcalc import scores
@@ -62,6 +62,50 @@ def test_calibrated_sample_sits_at_the_floor_and_a_shifted_one_does_not(sample):
     assert scores.expected_calibration_error(truth, belief) < 1.6 * floor
     shifted = np.clip(belief + 0.2, 0, 1)
     assert scores.expected_calibration_error(truth, shifted) > 2.5 * floor
+
+
+def test_brier_decomposition_sums_up_and_is_murphys_on_bins(sample):
+    truth, belief = sample
+    parts = scores.brier_decomposition(truth, belief)
+    total = parts["reliability"] - parts["resolution"] + parts["uncertainty"]
+    brier = metrics.brier_score_loss(truth, belief)
+    assert total + parts["within_bins"] == pytest.approx(brier, abs=1e-15)
+    assert parts["uncertainty"] == pytest.approx(truth.mean() * (1 - truth.mean()))
+    # one probability to a bin: nothing is left within, the three are Murphy's own
+    coarse = (np.floor(belief * 10) + 0.5) / 10
+    parts = scores.brier_decomposition(truth, coarse)
+    assert parts["within_bins"] == pytest.approx(0, abs=1e-15)
+    brier = np.mean((coarse - truth) ** 2)
+    total = parts["reliability"] - parts["resolution"] + parts["uncertainty"]
+    assert total == pytest.approx(brier, abs=1e-15)
+    # by hand: bins {0.2, 0.2} with 0 of 2, {0.7, 0.7} with 1 of 2; the rate is 1/4
+    parts = scores.brier_decomposition([0, 0, 1, 0], [0.2, 0.2, 0.7, 0.7])
+    assert parts["reliability"] == pytest.approx((0.2**2 + 0.2**2) / 2)
+    assert parts["resolution"] == pytest.approx((0.25**2 + 0.25**2) / 2)
+
+
+def test_base_rate_alone_has_no_resolution():
+    truth = np.arange(40) % 4 == 0
+    parts = scores.brier_decomposition(truth, np.full(40, 0.25))
+    assert parts == pytest.approx(
+        {"reliability": 0, "resolution": 0, "uncertainty": 3 / 16, "within_bins": 0}
+    )
+
+
+def test_wilson_interval_against_scipy():
+    hits, counts = np.array([0, 3, 10, 47]), np.array([4, 10, 10, 90])
+    low, high = scores.wilson_interval(hits, counts, 0.9)
+    for k, n, a, b in zip(hits, counts, low, high, strict=True):
+        expected = binomtest(k, n).proportion_ci(0.9, method="wilson")
+        assert (a, b) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert all(np.isnan(bound) for bound in scores.wilson_interval(0, 0))
+
+
+def test_bins_hold_everything_and_the_last_is_closed():
+    found = scores.reliability_bins([1, 0, 1], [0.0, 0.95, 1.0], bins=4)
+    assert found.counts.tolist() == [1, 0, 0, 2]
+    np.testing.assert_allclose(found.predicted, [0, np.nan, np.nan, 0.975])
+    np.testing.assert_allclose(found.observed, [1, np.nan, np.nan, 0.5])
 
 
 def test_coverage_table_by_hand():

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from uqcalc.backbones.base import Backbone
 from uqcalc.policy import Policy, Threshold
+from uqcalc.probe.card import MEANINGS, Card
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.shipped import find_probe
 from uqcalc.signals.base import Signal, check_readable
@@ -54,7 +55,7 @@ def choose_signals(
                 "uqcalc.fit, or pass signals and a policy"
             )
         elif probe is not None:
-            _say_once(f"took the probe that ships with the package: {probe.card}")
+            _say_once(_taken(probe.card))
     if probe is not None:
         loaded = probe if isinstance(probe, Probe) else Probe.load(probe)
         loaded.check(backbone)
@@ -127,6 +128,15 @@ def label_free(backbone: Backbone) -> list[Signal]:
 def probes_of(signals: Sequence[Signal]) -> list[Probe]:
     """Return the probes among the signals."""
     return [signal.probe for signal in signals if isinstance(signal, ProbeSignal)]
+
+
+def _taken(card: Card) -> str:
+    smallest, largest = card.sizes
+    return (
+        f"took the probe that ships for {card.fingerprint}: P({MEANINGS[card.target]} "
+        f"<= {card.boundary:.4g} {card.unit}), fitted on structures of "
+        f"{len(card.elements)} elements and {smallest} to {largest} atoms"
+    )
 
 
 @lru_cache(maxsize=64)

@@ -96,6 +96,19 @@ def _default(detail: str, device: str, dtype: str | None) -> BaseCalculator:
     return bare_calculator(device, dtype or "float32")
 
 
+def _sevennet(detail: str, device: str, dtype: str | None) -> BaseCalculator:
+    del detail
+    if dtype == "float64":
+        msg = "dtype must be 'float32' for sevennet, got 'float64'; leave it out"
+        raise ModelError(msg)
+    try:
+        from sevenn.calculator import SevenNetCalculator
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("the model 'sevennet'", "sevenn", "sevennet") from error
+    found: BaseCalculator = SevenNetCalculator("7net-0", device=device)
+    return found
+
+
 def _chgnet(detail: str, device: str, dtype: str | None) -> BaseCalculator:
     del detail
     if dtype == "float64":
@@ -245,6 +258,7 @@ class _quiet(warnings.catch_warnings):
 _OPENERS: dict[str, Callable[[str, str, str | None], BaseCalculator]] = {
     "default": _default,
     "chgnet": _chgnet,
+    "sevennet": _sevennet,
     "mace": _mace_file,
     "mace_off": _mace_foundation("mace_off"),
     "mace_mp": _mace_foundation("mace_mp"),
@@ -253,6 +267,7 @@ _OPENERS: dict[str, Callable[[str, str, str | None], BaseCalculator]] = {
 _USAGE = (
     "default",
     "chgnet",
+    "sevennet",
     "mace:FILE",
     "mace_off:SIZE",
     "mace_mp:SIZE",

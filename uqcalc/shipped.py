@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 SHIPPED_PROBES = {
     "default": "default.probe",
     "chgnet": "chgnet.probe",
+    "sevennet": "sevennet.probe",
 }
 
 

@@ -32,14 +32,16 @@ BACKBONE = cast(
     SimpleNamespace(fingerprint="benchmark", provides=frozenset({"features"})),
 )
 FOLDS = 3
-NEIGHBOURS_FROM = 20_000  # atoms
+NEIGHBOURS_FROM = 4_000  # atoms
 Risk = Callable[[Dataset], np.ndarray]
 
 
 class Row(Protocol):
     """Fits to labelled structures; returns a function that reads risks."""
 
-    def __call__(self, data: Dataset, target: str, boundary: float) -> Risk: ...
+    def __call__(self, data: Dataset, target: str, boundary: float) -> Risk:
+        """Return a function that reads the risk of each structure."""
+        ...
 
 
 def max_force(_data: Dataset, _target: str, _boundary: float) -> Risk:
@@ -81,7 +83,7 @@ def rigidity(data: Dataset, target: str, _boundary: float) -> Risk:
 
 
 def logistic(data: Dataset, _target: str, boundary: float) -> Risk:
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.003, max_iter=1000))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.003, max_iter=200))
     model.fit(_pooled(data), data.errors > boundary)
     return lambda d: model.decision_function(_pooled(d))
 

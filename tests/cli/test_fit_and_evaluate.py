@@ -41,6 +41,11 @@ def invoke(*words):
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
+SHOWN = pytest.mark.filterwarnings("always::uqcalc.errors.LabelWarning")
+FEW = "a probe should have at least 200 labelled structures, got 90"
+
+
+@SHOWN
 def test_fit_then_evaluate(data, tmp_path):
     probe = tmp_path / "my.probe"
     options = ("--group", "run", "--epochs", 15, "--device", "cpu")
@@ -49,12 +54,28 @@ def test_fit_then_evaluate(data, tmp_path):
     assert "AUROC" in done.stdout
     card = Probe.load(probe).card
     assert sum(card.training["groups"].values()) == 30
-    assert (tmp_path / "my.probe.png").is_file()
-    seen = invoke("evaluate", probe, data, "-o", tmp_path / "again", "--device", "cpu")
+    for ending in ("json", "png", "html"):
+        assert f"my.probe.{ending}" in done.stdout
+        assert (tmp_path / f"my.probe.{ending}").stat().st_size > 0
+    assert f"warning: {FEW}" in done.stderr
+    page = (tmp_path / "my.probe.html").read_text(encoding="utf-8")
+    assert FEW in page
+    options = ("--group", "run", "--device", "cpu")
+    seen = invoke("evaluate", probe, data, "-o", tmp_path / "again", *options)
     assert seen.exit_code == 0, seen.output
     report = json.loads((tmp_path / "again.json").read_text())["report"]
-    assert report["structures"] == 90
+    assert (report["structures"], report["groups"]) == (90, 30)
+    assert (tmp_path / "again.html").is_file()
     assert f"AUROC {report['auroc']:.3f}" in seen.stdout
+
+
+@SHOWN
+def test_warnings_come_before_the_expensive_part(data, tmp_path):
+    """Even where the labels then turn out to be missing."""
+    words = ("-o", tmp_path / "my.probe", "--forces-key", "dft", "--group", "run")
+    done = invoke("fit", data, *words)
+    assert done.stderr.startswith(f"warning: {FEW}")
+    assert "must have a usable label" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from uqcalc.probe.training import fit_datasets
 NAMES = ["H2O", "CH3OH", "NH3", "C2H6"]
 REPORT = {"structures", "prevalence", "majority_accuracy", "accuracy", "mcc", "f1"}
 REPORT |= {"auroc", "ece", "ece_noise_floor", "brier", "coverage", "spearman"}
-REPORT |= {"median_error", "unseen_elements"}
+REPORT |= {"median_error", "unseen_elements", "groups", "atoms", "brier_decomposition"}
+REPORT |= {"outside_scope", "false_trust", "false_trust_outside"}
 
 
 def amounts(count, *, seed):

@@ -5,10 +5,18 @@ import pytest
 from builders import rattled
 from probe.toys import ToyBackbone
 
-from uqcalc import Labels, Probe, Promise, Recipe, calibrate, fit
+from uqcalc import (
+    Labels,
+    Probe,
+    Promise,
+    Recipe,
+    ReliableCalculator,
+    calibrate,
+    fit,
+)
 from uqcalc.errors import LabelError, LabelWarning, ProbeError
 from uqcalc.probe.dataset import build_dataset
-from uqcalc.probe.promising import acceptance
+from uqcalc.probe.promising import acceptance, probability_boundary
 
 
 NAMES = ["H2O", "CH3OH", "NH3", "C2H6"]
@@ -46,6 +54,8 @@ def test_the_promise_is_what_counting_by_hand_gives(probe, tmp_path):
     promised = calibrate(probe, frames, ToyBackbone(), tolerance="90 meV/Å", **LOOSE)
     found = Promise.from_dict(promised.card.promise)
     assert (found.tolerance, found.unit, found.risk) == (0.09, "eV/Å", 0.3)
+    assert found.boundary == 0.09
+    assert "P(error <= 0.09 eV/Å) at least" in str(found)
     data = build_dataset(frames, ToyBackbone(), Labels())
     kept = acceptance(probe, data, 0.09) >= found.cutoff
     assert (found.groups, found.accepted) == (120, kept.sum())
@@ -67,6 +77,38 @@ def test_elements_that_the_labels_lacked_are_never_accepted(probe):
         atoms.numbers[0] = 9
     data = build_dataset(frames, ToyBackbone(), Labels())
     np.testing.assert_array_equal(np.isnan(acceptance(probe, data, 0.1)), [1, 0] * 4)
+
+
+def test_what_lies_outside_the_scope_is_never_accepted(probe):
+    """Whatever its probability: the live verdict would be SUSPECT at best."""
+    frames = labelled(30, seed=6)
+    for atoms in frames[::3]:
+        atoms.positions *= 0.25  # far from all labels
+    frames[1] = frames[1].repeat((3, 3, 1))  # more atoms than twice the largest
+    frames[1].arrays["REF_forces"] = np.zeros((len(frames[1]), 3))
+    data = build_dataset(frames, ToyBackbone(), Labels())
+    live = ReliableCalculator(ToyBackbone(), probe)
+    outside = [bool(live.assess(a).readings[0].out_of_scope) for a in frames]
+    assert all(outside[::3])
+    assert outside[1]
+    found = acceptance(probe, data, probe.card.boundary)
+    np.testing.assert_array_equal(np.isnan(found), outside)
+
+
+def test_the_probability_is_that_of_the_tolerance_where_labels_covered_it(probe):
+    data = build_dataset(labelled(20, seed=7), ToyBackbone(), Labels())
+    known = probe.card.calibration.boundaries
+    low, high = known[0], known[-1]
+    own = acceptance(probe, data, probe.card.boundary)
+    middle = (probe.card.boundary + high) / 2
+    scored = ~np.isnan(own)
+    expected = probe.reliability(data.predictions, boundary=middle).numpy()
+    at_middle = acceptance(probe, data, middle)
+    np.testing.assert_allclose(at_middle[scored], expected[scored], atol=1e-6)
+    assert np.all(at_middle[scored] > own[scored])
+    for uncovered in (low / 2, high * 2):
+        np.testing.assert_array_equal(acceptance(probe, data, uncovered), own)
+        assert probability_boundary(probe, uncovered) == probe.card.boundary
 
 
 class Untouched(ToyBackbone):

@@ -53,7 +53,7 @@ def test_sizes_as_far_as_the_target_allows():
             assert scope.doubts(np.ones(atoms, dtype=int)) == ()
         for atoms in (low - 1, high + 1):
             (why,) = scope.doubts(np.ones(atoms, dtype=int))
-            assert why.startswith(f"{atoms} atoms, labelled structures had {low} to")
+            assert why.startswith(f"{atoms} atoms, calibrated for {low} to")
 
 
 def test_charges_are_the_nearest_whole_ones():

@@ -17,8 +17,8 @@ ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
-        help="Potential: default, chgnet, mace:FILE, mace_off:SIZE, mace_mp:SIZE, or "
-        "orb:NAME such as orb:orb-v3-direct-20-mpa.",
+        help="Potential: default, chgnet, sevennet, mace:FILE, mace_off:SIZE, "
+        "mace_mp:SIZE, or orb:NAME such as orb:orb-v3-direct-20-mpa.",
     ),
 ]
 DeviceOption = Annotated[

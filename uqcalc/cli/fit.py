@@ -53,6 +53,17 @@ def fit(  # noqa: PLR0913  (one option each)
             min=1, help="Most passes over the data; by default the recipe's own."
         ),
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps the potential's features: the next fit of these "
+            "frames reads them, an interrupted one goes on."
+        ),
+    ] = None,
+    devices: Annotated[
+        int,
+        typer.Option(min=1, help="Processes that train, each on a device of its own."),
+    ] = 1,
     seed: Annotated[
         int, typer.Option(min=0, help="Of the split and of the network.")
     ] = 0,
@@ -80,7 +91,9 @@ def fit(  # noqa: PLR0913  (one option each)
             boundary=boundary,
             offsets=fit_offsets,
         )
-        recipe = (uqcalc.Recipe.published if published else uqcalc.Recipe)(seed=seed)
+        recipe = (uqcalc.Recipe.published if published else uqcalc.Recipe)(
+            seed=seed, devices=devices
+        )
         if epochs is not None:
             recipe = replace(recipe, epochs=epochs)
         result = uqcalc.fit(
@@ -91,6 +104,7 @@ def fit(  # noqa: PLR0913  (one option each)
             calibration=None if calibration is None else read_frames(calibration),
             test=None if test is None else read_frames(test),
             exclude=exclude or (),
+            cache=cache,
         )
         out().print(str(result))
         written = [result.probe.save(output), *result.write(output, heard)]

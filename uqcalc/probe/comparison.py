@@ -13,11 +13,11 @@ from uqcalc.backbones.base import Prediction
 from uqcalc.errors import LabelError
 from uqcalc.probe.atomrows import AtomRows
 from uqcalc.probe.labels import Labels, force_errors
-from uqcalc.probe.shards import Shards, sizes_of, taken
+from uqcalc.probe.shards import Shards, evenly, sizes_of, taken
 from uqcalc.probe.units import warn_of_units
 
 
-_ENOUGH = 5000  # structures that a unit, or a level of theory, shows in
+ENOUGH = 5000  # structures that a unit, or a level of theory, shows in
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +76,8 @@ def compare(
         else:
             first = ends[k] - len(prediction.numbers)
             of_atoms[first : ends[k]] = force_errors(prediction, wanted)
-    sample = spread(np.flatnonzero(finite))
+    sound = np.flatnonzero(finite)
+    sample = sound[evenly(len(sound), ENOUGH)]
     warn_of_units(
         labels.target,
         taken(predictions, sample),
@@ -88,13 +89,6 @@ def compare(
         residuals if labels.of_energy else None,
         AtomRows(of_atoms, ends) if forces else None,
     )
-
-
-def spread(rows: NDArray[np.int64], most: int = _ENOUGH) -> NDArray[np.int64]:
-    """Return ``most`` of the rows, evenly spread; all where there are fewer."""
-    if len(rows) <= most:
-        return rows
-    return rows[np.linspace(0, len(rows) - 1, most).astype(int)]
 
 
 def _finite(prediction: Prediction) -> bool:

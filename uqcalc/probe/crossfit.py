@@ -92,8 +92,7 @@ def group_folds(groups: Sequence[str], folds: int, seed: int) -> NDArray[np.int6
 
 def read_paths(probe: Probe, data: Dataset, rows: NDArray[np.int64]) -> Unseen:
     """Return what the paths of ``probe``, not weighted yet, say of ``rows``."""
-    sizes = [len(data.predictions[i].numbers) for i in rows]
-    rows = rows[np.argsort(sizes, kind="stable")]  # little to pad
+    rows = rows[np.argsort(data.sizes[rows], kind="stable")]  # little to pad
     paths, distances, atoms = [], [], []
     for chunk in chunks(data.subset(rows).predictions):
         joined = probe.joined_output(chunk)

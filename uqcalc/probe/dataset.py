@@ -6,23 +6,23 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from ase import Atoms
 from numpy.typing import NDArray
 
 from uqcalc.backbones.base import Backbone, Prediction
-from uqcalc.backbones.batching import batches
 from uqcalc.errors import LabelError
 from uqcalc.probe.atomrows import AtomRows
-from uqcalc.probe.comparison import compare, spread
+from uqcalc.probe.comparison import ENOUGH, compare
 from uqcalc.probe.featurecache import Cache, predict_cached
+from uqcalc.probe.features import evaluate_frames
 from uqcalc.probe.groups import group_names
 from uqcalc.probe.labels import Labels, find_defects, refuse_defects
 from uqcalc.probe.offsets import fit_offsets, offset_energies, warn_of_offsets
-from uqcalc.probe.shards import numbers_of, sizes_of, taken
+from uqcalc.probe.shards import evenly, numbers_of, sizes_of, taken
 from uqcalc.progress import progress_bar
 
 
@@ -213,7 +213,7 @@ def build_dataset(
         return data.with_offsets(offsets)
     if labels.offsets:
         return data.fit_offsets()
-    sample = spread(np.arange(len(data)))
+    sample = evenly(len(data), ENOUGH)
     numbers = numbers_of(taken(data.predictions, sample))
     warn_of_offsets(numbers, data.residuals[sample])
     return data
@@ -253,15 +253,11 @@ def _labelled(
 def _predict(
     frames: Sequence[Atoms], rows: Sequence[int], backbone: Backbone, title: str
 ) -> list[Prediction]:
-    predictions: dict[int, Prediction] = {}
     with progress_bar() as progress:
         task = progress.add_task(title, total=len(rows))
-        by_size = sorted(rows, key=lambda i: len(frames[i]))
-        for batch in batches(by_size, lambda i: len(frames[i])):
-            done = backbone.predict_many([frames[i] for i in batch])
-            predictions.update(zip(batch, map(_slim, done), strict=True))
-            progress.advance(task, len(batch))
-    return [predictions[i] for i in rows]
+        return evaluate_frames(
+            [frames[i] for i in rows], backbone, partial(progress.advance, task)
+        )
 
 
 def _too_few_groups(shares: int, groups: Sequence[str]) -> str:
@@ -285,23 +281,3 @@ def _kept(frames: Sequence[Atoms], found: dict[str, list[int]]) -> list[int]:
         )
         raise LabelError(msg)
     return kept
-
-
-def _slim(prediction: Prediction) -> Prediction:
-    """Keep features and charges as own float32 copies on the CPU."""
-    charges = prediction.charges
-    return Prediction(
-        numbers=prediction.numbers,
-        positions=prediction.positions,
-        cell=prediction.cell,
-        pbc=prediction.pbc,
-        results={k: prediction.results[k] for k in ("energy", "forces")},
-        energy=prediction.energy,
-        forces=prediction.forces,
-        features=_own(prediction.features),
-        charges=None if charges is None else _own(charges),
-    )
-
-
-def _own(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to("cpu", torch.float32, copy=True)

@@ -199,13 +199,13 @@ def evaluate_dataset(probe: Probe, data: Dataset) -> Evaluation:
 
 
 def _tested(data: Dataset, seen: Judged, known: NDArray[np.int64]) -> Tested:
-    predictions = data.predictions
+    numbers = data.numbers
     atom_probability = atom_errors = None
     if seen.atoms is not None and data.atom_errors is not None:
         atom_probability = np.concatenate([seen.atoms[i] for i in known])
         atom_errors = np.concatenate([data.atom_errors[i] for i in known])
     return Tested(
-        formulas=[_formula(predictions[i].numbers) for i in known],
+        formulas=[_formula(numbers[i]) for i in known],
         groups=[data.groups[i] for i in known],
         outside=seen.outside[known],
         novelty=None if seen.novelty is None else seen.novelty[known],

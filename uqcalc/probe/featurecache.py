@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
-from uqcalc.backbones.base import Backbone, Prediction
-from uqcalc.backbones.batching import batches
+from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.errors import RecordError
 from uqcalc.files import one_writer
+from uqcalc.probe.features import evaluate_frames
 from uqcalc.probe.labels import geometry_key
 from uqcalc.probe.packing import check_precision
 from uqcalc.probe.shardfile import (
@@ -122,15 +123,11 @@ def _evaluate(
     """Evaluate frames a shard at a time, those of like size together."""
     with progress_bar() as progress:
         task = progress.add_task(title, total=len(asked))
+        advance = partial(progress.advance, task)
         for block in _blocks(frames, asked):
-            order = sorted(range(len(block)), key=lambda k: len(block[k][0]))
-            done: dict[int, Prediction] = {}
-            for batch in batches(order, lambda k: len(block[k][0])):
-                predictions = backbone.predict_many([block[k][0] for k in batch])
-                done.update(zip(batch, predictions, strict=True))
-                progress.advance(task, len(batch))
-            for k, (_, key) in enumerate(block):
-                writer.add(done[k], key)
+            done = evaluate_frames([frame for frame, _ in block], backbone, advance)
+            for prediction, (_, key) in zip(done, block, strict=True):
+                writer.add(prediction, key)
             writer.flush()
 
 
@@ -164,9 +161,9 @@ def _mended(known: Folder) -> Folder:
 def _refuse_another(folder: Folder, backbone: Backbone) -> None:
     if len(folder.sizes) and not same_model(folder.fingerprint, backbone.fingerprint):
         msg = (
-            f"cache of features must be of this potential ({backbone.fingerprint}), got "
-            f"one of {folder.fingerprint} in {folder.path}; choose another folder, or "
-            "delete that one"
+            f"cache of features must be of this potential ({backbone.fingerprint}), "
+            f"got one of {folder.fingerprint} in {folder.path}; choose another folder, "
+            "or delete that one"
         )
         raise RecordError(msg)
 

@@ -17,7 +17,7 @@ from uqcalc.probe.numbers import ATOM_NAMES, ATOM_TREND, NAMES, TREND, PlainNumb
 
 
 PATHS = ("attention", "trend", "local")
-CENTRES, ATOM_CENTRES = 4000, 1500
+CENTRES, ATOM_CENTRES = 4000, 600
 
 
 class JoinedOutput(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -25,10 +24,13 @@ from uqcalc.probe.moments import Moments, chunks
 from uqcalc.probe.numbers import Described, PlainNumbers
 from uqcalc.probe.recipe import Recipe
 from uqcalc.probe.scope import learn_scope
+from uqcalc.probe.shards import evenly
 from uqcalc.probe.single import fit_single
 
 
-_MOST_ATOMS = 20_000  # labels of atoms that their paths are fitted to
+# Labels of structures, and of atoms, that kernel paths are fitted to: several for each
+# centre. More cost centres squared each, and it is the attention that profits.
+_MOST_FITTED, _MOST_ATOMS = 20_000, 20_000
 
 
 def fit_joined(
@@ -43,7 +45,7 @@ def fit_joined(
     def paths(part: Dataset) -> tuple[Probe, list[tuple[float, float]]]:
         return _fit_paths(part, backbone, labels, recipe, boundary)
 
-    crossed = data if len(data) <= MOST else data.subset(_some(data, recipe.seed))
+    crossed = data.subset(_some(data, recipe.seed)) if len(data) > MOST else data
     unseen = cross_fit(crossed, recipe.folds, recipe.seed, lambda part: paths(part)[0])
     probe, curve = paths(data)
     return _weigh(probe, crossed, unseen, boundary, labels), curve
@@ -65,24 +67,25 @@ def _fit_paths(
     shape = JoinedShape(
         card.feature_dim,
         min(CENTRES, len(data)),
-        0 if data.atom_errors is None else min(ATOM_CENTRES, sum(_sizes(data))),
+        0 if data.atom_errors is None else min(ATOM_CENTRES, int(data.sizes.sum())),
     )
     joined = Joined(shape)
     moments = Moments(data.predictions)
     energies = card.element_energies()
     learn_numbers(joined.numbers, data.predictions, moments, statistics, energies)
     joined = joined.double().float()  # everything learnt in one precision
-    chosen = _some_atoms(_sizes(data), recipe.seed) if shape.atom_centres else None
-    seen = _describe(joined.numbers, data, statistics, energies, chosen)
+    some = data.subset(evenly(len(data), _MOST_FITTED))
+    chosen = _some_atoms(some.sizes, recipe.seed) if shape.atom_centres else None
+    seen = _describe(joined.numbers, some, statistics, energies, chosen)
     joined.structure = KernelPaths.fit(
         joined.structure.shape,
         seen.numbers,
         seen.pooled,
-        torch.from_numpy(data.errors),
+        torch.from_numpy(some.errors),
         recipe.seed,
     )
-    if joined.atoms is not None and chosen is not None and data.atom_errors is not None:
-        errors = torch.from_numpy(np.concatenate(data.atom_errors))[chosen]
+    if joined.atoms is not None and chosen is not None and some.atom_errors is not None:
+        errors = torch.from_numpy(np.concatenate(some.atom_errors))[chosen]
         joined.atoms = KernelPaths.fit(
             joined.atoms.shape, seen.atoms, seen.atom_features, errors, recipe.seed
         )
@@ -138,7 +141,7 @@ def _weigh(
     scope = learn_scope(
         labels.target,
         unseen.distance,
-        _sizes(held),
+        held.sizes.tolist(),
         held.groups,
         sums,
     )
@@ -180,7 +183,7 @@ def _atom_calibration(
         boundary = labels.boundary
     if boundary is None or not errors.min() <= boundary < errors.max():
         boundary = float(np.percentile(errors, labels.percentile))
-    sizes = [len(a) for a in held.atom_errors]
+    sizes = held.sizes
     groups = np.repeat(np.asarray(held.groups), sizes)
     score = np.concatenate(unseen.atoms)
     chosen = np.flatnonzero(_some_atoms(sizes, 0).numpy())
@@ -189,13 +192,9 @@ def _atom_calibration(
     )
 
 
-def _sizes(data: Dataset) -> list[int]:
-    return [len(p.numbers) for p in data.predictions]
-
-
-def _some_atoms(sizes: Sequence[int], seed: int) -> torch.Tensor:
+def _some_atoms(sizes: NDArray[np.int64], seed: int) -> torch.Tensor:
     """Return which atoms are fitted to, (atoms,) of bool."""
-    atoms = sum(sizes)
+    atoms = int(sizes.sum())
     chosen = torch.zeros(atoms, dtype=torch.bool)
     generator = torch.Generator().manual_seed(seed)
     chosen[torch.randperm(atoms, generator=generator)[:_MOST_ATOMS]] = True
@@ -203,11 +202,6 @@ def _some_atoms(sizes: Sequence[int], seed: int) -> torch.Tensor:
 
 
 def _some(data: Dataset, seed: int) -> NDArray[np.int64]:
-    """Return structures of whole groups, about as many as weights can profit from."""
-    order = np.random.default_rng(seed).permutation(sorted(set(data.groups)))
-    counts: dict[str, int] = {}
-    for group in data.groups:
-        counts[group] = counts.get(group, 0) + 1
-    total = np.cumsum([counts[name] for name in order])
-    kept = set(order[: int(np.searchsorted(total, MOST)) + 1].tolist())
-    return np.flatnonzero([group in kept for group in data.groups])
+    """Return structures at random, as many as the weights can profit from."""
+    order = np.random.default_rng(seed).permutation(len(data))
+    return np.sort(order[:MOST])

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.probe.checkpoint import Probe
+from uqcalc.probe.feeding import like_sized
 from uqcalc.probe.paths import ProbeReading
 from uqcalc.probe.scope import CHARGE_GAP, FARTHEST
+from uqcalc.probe.shards import sizes_of
 
 
 _BATCH = 256  # structures, of like size
@@ -53,13 +55,12 @@ def judge(
     ProbeError
         If the boundary lies outside the errors of the labels.
     """
-    sizes = [len(p.numbers) for p in predictions]
-    order = np.argsort(sizes, kind="stable")  # little to pad
-    parts = []
-    for start in range(0, len(order), _BATCH):
-        rows = order[start : start + _BATCH]
-        parts.append(_judge(probe, [predictions[i] for i in rows], boundary))
-    back = np.argsort(order, kind="stable")
+    everything = np.arange(len(predictions))
+    batches = like_sized(everything, sizes_of(predictions), _BATCH)
+    parts = [
+        _judge(probe, [predictions[i] for i in rows], boundary) for rows in batches
+    ]
+    back = np.argsort(np.concatenate(batches), kind="stable")
     probability, unseen, outside = (
         np.concatenate([getattr(part, name) for part in parts])[back]
         for name in ("probability", "unseen", "outside")

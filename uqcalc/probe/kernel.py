@@ -76,6 +76,7 @@ class KernelPaths(nn.Module):
         super().__init__()
         self.shape = shape
         self._columns = list(shape.trend)
+        self._trend_centres: torch.Tensor | None = None
         for name, size in (
             ("slope", (len(shape.trend) + 1,)),
             ("centres", (shape.centres, shape.numbers)),
@@ -107,8 +108,16 @@ class KernelPaths(nn.Module):
         return (linear + wide) / 2, local
 
     def _wide(self, some: torch.Tensor) -> torch.Tensor:
+        if self._trend_centres is None:  # indexing costs as much as the distances
+            with torch.inference_mode(mode=False):
+                self._trend_centres = self.centres[:, self._columns].contiguous()
         width = self.shape.wide * len(self._columns)
-        return _laplacian(some, self.centres[:, self._columns], width)
+        return _laplacian(some, self._trend_centres, width)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> KernelPaths:  # noqa: FBT001, FBT002  (torch's signature)
+        self._trend_centres = None  # moved or cast: index them again
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def _narrow(self, numbers: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         shape = self.shape
@@ -183,13 +192,17 @@ def _machine(
     between = kernel(*(part[chosen] for part in inputs))
     unit = torch.eye(len(chosen), dtype=between.dtype)
     if len(chosen) == len(values):
-        exact: torch.Tensor = torch.linalg.solve(between + penalty * unit, values)
-        return exact
+        return _solve(between + penalty * unit, values)
     gram, right = penalty * between, torch.zeros_like(between[0])
     for start in range(0, len(values), _ROWS):
         rows = kernel(*(part[start : start + _ROWS] for part in inputs))
         gram += rows.T @ rows
         right += rows.T @ values[start : start + _ROWS]
     gram += 1e-8 * gram.diagonal().mean() * unit
-    weights: torch.Tensor = torch.linalg.solve(gram, right)
-    return weights
+    return _solve(gram, right)
+
+
+def _solve(matrix: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Solve for a positive definite matrix."""
+    factor = torch.linalg.cholesky(matrix)
+    return torch.cholesky_solve(values[:, None], factor)[:, 0]

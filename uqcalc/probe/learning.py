@@ -12,6 +12,7 @@ from uqcalc.backbones.prediction import Prediction
 from uqcalc.probe.inputs import Statistics
 from uqcalc.probe.moments import Moments, chunks
 from uqcalc.probe.numbers import PlainNumbers
+from uqcalc.probe.shards import evenly, taken
 
 
 _ENOUGH = 20_000  # structures that scales and principal components are taken from
@@ -76,8 +77,7 @@ def _learn_scales(
     statistics: Statistics,
     atom_energies: np.ndarray,
 ) -> None:
-    stride = max(1, len(predictions) // _ENOUGH)
-    chosen = [predictions[i] for i in range(0, len(predictions), stride)]
+    chosen = taken(predictions, evenly(len(predictions), _ENOUGH))
     parts = [
         plain.raw(
             chunk,

@@ -9,7 +9,7 @@ import torch
 from uqcalc.backbones.prediction import Prediction
 
 
-CHUNK = 512  # structures held at once
+CHUNK, CHUNK_ATOMS = 512, 2**14  # structures held at once, and atoms
 
 
 class Moments:
@@ -56,7 +56,15 @@ class Moments:
 
 
 def chunks(predictions: Sequence[Prediction]) -> Iterator[list[Prediction]]:
-    """Yield the predictions in order, some hundred structures at a time."""
-    for start in range(0, len(predictions), CHUNK):
-        stop = min(start + CHUNK, len(predictions))
-        yield [predictions[i] for i in range(start, stop)]
+    """Yield the predictions in order, as many at a time as memory surely holds."""
+    chunk: list[Prediction] = []
+    atoms = 0
+    for index in range(len(predictions)):
+        prediction = predictions[index]
+        atoms += len(prediction.numbers)
+        if chunk and (len(chunk) == CHUNK or atoms > CHUNK_ATOMS):
+            yield chunk
+            chunk, atoms = [], len(prediction.numbers)
+        chunk.append(prediction)
+    if chunk:
+        yield chunk

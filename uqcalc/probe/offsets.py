@@ -88,11 +88,14 @@ def offset_energies(
     LabelWarning
         If an element has no offset; it counts as 0.
     """
-    counts = composition(numbers)
-    table = np.zeros(counts.shape[1])
+    table = np.zeros(119)
     for z, energy in offsets.items():
         table[int(z)] = energy
-    present = set(np.flatnonzero(counts.sum(axis=0)).tolist())
+    present: set[int] = set()
+    energies = np.empty(len(numbers))
+    for index, atoms in enumerate(numbers):
+        present.update(atoms.tolist())
+        energies[index] = table[atoms].sum()
     if unknown := sorted(present - {int(z) for z in offsets}):
         symbols = ", ".join(chemical_symbols[z] for z in unknown)
         msg = (
@@ -100,7 +103,7 @@ def offset_energies(
             "energies of structures with them are compared as they are"
         )
         warnings.warn(msg, LabelWarning, stacklevel=3)
-    return np.asarray(counts @ table)
+    return energies
 
 
 def explained_by_composition(
@@ -141,11 +144,13 @@ def _per_atom(
     numbers: Sequence[NDArray[np.int64]], residuals: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[int]]:
     """Return fractions of the elements present, residual per atom, and which ones."""
-    counts = composition(numbers)
-    present = np.flatnonzero(counts.sum(axis=0))
-    sizes = counts.sum(axis=1)
-    rows = counts[:, present] / sizes[:, None]
-    return rows, np.asarray(residuals, float) / sizes, present.tolist()
+    present = sorted({int(z) for atoms in numbers for z in np.unique(atoms)})
+    rows = np.empty((len(numbers), len(present)))
+    sizes = np.empty(len(numbers))
+    for index, atoms in enumerate(numbers):
+        sizes[index] = len(atoms)
+        rows[index] = np.bincount(atoms, minlength=119)[present] / len(atoms)
+    return rows, np.asarray(residuals, float) / sizes, present
 
 
 def _solve(

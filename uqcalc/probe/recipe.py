@@ -28,6 +28,20 @@ class Recipe:
         "standard" is its attention alone.
     folds : int
         Of the groups, for weights and calibration of the default.
+    epochs, patience : int
+        Passes over the labels, and how many without a gain end them. A pass over more
+        than 500 batches counts as several.
+    batch_size : int
+        Structures of a step, over all devices.
+    most_steps : int or None
+        Gradient steps that are enough, however many labels there are.
+    devices : int
+        Processes that train the attention, each on a device of its own; more than one
+        need Lightning Fabric (extra "multi"), and a script whose work is under
+        ``if __name__ == "__main__"``.
+    accelerator : str
+        Where they run, as Fabric names it: "auto", "cpu", "cuda", ...; one process is
+        on the CPU unless another is named.
     suspect, unreliable : float
         Cutoffs on P(reliable) that the default policy takes: by default SUSPECT when
         more than one in five such predictions is wrong, UNRELIABLE when more than
@@ -43,6 +57,9 @@ class Recipe:
     batch_size: int = 64
     dropout: float = 0.1
     size_normalised: bool = False
+    most_steps: int | None = 30_000
+    devices: int = 1
+    accelerator: str = "auto"
     suspect: float = 0.8
     unreliable: float = 0.5
     seed: int = 0
@@ -54,10 +71,16 @@ class Recipe:
                 f"{self.architecture!r}"
             )
             raise ValueError(msg)
-        for name in ("epochs", "patience", "batch_size"):
-            if getattr(self, name) < 1:
-                msg = f"{name} must be at least 1, got {getattr(self, name)}"
+        for name in ("epochs", "patience", "batch_size", "most_steps", "devices"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                msg = f"{name} must be at least 1, got {value}"
                 raise ValueError(msg)
+
+    @property
+    def single_process(self) -> bool:
+        """Whether training needs neither another process nor another device."""
+        return self.devices == 1 and self.accelerator in {"auto", "cpu"}
 
     @classmethod
     def published(cls, **changes: Any) -> Recipe:
@@ -69,6 +92,7 @@ class Recipe:
             learning_rate=5e-5,
             weight_decay=1e-4,
             size_normalised=True,
+            most_steps=None,
         )
         return replace(recipe, **changes)
 

@@ -64,10 +64,7 @@ class Scope:
         atoms = len(numbers)
         if self.smallest <= atoms <= self.largest:
             return ()
-        return (
-            f"{atoms} atoms, labelled structures had {self.smallest} to "
-            f"{self.largest} (as far as this target allows)",
-        )
+        return (f"{atoms} atoms, calibrated for {self.smallest} to {self.largest}",)
 
 
 def learn_scope(

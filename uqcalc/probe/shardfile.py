@@ -163,5 +163,5 @@ def _checksum(tensors: Mapping[str, NDArray[Any]]) -> int:
     total = 0
     for name in sorted(tensors):
         raw = np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8)
-        total = zlib.crc32(memoryview(raw), total)
+        total = zlib.crc32(raw.data, total)
     return total

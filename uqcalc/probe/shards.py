@@ -128,6 +128,13 @@ def taken(
     return [predictions[i] for i in indices]
 
 
+def evenly(count: int, most: int) -> NDArray[np.int64]:
+    """Return indices of ``most`` of ``count`` things, evenly spread; or of them all."""
+    if count <= most:
+        return np.arange(count)
+    return np.linspace(0, count - 1, most).astype(np.int64)
+
+
 def sizes_of(predictions: Sequence[Prediction]) -> NDArray[np.int64]:
     """Return the atoms of each structure, (structures,)."""
     if isinstance(predictions, Shards):

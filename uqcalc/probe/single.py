@@ -55,7 +55,6 @@ def new_card(
 ) -> Card:
     """Return what is known of a probe before it is fitted."""
     width = data.predictions[0].features.shape[1]
-    counts = [len(p.numbers) for p in data.predictions]
     energies = {}
     if architecture != RAW_ARCHITECTURE:
         energies = atom_energies(data.predictions)
@@ -66,10 +65,8 @@ def new_card(
         percentile=labels.percentile if labels.boundary is None else None,
         architecture=architecture,
         shape=recipe.shape(width, charges="charges" in backbone.provides).to_dict(),
-        elements=sorted(
-            {int(z) for p in data.predictions for z in np.unique(p.numbers)}
-        ),
-        sizes=[min(counts), max(counts)],
+        elements=sorted({int(z) for atoms in data.numbers for z in np.unique(atoms)}),
+        sizes=[int(data.sizes.min()), int(data.sizes.max())],
         suspect=recipe.suspect,
         unreliable=recipe.unreliable,
         atom_energies=energies,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,10 @@ from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
 from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.card import JOINED_ARCHITECTURE
+from uqcalc.probe.chained import Chained
 from uqcalc.probe.dataset import Dataset, build_dataset
 from uqcalc.probe.evaluation import Evaluation, evaluate_dataset
+from uqcalc.probe.featurecache import Cache
 from uqcalc.probe.groups import refuse_shared_groups
 from uqcalc.probe.joining import fit_joined
 from uqcalc.probe.labels import Labels, geometry_key
@@ -53,6 +57,7 @@ def fit(
     calibration: Sequence[Atoms] | None = None,
     test: Sequence[Atoms] | None = None,
     exclude: Collection[str] = (),
+    cache: str | os.PathLike[str] | Cache | None = None,
 ) -> FitReport:
     """Fit a probe for ``calculator`` on labelled frames.
 
@@ -68,11 +73,17 @@ def fit(
         "standard" and "probe-2026" need the first; without it 15 % are taken for it.
     exclude : collection of str
         Defects of frames to leave out instead of refusing (see `build_dataset`).
+    cache : path or Cache, optional
+        A folder that keeps the features of this potential. Frames whose features are
+        there already are not evaluated again, an interrupted evaluation goes on where
+        it stopped, and training reads from there instead of holding all in memory.
 
     Raises
     ------
     LabelError
         For unusable labels, or where nothing that transfers can be learned.
+    RecordError
+        If the cache is of another potential.
 
     Warns
     -----
@@ -88,9 +99,11 @@ def fit(
         )
         raise LabelError(msg)
     backbone = tap(calculator)
-    train, held, unseen = _datasets(
-        backbone, labels, (frames, calibration, test), recipe, exclude
+    build = partial(
+        build_dataset, backbone=backbone, labels=labels, exclude=exclude, cache=cache
     )
+    sets = (frames, calibration, test)
+    train, held, unseen = _datasets(build, labels, sets, recipe)
     return fit_datasets(train, held, unseen, backbone, labels, recipe)
 
 
@@ -137,32 +150,26 @@ def fit_datasets(
 
 
 def _datasets(
-    backbone: Backbone,
+    build: Callable[..., Dataset],
     labels: Labels,
     sets: tuple[Sequence[Atoms], Sequence[Atoms] | None, Sequence[Atoms] | None],
     recipe: Recipe,
-    exclude: Collection[str],
 ) -> tuple[Dataset, Dataset | None, Dataset]:
     frames, calibration, test = sets
     if calibration is not None and test is None:
         msg = "test frames must be given where calibration frames are, got none"
         raise LabelError(msg)
-    given = [list(part) for part in sets if part is not None]
-    warn_of_prospects([frame for part in given for frame in part], labels)
+    given = [part for part in sets if part is not None]
+    warn_of_prospects(Chained(given), labels)
     alone = recipe.architecture != JOINED_ARCHITECTURE
     if test is None:
-        whole = build_dataset(frames, backbone, labels, exclude=exclude)
+        whole = build(frames)
         shares = (0.7, 0.15, 0.15) if alone else (0.85, 0.15)
         train, *held, unseen = whole.split(shares, recipe.seed)
         return train, held[0] if held else None, unseen
     _refuse_leaks(given)
-    train = build_dataset(frames, backbone, labels, exclude=exclude)
-    others = [
-        build_dataset(
-            part, backbone, labels, exclude=exclude, offsets=train.offsets or None
-        )
-        for part in given[1:]
-    ]
+    train = build(frames)
+    others = [build(part, offsets=train.offsets or None) for part in given[1:]]
     refuse_shared_groups(train, *others)
     return train, others[0] if calibration is not None else None, others[-1]
 

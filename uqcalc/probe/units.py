@@ -75,7 +75,7 @@ def warn_of_units(
         f"{scales[unit]:.4g}); convert them: as they are, errors, boundary and "
         "probe mean nothing"
     )
-    warnings.warn(msg, LabelWarning, stacklevel=4)
+    warnings.warn(msg, LabelWarning, stacklevel=5)
     return True
 
 

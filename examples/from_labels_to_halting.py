@@ -1,0 +1,129 @@
+"""From 1 000 labelled frames to a run that halts itself, in one script.
+
+Frames of small molecules are made with the potential and labelled with GFN2-xTB; a
+probe is fitted to them, tested on a molecule it never saw, asked for a promise, and set
+to watch a molecule that is heated until its potential fails.
+"""
+
+import argparse
+
+import matplotlib.pyplot as plt
+import numpy as np
+from ase import Atoms, units
+from ase.build import molecule
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import thermalize_momenta
+from ase.md.verlet import VelocityVerlet
+
+import uqcalc
+from uqcalc import Labels, Monitor, Promise, Recipe, ReliableCalculator, plotting
+from uqcalc.default import bare_calculator
+
+
+try:
+    from tblite.ase import TBLite
+except ImportError as error:
+    raise uqcalc.MissingExtraError("the reference here", "tblite", "xtb") from error
+
+parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+parser.add_argument("--quick", action="store_true", help="a tenth of it, to try it out")
+parser.add_argument("--picture", default="from_labels_to_halting.png")
+given = parser.parse_args()
+runs, steps, most = (10, 8, 20) if given.quick else (50, 24, 2000)
+rng = np.random.default_rng(0)
+potential = bare_calculator()  # any calculator that can be tapped
+reference = TBLite(method="GFN2-xTB", verbosity=0)
+
+
+def hot_frames(name, copies):
+    """Run a molecule at temperatures of 300 to 1500 K; keep four frames of each run."""
+    # Copies that are far apart are runs of their own, and share each pass.
+    alone, apart = molecule(name), np.array([30.0, 0, 0])
+    many = Atoms(cell=[30 * copies, 30, 30], pbc=True)
+    for place in range(copies):
+        many += Atoms(alone.numbers, alone.positions + place * apart)
+    many.calc = potential
+    kelvin = np.repeat(rng.uniform(300, 1500, copies), len(alone))[:, None]
+    # Twice the temperature at the minimum: half of it will be potential energy.
+    width = np.sqrt(2 * units.kB * kelvin * many.get_masses()[:, None])
+    many.set_momenta(width * rng.normal(size=(len(many), 3)))
+    frames = []
+    for _ in range(4):  # no heat bath: in so few steps it would do nothing
+        VelocityVerlet(many, 1.0 * units.fs).run(steps // 4)
+        for place, part in enumerate(np.split(many.positions, copies)):
+            frame = Atoms(alone.numbers, part - place * apart)
+            # Frames of one run are alike: no split may divide them.
+            frame.info["run"] = f"{name} {place}"
+            frames.append(frame)
+    return frames
+
+
+def labelled(frames):
+    """Add reference forces where `Labels` looks for them; with your own, read them."""
+    for frame in frames:
+        frame.arrays["REF_forces"] = reference.get_forces(frame)
+    return frames
+
+
+# 1. Labels. Some runs are kept for the promise, which needs frames nobody has seen.
+names = ["CH4", "CH3OH", "H2CO", "HCOOH", "CH3CONH2"]
+frames = labelled([frame for name in names for frame in hot_frames(name, runs)])
+kept = {run for run in sorted({f.info["run"] for f in frames}) if rng.random() < 0.4}
+fitted = [frame for frame in frames if frame.info["run"] not in kept]
+others = [frame for frame in frames if frame.info["run"] in kept]
+print(f"{len(fitted)} frames to fit to, {len(others)} for the promise")
+
+# 2. Fit. Warnings say early what dooms a probe; my.probe.html shows how good it is.
+labels = Labels("forces", group_key="run", boundary="100 meV/angstrom")
+report = uqcalc.fit(fitted, potential, labels, Recipe(epochs=5 if given.quick else 60))
+print(report)
+probe = report.probe
+report.write("my.probe")
+
+# 3. Test it on a molecule that it never saw, which is harder than new runs of old ones.
+strange = labelled(hot_frames("CH3CH2OH", runs // 2))
+unseen = uqcalc.evaluate(probe, strange, potential, labels)
+unseen.write("ethanol")
+print(f"On ethanol, AUROC {unseen.report['auroc']:.2f}; see ethanol.html")
+
+# 4. A promise with a bound that holds, or a refusal with the number it would take.
+tolerance = "150 meV/angstrom"
+try:
+    probe = uqcalc.calibrate(probe, others, potential, labels, tolerance=tolerance)
+    print("Promise:", Promise.from_dict(probe.card.promise))
+except uqcalc.LabelError as refusal:
+    print("No promise:", refusal)
+probe.save("my.probe")
+
+# 5. Heat a molecule, by 1 K a step, until the monitor halts the run.
+atoms = molecule("CH3CONH2")
+atoms.calc = ReliableCalculator(potential, probe)
+thermalize_momenta(atoms, temperature_K=300, rng=rng)
+dyn = Langevin(
+    atoms, 0.5 * units.fs, temperature_K=300, friction=0.02, fixcm=False, rng=rng
+)
+dyn.attach(lambda: dyn.set_temperature(temperature_K=300 + dyn.nsteps))
+monitor = Monitor(dyn, log="run.jsonl", flagged="flagged.xyz")
+path = []
+dyn.attach(lambda: path.append(monitor.snapshot()))
+dyn.run(most)
+print(monitor.summary())
+
+# 6. The truth, at every tenth frame and at the last one.
+compared = [*path[:-1:10], path[-1]]
+times = [frame.info["step"] * 0.5e-3 for frame in compared]
+missed = [frame.get_forces() - reference.get_forces(frame) for frame in compared]
+errors = np.sqrt([np.mean(difference**2) for difference in missed])
+print(f"True force error at the end: {1000 * errors[-1]:.0f} meV/Å")
+
+history, card = monitor.history, probe.card
+figure, axes = plt.subplots(
+    4, sharex=True, figsize=(7, 6), height_ratios=[1, 1, 1, 0.2], layout="constrained"
+)
+plotting.plot_temperature(history, axes[0])
+plotting.plot_probability(history, card.suspect, card.unreliable, axes[1])
+plotting.plot_true_error(times, errors, card.boundary, axes[2])
+plotting.plot_verdicts(history, axes[3])
+axes[3].set(xlabel="time [ps]")
+axes[0].set_title(monitor.reason or "not halted", fontsize=9)
+figure.savefig(given.picture, dpi=160)

@@ -1,0 +1,104 @@
+"""Training by several processes, each on a device of its own: Lightning Fabric."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from uqcalc.backbones.prediction import Prediction
+from uqcalc.errors import MissingExtraError
+from uqcalc.probe.checkpoint import Probe
+from uqcalc.probe.optimise import Task, train
+from uqcalc.probe.recipe import Recipe
+from uqcalc.probe.shardfile import ShardWriter
+from uqcalc.probe.shards import Shards
+
+
+Trained = tuple[dict[str, torch.Tensor], list[tuple[float, float]]]
+
+
+def train_on_many(
+    probe: Probe, predictions: Sequence[Prediction], task: Task, recipe: Recipe
+) -> Trained:
+    """Do what `uqcalc.probe.optimise.train` does, on the devices of the recipe.
+
+    Every process reads the predictions from disk. Those in memory are written to a
+    temporary folder first.
+
+    Raises
+    ------
+    MissingExtraError
+        If Lightning Fabric is absent.
+    """
+    try:
+        from lightning_fabric import Fabric
+    except ImportError as error:
+        what = "training on several devices"
+        raise MissingExtraError(what, "lightning-fabric", "multi") from error
+    strategy = "auto" if recipe.devices == 1 else "ddp_spawn"
+    fabric = Fabric(
+        accelerator=recipe.accelerator, devices=recipe.devices, strategy=strategy
+    )
+    with TemporaryDirectory() as folder:
+        shards = _on_disk(predictions, probe, Path(folder) / "shards")
+        if recipe.devices == 1:
+            weights, curve = _train(fabric, probe, shards, task, recipe)
+        else:
+            weights, curve = fabric.launch(_train, probe, shards, task, recipe)
+    probe.network.cpu()
+    return {k: torch.from_numpy(v) for k, v in weights.items()}, curve
+
+
+def _train(
+    fabric: Any, probe: Probe, shards: Shards, task: Task, recipe: Recipe
+) -> tuple[dict[str, NDArray[Any]], list[tuple[float, float]]]:
+    """Train in one of the processes; arrays outlive it, shared tensors would not."""
+    torch.manual_seed(recipe.seed + fabric.global_rank)  # of the dropout
+    state, curve = train(_OfFabric(fabric), probe, shards, task, recipe)
+    return {name: tensor.numpy() for name, tensor in state.items()}, curve
+
+
+def _on_disk(predictions: Sequence[Prediction], probe: Probe, path: Path) -> Shards:
+    if isinstance(predictions, Shards):
+        return predictions
+    with ShardWriter(path, probe.card.fingerprint) as writer:
+        for prediction in predictions:
+            writer.add(prediction)
+    return Shards.open(path)
+
+
+class _OfFabric:
+    """The engine of one process among several."""
+
+    def __init__(self, fabric: Any) -> None:
+        self._fabric = fabric
+        self.rank: int = fabric.global_rank
+        self.size: int = fabric.world_size
+        self.device: torch.device = fabric.device
+
+    def prepare(
+        self, network: nn.Module, optimiser: torch.optim.Optimizer
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Move both to the device, and tie the processes' gradients together."""
+        wrapped, stepper = self._fabric.setup(network, optimiser)
+        return wrapped, stepper
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Compute gradients, averaged over the processes."""
+        self._fabric.backward(loss)
+
+    def clip(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        """Bound the norm of the gradients by 1."""
+        self._fabric.clip_gradients(network, optimiser, max_norm=1.0)
+
+    def total(self, values: torch.Tensor) -> list[float]:
+        """Return values summed over the processes."""
+        summed = self._fabric.all_reduce(values, reduce_op="sum")
+        return [float(value) for value in np.atleast_1d(summed.cpu().numpy())]
