@@ -95,14 +95,13 @@ except uqcalc.LabelError as refusal:
     print("No promise:", refusal)
 probe.save("my.probe")
 
-# 5. Heat a molecule, by 1 K a step, until the monitor halts the run.
+# 5. Heat a molecule, by 2 K a step, until the monitor halts the run.
 atoms = molecule("CH3CONH2")
 atoms.calc = ReliableCalculator(potential, probe)
 thermalize_momenta(atoms, temperature_K=300, rng=rng)
-dyn = Langevin(
-    atoms, 0.5 * units.fs, temperature_K=300, friction=0.02, fixcm=False, rng=rng
-)
-dyn.attach(lambda: dyn.set_temperature(temperature_K=300 + dyn.nsteps))
+bath = {"temperature_K": 300, "friction": 0.02 / units.fs, "fixcm": False, "rng": rng}
+dyn = Langevin(atoms, 0.5 * units.fs, **bath)
+dyn.attach(lambda: dyn.set_temperature(temperature_K=300 + 2 * dyn.nsteps))
 monitor = Monitor(dyn, log="run.jsonl", flagged="flagged.xyz")
 path = []
 dyn.attach(lambda: path.append(monitor.snapshot()))

@@ -26,7 +26,7 @@ def plot_reliability_diagram(
     """Draw observed frequency against predicted P(reliable), with counts.
 
     Error bars are 95 % Wilson intervals, as if structures were independent of each
-    other; grey bars and the numbers on them are the structures in each bin.
+    other; grey bars and the numbers above are the structures in each bin.
     """
     axes = axes_of(ax)
     found = scores.reliability_bins(reliable, probability, bins)
@@ -36,8 +36,8 @@ def plot_reliability_diagram(
     heights = _TALLEST * counts / counts.max()
     centres = (filled + 0.5) / bins
     axes.bar(centres, heights, width=0.9 / bins, color=QUIET, alpha=0.3, lw=0)
-    for x, y, count in zip(centres, heights, counts, strict=True):
-        axes.text(x, y + 0.008, str(count), ha="center", fontsize=7, color=QUIET)
+    for x, count in zip(centres, counts, strict=True):
+        axes.text(x, 1.05, str(count), ha="center", fontsize=7, color=QUIET)
     axes.plot([0, 1], [0, 1], color=QUIET, lw=0.8, ls=_DASHED)
     axes.errorbar(
         found.predicted[filled],
@@ -54,7 +54,8 @@ def plot_reliability_diagram(
     floor = scores.calibration_noise_floor(probability, bins)
     axes.set(
         xlim=(0, 1),
-        ylim=(0, 1.02),
+        ylim=(0, 1.11),
+        yticks=np.linspace(0, 1, 6),
         xlabel="predicted P(reliable)",
         ylabel="observed frequency",
         title=f"ECE {ece:.3f} (noise floor {floor:.3f})",

@@ -69,8 +69,8 @@ def all_tasks(seeds: int, cache: Path) -> Iterator[Task]:
 def files(block: str, cache: Path) -> list[Path]:
     """Return the files of a block."""
     made = {
-        "molecules": ["gfn2_molecules"],
-        "hot": ["gfn2_molecules", "gfn2_hot"],
+        "molecules": ["gfn2"],
+        "hot": ["gfn2"],
         "acac": ["acac"],
         "sio2": ["sio2"],
     }
@@ -98,12 +98,14 @@ def divide(task: Task, data: Labelled) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows that are labelled and those that are tested."""
     rng = np.random.default_rng(task.seed)
     everything = np.arange(len(data.predictions))
+    if task.block == "molecules":
+        everything = everything[data.sets == "molecules"]
     if task.block == "random":
         order = rng.permutation(everything)
         return order[: task.labels], order[-TESTED:]
     if task.block in {"composition", "molecules"}:
-        names = rng.permutation(np.unique(data.groups))
-        held = np.isin(data.groups, names[: len(names) // 5])
+        names = rng.permutation(np.unique(data.groups[everything]))
+        held = np.isin(data.groups[everything], names[: len(names) // 5])
         pool = rng.permutation(everything[~held])
         return pool[: task.labels], everything[held]
     tested = data.sets == task.part

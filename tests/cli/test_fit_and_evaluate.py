@@ -13,8 +13,9 @@ from uqcalc.cli import app
 from uqcalc.default import bare_calculator
 
 
-# 90 frames are few, and it says so: `tests/probe/test_prospects.py`
-pytestmark = pytest.mark.filterwarnings("ignore:a probe should have at least 200")
+# 90 frames are few: warnings of labels are lines on the error stream
+pytestmark = pytest.mark.filterwarnings("always::uqcalc.errors.LabelWarning")
+FEW = "a probe should have at least 200 labelled structures, got 90"
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +42,6 @@ def invoke(*words):
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
-SHOWN = pytest.mark.filterwarnings("always::uqcalc.errors.LabelWarning")
-FEW = "a probe should have at least 200 labelled structures, got 90"
-
-
-@SHOWN
 def test_fit_then_evaluate(data, tmp_path):
     probe = tmp_path / "my.probe"
     options = ("--group", "run", "--epochs", 15, "--device", "cpu")
@@ -69,7 +65,6 @@ def test_fit_then_evaluate(data, tmp_path):
     assert f"AUROC {report['auroc']:.3f}" in seen.stdout
 
 
-@SHOWN
 def test_warnings_come_before_the_expensive_part(data, tmp_path):
     """Even where the labels then turn out to be missing."""
     words = ("-o", tmp_path / "my.probe", "--forces-key", "dft", "--group", "run")

@@ -48,7 +48,7 @@ class FitReport(Evaluation):
     curve: list[tuple[float, float]]
 
 
-def fit(
+def fit(  # noqa: PLR0913  (as many choices as the command has)
     frames: Sequence[Atoms],
     calculator: BaseCalculator | Backbone,
     labels: Labels = Labels(),  # noqa: B008  (frozen)
