@@ -1,9 +1,8 @@
-"""Score the shipped probes beside the simplest things one could ask instead.
+"""Score the default probe beside the simplest things one could ask instead.
 
-Two sets of structures that neither probe was fitted on: frames of the runs of
-`halts_when_it_should.py` (bundled MACE, GFN2-xTB forces), and the held-out materials
-of `chgnet_probe.py` (CHGNet, PBE forces). Every baseline gets the two parameters of
-Platt's calibration on groups of its own, as the probe did.
+On structures that it was not fitted on: frames of the runs of
+`halts_when_it_should.py` (bundled MACE, GFN2-xTB forces). Every baseline gets the two
+parameters of Platt's calibration on groups of its own, as the probe did.
 """
 
 from __future__ import annotations
@@ -16,9 +15,8 @@ from typing import Any
 import numpy as np
 from common import print_table, target, write_result
 
-from uqcalc import LabelError, Probe, scores
-from uqcalc.probe.calibration import calibrate
-from uqcalc.probe.dataset import Dataset
+from uqcalc import LabelError, scores
+from uqcalc.probe.calibration import platt
 from uqcalc.shipped import shipped_probe
 
 
@@ -42,7 +40,7 @@ def belief(
     """Return P(reliable) from a risk; the prevalence where it ranks nothing."""
     scale = np.log
     try:
-        slope, intercept = calibrate(-scale(calibration_risk), calibration_reliable)
+        slope, intercept = platt(-scale(calibration_risk), calibration_reliable)
     except LabelError:
         return np.full(len(risk), calibration_reliable.mean())
     return 1 / (1 + np.exp(-(intercept - slope * scale(risk))))
@@ -106,69 +104,16 @@ def run_frames(
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def crystals(data: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return errors and risks of the calibration and test materials for CHGNet."""
-    from chgnet.model.dynamics import CHGNetCalculator
-    from chgnet_probe import load_frames
-    from sklearn.covariance import LedoitWolf
-
-    from uqcalc import Labels, tap
-    from uqcalc.probe.dataset import build_dataset
-
-    labels = Labels(forces_key="forces", group_key="material")
-    backbone = tap(CHGNetCalculator(use_device="cpu", on_isolated_atoms="ignore"))
-    whole = build_dataset(
-        load_frames(data, 16),
-        backbone,
-        labels,
-        exclude=("duplicate", "unknown elements"),
-    )
-    train, calibration, test = whole.split((0.7, 0.15, 0.15), 0)
-    features = np.concatenate([p.features.numpy() for p in train.predictions])
-    near = LedoitWolf().fit(features.astype(float))
-    probe = shipped_probe("chgnet")
-    expected = probe.card.training["structures"]
-    if (len(train), len(test)) != (expected["train"], expected["test"]):
-        message = f"split must be the one the probe was fitted on, {expected}"
-        raise ValueError(message)
-    first, second = (crystal_risks(part, probe, near) for part in (calibration, test))
-    return first, second
-
-
-def crystal_risks(data: Dataset, probe: Probe, near: Any) -> dict[str, np.ndarray]:
-    """Return what is asked of each structure of a dataset."""
-    forces = [np.linalg.norm(p.forces, axis=1).max() for p in data.predictions]
-    far = [
-        np.sqrt(near.mahalanobis(p.features.numpy().astype(float))).mean()
-        for p in data.predictions
-    ]
-    return {
-        "error": data.errors,
-        "probability": probe(data.predictions)[0].numpy().astype(float),
-        "largest force": np.maximum(forces, 1e-4),
-        "latent distance": np.array(far),
-        "number of atoms": np.array([float(len(p.numbers)) for p in data.predictions]),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, default=Path("halting_cache"))
     parser.add_argument("--members", type=Path, nargs=3, required=True)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/mattersim"))
     options = parser.parse_args()
-    if not options.data.is_dir():
-        parser.exit(2, f"labels must be in a folder, got {options.data}: see --data\n")
-    rows = []
-    for potential, boundary, (calibration, test) in (
-        (
-            "bundled MACE",
-            shipped_probe("default").card.boundary,
-            [run_frames(options.cache, options.members, p) for p in ("tuning", "test")],
-        ),
-        ("CHGNet", shipped_probe("chgnet").card.boundary, crystals(options.data)),
-    ):
-        rows += compare(potential, boundary, calibration, test)
+    calibration, test = (
+        run_frames(options.cache, options.members, part) for part in ("tuning", "test")
+    )
+    boundary = shipped_probe("default").card.boundary
+    rows = compare("bundled MACE", boundary, calibration, test)
     print_table("shipped probes", rows, COLUMNS)
     ours = {r["potential"]: r["auroc"] for r in rows if r["detector"] == "probe"}
     path = write_result(
@@ -187,8 +132,6 @@ def main() -> None:
         notes=[
             "MACE: tested on ten molecules, baselines calibrated on 24 others",
             "MACE: frames 100 fs apart; those of one run resemble each other",
-            "CHGNet: materials of chgnet_probe.py's test split; two sets of six are in "
-            "CHGNet's own training pool",
         ],
     )
     print(path)

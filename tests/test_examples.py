@@ -26,6 +26,8 @@ def test_no_example_is_left_out():
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(SMALL)
 
 
+# so few labels are what it warns of
+@pytest.mark.filterwarnings("ignore::uqcalc.errors.LabelWarning")
 @pytest.mark.parametrize("name", SMALL)
 def test_example(name, tmp_path, monkeypatch, capsys):
     import_mace()

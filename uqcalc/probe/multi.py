@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -48,21 +50,31 @@ def train_on_many(
     )
     with TemporaryDirectory() as folder:
         shards = _on_disk(predictions, probe, Path(folder) / "shards")
-        if recipe.devices == 1:
-            weights, curve = _train(fabric, probe, shards, task, recipe)
-        else:
-            weights, curve = fabric.launch(_train, probe, shards, task, recipe)
-    probe.network.cpu()
+        job = _Job(probe, shards, task, recipe)
+        weights, curve = job(fabric) if recipe.devices == 1 else fabric.launch(job)
     return {k: torch.from_numpy(v) for k, v in weights.items()}, curve
 
 
-def _train(
-    fabric: Any, probe: Probe, shards: Shards, task: Task, recipe: Recipe
-) -> tuple[dict[str, NDArray[Any]], list[tuple[float, float]]]:
-    """Train in one of the processes; arrays outlive it, shared tensors would not."""
-    torch.manual_seed(recipe.seed + fabric.global_rank)  # of the dropout
-    state, curve = train(_OfFabric(fabric), probe, shards, task, recipe)
-    return {name: tensor.numpy() for name, tensor in state.items()}, curve
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    """What each process does. One object: Fabric would take arguments apart."""
+
+    probe: Probe
+    shards: Shards
+    task: Task
+    recipe: Recipe
+
+    def __call__(
+        self, fabric: Any
+    ) -> tuple[dict[str, NDArray[Any]], list[tuple[float, float]]]:
+        """Train; arrays outlive the process, shared tensors would not."""
+        probe = deepcopy(self.probe)  # its memory is shared by the processes
+        with torch.random.fork_rng(devices=[]):
+            seed = self.recipe.seed + fabric.global_rank  # of the dropout
+            torch.default_generator.manual_seed(seed)
+            engine = _OfFabric(fabric)
+            state, curve = train(engine, probe, self.shards, self.task, self.recipe)
+        return {name: tensor.numpy() for name, tensor in state.items()}, curve
 
 
 def _on_disk(predictions: Sequence[Prediction], probe: Probe, path: Path) -> Shards:

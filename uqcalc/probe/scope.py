@@ -62,9 +62,10 @@ class Scope:
     def doubts(self, numbers: np.ndarray) -> tuple[str, ...]:
         """Say what of a structure's size lies outside."""
         atoms = len(numbers)
+        noun = "atom" if atoms == 1 else "atoms"
         if self.smallest <= atoms <= self.largest:
             return ()
-        return (f"{atoms} atoms, calibrated for {self.smallest} to {self.largest}",)
+        return (f"{atoms} {noun}, calibrated for {self.smallest} to {self.largest}",)
 
 
 def learn_scope(
@@ -92,8 +93,9 @@ def learn_scope(
     away = np.asarray(distance, dtype=float)
     drawn = np.sort(away[one_of_each(groups, 0)])
     rank = math.ceil((len(drawn) + 1) * level)
-    # with too few groups for the level the largest of them is the best there is
-    limit = float(drawn[min(rank, len(drawn)) - 1])
+    if rank > len(drawn):  # the largest is the best there is, and of a lower level
+        rank, level = len(drawn), len(drawn) / (len(drawn) + 1)
+    limit = float(drawn[rank - 1])
     stretch = 1.0 if target == "energy" else _INTENSIVE
     return Scope(
         distance=limit,
