@@ -113,9 +113,15 @@ compared = [*path[:-1:10], path[-1]]
 times = [frame.info["step"] * 0.5e-3 for frame in compared]
 missed = [frame.get_forces() - reference.get_forces(frame) for frame in compared]
 errors = np.sqrt([np.mean(difference**2) for difference in missed])
-print(f"True force error at the end: {1000 * errors[-1]:.0f} meV/Å")
-
 history, card = monitor.history, probe.card
+last = errors[-10:]  # of the 50 fs that the monitor looks back on
+print(
+    f"True force error: {1000 * errors[:10].mean():.0f} meV/Å in the first frames, "
+    f"{1000 * last.mean():.0f} in the last {len(last)}; "
+    f"beyond the boundary: {np.sum(last > card.boundary)} of those, "
+    f"{np.sum(errors[:-10] > card.boundary)} of the {len(errors[:-10])} before"
+)
+
 figure, axes = plt.subplots(
     4, sharex=True, figsize=(7, 6), height_ratios=[1, 1, 1, 0.2], layout="constrained"
 )

@@ -25,6 +25,7 @@ from uqcalc import (
 )
 from uqcalc.errors import LabelWarning
 from uqcalc.probe.calibration import Calibration
+from uqcalc.probe.words import findings
 
 
 def labelled(count=24):
@@ -250,3 +251,30 @@ def test_refuses_another_backbone_and_another_target(probe):
         evaluate(probe, labelled(3), mace_calculator(1))
     with pytest.raises(LabelError, match="own target 'forces', got 'energy'"):
         evaluate(probe, labelled(3), mace_calculator(0), Labels("energy"))
+
+
+def test_a_reader_is_told_what_to_mind(joined):
+    probe, frames = joined
+    report = evaluate(probe, frames, ToyBackbone()).report
+    good = report | {
+        "structures": 1000,
+        "accuracy": 0.9,
+        "majority_accuracy": 0.6,
+        "auroc": 0.95,
+        "ece": 0.031,
+        "ece_noise_floor": 0.03,
+        "outside_scope": 0.01,
+        "atoms": None,
+    }
+    assert findings(good) == []
+    for change, words in (
+        ({"structures": 150}, "150 test structures are few"),
+        ({"accuracy": 0.6}, "no better than always naming the commoner class"),
+        ({"auroc": np.nan}, "all test structures are of one class"),
+        ({"ece": 0.2}, "off by more than chance explains (ECE 0.200"),
+        ({"atoms": {"ece": 0.4, "ece_noise_floor": 0.03}}, "of single atoms are off"),
+        ({"outside_scope": 0.4}, "40% of the structures lie outside the scope"),
+        ({"unseen_elements": 3}, "3 further structures hold elements"),
+    ):
+        (found,) = findings(good | change)
+        assert words in found

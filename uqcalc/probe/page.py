@@ -273,4 +273,4 @@ def _sentence(text: str) -> str:
 
 
 def _number(value: float) -> str:
-    return "not defined" if math.isnan(value) else f"{value:.3f}"
+    return "not defined" if math.isnan(value) else f"{value:z.3f}"

@@ -164,6 +164,7 @@ def _paths(weights: dict[str, float], ax: Axes) -> None:
 
 def _scope(seen: Evaluation, novelty: NDArray[np.float64], ax: Axes) -> None:
     from uqcalc.plotting import INK, plot_errors
+    from uqcalc.scoreplots import plain_decades
 
     card = seen.probe.card
     plot_errors(
@@ -176,3 +177,4 @@ def _scope(seen: Evaluation, novelty: NDArray[np.float64], ax: Axes) -> None:
     )
     ax.axvline(1.0, color=INK, lw=0.8)
     ax.set(xscale="log", xlabel="distance / limit of the scope")
+    plain_decades(ax.xaxis)

@@ -146,13 +146,13 @@ def findings(report: Mapping[str, Any]) -> list[str]:
         found.append(
             "at P = 0.5 the answers are no better than always naming the commoner class"
         )
-    ece, floor = report["ece"], report["ece_noise_floor"]
-    if ece > max(_FACTOR * floor, floor + _MORE):
-        found.append(
-            f"the probabilities are off by more than chance explains (ECE {ece:.3f}, "
-            f"noise floor {floor:.3f}): these structures differ from those that the "
-            "probe was calibrated on"
-        )
+    for whose, scored in (("", report), (" of single atoms", report["atoms"])):
+        if scored is not None and _is_off(scored):
+            found.append(
+                f"the probabilities{whose} are off by more than chance explains (ECE "
+                f"{scored['ece']:.3f}, noise floor {scored['ece_noise_floor']:.3f}): "
+                "these structures differ from those that the probe was calibrated on"
+            )
     if report["outside_scope"] > _OFTEN:
         found.append(
             f"{report['outside_scope']:.0%} of the structures lie outside the scope: "
@@ -164,3 +164,8 @@ def findings(report: Mapping[str, Any]) -> list[str]:
             "probe's labels lacked; they get no probability and are not scored"
         )
     return found
+
+
+def _is_off(scored: Mapping[str, Any]) -> bool:
+    floor = scored["ece_noise_floor"]
+    return bool(scored["ece"] > max(_FACTOR * floor, floor + _MORE))
