@@ -34,7 +34,8 @@ def draw(rows: list[dict[str, Any]], cache: Path) -> None:
     for line, block in zip(axes, ("random", "composition"), strict=True):
         for axis, kind in zip(line, TARGETS, strict=True):
             _efficiency(axis, rows, block, kind)
-    axes[0, 0].legend(fontsize=7)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncol=6, fontsize=8)
     save_figure(figure, RESULTS / "discrimination.png")
     _curves(cache)
 

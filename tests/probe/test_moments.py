@@ -1,12 +1,13 @@
 """Streamed moments against numpy on everything at once."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from probe.toys import random_prediction
 
-from uqcalc.probe.moments import CHUNK, Moments, chunks
+from uqcalc.probe.moments import CHUNK, CHUNK_ATOMS, Moments, chunks
 
 
 def structures(count, *, offset=0.0):
@@ -50,7 +51,12 @@ def test_moments_are_those_of_all_rows_at_once(offset):
 
 
 def test_chunks_are_everything_in_order():
-    rows = list(range(2 * CHUNK + 1))
+    rows = [SimpleNamespace(numbers=np.ones(2, int)) for _ in range(2 * CHUNK + 1)]
     pieces = list(chunks(rows))
     assert [row for piece in pieces for row in piece] == rows
     assert [len(piece) for piece in pieces] == [CHUNK, CHUNK, 1]
+
+
+def test_large_structures_come_fewer_at_a_time():
+    rows = [SimpleNamespace(numbers=np.ones(CHUNK_ATOMS // 2, int)) for _ in range(5)]
+    assert [len(piece) for piece in chunks(rows)] == [2, 2, 1]

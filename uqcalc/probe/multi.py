@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from uqcalc.backbones.prediction import Prediction
@@ -24,6 +24,7 @@ from uqcalc.probe.shards import Shards
 
 
 Trained = tuple[dict[str, torch.Tensor], list[tuple[float, float]]]
+_LOSSES = "losses by epoch"
 
 
 def train_on_many(
@@ -50,9 +51,14 @@ def train_on_many(
     )
     with TemporaryDirectory() as folder:
         shards = _on_disk(predictions, probe, Path(folder) / "shards")
-        job = _Job(probe, shards, task, recipe)
-        weights, curve = job(fabric) if recipe.devices == 1 else fabric.launch(job)
-    return {k: torch.from_numpy(v) for k, v in weights.items()}, curve
+        job = _Job(probe, shards, task, recipe, Path(folder) / "trained.safetensors")
+        if recipe.devices == 1:
+            job(fabric)
+        else:
+            fabric.launch(job)
+        state = load_file(job.output)
+    losses = state.pop(_LOSSES)
+    return state, [(trained, watched) for trained, watched in losses.tolist()]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,18 +69,19 @@ class _Job:
     shards: Shards
     task: Task
     recipe: Recipe
+    output: Path
 
-    def __call__(
-        self, fabric: Any
-    ) -> tuple[dict[str, NDArray[Any]], list[tuple[float, float]]]:
-        """Train; arrays outlive the process, shared tensors would not."""
+    def __call__(self, fabric: Any) -> None:
+        """Train; the first process writes the outcome, too large for Fabric's pipe."""
         probe = deepcopy(self.probe)  # its memory is shared by the processes
         with torch.random.fork_rng(devices=[]):
             seed = self.recipe.seed + fabric.global_rank  # of the dropout
             torch.default_generator.manual_seed(seed)
             engine = _OfFabric(fabric)
             state, curve = train(engine, probe, self.shards, self.task, self.recipe)
-        return {name: tensor.numpy() for name, tensor in state.items()}, curve
+        if fabric.global_rank == 0:
+            losses = torch.tensor(curve, dtype=torch.float64)
+            save_file(state | {_LOSSES: losses}, self.output)
 
 
 def _on_disk(predictions: Sequence[Prediction], probe: Probe, path: Path) -> Shards:

@@ -1,0 +1,366 @@
+"""Features on disk: nothing is lost, evaluated twice, or held in memory at once."""
+
+import pickle
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from builders import rattled
+from probe.toys import ToyBackbone, random_prediction
+
+from uqcalc import Labels, MissingExtraError, Recipe
+from uqcalc.errors import RecordError
+from uqcalc.probe import feeding, featurecache, shardfile, shards as module
+from uqcalc.probe.atomrows import AtomRows
+from uqcalc.probe.dataset import Dataset, build_dataset
+from uqcalc.probe.feeding import Feed, passes
+from uqcalc.probe.featurecache import Cache
+from uqcalc.probe.shardfile import ShardWriter
+from uqcalc.probe.shards import Shards, evenly
+from uqcalc.probe.single import fit_single
+from uqcalc.probe.training import fit_datasets
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    for place in (shardfile, featurecache):
+        monkeypatch.setattr(place, "MOST_STRUCTURES", 8)
+
+
+def some_predictions(count=30, width=5, *, charges=False):
+    return [
+        random_prediction(2 + i % 7, width, seed=i, charges=charges)
+        for i in range(count)
+    ]
+
+
+def written(folder, predictions, precision="float32"):
+    with ShardWriter(folder, "toy:0", precision=precision) as writer:
+        for prediction in predictions:
+            writer.add(prediction)
+    return Shards.open(folder)
+
+
+def same(one, other):
+    pairs = ("numbers", "positions", "cell", "pbc", "energy", "forces")
+    assert all(np.array_equal(getattr(one, k), getattr(other, k)) for k in pairs)
+    assert torch.equal(one.features, other.features)
+    for mine, theirs in ((one.charges, other.charges),):
+        assert (mine is None) == (theirs is None)
+        assert mine is None or torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("charges", [False, True])
+def test_predictions_come_back_as_they_were(tmp_path, charges):
+    predictions = some_predictions(charges=charges)
+    whole = {"energy": -1.5, "forces": predictions[3].forces + 1}  # of a sum
+    predictions[3] = replace(predictions[3], results=whole)
+    predictions[9].features[0, 2] = torch.nan
+    shards = written(tmp_path / "a", predictions)
+    assert len(shards) == 30
+    assert len(list((tmp_path / "a").iterdir())) == 4
+    for index, (one, other) in enumerate(zip(predictions, shards, strict=True)):
+        if index != 9:
+            same(one, other)
+        assert other.results["energy"] == one.results.get("energy", one.energy)
+        np.testing.assert_array_equal(
+            other.results["forces"], one.results.get("forces", one.forces)
+        )
+    assert shards[9].features.isnan().sum() == 1
+    np.testing.assert_array_equal(shards.sizes, [len(p.numbers) for p in predictions])
+    with pytest.raises(IndexError):
+        shards[30]
+
+
+def test_half_precision_keeps_what_is_small_beside_its_mean(tmp_path):
+    predictions = some_predictions()
+    for prediction in predictions:  # float16 as such would see nothing of column 1
+        prediction.features[:, 1] = 1000 + 1e-2 * prediction.features[:, 1]
+        prediction.features[:, 2] = 7.25
+    shards = written(tmp_path / "a", predictions, "float16")
+    before = torch.cat([p.features for p in predictions])
+    after = torch.cat([p.features for p in shards])
+    gap = (before - after).abs().amax(dim=0) / before.std(dim=0).clamp(min=1e-9)
+    assert gap[[0, 1, 3, 4]].max() < 4 * 2**-11  # of up to four standard deviations
+    assert torch.equal(after[:, 2], before[:, 2])
+    with pytest.raises(ValueError, match="precision must be one of"):
+        ShardWriter(tmp_path / "b", "toy:0", precision="int8")
+
+
+def test_selections_are_views_in_any_order_and_travel_to_other_processes(tmp_path):
+    predictions = some_predictions()
+    shards = written(tmp_path / "a", predictions)
+    rows = np.random.default_rng(0).permutation(30)[:12]
+    chosen = shards.take(rows)[2:]
+    for found in (chosen, pickle.loads(pickle.dumps(chosen))):  # noqa: S301
+        assert isinstance(found, Shards)
+        for index, prediction in zip(rows[2:], found, strict=True):
+            same(predictions[index], prediction)
+        for index, numbers in zip(rows[2:], found.numbers, strict=True):
+            np.testing.assert_array_equal(numbers, predictions[index].numbers)
+        np.testing.assert_array_equal(found.blocks, rows[2:] // 8)
+    flat = np.arange(9.0)
+    atoms = AtomRows(flat, np.array([2, 5, 9])).take([2, 0])
+    np.testing.assert_array_equal(np.concatenate(atoms), [5, 6, 7, 8, 0, 1])
+    assert np.shares_memory(atoms[0], flat)
+
+
+def test_few_shards_are_mapped_at_once(tmp_path, monkeypatch):
+    shards = written(tmp_path / "a", some_predictions())
+    monkeypatch.setattr(module, "OPEN_BYTES", 1)
+    for index in np.random.default_rng(0).integers(0, 30, 60):
+        shards[index]
+        assert len(shards.folder._open) == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda raw: raw[:-7], "not fully covered"),
+        (lambda raw: b"", "header"),
+        (lambda raw: raw[:-7] + b"\x07" + raw[-6:], "checksum differs"),
+        (lambda raw: b"an empty promise", "header"),
+    ],
+)
+def test_a_damaged_shard_is_named(tmp_path, spoil, why):
+    written(tmp_path / "a", some_predictions())
+    path = sorted((tmp_path / "a").iterdir())[1]
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(
+        RecordError, match=rf"must be a whole file, got .*1\.saf.*{why}"
+    ):
+        Shards.open(tmp_path / "a")
+
+
+def test_folders_that_hold_nothing_of_use_are_refused(tmp_path):
+    with pytest.raises(RecordError, match="must exist"):
+        Shards.open(tmp_path / "nowhere")
+    with pytest.raises(RecordError, match="must hold shards"):
+        Shards.open(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(RecordError, match="must be a folder"):
+        ShardWriter(tmp_path / "file", "toy:0")
+    written(tmp_path / "a", some_predictions(8))
+    with ShardWriter(tmp_path / "a", "toy:1") as writer:
+        writer.add(random_prediction(3, 5))
+    with pytest.raises(RecordError, match="of one backbone, got .*toy:0.*toy:1"):
+        Shards.open(tmp_path / "a")
+
+
+class Counting(ToyBackbone):
+    """Counts what it evaluates, and fails after ``fuel`` of them."""
+
+    def __init__(self, *, fuel=10**9, shift=0.0, **options):
+        super().__init__(**options)
+        self.seen, self.fuel, self.shift = 0, fuel, shift
+
+    def extra_state(self, atoms):
+        return {"charge": atoms.info.get("charge")}
+
+    def predict_many(self, frames, wanted=("energy", "forces")):
+        self.seen += len(frames)
+        if self.seen > self.fuel:
+            msg = "the power went off"
+            raise OSError(msg)
+        done = super().predict_many(frames, wanted)
+        for prediction in done:
+            prediction.results["energy"] += self.shift
+        return done
+
+
+def labelled(count=30):
+    frames = []
+    for seed in range(count):
+        atoms = rattled(["CH3OH", "H2O", "C2H6"][seed % 3], seed=seed)
+        atoms.info |= {"REF_energy": -10.0 + seed, "run": seed // 3}
+        atoms.arrays["REF_forces"] = np.full((len(atoms), 3), 0.01 * seed)
+        frames.append(atoms)
+    return frames
+
+
+@pytest.mark.parametrize("target", ["forces", "energy"])
+def test_a_cache_changes_nothing_but_the_work(tmp_path, target):
+    frames, labels = labelled(), Labels(target, group_key="run")
+    plain = build_dataset(frames, Counting(), labels)
+    for expected in (30, 1):  # one is looked at again, to see that all is as it was
+        backbone = Counting()
+        data = build_dataset(frames, backbone, labels, cache=tmp_path / "a")
+        assert backbone.seen == expected
+        assert isinstance(data.predictions, Shards)
+        for one, other in zip(plain.predictions, data.predictions, strict=True):
+            same(one, other)
+        np.testing.assert_array_equal(data.errors, plain.errors)
+        assert (data.groups, data.excluded) == (plain.groups, plain.excluded)
+        for one, other in zip(plain.atom_errors, data.atom_errors, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6)
+    if target == "energy":
+        np.testing.assert_array_equal(data.residuals, plain.residuals)
+        assert data.fit_offsets().offsets == plain.fit_offsets().offsets
+    some = data.subset([20, 3, 7])
+    same(some.predictions[1], plain.predictions[3])
+    np.testing.assert_allclose(some.atom_errors[2], plain.atom_errors[7], rtol=1e-6)
+    assert isinstance(data.split((0.5, 0.5), 0)[1].predictions, Shards)
+
+
+def test_only_new_geometries_are_evaluated(tmp_path):
+    frames, labels = labelled(), Labels()
+    build_dataset(frames[:20], Counting(), labels, cache=tmp_path / "a")
+    ions = [frame.copy() for frame in frames[:3]]
+    for ion in ions:
+        ion.info["charge"] = 1
+    turned = frames[::-1] + ions
+    for frame in turned:
+        frame.arrays["REF_forces"] = frame.arrays["REF_forces"] * 2  # labels: no matter
+    backbone = Counting()
+    data = build_dataset(turned, backbone, labels, cache=tmp_path / "a")
+    assert backbone.seen == 1 + 10 + 3
+    for frame, prediction in zip(turned, data.predictions, strict=True):
+        np.testing.assert_array_equal(frame.positions, prediction.positions)
+
+
+def test_an_interrupted_evaluation_goes_on_after_the_last_whole_shard(tmp_path):
+    frames, labels = labelled(), Labels()
+    with pytest.raises(OSError, match="power"):
+        build_dataset(frames, Counting(fuel=20), labels, cache=tmp_path / "a")
+    backbone = Counting()
+    build_dataset(frames, backbone, labels, cache=tmp_path / "a")
+    assert backbone.seen == 1 + 30 - 16
+
+
+def test_a_damaged_shard_is_made_again(tmp_path):
+    frames, labels = labelled(), Labels()
+    whole = build_dataset(frames, Counting(), labels, cache=tmp_path / "a")
+    path = sorted((tmp_path / "a").glob("*.safetensors"))[2]
+    path.write_bytes(path.read_bytes()[:-1])
+    backbone = Counting()
+    with pytest.warns(UserWarning, match=r"shard-000002\.saf.*makes it again"):
+        data = build_dataset(frames, backbone, labels, cache=tmp_path / "a")
+    assert backbone.seen == 1 + 8
+    for frame, prediction in zip(frames, data.predictions, strict=True):
+        np.testing.assert_array_equal(frame.positions, prediction.positions)
+    np.testing.assert_array_equal(data.errors, whole.errors)
+
+
+def test_a_cache_of_another_potential_is_refused(tmp_path):
+    frames, labels = labelled(9), Labels()
+    build_dataset(frames, Counting(), labels, cache=tmp_path / "a")
+    with pytest.raises(RecordError, match="of this potential .toy:1.*toy:0"):
+        build_dataset(frames, Counting(identity="toy:1"), labels, cache=tmp_path / "a")
+    with pytest.raises(RecordError, match="energy .* off by .*dispersion"):
+        build_dataset(frames, Counting(shift=1.0), labels, cache=tmp_path / "a")
+    with pytest.raises(RecordError, match="folder of features must be a folder"):
+        build_dataset(frames, Counting(), labels, cache=tmp_path / "no" / "where")
+
+
+def test_frames_may_come_from_disk_one_by_one(tmp_path):
+    frames, read = labelled(), []
+
+    class Lazy:
+        def __len__(self):
+            return len(frames)
+
+        def __getitem__(self, index):
+            read.append(frames[index].copy())
+            return read[-1]
+
+    plain = build_dataset(frames, Counting(), Labels())
+    cache = Cache(tmp_path / "a", precision="float16")
+    data = build_dataset(Lazy(), Counting(), Labels(), cache=cache)
+    assert read
+    np.testing.assert_array_equal(data.errors, plain.errors)
+
+
+def toy_data(predictions):
+    errors = np.array([float(p.features[:, 0].mean()) for p in predictions]) + 5
+    errors = errors + 0.2 * np.random.default_rng(0).normal(size=len(errors))
+    backbone = SimpleNamespace(fingerprint="toy:0", provides=frozenset({"features"}))
+    names = [str(index) for index in range(len(errors))]
+    return Dataset(predictions, errors, names, {}), backbone
+
+
+def test_a_probe_of_features_on_disk_is_the_probe_of_features_in_memory(tmp_path):
+    predictions = some_predictions(160)
+    shards = written(tmp_path / "a", predictions)
+    recipe, reports = Recipe(epochs=3), []
+    for source in (predictions, shards):
+        data, backbone = toy_data(source)
+        train, test = data.subset(range(120)), data.subset(range(120, 160))
+        reports.append(fit_datasets(train, None, test, backbone, Labels(), recipe))
+    one, other = reports
+    np.testing.assert_array_equal(one.probability, other.probability)
+    assert one.curve == other.curve
+
+
+@pytest.mark.parametrize("charges", [False, True])
+def test_batches_read_from_disk_are_those_kept_in_memory(tmp_path, charges):
+    predictions = some_predictions(60, charges=charges)
+    data, backbone = toy_data(predictions)
+    if charges:
+        backbone.provides |= {"charges"}
+    probe, _ = fit_single(
+        data, backbone, Labels(), Recipe("standard", epochs=1, patience=1), 5.0
+    )
+    shards = written(tmp_path / "a", predictions)
+    kept, streamed = Feed(probe, predictions), Feed(probe, shards, budget=0)
+    rows = np.array([50, 3, 17, 4])
+    one, other = kept.batch(rows), streamed.batch(rows)
+    torch.testing.assert_close(one.features, other.features, rtol=0, atol=1e-6)
+    assert torch.equal(one.scalars, other.scalars)
+    assert one.sizes == other.sizes == data.sizes[rows].tolist()
+    assert (one.charges is not None) == charges
+    if charges:
+        assert torch.equal(one.charges, other.charges)
+
+
+def test_a_pass_visits_everything_once_and_few_shards_at_a_time(monkeypatch):
+    monkeypatch.setattr(feeding, "_POOL", 256)
+    sizes = np.random.default_rng(0).integers(1, 30, 4000)
+    feed = SimpleNamespace(sizes=sizes, blocks=np.arange(4000) // 64)
+    indices = np.setdiff1d(np.arange(4000), np.arange(0, 4000, 9))
+    rng = np.random.default_rng(1)
+    for first in (True, False):
+        stream = passes(indices, feed, 32, rng)
+        if not first:
+            feed.blocks = None
+        batches = [next(stream) for _ in range(-(-len(indices) // 32))]
+        np.testing.assert_array_equal(np.sort(np.concatenate(batches)), indices)
+        near = [np.concatenate(batches[k : k + 8]) for k in range(0, 104, 8)]
+        shards = max(len(np.unique(rows // 64)) for rows in near)
+        assert shards <= 6 if first else shards > 50
+        padded = sum(len(b) * sizes[b].max() for b in batches)
+        assert padded < 1.35 * sizes[indices].sum()  # 1.9 without sorting
+
+
+def test_steps_are_capped_however_many_labels_there_are():
+    data, backbone = toy_data(some_predictions(100))
+    recipe = Recipe("standard", epochs=50, patience=50, batch_size=4, most_steps=70)
+    _, curve = fit_single(data, backbone, Labels(), recipe, 5.0)
+    assert len(curve) == 3  # epochs of 23 batches
+    np.testing.assert_array_equal(evenly(5, 9), np.arange(5))
+    np.testing.assert_array_equal(evenly(9, 3), [0, 4, 8])
+
+
+def test_several_devices_ask_for_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightning_fabric", None)
+    data, backbone = toy_data(some_predictions(20))
+    with pytest.raises(MissingExtraError, match=r"uqcalc\[multi\]"):
+        fit_single(data, backbone, Labels(), Recipe("standard", devices=2), 5.0)
+    with pytest.raises(ValueError, match="devices must be at least 1"):
+        Recipe(devices=0)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(tmp_path):
+    pytest.importorskip("lightning_fabric")
+    data, backbone = toy_data(some_predictions(101))
+    # without dropout the gradient of a batch is the same, however it is shared
+    recipe = Recipe("standard", epochs=4, dropout=0.0, batch_size=16, accelerator="cpu")
+    alone, curve = fit_single(data, backbone, Labels(), recipe, 5.0)
+    both, again = fit_single(data, backbone, Labels(), replace(recipe, devices=2), 5.0)
+    np.testing.assert_allclose(again, curve, rtol=1e-5)
+    torch.testing.assert_close(
+        both.scores(data.predictions), alone.scores(data.predictions), atol=1e-3, rtol=0
+    )
