@@ -11,16 +11,17 @@ import torch
 from builders import rattled
 from probe.toys import ToyBackbone, random_prediction
 
-from uqcalc import Labels, MissingExtraError, Recipe
-from uqcalc.errors import RecordError
-from uqcalc.probe import feeding, featurecache, shardfile, shards as module
+from uqcalc import Labels, MissingExtraError, Recipe, fit
+from uqcalc.errors import LabelError, RecordError
+from uqcalc.probe import featurecache, feeding, shardfile, shards as module
 from uqcalc.probe.atomrows import AtomRows
 from uqcalc.probe.dataset import Dataset, build_dataset
-from uqcalc.probe.feeding import Feed, passes
 from uqcalc.probe.featurecache import Cache
+from uqcalc.probe.feeding import Feed, passes
 from uqcalc.probe.shardfile import ShardWriter
 from uqcalc.probe.shards import Shards, evenly
 from uqcalc.probe.single import fit_single
+from uqcalc.probe.stored import open_dataset, save_dataset
 from uqcalc.probe.training import fit_datasets
 
 
@@ -95,7 +96,7 @@ def test_selections_are_views_in_any_order_and_travel_to_other_processes(tmp_pat
     shards = written(tmp_path / "a", predictions)
     rows = np.random.default_rng(0).permutation(30)[:12]
     chosen = shards.take(rows)[2:]
-    for found in (chosen, pickle.loads(pickle.dumps(chosen))):  # noqa: S301
+    for found in (chosen, pickle.loads(pickle.dumps(chosen))):
         assert isinstance(found, Shards)
         for index, prediction in zip(rows[2:], found, strict=True):
             same(predictions[index], prediction)
@@ -120,9 +121,9 @@ def test_few_shards_are_mapped_at_once(tmp_path, monkeypatch):
     ("spoil", "why"),
     [
         (lambda raw: raw[:-7], "not fully covered"),
-        (lambda raw: b"", "header"),
+        (lambda raw: raw[:0], "header"),
         (lambda raw: raw[:-7] + b"\x07" + raw[-6:], "checksum differs"),
-        (lambda raw: b"an empty promise", "header"),
+        (lambda raw: raw[8:40], "header"),
     ],
 )
 def test_a_damaged_shard_is_named(tmp_path, spoil, why):
@@ -146,7 +147,7 @@ def test_folders_that_hold_nothing_of_use_are_refused(tmp_path):
     written(tmp_path / "a", some_predictions(8))
     with ShardWriter(tmp_path / "a", "toy:1") as writer:
         writer.add(random_prediction(3, 5))
-    with pytest.raises(RecordError, match="of one backbone, got .*toy:0.*toy:1"):
+    with pytest.raises(RecordError, match=r"of one backbone, got .*toy:0.*toy:1"):
         Shards.open(tmp_path / "a")
 
 
@@ -247,12 +248,48 @@ def test_a_damaged_shard_is_made_again(tmp_path):
 def test_a_cache_of_another_potential_is_refused(tmp_path):
     frames, labels = labelled(9), Labels()
     build_dataset(frames, Counting(), labels, cache=tmp_path / "a")
-    with pytest.raises(RecordError, match="of this potential .toy:1.*toy:0"):
+    with pytest.raises(RecordError, match=r"of this potential .toy:1.*toy:0"):
         build_dataset(frames, Counting(identity="toy:1"), labels, cache=tmp_path / "a")
-    with pytest.raises(RecordError, match="energy .* off by .*dispersion"):
+    with pytest.raises(RecordError, match=r"energy .* off by .*dispersion"):
         build_dataset(frames, Counting(shift=1.0), labels, cache=tmp_path / "a")
     with pytest.raises(RecordError, match="folder of features must be a folder"):
         build_dataset(frames, Counting(), labels, cache=tmp_path / "no" / "where")
+
+
+@pytest.mark.parametrize("target", ["forces", "energy_per_atom"])
+def test_a_dataset_is_kept_beside_its_features(tmp_path, target):
+    frames = labelled()
+    labels = Labels(target, group_key="run", boundary=0.5, offsets=target != "forces")
+    data = build_dataset(frames, Counting(), labels, cache=tmp_path / "a")
+    data = data.subset(np.random.default_rng(0).permutation(30)[:21])
+    again = open_dataset(save_dataset(data))
+    for name in ("groups", "offsets", "offsets_fitted", "excluded", "labels"):
+        assert getattr(again, name) == getattr(data, name)
+    np.testing.assert_array_equal(again.errors, data.errors)
+    np.testing.assert_array_equal(again.residuals, data.residuals)
+    for one, other in zip(data.atom_errors, again.atom_errors, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for one, other in zip(data.predictions, again.predictions, strict=True):
+        same(one, other)
+    sorted((tmp_path / "a").glob("shard*"))[0].unlink()
+    with pytest.raises(RecordError, match="must be those that the dataset was saved"):
+        open_dataset(tmp_path / "a")
+    with pytest.raises(RecordError, match="dataset must be an existing file"):
+        open_dataset(tmp_path)
+    with pytest.raises(LabelError, match="must have its features on disk"):
+        save_dataset(build_dataset(frames, Counting(), Labels()))
+
+
+@pytest.mark.filterwarnings("ignore::uqcalc.LabelWarning")  # they are very few
+def test_a_fit_reads_what_an_earlier_fit_left(tmp_path):
+    frames, labels = labelled(60), Labels(group_key="run")
+    recipe, cache = Recipe("standard", epochs=1), tmp_path / "a"
+    backbones, reports = [Counting(), Counting(), Counting()], []
+    for backbone, place in zip(backbones, (None, cache, cache), strict=True):
+        reports.append(fit(frames, backbone, labels, recipe, cache=place))
+    assert [backbone.seen for backbone in backbones] == [60, 60, 1]
+    for report in reports[1:]:
+        np.testing.assert_array_equal(report.probability, reports[0].probability)
 
 
 def test_frames_may_come_from_disk_one_by_one(tmp_path):

@@ -1,0 +1,126 @@
+"""Labels kept beside the features they belong to: a dataset that needs no frames."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from uqcalc.errors import LabelError, RecordError
+from uqcalc.files import whole
+from uqcalc.probe.atomrows import AtomRows
+from uqcalc.probe.dataset import Dataset
+from uqcalc.probe.labels import Labels
+from uqcalc.probe.shards import Folder, Shards, sizes_of
+from uqcalc.tensorfile import Kind
+
+
+FILE = Kind(
+    name="dataset",
+    key="uqcalc_dataset",
+    error=RecordError,
+    make="make one with save_dataset",
+    otherwise="build it again from its frames",
+)
+_NAME, _ATOMS = "dataset.safetensors", "dataset-atoms.npy"
+
+
+def save_dataset(data: Dataset) -> Path:
+    """Write labels, errors and groups into the folder of the features; return it.
+
+    `open_dataset` reads them back, as often as wanted, in another process or on
+    another machine. A folder keeps one dataset: the last.
+
+    Raises
+    ------
+    LabelError
+        If the features are not on disk: build the dataset with ``cache``.
+    """
+    if not isinstance(data.predictions, Shards):
+        msg = (
+            "dataset must have its features on disk to be saved beside them, got one "
+            "in memory; build it with cache="
+        )
+        raise LabelError(msg)
+    shards = data.predictions
+    names = sorted(set(data.groups))
+    code = {name: index for index, name in enumerate(names)}
+    tensors = {
+        "rows": torch.from_numpy(shards.rows),
+        "errors": torch.from_numpy(data.errors),
+        "groups": torch.tensor([code[name] for name in data.groups]),
+    }
+    if data.residuals is not None:
+        tensors["residuals"] = torch.from_numpy(data.residuals)
+    card = {
+        "shards": _listed(shards.folder),
+        "groups": names,
+        "labels": None if data.labels is None else asdict(data.labels),
+        "excluded": data.excluded,
+        "offsets": data.offsets,
+        "offsets_fitted": data.offsets_fitted,
+    }
+    folder = shards.folder.path
+    (folder / _ATOMS).unlink(missing_ok=True)
+    if data.atom_errors is not None:
+        _write_atoms(folder / _ATOMS, data)
+    FILE.write(folder / _NAME, tensors, card)
+    return folder
+
+
+def open_dataset(path: str | os.PathLike[str]) -> Dataset:
+    """Open what `save_dataset` wrote; features and errors of atoms stay on disk.
+
+    Raises
+    ------
+    RecordError
+        If there is none, or the features are not those it was saved with.
+    """
+    folder = Path(path).absolute()
+    tensors, metadata = FILE.read(folder / _NAME)
+    card = FILE.card(folder / _NAME, metadata)
+    shards = Shards.open(folder)
+    known = card["shards"]
+    if _listed(shards.folder)[: len(known)] != known:
+        msg = (
+            f"features in {folder} must be those that the dataset was saved with, got "
+            "others; build it again from its frames"
+        )
+        raise RecordError(msg)
+    predictions = shards.take(tensors["rows"].numpy())
+    atoms = None
+    if (folder / _ATOMS).is_file():
+        flat = np.load(folder / _ATOMS, mmap_mode="r")
+        atoms = AtomRows(flat, np.cumsum(predictions.sizes))
+    residuals = tensors.get("residuals")
+    return Dataset(
+        predictions,
+        tensors["errors"].numpy(),
+        [card["groups"][code] for code in tensors["groups"].tolist()],
+        card["excluded"],
+        atom_errors=atoms,
+        residuals=None if residuals is None else residuals.numpy(),
+        offsets=card["offsets"],
+        offsets_fitted=card["offsets_fitted"],
+        labels=None if card["labels"] is None else Labels(**card["labels"]),
+    )
+
+
+def _listed(folder: Folder) -> list[list[str | int]]:
+    return [[shard.path.name, len(shard.sizes)] for shard in folder.shards]
+
+
+def _write_atoms(path: Path, data: Dataset) -> None:
+    """Write |ΔF_i| of all atoms in single precision, one structure at a time."""
+    sizes = sizes_of(data.predictions)
+    ends = np.cumsum(sizes)
+    with whole(path) as partial:
+        flat = np.lib.format.open_memmap(
+            partial, mode="w+", dtype=np.float32, shape=(int(ends[-1]),)
+        )
+        for values, size, end in zip(data.atom_errors or (), sizes, ends, strict=True):
+            flat[end - size : end] = values
+        flat.flush()
