@@ -50,8 +50,7 @@ NAMES = {"chgnet": "CHGNet 0.3.0", "sevennet": "SevenNet-0 (11 July 2024)"}
 DESCRIPTION = (
     "P(RMS force error against PBE(+U) <= boundary) for {name} on crystals of up to 40 "
     "atoms. Labels: benchmark sets of microsoft/mattersim (MIT licence), of which the "
-    "MPtrj frames are in the potential's own training pool. Energies are not judged: "
-    "they follow corrected Materials Project energies."
+    "MPtrj frames are in the potential's own training pool. Energies are not judged."
 )
 CHECKED = 3  # structures of each set whose stored features are computed again
 
@@ -219,7 +218,10 @@ def main() -> None:
     name = NAMES[options.model]
     shown = ("regime", "structures", "prevalence", "accuracy", "auroc", "ece")
     report = probe.card.report | {
-        "regimes": [{k: row[k] for k in (*shown, "atoms_auroc")} for row in regimes]
+        "regimes": [
+            {k: None if row[k] != row[k] else row[k] for k in (*shown, "atoms_auroc")}
+            for row in regimes
+        ]  # NaN, where all are of one class, is no JSON
     }
     probe = probe.with_card(description=DESCRIPTION.format(name=name), report=report)
     output = options.output or Path(f"{options.model}.probe")

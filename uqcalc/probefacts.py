@@ -35,6 +35,7 @@ def card_facts(card: Card) -> Facts:
         *_scope_rows(card),
         *_training_rows(card.training),
         *_score_rows(card.report),
+        *_regime_rows(card.report),
         ("network", _network(card)),
         ("uqcalc", f"{card.uqcalc_version or 'not stated'} (schema {card.schema})"),
     ]
@@ -133,6 +134,18 @@ def _score_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("scope on the test set", scope_line(report)))
     if atoms := report.get("atoms"):
         rows.append(("single atoms of it", atom_line(atoms)))
+    return rows
+
+
+def _regime_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for part in report.get("regimes", ()):
+        auroc = "-" if part["auroc"] is None else f"{part['auroc']:.3f}"
+        text = (
+            f"{part['structures']} structures, {part['prevalence']:.1%} reliable, "
+            f"accuracy {part['accuracy']:.3f}, AUROC {auroc}, ECE {part['ece']:.3f}"
+        )
+        rows.append((part["regime"], text))
     return rows
 
 
