@@ -122,10 +122,12 @@ def plot_errors(
 
 
 def plain_decades(axis: Any) -> None:
-    """Write 0.1, 0.2, 0.5 on a logarithmic axis instead of powers of ten."""
+    """Write 0.1, 0.2, 0.5 on a logarithmic axis; over many decades these alone."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_data_interval()
+    wide = not 0 < high <= 100 * low
+    axis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5), numticks=7))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 

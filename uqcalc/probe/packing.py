@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
 
 from uqcalc.backbones.prediction import Prediction
 
 
 PRECISIONS = ("float32", "float16")
+_OF_ATOMS = {"numbers", "positions", "forces", "total_forces", "features", "charges"}
 
 
 def check_precision(precision: str) -> None:
@@ -60,40 +63,50 @@ def pack(
     return arrays | _packed_features(features, precision)
 
 
-def unpack(file: Any, place: int, atoms: slice) -> Prediction:
-    """Return the prediction at ``place``, whose rows of atoms are ``atoms``.
+class OpenShard:
+    """A shard mapped into memory; what is of whole structures is read at once."""
 
-    Parameters
-    ----------
-    file : safe_open
-        A shard, opened for numpy.
-    """
-    names = set(file.keys())
+    def __init__(self, path: Path) -> None:
+        file = safe_open(path, framework="np")
+        names = set(file.keys())
+        # made once: they cost as much as what is read through them
+        self._rows = {name: file.get_slice(name) for name in names & _OF_ATOMS}
+        self._energies = file.get_tensor("energies")
+        self._cells = file.get_tensor("cells")
+        self._pbc = file.get_tensor("pbc").astype(bool)
+        self._scaling: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+        if "centre" in names:
+            self._scaling = file.get_tensor("scale"), file.get_tensor("centre")
 
-    def rows(name: str) -> NDArray[Any]:
-        return np.asarray(file.get_slice(name)[atoms])
+    def numbers(self, atoms: slice) -> NDArray[np.int64]:
+        """Return the atomic numbers in those rows."""
+        return np.asarray(self._rows["numbers"][atoms].astype(np.int64))
 
-    def one(name: str) -> NDArray[Any]:
-        return np.asarray(file.get_slice(name)[place])
-
-    energy, total = one("energies").tolist()
-    forces = rows("forces")
-    features = rows("features").astype(np.float32)
-    if "centre" in names:
-        features *= file.get_tensor("scale")
-        features += file.get_tensor("centre")
-    whole = rows("total_forces") if "total_forces" in names else forces
-    return Prediction(
-        numbers=rows("numbers").astype(np.int64),
-        positions=rows("positions"),
-        cell=one("cells"),
-        pbc=one("pbc").astype(bool),
-        results={"energy": total, "forces": whole},
-        energy=energy,
-        forces=forces,
-        features=torch.from_numpy(features),
-        charges=torch.tensor(rows("charges")) if "charges" in names else None,
-    )
+    def prediction(self, place: int, atoms: slice) -> Prediction:
+        """Return the prediction at ``place``, whose rows of atoms are ``atoms``."""
+        rows = self._rows
+        energy, total = self._energies[place].tolist()
+        forces = rows["forces"][atoms]
+        whole = rows["total_forces"][atoms] if "total_forces" in rows else forces
+        features = rows["features"][atoms].astype(np.float32)
+        if self._scaling is not None:
+            scale, centre = self._scaling
+            features *= scale
+            features += centre
+        charges = None
+        if "charges" in rows:
+            charges = torch.tensor(rows["charges"][atoms])
+        return Prediction(
+            numbers=self.numbers(atoms),
+            positions=rows["positions"][atoms],
+            cell=self._cells[place],
+            pbc=self._pbc[place],
+            results={"energy": total, "forces": whole},
+            energy=energy,
+            forces=forces,
+            features=torch.from_numpy(features),
+            charges=charges,
+        )
 
 
 def _packed_features(

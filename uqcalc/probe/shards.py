@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.errors import RecordError
-from uqcalc.probe.packing import unpack
+from uqcalc.probe.packing import OpenShard
 from uqcalc.probe.shardfile import FILE, ShardFile, read_shard, shard_files
 
 
@@ -172,7 +172,7 @@ class Folder:
         self._atoms = np.concatenate(
             [np.zeros(0, int), *(np.cumsum(s.sizes) - s.sizes for s in shards)]
         )
-        self._open: OrderedDict[int, Any] = OrderedDict()
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._bytes = {i: p.stat().st_size for i, p in enumerate(self._paths)}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -186,38 +186,39 @@ class Folder:
     def keys(self) -> NDArray[np.bytes_]:
         """Return what each structure was filed under, (rows,)."""
         found = [np.zeros(0, "S16")]
-        for shard in range(len(self._paths)):
-            found.append(self._map(shard).get_tensor("keys").view("S16").ravel())
+        for path in self._paths:
+            with safe_open(path, framework="np") as file:
+                found.append(file.get_tensor("keys").view("S16").ravel())
         return np.concatenate(found)
 
     def read(self, row: int) -> Prediction:
         """Return the prediction in a row, its features in float32."""
-        file, place, atoms = self._where(row)
-        return unpack(file, place, atoms)
+        shard, place, atoms = self._where(row)
+        return shard.prediction(place, atoms)
 
     def numbers(self, row: int) -> NDArray[np.int64]:
         """Return the atomic numbers in a row, (atoms,)."""
-        file, _, atoms = self._where(row)
-        return np.asarray(file.get_slice("numbers")[atoms].astype(np.int64))
+        shard, _, atoms = self._where(row)
+        return shard.numbers(atoms)
 
-    def _where(self, row: int) -> tuple[Any, int, slice]:
+    def _where(self, row: int) -> tuple[OpenShard, int, slice]:
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
         first = int(self._atoms[row])
         atoms = slice(first, first + int(self.sizes[row]))
         return self._map(shard), row - int(self._starts[shard]), atoms
 
-    def _map(self, shard: int) -> Any:
+    def _map(self, shard: int) -> OpenShard:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        file = safe_open(self._paths[shard], framework="np")
-        self._open[shard] = file
+        opened = OpenShard(self._paths[shard])
+        self._open[shard] = opened
         while len(self._open) > 1 and (
             len(self._open) > _OPEN_FILES
             or sum(self._bytes[i] for i in self._open) > OPEN_BYTES
         ):
             self._open.popitem(last=False)
-        return file
+        return opened
 
 
 def open_folder(
