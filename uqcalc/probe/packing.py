@@ -67,7 +67,7 @@ class OpenShard:
     """A shard mapped into memory; what is of whole structures is read at once."""
 
     def __init__(self, path: Path) -> None:
-        file = safe_open(path, framework="np")
+        file: Any = safe_open(path, framework="np")
         names = set(file.keys())
         # made once: they cost as much as what is read through them
         self._rows = {name: file.get_slice(name) for name in names & _OF_ATOMS}
