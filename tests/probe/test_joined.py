@@ -216,7 +216,7 @@ def test_outside_the_scope_attention_fades_and_the_rest_stays(probe):
         whole = probe.read([prediction]).parts[0]
     finally:
         probe.joined.limit.copy_(limit)
-    expected = whole / torch.stack([faded.novelty[0], *torch.ones(2)])
+    expected = whole / torch.stack([faded.novelty[0], *torch.ones(len(PATHS) - 1)])
     torch.testing.assert_close(faded.parts[0], expected)
     assert abs(whole[0]) > 0.01
 
@@ -264,7 +264,7 @@ def test_round_trip_is_bitwise(probe, tmp_path):
         if tensor is not None:
             assert torch.equal(getattr(ours, name), tensor), name
     assert ours.atoms.shape == (8 + 6 + 3,)
-    assert ours.parts.shape == (3, 3)
+    assert ours.parts.shape == (3, len(PATHS))
 
 
 KEY = "uqcalc_probe"

@@ -8,7 +8,8 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import laplacian_kernel
 
-from uqcalc.probe.kernel import KernelPaths, KernelShape, ranks
+from uqcalc.probe.kernel import KernelPaths, KernelShape
+from uqcalc.probe.linear import ranks
 
 
 NUMBERS, FEATURES, TREND = 5, 3, (0, 2, 3)

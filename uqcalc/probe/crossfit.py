@@ -30,8 +30,8 @@ class Unseen:
     ----------
     rows : array (structures,)
         Which structures of the dataset.
-    paths : array (structures, 3)
-        Attention, trend and local path; larger is more reliable.
+    paths : array (structures, 4)
+        What each of `PATHS` says; larger is more reliable.
     distance : array (structures,)
     atoms : list of arrays (atoms,) or None
         Scores of atoms.

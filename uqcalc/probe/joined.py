@@ -1,4 +1,4 @@
-"""The default probe: attention, a trend and what holds near the labels, joined."""
+"""The default probe: attention, a line, a trend and what holds near labels, joined."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from torch import nn
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.probe.inputs import Statistics
 from uqcalc.probe.kernel import KernelPaths, KernelShape
+from uqcalc.probe.linear import LinearPath
 from uqcalc.probe.numbers import ATOM_NAMES, ATOM_TREND, NAMES, TREND, PlainNumbers
 
 
-PATHS = ("attention", "trend", "local")
+PATHS = ("attention", "linear", "trend", "local")
 CENTRES, ATOM_CENTRES = 4000, 600
 
 
@@ -25,9 +26,9 @@ class JoinedOutput(NamedTuple):
 
     Attributes
     ----------
-    parts : tensor (structures, 3)
-        What attention, trend and local path add to the score, beside what they add to
-        the average labelled structure.
+    parts : tensor (structures, 4)
+        What each of `PATHS` adds to the score, beside what it adds to that of the
+        average labelled structure.
     atoms : tensor (atoms,) or None
         Score of each atom, from its own surroundings alone.
     distance : tensor (structures,)
@@ -69,15 +70,15 @@ class JoinedShape:
 
 
 class Joined(nn.Module):
-    """Adds kernel paths to the attention of a `ProbeNetwork`.
+    """Adds other paths to the attention of a `ProbeNetwork`.
 
-    The score of a structure is a weighted sum of the attention's margin, the trend and
-    the local path (`uqcalc.probe.kernel`), with weights of one sign that were fitted to
-    predictions for groups left out (stacking; Wolpert 1992,
-    doi:10.1016/S0893-6080(05)80023-1). Outside the scope a network's answer is
-    arbitrary: there the attention's part fades with the distance, as the local path
-    does by itself, and the trend remains. Atoms have paths of their own, which read
-    nothing but the atom: its features, its predicted force.
+    The score of a structure is a weighted sum of the attention's margin, a linear path
+    (`uqcalc.probe.linear`), the trend and the local path (`uqcalc.probe.kernel`), with
+    weights of one sign that were fitted to predictions for groups left out (stacking;
+    Wolpert 1992, doi:10.1016/S0893-6080(05)80023-1). Outside the scope a network's
+    answer is arbitrary: there the attention's part fades with the distance, as the
+    local path does by itself, and line and trend remain. Atoms have paths of their own,
+    which read nothing but the atom: its features, its predicted force.
     """
 
     weights: torch.Tensor
@@ -89,6 +90,7 @@ class Joined(nn.Module):
         self.shape = shape
         self.numbers = PlainNumbers(shape.features)
         components = self.numbers.components
+        self.linear = LinearPath(2 * shape.features)
         self.structure = KernelPaths(shape.kernel(components))
         self.atoms: KernelPaths | None = None
         if shape.atom_centres:
@@ -110,8 +112,9 @@ class Joined(nn.Module):
         described = self.numbers(
             predictions, standard, distances, statistics, atom_energies
         )
-        trend, local = self.structure(described.numbers, described.pooled)
-        paths = torch.stack([margin, -trend, -local], dim=1)
+        linear = self.linear(described.pooled)
+        trend, local = self.structure(described.numbers, described.components)
+        paths = torch.stack([margin, -linear, -trend, -local], dim=1)
         atoms = None
         if self.atoms is not None:
             atoms = -sum(self.atoms(described.atoms, described.atom_features))

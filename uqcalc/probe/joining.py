@@ -20,6 +20,7 @@ from uqcalc.probe.joined import ATOM_CENTRES, CENTRES, PATHS, Joined, JoinedShap
 from uqcalc.probe.kernel import KernelPaths
 from uqcalc.probe.labels import Labels
 from uqcalc.probe.learning import learn_numbers, standard_and_distances
+from uqcalc.probe.linear import LinearPath
 from uqcalc.probe.moments import Moments, chunks
 from uqcalc.probe.numbers import Described, PlainNumbers
 from uqcalc.probe.recipe import Recipe
@@ -77,12 +78,10 @@ def _fit_paths(
     some = data.subset(evenly(len(data), _MOST_FITTED))
     chosen = _some_atoms(some.sizes, recipe.seed) if shape.atom_centres else None
     seen = _describe(joined.numbers, some, statistics, energies, chosen)
+    errors = torch.from_numpy(some.errors)
+    joined.linear = LinearPath.fit(seen.pooled, errors)
     joined.structure = KernelPaths.fit(
-        joined.structure.shape,
-        seen.numbers,
-        seen.pooled,
-        torch.from_numpy(some.errors),
-        recipe.seed,
+        joined.structure.shape, seen.numbers, seen.components, errors, recipe.seed
     )
     if joined.atoms is not None and chosen is not None and some.atom_errors is not None:
         errors = torch.from_numpy(np.concatenate(some.atom_errors))[chosen]

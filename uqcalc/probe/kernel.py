@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from uqcalc.probe.linear import ranks, ridge
+
 
 _ROWS = 4096  # rows of the kernel matrix held at once
 
@@ -147,7 +149,7 @@ class KernelPaths(nn.Module):
         paths.near.copy_(features[chosen])
         rank = ranks(errors)
         some = numbers[:, paths._columns]
-        paths.slope.copy_(_ridge(some, rank, shape.ridge))
+        paths.slope.copy_(ridge(some, rank, shape.ridge))
         smooth = _machine(paths._wide, [some], chosen, rank, shape.wide_ridge)
         paths.wide_weights.copy_(smooth)
         paths.narrow_weights.zero_()
@@ -159,26 +161,8 @@ class KernelPaths(nn.Module):
         return paths.float()
 
 
-def ranks(errors: torch.Tensor) -> torch.Tensor:
-    """Return ranks scaled to -½ ... ½; the same errors get the same one, on average."""
-    _, inverse, counts = errors.unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    middle: torch.Tensor = last - counts.double() / 2
-    scaled: torch.Tensor = middle[inverse] / len(errors) - 0.5
-    return scaled
-
-
 def _laplacian(left: torch.Tensor, right: torch.Tensor, width: float) -> torch.Tensor:
     return (torch.cdist(left, right, p=1.0) / -width).exp()
-
-
-def _ridge(rows: torch.Tensor, values: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Return slopes and the intercept, which is not penalised."""
-    centre, level = rows.mean(dim=0), values.mean()
-    centred = rows - centre
-    gram = centred.T @ centred + penalty * torch.eye(rows.shape[1], dtype=rows.dtype)
-    slopes = torch.linalg.solve(gram, centred.T @ (values - level))
-    return torch.cat([slopes, (level - centre @ slopes)[None]])
 
 
 def _machine(

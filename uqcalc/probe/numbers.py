@@ -17,6 +17,7 @@ from torch import nn
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.probe.hostnumbers import FLOOR, HOST, host_numbers
 from uqcalc.probe.inputs import Statistics
+from uqcalc.probe.linear import LIMIT, standardised
 from uqcalc.probe.ragged import Ragged
 
 
@@ -40,7 +41,6 @@ TREND = tuple(
 ATOM_NAMES = ("log_force", "log_distance", "log_rigidity", "atomic_energy")
 ATOM_TREND = (0, 1, 2)
 COMPONENTS = 16  # of the pooled features, and of those of single atoms
-LIMIT = 6.0  # standard deviations; beyond it more is not more informative
 
 
 class Described(NamedTuple):
@@ -49,8 +49,10 @@ class Described(NamedTuple):
     Attributes
     ----------
     numbers : tensor (structures, 24)
-    pooled : tensor (structures, components)
-        Principal components of mean and spread of the features.
+    pooled : tensor (structures, 2 dim)
+        Mean and spread of the features, as they are.
+    components : tensor (structures, components)
+        Principal components of these.
     atoms : tensor (atoms, 4)
     atom_features : tensor (atoms, components)
         Principal components of the features.
@@ -60,6 +62,7 @@ class Described(NamedTuple):
 
     numbers: torch.Tensor
     pooled: torch.Tensor
+    components: torch.Tensor
     atoms: torch.Tensor
     atom_features: torch.Tensor
     distance: torch.Tensor
@@ -134,9 +137,10 @@ class PlainNumbers(nn.Module):
         """
         raw = self.raw(predictions, standard, distances, statistics, atom_energies)
         return Described(
-            _standardised(raw.numbers, self.mean, self.scale),
+            standardised(raw.numbers, self.mean, self.scale),
+            raw.pooled,
             ((raw.pooled - self.pooled_mean) @ self.pooled_basis).clamp(-LIMIT, LIMIT),
-            _standardised(raw.atoms, self.atom_mean, self.atom_scale),
+            standardised(raw.atoms, self.atom_mean, self.atom_scale),
             (standard @ self.atom_basis).clamp(-LIMIT, LIMIT),
             raw.distance,
         )
@@ -208,14 +212,6 @@ class PlainNumbers(nn.Module):
             ]
         )
         return _on(device, shares.astype(np.float32)) @ statistics.element_mean
-
-
-def _standardised(
-    rows: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor
-) -> torch.Tensor:
-    standard = (rows - mean) / scale
-    # inf - inf is NaN: what overflowed must not come back into range by the clamp
-    return standard.clamp(-LIMIT, LIMIT) + (standard - standard)
 
 
 def _ends(

@@ -27,9 +27,9 @@ class ProbeReading(NamedTuple):
         Attention received, summing to 1 over each structure.
     atoms : tensor (atoms of all structures,) or None
         P(\|ΔF_i\| <= the card's ``atom_boundary``).
-    parts : tensor (structures, 3) or None
-        What attention, trend and local path add to the log-odds, beside what they add
-        for the average labelled structure.
+    parts : tensor (structures, 4) or None
+        What each of `joined.PATHS` adds to the log-odds, beside what it adds for the
+        average labelled structure.
     novelty : tensor (structures,) or None
         Largest Mahalanobis distance of an atom, in units of the scope's limit.
     charge_gap : tensor (structures,) or None

@@ -24,7 +24,7 @@ class Recipe:
     Attributes
     ----------
     architecture : {"joined", "standard", "probe-2026"}
-        The default joins attention, trend and local path (`uqcalc.probe.joined`);
+        The default joins attention with three other paths (`uqcalc.probe.joined`);
         "standard" is its attention alone.
     folds : int
         Of the groups, for weights and calibration of the default.

@@ -21,10 +21,11 @@ class ProbeSignal:
     """Risk = 1 - P(reliable) after calibration (arXiv:2605.00640).
 
     The results hold ``probe_reliability``; of the default architecture also
-    ``probe_reliabilities`` (atoms,), what attention, trend and local path added to the
-    log-odds beside the average labelled structure (``probe_attention``, ...), and
-    ``probe_novelty``, the farthest atom's feature distance in units of what 99 % of
-    structures like the labelled ones stay within.
+    ``probe_reliabilities`` (atoms,), what each of its paths (`uqcalc.probe.joined`)
+    added to the log-odds beside the average labelled structure (``probe_attention``,
+    ``probe_linear``, ``probe_trend``, ``probe_local``), and ``probe_novelty``, the
+    farthest atom's feature distance in units of what 99 % of structures like the
+    labelled ones stay within.
 
     Parameters
     ----------

@@ -1,0 +1,52 @@
+"""The linear path against scikit-learn's ridge regression."""
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
+
+from uqcalc.probe.linear import LinearPath
+
+
+def sample(rows, width, seed=0):
+    rng = np.random.default_rng(seed)
+    scales = np.random.default_rng(99).lognormal(size=width)
+    pooled = rng.normal(size=(rows, width)) * scales + 3.0
+    errors = np.exp(pooled[:, 0] + rng.normal(size=rows))
+    return pooled, errors
+
+
+def read(path, pooled):
+    return path(torch.from_numpy(pooled).float()).double().numpy()
+
+
+def test_it_is_the_ridge_regression_of_the_rank():
+    pooled, errors = sample(60, 80)  # fewer labels than numbers
+    path = LinearPath.fit(torch.from_numpy(pooled), torch.from_numpy(errors))
+    new = sample(40, 80, seed=1)[0]
+    scaler = StandardScaler().fit(pooled)
+    scaler.scale_ *= np.sqrt(60 / 59)  # of a sample
+    rank = (rankdata(errors) - 0.5) / 60 - 0.5
+    known = Ridge(alpha=80.0).fit(scaler.transform(pooled), rank)
+    expected = known.predict(scaler.transform(new))
+    np.testing.assert_allclose(read(path, new), expected, atol=1e-5)
+    assert expected.std() > 0.01  # or agreement would say nothing
+    # labels in another unit, or bent: the same ranks
+    bent = LinearPath.fit(torch.from_numpy(pooled), torch.from_numpy(errors**0.5))
+    np.testing.assert_array_equal(read(bent, new), read(path, new))
+
+
+def test_what_never_varied_says_nothing_and_none_reaches_beyond_the_limit():
+    pooled, errors = sample(60, 5)
+    pooled[:, 3] = 7.0
+    path = LinearPath.fit(torch.from_numpy(pooled), torch.from_numpy(errors))
+    new = pooled.copy()
+    new[:, 3] = 7.001
+    np.testing.assert_allclose(read(path, new), read(path, pooled), atol=1e-6)
+    far, farther = pooled.mean(axis=0) + [[1e3], [1e6]] * pooled.std(axis=0)
+    ends = read(path, np.array([far, farther]))
+    assert np.ptp(ends) == 0
+    new[0, 1] = np.nan
+    assert np.isnan(read(path, new)[0])
+    assert np.isfinite(read(path, new)[1:]).all()
