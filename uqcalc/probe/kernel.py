@@ -125,7 +125,7 @@ class KernelPaths(nn.Module):
         shape = self.shape
         close = _laplacian(numbers, self.centres, shape.narrow * shape.numbers)
         alike = _laplacian(features, self.near, shape.near * shape.features)
-        return close * (1 + alike)
+        return alike.add_(1).mul_(close)
 
     @classmethod
     @torch.no_grad()
@@ -162,7 +162,7 @@ class KernelPaths(nn.Module):
 
 
 def _laplacian(left: torch.Tensor, right: torch.Tensor, width: float) -> torch.Tensor:
-    return (torch.cdist(left, right, p=1.0) / -width).exp()
+    return torch.cdist(left, right, p=1.0).div_(-width).exp_()
 
 
 def _machine(
