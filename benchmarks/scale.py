@@ -27,10 +27,10 @@ from common import print_table, target, write_result
 
 from uqcalc.backbones import Backbone, Prediction
 from uqcalc.probe.dataset import Dataset
-from uqcalc.probe.labels import Labels
+from uqcalc.probe.labelling.labels import Labels
 from uqcalc.probe.recipe import Recipe
-from uqcalc.probe.shardfile import ShardWriter
-from uqcalc.probe.shards import Shards
+from uqcalc.probe.storage.shardfile import ShardWriter
+from uqcalc.probe.storage.shards import Shards
 from uqcalc.probe.training import fit_datasets
 
 

@@ -31,10 +31,10 @@ from uqcalc import scores
 from uqcalc.backbones import Backbone, Prediction
 from uqcalc.errors import LabelError
 from uqcalc.probe.dataset import Dataset, build_dataset
-from uqcalc.probe.evaluation import evaluate_dataset
-from uqcalc.probe.groups import reduced_formula
+from uqcalc.probe.labelling.groups import reduced_formula
 from uqcalc.probe.moments import chunks
 from uqcalc.probe.promising import calibrate_dataset
+from uqcalc.probe.reporting.evaluation import evaluate_dataset
 from uqcalc.probe.training import FitReport, fit_datasets
 
 

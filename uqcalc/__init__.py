@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from uqcalc.monitor import Monitor
     from uqcalc.policy import Policy, Threshold
     from uqcalc.probe.checkpoint import Probe
-    from uqcalc.probe.evaluation import Evaluation, evaluate
-    from uqcalc.probe.labels import Labels
+    from uqcalc.probe.labelling.labels import Labels
     from uqcalc.probe.promise import Promise
     from uqcalc.probe.promising import calibrate
     from uqcalc.probe.recipe import Recipe
+    from uqcalc.probe.reporting.evaluation import Evaluation, evaluate
     from uqcalc.probe.training import fit
     from uqcalc.records import Assessment, Level, Reading, Verdict
     from uqcalc.relaxation import Outcome, Relaxation, relax
@@ -79,12 +79,12 @@ _HOME = {
     "DistilledHead": "distillation",
     "EnergySpread": "signals",
     "ErrorCurve": "thresholds",
-    "Evaluation": "probe.evaluation",
+    "Evaluation": "probe.reporting.evaluation",
     "ForceDelta": "signals",
     "ForceSpread": "signals",
     "LabelError": "errors",
     "LabelWarning": "errors",
-    "Labels": "probe.labels",
+    "Labels": "probe.labelling.labels",
     "LatentDistance": "signals",
     "Level": "records",
     "MaxForce": "signals",
@@ -126,7 +126,7 @@ _HOME = {
     "default_calculator": "default",
     "distill": "distillation",
     "error_curve": "thresholds",
-    "evaluate": "probe.evaluation",
+    "evaluate": "probe.reporting.evaluation",
     "fit": "probe.training",
     "load_signal": "signals",
     "open_model": "models",

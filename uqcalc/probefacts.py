@@ -11,7 +11,7 @@ from ase.data import chemical_symbols
 from uqcalc.facts import Facts
 from uqcalc.probe.card import MEANINGS, Card
 from uqcalc.probe.promise import Promise
-from uqcalc.probe.words import atom_line, scope_line
+from uqcalc.probe.reporting.words import atom_line, scope_line
 
 
 def card_facts(card: Card) -> Facts:

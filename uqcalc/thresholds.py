@@ -16,7 +16,7 @@ from uqcalc.backbones.prediction import Prediction
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import LabelError
 from uqcalc.policy import Threshold
-from uqcalc.probe.labels import Labels
+from uqcalc.probe.labelling.labels import Labels
 from uqcalc.progress import progress_bar
 
 

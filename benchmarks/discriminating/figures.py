@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from discriminating.rows import OURS, ROWS, judged, ours
 from discriminating.tasks import TARGETS, Task, divide, opened
 from uqcalc.plotting import plot_reliability_diagram, plot_risk_coverage, save_figure
-from uqcalc.probe.optimise import margins
+from uqcalc.probe.fitting.optimise import margins
 
 
 SHOWN = (

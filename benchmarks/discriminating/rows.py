@@ -18,12 +18,12 @@ from uqcalc.latent.distances import Mahalanobis, Neighbours
 from uqcalc.latent.rigidity import Rigidity
 from uqcalc.probe.calibration import platt
 from uqcalc.probe.checkpoint import Probe
-from uqcalc.probe.crossfit import group_folds
 from uqcalc.probe.dataset import Dataset
-from uqcalc.probe.labels import Labels
-from uqcalc.probe.optimise import margins
+from uqcalc.probe.fitting.crossfit import group_folds
+from uqcalc.probe.fitting.optimise import margins
+from uqcalc.probe.fitting.single import fit_single
+from uqcalc.probe.labelling.labels import Labels
 from uqcalc.probe.recipe import Recipe
-from uqcalc.probe.single import fit_single
 from uqcalc.probe.training import fit_datasets
 
 

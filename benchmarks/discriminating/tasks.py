@@ -17,8 +17,8 @@ from uqcalc.latent.distances import Mahalanobis
 from uqcalc.latent.rigidity import Rigidity
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.dataset import Dataset
+from uqcalc.probe.fitting.optimise import margins
 from uqcalc.probe.moments import chunks
-from uqcalc.probe.optimise import margins
 
 
 SEVENNET = Path("../shared/data/sevennet0_mattersim")

@@ -54,7 +54,7 @@ def calibrate(  # noqa: PLR0913  (one option each)
     with errors_as_messages():
         import uqcalc
         from uqcalc.probe.checkpoint import check_output
-        from uqcalc.probe.labels import usable_frames
+        from uqcalc.probe.labelling.labels import usable_frames
         from uqcalc.reading import read_frames
 
         target = check_output(output or probe)

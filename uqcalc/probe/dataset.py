@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.errors import LabelError
-from uqcalc.probe.atomrows import AtomRows
-from uqcalc.probe.comparison import ENOUGH, compare
-from uqcalc.probe.featurecache import Cache, predict_cached
-from uqcalc.probe.features import evaluate_frames
-from uqcalc.probe.groups import group_names
-from uqcalc.probe.labels import Labels, find_defects, refuse_defects
-from uqcalc.probe.offsets import fit_offsets, offset_energies, warn_of_offsets
-from uqcalc.probe.shards import evenly, numbers_of, sizes_of, taken
+from uqcalc.probe.labelling.comparison import ENOUGH, compare
+from uqcalc.probe.labelling.groups import group_names
+from uqcalc.probe.labelling.labels import Labels, find_defects, refuse_defects
+from uqcalc.probe.labelling.offsets import fit_offsets, offset_energies, warn_of_offsets
+from uqcalc.probe.storage.atomrows import AtomRows
+from uqcalc.probe.storage.featurecache import Cache, predict_cached
+from uqcalc.probe.storage.features import evaluate_frames
+from uqcalc.probe.storage.shards import evenly, numbers_of, sizes_of, taken
 from uqcalc.progress import progress_bar
 
 
@@ -33,7 +33,7 @@ class Dataset:
     Attributes
     ----------
     predictions : sequence of Prediction
-        Features on the CPU in float32; a list, or `uqcalc.probe.shards.Shards`, which
+        Features on the CPU in float32; a list, or `storage.shards.Shards`, which
         leaves them on disk.
     errors : array (structures,)
         In the unit of the target (`uqcalc.quantities.UNITS`).

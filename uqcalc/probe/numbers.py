@@ -78,7 +78,7 @@ class Raw(NamedTuple):
 
 
 class PlainNumbers(nn.Module):
-    """Computes them, with what `uqcalc.probe.learning` learnt of labelled structures.
+    """Computes them, with what `fitting.learning` learnt of labelled structures.
 
     The rigidity of an atom is ``xᵀ C⁻¹ x`` per dimension of its standardised features x
     with their second moment C over the labels: local prediction rigidity, inverted

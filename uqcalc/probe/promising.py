@@ -15,11 +15,11 @@ from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.dataset import Dataset, build_dataset
-from uqcalc.probe.groups import group_names
-from uqcalc.probe.judged import judge
-from uqcalc.probe.labels import Labels
+from uqcalc.probe.labelling.groups import group_names
+from uqcalc.probe.labelling.labels import Labels
+from uqcalc.probe.labelling.prospects import find_series
 from uqcalc.probe.promise import control_risk, exceeds, units_needed
-from uqcalc.probe.prospects import find_series
+from uqcalc.probe.reporting.judged import judge
 from uqcalc.quantities import parse_quantity
 
 

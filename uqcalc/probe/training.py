@@ -20,17 +20,17 @@ from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
 from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.card import JOINED_ARCHITECTURE
-from uqcalc.probe.chained import Chained
 from uqcalc.probe.dataset import Dataset, build_dataset
-from uqcalc.probe.evaluation import Evaluation, evaluate_dataset
-from uqcalc.probe.featurecache import Cache
-from uqcalc.probe.groups import refuse_shared_groups
-from uqcalc.probe.joining import fit_joined
-from uqcalc.probe.labels import Labels, geometry_key
-from uqcalc.probe.optimise import margins
-from uqcalc.probe.prospects import warn_of_prospects
+from uqcalc.probe.fitting.joining import fit_joined
+from uqcalc.probe.fitting.optimise import margins
+from uqcalc.probe.fitting.single import fit_single
+from uqcalc.probe.labelling.chained import Chained
+from uqcalc.probe.labelling.groups import refuse_shared_groups
+from uqcalc.probe.labelling.labels import Labels, geometry_key
+from uqcalc.probe.labelling.prospects import warn_of_prospects
 from uqcalc.probe.recipe import Recipe
-from uqcalc.probe.single import fit_single
+from uqcalc.probe.reporting.evaluation import Evaluation, evaluate_dataset
+from uqcalc.probe.storage.featurecache import Cache
 
 
 __all__ = ["FitReport", "Recipe", "fit", "fit_datasets"]

@@ -15,7 +15,7 @@ from ase.calculators.calculator import BaseCalculator
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.errors import LabelError, SignalError
 from uqcalc.policy import Threshold
-from uqcalc.probe.labels import Labels
+from uqcalc.probe.labelling.labels import Labels
 from uqcalc.quantiles import conformal_factor
 from uqcalc.quantities import UNITS
 from uqcalc.signals.base import Signal, TensorReading, check_readable

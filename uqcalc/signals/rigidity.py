@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.latent import ZETA2, Rigidity
-from uqcalc.probe.labels import Labels
+from uqcalc.probe.labelling.labels import Labels
 from uqcalc.signals.base import TensorReading
 from uqcalc.signals.card import HeldOut, SignalCard
 from uqcalc.signals.fitted import FittedSignal, fit_card

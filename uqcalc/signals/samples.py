@@ -16,14 +16,14 @@ from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.batching import batches, predict_each
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
-from uqcalc.probe.groups import group_names
+from uqcalc.probe.labelling.groups import group_names
 from uqcalc.progress import progress_bar
 from uqcalc.signals.base import Signal, to_host
 
 
 if TYPE_CHECKING:
     from uqcalc.probe.dataset import Dataset
-    from uqcalc.probe.labels import Labels
+    from uqcalc.probe.labelling.labels import Labels
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from uqcalc.backbones.base import Prediction
 from uqcalc.errors import LabelWarning
-from uqcalc.probe.offsets import composition
+from uqcalc.probe.labelling.offsets import composition
 from uqcalc.quantities import ENERGY_TARGETS
 
 

@@ -13,11 +13,11 @@ from uqcalc.backbones.prediction import Prediction
 from uqcalc.probe.card import RAW_ARCHITECTURE, Card
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.dataset import Dataset
+from uqcalc.probe.fitting.optimise import optimise
 from uqcalc.probe.inputs import Statistics
-from uqcalc.probe.labels import Labels
+from uqcalc.probe.labelling.labels import Labels
 from uqcalc.probe.moments import Moments, chunks
 from uqcalc.probe.network import ProbeNetwork, Shape
-from uqcalc.probe.optimise import optimise
 from uqcalc.probe.recipe import Recipe
 
 

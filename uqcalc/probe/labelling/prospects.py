@@ -11,8 +11,8 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from uqcalc.errors import LabelWarning
-from uqcalc.probe.groups import group_names, reduced_formula
-from uqcalc.probe.labels import Labels
+from uqcalc.probe.labelling.groups import group_names, reduced_formula
+from uqcalc.probe.labelling.labels import Labels
 
 
 FEWEST_STRUCTURES = 200

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from uqcalc.probe.card import MEANINGS, Card
-from uqcalc.probe.prospects import FEWEST_STRUCTURES
+from uqcalc.probe.labelling.prospects import FEWEST_STRUCTURES
 
 
 # Beyond its noise floor by this factor and this much, a calibration error is real.

@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.errors import RecordError
-from uqcalc.probe.packing import OpenShard
-from uqcalc.probe.shardfile import FILE, ShardFile, read_shard, shard_files
+from uqcalc.probe.storage.packing import OpenShard
+from uqcalc.probe.storage.shardfile import FILE, ShardFile, read_shard, shard_files
 
 
 OPEN_BYTES = 2**28  # of shards mapped at once ...

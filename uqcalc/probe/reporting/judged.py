@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.probe.checkpoint import Probe
-from uqcalc.probe.feeding import like_sized
+from uqcalc.probe.fitting.feeding import like_sized
 from uqcalc.probe.paths import ProbeReading
 from uqcalc.probe.scope import CHARGE_GAP, FARTHEST
-from uqcalc.probe.shards import sizes_of
+from uqcalc.probe.storage.shards import sizes_of
 
 
 _BATCH = 256  # structures, of like size

@@ -11,8 +11,8 @@ from scipy.special import expit
 
 from uqcalc import scores
 from uqcalc.errors import LabelError
-from uqcalc.probe.crossfit import cross_fit, group_folds, stack
 from uqcalc.probe.dataset import Dataset
+from uqcalc.probe.fitting.crossfit import cross_fit, group_folds, stack
 from uqcalc.probe.joined import JoinedOutput
 
 

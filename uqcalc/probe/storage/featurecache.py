@@ -20,16 +20,16 @@ from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.errors import RecordError
 from uqcalc.files import one_writer
-from uqcalc.probe.features import evaluate_frames
-from uqcalc.probe.labels import geometry_key
-from uqcalc.probe.packing import check_precision
-from uqcalc.probe.shardfile import (
+from uqcalc.probe.labelling.labels import geometry_key
+from uqcalc.probe.storage.features import evaluate_frames
+from uqcalc.probe.storage.packing import check_precision
+from uqcalc.probe.storage.shardfile import (
     MOST_ATOMS,
     MOST_STRUCTURES,
     ShardWriter,
     make_folder,
 )
-from uqcalc.probe.shards import Folder, Shards, open_folder
+from uqcalc.probe.storage.shards import Folder, Shards, open_folder
 from uqcalc.progress import progress_bar
 
 

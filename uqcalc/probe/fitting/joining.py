@@ -13,20 +13,20 @@ from uqcalc.backbones.base import Backbone
 from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.card import JOINED_ARCHITECTURE
 from uqcalc.probe.checkpoint import Probe
-from uqcalc.probe.crossfit import MOST, Unseen, cross_fit, stack
 from uqcalc.probe.dataset import Dataset
+from uqcalc.probe.fitting.crossfit import MOST, Unseen, cross_fit, stack
+from uqcalc.probe.fitting.learning import learn_numbers, standard_and_distances
+from uqcalc.probe.fitting.single import fit_single
 from uqcalc.probe.inputs import Statistics
 from uqcalc.probe.joined import ATOM_CENTRES, CENTRES, PATHS, Joined, JoinedShape
 from uqcalc.probe.kernel import KernelPaths
-from uqcalc.probe.labels import Labels
-from uqcalc.probe.learning import learn_numbers, standard_and_distances
+from uqcalc.probe.labelling.labels import Labels
 from uqcalc.probe.linear import LinearPath
 from uqcalc.probe.moments import Moments, chunks
 from uqcalc.probe.numbers import Described, PlainNumbers
 from uqcalc.probe.recipe import Recipe
 from uqcalc.probe.scope import learn_scope
-from uqcalc.probe.shards import evenly
-from uqcalc.probe.single import fit_single
+from uqcalc.probe.storage.shards import evenly
 
 
 # Labels of structures, and of atoms, that kernel paths are fitted to: several for each

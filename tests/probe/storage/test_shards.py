@@ -13,15 +13,16 @@ from probe.toys import ToyBackbone, random_prediction
 
 from uqcalc import Labels, MissingExtraError, Recipe, fit
 from uqcalc.errors import LabelError, RecordError
-from uqcalc.probe import featurecache, feeding, shardfile, shards as module
-from uqcalc.probe.atomrows import AtomRows
 from uqcalc.probe.dataset import Dataset, build_dataset
-from uqcalc.probe.featurecache import Cache
-from uqcalc.probe.feeding import Feed, passes
-from uqcalc.probe.shardfile import ShardWriter
-from uqcalc.probe.shards import Shards, evenly
-from uqcalc.probe.single import fit_single
-from uqcalc.probe.stored import open_dataset, save_dataset
+from uqcalc.probe.fitting import feeding
+from uqcalc.probe.fitting.feeding import Feed, passes
+from uqcalc.probe.fitting.single import fit_single
+from uqcalc.probe.storage import featurecache, shardfile, shards as module
+from uqcalc.probe.storage.atomrows import AtomRows
+from uqcalc.probe.storage.featurecache import Cache
+from uqcalc.probe.storage.shardfile import ShardWriter
+from uqcalc.probe.storage.shards import Shards, evenly
+from uqcalc.probe.storage.stored import open_dataset, save_dataset
 from uqcalc.probe.training import fit_datasets
 
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from uqcalc.backbones.base import Prediction
 from uqcalc.errors import LabelError
-from uqcalc.probe.atomrows import AtomRows
-from uqcalc.probe.labels import Labels, force_errors
-from uqcalc.probe.shards import Shards, evenly, sizes_of, taken
-from uqcalc.probe.units import warn_of_units
+from uqcalc.probe.labelling.labels import Labels, force_errors
+from uqcalc.probe.labelling.units import warn_of_units
+from uqcalc.probe.storage.atomrows import AtomRows
+from uqcalc.probe.storage.shards import Shards, evenly, sizes_of, taken
 
 
 ENOUGH = 5000  # structures that a unit, or a level of theory, shows in

@@ -11,10 +11,10 @@ import torch
 
 from uqcalc.errors import LabelError, RecordError
 from uqcalc.files import whole
-from uqcalc.probe.atomrows import AtomRows
 from uqcalc.probe.dataset import Dataset
-from uqcalc.probe.labels import Labels
-from uqcalc.probe.shards import Folder, Shards, sizes_of
+from uqcalc.probe.labelling.labels import Labels
+from uqcalc.probe.storage.atomrows import AtomRows
+from uqcalc.probe.storage.shards import Folder, Shards, sizes_of
 from uqcalc.tensorfile import Kind
 
 

@@ -12,7 +12,7 @@ from uqcalc.backbones.prediction import Prediction
 from uqcalc.probe.inputs import Statistics
 from uqcalc.probe.moments import Moments, chunks
 from uqcalc.probe.numbers import PlainNumbers
-from uqcalc.probe.shards import evenly, taken
+from uqcalc.probe.storage.shards import evenly, taken
 
 
 _ENOUGH = 20_000  # structures that scales and principal components are taken from

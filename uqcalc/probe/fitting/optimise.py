@@ -16,7 +16,7 @@ from uqcalc.backbones.prediction import Prediction
 from uqcalc.errors import LabelError
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.dataset import Dataset
-from uqcalc.probe.feeding import Feed, like_sized, passes
+from uqcalc.probe.fitting.feeding import Feed, like_sized, passes
 from uqcalc.probe.recipe import Recipe
 from uqcalc.progress import progress_bar
 
@@ -111,7 +111,7 @@ def optimise(
     if recipe.single_process:
         state, curve = train(Alone(), probe, data.predictions, task, recipe)
     else:
-        from uqcalc.probe.multi import train_on_many
+        from uqcalc.probe.fitting.multi import train_on_many
 
         state, curve = train_on_many(probe, data.predictions, task, recipe)
     if not np.isfinite([watched for _, watched in curve]).any():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from uqcalc import LabelWarning
-from uqcalc.probe.offsets import (
+from uqcalc.probe.labelling.offsets import (
     composition,
     explained_by_composition,
     fit_offsets,

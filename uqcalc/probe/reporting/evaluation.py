@@ -23,8 +23,8 @@ from uqcalc.errors import LabelError
 from uqcalc.files import strict_json, whole
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.dataset import Dataset, build_dataset
-from uqcalc.probe.judged import Judged, judge
-from uqcalc.probe.labels import Labels
+from uqcalc.probe.labelling.labels import Labels
+from uqcalc.probe.reporting.judged import Judged, judge
 
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Tested:
     formulas, groups : lists of str
         Without a group key the group is the place of the frame, from 0.
     outside : boolean array (structures,)
-        Outside the scope of the probe (`uqcalc.probe.judged.Judged`).
+        Outside the scope of the probe (`uqcalc.probe.reporting.judged.Judged`).
     novelty : array (structures,) or None
         Largest distance of an atom, in units of the scope's limit.
     atom_probability, atom_errors : arrays (atoms of all structures,) or None
@@ -80,7 +80,7 @@ class Evaluation:
     tested: Tested
 
     def __str__(self) -> str:
-        from uqcalc.probe.words import report_lines
+        from uqcalc.probe.reporting.words import report_lines
 
         return "\n".join([str(self.probe.card), *report_lines(self.report)])
 
@@ -90,7 +90,7 @@ class Evaluation:
         Below them, where the probe has these, the single atoms, the weight of each of
         its paths, and the errors against the distance from the labels.
         """
-        from uqcalc.probe.panels import draw_all
+        from uqcalc.probe.reporting.panels import draw_all
 
         return draw_all(self)
 
@@ -108,7 +108,7 @@ class Evaluation:
             What was said on the way (`LabelWarning`), to be kept on the page.
         """
         from uqcalc.plotting import save_figure
-        from uqcalc.probe.page import render
+        from uqcalc.probe.reporting.page import render
 
         base = Path(stem).absolute()
         numbers, picture, page = (

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.errors import RecordError
-from uqcalc.probe.packing import check_precision, pack
+from uqcalc.probe.storage.packing import check_precision, pack
 from uqcalc.tensorfile import Kind
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from uqcalc.probe.evaluation import Evaluation
+    from uqcalc.probe.reporting.evaluation import Evaluation
 
 
 class Panel(NamedTuple):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.moments import chunks
-from uqcalc.probe.shards import Shards, sizes_of
+from uqcalc.probe.storage.shards import Shards, sizes_of
 
 
 BUDGET = 2**29  # bytes of standardised features that are kept in memory

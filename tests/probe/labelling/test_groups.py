@@ -10,7 +10,11 @@ from probe.toys import ToyBackbone
 from uqcalc import Labels
 from uqcalc.errors import LabelError
 from uqcalc.probe.dataset import build_dataset
-from uqcalc.probe.groups import group_names, reduced_formula, refuse_shared_groups
+from uqcalc.probe.labelling.groups import (
+    group_names,
+    reduced_formula,
+    refuse_shared_groups,
+)
 
 
 def test_reduced_formula_does_not_depend_on_order_or_size():

@@ -12,7 +12,7 @@ from probe.toys import Cohesion
 
 from uqcalc import Labels, LabelWarning
 from uqcalc.errors import LabelError
-from uqcalc.probe.prospects import find_series, warn_of_prospects
+from uqcalc.probe.labelling.prospects import find_series, warn_of_prospects
 
 
 NAMES = ["H2O", "CH3OH", "NH3", "C2H6", "CH4", "CO2", "C2H4", "HCN", "H2CO", "N2H4"]

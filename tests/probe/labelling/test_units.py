@@ -8,7 +8,7 @@ from ase import units
 from probe.toys import random_prediction
 
 from uqcalc import LabelWarning
-from uqcalc.probe.units import warn_of_units
+from uqcalc.probe.labelling.units import warn_of_units
 
 
 def predictions(count=30):

@@ -12,7 +12,7 @@ import numpy as np
 
 from uqcalc.probe.card import MEANINGS
 from uqcalc.probe.promise import Promise
-from uqcalc.probe.words import (
+from uqcalc.probe.reporting.words import (
     atom_line,
     findings,
     question,
@@ -25,7 +25,7 @@ from uqcalc.probe.words import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from uqcalc.probe.evaluation import Evaluation
+    from uqcalc.probe.reporting.evaluation import Evaluation
 
 _WORST = 10
 _STYLE = """
@@ -133,7 +133,7 @@ def _scores(seen: Evaluation) -> list[str]:
 
 def _figures(seen: Evaluation) -> list[str]:
     from uqcalc.canvas import figure_bytes
-    from uqcalc.probe.panels import draw_one, panels
+    from uqcalc.probe.reporting.panels import draw_one, panels
 
     shown = []
     for panel in panels(seen).values():

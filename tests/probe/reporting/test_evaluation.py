@@ -25,7 +25,7 @@ from uqcalc import (
 )
 from uqcalc.errors import LabelWarning
 from uqcalc.probe.calibration import Calibration
-from uqcalc.probe.words import findings
+from uqcalc.probe.reporting.words import findings
 
 
 def labelled(count=24):

@@ -1,0 +1,1 @@
+"""How a probe is fitted: its paths, the loop, what joins them."""

@@ -1,0 +1,1 @@
+"""What is asked of labelled frames, and which of them belong together."""

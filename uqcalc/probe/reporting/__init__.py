@@ -1,0 +1,1 @@
+"""How good a probe is, in numbers, words, panels and a page."""
