@@ -6,7 +6,8 @@ molecule, and on sets that the labels did not hold.
 
     python benchmarks/discriminating/blocks.py --cache DIR   # potentials and labels
     python benchmarks/discrimination.py --cache DIR          # fits; resumes
-    python benchmarks/discrimination.py --cache DIR --slow   # the published network
+    python benchmarks/discrimination.py --cache DIR --kind published  # minutes a fit
+    python benchmarks/discrimination.py --cache DIR --kind committee
     python benchmarks/discrimination.py --cache DIR --report # table, figures, JSON
 
 Blocks of SevenNet-0 are in developers' data; the others are made by the first command.
@@ -25,6 +26,7 @@ from typing import Any
 
 from discriminating.labelled import Labelled
 from discriminating.report import report
+from discriminating.rows import KINDS
 from discriminating.tasks import Task, all_tasks, opened, run
 
 
@@ -34,10 +36,10 @@ def _data(block: str, cache: Path) -> Labelled:
     return opened("sevennet" if block in shared else block, cache)
 
 
-def _done(task: Task, cache: Path, *, slow: bool) -> list[dict[str, Any]]:
+def _done(task: Task, cache: Path, kind: str) -> list[dict[str, Any]]:
     warnings.simplefilter("ignore")
     started = time.perf_counter()
-    rows = run(task, _data(task.block, cache), slow=slow)
+    rows = run(task, _data(task.block, cache), kind)
     print(task.key, f"{time.perf_counter() - started:.0f} s", flush=True)
     return rows
 
@@ -50,27 +52,27 @@ def main() -> None:
     parser.add_argument("--blocks", default="", help="only these, comma-separated")
     parser.add_argument("--labels", default="", help="only these numbers of labels")
     parser.add_argument("--targets", default="", help="only these")
-    parser.add_argument("--slow", action="store_true", help="the published network")
+    parser.add_argument("--kind", choices=sorted(KINDS), default="rows")
     parser.add_argument("--report", action="store_true", help="what has been fitted")
     options = parser.parse_args()
     if options.report:
         report(options.cache)
         return
-    log = options.cache / ("slow.jsonl" if options.slow else "rows.jsonl")
+    log = options.cache / f"{options.kind}.jsonl"
     known = set()
     if log.is_file():
         lines = log.read_text(encoding="utf-8").splitlines()
         known = {json.loads(line)["task"] for line in lines}
     wanted = [
         task
-        for task in all_tasks(options.seeds, options.cache)
+        for task in all_tasks(options.seeds, options.cache, options.kind)
         if task.key not in known
         and (not options.blocks or task.block in options.blocks.split(","))
         and (not options.labels or str(task.labels) in options.labels.split(","))
         and (not options.targets or task.target in options.targets.split(","))
     ]
     print(f"{len(wanted)} tasks, {len(known)} done before", flush=True)
-    job = partial(_done, cache=options.cache, slow=options.slow)
+    job = partial(_done, cache=options.cache, kind=options.kind)
     with (
         multiprocessing.get_context("spawn").Pool(options.workers) as pool,
         log.open("a", encoding="utf-8") as file,

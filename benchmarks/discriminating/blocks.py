@@ -6,6 +6,8 @@ One ``.npz`` for each of ``gfn2``, ``acac`` and ``sio2``, in the layout of
 ``shared/data/sevennet0_mattersim`` (energies in eV, forces in eV/Å, lengths of
 structures in ``n``, atoms one after another) with ``set`` and ``group`` for each
 structure. Frames and weights that took time stay in DIR; present blocks are kept.
+``acac_members`` and ``sio2_members`` hold what further members of a committee predict,
+which differ from the first in their seed.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from uqcalc.default import bare_calculator
 
 Rows = dict[str, np.ndarray]
 BATCH = 16
+MEMBERS = 3  # of a committee
 
 
 def evaluated(backbone: Backbone, frames: Sequence[Atoms], name: str) -> Rows:
@@ -132,21 +136,59 @@ def sio2(cache: Path, _workers: int) -> None:
 
 
 def _train_and_judge(cache: Path, name: str, system_of: Callable[[], Any]) -> None:
-    from discriminating.potentials import trained
-
     system = system_of()
-    model = trained(cache / f"mace_{name}", system.train, system.held_out, system.how)
-    from mace.calculators import MACECalculator  # after a quiet first import
-
-    calculator = MACECalculator(
-        models=model.double(), device="cpu", default_dtype="float64"
-    )
-    backbone = tap(calculator)
+    backbone = _potential(cache / f"mace_{name}", system, system.how)
     parts = [evaluated(backbone, frames, key) for key, frames in system.sets.items()]
     write_block(cache / f"{name}.npz", parts)
 
 
-BLOCKS = {"gfn2": gfn2, "acac": acac, "sio2": sio2}
+def _potential(folder: Path, system: Any, how: Any) -> Backbone:
+    from discriminating.potentials import trained
+
+    model = trained(folder, system.train, system.held_out, how)
+    from mace.calculators import MACECalculator  # after a quiet first import
+
+    return tap(
+        MACECalculator(models=model.double(), device="cpu", default_dtype="float64")
+    )
+
+
+def acac_members(cache: Path, _workers: int) -> None:
+    """Ask further members of a committee on acetylacetone."""
+    from discriminating import systems
+
+    _ask_members(cache, "acac", systems.acac)
+
+
+def sio2_members(cache: Path, _workers: int) -> None:
+    """Ask further members of a committee on silica."""
+    from discriminating import systems
+
+    _ask_members(cache, "sio2", systems.sio2)
+
+
+def _ask_members(cache: Path, name: str, system_of: Callable[[], Any]) -> None:
+    system = system_of()
+    energies, forces = [], []
+    for member in range(1, MEMBERS):
+        how = replace(system.how, seed=system.how.seed + member)
+        backbone = _potential(cache / f"mace_{name}_{member}", system, how)
+        rows = [evaluated(backbone, frames, "") for frames in system.sets.values()]
+        energies.append(np.concatenate([part["e_pred"] for part in rows]))
+        forces.append(np.concatenate([part["f_pred"] for part in rows]))
+    partial = cache / f"{name}_members.{os.getpid()}.partial"
+    with partial.open("wb") as file:
+        np.savez_compressed(file, e_pred=np.array(energies), f_pred=np.array(forces))
+    partial.replace(cache / f"{name}_members.npz")
+
+
+BLOCKS = {
+    "gfn2": gfn2,
+    "acac": acac,
+    "sio2": sio2,
+    "sio2_members": sio2_members,
+    "acac_members": acac_members,
+}
 
 
 def main() -> None:

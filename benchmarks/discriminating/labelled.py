@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import torch
 
 from uqcalc.backbones import Prediction
 from uqcalc.probe.dataset import Dataset
+
+
+SPREADS = ("energy_spread", "forces_spread")  # of a committee, eV and eV/Å
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +42,11 @@ class Labelled:
 
 
 def load(paths: list[Path]) -> Labelled:
-    """Read files in the layout of ``sevennet0_mattersim``."""
+    """Read files in the layout of ``sevennet0_mattersim``.
+
+    What further members of a committee predict, in ``NAME_members.npz`` beside
+    ``NAME.npz``, is turned into the committee's spread.
+    """
     predictions: list[Prediction] = []
     errors: dict[str, list[float]] = {"energy": [], "energy_per_atom": [], "forces": []}
     atom_errors, groups, sets = [], [], []
@@ -46,9 +54,11 @@ def load(paths: list[Path]) -> Labelled:
         data = np.load(path)
         cuts = np.cumsum(data["n"])[:-1]
         columns = [np.split(data[k], cuts) for k in ("z", "h", "f_pred", "f_ref")]
+        spread = _spread(path, data)
         for i, (z, h, force, reference) in enumerate(zip(*columns, strict=True)):
             energy = float(data["e_pred"][i])
-            predictions.append(_prediction(z, h, force, energy))
+            of_members = None if spread is None else (spread[0][i], spread[1][i])
+            predictions.append(_prediction(z, h, force, energy, of_members))
             error = abs(energy - float(data["e_ref"][i]))
             difference = force.astype(float) - reference
             errors["energy"].append(error)
@@ -67,18 +77,36 @@ def load(paths: list[Path]) -> Labelled:
 
 
 def _prediction(
-    z: np.ndarray, h: np.ndarray, forces: np.ndarray, energy: float
+    z: np.ndarray,
+    h: np.ndarray,
+    forces: np.ndarray,
+    energy: float,
+    spread: tuple[float, np.ndarray] | None,
 ) -> Prediction:
     return Prediction(
         numbers=z.astype(int),
         positions=np.zeros((len(z), 3)),
         cell=np.zeros((3, 3)),
         pbc=np.ones(3, bool),
-        results={},
+        results={} if spread is None else dict(zip(SPREADS, spread, strict=True)),
         energy=energy,
         forces=forces.astype(float),
         features=torch.from_numpy(h.astype(np.float32)),
     )
+
+
+def _spread(
+    path: Path, data: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, list[np.ndarray]] | None:
+    """Return the standard deviations of energies and of the atoms' forces."""
+    beside = path.with_name(f"{path.stem}_members.npz")
+    if not beside.is_file():
+        return None
+    others = np.load(beside)
+    energies = np.vstack([data["e_pred"][None], others["e_pred"]])
+    forces = np.concatenate([data["f_pred"][None], others["f_pred"]])
+    of_atoms = np.linalg.norm(forces.std(axis=0, ddof=1), axis=1)
+    return energies.std(axis=0, ddof=1), np.split(of_atoms, np.cumsum(data["n"])[:-1])
 
 
 def _formula(z: np.ndarray) -> str:

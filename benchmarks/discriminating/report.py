@@ -12,6 +12,7 @@ import numpy as np
 from common import print_table, target, write_result
 
 from discriminating.figures import draw
+from discriminating.rows import KINDS
 from discriminating.tasks import SHIFTED
 
 
@@ -68,10 +69,10 @@ def report(cache: Path) -> None:
 
 
 def read(cache: Path) -> Rows:
-    """Return every row that was fitted, the slow ones included."""
+    """Return every row that was fitted, of every kind."""
     found: Rows = []
-    for name in ("rows.jsonl", "slow.jsonl"):
-        path = cache / name
+    for kind in KINDS:
+        path = cache / f"{kind}.jsonl"
         if path.is_file():
             for line in path.read_text(encoding="utf-8").splitlines():
                 found += json.loads(line)["rows"]

@@ -12,7 +12,7 @@ import torch
 
 from discriminating.judging import judge
 from discriminating.labelled import Labelled, load
-from discriminating.rows import OURS, ROWS, SLOW_ROWS, judged, ours
+from discriminating.rows import KINDS, OURS, judged, ours
 from uqcalc.latent.distances import Mahalanobis
 from uqcalc.latent.rigidity import Rigidity
 from uqcalc.probe.checkpoint import Probe
@@ -44,8 +44,11 @@ class Task:
         return "|".join(str(value) for value in asdict(self).values())
 
 
-def all_tasks(seeds: int, cache: Path) -> Iterator[Task]:
-    """Yield every task, seed by seed, so that a stopped run is whole up to a seed."""
+def all_tasks(seeds: int, cache: Path, kind: str = "rows") -> Iterator[Task]:
+    """Yield every task, seed by seed, so that a stopped run is whole up to a seed.
+
+    Committees are asked where blocks have further members.
+    """
     names = sorted(path.stem for path in SEVENNET.glob("*.npz"))
     blocks = [
         (block, "all", target, labels)
@@ -62,7 +65,10 @@ def all_tasks(seeds: int, cache: Path) -> Iterator[Task]:
     blocks += [("sio2", "melt", target, 500) for target in TARGETS]
     for seed in range(seeds):
         for block, part, target, labels in blocks:
-            if all(path.is_file() for path in files(block, cache)):
+            wanted = files(block, cache)
+            if kind == "committee":
+                wanted = [p.with_name(f"{p.stem}_members.npz") for p in wanted]
+            if all(path.is_file() for path in wanted):
                 yield Task(block, part, target, labels, seed)
 
 
@@ -114,8 +120,8 @@ def divide(task: Task, data: Labelled) -> tuple[np.ndarray, np.ndarray]:
     return rng.permutation(everything[pool])[: task.labels], everything[tested]
 
 
-def run(task: Task, data: Labelled, *, slow: bool) -> list[dict[str, Any]]:
-    """Fit and judge every row of one task."""
+def run(task: Task, data: Labelled, kind: str) -> list[dict[str, Any]]:
+    """Fit and judge every row of one kind, of `KINDS`, on one task."""
     torch.set_num_threads(1)
     labelled, tested = divide(task, data)
     grouped = task.block != "random"
@@ -124,20 +130,24 @@ def run(task: Task, data: Labelled, *, slow: bool) -> list[dict[str, Any]]:
     boundary = float(np.median(train.errors))
     own = task.block in SHIFTED
     found = []
+    for name, row in KINDS[kind].items():
+        risk, belief = judged(row, train, test, task.target, boundary)
+        columns = judge(test.errors, risk, belief, boundary, own_median=own)
+        found.append(asdict(task) | {"row": name} | columns)
+    return found + (_ours(task, train, test, boundary) if kind == "rows" else [])
+
+
+def _ours(
+    task: Task, train: Dataset, test: Dataset, boundary: float
+) -> list[dict[str, Any]]:
+    own = task.block in SHIFTED
     probe = ours(train, task.target, boundary, task.seed)
     scored = torch.from_numpy(margins(probe, test))
-    probability = probe.card.calibration.logits(scored).sigmoid().numpy()
-    results = {OURS: (-scored.numpy(), probability)}
-    for name, row in (SLOW_ROWS if slow else ROWS).items():
-        results[name] = judged(row, train, test, task.target, boundary)
-    for name, (risk, belief) in results.items():
-        if slow and name == OURS:
-            continue
-        columns = judge(test.errors, risk, belief, boundary, own_median=own)
-        if name == OURS:
-            columns |= _scope(probe, test, belief)
-        found.append(asdict(task) | {"row": name} | columns)
-    if task.target == "forces" and not slow:
+    belief = probe.card.calibration.logits(scored).sigmoid().numpy()
+    columns = judge(test.errors, -scored.numpy(), belief, boundary, own_median=own)
+    columns |= _scope(probe, test, belief)
+    found = [asdict(task) | {"row": OURS} | columns]
+    if task.target == "forces":
         found += _atoms(task, probe, train, test, own=own)
     return found
 
