@@ -1,8 +1,8 @@
 """Ask which signal tells reliable predictions from others, and with how few labels.
 
 One table: our default probe, the published one, regressions on pooled features, and
-every signal that needs one potential only, on splits at random, by composition and by
-molecule, and on sets that the labels did not hold.
+the other signals, on splits at random, by composition and by molecule, and on sets that
+the labels did not hold.
 
     python benchmarks/discriminating/blocks.py --cache DIR   # potentials and labels
     python benchmarks/discrimination.py --cache DIR          # fits; resumes

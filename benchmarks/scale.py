@@ -42,7 +42,7 @@ COLUMNS = {
     "write_s": "writing (s)",
     "open_s": "opening (s)",
     "fit_s": "fit (s)",
-    "cpu_s": "of both cores (s)",
+    "cpu_s": "CPU time (s)",
     "peak_gb": "peak memory (GB)",
     "auroc": "AUROC",
 }

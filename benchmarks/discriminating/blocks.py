@@ -178,7 +178,12 @@ def _ask_members(cache: Path, name: str, system_of: Callable[[], Any]) -> None:
         forces.append(np.concatenate([part["f_pred"] for part in rows]))
     partial = cache / f"{name}_members.{os.getpid()}.partial"
     with partial.open("wb") as file:
-        np.savez_compressed(file, e_pred=np.array(energies), f_pred=np.array(forces))
+        np.savez_compressed(
+            file,
+            z=np.concatenate([part["z"] for part in rows]),
+            e_pred=np.array(energies),
+            f_pred=np.array(forces),
+        )
     partial.replace(cache / f"{name}_members.npz")
 
 

@@ -103,6 +103,9 @@ def _spread(
     if not beside.is_file():
         return None
     others = np.load(beside)
+    if not np.array_equal(data["z"], others["z"]):
+        msg = f"{beside} must hold the atoms of {path}; make both again"
+        raise SystemExit(msg)
     energies = np.vstack([data["e_pred"][None], others["e_pred"]])
     forces = np.concatenate([data["f_pred"][None], others["f_pred"]])
     of_atoms = np.linalg.norm(forces.std(axis=0, ddof=1), axis=1)

@@ -67,8 +67,8 @@ def all_tasks(seeds: int, cache: Path, kind: str = "rows") -> Iterator[Task]:
         for block, part, target, labels in blocks:
             wanted = files(block, cache)
             if kind == "committee":
-                wanted = [p.with_name(f"{p.stem}_members.npz") for p in wanted]
-            if all(path.is_file() for path in wanted):
+                wanted += [p.with_name(f"{p.stem}_members.npz") for p in wanted]
+            if wanted and all(path.is_file() for path in wanted):
                 yield Task(block, part, target, labels, seed)
 
 

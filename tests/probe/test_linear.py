@@ -1,4 +1,4 @@
-"""The linear path against scikit-learn's ridge regression."""
+"""The linear path against scikit-learn's ridge regression, ranks against scipy's."""
 
 import numpy as np
 import torch
@@ -7,6 +7,7 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from uqcalc.probe.linear import LinearPath
+from uqcalc.probe.regression import ranks
 
 
 def sample(rows, width, seed=0):
@@ -50,3 +51,12 @@ def test_what_never_varied_says_nothing_and_none_reaches_beyond_the_limit():
     new[0, 1] = np.nan
     assert np.isnan(read(path, new)[0])
     assert np.isfinite(read(path, new)[1:]).all()
+
+
+def test_ranks_are_scipys_centred_and_only_the_order_matters():
+    rng = np.random.default_rng(0)
+    errors = rng.integers(0, 12, 50).astype(float)  # with ties
+    ours = ranks(torch.from_numpy(errors)).numpy()
+    np.testing.assert_allclose(ours, (rankdata(errors) - 0.5) / 50 - 0.5, atol=1e-12)
+    np.testing.assert_allclose(ours, -ranks(torch.from_numpy(-errors)), atol=1e-12)
+    np.testing.assert_array_equal(ours, ranks(torch.from_numpy(np.exp(errors))))

@@ -20,7 +20,7 @@ from uqcalc.quantities import UNITS
 
 SCHEMA = 2
 ARCHITECTURES = ("joined", "standard", "probe-2026")
-JOINED_ARCHITECTURE = "joined"  # attention and kernel paths
+JOINED_ARCHITECTURE = "joined"  # attention and other paths
 RAW_ARCHITECTURE = "probe-2026"  # published layout: energy and atom count enter raw
 MEANINGS = {
     "energy": "total energy error",

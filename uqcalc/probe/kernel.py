@@ -3,7 +3,8 @@
 The trend is half a linear model and half a wide kernel machine, both on the numbers
 whose relation to the error keeps its direction. A narrow Laplacian kernel on all
 numbers and on the principal components of the features learns what is left. It fades
-with the distance from the labels, so that far outside the trend alone answers. Both are
+with the distance from the labels, so that far outside the trend alone is left of the
+two. Both are
 ridge regressions of the rank of the error, which no outlier can dominate; with more
 labels than centres they are the subset-of-regressors approximation, whose cost is
 linear in the labels (Rudi et al. 2017, arXiv:1705.10958). Laplacian kernels are as good
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from uqcalc.probe.linear import ranks, ridge
+from uqcalc.probe.regression import ranks, ridge
 
 
 _ROWS = 4096  # rows of the kernel matrix held at once

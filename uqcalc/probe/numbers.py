@@ -17,8 +17,8 @@ from torch import nn
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.probe.hostnumbers import FLOOR, HOST, host_numbers
 from uqcalc.probe.inputs import Statistics
-from uqcalc.probe.linear import LIMIT, standardised
 from uqcalc.probe.ragged import Ragged
+from uqcalc.probe.regression import LIMIT, standardised
 
 
 DEVICE = (
@@ -44,7 +44,7 @@ COMPONENTS = 16  # of the pooled features, and of those of single atoms
 
 
 class Described(NamedTuple):
-    """A batch in plain numbers, all standardised.
+    """A batch in plain numbers, standardised but for `pooled` and `distance`.
 
     Attributes
     ----------

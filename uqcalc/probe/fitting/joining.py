@@ -29,8 +29,8 @@ from uqcalc.probe.scope import learn_scope
 from uqcalc.probe.storage.shards import evenly
 
 
-# Labels of structures, and of atoms, that kernel paths are fitted to: several for each
-# centre. More cost centres squared each, and it is the attention that profits.
+# Labels of structures, and of atoms, that the other paths are fitted to: several for each
+# centre of the kernels. More cost centres squared each, and it is the attention that profits.
 _MOST_FITTED, _MOST_ATOMS = 20_000, 20_000
 
 
@@ -63,7 +63,7 @@ def _fit_paths(
     single, curve = fit_single(data, backbone, labels, recipe, boundary)
     statistics, card = single.statistics, single.card
     if statistics is None:
-        msg = "input statistics must be there for kernel paths, got None"
+        msg = "input statistics must be there for further paths, got None"
         raise ValueError(msg)
     shape = JoinedShape(
         card.feature_dim,
