@@ -60,8 +60,8 @@ def report(cache: Path) -> None:
             "aurc: area under the risk-coverage curve of the error over that of a "
             "random order",
             "the rows of the published network have fewer seeds: see `seeds`",
-            "committees could be trained for acac and sio2 only: `beside_committee` has "
-            "the means over those cells, `shifted` leaves them out",
+            "committees could be trained for acac and sio2 only: `beside_committee` "
+            "has the means over those cells, `shifted` leaves them out",
             "ECE floors take structures for independent; frames of one composition "
             "are not, which raises them",
         ],

@@ -29,8 +29,8 @@ from uqcalc.probe.scope import learn_scope
 from uqcalc.probe.storage.shards import evenly
 
 
-# Labels of structures, and of atoms, that the other paths are fitted to: several for each
-# centre of the kernels. More cost centres squared each, and it is the attention that profits.
+# Labels of structures, and of atoms, that the other paths are fitted to: several for
+# each centre. More cost centres squared each, and it is the attention that profits.
 _MOST_FITTED, _MOST_ATOMS = 20_000, 20_000
 
 
