@@ -95,6 +95,9 @@ def test_another_run_is_refused_with_both_sides_named(tmp_path):
     with pytest.raises(RecordError, match="must not exist in mode 'new'"):
         EventLog(path, HEADER, "new")
     assert path.read_bytes() == before
+    many = {"run": HEADER["run"] | {f"entry {i}": i for i in range(10)}}
+    with pytest.raises(RecordError, match="entry 5: .*; and 4 other entries; choose"):
+        EventLog(path, many, "append")
 
 
 @pytest.mark.parametrize(

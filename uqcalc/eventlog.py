@@ -17,6 +17,9 @@ from uqcalc.errors import RecordError
 from uqcalc.files import one_writer, strict_json, writable
 
 
+_MOST_NAMED = 6  # entries: another probe differs in dozens
+
+
 class EventLog:
     """An append-only file of JSON records, opened and closed for every one.
 
@@ -85,9 +88,12 @@ def check_same_run(path: Path, theirs: Any, ours: Any) -> None:
     """
     differing = _differences(theirs, strict_json(ours))
     if differing:
+        more = len(differing) - _MOST_NAMED
+        told = "; ".join(differing[:_MOST_NAMED])
+        told += f"; and {more} other entries" if more > 0 else ""
         msg = (
-            f"log must belong to the same run, got {path} with other "
-            f"{'; '.join(differing)}; choose another name for the new run"
+            f"log must belong to the same run, got {path} with other {told}; choose "
+            "another name for the new run"
         )
         raise RecordError(msg)
 
