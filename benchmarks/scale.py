@@ -156,14 +156,20 @@ def main() -> None:
     rows = [measured(folder, size, WIDTH, options.steps) for size in options.sizes]
     slope = np.polyfit([r["structures"] for r in rows], [r["peak_gb"] for r in rows], 1)
     million = float(np.polyval(slope, 1_000_000))
-    rows.append(measured(folder, 4000, 128, Recipe().most_steps or 30_000))
+    all_steps = Recipe().most_steps or 30_000
+    rows += [measured(folder, 4000, width, all_steps) for width in (WIDTH, WIDTH // 2)]
     print_table("many labels", rows, COLUMNS)
     write_result(
         "scale",
         seeds=[0],
         rows=rows,
         targets=[
-            target("fit of 4 000 structures on disk, seconds", rows[-1]["fit_s"], 180.0)
+            target(
+                f"fit of 4 000 structures on disk, width {row['width']}, seconds",
+                row["fit_s"],
+                180.0,
+            )
+            for row in rows[-2:]
         ],
         notes=[
             f"peak memory at a million structures, by the straight line through the "
