@@ -96,7 +96,7 @@ def test_another_run_is_refused_with_both_sides_named(tmp_path):
         EventLog(path, HEADER, "new")
     assert path.read_bytes() == before
     many = {"run": HEADER["run"] | {f"entry {i}": i for i in range(10)}}
-    with pytest.raises(RecordError, match="entry 5: .*; and 4 other entries; choose"):
+    with pytest.raises(RecordError, match=r"entry 5: .*; and 4 other entries; choose"):
         EventLog(path, many, "append")
 
 
