@@ -117,9 +117,22 @@ def random_probe(
         joined=asdict(shape),
         atom_boundary=0.1,
         atom_calibration=Calibration(),
-        scope=Scope(1.0, 0.99, 1, 10_000),
+        # beyond any geometry: one outside gets its importance in a second reading
+        scope=Scope(1e9, 0.99, 1, 10_000),
     )
-    return Probe(card, network, Statistics(features), Joined(shape))
+    return Probe(card, network, Statistics(features), random_paths(shape, seed))
+
+
+def random_paths(shape: JoinedShape, seed: int) -> Joined:
+    """Return the other paths of the default probe, every buffer filled."""
+    joined = Joined(shape)
+    generator = torch.Generator().manual_seed(seed)
+    for name, buffer in joined.named_buffers():
+        if name.endswith("scale"):
+            buffer.fill_(1.0)
+        elif name not in {"weights", "averages", "limit"}:
+            buffer.normal_(generator=generator).mul_(0.1)
+    return joined
 
 
 @dataclass

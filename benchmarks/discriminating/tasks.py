@@ -131,7 +131,7 @@ def run(task: Task, data: Labelled, kind: str) -> list[dict[str, Any]]:
     own = task.block in SHIFTED
     found = []
     for name, row in KINDS[kind].items():
-        risk, belief = judged(row, train, test, task.target, boundary)
+        risk, belief = judged(row, train, test, task.target, boundary, believed=not own)
         columns = judge(test.errors, risk, belief, boundary, own_median=own)
         found.append(asdict(task) | {"row": name} | columns)
     return found + (_ours(task, train, test, boundary) if kind == "rows" else [])

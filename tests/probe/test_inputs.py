@@ -22,12 +22,16 @@ ENERGIES = np.linspace(0, -3, 119)
 def scalars_of(atoms, shift=0.0):
     atoms.calc = Cohesion()
     energy = atoms.get_potential_energy() + shift
-    return host_scalars(atoms.numbers, energy, atoms.get_forces(), ENERGIES)
+    return host_scalars(atoms.numbers, energy, squares(atoms.get_forces()), ENERGIES)
+
+
+def squares(forces):
+    return (forces**2).sum(axis=1)
 
 
 def test_host_scalars_closed_form():
     forces = np.array([[3.0, 0, 4.0], [0, 0, 0]])
-    ours = host_scalars(np.array([1, 8]), -7.0, forces, ENERGIES)
+    ours = host_scalars(np.array([1, 8]), -7.0, squares(forces), ENERGIES)
     rest = (-7.0 - ENERGIES[1] - ENERGIES[8]) / 2
     expected = [rest, *np.log([2, np.sqrt(25 / 6) + 1e-3, 5 + 1e-3])]
     np.testing.assert_allclose(ours, expected, rtol=1e-6)
@@ -49,9 +53,9 @@ def test_host_scalars_stay_in_range_when_the_system_grows():
     atoms = salt()
     atoms.positions[:] = wrap_positions(atoms.positions, atoms.cell)
     forces = np.random.default_rng(0).normal(size=(len(atoms), 3))
-    one = host_scalars(atoms.numbers, -30.0, forces, ENERGIES)
+    one = host_scalars(atoms.numbers, -30.0, squares(forces), ENERGIES)
     two = host_scalars(
-        np.tile(atoms.numbers, 2), -60.0, np.tile(forces, (2, 1)), ENERGIES
+        np.tile(atoms.numbers, 2), -60.0, np.tile(squares(forces), 2), ENERGIES
     )
     np.testing.assert_allclose(two - one, [0, np.log(2), 0, 0], atol=1e-6)
     np.testing.assert_array_equal(raw_scalars(-30.0, 8), [-30, 8])
@@ -73,7 +77,10 @@ def learnt(structures=40, width=5, *, numbers=None):
     statistics = Statistics(width)
     statistics.learn(predictions, Moments(predictions), ENERGIES)
     host = np.stack(
-        [host_scalars(p.numbers, p.energy, p.forces, ENERGIES) for p in predictions]
+        [
+            host_scalars(p.numbers, p.energy, squares(p.forces), ENERGIES)
+            for p in predictions
+        ]
     )
     sizes = [len(p.numbers) for p in predictions]
     index = torch.from_numpy(np.concatenate([p.numbers for p in predictions]))

@@ -41,7 +41,7 @@ def describe(learnt, predictions, *, raw=False):
     _, statistics, plain = learnt
     given = standard_and_distances(predictions, statistics)
     call = plain.raw if raw else plain
-    return call(predictions, *given, statistics, ENERGIES)
+    return call(plain.host(predictions, ENERGIES), *given, statistics)
 
 
 def test_two_atoms_in_closed_form(learnt):

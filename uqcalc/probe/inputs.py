@@ -27,21 +27,32 @@ def raw_scalars(energy: float, atoms: int) -> np.ndarray:
 def host_scalars(
     numbers: np.ndarray,
     energy: float,
-    forces: np.ndarray,
+    squares: np.ndarray,
     atom_energies: np.ndarray,
 ) -> np.ndarray:
     """Return four numbers that stay in range when size and composition change.
 
     Per-atom energy in eV after ``atom_energies`` (119,) is subtracted, log of the
-    atom count, log of the RMS force component and of the largest force in eV/Å.
+    atom count, log of the RMS force component and of the largest force in eV/Å; of the
+    forces it takes the squared norms, (atoms,).
     """
-    squares = np.einsum("ij,ij->i", forces, forces)
     rms = math.sqrt(squares.mean() / 3)
     worst = math.sqrt(squares.max())
     rest = (energy - atom_energies[numbers].sum()) / len(numbers)
     floor = 1e-3  # eV/Å: below it a force is zero for this purpose
     logs = [math.log(x) for x in (len(numbers), rms + floor, worst + floor)]
     return np.array([rest, *logs], dtype=np.float32)
+
+
+def scalars_of(prediction: Prediction, atom_energies: np.ndarray) -> np.ndarray:
+    """Return `host_scalars` of a prediction."""
+    squares = np.einsum("ij,ij->i", prediction.forces, prediction.forces)
+    return host_scalars(prediction.numbers, prediction.energy, squares, atom_energies)
+
+
+def on_device(device: torch.device, array: np.ndarray) -> torch.Tensor:
+    """Copy to the device; CUDA has read the array on return and is not waited for."""
+    return torch.from_numpy(array).to(device, non_blocking=device.type == "cuda")
 
 
 class Statistics(nn.Module):
@@ -102,10 +113,7 @@ class Statistics(nn.Module):
         self.whitening.copy_(torch.linalg.inv(factor).T)
         pieces = []
         for chunk in chunks(predictions):
-            host = [
-                host_scalars(p.numbers, p.energy, p.forces, atom_energies)
-                for p in chunk
-            ]
+            host = [scalars_of(p, atom_energies) for p in chunk]
             standard = self.features(torch.cat([p.features for p in chunk]))
             numbers = torch.from_numpy(np.concatenate([p.numbers for p in chunk]))
             ends = _log_mean_and_worst(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
-from uqcalc.backbones.prediction import Prediction
+from uqcalc.probe.hostnumbers import FromHost
 from uqcalc.probe.inputs import Statistics
 from uqcalc.probe.kernel import KernelPaths, KernelShape
 from uqcalc.probe.linear import LinearPath
@@ -101,17 +99,14 @@ class Joined(nn.Module):
 
     def forward(
         self,
-        predictions: Sequence[Prediction],
+        host: FromHost,
         standard: torch.Tensor,
         distances: torch.Tensor,
         statistics: Statistics,
-        atom_energies: np.ndarray,
         margin: torch.Tensor,
     ) -> JoinedOutput:
         """Join the attention's margin, (structures,), with the other paths."""
-        described = self.numbers(
-            predictions, standard, distances, statistics, atom_energies
-        )
+        described = self.numbers(host, standard, distances, statistics)
         linear = self.linear(described.pooled)
         trend, local = self.structure(described.numbers, described.components)
         paths = torch.stack([margin, -linear, -trend, -local], dim=1)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from uqcalc.backbones.prediction import Prediction
-from uqcalc.probe.hostnumbers import FLOOR, HOST, host_numbers
+from uqcalc.probe.hostnumbers import HOST, FromHost, from_host
 from uqcalc.probe.inputs import Statistics
 from uqcalc.probe.ragged import Ragged
 from uqcalc.probe.regression import LIMIT, standardised
@@ -28,6 +28,7 @@ DEVICE = (
     "log_distance_of_mean", "log_rigidity_of_sum",
 )  # fmt: skip
 NAMES = HOST + DEVICE
+_LOG_ATOMS = HOST.index("log_atoms")
 # Those whose relation to the error keeps its direction outside the labels.
 TREND = tuple(
     NAMES.index(name)
@@ -115,27 +116,34 @@ class PlainNumbers(nn.Module):
         ):
             self.register_buffer(name, torch.zeros(shape))
 
+    def host(
+        self, predictions: Sequence[Prediction], atom_energies: np.ndarray
+    ) -> FromHost:
+        """Return what needs no features; ``atom_energies`` (119,) in eV are removed."""
+        if self._counts is None:  # on the host, where it is needed at every step
+            self._counts = self.element_counts.cpu().numpy()
+        return from_host(predictions, atom_energies, self._counts, self.mean.device)
+
     def forward(
         self,
-        predictions: Sequence[Prediction],
+        host: FromHost,
         standard: torch.Tensor,
         distances: torch.Tensor,
         statistics: Statistics,
-        atom_energies: np.ndarray,
     ) -> Described:
         """Describe a ragged batch.
 
         Parameters
         ----------
-        predictions : sequence of Prediction
+        host : FromHost
+            Of `host`.
         standard : tensor (atoms, dim)
             Standardised features.
         distances : tensor (atoms,)
             Of `Statistics.distances`.
-        atom_energies : array (119,)
-            eV that are taken off the predicted energy.
+        statistics : Statistics
         """
-        raw = self.raw(predictions, standard, distances, statistics, atom_energies)
+        raw = self.raw(host, standard, distances, statistics)
         return Described(
             standardised(raw.numbers, self.mean, self.scale),
             raw.pooled,
@@ -147,42 +155,31 @@ class PlainNumbers(nn.Module):
 
     def raw(
         self,
-        predictions: Sequence[Prediction],
+        host: FromHost,
         standard: torch.Tensor,
         distances: torch.Tensor,
         statistics: Statistics,
-        atom_energies: np.ndarray,
     ) -> Raw:
         """Return the same before it is standardised; arguments as of `forward`."""
-        device = standard.device
-        ragged = Ragged([len(p.numbers) for p in predictions], device)
-        norms = [_norms(p.forces) for p in predictions]
-        host = [
-            host_numbers(p, f, atom_energies, self._known_counts())
-            for p, f in zip(predictions, norms, strict=True)
-        ]
-        before = _on(device, np.stack(host))
+        ragged = Ragged(host.sizes, standard.device)
         rigidity = (standard @ self.rigidity).square().mean(dim=1)
         energies = standard @ self.energy_weights
-        logs = np.log(np.concatenate(norms) + FLOOR).astype(np.float32)
-        atoms = torch.stack(
-            [
-                _on(device, logs),
-                (distances + 1e-6).log(),
-                (rigidity + 1e-6).log(),
-                energies,
-            ],
-            dim=1,
+        unusual = torch.stack([distances, rigidity], dim=1)
+        atoms = torch.cat(
+            [host.log_forces[:, None], (unusual + 1e-6).log(), energies[:, None]], dim=1
         )
         mean = ragged.mean(standard)
         spread = (ragged.mean(standard.square()) - mean.square()).clamp(min=0.0).sqrt()
-        whole = ((mean @ self.rigidity).square().mean(dim=1) + 1e-9).log()
-        centre = mean - self._expected(predictions, statistics, device)
-        away = ((centre @ statistics.whitening).square().mean(dim=1) + 1e-9).log()
-        together = [whole, away, whole + 2 * before[:, HOST.index("log_atoms")]]
-        ends, largest = _ends(ragged, distances, rigidity, energies)
+        centre = mean - host.shares @ statistics.element_mean
+        squares = [
+            (mean @ self.rigidity).square(),
+            (centre @ statistics.whitening).square(),
+        ]
+        whole = (torch.stack(squares).mean(dim=2).T + 1e-9).log()
+        of_sum = whole[:, :1] + 2 * host.numbers[:, _LOG_ATOMS, None]
+        ends, largest = _ends(ragged, unusual, energies)
         return Raw(
-            torch.cat([before, torch.stack(ends + together, dim=1)], dim=1),
+            torch.cat([host.numbers, ends, whole, of_sum], dim=1),
             atoms,
             torch.cat([mean, spread], dim=1),
             largest,
@@ -193,57 +190,32 @@ class PlainNumbers(nn.Module):
         self.element_counts.copy_(counts)
         self._counts = None
 
-    def _known_counts(self) -> np.ndarray:
-        if self._counts is None:  # on the host, where it is needed at every step
-            self._counts = self.element_counts.cpu().numpy()
-        return self._counts
-
-    def _expected(
-        self,
-        predictions: Sequence[Prediction],
-        statistics: Statistics,
-        device: torch.device,
-    ) -> torch.Tensor:
-        """Return the mean features that the composition alone lets one expect."""
-        shares = np.stack(
-            [
-                np.bincount(p.numbers, minlength=119) / len(p.numbers)
-                for p in predictions
-            ]
-        )
-        return _on(device, shares.astype(np.float32)) @ statistics.element_mean
-
 
 def _ends(
-    ragged: Ragged,
-    distances: torch.Tensor,
-    rigidity: torch.Tensor,
-    energies: torch.Tensor,
-) -> tuple[list[torch.Tensor], torch.Tensor]:
+    ragged: Ragged, unusual: torch.Tensor, energies: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return means and extremes over atoms, and the largest distance as it is."""
-    per_atom = torch.stack([distances, rigidity, energies, energies.square()], dim=1)
+    per_atom = torch.cat(
+        [unusual, energies[:, None], energies.square()[:, None]], dim=1
+    )
     means, tops, lows = (
         ragged.mean(per_atom),
         ragged.max(per_atom),
         ragged.min(per_atom),
     )
-    variance = (means[:, 3] - means[:, 2].square()).clamp(min=0.0)
-    ends = [
-        (means[:, 0] + 1e-6).log(),
-        (tops[:, 0] + 1e-6).log(),
-        (means[:, 1] + 1e-6).log(),
-        (tops[:, 1] + 1e-6).log(),
-        (lows[:, 1] + 1e-6).log(),
-        variance.sqrt(),
-        tops[:, 2],
-        lows[:, 2],
+    variance = (means[:, 3:] - means[:, 2:3].square()).clamp(min=0.0)
+    distance, rigidity = slice(0, 1), slice(1, 2)
+    positive = [
+        means[:, distance],
+        tops[:, distance],
+        means[:, rigidity],
+        tops[:, rigidity],
+        lows[:, rigidity],
     ]
-    return ends, tops[:, 0]
-
-
-def _norms(forces: np.ndarray) -> np.ndarray:
-    return np.asarray(np.sqrt(np.einsum("ij,ij->i", forces, forces)))
-
-
-def _on(device: torch.device, array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(array).to(device, non_blocking=device.type == "cuda")
+    ends = [
+        (torch.cat(positive, dim=1) + 1e-6).log(),
+        variance.sqrt(),
+        tops[:, 2:3],
+        lows[:, 2:3],
+    ]
+    return torch.cat(ends, dim=1), tops[:, 0]

@@ -11,7 +11,14 @@ import torch
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.errors import ProbeError
 from uqcalc.probe.card import JOINED_ARCHITECTURE, RAW_ARCHITECTURE, Card
-from uqcalc.probe.inputs import Statistics, host_scalars, raw_scalars
+from uqcalc.probe.hostnumbers import FromHost
+from uqcalc.probe.inputs import (
+    HOST_SCALARS,
+    Statistics,
+    on_device,
+    raw_scalars,
+    scalars_of,
+)
 from uqcalc.probe.joined import Joined, JoinedOutput
 from uqcalc.probe.network import ProbeNetwork
 
@@ -50,6 +57,7 @@ class _Inputs(NamedTuple):
     scalars: torch.Tensor
     charges: torch.Tensor | None
     distances: torch.Tensor | None
+    host: FromHost | None
 
 
 class ProbePaths:
@@ -189,16 +197,11 @@ class ProbePaths:
         margin = output.logits[:, 0] - output.logits[:, 1]
         joined = None
         if self.joined is not None and self.statistics is not None:
-            if given.distances is None:
+            if given.distances is None or given.host is None:
                 msg = "distances must be there where there are statistics, got None"
                 raise ProbeError(msg)
             joined = self.joined(
-                predictions,
-                given.features,
-                given.distances,
-                self.statistics,
-                self._atom_energies,
-                margin,
+                given.host, given.features, given.distances, self.statistics, margin
             )
         return margin, joined, output.importance
 
@@ -218,19 +221,20 @@ class ProbePaths:
         if self.statistics is None:
             raw = [raw_scalars(p.energy, len(p.numbers)) for p in predictions]
             scalars = _tensor(raw, features.device)
-            return _Inputs(features, sizes, scalars, charges, None)
-        host = [
-            host_scalars(p.numbers, p.energy, p.forces, self._atom_energies)
-            for p in predictions
-        ]
+            return _Inputs(features, sizes, scalars, charges, None, None)
+        host = None
+        if self.joined is not None:
+            host = self.joined.numbers.host(predictions, self._atom_energies)
+            first = host.numbers[:, :HOST_SCALARS]
+        else:
+            rows = [scalars_of(p, self._atom_energies) for p in predictions]
+            first = _tensor(rows, features.device)
         numbers = np.concatenate([p.numbers for p in predictions])
-        index = _on(features.device, numbers)
+        index = on_device(features.device, numbers)
         standard = self.statistics.features(features)
         distances = self.statistics.distances(standard, index)
-        scalars = self.statistics.scalars(
-            _tensor(host, features.device), distances, sizes
-        )
-        return _Inputs(standard, sizes, scalars, charges, distances)
+        scalars = self.statistics.scalars(first, distances, sizes)
+        return _Inputs(standard, sizes, scalars, charges, distances, host)
 
     def _move_to(self, device: torch.device) -> None:
         if self.network.proj.weight.device != device:
@@ -258,9 +262,4 @@ def _join(rows: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _tensor(rows: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
-    return _on(device, np.stack(rows))
-
-
-def _on(device: torch.device, array: np.ndarray) -> torch.Tensor:
-    """Copy to the device; CUDA has read the array on return and is not waited for."""
-    return torch.from_numpy(array).to(device, non_blocking=device.type == "cuda")
+    return on_device(device, np.stack(rows))

@@ -105,7 +105,8 @@ def _describe(
     start = 0
     for chunk in chunks(data.predictions):
         standard, distances = standard_and_distances(chunk, statistics)
-        seen = plain(chunk, standard, distances, statistics, energies)
+        host = plain.host(chunk, energies)
+        seen = plain(host, standard, distances, statistics)
         stop = start + len(standard)
         if chosen is None:
             kept = torch.zeros(len(standard), dtype=torch.bool)

@@ -80,10 +80,9 @@ def _learn_scales(
     chosen = taken(predictions, evenly(len(predictions), _ENOUGH))
     parts = [
         plain.raw(
-            chunk,
+            plain.host(chunk, atom_energies),
             *standard_and_distances(chunk, statistics),
             statistics,
-            atom_energies,
         )[:3]
         for chunk in chunks(chosen)
     ]

@@ -106,7 +106,7 @@ def optimise(
     MissingExtraError
         If the recipe wants several devices, and Lightning Fabric is absent.
     """
-    fitting, watching = _validation_split(data, np.random.default_rng(recipe.seed))
+    fitting, watching = validation_split(data, np.random.default_rng(recipe.seed))
     task = Task(torch.from_numpy((~reliable).astype(np.int64)), fitting, watching)
     if recipe.single_process:
         state, curve = train(Alone(), probe, data.predictions, task, recipe)
@@ -180,10 +180,10 @@ def _rounds(structures: int, recipe: Recipe) -> list[int]:
     return [steps] * min(recipe.epochs, max(1, recipe.most_steps // steps))
 
 
-def _validation_split(
+def validation_split(
     data: Dataset, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Hold a tenth of the groups out of the gradient steps."""
+    """Return structures for gradient steps, and a tenth of the groups to watch."""
     groups = sorted(set(data.groups))
     if len(groups) < 2:
         msg = (
