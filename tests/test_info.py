@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from uqcalc import Level, Monitor, RecordError, read_log
 from uqcalc.cli.info import info
-from uqcalc.facts import file_facts, log_facts
+from uqcalc.facts.files import file_facts, log_facts
+from uqcalc.facts.probes import card_facts
 from uqcalc.logsummary import summarise_log
-from uqcalc.probefacts import card_facts
 from uqcalc.shipped import shipped_probe
 
 

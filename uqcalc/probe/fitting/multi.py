@@ -17,7 +17,7 @@ from torch import nn
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.errors import MissingExtraError
 from uqcalc.probe.checkpoint import Probe
-from uqcalc.probe.fitting.optimise import Task, train
+from uqcalc.probe.fitting.loop import Task, train
 from uqcalc.probe.recipe import Recipe
 from uqcalc.probe.storage.shardfile import ShardWriter
 from uqcalc.probe.storage.shards import Shards
@@ -30,7 +30,7 @@ _LOSSES = "losses by epoch"
 def train_on_many(
     probe: Probe, predictions: Sequence[Prediction], task: Task, recipe: Recipe
 ) -> Trained:
-    """Do what `uqcalc.probe.fitting.optimise.train` does, on the devices of the recipe.
+    """Do what `uqcalc.probe.fitting.loop.train` does, on the devices of the recipe.
 
     Every process reads the predictions from disk. Those in memory are written to a
     temporary folder first.

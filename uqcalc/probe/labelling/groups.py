@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from ase import Atoms
@@ -15,8 +15,16 @@ from ase.formula import Formula
 from uqcalc.errors import LabelError
 
 
-if TYPE_CHECKING:
-    from uqcalc.probe.dataset import Dataset
+class Grouped(Protocol):
+    """Structures that belong to groups; a `Dataset` is one."""
+
+    @property
+    def groups(self) -> Sequence[str]:
+        """Of each structure."""
+
+    @property
+    def group_key(self) -> str | None:
+        """Of ``atoms.info``; None where each structure is one by itself."""
 
 
 # Group keys that need no entry in ``atoms.info``.
@@ -71,7 +79,7 @@ def group_names(
     return [str(frames[index].info[key]) for index in wanted]
 
 
-def refuse_shared_groups(train: Dataset, *held: Dataset) -> None:
+def refuse_shared_groups(train: Grouped, *held: Grouped) -> None:
     """Refuse a group that is in two of the sets: the report would flatter.
 
     Sets whose labels name no group key are not compared: their frames are groups by
@@ -79,8 +87,8 @@ def refuse_shared_groups(train: Dataset, *held: Dataset) -> None:
 
     Parameters
     ----------
-    train : Dataset
-    *held : Dataset
+    train : Grouped
+    *held : Grouped
         For calibration and test, or for the test alone.
 
     Raises

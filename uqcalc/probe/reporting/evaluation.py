@@ -25,6 +25,7 @@ from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.dataset import Dataset, build_dataset
 from uqcalc.probe.labelling.labels import Labels
 from uqcalc.probe.reporting.judged import Judged, judge
+from uqcalc.probe.reporting.scored import Scored, Tested
 
 
 if TYPE_CHECKING:
@@ -32,52 +33,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Tested:
-    """Who the structures of an evaluation are, and what else was said of them.
-
-    Attributes
-    ----------
-    formulas, groups : lists of str
-        Without a group key the group is the place of the frame, from 0.
-    outside : boolean array (structures,)
-        Outside the scope of the probe (`uqcalc.probe.reporting.judged.Judged`).
-    novelty : array (structures,) or None
-        Largest distance of an atom, in units of the scope's limit.
-    atom_probability, atom_errors : arrays (atoms of all structures,) or None
-        P(|ΔF_i| <= the card's ``atom_boundary``), and |ΔF_i| in eV/Å.
-    """
-
-    formulas: list[str]
-    groups: list[str]
-    outside: NDArray[np.bool_]
-    novelty: NDArray[np.float64] | None = None
-    atom_probability: NDArray[np.float64] | None = None
-    atom_errors: NDArray[np.float64] | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Evaluation:
+class Evaluation(Scored):
     """A probe, and how good it is on structures it never saw.
 
-    Attributes
-    ----------
-    probe : Probe
-    report : dict
-        `uqcalc.scores.classification_report` on the structures; ``spearman`` of error
-        and risk; ``outside_scope``, the share of structures outside the scope;
-        ``false_trust``, how many are wrong although their P reaches the card's
-        ``suspect``, and ``false_trust_outside``, which share of those the scope tells;
-        ``atoms``, the scores of the probabilities of single atoms, or None.
-    probability, errors : arrays (structures,)
-        P(reliable), and the true errors in the unit of the boundary.
-    tested : Tested
+    Its attributes are those of `uqcalc.probe.reporting.scored.Scored`.
     """
-
-    probe: Probe
-    report: dict[str, Any]
-    probability: NDArray[np.float64]
-    errors: NDArray[np.float64]
-    tested: Tested
 
     def __str__(self) -> str:
         from uqcalc.probe.reporting.words import report_lines

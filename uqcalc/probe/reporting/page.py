@@ -25,7 +25,7 @@ from uqcalc.probe.reporting.words import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from uqcalc.probe.reporting.evaluation import Evaluation
+    from uqcalc.probe.reporting.scored import Scored
 
 _WORST = 10
 _STYLE = """
@@ -51,12 +51,12 @@ footer { margin-top: 2.5rem }
 """
 
 
-def render(seen: Evaluation, warnings: Sequence[str] = ()) -> str:
+def render(seen: Scored, warnings: Sequence[str] = ()) -> str:
     """Return the page.
 
     Parameters
     ----------
-    seen : Evaluation
+    seen : Scored
     warnings : sequence of str
         What was said on the way; they stand before all scores.
     """
@@ -93,7 +93,7 @@ def render(seen: Evaluation, warnings: Sequence[str] = ()) -> str:
     )
 
 
-def _opening(seen: Evaluation) -> list[str]:
+def _opening(seen: Scored) -> list[str]:
     card, report = seen.probe.card, seen.report
     limit = f"{card.boundary:.4g} {card.unit}"
     return [
@@ -120,7 +120,7 @@ def _mind(texts: Sequence[str]) -> list[str]:
     return [_heading("What to mind"), f'<div class="mind"><ul>{items}</ul></div>']
 
 
-def _scores(seen: Evaluation) -> list[str]:
+def _scores(seen: Scored) -> list[str]:
     rows = [
         (score.name, _number(score.value), score.beside, score.meaning)
         for score in score_table(seen.report)
@@ -131,7 +131,7 @@ def _scores(seen: Evaluation) -> list[str]:
     ]
 
 
-def _figures(seen: Evaluation) -> list[str]:
+def _figures(seen: Scored) -> list[str]:
     from uqcalc.canvas import figure_bytes
     from uqcalc.probe.reporting.panels import draw_one, panels
 
@@ -146,7 +146,7 @@ def _figures(seen: Evaluation) -> list[str]:
     return [_heading("Pictures"), f'<div class="figures">{"".join(shown)}</div>']
 
 
-def _kept(seen: Evaluation) -> list[str]:
+def _kept(seen: Scored) -> list[str]:
     rows = [
         (f"{row['cutoff']:.2f}", f"{row['coverage']:.1%}", share(row["precision"]))
         for row in seen.report["coverage"]
@@ -155,7 +155,7 @@ def _kept(seen: Evaluation) -> list[str]:
     return [_heading("What a cutoff keeps"), _table(head, rows, numbers=(0, 1, 2))]
 
 
-def _scope(seen: Evaluation) -> list[str]:
+def _scope(seen: Scored) -> list[str]:
     scope, report = seen.probe.card.scope, seen.report
     told = [_heading("Scope")]
     if scope is None:
@@ -174,7 +174,7 @@ def _scope(seen: Evaluation) -> list[str]:
     ]
 
 
-def _atoms(seen: Evaluation) -> list[str]:
+def _atoms(seen: Scored) -> list[str]:
     atoms = seen.report["atoms"]
     if atoms is None:
         return []
@@ -188,7 +188,7 @@ def _atoms(seen: Evaluation) -> list[str]:
     ]
 
 
-def _promise(seen: Evaluation) -> list[str]:
+def _promise(seen: Scored) -> list[str]:
     made = seen.probe.card.promise
     text = (
         "None was made. uqcalc calibrate makes one on frames of their own: that at "
@@ -199,7 +199,7 @@ def _promise(seen: Evaluation) -> list[str]:
     return [_heading("Promise"), _paragraph(text)]
 
 
-def _worst(seen: Evaluation) -> list[str]:
+def _worst(seen: Scored) -> list[str]:
     """Show the wrong ones that were trusted most, and the largest errors."""
     wrong = np.flatnonzero(seen.errors > seen.probe.card.boundary)
     trusted = wrong[np.argsort(-seen.probability[wrong], kind="stable")]
@@ -214,7 +214,7 @@ def _worst(seen: Evaluation) -> list[str]:
     return told
 
 
-def _structures(seen: Evaluation, rows: NDArray[np.int64]) -> str:
+def _structures(seen: Scored, rows: NDArray[np.int64]) -> str:
     tested, unit = seen.tested, seen.probe.card.unit
     head = ("test structure", "group", "formula", f"error [{unit}]", "P", "scope")
     cells = [
@@ -231,8 +231,8 @@ def _structures(seen: Evaluation, rows: NDArray[np.int64]) -> str:
     return _table(head, cells, numbers=(0, 3, 4))
 
 
-def _card(seen: Evaluation) -> list[str]:
-    from uqcalc.probefacts import card_facts
+def _card(seen: Scored) -> list[str]:
+    from uqcalc.facts.probes import card_facts
 
     rows = card_facts(seen.probe.card).rows
     return [

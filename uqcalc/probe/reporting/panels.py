@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from uqcalc.probe.reporting.evaluation import Evaluation
+    from uqcalc.probe.reporting.scored import Scored
 
 
 class Panel(NamedTuple):
@@ -23,7 +23,7 @@ class Panel(NamedTuple):
     draw: Callable[[Axes], object]
 
 
-def panels(seen: Evaluation) -> dict[str, Panel]:
+def panels(seen: Scored) -> dict[str, Panel]:
     """Return the pictures that there are numbers for, by name."""
     drawn = {
         "reliability": Panel(
@@ -76,13 +76,13 @@ def panels(seen: Evaluation) -> dict[str, Panel]:
     return drawn
 
 
-def path_weights(seen: Evaluation) -> dict[str, float]:
+def path_weights(seen: Scored) -> dict[str, float]:
     """Return the weight of each path of the probe; empty where it is all one."""
     rows = seen.probe.card.training.get("paths") or []
     return {row["path"]: float(row["weight"]) for row in rows}
 
 
-def draw_all(seen: Evaluation) -> Figure:
+def draw_all(seen: Scored) -> Figure:
     """Draw every picture there is into one figure, three in a row."""
     import matplotlib.pyplot as plt
 
@@ -118,7 +118,7 @@ def _draw(panel: Panel, ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _reliability(seen: Evaluation, ax: Axes) -> None:
+def _reliability(seen: Scored, ax: Axes) -> None:
     from uqcalc.plotting import plot_reliability_diagram
 
     plot_reliability_diagram(
@@ -126,7 +126,7 @@ def _reliability(seen: Evaluation, ax: Axes) -> None:
     )
 
 
-def _risk(seen: Evaluation, ax: Axes) -> None:
+def _risk(seen: Scored, ax: Axes) -> None:
     from uqcalc.plotting import plot_risk_coverage
 
     plot_risk_coverage(
@@ -134,7 +134,7 @@ def _risk(seen: Evaluation, ax: Axes) -> None:
     )
 
 
-def _errors(seen: Evaluation, ax: Axes) -> None:
+def _errors(seen: Scored, ax: Axes) -> None:
     from uqcalc.plotting import plot_errors
 
     card = seen.probe.card
@@ -162,7 +162,7 @@ def _paths(weights: dict[str, float], ax: Axes) -> None:
     plot_path_weights(weights, ax)
 
 
-def _scope(seen: Evaluation, novelty: NDArray[np.float64], ax: Axes) -> None:
+def _scope(seen: Scored, novelty: NDArray[np.float64], ax: Axes) -> None:
     from uqcalc.plotting import INK, plot_errors
     from uqcalc.scoreplots import plain_decades
 

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uqcalc.errors import RecordError
+from uqcalc.facts.sheet import Facts
 from uqcalc.logsummary import LogSummary, summarise_log
 from uqcalc.records import Level
 
 
 if TYPE_CHECKING:
     from uqcalc.distillation.head import HeadCard
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """A title, rows of (name, text), and a table with a caption where there is one."""
-
-    title: str
-    rows: list[tuple[str, str]]
-    caption: str = ""
-    columns: tuple[str, ...] = ()
-    table: tuple[tuple[str, ...], ...] = ()
 
 
 def file_facts(path: str | os.PathLike[str]) -> Facts:
@@ -42,9 +31,9 @@ def file_facts(path: str | os.PathLike[str]) -> Facts:
     if kind == "probe":
         # with torch, which logs do without
         from uqcalc.distillation.head import FILE, DistilledHead
+        from uqcalc.facts.probes import card_facts
+        from uqcalc.facts.signals import signal_facts
         from uqcalc.probe.checkpoint import FILE as PROBE_FILE, Probe
-        from uqcalc.probefacts import card_facts
-        from uqcalc.signalfacts import signal_facts
         from uqcalc.signals.card import FILE as SIGNAL_FILE, read_signal
 
         metadata = PROBE_FILE.read(path)[1]

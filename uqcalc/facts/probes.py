@@ -8,7 +8,7 @@ from typing import Any
 
 from ase.data import chemical_symbols
 
-from uqcalc.facts import Facts
+from uqcalc.facts.sheet import Facts
 from uqcalc.probe.card import MEANINGS, Card
 from uqcalc.probe.promise import Promise
 from uqcalc.probe.reporting.words import atom_line, scope_line

@@ -1,0 +1,1 @@
+"""What files and objects of ours hold, in words, ready to be shown."""
