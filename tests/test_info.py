@@ -15,8 +15,8 @@ from uqcalc import Level, Monitor, RecordError, read_log
 from uqcalc.cli.info import info
 from uqcalc.facts.files import file_facts, log_facts
 from uqcalc.facts.probes import card_facts
-from uqcalc.logsummary import summarise_log
 from uqcalc.shipped import shipped_probe
+from uqcalc.watching.logsummary import summarise_log
 
 
 def ran(path, risks=(), steps=6, **options):

@@ -8,8 +8,8 @@ import pytest
 from ase.build import molecule
 
 from uqcalc import plotting, scores
-from uqcalc.event import Event
 from uqcalc.records import Level
+from uqcalc.watching.event import Event
 
 
 mpl.use("Agg")

@@ -1,7 +1,7 @@
 """Bad input and bad luck: each gets its message, and nothing computed is lost.
 
 What belongs to one command is tested with it: kill -9 of an annotation in
-`test_trajectory.py`, kill -9 of a run in `runfile/test_running.py`.
+`annotating/test_trajectory.py`, kill -9 of a run in `runfile/test_running.py`.
 """
 
 import json
@@ -324,12 +324,12 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
 
 def test_a_second_process_cannot_write_the_same_log(tmp_path):
     """The first goes on undisturbed; once it is gone, killed or not, there is room."""
-    from uqcalc.eventlog import EventLog
+    from uqcalc.watching.eventlog import EventLog
 
     header = {"run": {"formula": "CH4"}}
     first = EventLog(tmp_path / "run.jsonl", header, "append")
     code = (
-        "import sys; from uqcalc.eventlog import EventLog\n"
+        "import sys; from uqcalc.watching.eventlog import EventLog\n"
         "log = EventLog(sys.argv[1], {'run': {'formula': 'CH4'}}, 'append')\n"
         "log.write({'event': 'step', 'step': 7})"
     )

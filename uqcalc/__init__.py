@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from uqcalc.adversarial import attack
-    from uqcalc.annotation_file import annotate_file
-    from uqcalc.annotations import annotated_copy, read_assessment
-    from uqcalc.ascent import AttackSettings
-    from uqcalc.attackpath import AttackPath
+    from uqcalc.annotating.copies import annotated_copy, read_assessment
+    from uqcalc.annotating.file import annotate_file
+    from uqcalc.annotating.tally import AnnotationSummary
+    from uqcalc.annotating.trajectory import annotate
+    from uqcalc.attacking.ascent import AttackSettings
+    from uqcalc.attacking.attack import attack
+    from uqcalc.attacking.path import AttackPath
     from uqcalc.backbones import Backbone, Prediction, tap
     from uqcalc.backbones.committee import Committee
     from uqcalc.backbones.rotation import RotationAverage
@@ -32,9 +34,7 @@ if TYPE_CHECKING:
         UnreliableError,
         UqcalcError,
     )
-    from uqcalc.eventlog import read_log
     from uqcalc.models import open_model
-    from uqcalc.monitor import Monitor
     from uqcalc.policy import Policy, Threshold
     from uqcalc.probe.checkpoint import Probe
     from uqcalc.probe.labelling.labels import Labels
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from uqcalc.probe.reporting.evaluation import Evaluation, evaluate
     from uqcalc.probe.training import fit
     from uqcalc.records import Assessment, Level, Reading, Verdict
-    from uqcalc.relaxation import Outcome, Relaxation, relax
     from uqcalc.runfile.running import RunOutcome, run_file
     from uqcalc.signals import (
         ConformalInterval,
@@ -61,17 +60,18 @@ if TYPE_CHECKING:
         StressSpread,
         load_signal,
     )
-    from uqcalc.tally import AnnotationSummary
     from uqcalc.thresholds import ErrorCurve, calibrate_threshold, error_curve
-    from uqcalc.trajectory import annotate
+    from uqcalc.watching.eventlog import read_log
+    from uqcalc.watching.monitor import Monitor
+    from uqcalc.watching.relaxation import Outcome, Relaxation, relax
 
 # Public name -> module. Loaded on first use, so that `import uqcalc` is cheap and
 # pulls in neither torch nor matplotlib.
 _HOME = {
-    "AnnotationSummary": "tally",
+    "AnnotationSummary": "annotating.tally",
     "Assessment": "records",
-    "AttackPath": "attackpath",
-    "AttackSettings": "ascent",
+    "AttackPath": "attacking.path",
+    "AttackSettings": "attacking.ascent",
     "Backbone": "backbones",
     "BackboneError": "errors",
     "Committee": "backbones.committee",
@@ -90,9 +90,9 @@ _HOME = {
     "MaxForce": "signals",
     "MissingExtraError": "errors",
     "ModelError": "errors",
-    "Monitor": "monitor",
+    "Monitor": "watching.monitor",
     "OrbConfidence": "signals",
-    "Outcome": "relaxation",
+    "Outcome": "watching.relaxation",
     "Policy": "policy",
     "Prediction": "backbones",
     "PredictionRigidity": "signals",
@@ -103,7 +103,7 @@ _HOME = {
     "Reading": "records",
     "Recipe": "probe.recipe",
     "RecordError": "errors",
-    "Relaxation": "relaxation",
+    "Relaxation": "watching.relaxation",
     "ReliableCalculator": "calculator",
     "RotationAverage": "backbones.rotation",
     "RunFileError": "errors",
@@ -117,10 +117,10 @@ _HOME = {
     "UnreliableError": "errors",
     "UqcalcError": "errors",
     "Verdict": "records",
-    "annotate": "trajectory",
-    "annotate_file": "annotation_file",
-    "annotated_copy": "annotations",
-    "attack": "adversarial",
+    "annotate": "annotating.trajectory",
+    "annotate_file": "annotating.file",
+    "annotated_copy": "annotating.copies",
+    "attack": "attacking.attack",
     "calibrate": "probe.promising",
     "calibrate_threshold": "thresholds",
     "default_calculator": "default",
@@ -130,9 +130,9 @@ _HOME = {
     "fit": "probe.training",
     "load_signal": "signals",
     "open_model": "models",
-    "read_assessment": "annotations",
-    "read_log": "eventlog",
-    "relax": "relaxation",
+    "read_assessment": "annotating.copies",
+    "read_log": "watching.eventlog",
+    "relax": "watching.relaxation",
     "run_file": "runfile.running",
     "tap": "backbones",
 }

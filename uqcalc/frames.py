@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.io import write
 from ase.io.extxyz import key_val_str_to_dict
 
-from uqcalc.annotations import INFO_KEY
+from uqcalc.annotating.copies import INFO_KEY
 from uqcalc.errors import RecordError
 
 

@@ -23,7 +23,7 @@ from uqcalc.scoreplots import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from uqcalc.event import Event
+    from uqcalc.watching.event import Event
 
 
 __all__ = [

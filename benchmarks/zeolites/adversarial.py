@@ -12,7 +12,7 @@ from uqcalc import (
     Threshold,
     attack,
 )
-from uqcalc.ascent import AttackSettings
+from uqcalc.attacking.ascent import AttackSettings
 from zeolites.blocks import attack_starts
 
 

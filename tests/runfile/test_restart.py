@@ -11,7 +11,7 @@ from ase.md.verlet import VelocityVerlet
 from toys import copper
 
 from uqcalc import RecordError
-from uqcalc.annotations import INFO_KEY
+from uqcalc.annotating.copies import INFO_KEY
 from uqcalc.frames import append_frame, cut_frames
 from uqcalc.runfile.restart import Restart
 

@@ -32,10 +32,10 @@ from uqcalc import (
     run_file,
 )
 from uqcalc.cli.run import HALTED, run
-from uqcalc.eventlog import read_standing
 from uqcalc.runfile import opening
 from uqcalc.runfile.file import read_run_file
 from uqcalc.runfile.restart import Restart
+from uqcalc.watching.eventlog import read_standing
 
 
 import_mace()

@@ -14,8 +14,8 @@ from uqcalc.cli.judging import HeadOption, LimitsOption, judging
 if TYPE_CHECKING:
     from ase.calculators.calculator import BaseCalculator
 
+    from uqcalc.annotating.tally import AnnotationSummary
     from uqcalc.calculator import ReliableCalculator
-    from uqcalc.tally import AnnotationSummary
 
 
 def annotate(  # noqa: PLR0913  (one option each)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ase import Atoms
 
-    from uqcalc.attackpath import AttackPath
+    from uqcalc.attacking.path import AttackPath
     from uqcalc.calculator import ReliableCalculator
 
 
@@ -118,7 +118,7 @@ def _attacked(
 ) -> list[AttackPath]:
     """Attack under a progress bar; every frame is in the file before the next."""
     import uqcalc
-    from uqcalc.attackpath import START_KEY, STEP_KEY
+    from uqcalc.attacking.path import START_KEY, STEP_KEY
     from uqcalc.files import one_writer
     from uqcalc.frames import append_frame
 

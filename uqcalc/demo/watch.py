@@ -20,11 +20,11 @@ from uqcalc.default import default_calculator
 from uqcalc.errors import MissingExtraError
 from uqcalc.files import whole
 from uqcalc.models import open_model
-from uqcalc.monitor import Monitor
 from uqcalc.probe.card import Card
 from uqcalc.progress import progress_bar
 from uqcalc.shipped import shipped_probe
 from uqcalc.signals.probe import ProbeSignal
+from uqcalc.watching.monitor import Monitor
 
 
 TIMESTEP_FS = 0.5

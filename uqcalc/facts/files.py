@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from uqcalc.errors import RecordError
 from uqcalc.facts.sheet import Facts
-from uqcalc.logsummary import LogSummary, summarise_log
 from uqcalc.records import Level
+from uqcalc.watching.logsummary import LogSummary, summarise_log
 
 
 if TYPE_CHECKING:

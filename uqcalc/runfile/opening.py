@@ -8,7 +8,7 @@ from typing import cast
 from ase import Atoms
 from ase.io import read
 
-from uqcalc.annotations import unlabelled_copy
+from uqcalc.annotating.copies import unlabelled_copy
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import RunFileError
 from uqcalc.models import open_model

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from uqcalc.errors import RecordError
-from uqcalc.eventlog import check_same_run
 from uqcalc.files import one_writer, whole
 from uqcalc.frames import append_frame, cut_frames
-from uqcalc.logsummary import LogSummary, summarise_log
-from uqcalc.monitor import Monitor
 from uqcalc.runfile.dynamics import molecular_dynamics, optimiser
 from uqcalc.runfile.file import RunFile, read_run_file
 from uqcalc.runfile.opening import check_structure, open_calculator, open_structure
 from uqcalc.runfile.restart import Restart
 from uqcalc.runfile.sections import MdSection, RelaxSection
-from uqcalc.watched import watched_atoms
+from uqcalc.watching.eventlog import check_same_run
+from uqcalc.watching.logsummary import LogSummary, summarise_log
+from uqcalc.watching.monitor import Monitor
+from uqcalc.watching.watched import watched_atoms
 
 
 @dataclass(frozen=True, slots=True)

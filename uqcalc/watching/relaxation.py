@@ -11,9 +11,9 @@ from ase import Atoms
 from ase.optimize import BFGS
 
 from uqcalc.errors import UnreliableError
-from uqcalc.event import Event
-from uqcalc.monitor import Monitor
 from uqcalc.records import Level
+from uqcalc.watching.event import Event
+from uqcalc.watching.monitor import Monitor
 
 
 class Outcome(Enum):

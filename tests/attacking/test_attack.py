@@ -30,7 +30,7 @@ from uqcalc import (
     attack,
     read_assessment,
 )
-from uqcalc.ascent import uphill
+from uqcalc.attacking.ascent import uphill
 from uqcalc.cli import app
 from uqcalc.distillation.head import HeadCard, make_network
 

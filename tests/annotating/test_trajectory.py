@@ -32,7 +32,7 @@ from uqcalc import (
     read_assessment,
     tap,
 )
-from uqcalc.annotations import read_error
+from uqcalc.annotating.copies import read_error
 from uqcalc.cli.annotate import annotate as command
 
 
@@ -451,7 +451,7 @@ def molecules(count):
 VICTIM = """
 import sys, time
 import typer
-import uqcalc.annotation_file as module
+import uqcalc.annotating.file as module
 from uqcalc.cli.annotate import annotate
 plain = module.append_frame
 def slowly(*args):

@@ -13,7 +13,9 @@ from ase import Atoms
 from ase.io import iread
 from rich.progress import SpinnerColumn, TimeElapsedColumn
 
-from uqcalc.annotations import MODEL_KEY, bare_copy
+from uqcalc.annotating.copies import MODEL_KEY, bare_copy
+from uqcalc.annotating.tally import AnnotationSummary, Tally
+from uqcalc.annotating.trajectory import annotate, check_calculator
 from uqcalc.backbones.batching import BATCH_ATOMS
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import RecordError, SourceError
@@ -21,8 +23,6 @@ from uqcalc.files import one_writer, writable
 from uqcalc.frames import append_frame, cut_torn_frame, whole_frames
 from uqcalc.progress import progress_bar
 from uqcalc.reading import UNREADABLE
-from uqcalc.tally import AnnotationSummary, Tally
-from uqcalc.trajectory import annotate, check_calculator
 
 
 # Where an annotation keeps all it says: others drop per-atom readings.

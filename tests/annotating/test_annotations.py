@@ -21,7 +21,7 @@ from uqcalc import (
     read_assessment,
     tap,
 )
-from uqcalc.annotations import cleared_copy
+from uqcalc.annotating.copies import cleared_copy
 
 
 def results():

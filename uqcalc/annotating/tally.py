@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ase import Atoms
 
-from uqcalc.annotations import read_assessment, read_error
+from uqcalc.annotating.copies import read_assessment, read_error
 from uqcalc.records import Level
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from uqcalc.event import Event, count_levels
-from uqcalc.eventlog import EventLog
-from uqcalc.flagged import FrameFile
+from uqcalc.watching.event import Event, count_levels
+from uqcalc.watching.eventlog import EventLog
+from uqcalc.watching.flagged import FrameFile
 
 
 def summarise(

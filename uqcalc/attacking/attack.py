@@ -12,9 +12,21 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 
-from uqcalc.annotations import annotated_copy, unlabelled_copy
-from uqcalc.ascent import AttackSettings, Step, too_close, uphill, within_bounds
-from uqcalc.attackpath import ERROR_KEY, START_KEY, STEP_KEY, AttackPath, GrowingPath
+from uqcalc.annotating.copies import annotated_copy, unlabelled_copy
+from uqcalc.attacking.ascent import (
+    AttackSettings,
+    Step,
+    too_close,
+    uphill,
+    within_bounds,
+)
+from uqcalc.attacking.path import (
+    ERROR_KEY,
+    START_KEY,
+    STEP_KEY,
+    AttackPath,
+    GrowingPath,
+)
 from uqcalc.backbones.batching import predict_each
 from uqcalc.backbones.differentiable import CanDifferentiate
 from uqcalc.backbones.prediction import Prediction, fixed_atoms

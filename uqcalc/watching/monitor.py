@@ -12,16 +12,16 @@ from ase import Atoms
 from ase.md.md import MolecularDynamics
 from ase.optimize.sciopt import SciPyGradientlessOptimizer, SciPyOptimizer
 
-from uqcalc.annotations import annotated_copy, drop_labels
+from uqcalc.annotating.copies import annotated_copy, drop_labels
 from uqcalc.errors import UnreliableError
-from uqcalc.event import Event, count_levels
-from uqcalc.eventlog import EventLog, read_standing, versions
-from uqcalc.flagged import FrameFile
 from uqcalc.frames import cut_frames
 from uqcalc.records import Assessment, Level
-from uqcalc.report import summarise
-from uqcalc.trigger import Trigger
-from uqcalc.watched import (
+from uqcalc.watching.event import Event, count_levels
+from uqcalc.watching.eventlog import EventLog, read_standing, versions
+from uqcalc.watching.flagged import FrameFile
+from uqcalc.watching.report import summarise
+from uqcalc.watching.trigger import Trigger
+from uqcalc.watching.watched import (
     is_complete,
     is_finite,
     judging_calculator,

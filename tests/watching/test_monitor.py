@@ -38,8 +38,8 @@ from uqcalc import (
     Verdict,
     read_log,
 )
-from uqcalc.eventlog import read_standing
-from uqcalc.trigger import Trigger
+from uqcalc.watching.eventlog import read_standing
+from uqcalc.watching.trigger import Trigger
 
 
 DT = 2.0 * units.fs

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from uqcalc.errors import RecordError
-from uqcalc.eventlog import read_log, read_standing
 from uqcalc.records import Level
+from uqcalc.watching.eventlog import read_log, read_standing
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,8 +13,8 @@ from hypothesis import given, settings, strategies as st
 from toys import copper
 
 from uqcalc import RecordError, read_log
-from uqcalc.eventlog import EventLog, read_standing
-from uqcalc.flagged import FrameFile
+from uqcalc.watching.eventlog import EventLog, read_standing
+from uqcalc.watching.flagged import FrameFile
 
 
 HEADER = {"run": {"policy": {"limits": (0.1, 0.2)}, "sizes": {1: -0.5}}}
@@ -185,7 +185,7 @@ dynamics.run(10**9)
 
 def test_a_killed_run_leaves_a_log_that_is_whole(tmp_path):
     path = tmp_path / "run.jsonl"
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1])  # where builders.py is
     run_and_kill(
         [sys.executable, "-c", VICTIM, here, str(path)],
         lambda: path.exists() and path.read_bytes().count(b"\n") >= 50,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from ase import Atoms
 
-from uqcalc.annotations import annotated_copy, cleared_copy, refused_copy
+from uqcalc.annotating.copies import annotated_copy, cleared_copy, refused_copy
 from uqcalc.backbones.base import Prediction
 from uqcalc.backbones.batching import BATCH_ATOMS, batches, predict_each
 from uqcalc.calculator import ReliableCalculator

@@ -1,0 +1,1 @@
+"""Finished trajectories, judged frame by frame into annotated copies and files."""

@@ -1,0 +1,1 @@
+"""Structures on which a model contradicts itself, searched along a gradient."""

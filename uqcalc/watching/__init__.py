@@ -1,0 +1,1 @@
+"""Runs watched while they go on: what is logged, flagged, halted and said."""
