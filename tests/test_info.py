@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from uqcalc import Level, Monitor, RecordError, read_log
 from uqcalc.cli.info import info
-from uqcalc.facts.files import file_facts, log_facts
-from uqcalc.facts.probes import card_facts
+from uqcalc.facts import file_facts, log_facts
+from uqcalc.probe.reporting.cardfacts import card_facts
 from uqcalc.shipped import shipped_probe
 from uqcalc.watching.logsummary import summarise_log
 

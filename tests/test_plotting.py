@@ -8,8 +8,7 @@ import pytest
 from ase.build import molecule
 
 from uqcalc import plotting, scores
-from uqcalc.records import Level
-from uqcalc.watching.event import Event
+from uqcalc.records import Event, Level
 
 
 mpl.use("Agg")

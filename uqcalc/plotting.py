@@ -23,7 +23,7 @@ from uqcalc.scoreplots import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from uqcalc.watching.event import Event
+    from uqcalc.records import Event
 
 
 __all__ = [

@@ -1,9 +1,10 @@
-"""What is known about one prediction: frozen records, numpy only."""
+"""What is known about one prediction, or one step: frozen records, numpy only."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -142,3 +143,33 @@ class Assessment:
             if weights is not None:
                 return [int(i) for i in np.argsort(-weights, kind="stable")[:count]]
         return []
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One monitored step, light enough to keep all of a long run in memory.
+
+    ``time_fs`` and ``temperature_K`` are None for optimisers; ``energy_eV`` is the
+    potential energy; ``readings`` maps each signal to its risk, ``values`` to the
+    scalars of ``calc.results``; ``worst_atoms`` are indices, worst first.
+    """
+
+    step: int
+    time_fs: float | None
+    temperature_K: float | None
+    energy_eV: float
+    level: Level
+    readings: dict[str, float]
+    values: dict[str, float]
+    reasons: tuple[str, ...]
+    worst_atoms: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record for the event log."""
+        return asdict(self) | {"event": "step", "level": self.level.name}
+
+
+def count_levels(history: Iterable[Event]) -> dict[Level, int]:
+    """Return how many of the steps had each level."""
+    seen = Counter(event.level for event in history)
+    return {level: seen[level] for level in Level}

@@ -12,7 +12,7 @@ from toys import copper
 
 from uqcalc import RecordError
 from uqcalc.annotating.copies import INFO_KEY
-from uqcalc.frames import append_frame, cut_frames
+from uqcalc.annotating.frames import append_frame, cut_frames
 from uqcalc.runfile.restart import Restart
 
 

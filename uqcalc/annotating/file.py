@@ -14,13 +14,13 @@ from ase.io import iread
 from rich.progress import SpinnerColumn, TimeElapsedColumn
 
 from uqcalc.annotating.copies import MODEL_KEY, bare_copy
+from uqcalc.annotating.frames import append_frame, cut_torn_frame, whole_frames
 from uqcalc.annotating.tally import AnnotationSummary, Tally
 from uqcalc.annotating.trajectory import annotate, check_calculator
 from uqcalc.backbones.batching import BATCH_ATOMS
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import RecordError, SourceError
 from uqcalc.files import one_writer, writable
-from uqcalc.frames import append_frame, cut_torn_frame, whole_frames
 from uqcalc.progress import progress_bar
 from uqcalc.reading import UNREADABLE
 

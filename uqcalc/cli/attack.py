@@ -118,9 +118,9 @@ def _attacked(
 ) -> list[AttackPath]:
     """Attack under a progress bar; every frame is in the file before the next."""
     import uqcalc
+    from uqcalc.annotating.frames import append_frame
     from uqcalc.attacking.path import START_KEY, STEP_KEY
     from uqcalc.files import one_writer
-    from uqcalc.frames import append_frame
 
     each = settings.steps + 1
     lock = one_writer(target)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from uqcalc.annotating.frames import append_frame, cut_frames
 from uqcalc.errors import RecordError
 from uqcalc.files import one_writer, whole
-from uqcalc.frames import append_frame, cut_frames
 from uqcalc.runfile.dynamics import molecular_dynamics, optimiser
 from uqcalc.runfile.file import RunFile, read_run_file
 from uqcalc.runfile.opening import check_structure, open_calculator, open_structure

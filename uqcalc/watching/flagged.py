@@ -6,9 +6,9 @@ import os
 
 from ase import Atoms
 
+from uqcalc.annotating.frames import append_frame, cut_torn_frame
 from uqcalc.errors import RecordError
 from uqcalc.files import one_writer, writable
-from uqcalc.frames import append_frame, cut_torn_frame
 
 
 class FrameFile:

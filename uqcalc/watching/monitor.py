@@ -13,10 +13,9 @@ from ase.md.md import MolecularDynamics
 from ase.optimize.sciopt import SciPyGradientlessOptimizer, SciPyOptimizer
 
 from uqcalc.annotating.copies import annotated_copy, drop_labels
+from uqcalc.annotating.frames import cut_frames
 from uqcalc.errors import UnreliableError
-from uqcalc.frames import cut_frames
-from uqcalc.records import Assessment, Level
-from uqcalc.watching.event import Event, count_levels
+from uqcalc.records import Assessment, Event, Level, count_levels
 from uqcalc.watching.eventlog import EventLog, read_standing, versions
 from uqcalc.watching.flagged import FrameFile
 from uqcalc.watching.report import summarise

@@ -11,8 +11,7 @@ from ase import Atoms
 from ase.optimize import BFGS
 
 from uqcalc.errors import UnreliableError
-from uqcalc.records import Level
-from uqcalc.watching.event import Event
+from uqcalc.records import Event, Level
 from uqcalc.watching.monitor import Monitor
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from uqcalc.watching.event import Event, count_levels
+from uqcalc.records import Event, count_levels
 from uqcalc.watching.eventlog import EventLog
 from uqcalc.watching.flagged import FrameFile
 

@@ -232,7 +232,7 @@ def _structures(seen: Scored, rows: NDArray[np.int64]) -> str:
 
 
 def _card(seen: Scored) -> list[str]:
-    from uqcalc.facts.probes import card_facts
+    from uqcalc.probe.reporting.cardfacts import card_facts
 
     rows = card_facts(seen.probe.card).rows
     return [

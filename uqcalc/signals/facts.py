@@ -7,7 +7,7 @@ from typing import Any
 
 from ase.data import chemical_symbols
 
-from uqcalc.facts.sheet import Facts
+from uqcalc.sheet import Facts
 from uqcalc.signals.card import SignalCard
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from ase.data import chemical_symbols
 
-from uqcalc.facts.sheet import Facts
 from uqcalc.probe.card import MEANINGS, Card
 from uqcalc.probe.promise import Promise
 from uqcalc.probe.reporting.words import atom_line, scope_line
+from uqcalc.sheet import Facts
 
 
 def card_facts(card: Card) -> Facts:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uqcalc.errors import RecordError
-from uqcalc.facts.sheet import Facts
 from uqcalc.records import Level
+from uqcalc.sheet import Facts
 from uqcalc.watching.logsummary import LogSummary, summarise_log
 
 
@@ -31,10 +31,10 @@ def file_facts(path: str | os.PathLike[str]) -> Facts:
     if kind == "probe":
         # with torch, which logs do without
         from uqcalc.distillation.head import FILE, DistilledHead
-        from uqcalc.facts.probes import card_facts
-        from uqcalc.facts.signals import signal_facts
         from uqcalc.probe.checkpoint import FILE as PROBE_FILE, Probe
+        from uqcalc.probe.reporting.cardfacts import card_facts
         from uqcalc.signals.card import FILE as SIGNAL_FILE, read_signal
+        from uqcalc.signals.facts import signal_facts
 
         metadata = PROBE_FILE.read(path)[1]
         if FILE.key in metadata:

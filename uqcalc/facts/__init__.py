@@ -1,1 +1,0 @@
-"""What files and objects of ours hold, in words, ready to be shown."""
