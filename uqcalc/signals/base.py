@@ -109,7 +109,9 @@ def to_host(readings: Sequence[TensorReading]) -> tuple[Reading, ...]:
 def _fetch(tensors: Sequence[torch.Tensor]) -> list[np.ndarray]:
     if not tensors:
         return []
-    packed = torch.cat([t.detach().reshape(-1).double() for t in tensors]).cpu().numpy()
+    # whole numbers would lose digits where they are promoted to float32
+    exact = [t if t.is_floating_point() else t.double() for t in tensors]
+    packed = torch.cat([t.detach().reshape(-1) for t in exact]).double().cpu().numpy()
     pieces = np.split(packed, np.cumsum([t.numel() for t in tensors])[:-1])
     return [
         piece.reshape(tuple(tensor.shape))
