@@ -8,11 +8,13 @@ from ase import Atoms
 from ase.build import molecule
 from builders import mace_calculator, rattled
 from probe.toys import ToyBackbone
+from sklearn.model_selection import GroupKFold
 
 from uqcalc import Labels, LabelWarning, fit
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
 from uqcalc.probe.dataset import build_dataset
+from uqcalc.probe.labelling.groups import divide
 
 
 def labelled(count=6, name="CH3OH"):
@@ -113,6 +115,9 @@ def test_prediction_that_is_not_finite_is_a_defect_too():
     data = build_dataset(frames, Broken(), Labels(), exclude=["not finite"])
     assert data.excluded == {"not finite": [2]}
     assert all(p.features.isfinite().all() for p in data.predictions)
+    for target in ("forces", "energy"):
+        with pytest.raises(LabelError, match=r"not finite: 1 \(frames 0\)"):
+            build_dataset(frames[2:3], Broken(), Labels(target))
 
 
 def test_nothing_usable_and_unknown_options_are_refused():
@@ -168,10 +173,12 @@ def test_an_energy_needs_no_forces_but_takes_them_where_all_frames_have_them():
     frames = labelled(4)
     nan_label(frames[1])
     labels = Labels("energy")
-    assert build_dataset(frames, ToyBackbone(), labels).atom_errors is None
-    unlabelled(frames[1])
-    data = build_dataset(frames, ToyBackbone(), labels)
-    assert data.atom_errors is None
+    for absent in (False, True):
+        if absent:
+            unlabelled(frames[1])
+        with pytest.warns(LabelWarning, match="1 of 4 have none: no probabilities of"):
+            data = build_dataset(frames, ToyBackbone(), labels)
+        assert data.atom_errors is None
     assert data.subset([0]).atom_errors is None
 
 
@@ -228,13 +235,29 @@ def test_labels_held_back_have_no_say_in_the_offsets():
     assert again.offsets == moved.offsets == train.offsets
     np.testing.assert_array_equal(again.errors, train.errors)
     assert moved.errors.min() > 6.9
-    inner, _ = again.split((0.5, 0.5), seed=0)
-    assert inner.offsets == train.offsets  # a part of the training share refits nothing
+    inner, other = again.split((0.5, 0.5), seed=0)  # nor what is held back of a share
+    assert inner.fit_offsets().offsets == inner.offsets == other.offsets
     forces = build_dataset(labelled(3), ToyBackbone(), Labels())
     with pytest.raises(LabelError, match="offsets must be of energies"):
         forces.with_offsets({})
     with pytest.raises(LabelError, match="offsets must be of energies"):
         Labels("forces", offsets=True)
+
+
+def test_errors_to_learn_from_rest_on_offsets_of_other_groups():
+    frames = shifted(60, seed=0, shift=SHIFT)
+    labels = Labels("energy_per_atom", offsets=True, group_key="run")
+    data = build_dataset(frames, ToyBackbone(), labels)
+    crossed = data.crossed()
+    assert crossed.offsets == data.offsets
+    folds = GroupKFold(10).split(frames, groups=data.groups)
+    for rest, held in folds:
+        others = data.subset(rest).fit_offsets().offsets
+        expected = data.subset(held).with_offsets(others).errors
+        np.testing.assert_allclose(crossed.errors[held], expected, atol=1e-9)
+    assert np.abs(crossed.errors - data.errors).max() > 1e-5
+    fixed = build_dataset(frames, ToyBackbone(), labels, offsets=data.offsets)
+    assert fixed.crossed() is fixed  # offsets from elsewhere flatter nobody
 
 
 def test_keys_that_ase_moves_to_the_calculator(tmp_path):
@@ -280,6 +303,19 @@ def test_split_keeps_groups_whole_and_shares_about_right(seed):
     np.testing.assert_array_equal(together, np.sort(data.errors))
     again = data.split((0.7, 0.15, 0.15), seed)
     assert [p.groups for p in again] == [p.groups for p in parts]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_large_groups_go_where_they_fit(seed):
+    for sizes, most in (([800, 50, 50, 50, 50], 150), ([400, 400, 50, 50], 100)):
+        groups = np.repeat([str(i) for i in range(len(sizes))], sizes).tolist()
+        train, test = divide(groups, (0.85, 0.15), seed)
+        assert sorted(train + test) == list(range(sum(sizes)))
+        assert 50 <= len(test) <= most
+    train, test = divide(["a"] * 900 + ["b"] * 100, (0.85, 0.15), seed)
+    assert (len(train), len(test)) == (900, 100)
+    shares = divide(["a"] * 5 + ["b"] * 4 + ["c"] * 3, (0.7, 0.15, 0.15), seed)
+    assert [len(share) for share in shares] == [5, 4, 3]  # none is left empty
 
 
 def test_too_few_groups_to_split():

@@ -8,7 +8,15 @@ import torch
 from builders import mace_calculator, rattled
 from probe.toys import ToyBackbone, random_prediction
 
-from uqcalc import Labels, Probe, Recipe, ReliableCalculator, fit, scores
+from uqcalc import (
+    Labels,
+    LabelWarning,
+    Probe,
+    Recipe,
+    ReliableCalculator,
+    fit,
+    scores,
+)
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError, ProbeError
 from uqcalc.probe.dataset import Dataset
@@ -20,7 +28,7 @@ NAMES = ["H2O", "CH3OH", "NH3", "C2H6"]
 REPORT = {"structures", "prevalence", "majority_accuracy", "accuracy", "mcc", "f1"}
 REPORT |= {"auroc", "ece", "ece_noise_floor", "brier", "coverage", "spearman"}
 REPORT |= {"median_error", "unseen_elements", "groups", "atoms", "brier_decomposition"}
-REPORT |= {"outside_scope", "false_trust", "false_trust_outside"}
+REPORT |= {"outside_scope", "false_trust", "false_trust_outside", "excluded"}
 
 
 def amounts(count, *, seed):
@@ -204,7 +212,73 @@ def test_what_cannot_be_learned_is_refused():
         fit_datasets(first, None, last, ToyBackbone(), Labels(), recipe)
 
 
+class Untouched(ToyBackbone):
+    def predict_many(self, frames, wanted=("energy", "forces")):
+        pytest.fail("evaluated, although no probe can come of these frames")
+
+
+def test_what_must_fail_fails_before_any_prediction(sets):
+    train, test = sets
+    labels, standard = Labels(group_key="run"), Recipe("standard")
+    with pytest.raises(LabelError, match="must be given for the architecture 'stand"):
+        fit(train, Untouched(), labels, standard, test=test)
+    few = pytest.warns(LabelWarning, match="rough")
+    with few, pytest.raises(LabelError, match=r"at least 4 groups .* got 3 \(0/0, 0/1"):
+        fit(train[:9], Untouched(), labels)
+    few = pytest.warns(LabelWarning, match="rough")
+    with few, pytest.raises(LabelError, match=r"at least 3 groups .* got 2 \(0/0, 0/1"):
+        fit(train[:6], Untouched(), labels, test=test[:9])
+
+
+@pytest.fixture
+def double():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # as users of MACE may do
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.usefixtures("double")
+def test_fits_whatever_the_default_dtype(sets):
+    labels, recipe = Labels(group_key="run"), Recipe(epochs=2)
+    report = fit(sets[0], ToyBackbone(), labels, recipe)
+    assert np.isfinite(report.probability).all()
+    for tensor in report.probe.joined.state_dict().values():
+        assert tensor.dtype == torch.float32
+
+
+@pytest.mark.parametrize("force", [0.0, 1e-15])
+def test_atoms_without_errors_cost_no_probe(force):
+    """Perfect crystals: their forces are zero by symmetry, their energies are not."""
+    train, *_, test = toy_datasets()
+    for part in (train, test):
+        rng = np.random.default_rng(0)
+        part.atom_errors = [
+            force * rng.random(len(p.numbers)) for p in part.predictions
+        ]
+    with pytest.warns(LabelWarning, match="this probe has no probe_reliabilities"):
+        report = fit_datasets(train, None, test, ToyBackbone(), Labels(), Recipe())
+    assert report.report["auroc"] > 0.8
+    assert report.report["atoms"] is report.probe.card.atom_boundary is None
+    assert report.probe.read(test.predictions[:3]).atoms is None
+
+
+def test_errors_are_taken_after_offsets_of_other_groups():
+    train, _, test = toy_datasets()
+    rng = np.random.default_rng(0)
+    for part in (train, test):
+        part.labels = Labels("energy", offsets=True)
+        part.residuals = part.errors * rng.choice([-1, 1], len(part))
+    train = train.fit_offsets()
+    report = fit_datasets(train, None, test, ToyBackbone(), train.labels, Recipe())
+    assert report.probe.card.boundary == np.median(train.crossed().errors)
+    assert report.probe.card.boundary > np.median(train.errors)
+    assert report.probe.card.offsets == train.offsets
+
+
 def test_recipes_are_checked_before_any_work():
+    with pytest.raises(ValueError, match="folds must be at least 2"):
+        Recipe(folds=1)
     with pytest.raises(ValueError, match=r"architecture must .* got 'probe'"):
         Recipe(architecture="probe")
     with pytest.raises(TypeError, match="epoch"):

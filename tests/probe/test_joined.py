@@ -172,6 +172,10 @@ def test_any_boundary_in_the_labels(probe):
     assert torch.equal(own, probe.reliability([prediction]))
     with pytest.raises(ProbeError, match="boundary must lie between"):
         probe.reliability([prediction], 100 * high)
+    uranium = replace(prediction, numbers=np.full(len(prediction.numbers), 92))
+    known, unknown = probe.reliability([prediction, uranium], high)
+    assert known.isfinite()
+    assert unknown.isnan()  # as the signal has it
 
 
 def test_outside_its_scope_it_says_so(probe):

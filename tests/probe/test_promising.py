@@ -118,12 +118,25 @@ class Untouched(ToyBackbone):
         raise AssertionError
 
 
+def test_defects_are_left_out_where_that_is_asked_for(probe):
+    frames = labelled(120, seed=3)
+    expected = calibrate(probe, frames[1:], ToyBackbone(), **LOOSE).card.promise
+    del frames[0].arrays["REF_forces"]
+    with pytest.raises(LabelError, match=r"missing: 1 \(frames 0\)"):
+        calibrate(probe, frames, ToyBackbone(), **LOOSE)
+    left_out = calibrate(probe, frames, ToyBackbone(), exclude=["missing"], **LOOSE)
+    assert left_out.card.promise == expected
+
+
 def test_what_no_promise_can_rest_on_is_refused_before_any_prediction(probe):
     frames = labelled(120, seed=5)
     with pytest.raises(LabelError, match=r"at least 59 groups .* got 58"):
         calibrate(probe, frames[:58], Untouched())
     with pytest.raises(LabelError, match="tolerance for the target 'forces' must be"):
         calibrate(probe, frames, Untouched(), tolerance="1 kcal/mol")
+    offsets = Labels("energy", offsets=True)
+    with pytest.raises(LabelError, match="offsets must be the probe's own"):
+        calibrate(probe.with_card(target="energy"), frames, Untouched(), offsets)
     with pytest.raises(LabelError, match="the probe's own target 'forces'"):
         calibrate(probe, frames, Untouched(), Labels("energy"))
     with pytest.raises(ProbeError, match="must belong to this backbone"):

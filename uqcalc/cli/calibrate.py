@@ -54,7 +54,6 @@ def calibrate(  # noqa: PLR0913  (one option each)
     with errors_as_messages():
         import uqcalc
         from uqcalc.probe.checkpoint import check_output
-        from uqcalc.probe.labelling.labels import usable_frames
         from uqcalc.reading import read_frames
 
         target = check_output(output or probe)
@@ -68,12 +67,13 @@ def calibrate(  # noqa: PLR0913  (one option each)
         backbone = uqcalc.tap(uqcalc.open_model(model, device=device))
         promised = uqcalc.calibrate(
             loaded,
-            usable_frames(read_frames(data), backbone, labels, exclude or ()),
+            read_frames(data),
             backbone,
             labels,
             tolerance=tolerance,
             risk=risk,
             confidence=confidence,
+            exclude=exclude or (),
         )
         out().print(str(uqcalc.Promise.from_dict(promised.card.promise or {})))
         out().print(f"wrote {promised.save(target)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.fingerprint import same_model
+from uqcalc.backbones.prediction import Prediction
 from uqcalc.elements import ElementsSeen
 from uqcalc.errors import ProbeError
 from uqcalc.probe.card import Card
@@ -91,6 +93,22 @@ class Probe(ProbePaths):
         An imported official checkpoint does not say; it is taken at its word.
         """
         return self._seen.unseen(numbers)
+
+    def reliability(
+        self, predictions: Sequence[Prediction], boundary: float | None = None
+    ) -> torch.Tensor:
+        """Return P(error <= boundary), (structures,), for any boundary in its labels.
+
+        It is NaN for a structure with an element that the labels lacked.
+
+        Raises
+        ------
+        ProbeError
+            If the boundary lies outside the errors of the labels; it names them.
+        """
+        found = self.read(predictions, boundary=boundary).reliability
+        unseen = [bool(self.unseen_elements(p.numbers)) for p in predictions]
+        return found.masked_fill(torch.tensor(unseen).to(found.device), torch.nan)
 
     def save(self, path: str | os.PathLike[str], *, half: bool = False) -> Path:
         """Write one safetensors file, whole or not at all.

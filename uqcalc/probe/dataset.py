@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,9 +15,14 @@ from numpy.typing import NDArray
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.errors import LabelError
 from uqcalc.probe.labelling.comparison import ENOUGH, compare
-from uqcalc.probe.labelling.groups import group_names
+from uqcalc.probe.labelling.groups import divide, group_names
 from uqcalc.probe.labelling.labels import Labels, find_defects, refuse_defects
-from uqcalc.probe.labelling.offsets import fit_offsets, offset_energies, warn_of_offsets
+from uqcalc.probe.labelling.offsets import (
+    crossed_energies,
+    fit_offsets,
+    offset_energies,
+    warn_of_offsets,
+)
 from uqcalc.probe.storage.atomrows import AtomRows
 from uqcalc.probe.storage.featurecache import Cache, predict_cached
 from uqcalc.probe.storage.features import evaluate_frames
@@ -105,10 +109,8 @@ class Dataset:
         LabelError
             If the errors are not of energies.
         """
-        numbers, residuals = self._energies()
-        errors = np.abs(residuals - offset_energies(numbers, offsets))
-        if self.labels is not None and self.labels.target == "energy_per_atom":
-            errors = errors / self.sizes
+        numbers, _ = self._energies()
+        errors = self._errors_after(offset_energies(numbers, offsets))
         return replace(self, errors=errors, offsets=dict(offsets), offsets_fitted=False)
 
     def fit_offsets(self) -> Dataset:
@@ -122,6 +124,17 @@ class Dataset:
         found = fit_offsets(*self._energies())
         return replace(self.with_offsets(found), offsets_fitted=True)
 
+    def crossed(self) -> Dataset:
+        """Return the same, each error after offsets fitted to other groups alone.
+
+        What is fitted to labels makes their own errors too small. The offsets
+        themselves stay; where they were not fitted to these labels nothing changes.
+        """
+        if not self.offsets_fitted:
+            return self
+        energies = crossed_energies(*self._energies(), self.groups)
+        return replace(self, errors=self._errors_after(energies))
+
     def split(self, fractions: Sequence[float], seed: int) -> list[Dataset]:
         """Divide whole groups into shares of about ``fractions`` of the frames.
 
@@ -133,24 +146,18 @@ class Dataset:
         LabelError
             If there are fewer groups than shares.
         """
-        members: dict[str, list[int]] = defaultdict(list)
-        for index, group in enumerate(self.groups):
-            members[group].append(index)
-        if len(members) < len(fractions):
-            raise LabelError(_too_few_groups(len(fractions), list(members)))
-        names = sorted(members)
-        np.random.default_rng(seed).shuffle(names)
-        # every share gets one group, then each next group goes where most is missing
-        shares = [list(members[name]) for name in names[: len(fractions)]]
-        goal = np.asarray(fractions) / sum(fractions)
-        for name in names[len(fractions) :]:
-            sizes = np.array([len(share) for share in shares])
-            shares[int(np.argmin(sizes / goal))].extend(members[name])
-        parts = [self.subset(sorted(share)) for share in shares]
+        shares = divide(self.groups, fractions, seed)
+        first, *others = [self.subset(share) for share in shares]
         if not self.offsets_fitted:
-            return parts
-        offsets = parts[0].fit_offsets().offsets
-        return [part.with_offsets(offsets) for part in parts]
+            return [first, *others]
+        first = first.fit_offsets()
+        return [first, *(part.with_offsets(first.offsets) for part in others)]
+
+    def _errors_after(self, energies: NDArray[np.float64]) -> NDArray[np.float64]:
+        errors = np.abs(self._energies()[1] - energies)
+        if self.labels is not None and self.labels.target == "energy_per_atom":
+            errors = errors / self.sizes
+        return errors
 
     def _energies(
         self,
@@ -204,7 +211,7 @@ def build_dataset(
         if cache is None:
             return _predict(frames, kept, backbone, title)
         place = cache if isinstance(cache, Cache) else Cache(cache)
-        return predict_cached(frames, kept, backbone, place, title)
+        return predict_cached(frames, kept, backbone, place, title, labels.energy_key)
 
     data = _labelled(frames, predict, backbone, labels, exclude)
     if data.residuals is None:
@@ -258,16 +265,6 @@ def _predict(
         return evaluate_frames(
             [frames[i] for i in rows], backbone, partial(progress.advance, task)
         )
-
-
-def _too_few_groups(shares: int, groups: Sequence[str]) -> str:
-    single = f" (one molecule only: {groups[0]!r})" if len(groups) == 1 else ""
-    return (
-        f"labels must come in at least {shares} groups (distinct frames without a "
-        f"group key) to be split, got {len(groups)}{single}; add frames of others, "
-        "name a group key that divides these, or pass separate calibration and test "
-        "frames"
-    )
 
 
 def _kept(frames: Sequence[Atoms], found: dict[str, list[int]]) -> list[int]:

@@ -116,18 +116,6 @@ class ProbePaths:
         reading = self.read(predictions, importance=importance)
         return reading.reliability, reading.importance
 
-    def reliability(
-        self, predictions: Sequence[Prediction], boundary: float | None = None
-    ) -> torch.Tensor:
-        """Return P(error <= boundary), (structures,), for any boundary in its labels.
-
-        Raises
-        ------
-        ProbeError
-            If the boundary lies outside the errors of the labels; it names them.
-        """
-        return self.read(predictions, boundary=boundary).reliability
-
     def read(
         self,
         predictions: Sequence[Prediction],

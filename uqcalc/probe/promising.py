@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,16 +14,17 @@ from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
 from uqcalc.probe.checkpoint import Probe
-from uqcalc.probe.dataset import Dataset, build_dataset
+from uqcalc.probe.dataset import Dataset
 from uqcalc.probe.labelling.groups import group_names
-from uqcalc.probe.labelling.labels import Labels
+from uqcalc.probe.labelling.heldout import held_out_dataset, labels_for
+from uqcalc.probe.labelling.labels import Labels, usable_frames
 from uqcalc.probe.labelling.prospects import find_series
 from uqcalc.probe.promise import control_risk, exceeds, units_needed
 from uqcalc.probe.reporting.judged import judge
 from uqcalc.quantities import parse_quantity
 
 
-def calibrate(
+def calibrate(  # noqa: PLR0913  (as many choices as the command has)
     probe: Probe,
     frames: Sequence[Atoms],
     calculator: BaseCalculator | Backbone,
@@ -32,6 +33,7 @@ def calibrate(
     tolerance: float | str | None = None,
     risk: float = 0.05,
     confidence: float = 0.95,
+    exclude: Collection[str] = (),
 ) -> Probe:
     """Return ``probe`` with a promise about the structures that it accepts.
 
@@ -51,14 +53,17 @@ def calibrate(
     tolerance : float or str, optional
         In the unit of the probe's boundary, or with a unit of its own such as
         "1 kcal/mol"; by default the boundary.
+    exclude : collection of str
+        Defects of frames to leave out instead of refusing (see `build_dataset`).
 
     Raises
     ------
     ProbeError
         If the probe belongs to another backbone.
     LabelError
-        For unusable labels, frames of one run that no group key keeps together, or
-        too few frames for such a promise; it says how many would do.
+        For unusable labels, offsets that the probe has not, frames of one run that no
+        group key keeps together, or too few frames for such a promise; it says how many
+        would do.
 
     Examples
     --------
@@ -68,29 +73,20 @@ def calibrate(
     ... )
     >>> print(uqcalc.Promise.from_dict(probe.card.promise))  # doctest: +SKIP
     """
-    card = probe.card
-    wanted = labels or Labels(card.target)
+    wanted = labels_for(probe.card, labels)
     allowed = _allowed(probe, tolerance)
     backbone = tap(calculator)
     probe.check(backbone)
-    _refuse_early(frames, wanted, card.target, units_needed(risk, confidence))
-    offsets = card.offsets or None
-    data = build_dataset(frames, backbone, wanted, offsets=offsets)
+    usable = usable_frames(frames, backbone, wanted, exclude)
+    _refuse_early(usable, wanted, units_needed(risk, confidence))
+    data = held_out_dataset(probe.card, frames, backbone, wanted, exclude)
     return calibrate_dataset(
         probe, data, tolerance=allowed, risk=risk, confidence=confidence
     )
 
 
-def _refuse_early(
-    frames: Sequence[Atoms], wanted: Labels, target: str, fewest: int
-) -> None:
+def _refuse_early(frames: Sequence[Atoms], wanted: Labels, fewest: int) -> None:
     """Refuse, before any prediction, what no promise can rest on."""
-    if wanted.target != target:
-        msg = (
-            f"labels must be of the probe's own target {target!r}, got "
-            f"{wanted.target!r}"
-        )
-        raise LabelError(msg)
     if wanted.group_key is None and (series := find_series(frames)):
         msg = (
             "frames must be independent where no group_key is given, got frames of "

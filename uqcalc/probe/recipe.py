@@ -76,6 +76,11 @@ class Recipe:
             if value is not None and value < 1:
                 msg = f"{name} must be at least 1, got {value}"
                 raise ValueError(msg)
+        if self.folds < 2:
+            msg = (
+                f"folds must be at least 2, got {self.folds}; one is left out at a time"
+            )
+            raise ValueError(msg)
 
     @property
     def single_process(self) -> bool:

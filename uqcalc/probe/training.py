@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import combinations
@@ -25,7 +26,7 @@ from uqcalc.probe.fitting.joining import fit_joined
 from uqcalc.probe.fitting.optimise import margins
 from uqcalc.probe.fitting.single import fit_single
 from uqcalc.probe.labelling.chained import Chained
-from uqcalc.probe.labelling.groups import refuse_shared_groups
+from uqcalc.probe.labelling.groups import group_names, refuse_shared_groups
 from uqcalc.probe.labelling.labels import Labels, geometry_key
 from uqcalc.probe.labelling.prospects import warn_of_prospects
 from uqcalc.probe.recipe import Recipe
@@ -116,6 +117,9 @@ def fit_datasets(
     recipe: Recipe,
 ) -> FitReport:
     """Do what `fit` does, from datasets whose features are there already."""
+    if calibration is None:
+        _refuse_uncalibrated(recipe)
+    train = train.crossed()
     boundary = labels.boundary
     if boundary is None:
         boundary = float(np.percentile(train.errors, labels.percentile))
@@ -124,12 +128,6 @@ def fit_datasets(
         probe, curve = fit_joined(train, backbone, labels, recipe, boundary)
     else:
         probe, curve = fit_single(train, backbone, labels, recipe, boundary)
-        if calibration is None:
-            msg = (
-                "calibration structures must be given for the architecture "
-                f"{recipe.architecture!r}, got none; pass calibration="
-            )
-            raise LabelError(msg)
     if calibration is not None:
         held = Calibration.fit(
             margins(probe, calibration),
@@ -160,8 +158,12 @@ def _datasets(
         msg = "test frames must be given where calibration frames are, got none"
         raise LabelError(msg)
     given = [part for part in sets if part is not None]
-    warn_of_prospects(Chained(given), labels)
     alone = recipe.architecture != JOINED_ARCHITECTURE
+    if alone and test is not None and calibration is None:
+        _refuse_uncalibrated(recipe)
+    warn_of_prospects(Chained(given), labels)
+    if not alone:
+        _refuse_few_groups(frames, labels, recipe.folds + (test is None))
     if test is None:
         whole = build(frames)
         shares = (0.7, 0.15, 0.15) if alone else (0.85, 0.15)
@@ -172,6 +174,28 @@ def _datasets(
     others = [build(part, offsets=train.offsets or None) for part in given[1:]]
     refuse_shared_groups(train, *others)
     return train, others[0] if calibration is not None else None, others[-1]
+
+
+def _refuse_uncalibrated(recipe: Recipe) -> None:
+    if recipe.architecture != JOINED_ARCHITECTURE:
+        msg = (
+            "calibration structures must be given for the architecture "
+            f"{recipe.architecture!r}, got none; pass calibration="
+        )
+        raise LabelError(msg)
+
+
+def _refuse_few_groups(frames: Sequence[Atoms], labels: Labels, fewest: int) -> None:
+    """Refuse, before any prediction, what cannot be divided as the recipe asks."""
+    names = sorted(set(group_names(frames, labels.group_key)))
+    if 1 < len(names) < fewest:  # one alone has a message of its own
+        msg = (
+            f"frames must come in at least {fewest} groups for weights, calibration "
+            f"and test to rest on groups left out, got {len(names)} "
+            f"({', '.join(names)}); add molecules or materials, or name a group key "
+            "that divides these"
+        )
+        raise LabelError(msg)
 
 
 def _refuse_leaks(sets: Sequence[Sequence[Atoms]]) -> None:
@@ -215,6 +239,15 @@ def _training_summary(
         "validation_loss": min(watched for _, watched in curve),
         "structures": {name: len(data) for name, data in present.items()},
         "groups": {name: len(set(data.groups)) for name, data in present.items()},
-        "excluded": {k: len(v) for k, v in train.excluded.items()},
+        "excluded": _excluded(present.values()),
         "torch": torch.__version__,
     }
+
+
+def _excluded(sets: Iterable[Dataset]) -> dict[str, int]:
+    """Count the frames left out by defect; parts of one set share their counts."""
+    distinct = {id(data.excluded): data.excluded for data in sets}
+    counts: Counter[str] = Counter()
+    for excluded in distinct.values():
+        counts.update({defect: len(rows) for defect, rows in excluded.items()})
+    return dict(counts)

@@ -246,9 +246,22 @@ def test_offsets_of_the_card_are_removed():
     np.testing.assert_allclose(result.errors, np.linspace(0.1, 0.9, 5), atol=1e-9)
 
 
+def test_what_was_left_out_is_counted_and_shown(probe, tmp_path):
+    frames = labelled(6)
+    del frames[0].arrays["REF_forces"], frames[4].arrays["REF_forces"]
+    result = evaluate(probe, frames, mace_calculator(0), exclude=("missing",))
+    assert result.report["structures"] == 4
+    assert result.report["excluded"] == {"missing": 2}
+    for shown in (str(result), "\n".join(findings(result.report))):
+        assert "left out before scoring: 2 missing" in shown
+
+
 def test_refuses_another_backbone_and_another_target(probe):
     with pytest.raises(ProbeError, match="must belong to this backbone"):
         evaluate(probe, labelled(3), mace_calculator(1))
+    energies = probe.with_card(target="energy")
+    with pytest.raises(LabelError, match="offsets must be the probe's own"):
+        evaluate(energies, [], mace_calculator(0), Labels("energy", offsets=True))
     with pytest.raises(LabelError, match="own target 'forces', got 'energy'"):
         evaluate(probe, labelled(3), mace_calculator(0), Labels("energy"))
 

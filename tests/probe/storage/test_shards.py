@@ -207,6 +207,25 @@ def test_a_cache_changes_nothing_but_the_work(tmp_path, target):
     assert isinstance(data.split((0.5, 0.5), 0)[1].predictions, Shards)
 
 
+def test_other_labels_need_no_other_features(tmp_path):
+    """Also where the backbone has to take all of ``atoms.info`` for its input."""
+
+    class Watchful(Counting):
+        def extra_state(self, atoms):
+            return ToyBackbone.extra_state(self, atoms)
+
+    frames, labels = labelled(), Labels("energy", group_key="run")
+    build_dataset(frames, Watchful(), labels, cache=tmp_path / "a")
+    for atoms in frames:
+        atoms.info["REF_energy"] += 0.5
+    backbone = Watchful()
+    build_dataset(frames, backbone, labels, cache=tmp_path / "a")
+    assert backbone.seen == 1  # looked at again, to see that all is as it was
+    frames[3].info["charge"] = 1
+    build_dataset(frames, backbone, labels, cache=tmp_path / "a")
+    assert backbone.seen == 3
+
+
 def test_only_new_geometries_are_evaluated(tmp_path):
     frames, labels = labelled(), Labels()
     build_dataset(frames[:20], Counting(), labels, cache=tmp_path / "a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from uqcalc import scores
 from uqcalc.backbones.base import Backbone
+from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.card import JOINED_ARCHITECTURE
 from uqcalc.probe.checkpoint import Probe
@@ -32,6 +34,10 @@ from uqcalc.probe.storage.shards import evenly
 # Labels of structures, and of atoms, that the other paths are fitted to: several for
 # each centre. More cost centres squared each, and it is the attention that profits.
 _MOST_FITTED, _MOST_ATOMS = 20_000, 20_000
+
+
+# Force errors of atoms below it are rounding, as in perfect crystals [eV/Å].
+_NO_ERROR = 1e-6
 
 
 def fit_joined(
@@ -70,7 +76,7 @@ def _fit_paths(
         min(CENTRES, len(data)),
         0 if data.atom_errors is None else min(ATOM_CENTRES, int(data.sizes.sum())),
     )
-    joined = Joined(shape)
+    joined = Joined(shape).float()  # whatever torch's default dtype is
     moments = Moments(data.predictions)
     energies = card.element_energies()
     learn_numbers(joined.numbers, data.predictions, moments, statistics, energies)
@@ -174,7 +180,13 @@ def _weigh(
 def _atom_calibration(
     held: Dataset, unseen: Unseen, labels: Labels
 ) -> tuple[float | None, Calibration | None]:
-    """Return the boundary of single atoms and their calibration, where there is one."""
+    """Return the boundary of single atoms and their calibration, where there is one.
+
+    Warns
+    -----
+    LabelWarning
+        If these labels cannot support one; the probe of structures does without it.
+    """
     if unseen.atoms is None or held.atom_errors is None:
         return None, None
     errors = np.concatenate(held.atom_errors)
@@ -187,9 +199,20 @@ def _atom_calibration(
     groups = np.repeat(np.asarray(held.groups), sizes)
     score = np.concatenate(unseen.atoms)
     chosen = np.flatnonzero(_some_atoms(sizes, 0).numpy())
-    return boundary, Calibration.fit(
-        score[chosen], errors[chosen], groups[chosen].tolist(), boundary
+    reason = f"their errors, {boundary:.2g} eV/Å in the median, are none"
+    if boundary > _NO_ERROR:
+        try:
+            return boundary, Calibration.fit(
+                score[chosen], errors[chosen], groups[chosen].tolist(), boundary
+            )
+        except LabelError as error:
+            reason = str(error)
+    msg = (
+        "single atoms should have force errors that can be told apart, but "
+        f"{reason}: this probe has no probe_reliabilities"
     )
+    warnings.warn(msg, LabelWarning, stacklevel=2)
+    return None, None
 
 
 def _some_atoms(sizes: NDArray[np.int64], seed: int) -> torch.Tensor:

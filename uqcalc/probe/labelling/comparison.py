@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from uqcalc.backbones.base import Prediction
-from uqcalc.errors import LabelError
+from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.probe.labelling.labels import Labels, force_errors
 from uqcalc.probe.labelling.units import warn_of_units
 from uqcalc.probe.storage.atomrows import AtomRows
@@ -54,14 +55,14 @@ def compare(
     Warns
     -----
     LabelWarning
-        If labels look as if in another unit.
+        If labels look as if in another unit, or only some frames carry forces.
     """
     ends = np.cumsum(sizes_of(predictions))
     kind = np.float32 if isinstance(predictions, Shards) else np.float64
     of_atoms = np.full(int(ends[-1]), np.nan, dtype=kind)
     errors, residuals = np.full((2, len(rows)), np.nan)
     finite = np.zeros(len(rows), dtype=bool)
-    forces = True
+    with_forces = 0
     for k, (row, prediction) in enumerate(zip(rows, predictions, strict=True)):
         finite[k] = _finite(prediction)
         if not finite[k]:
@@ -71,23 +72,30 @@ def compare(
         if labels.of_energy:
             residuals[k] = float(reference) - float(prediction.results["energy"])
         wanted = labels.reference_forces(frames[row])
-        if wanted is None or not np.all(np.isfinite(wanted)):
-            forces = False
-        else:
+        if wanted is not None and np.all(np.isfinite(wanted)):
+            with_forces += 1
             first = ends[k] - len(prediction.numbers)
             of_atoms[first : ends[k]] = force_errors(prediction, wanted)
     sound = np.flatnonzero(finite)
-    sample = sound[evenly(len(sound), ENOUGH)]
-    warn_of_units(
-        labels.target,
-        taken(predictions, sample),
-        [_reference(frames[rows[k]], labels) for k in sample],
-    )
+    if len(sound):
+        sample = sound[evenly(len(sound), ENOUGH)]
+        warn_of_units(
+            labels.target,
+            taken(predictions, sample),
+            [_reference(frames[rows[k]], labels) for k in sample],
+        )
+    if 0 < (missing := len(sound) - with_forces) < len(sound):
+        msg = (
+            f"frames should all carry finite reference forces, or none, but {missing} "
+            f"of {len(sound)} have none: no probabilities of single atoms come of "
+            "these labels; complete them or leave these frames out"
+        )
+        warnings.warn(msg, LabelWarning, stacklevel=4)
     return Comparison(
         errors,
         finite,
         residuals if labels.of_energy else None,
-        AtomRows(of_atoms, ends) if forces else None,
+        AtomRows(of_atoms, ends) if with_forces == len(sound) else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import combinations
@@ -77,6 +78,54 @@ def group_names(
             )
             raise LabelError(msg)
     return [str(frames[index].info[key]) for index in wanted]
+
+
+def divide(
+    groups: Sequence[str], fractions: Sequence[float], seed: int
+) -> list[list[int]]:
+    """Return rows of shares of about ``fractions`` of the frames, in whole groups.
+
+    Groups come in random order, large ones first; each goes where most is missing
+    among the shares that it fills by no more than a typical group too much.
+
+    Raises
+    ------
+    LabelError
+        If there are fewer groups than shares.
+    """
+    members: dict[str, list[int]] = defaultdict(list)
+    for index, group in enumerate(groups):
+        members[group].append(index)
+    if len(members) < len(fractions):
+        raise LabelError(_too_few_groups(len(fractions), list(members)))
+    names = sorted(members)
+    np.random.default_rng(seed).shuffle(names)
+    names.sort(key=lambda name: -len(members[name]))
+    goal = np.asarray(fractions) / sum(fractions) * len(groups)
+    typical = np.median([len(rows) for rows in members.values()])
+    shares: list[list[int]] = [[] for _ in fractions]
+    for left, name in zip(range(len(names), 0, -1), names, strict=True):
+        size = len(members[name])
+        filled = np.array([len(share) for share in shares])
+        load = filled / goal
+        if left == np.count_nonzero(filled == 0):  # one for each that has none
+            load[filled > 0] = np.inf
+        elif (fits := filled + size <= goal + typical).any():
+            load[~fits] = np.inf
+        else:
+            load = (filled + size) / goal
+        shares[int(np.argmin(load))].extend(members[name])
+    return [sorted(share) for share in shares]
+
+
+def _too_few_groups(shares: int, groups: Sequence[str]) -> str:
+    single = f" (one molecule only: {groups[0]!r})" if len(groups) == 1 else ""
+    return (
+        f"labels must come in at least {shares} groups (distinct frames without a "
+        f"group key) to be split, got {len(groups)}{single}; add frames of others, "
+        "name a group key that divides these, or pass separate calibration and test "
+        "frames"
+    )
 
 
 def refuse_shared_groups(train: Grouped, *held: Grouped) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
+from sklearn.model_selection import GroupKFold
 
 from uqcalc.errors import LabelWarning
 
@@ -21,6 +22,7 @@ SMALLEST = 1e-3
 # Errors smaller by a factor 0.7 are squares smaller by half: that is most of them.
 MOST = 0.3
 _RIDGES = (1e-6, 1e-3, 1e-2, 0.1, 0.3, 1.0)
+_CROSSED = 10  # folds of `crossed_energies`
 _MOST_ROWS = 5000  # enough to choose one number by
 
 
@@ -103,6 +105,27 @@ def offset_energies(
             "energies of structures with them are compared as they are"
         )
         warnings.warn(msg, LabelWarning, stacklevel=3)
+    return energies
+
+
+def crossed_energies(
+    numbers: Sequence[NDArray[np.int64]],
+    residuals: NDArray[np.float64],
+    groups: Sequence[str],
+) -> NDArray[np.float64]:
+    """Return the sum of offsets of each structure, fitted to other groups, in eV.
+
+    An element that no other group holds has the offset of the fit to all.
+    """
+    everything = fit_offsets(numbers, residuals)
+    energies = np.empty(len(numbers))
+    folds = min(_CROSSED, len(set(groups)))
+    if folds < 2:
+        return offset_energies(numbers, everything)
+    for rest, held in GroupKFold(folds).split(residuals, groups=groups):
+        found = fit_offsets([numbers[i] for i in rest], residuals[rest])
+        chosen = [numbers[i] for i in held]
+        energies[held] = offset_energies(chosen, everything | found)
     return energies
 
 

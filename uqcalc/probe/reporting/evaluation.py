@@ -22,7 +22,8 @@ from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
 from uqcalc.files import strict_json, whole
 from uqcalc.probe.checkpoint import Probe
-from uqcalc.probe.dataset import Dataset, build_dataset
+from uqcalc.probe.dataset import Dataset
+from uqcalc.probe.labelling.heldout import held_out_dataset, labels_for
 from uqcalc.probe.labelling.labels import Labels
 from uqcalc.probe.reporting.judged import Judged, judge
 from uqcalc.probe.reporting.scored import Scored, Tested
@@ -116,19 +117,12 @@ def evaluate(
         If the probe belongs to another backbone.
     LabelError
         For unusable labels, or labels of another target than the probe's.
+        For offsets that the probe has not.
     """
-    card = probe.card
-    wanted = labels or Labels(card.target)
-    if wanted.target != card.target:
-        msg = (
-            f"labels must be of the probe's own target {card.target!r}, got "
-            f"{wanted.target!r}"
-        )
-        raise LabelError(msg)
+    wanted = labels_for(probe.card, labels)
     backbone = tap(calculator)
     probe.check(backbone)
-    offsets = card.offsets or None
-    data = build_dataset(frames, backbone, wanted, exclude=exclude, offsets=offsets)
+    data = held_out_dataset(probe.card, frames, backbone, wanted, exclude)
     return evaluate_dataset(probe, data)
 
 
@@ -153,6 +147,7 @@ def evaluate_dataset(probe: Probe, data: Dataset) -> Evaluation:
     report["median_error"] = float(np.median(errors))
     report["groups"] = len(set(tested.groups))
     report["unseen_elements"] = len(data) - len(known)
+    report["excluded"] = {k: len(v) for k, v in data.excluded.items() if v}
     report |= _scope_report(probe, probability, errors, tested.outside)
     report["atoms"] = _atom_report(probe, tested)
     return Evaluation(probe, report, probability, errors, tested)

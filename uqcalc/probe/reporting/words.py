@@ -92,6 +92,8 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         f"reliability {parts['reliability']:.3f}, resolution "
         f"{parts['resolution']:.3f})",
     ]
+    if text := left_out(report):
+        lines.append(text)
     if not math.isnan(report["outside_scope"]):
         lines.append(scope_line(report))
     if (atoms := report["atoms"]) is not None:
@@ -102,6 +104,13 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         for row in report["coverage"]
     ]
     return lines
+
+
+def left_out(report: Mapping[str, Any]) -> str:
+    """Say how many frames were left out, and why; nothing where none was."""
+    counts = report.get("excluded") or {}  # probes of earlier versions do not say
+    listed = ", ".join(f"{count} {defect}" for defect, count in counts.items())
+    return f"left out before scoring: {listed}" if listed else ""
 
 
 def share(value: float) -> str:
@@ -158,6 +167,8 @@ def findings(report: Mapping[str, Any]) -> list[str]:
             f"{report['outside_scope']:.0%} of the structures lie outside the scope: "
             "their probabilities are extrapolated, and their verdict is SUSPECT at best"
         )
+    if text := left_out(report):
+        found.append(text)
     if report["unseen_elements"]:
         found.append(
             f"{report['unseen_elements']} further structures hold elements that the "

@@ -64,6 +64,7 @@ def predict_cached(
     backbone: Backbone,
     cache: Cache,
     title: str,
+    label_key: str = "",
 ) -> Shards:
     """Return the predictions of ``frames[rows]``, evaluating those that are not kept.
 
@@ -71,6 +72,12 @@ def predict_cached(
     answer depends on. What was interrupted goes on after the last whole shard; a
     damaged shard is made again. One kept prediction is evaluated anew, to see that the
     potential is still the one that made it.
+
+    Parameters
+    ----------
+    label_key : str
+        Entry of ``atoms.info`` that is a label, which a backbone that watches all of
+        ``atoms.info`` does not read: labels may change, features stay.
 
     Raises
     ------
@@ -81,7 +88,7 @@ def predict_cached(
     path = make_folder(cache.path)
     folder, damaged = open_folder(path)
     _refuse_another(folder, backbone)
-    keys = np.array([_key(frames[i], backbone) for i in rows], dtype="S16")
+    keys = np.array([_key(frames[i], backbone, label_key) for i in rows], dtype="S16")
     found = _find(folder, keys)
     if (found >= 0).any():
         _spot_check(frames, rows, found, folder, backbone)
@@ -218,10 +225,11 @@ def _find(folder: Folder, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
     return np.where(filed[rows] == keys, rows, -1)
 
 
-def _key(frame: Atoms, backbone: Backbone) -> bytes:
+def _key(frame: Atoms, backbone: Backbone, label_key: str) -> bytes:
     geometry = geometry_key(frame.numbers, frame.positions, frame.cell.array, frame.pbc)
     digest = hashlib.sha256(geometry)
     state: Mapping[str, Any] = backbone.extra_state(frame)
+    state = {name: value for name, value in state.items() if name != label_key}
     for name in sorted(state):
         value = state[name]
         digest.update(name.encode())
