@@ -239,6 +239,20 @@ def test_an_infinite_energy_is_unreliable_whatever_the_signals_say():
     assert assessment.worst_atoms() == []
 
 
+def test_no_numbers_are_unreliable_also_where_no_signal_is_due():
+    atoms = watched(base=Infinite())
+    [signal] = atoms.calc.signals
+    signal.interval = 2
+    assert atoms.calc.assess(atoms).level is Level.RELIABLE
+    atoms.calc.backbone.calculator.broken = True
+    atoms.rattle(1e-3, seed=0)
+    rested = atoms.calc.assess(atoms)
+    assert rested.readings == ()
+    assert rested.level is Level.UNRELIABLE
+    assert "not a number" in str(rested)
+    assert atoms.calc.results["reliability_level"] == 2
+
+
 def test_a_broken_geometry_is_refused_before_the_pass():
     atoms = watched()
     atoms.calc.assess(atoms)

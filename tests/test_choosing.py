@@ -4,10 +4,19 @@ import logging
 
 import numpy as np
 import pytest
+from ase import Atoms
 
 from tests.builders import mace_calculator, rattled
 from tests.probe.toys import ToyBackbone
-from uqcalc import Level, MaxForce, Policy, ReliableCalculator, Threshold
+from uqcalc import (
+    Level,
+    MaxForce,
+    Policy,
+    ProbeError,
+    ProbeSignal,
+    ReliableCalculator,
+    Threshold,
+)
 from uqcalc.choosing import label_free
 from uqcalc.default import bare_calculator
 from uqcalc.shipped import SHIPPED_PROBES, find_probe, shipped_probe
@@ -43,6 +52,16 @@ def test_without_one_nothing_is_called_reliable_and_that_is_said(caplog):
     assert [signal.name for signal in calc.signals] == ["max_force"]
     assert calc.assess(atoms).level is Level.SUSPECT
     assert calc.refusal("no answer").level is Level.UNRELIABLE
+    assert calc.assess(Atoms("H")).level is Level.SUSPECT  # its force is zero
+
+
+def test_a_probe_among_the_signals_is_the_probe():
+    mine = shipped_probe("default")
+    calc = ReliableCalculator(bare_calculator(), signals=[ProbeSignal(mine)])
+    assert [signal.probe for signal in calc.signals] == [mine]
+    assert calc.policy == mine.card.policy()
+    with pytest.raises(ProbeError, match="the backbone's feature width"):
+        ReliableCalculator(mace_calculator(0), signals=[ProbeSignal(mine)])
 
 
 def test_a_committee_is_read_without_labels():

@@ -133,6 +133,17 @@ def test_risk_coverage_of_perfect_and_blind_rankings():
         assert np.all(other >= kept - 1e-9)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_equal_risks_are_in_no_order(order):
+    """Files are sorted by temperature or size; a tied risk must not profit from it."""
+    errors = np.arange(10.0)[::order]
+    _, kept = scores.risk_coverage(errors, np.ones(10))
+    np.testing.assert_allclose(kept, 4.5)
+    _, kept = scores.risk_coverage(errors, errors > 4)
+    np.testing.assert_allclose(kept[:5], 2.0)
+    np.testing.assert_allclose(kept[5:], [(10 + 7 * k) / (5 + k) for k in range(1, 6)])
+
+
 def test_unknown_risk_is_kept_last():
     _, kept = scores.risk_coverage([5.0, 1.0, 3.0], [np.nan, 0.2, 0.9])
     np.testing.assert_allclose(kept, [1, 2, 3])

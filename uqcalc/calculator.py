@@ -22,6 +22,9 @@ from uqcalc.signals.base import Signal, TensorReading, to_host
 from uqcalc.signals.probe import ProbeSignal
 
 
+_NO_NUMBERS = "energy or forces hold an infinity or what is not a number"
+
+
 class ReliableCalculator(BaseCalculator):
     """Wrap an ASE calculator so that it says when to stop believing it.
 
@@ -101,6 +104,9 @@ class ReliableCalculator(BaseCalculator):
         if not prediction.finite:
             readings = tuple(_voided(reading) for reading in readings)
         verdict = self.policy(readings)
+        if not prediction.finite:  # also where no signal is due at this step
+            reasons = verdict.reasons or (_NO_NUMBERS,)
+            verdict = replace(verdict, level=Level.UNRELIABLE, reasons=reasons)
         readings = self._explained(prediction, readings, verdict)
         return Assessment(readings, verdict)
 
@@ -218,7 +224,7 @@ def _voided(reading: Reading) -> Reading:
         risk=math.nan,
         results={key: value * math.nan for key, value in reading.results.items()},
         per_atom_key=None,
-        note="energy or forces hold an infinity or what is not a number",
+        note=_NO_NUMBERS,
     )
 
 

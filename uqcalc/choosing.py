@@ -21,6 +21,8 @@ from uqcalc.signals.spread import ForceSpread
 
 
 AUTO = "auto"
+# Limits on a risk that call nothing RELIABLE, not even a risk of zero.
+TRUST_NOTHING = (-1.0, sys.float_info.max)
 
 
 def choose_signals(
@@ -45,20 +47,9 @@ def choose_signals(
             )
             raise TypeError(msg)
     if probe == AUTO:
-        probe = find_probe(backbone.fingerprint)
-        if probe is None and not chosen:
-            chosen = label_free(backbone)
-            _say_once(
-                f"no probe ships for {backbone.fingerprint}: nothing here says how "
-                "large its errors are, so every geometry is at least SUSPECT; read "
-                f"are {', '.join(signal.name for signal in chosen)}. Fit one with "
-                "uqcalc.fit, or pass signals and a policy"
-            )
-        elif probe is not None:
-            _say_once(_taken(probe.card))
+        probe, chosen = _automatic(backbone, chosen)
     if probe is not None:
         loaded = probe if isinstance(probe, Probe) else Probe.load(probe)
-        loaded.check(backbone)
         chosen.insert(0, ProbeSignal(loaded, importance=importance == "always"))
     if not chosen:
         msg = (
@@ -78,6 +69,26 @@ def choose_signals(
     return tuple(chosen)
 
 
+def _automatic(
+    backbone: Backbone, chosen: list[Signal]
+) -> tuple[Probe | None, list[Signal]]:
+    """Return the probe that ships, where the user brings none, and the signals."""
+    if probes_of(chosen):
+        return None, chosen
+    probe = find_probe(backbone.fingerprint)
+    if probe is None and not chosen:
+        chosen = label_free(backbone)
+        _say_once(
+            f"no probe ships for {backbone.fingerprint}: nothing here says how "
+            "large its errors are, so every geometry is at least SUSPECT; read "
+            f"are {', '.join(signal.name for signal in chosen)}. Fit one with "
+            "uqcalc.fit, or pass signals and a policy"
+        )
+    elif probe is not None:
+        _say_once(_taken(probe.card))
+    return probe, chosen
+
+
 def choose_policy(
     signals: tuple[Signal, ...], policy: Policy | None, *, auto: bool
 ) -> Policy:
@@ -91,7 +102,7 @@ def choose_policy(
     names = [signal.name for signal in signals]
     if policy is None and not probes_of(signals) and auto:
         # nobody has said what is reliable; NaN is UNRELIABLE all the same
-        return Policy(Threshold(name, 0.0, sys.float_info.max) for name in names)
+        return Policy(Threshold(name, *TRUST_NOTHING) for name in names)
     if policy is None:
         probes = probes_of(signals)
         if not probes:

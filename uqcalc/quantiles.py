@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -84,8 +85,18 @@ def conformal_factor(
     Raises
     ------
     ValueError, LabelError
-        As `group_quantile`.
+        As `group_quantile`; also where too many risks vanish and their errors do not.
     """
     sizes, scales = np.abs(np.asarray(errors, float)), np.asarray(risks, float)
-    scores = np.divide(sizes, scales, out=np.full_like(sizes, np.inf), where=scales > 0)
-    return group_quantile(np.where(sizes > 0, scores, 0.0), groups, coverage)
+    never = np.full_like(sizes, sys.float_info.max)  # of a risk that no factor scales
+    never[np.isnan(scales)] = np.nan
+    scores = np.divide(sizes, scales, out=never, where=scales > 0)
+    factor = group_quantile(np.where(sizes > 0, scores, 0.0), groups, coverage)
+    if factor == sys.float_info.max:
+        flat = int(np.sum((scales <= 0) & (sizes > 0)))
+        msg = (
+            f"a risk must not vanish where errors do not, got {flat} of {len(sizes)} "
+            "structures that err at a risk of 0; add a floor to it, in its unit"
+        )
+        raise LabelError(msg)
+    return factor

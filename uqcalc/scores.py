@@ -206,12 +206,16 @@ def risk_coverage(
     """Return (coverage, mean error of the kept), keeping the least risky first.
 
     The selective-risk curve of Geifman & El-Yaniv 2017 (arXiv:1705.08500) for the
-    error itself instead of a 0/1 loss. Both arrays have shape (structures,).
+    error itself instead of a 0/1 loss. Both arrays have shape (structures,). Among
+    equal risks the order is random: each counts with the mean error of all.
     """
     errors = np.asarray(error, dtype=float)
-    order = np.argsort(np.asarray(risk, dtype=float), kind="stable")
+    _, place, counts = np.unique(  # in order of the risk, NaN last
+        np.asarray(risk, dtype=float), return_inverse=True, return_counts=True
+    )
+    means = np.bincount(place, errors) / counts
     kept = np.arange(1, errors.size + 1)
-    return kept / errors.size, np.cumsum(errors[order]) / kept
+    return kept / errors.size, np.cumsum(np.repeat(means, counts)) / kept
 
 
 def classification_report(

@@ -19,6 +19,7 @@ from uqcalc import (
     LabelError,
     Labels,
     LatentDistance,
+    Level,
     MaxForce,
     Policy,
     ProbeSignal,
@@ -279,7 +280,50 @@ def test_a_signal_that_cannot_read_the_backbone_is_refused():
         interval(ForceDelta())
 
 
+def test_outside_the_other_signals_scope_is_outside_this_one():
+    class Scoped(Spread):
+        def __call__(self, prediction):
+            return replace(
+                super().__call__(prediction),
+                results={"away": 3.0, "own": 1.0},
+                limits={"away": 1.0},
+                doubts=("too many atoms",),
+            )
+
+    reading = read(interval(Scoped()), FRAMES[0])
+    assert {*reading.results} == {"forces_error_bound", "away"}
+    policy = Policy([Threshold("conformal_forces", 1e6, 1e7)])
+    verdict = policy([reading])
+    assert verdict.level is Level.SUSPECT
+    assert "too many atoms" in verdict.reasons[0]
+
+
+def test_errors_are_taken_after_offsets_of_other_groups():
+    frames = labelled(40)
+    labels = Labels("energy", offsets=True)
+    data = build_dataset(frames, ToyBackbone(), labels)
+    fitted = interval(None, data, target="energy", coverage=0.8)
+    expected = group_quantile(data.crossed().errors, data.groups, 0.8)
+    assert fitted.card.settings["factor"] == expected
+    assert expected > group_quantile(data.errors, data.groups, 0.8)
+
+
 class TestRefusals:
+    def test_a_dataset_of_another_potential(self):
+        data = build_dataset(FRAMES[:40], ToyBackbone(identity="toy:1"), Labels())
+        with pytest.raises(
+            LabelError, match="of the potential toy:0, got one of toy:1"
+        ):
+            interval(None, data)
+
+    def test_risks_that_are_not_known(self):
+        class Choosy(Spread):
+            def __call__(self, prediction):
+                return TensorReading(self.name, np.nan)
+
+        with pytest.raises(LabelError, match="got none for 200 of 200"):
+            interval(Choosy())
+
     def test_too_few_labels_name_the_number_needed(self):
         with pytest.raises(
             LabelError, match=r"0\.9 must have at least 9 groups.*got 8"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,13 +40,13 @@ def judging(
     Without limits and probe nobody has said what is reliable: every frame is SUSPECT.
     """
     import uqcalc
+    from uqcalc.choosing import TRUST_NOTHING
 
     thresholds = [] if probe is None else [*probe.card.policy().thresholds]
     if limits is not None:
         thresholds.append(uqcalc.Threshold("force_delta", *limits))
     if not thresholds:
-        never = sys.float_info.max
-        thresholds.append(uqcalc.Threshold("force_delta", 0.0, never))
+        thresholds.append(uqcalc.Threshold("force_delta", *TRUST_NOTHING))
     return uqcalc.ReliableCalculator(
         model, probe, [uqcalc.ForceDelta(head)], uqcalc.Policy(thresholds)
     )

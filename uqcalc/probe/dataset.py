@@ -13,6 +13,7 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from uqcalc.backbones.base import Backbone, Prediction
+from uqcalc.backbones.fingerprint import same_model
 from uqcalc.errors import LabelError
 from uqcalc.probe.labelling.comparison import ENOUGH, compare
 from uqcalc.probe.labelling.groups import divide, group_names
@@ -54,6 +55,8 @@ class Dataset:
         Whether they were fitted to these very structures.
     labels : Labels, optional
         What the errors are of, and what the groups go by.
+    fingerprint : str, optional
+        Of the potential whose predictions these are.
     """
 
     predictions: Sequence[Prediction]
@@ -65,6 +68,7 @@ class Dataset:
     offsets: dict[str, float] = field(default_factory=dict)
     offsets_fitted: bool = False
     labels: Labels | None = None
+    fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self.predictions)
@@ -100,6 +104,21 @@ class Dataset:
             atom_errors=of_atoms,
             residuals=None if residuals is None else residuals[rows],
         )
+
+    def check(self, fingerprint: str) -> None:
+        """Refuse another potential than the one whose predictions these are.
+
+        Raises
+        ------
+        LabelError
+            Naming both. A dataset that does not say is taken at its word.
+        """
+        if self.fingerprint and not same_model(self.fingerprint, fingerprint):
+            msg = (
+                f"dataset must be of the potential {fingerprint}, got one of "
+                f"{self.fingerprint}; build it with that calculator"
+            )
+            raise LabelError(msg)
 
     def with_offsets(self, offsets: Mapping[str, float]) -> Dataset:
         """Return the same structures, their energy errors taken after ``offsets``.
@@ -254,6 +273,7 @@ def _labelled(
         atom_errors=None if seen.atom_errors is None else seen.atom_errors.take(sound),
         residuals=None if seen.residuals is None else seen.residuals[sound],
         labels=labels,
+        fingerprint=backbone.fingerprint,
     )
 
 

@@ -120,6 +120,7 @@ def calibrate_dataset(
 ) -> Probe:
     """Do what `calibrate` does, from a dataset whose features are there already."""
     card, allowed = probe.card, _allowed(probe, tolerance)
+    data.check(card.fingerprint)
     found = control_risk(
         acceptance(probe, data, allowed),
         exceeds(data.errors, allowed),

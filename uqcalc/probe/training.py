@@ -119,6 +119,9 @@ def fit_datasets(
     """Do what `fit` does, from datasets whose features are there already."""
     if calibration is None:
         _refuse_uncalibrated(recipe)
+    for data in (train, calibration, test):
+        if data is not None:
+            data.check(backbone.fingerprint)
     train = train.crossed()
     boundary = labels.boundary
     if boundary is None:

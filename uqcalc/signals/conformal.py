@@ -16,14 +16,15 @@ from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.errors import LabelError, SignalError
 from uqcalc.policy import Threshold
 from uqcalc.probe.labelling.labels import Labels
-from uqcalc.quantiles import conformal_factor
+from uqcalc.quantiles import conformal_factor, groups_needed
 from uqcalc.quantities import UNITS
 from uqcalc.signals.base import Signal, TensorReading, check_readable
 from uqcalc.signals.card import HeldOut, SignalCard, read_signal
 from uqcalc.signals.confidence import OrbConfidence
 from uqcalc.signals.fitted import FittedSignal, fit_card, known_kind, rebuilt
 from uqcalc.signals.physics import MaxForce
-from uqcalc.signals.samples import Risks, Samples
+from uqcalc.signals.risks import Risks
+from uqcalc.signals.samples import Samples
 from uqcalc.signals.spread import EnergySpread, ForceSpread, StressSpread
 
 
@@ -128,10 +129,12 @@ class ConformalInterval(FittedSignal):
         base = Constant() if signal is None else signal
         check_readable(base, samples.backbone)
         read = samples.risks(base, np.arange(len(samples)))
-        _refuse_missing(read, target)
+        read.refuse_missing(target)
         known = read.where(np.isfinite(read.risks))
         groups = samples.groups[known.order]
         scales = known.risks + floor
+        if len(set(groups)) < groups_needed(coverage):
+            known.refuse_unknown(base.name, read)
         factor = conformal_factor(known.errors, scales, groups, coverage)
         settings = {"target": target, "coverage": coverage, "factor": factor}
         card = _card(samples, base, known, settings | {"floor": floor})
@@ -152,8 +155,13 @@ class ConformalInterval(FittedSignal):
             signal=self.name,
             risk=bound,
             unit=self.card.unit,
-            results={f"{settings['target']}_error_bound": bound},
+            results={
+                f"{settings['target']}_error_bound": bound,
+                **{key: reading.results[key] for key in reading.limits},
+            },
             note=note,
+            limits=reading.limits,  # outside the other's scope is outside this one's
+            doubts=reading.doubts,
         )
 
     def check(self, backbone: Backbone) -> None:
@@ -275,16 +283,6 @@ def _card(
         training={"structures": len(read.order), "left_out": left_out},
         report={"median_error": float(np.median(read.errors))},
     )
-
-
-def _refuse_missing(read: Risks, target: str) -> None:
-    if len(missing := read.order[np.isnan(read.errors)]):
-        msg = (
-            f"every frame must have a finite reference for {target}, got none in "
-            f"{len(missing)} (the first: frame {missing.min()}); leave them out, or "
-            "name the key in labels"
-        )
-        raise LabelError(msg)
 
 
 def _described(base: Signal) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from ase.data import atomic_numbers
 
-from uqcalc.backbones.base import Prediction
+from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.joined import PATHS
 from uqcalc.probe.scope import CHARGE_GAP, FARTHEST
@@ -42,6 +42,10 @@ class ProbeSignal:
         self.importance = importance
         charges = {"charges"} if probe.card.charges else set()
         self.requires = frozenset({"features", *charges})
+
+    def check(self, backbone: Backbone) -> None:
+        """Refuse a backbone that the probe was not fitted on (ProbeError)."""
+        self.probe.check(backbone)
 
     def __call__(self, prediction: Prediction) -> TensorReading:
         """Read P(reliable) and, where wanted, the attention each atom receives."""

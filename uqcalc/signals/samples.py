@@ -19,6 +19,7 @@ from uqcalc.errors import LabelError
 from uqcalc.probe.labelling.groups import group_names
 from uqcalc.progress import progress_bar
 from uqcalc.signals.base import Signal, to_host
+from uqcalc.signals.risks import Risks
 
 
 if TYPE_CHECKING:
@@ -50,32 +51,6 @@ class Split:
         if not 0 <= self.held_out < 1:
             msg = f"held_out must be a share in [0, 1), got {self.held_out}"
             raise LabelError(msg)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Risks:
-    """What a signal says of some samples, in the order they were read.
-
-    Attributes
-    ----------
-    order, risks, errors : arrays (structures,)
-        Index of each; the risk, NaN where the signal does not run; and the error, NaN
-        where there is no label.
-    elements : list of sets
-        Atomic numbers of each.
-    """
-
-    order: NDArray[np.int64]
-    risks: NDArray[np.float64]
-    errors: NDArray[np.float64]
-    elements: list[set[int]]
-
-    def where(self, chosen: NDArray[np.bool_]) -> Risks:
-        """Return those of the samples."""
-        elements = [self.elements[i] for i in np.flatnonzero(chosen)]
-        return Risks(
-            self.order[chosen], self.risks[chosen], self.errors[chosen], elements
-        )
 
 
 class Samples:
@@ -119,6 +94,9 @@ class Samples:
             )
             raise LabelError(msg)
         self.backbone = tap(calculator)
+        if isinstance(source, Dataset):
+            source.check(self.backbone.fingerprint)
+            source = source.crossed()  # else the errors would be too small
         self.offsets = False
         self._labels = labels
         self._dataset = source if isinstance(source, Dataset) else None

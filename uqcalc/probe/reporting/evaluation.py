@@ -132,6 +132,7 @@ def evaluate_dataset(probe: Probe, data: Dataset) -> Evaluation:
     Structures with elements that the probe's labels lacked get no probability from
     it; they are counted in ``report["unseen_elements"]`` and not scored.
     """
+    data.check(probe.card.fingerprint)
     seen = judge(probe, data.predictions)
     known = np.flatnonzero(~seen.unseen)
     if not len(known):

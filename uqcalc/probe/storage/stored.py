@@ -62,6 +62,7 @@ def save_dataset(data: Dataset) -> Path:
         "excluded": data.excluded,
         "offsets": data.offsets,
         "offsets_fitted": data.offsets_fitted,
+        "fingerprint": data.fingerprint,
     }
     folder = shards.folder.path
     (folder / _ATOMS).unlink(missing_ok=True)
@@ -106,6 +107,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
         offsets=card["offsets"],
         offsets_fitted=card["offsets_fitted"],
         labels=None if card["labels"] is None else Labels(**card["labels"]),
+        fingerprint=card.get("fingerprint"),
     )
 
 
