@@ -74,7 +74,9 @@ def _curves(cache: Path) -> None:
         scored = torch.from_numpy(margins(probe, test))
         risks = {OURS: -scored.numpy()}
         for name in SHOWN[1:]:
-            risks[name] = judged(ROWS[name], train, test, kind, boundary)[0]
+            risks[name] = judged(
+                ROWS[name], train, test, kind, boundary, believed=True
+            )[0]
         belief = probe.card.calibration.logits(scored).sigmoid().numpy()
         plot_reliability_diagram(test.errors <= boundary, belief, line[0])
         plot_risk_coverage(test.errors, risks, probe.card.unit, line[1])
