@@ -25,6 +25,8 @@ SHOWN = (
     "max force",
     "latent distance",
 )
+# By the number of labels the networks, minutes a fit, are shown as well.
+BY_LABELS = (*SHOWN, "our attention alone", "published, standardised", "published, raw")
 NAMES = {"energy": "total energy", "forces": "RMS force", "atoms": "force of an atom"}
 
 
@@ -35,13 +37,13 @@ def draw(rows: list[dict[str, Any]], cache: Path) -> None:
         for axis, kind in zip(line, TARGETS, strict=True):
             _efficiency(axis, rows, block, kind)
     handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncol=6, fontsize=8)
+    figure.legend(handles, names, loc="outside lower center", ncol=5, fontsize=8)
     save_figure(figure, RESULTS / "discrimination.png")
     _curves(cache)
 
 
 def _efficiency(axis: Axes, rows: list[dict[str, Any]], block: str, kind: str) -> None:
-    for i, name in enumerate(SHOWN):
+    for i, name in enumerate(BY_LABELS):
         cells = sorted(
             (r["labels"], r["auroc"], r["auroc_spread"] or 0.0)
             for r in rows
