@@ -101,10 +101,11 @@ class ReliableCalculator(BaseCalculator):
         """Read every signal (or these) of one prediction once, and judge once."""
         chosen = self.signals if signals is None else signals
         readings = to_host([r for s in chosen if (r := s(prediction)) is not None])
-        if not prediction.finite:
+        finite = prediction.finite
+        if not finite:
             readings = tuple(_voided(reading) for reading in readings)
         verdict = self.policy(readings)
-        if not prediction.finite:  # also where no signal is due at this step
+        if not finite:  # also where no signal is due at this step
             reasons = verdict.reasons or (_NO_NUMBERS,)
             verdict = replace(verdict, level=Level.UNRELIABLE, reasons=reasons)
         readings = self._explained(prediction, readings, verdict)
