@@ -6,7 +6,8 @@ the labels did not hold.
 
     python benchmarks/discriminating/blocks.py --cache DIR   # potentials and labels
     python benchmarks/discrimination.py --cache DIR          # fits; resumes
-    python benchmarks/discrimination.py --cache DIR --kind published  # minutes a fit
+    python benchmarks/discrimination.py --cache DIR --kind published  # minutes a fit,
+        # or --device cuda: the seeds of a cell trained in step
     python benchmarks/discrimination.py --cache DIR --kind committee
     python benchmarks/discrimination.py --cache DIR --report # table, figures, JSON
 
@@ -20,6 +21,7 @@ import json
 import multiprocessing
 import time
 import warnings
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -36,12 +38,30 @@ def _data(block: str, cache: Path) -> Labelled:
     return opened("sevennet" if block in shared else block, cache)
 
 
-def _done(task: Task, cache: Path, kind: str) -> list[dict[str, Any]]:
+Done = list[tuple[Task, list[dict[str, Any]]]]
+
+
+def _done(tasks: list[Task], cache: Path, kind: str, device: str | None) -> Done:
     warnings.simplefilter("ignore")
     started = time.perf_counter()
-    rows = run(task, _data(task.block, cache), kind)
-    print(task.key, f"{time.perf_counter() - started:.0f} s", flush=True)
-    return rows
+    data = _data(tasks[0].block, cache)
+    if device is None:
+        found = [(task, run(task, data, kind)) for task in tasks]
+    else:
+        from discriminating.stacked import run_together
+
+        found = list(run_together(tasks, data, device))
+    names = ", ".join(task.key for task in tasks)
+    print(names, f"{time.perf_counter() - started:.0f} s", flush=True)
+    return found
+
+
+def _by_cell(tasks: list[Task]) -> list[list[Task]]:
+    """Return tasks that differ in their seed alone together, the largest first."""
+    cells: dict[Task, list[Task]] = {}
+    for task in tasks:
+        cells.setdefault(replace(task, seed=0), []).append(task)
+    return sorted(cells.values(), key=lambda cell: -cell[0].labels)
 
 
 def main() -> None:
@@ -53,8 +73,11 @@ def main() -> None:
     parser.add_argument("--labels", default="", help="only these numbers of labels")
     parser.add_argument("--targets", default="", help="only these")
     parser.add_argument("--kind", choices=sorted(KINDS), default="rows")
+    parser.add_argument("--device", help="train networks here, seeds of a cell in step")
     parser.add_argument("--report", action="store_true", help="what has been fitted")
     options = parser.parse_args()
+    if options.device and options.kind != "published":
+        parser.error("--device is for the networks: --kind published")
     if options.report:
         report(options.cache)
         return
@@ -72,14 +95,15 @@ def main() -> None:
         and (not options.targets or task.target in options.targets.split(","))
     ]
     print(f"{len(wanted)} tasks, {len(known)} done before", flush=True)
-    job = partial(_done, cache=options.cache, kind=options.kind)
+    jobs = _by_cell(wanted) if options.device else [[task] for task in wanted]
+    job = partial(_done, cache=options.cache, kind=options.kind, device=options.device)
     with (
         multiprocessing.get_context("spawn").Pool(options.workers) as pool,
         log.open("a", encoding="utf-8") as file,
     ):
-        for task, rows in zip(wanted, pool.imap(job, wanted), strict=True):
-            record = {"task": task.key, "rows": rows}
-            file.write(json.dumps(record) + "\n")
+        for found in pool.imap_unordered(job, jobs):
+            for task, rows in found:
+                file.write(json.dumps({"task": task.key, "rows": rows}) + "\n")
             file.flush()
 
 

@@ -108,7 +108,7 @@ def write_block(path: Path, parts: Sequence[Rows]) -> None:
     print(text, flush=True)
 
 
-def gfn2(cache: Path, workers: int) -> None:
+def gfn2(cache: Path, workers: int, _device: str) -> None:
     """Judge the bundled backbone: molecules it never saw, and hot ones it learnt."""
     from discriminating.xtb_frames import hot_frames, unseen_frames
 
@@ -121,58 +121,61 @@ def gfn2(cache: Path, workers: int) -> None:
     write_block(cache / "gfn2.npz", parts)
 
 
-def acac(cache: Path, _workers: int) -> None:
+def acac(cache: Path, _workers: int, device: str) -> None:
     """Judge a MACE trained on acetylacetone at 300 K."""
     from discriminating import systems
 
-    _train_and_judge(cache, "acac", systems.acac)
+    _train_and_judge(cache, "acac", systems.acac, device)
 
 
-def sio2(cache: Path, _workers: int) -> None:
+def sio2(cache: Path, _workers: int, device: str) -> None:
     """Judge a MACE trained on crystalline silica."""
     from discriminating import systems
 
-    _train_and_judge(cache, "sio2", systems.sio2)
+    _train_and_judge(cache, "sio2", systems.sio2, device)
 
 
-def _train_and_judge(cache: Path, name: str, system_of: Callable[[], Any]) -> None:
+def _train_and_judge(
+    cache: Path, name: str, system_of: Callable[[], Any], device: str
+) -> None:
     system = system_of()
-    backbone = _potential(cache / f"mace_{name}", system, system.how)
+    backbone = _potential(cache / f"mace_{name}", system, system.how, device)
     parts = [evaluated(backbone, frames, key) for key, frames in system.sets.items()]
     write_block(cache / f"{name}.npz", parts)
 
 
-def _potential(folder: Path, system: Any, how: Any) -> Backbone:
+def _potential(folder: Path, system: Any, how: Any, device: str) -> Backbone:
     from discriminating.potentials import trained
 
-    model = trained(folder, system.train, system.held_out, how)
+    model = trained(folder, system.train, system.held_out, how, device)
     from mace.calculators import MACECalculator  # after a quiet first import
 
-    return tap(
-        MACECalculator(models=model.double(), device="cpu", default_dtype="float64")
-    )
+    model = model.double().to(device)
+    return tap(MACECalculator(models=model, device=device, default_dtype="float64"))
 
 
-def acac_members(cache: Path, _workers: int) -> None:
+def acac_members(cache: Path, _workers: int, device: str) -> None:
     """Ask further members of a committee on acetylacetone."""
     from discriminating import systems
 
-    _ask_members(cache, "acac", systems.acac)
+    _ask_members(cache, "acac", systems.acac, device)
 
 
-def sio2_members(cache: Path, _workers: int) -> None:
+def sio2_members(cache: Path, _workers: int, device: str) -> None:
     """Ask further members of a committee on silica."""
     from discriminating import systems
 
-    _ask_members(cache, "sio2", systems.sio2)
+    _ask_members(cache, "sio2", systems.sio2, device)
 
 
-def _ask_members(cache: Path, name: str, system_of: Callable[[], Any]) -> None:
+def _ask_members(
+    cache: Path, name: str, system_of: Callable[[], Any], device: str
+) -> None:
     system = system_of()
     energies, forces = [], []
     for member in range(1, MEMBERS):
         how = replace(system.how, seed=system.how.seed + member)
-        backbone = _potential(cache / f"mace_{name}_{member}", system, how)
+        backbone = _potential(cache / f"mace_{name}_{member}", system, how, device)
         rows = [evaluated(backbone, frames, "") for frames in system.sets.values()]
         energies.append(np.concatenate([part["e_pred"] for part in rows]))
         forces.append(np.concatenate([part["f_pred"] for part in rows]))
@@ -201,13 +204,14 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--only", choices=sorted(BLOCKS))
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="where potentials are trained")
     given = parser.parse_args()
     torch.set_num_threads(1)
     for name, write in BLOCKS.items():
         wanted = given.only in (None, name)
         if wanted and not (given.cache / f"{name}.npz").is_file():
             started = time.monotonic()
-            write(given.cache, given.workers)
+            write(given.cache, given.workers, given.device)
             print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
 
 

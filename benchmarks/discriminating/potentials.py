@@ -2,7 +2,7 @@
 
 The bundled backbone's shape and losses (``benchmarks/default_model``), with neighbour
 lists that know periodic images and with a fixed number of steps, so that a repetition
-gives the same model. One thread.
+gives the same model on a CPU (a GPU sums in another order each time). One thread.
 """
 
 from __future__ import annotations
@@ -49,18 +49,24 @@ class Training:
 
 
 def trained(
-    folder: Path, train: Sequence[Atoms], held_out: Sequence[Atoms], how: Training
+    folder: Path,
+    train: Sequence[Atoms],
+    held_out: Sequence[Atoms],
+    how: Training,
+    device: str = "cpu",
 ) -> torch.nn.Module:
-    """Return the model stored in the folder, or train and store it first."""
+    """Return the model stored in the folder, or train it on ``device`` and store it."""
     from safetensors.torch import load, save
 
     path = folder / "backbone.safetensors"
     if not path.is_file():
-        model, config = fit(train, held_out, how)
+        model, config = fit(train, held_out, how, device)
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(config, indent=1)
         (folder / "backbone.json").write_text(text + "\n", encoding="utf-8")
-        state = {k: v.detach().contiguous() for k, v in model.state_dict().items()}
+        state = {
+            k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()
+        }
         partial = path.with_suffix(".partial")
         partial.write_bytes(save(state))
         partial.replace(path)
@@ -71,7 +77,10 @@ def trained(
 
 
 def fit(
-    train: Sequence[Atoms], held_out: Sequence[Atoms], how: Training
+    train: Sequence[Atoms],
+    held_out: Sequence[Atoms],
+    how: Training,
+    device: str = "cpu",
 ) -> tuple[torch.nn.Module, dict[str, Any]]:
     """Return the averaged model and its configuration with the errors it reached."""
     torch.set_num_threads(1)
@@ -82,9 +91,10 @@ def fit(
     tests = [prepare(atoms, elements, e0, how.r_max) for atoms in held_out]
     config = configuration(samples, elements, e0, how)
     started = time.monotonic()
-    model, curve = optimise(samples, tests, config, how)
+    model, curve = optimise(samples, tests, config, how, device)
     config["training"] = {
         **asdict(how),
+        "device": device,
         "frames": len(samples),
         "held_out_frames": len(tests),
         "minutes": round((time.monotonic() - started) / 60, 1),
@@ -218,10 +228,11 @@ def optimise(
     tests: Sequence[Batch],
     config: dict[str, Any],
     how: Training,
+    device: str,
 ) -> tuple[torch.nn.Module, list[dict[str, float]]]:
     """Return the averaged weights after one cosine decay, and errors on the way."""
-    model = accelerate(build_model(config), config)
-    average = build_model(config)
+    model = accelerate(build_model(config), config).to(device)
+    average = build_model(config).to(device)
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=how.learning_rate, amsgrad=True, weight_decay=1e-6
     )
@@ -268,6 +279,8 @@ def off_by(
     model: torch.nn.Module, batch: Batch, *, training: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return errors of the energy per atom and of the forces."""
+    device = next(model.parameters()).device
+    batch = {key: part.to(device, non_blocking=True) for key, part in batch.items()}
     set_pairs(model, batch["pairs"], batch["first"])
     out = model(batch, training=training, compute_force=True)
     energy = (out["interaction_energy"] - batch["energy"]) / batch["sizes"]

@@ -128,11 +128,12 @@ ROWS: dict[str, Row] = {
     "logistic, pooled": logistic,
     "boosting, pooled": boosting,
 }
-PUBLISHED: dict[str, Row] = {
-    "our attention alone": network(Recipe(architecture="standard")),
-    "published, raw": network(Recipe.published()),
-    "published, standardised": network(Recipe.published(architecture="standard")),
+NETWORKS = {
+    "our attention alone": Recipe(architecture="standard"),
+    "published, raw": Recipe.published(),
+    "published, standardised": Recipe.published(architecture="standard"),
 }
+PUBLISHED: dict[str, Row] = {name: network(how) for name, how in NETWORKS.items()}
 COMMITTEE: dict[str, Row] = {"committee of three": committee}
 KINDS = {"rows": ROWS, "published": PUBLISHED, "committee": COMMITTEE}
 OURS = "uqcalc"
@@ -154,36 +155,48 @@ def judged(
     boundary: float,
     *,
     believed: bool,
+    refits: bool = True,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return (risk, P(reliable)) on ``test``; without ``believed`` the first alone.
 
     Platt's two parameters rest on groups left out, as for ours. A network takes minutes
-    a fit where labels are many: there they rest on the tenth of the groups by which it
-    chose its epoch.
+    a fit where labels are many: without ``refits`` they rest on the tenth of the groups
+    by which it chose its epoch.
     """
     fitted = row(train, target, boundary)
     risk = _whole(fitted(test))
     if not believed:
         return risk, None
-    if row in PUBLISHED.values() and len(train) >= MANY:
+    if refits:
+        rows = np.arange(len(train))
+        left_out = _left_out(row, train, target, boundary)
+    else:
         rng = np.random.default_rng(Recipe().seed)
         rows = validation_split(train, rng)[1]
         left_out = fitted(train.subset(rows))
-    else:
-        rows = np.arange(len(train))
-        left_out = _left_out(row, train, target, boundary)
     reliable = train.errors[rows] <= boundary
     return risk, calibrated(_whole(left_out), reliable, risk)
 
 
 def _left_out(row: Row, train: Dataset, target: str, boundary: float) -> np.ndarray:
-    fold = group_folds(train.groups, FOLDS, 0)
     found = np.empty(len(train))
-    for k in range(FOLDS):
-        fitted = row(train.subset(np.flatnonzero(fold != k)), target, boundary)
-        rows = np.flatnonzero(fold == k)
+    for kept, rows in folds(train):
+        fitted = row(train.subset(kept), target, boundary)
         found[rows] = fitted(train.subset(rows))
     return found
+
+
+def folds(train: Dataset) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the structures of each fit without a fold of the groups, and the fold."""
+    fold = group_folds(train.groups, FOLDS, 0)
+    return [
+        (np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(FOLDS)
+    ]
+
+
+def refitted(kind: str, labels: int) -> bool:
+    """Return whether rows of this kind are calibrated by refits at so many labels."""
+    return kind != "published" or labels < MANY
 
 
 def calibrated(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 
 from discriminating.judging import judge
 from discriminating.labelled import Labelled, load
-from discriminating.rows import KINDS, OURS, judged, ours
+from discriminating.rows import KINDS, OURS, Row, judged, ours, refitted
 from uqcalc.latent.distances import Mahalanobis
 from uqcalc.latent.rigidity import Rigidity
 from uqcalc.probe.checkpoint import Probe
@@ -120,18 +120,28 @@ def divide(task: Task, data: Labelled) -> tuple[np.ndarray, np.ndarray]:
     return rng.permutation(everything[pool])[: task.labels], everything[tested]
 
 
-def run(task: Task, data: Labelled, kind: str) -> list[dict[str, Any]]:
-    """Fit and judge every row of one kind, of `KINDS`, on one task."""
-    torch.set_num_threads(1)
+def datasets(task: Task, data: Labelled) -> tuple[Dataset, Dataset]:
+    """Return what is labelled and what is tested."""
     labelled, tested = divide(task, data)
     grouped = task.block != "random"
     train = data.dataset(task.target, labelled, grouped=grouped)
-    test = data.dataset(task.target, tested, grouped=grouped)
+    return train, data.dataset(task.target, tested, grouped=grouped)
+
+
+def run(
+    task: Task, data: Labelled, kind: str, rows: Mapping[str, Row] | None = None
+) -> list[dict[str, Any]]:
+    """Fit and judge every row of one kind, of `KINDS`, or these, on one task."""
+    torch.set_num_threads(1)
+    train, test = datasets(task, data)
     boundary = float(np.median(train.errors))
     own = task.block in SHIFTED
     found = []
-    for name, row in KINDS[kind].items():
-        risk, belief = judged(row, train, test, task.target, boundary, believed=not own)
+    for name, row in (rows or KINDS[kind]).items():
+        risk, belief = judged(
+            row, train, test, task.target, boundary,
+            believed=not own, refits=refitted(kind, len(train)),
+        )  # fmt: skip
         columns = judge(test.errors, risk, belief, boundary, own_median=own)
         found.append(asdict(task) | {"row": name} | columns)
     return found + (_ours(task, train, test, boundary) if kind == "rows" else [])

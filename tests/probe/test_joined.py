@@ -20,7 +20,7 @@ from uqcalc import Labels, Level, Probe, Recipe, ReliableCalculator
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import ProbeError
 from uqcalc.probe.dataset import build_dataset
-from uqcalc.probe.joined import PATHS
+from uqcalc.probe.joined import PATHS, REMOTE
 from uqcalc.probe.training import fit_datasets
 from uqcalc.signals.base import to_host
 from uqcalc.signals.probe import ProbeSignal
@@ -223,6 +223,33 @@ def test_outside_the_scope_attention_fades_and_the_rest_stays(probe):
     expected = whole / torch.stack([faded.novelty[0], *torch.ones(len(PATHS) - 1)])
     torch.testing.assert_close(faded.parts[0], expected)
     assert abs(whole[0]) > 0.01
+
+
+def test_beyond_what_held_out_labels_had_the_trend_falls_with_the_distance(probe):
+    backbone = tap(mace_calculator(0))
+    squeezed = []
+    for factor in (1.0, 0.6, 0.5, 0.4):
+        atoms = distorted()
+        atoms.set_cell(atoms.cell * factor, scale_atoms=True)
+        squeezed.append(backbone(atoms, ["energy", "forces"]))
+    found = [probe.joined_output([prediction]) for prediction in squeezed]
+    away = np.array([out.remoteness.item() for out in found])
+    known = probe.joined.known.item()
+    assert away[0] < known < away[1] < away[2] < away[3]
+    statistics = probe.statistics
+    for prediction, remoteness in zip(squeezed, away, strict=True):
+        standard = statistics.features(prediction.features.float())
+        numbers = torch.from_numpy(prediction.numbers)
+        each = statistics.distances(standard, numbers).log()
+        assert remoteness == pytest.approx(each.mean().item(), abs=1e-4)
+    trend = np.array([out.parts[0, PATHS.index("trend")].item() for out in found])
+    probe.joined.known.fill_(torch.inf)
+    try:
+        plain = [probe.joined_output([prediction]).parts[0] for prediction in squeezed]
+    finally:
+        probe.joined.known.fill_(known)
+    lost = np.array([parts[PATHS.index("trend")].item() for parts in plain]) - trend
+    np.testing.assert_allclose(lost, REMOTE * np.maximum(away - known, 0), atol=1e-4)
 
 
 def test_atoms_of_an_unseen_element_have_no_number(read):

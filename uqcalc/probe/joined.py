@@ -16,6 +16,11 @@ from uqcalc.probe.numbers import ATOM_NAMES, ATOM_TREND, NAMES, TREND, PlainNumb
 
 
 PATHS = ("attention", "linear", "trend", "local")
+_ATTENTION, _TREND = PATHS.index("attention"), PATHS.index("trend")
+# What a structure loses of its score for each e-fold of its atoms' distances beyond
+# those that held-out labels had. No label says how errors grow there; that they do is
+# what is assumed (`benchmarks/README.md` has what other values do).
+REMOTE = 2.0
 CENTRES, ATOM_CENTRES = 4000, 600
 
 
@@ -31,11 +36,14 @@ class JoinedOutput(NamedTuple):
         Score of each atom, from its own surroundings alone.
     distance : tensor (structures,)
         Largest Mahalanobis distance of an atom.
+    remoteness : tensor (structures,)
+        Mean over the atoms of the logarithm of their distances.
     """
 
     parts: torch.Tensor
     atoms: torch.Tensor | None
     distance: torch.Tensor
+    remoteness: torch.Tensor
 
     @property
     def score(self) -> torch.Tensor:
@@ -75,13 +83,16 @@ class Joined(nn.Module):
     weights of one sign that were fitted to predictions for groups left out (stacking;
     Wolpert 1992, doi:10.1016/S0893-6080(05)80023-1). Outside the scope a network's
     answer is arbitrary: there the attention's part fades with the distance, as the
-    local path does by itself, and line and trend remain. Atoms have paths of their own,
+    local path does by itself, and line and trend remain. Where most atoms are farther
+    from the labels than those of held-out structures were, the trend falls with the
+    distance itself, whatever the labels could show. Atoms have paths of their own,
     which read nothing but the atom: its features, its predicted force.
     """
 
     weights: torch.Tensor
     averages: torch.Tensor
     limit: torch.Tensor
+    known: torch.Tensor
 
     def __init__(self, shape: JoinedShape) -> None:
         super().__init__()
@@ -95,7 +106,8 @@ class Joined(nn.Module):
             self.atoms = KernelPaths(shape.atom_kernel(components))
         self.register_buffer("weights", torch.ones(len(PATHS)))
         self.register_buffer("averages", torch.zeros(len(PATHS)))
-        self.register_buffer("limit", torch.tensor(torch.inf))
+        self.register_buffer("limit", torch.tensor(torch.inf))  # of the distance
+        self.register_buffer("known", torch.tensor(torch.inf))  # of the remoteness
 
     def forward(
         self,
@@ -114,5 +126,7 @@ class Joined(nn.Module):
         if self.atoms is not None:
             atoms = -sum(self.atoms(described.atoms, described.atom_features))
         parts = (paths - self.averages) * self.weights
-        parts[:, 0] *= (self.limit / described.distance).clamp(max=1.0)
-        return JoinedOutput(parts, atoms, described.distance)
+        parts[:, _ATTENTION] *= (self.limit / described.distance).clamp(max=1.0)
+        beyond = (described.remoteness - self.known).clamp(min=0.0)
+        parts[:, _TREND] -= REMOTE * beyond
+        return JoinedOutput(parts, atoms, described.distance, described.remoteness)

@@ -41,6 +41,7 @@ TREND = tuple(
 )  # fmt: skip
 ATOM_NAMES = ("log_force", "log_distance", "log_rigidity", "atomic_energy")
 ATOM_TREND = (0, 1, 2)
+_LOG_DISTANCE = slice(1, 2)  # of `ATOM_NAMES`
 COMPONENTS = 16  # of the pooled features, and of those of single atoms
 
 
@@ -59,6 +60,8 @@ class Described(NamedTuple):
         Principal components of the features.
     distance : tensor (structures,)
         The largest Mahalanobis distance of an atom, as it is (`Statistics.distances`).
+    remoteness : tensor (structures,)
+        Mean over the atoms of the logarithm of these distances.
     """
 
     numbers: torch.Tensor
@@ -67,6 +70,7 @@ class Described(NamedTuple):
     atoms: torch.Tensor
     atom_features: torch.Tensor
     distance: torch.Tensor
+    remoteness: torch.Tensor
 
 
 class Raw(NamedTuple):
@@ -76,6 +80,7 @@ class Raw(NamedTuple):
     atoms: torch.Tensor
     pooled: torch.Tensor
     distance: torch.Tensor
+    remoteness: torch.Tensor
 
 
 class PlainNumbers(nn.Module):
@@ -151,6 +156,7 @@ class PlainNumbers(nn.Module):
             standardised(raw.atoms, self.atom_mean, self.atom_scale),
             (standard @ self.atom_basis).clamp(-LIMIT, LIMIT),
             raw.distance,
+            raw.remoteness,
         )
 
     def raw(
@@ -183,6 +189,7 @@ class PlainNumbers(nn.Module):
             atoms,
             torch.cat([mean, spread], dim=1),
             largest,
+            ragged.mean(atoms[:, _LOG_DISTANCE])[:, 0],
         )
 
     def set_counts(self, counts: torch.Tensor) -> None:

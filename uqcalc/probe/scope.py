@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from uqcalc.probe.promise import one_of_each
 
@@ -68,6 +68,21 @@ class Scope:
         return (f"{atoms} {noun}, calibrated for {self.smallest} to {self.largest}",)
 
 
+def held_out_limit(
+    values: NDArray[np.float64], groups: Sequence[str], level: float = LEVEL
+) -> tuple[float, float]:
+    """Return what ``level`` of new structures stay below, and the level it has.
+
+    A conformal quantile over one structure of each group, drawn at random; with few
+    groups the largest is the best there is, and of a lower level.
+    """
+    drawn = np.sort(values[one_of_each(groups, 0)])
+    rank = math.ceil((len(drawn) + 1) * level)
+    if rank > len(drawn):
+        rank, level = len(drawn), len(drawn) / (len(drawn) + 1)
+    return float(drawn[rank - 1]), level
+
+
 def learn_scope(
     target: str,
     distance: ArrayLike,
@@ -91,11 +106,7 @@ def learn_scope(
         Sums of the atomic charges; empty without such.
     """
     away = np.asarray(distance, dtype=float)
-    drawn = np.sort(away[one_of_each(groups, 0)])
-    rank = math.ceil((len(drawn) + 1) * level)
-    if rank > len(drawn):  # the largest is the best there is, and of a lower level
-        rank, level = len(drawn), len(drawn) / (len(drawn) + 1)
-    limit = float(drawn[rank - 1])
+    limit, level = held_out_limit(away, groups, level)
     stretch = 1.0 if target == "energy" else _INTENSIVE
     return Scope(
         distance=limit,

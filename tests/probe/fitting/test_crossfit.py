@@ -55,7 +55,7 @@ class Spy:
             [torch.full((len(p.numbers),), p.energy) for p in predictions]
         )
         parts = torch.tensor(known)[:, None].expand(-1, 3)
-        return JoinedOutput(parts, atoms, energies)
+        return JoinedOutput(parts, atoms, energies, -energies)
 
 
 def test_each_structure_is_read_once_by_a_probe_without_its_group():
@@ -78,6 +78,7 @@ def test_each_structure_is_read_once_by_a_probe_without_its_group():
     np.testing.assert_array_equal(unseen.rows, np.arange(60))
     assert not unseen.paths.any()
     np.testing.assert_array_equal(unseen.distance, np.arange(60))
+    np.testing.assert_array_equal(unseen.remoteness, -np.arange(60))
     for i, atoms in enumerate(unseen.atoms):
         np.testing.assert_array_equal(atoms, np.full(len(predictions[i].numbers), i))
 

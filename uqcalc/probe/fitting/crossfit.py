@@ -32,7 +32,8 @@ class Unseen:
         Which structures of the dataset.
     paths : array (structures, 4)
         What each of `PATHS` says; larger is more reliable.
-    distance : array (structures,)
+    distance, remoteness : arrays (structures,)
+        As in `uqcalc.probe.joined.JoinedOutput`.
     atoms : list of arrays (atoms,) or None
         Scores of atoms.
     """
@@ -40,6 +41,7 @@ class Unseen:
     rows: NDArray[np.int64]
     paths: NDArray[np.float64]
     distance: NDArray[np.float64]
+    remoteness: NDArray[np.float64]
     atoms: list[NDArray[np.float64]] | None
 
 
@@ -64,6 +66,7 @@ def cross_fit(
         np.concatenate([part.rows for part in found])[order],
         np.concatenate([part.paths for part in found])[order],
         np.concatenate([part.distance for part in found])[order],
+        np.concatenate([part.remoteness for part in found])[order],
         [atoms[i] for i in order] if atoms else None,
     )
 
@@ -93,11 +96,12 @@ def group_folds(groups: Sequence[str], folds: int, seed: int) -> NDArray[np.int6
 def read_paths(probe: Probe, data: Dataset, rows: NDArray[np.int64]) -> Unseen:
     """Return what the paths of ``probe``, not weighted yet, say of ``rows``."""
     rows = rows[np.argsort(data.sizes[rows], kind="stable")]  # little to pad
-    paths, distances, atoms = [], [], []
+    paths, distances, remote, atoms = [], [], [], []
     for chunk in chunks(data.subset(rows).predictions):
         joined = probe.joined_output(chunk)
         paths.append(joined.parts.double())
         distances.append(joined.distance)
+        remote.append(joined.remoteness)
         if joined.atoms is not None:
             pieces = joined.atoms.split([len(p.numbers) for p in chunk])
             atoms += [piece.double().numpy() for piece in pieces]
@@ -105,6 +109,7 @@ def read_paths(probe: Probe, data: Dataset, rows: NDArray[np.int64]) -> Unseen:
         rows,
         torch.cat(paths).numpy(),
         torch.cat(distances).double().numpy(),
+        torch.cat(remote).double().numpy(),
         atoms or None,
     )
 

@@ -27,7 +27,7 @@ from uqcalc.probe.linear import LinearPath
 from uqcalc.probe.moments import Moments, chunks
 from uqcalc.probe.numbers import Described, PlainNumbers
 from uqcalc.probe.recipe import Recipe
-from uqcalc.probe.scope import learn_scope
+from uqcalc.probe.scope import held_out_limit, learn_scope
 from uqcalc.probe.storage.shards import evenly
 
 
@@ -152,6 +152,7 @@ def _weigh(
         sums,
     )
     joined.limit.fill_(scope.distance)
+    joined.known.fill_(held_out_limit(unseen.remoteness, held.groups)[0])
     atom_boundary, of_atoms = _atom_calibration(held, unseen, labels)
     return probe.with_card(
         calibration=calibration,

@@ -83,7 +83,7 @@ def _learn_scales(
             plain.host(chunk, atom_energies),
             *standard_and_distances(chunk, statistics),
             statistics,
-        )[:3]
+        )[:3]  # nothing of the distances is scaled
         for chunk in chunks(chosen)
     ]
     numbers, atoms, pooled = (torch.cat(column) for column in zip(*parts, strict=True))

@@ -29,20 +29,31 @@ def fit_single(
     boundary: float,
 ) -> tuple[Probe, list[tuple[float, float]]]:
     """Return a probe that is not calibrated yet, and its losses by epoch."""
+    with torch.random.fork_rng(devices=[]):  # torch.manual_seed would seed GPUs too
+        torch.default_generator.manual_seed(recipe.seed)
+        probe = new_probe(data, backbone, labels, recipe, boundary)
+        curve = optimise(probe, data, data.errors <= boundary, recipe)
+    return probe, curve
+
+
+def new_probe(
+    data: Dataset,
+    backbone: Backbone,
+    labels: Labels,
+    recipe: Recipe,
+    boundary: float,
+) -> Probe:
+    """Return a probe with random weights, its input statistics learnt from ``data``."""
     raw = recipe.architecture == RAW_ARCHITECTURE
     architecture = RAW_ARCHITECTURE if raw else "standard"
     card = new_card(data, backbone, labels, recipe, boundary, architecture)
-    with torch.random.fork_rng(devices=[]):  # torch.manual_seed would seed GPUs too
-        torch.default_generator.manual_seed(recipe.seed)
-        network = ProbeNetwork(Shape.from_dict(card.shape))
-        statistics = None
-        if not raw:
-            statistics = Statistics(card.feature_dim)
-            moments = Moments(data.predictions)
-            statistics.learn(data.predictions, moments, card.element_energies())
-        probe = Probe(card, network, statistics)
-        curve = optimise(probe, data, data.errors <= boundary, recipe)
-    return probe, curve
+    network = ProbeNetwork(Shape.from_dict(card.shape))
+    statistics = None
+    if not raw:
+        statistics = Statistics(card.feature_dim)
+        moments = Moments(data.predictions)
+        statistics.learn(data.predictions, moments, card.element_energies())
+    return Probe(card, network, statistics)
 
 
 def new_card(
