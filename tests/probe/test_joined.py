@@ -240,7 +240,7 @@ def test_beyond_what_held_out_labels_had_the_trend_falls_with_the_distance(probe
     for prediction, remoteness in zip(squeezed, away, strict=True):
         standard = statistics.features(prediction.features.float())
         numbers = torch.from_numpy(prediction.numbers)
-        each = statistics.distances(standard, numbers).log()
+        each = (statistics.distances(standard, numbers) + 1e-6).log()
         assert remoteness == pytest.approx(each.mean().item(), abs=1e-4)
     trend = np.array([out.parts[0, PATHS.index("trend")].item() for out in found])
     probe.joined.known.fill_(torch.inf)
