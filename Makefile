@@ -7,13 +7,14 @@ STAMP := $(VENV)/.installed
 SEVENNET := .venv-sevennet
 SEVENNET_STAMP := $(SEVENNET)/.installed
 
-.PHONY: help demo test test-sevennet test-slow lint env clean
+.PHONY: help demo test test-sevennet test-slow test-gpu lint env clean
 
 help:
 	@echo "make demo       heat a molecule until its potential breaks, and see it caught (leaves demo/)"
 	@echo "make test       the default test suite (under 8 minutes on two cores)"
 	@echo "make test-sevennet  of these, the tests of SevenNet, in .venv-sevennet"
 	@echo "make test-slow  the slow tests too"
+	@echo "make test-gpu   the tests that need CUDA (and a CUDA build of torch)"
 	@echo "make lint       ruff and mypy --strict"
 
 demo: $(STAMP)
@@ -22,15 +23,21 @@ demo: $(STAMP)
 
 # Backbones whose tests were all skipped, for want of their package, fail the run.
 REQUIRED := mace orb aimnet2 torchani matgl metatomic
+# Two processes of one thread each: small tensors gain nothing from a second thread.
+# A file stays in one process, whose fixtures its tests share.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 test: $(STAMP)
-	$(BIN)/python -m pytest $(REQUIRED:%=--require-run test_%)
+	$(PYTEST) $(REQUIRED:%=--require-run test_%)
 	$(MAKE) test-sevennet
 
 test-sevennet: $(SEVENNET_STAMP)
 	$(SEVENNET)/bin/python -m pytest --require-run test_sevennet tests/backbones/test_sevennet.py
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "not gpu and not network"
+	$(PYTEST) -m "not gpu and not network"
+
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest -m gpu
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

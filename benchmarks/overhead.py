@@ -498,7 +498,8 @@ def run(options: argparse.Namespace) -> None:
         print_table(title, new, _shown(new, without=("model", "device", "atoms")))
     targets = targets_of(rows)
     print_targets(targets)
-    write_result(NAME, seeds=[options.seed], rows=rows, targets=targets, notes=NOTES)
+    name = NAME if options.device == "cpu" else f"{NAME}_{options.device}"
+    write_result(name, seeds=[options.seed], rows=rows, targets=targets, notes=NOTES)
     print(f"{time.perf_counter() - started:.0f} s")
 
 

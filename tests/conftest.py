@@ -28,7 +28,12 @@ def pytest_runtest_logreport(report):
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session):
-    """Fail a run without a single outcome where one was asked for."""
+    """Fail a run without a single outcome where one was asked for.
+
+    With several processes the first alone hears of every test.
+    """
+    if hasattr(session.config, "workerinput"):
+        return
     required = session.config.getoption("require_run")
     if idle := sorted(set(required) - RAN):
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")

@@ -26,9 +26,24 @@ SOURCES = {
     ],
 )
 def test_exit_code(pytester, required, exit_code, said):
+    check(pytester, required, exit_code, said)
+
+
+@pytest.mark.parametrize(
+    ("required", "exit_code", "said"),
+    [
+        (["test_there"], 0, None),
+        (["test_absent"], 1, "no test ran in test_absent"),
+    ],
+)
+def test_exit_code_of_two_processes(pytester, required, exit_code, said):
+    check(pytester, required, exit_code, said, "-n", "2")
+
+
+def check(pytester, required, exit_code, said, *processes):
     pytester.makeconftest(Path(__file__).with_name("conftest.py").read_text("utf-8"))
     pytester.makepyfile(**SOURCES)
     options = [word for name in required for word in ("--require-run", name)]
-    run = pytester.runpytest_subprocess(*options, "-p", "no:cacheprovider")
+    run = pytester.runpytest_subprocess(*options, "-p", "no:cacheprovider", *processes)
     assert run.ret == exit_code
     assert (said is None) or said in run.stdout.str()

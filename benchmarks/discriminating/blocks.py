@@ -7,7 +7,8 @@ One ``.npz`` for each of ``gfn2``, ``acac`` and ``sio2``, in the layout of
 structures in ``n``, atoms one after another) with ``set`` and ``group`` for each
 structure. Frames and weights that took time stay in DIR; present blocks are kept.
 ``acac_members`` and ``sio2_members`` hold what further members of a committee predict,
-which differ from the first in their seed.
+which differ from the first in their seed. Beside SevenNet-0, which has one published
+seed, ``sevennet_members`` asks CHGNet 0.3.0.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import numpy as np
 import torch
 from ase import Atoms
@@ -34,6 +36,7 @@ from uqcalc.default import bare_calculator
 
 
 Rows = dict[str, np.ndarray]
+MATTERSIM = Path("../shared/data/mattersim")
 BATCH = 16
 MEMBERS = 3  # of a committee
 
@@ -97,15 +100,18 @@ def _rms(errors: np.ndarray) -> float | None:
 
 def write_block(path: Path, parts: Sequence[Rows]) -> None:
     """Join the sets and write them, whole or not at all."""
-    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, **joined)
-    partial.replace(path)
+    _write(path, {k: np.concatenate([part[k] for part in parts]) for k in parts[0]})
     figures = [summary(part) for part in parts]
     text = json.dumps(figures, indent=1)
     path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
     print(text, flush=True)
+
+
+def _write(path: Path, arrays: Rows) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    partial.replace(path)
 
 
 def gfn2(cache: Path, workers: int, _device: str) -> None:
@@ -179,15 +185,69 @@ def _ask_members(
         rows = [evaluated(backbone, frames, "") for frames in system.sets.values()]
         energies.append(np.concatenate([part["e_pred"] for part in rows]))
         forces.append(np.concatenate([part["f_pred"] for part in rows]))
-    partial = cache / f"{name}_members.{os.getpid()}.partial"
-    with partial.open("wb") as file:
-        np.savez_compressed(
-            file,
-            z=np.concatenate([part["z"] for part in rows]),
-            e_pred=np.array(energies),
-            f_pred=np.array(forces),
-        )
-    partial.replace(cache / f"{name}_members.npz")
+    found = {
+        "z": np.concatenate([part["z"] for part in rows]),
+        "e_pred": np.array(energies),
+        "f_pred": np.array(forces),
+    }
+    _write(cache / f"{name}_members.npz", found)
+
+
+def sevennet_members(cache: Path, _workers: int, device: str) -> None:
+    """Ask CHGNet of SevenNet-0's structures, one file for each of its sets.
+
+    The two potentials' energies have different zeros for each element (one is of
+    corrected energies): the difference that is linear in the composition is taken off.
+    It rests on both predictions, not on labels.
+    """
+    from chgnet.model.dynamics import CHGNetCalculator
+
+    from discriminating.tasks import SEVENNET
+
+    backbone = tap(CHGNetCalculator(use_device=device, on_isolated_atoms="ignore"))
+    names = sorted(path.stem for path in SEVENNET.glob("*.npz"))
+    asked = {name: np.load(SEVENNET / f"{name}.npz") for name in names}
+    answers = {name: _asked_again(name, data, backbone) for name, data in asked.items()}
+    counts = np.concatenate([_counts(data["z"], data["n"]) for data in asked.values()])
+    ours = np.concatenate([energies for energies, _ in answers.values()])
+    theirs = np.concatenate([data["e_pred"] for data in asked.values()])
+    zeros = np.linalg.lstsq(counts, ours - theirs, rcond=None)[0]
+    for name, data in asked.items():
+        energies, forces = answers[name]
+        rows = {
+            "z": data["z"],
+            "e_pred": (energies - _counts(data["z"], data["n"]) @ zeros)[None],
+            "f_pred": forces[None].astype(np.float32),
+        }
+        _write(cache / f"{name}_members.npz", rows)
+    _write(cache / "sevennet_members.npz", {"zeros": zeros})
+
+
+def _asked_again(
+    name: str, data: Any, backbone: Backbone
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return another potential's energies (structures,) and forces (atoms, 3)."""
+    frames = ase.io.read(MATTERSIM / f"{name}.xyz", ":")
+    chosen = []
+    for row in data["index"]:
+        frame = frames[int(row)]
+        chosen.append(Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=True))
+    if not np.array_equal(np.concatenate([a.numbers for a in chosen]), data["z"]):
+        msg = f"frames of {MATTERSIM / name} must be those of the features"
+        raise SystemExit(msg)
+    energies, forces = [], []
+    for start in range(0, len(chosen), BATCH):
+        for prediction in backbone.predict_many(chosen[start : start + BATCH]):
+            energies.append(prediction.energy)
+            forces.append(prediction.forces)
+    print(f"{name}: {len(chosen)} structures asked again", flush=True)
+    return np.array(energies), np.concatenate(forces)
+
+
+def _counts(numbers: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return how many atoms of each element, (structures, 119)."""
+    parts = np.split(numbers, np.cumsum(sizes)[:-1])
+    return np.array([np.bincount(z, minlength=119) for z in parts], dtype=float)
 
 
 BLOCKS = {
@@ -196,6 +256,7 @@ BLOCKS = {
     "sio2": sio2,
     "sio2_members": sio2_members,
     "acac_members": acac_members,
+    "sevennet_members": sevennet_members,
 }
 
 

@@ -41,11 +41,11 @@ class Labelled:
         )
 
 
-def load(paths: list[Path]) -> Labelled:
+def load(paths: list[Path], cache: Path) -> Labelled:
     """Read files in the layout of ``sevennet0_mattersim``.
 
-    What further members of a committee predict, in ``NAME_members.npz`` beside
-    ``NAME.npz``, is turned into the committee's spread.
+    What further members of a committee predict, in ``NAME_members.npz`` of ``cache``,
+    is turned into the committee's spread.
     """
     predictions: list[Prediction] = []
     errors: dict[str, list[float]] = {"energy": [], "energy_per_atom": [], "forces": []}
@@ -54,7 +54,7 @@ def load(paths: list[Path]) -> Labelled:
         data = np.load(path)
         cuts = np.cumsum(data["n"])[:-1]
         columns = [np.split(data[k], cuts) for k in ("z", "h", "f_pred", "f_ref")]
-        spread = _spread(path, data)
+        spread = _spread(cache / f"{path.stem}_members.npz", data)
         for i, (z, h, force, reference) in enumerate(zip(*columns, strict=True)):
             energy = float(data["e_pred"][i])
             of_members = None if spread is None else (spread[0][i], spread[1][i])
@@ -96,15 +96,14 @@ def _prediction(
 
 
 def _spread(
-    path: Path, data: Mapping[str, np.ndarray]
+    beside: Path, data: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, list[np.ndarray]] | None:
     """Return the standard deviations of energies and of the atoms' forces."""
-    beside = path.with_name(f"{path.stem}_members.npz")
     if not beside.is_file():
         return None
     others = np.load(beside)
     if not np.array_equal(data["z"], others["z"]):
-        msg = f"{beside} must hold the atoms of {path}; make both again"
+        msg = f"{beside} must hold the atoms of its block; make both again"
         raise SystemExit(msg)
     energies = np.vstack([data["e_pred"][None], others["e_pred"]])
     forces = np.concatenate([data["f_pred"][None], others["f_pred"]])

@@ -62,8 +62,10 @@ def report(cache: Path) -> None:
             "some cells of the networks have fewer seeds than the others: see `seeds`; "
             "from 1 000 labels on their probabilities rest on the tenth of the groups "
             "by which they chose their epoch, not on refits",
-            "committees could be trained for acac and sio2 only: `beside_committee` "
-            "has the means over those cells, `shifted` leaves them out",
+            "the committee is three seeds of one training for acac and sio2, CHGNet "
+            "0.3.0 beside SevenNet-0, and there is none for molecules and hot: "
+            "`beside_committee` has the means over the other shifted cells, `shifted` "
+            "leaves it out",
             "ECE floors take structures for independent; frames of one composition "
             "are not, which raises them",
         ],

@@ -134,7 +134,7 @@ NETWORKS = {
     "published, standardised": Recipe.published(architecture="standard"),
 }
 PUBLISHED: dict[str, Row] = {name: network(how) for name, how in NETWORKS.items()}
-COMMITTEE: dict[str, Row] = {"committee of three": committee}
+COMMITTEE: dict[str, Row] = {"committee": committee}
 KINDS = {"rows": ROWS, "published": PUBLISHED, "committee": COMMITTEE}
 OURS = "uqcalc"
 

@@ -67,7 +67,7 @@ def all_tasks(seeds: int, cache: Path, kind: str = "rows") -> Iterator[Task]:
         for block, part, target, labels in blocks:
             wanted = files(block, cache)
             if kind == "committee":
-                wanted += [p.with_name(f"{p.stem}_members.npz") for p in wanted]
+                wanted += [cache / f"{p.stem}_members.npz" for p in wanted]
             if wanted and all(path.is_file() for path in wanted):
                 yield Task(block, part, target, labels, seed)
 
@@ -97,7 +97,7 @@ def opened(block: str, cache: Path) -> Labelled:
     if not paths or not all(path.is_file() for path in paths):
         msg = f"labelled data of block {block!r} are absent: {paths or SEVENNET}"
         raise SystemExit(msg)
-    return load(paths)
+    return load(paths, cache)
 
 
 def divide(task: Task, data: Labelled) -> tuple[np.ndarray, np.ndarray]:
