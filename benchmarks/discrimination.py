@@ -6,8 +6,9 @@ the labels did not hold.
 
     python benchmarks/discriminating/blocks.py --cache DIR   # potentials and labels
     python benchmarks/discrimination.py --cache DIR          # fits; resumes
-    python benchmarks/discrimination.py --cache DIR --kind published  # minutes a fit,
-        # or --device cuda: the seeds of a cell trained in step
+    python benchmarks/discrimination.py --cache DIR --kind networks
+    python benchmarks/discrimination.py --cache DIR --kind published  # minutes a fit
+        # (of both, with --device cuda the seeds of a cell are trained in step)
     python benchmarks/discrimination.py --cache DIR --kind committee
     python benchmarks/discrimination.py --cache DIR --report # table, figures, JSON
 
@@ -28,7 +29,7 @@ from typing import Any
 
 from discriminating.labelled import Labelled
 from discriminating.report import report
-from discriminating.rows import KINDS
+from discriminating.rows import KINDS, NETWORKS
 from discriminating.tasks import Task, all_tasks, opened, run
 
 
@@ -50,7 +51,7 @@ def _done(tasks: list[Task], cache: Path, kind: str, device: str | None) -> Done
     else:
         from discriminating.stacked import run_together
 
-        found = list(run_together(tasks, data, device))
+        found = list(run_together(tasks, data, kind, device))
     names = ", ".join(task.key for task in tasks)
     print(names, f"{time.perf_counter() - started:.0f} s", flush=True)
     return found
@@ -76,8 +77,8 @@ def main() -> None:
     parser.add_argument("--device", help="train networks here, seeds of a cell in step")
     parser.add_argument("--report", action="store_true", help="what has been fitted")
     options = parser.parse_args()
-    if options.device and options.kind != "published":
-        parser.error("--device is for the networks: --kind published")
+    if options.device and options.kind not in NETWORKS:
+        parser.error(f"--device is for the networks: --kind {' or '.join(NETWORKS)}")
     if options.report:
         report(options.cache)
         return

@@ -35,19 +35,19 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch's AdamW
 
 
 def run_together(
-    tasks: Sequence[Task], data: Labelled, device: str
+    tasks: Sequence[Task], data: Labelled, kind: str, device: str
 ) -> Iterator[tuple[Task, Rows]]:
     """Judge the networks on tasks that differ in their seed alone."""
     torch.set_float32_matmul_precision("high")
     sets = [datasets(task, data)[0] for task in tasks]
     own = tasks[0].block in SHIFTED
     rows = {}
-    for name, recipe in NETWORKS.items():
+    for name, recipe in NETWORKS[kind].items():
         jobs: list[tuple[Dataset, float]] = []
         for train in sets:
             boundary = float(np.median(train.errors))
             jobs.append((train, boundary))
-            if not own and refitted("published", len(train)):
+            if not own and refitted(kind, len(train)):
                 kept = [train.subset(rest) for rest, _ in folds(train)]
                 jobs += [(part, boundary) for part in kept]
         found = fit_together(jobs, tasks[0].target, recipe, torch.device(device))
@@ -55,7 +55,7 @@ def run_together(
             {_key(part): probe for (part, _), probe in zip(jobs, found, strict=True)}
         )
     for task in tasks:
-        yield task, run(task, data, "published", rows)
+        yield task, run(task, data, kind, rows)
 
 
 @dataclass(frozen=True)
