@@ -204,8 +204,11 @@ def sevennet_members(cache: Path, _workers: int, device: str) -> None:
 
     from discriminating.tasks import SEVENNET
 
-    backbone = tap(CHGNetCalculator(use_device=device, on_isolated_atoms="ignore"))
     names = sorted(path.stem for path in SEVENNET.glob("*.npz"))
+    if not names:
+        msg = f"features of SevenNet-0 must be in {SEVENNET}, got none; leave it out"
+        raise SystemExit(msg)
+    backbone = tap(CHGNetCalculator(use_device=device, on_isolated_atoms="ignore"))
     asked = {name: np.load(SEVENNET / f"{name}.npz") for name in names}
     answers = {name: _asked_again(name, data, backbone) for name, data in asked.items()}
     counts = np.concatenate([_counts(data["z"], data["n"]) for data in asked.values()])

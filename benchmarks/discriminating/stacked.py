@@ -96,7 +96,9 @@ def fit_together(
     """Return a probe for each (dataset, boundary), not calibrated."""
     members = [_job(data, target, recipe, boundary) for data, boundary in jobs]
     stack = _Stack(members, recipe, device)
-    stack.train()
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)  # of the dropout
+        stack.train()
     for member, state in zip(members, stack.states(), strict=True):
         member.probe.network.load_state_dict(state)
         member.probe.network.eval().requires_grad_(requires_grad=False)
@@ -178,6 +180,11 @@ class _Stack:
             self.best = torch.where(chosen, self.weights.detach(), self.best)
             if all(schedule.finished for schedule in schedules):
                 break
+        if not all(schedule.learnt for schedule in schedules):
+            msg = (
+                "validation losses of all members must become finite, got NaN for some"
+            )
+            raise SystemExit(msg)
 
     def states(self) -> list[dict[str, torch.Tensor]]:
         """Return the best weights of each member."""
@@ -250,8 +257,9 @@ class _Stack:
             one, two = BETAS
             self.first.lerp_(slope, active * (1 - one))
             self.second.lerp_(slope.square(), active * (1 - two))
-            mean = self.first / (1 - one**self.steps)
-            spread = (self.second / (1 - two**self.steps)).sqrt() + EPSILON
+            taken = self.steps.clamp(min=1)  # one that waits has taken none
+            mean = self.first / (1 - one**taken)
+            spread = (self.second / (1 - two**taken)).sqrt() + EPSILON
             moved = mean / spread + self.recipe.weight_decay * self.weights
             self.weights -= active * rate * moved
 
@@ -339,6 +347,11 @@ class _Schedule:
     def rate(self) -> float:
         """The learning rate."""
         return float(self._optimiser.param_groups[0]["lr"])
+
+    @property
+    def learnt(self) -> bool:
+        """Whether any epoch had a finite loss."""
+        return bool(np.isfinite(self._best))
 
     @property
     def finished(self) -> bool:

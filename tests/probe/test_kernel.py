@@ -9,7 +9,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import laplacian_kernel
 
 from uqcalc.probe.kernel import KernelPaths, KernelShape
-from uqcalc.probe.regression import ranks
+from uqcalc.probe.regression import LIMIT, ranks, standardised
 
 
 NUMBERS, FEATURES, TREND = 5, 3, (0, 2, 3)
@@ -69,6 +69,18 @@ def test_both_paths_are_kernel_ridge_regressions(changes):
     for path, expected in zip(ours, by_scikit_learn(*data, new, sizes), strict=True):
         np.testing.assert_allclose(path, expected, atol=2e-6)
         assert expected.std() > 0.01  # or agreement would say nothing
+
+
+def test_far_from_the_labels_the_trend_rises_and_never_falls_below_its_end():
+    numbers, features, _ = sample(80)
+    errors = numbers[:, 0]  # larger is riskier
+    paths = fitted(numbers, features, errors, shape(80))
+    steps = np.array([-1e3, -50.0, -LIMIT, 0.0, 20.0, 50.0, 1e3])
+    rows = np.zeros((len(steps), NUMBERS))
+    rows[:, 0] = steps
+    trend, _ = read(paths, rows, np.zeros((len(steps), FEATURES)))
+    assert trend[0] == trend[1] == trend[2]
+    assert (np.diff(trend[2:]) > 0).all()
 
 
 def test_centres_that_span_all_points_leave_nothing_out():
@@ -132,3 +144,13 @@ def test_not_a_number_stays_one():
 
 def test_a_shape_is_json():
     assert KernelShape.from_dict(shape(7).to_dict()) == shape(7)
+
+
+def test_standardised_numbers_keep_their_order_and_none_that_is_no_number():
+    steps = torch.tensor([-1e4, -20.0, -1.0, 0.0, 1.0, 20.0, 1e4])
+    found = standardised(2.0 + 3.0 * steps, torch.tensor(2.0), torch.tensor(3.0))
+    assert (found.diff() > 0).all()
+    torch.testing.assert_close(found[2:5], steps[2:5], atol=0.01, rtol=0)
+    assert found.abs().max() < 60
+    bad = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    assert standardised(bad, torch.zeros(3), torch.ones(3)).isnan().all()

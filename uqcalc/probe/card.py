@@ -18,7 +18,8 @@ from uqcalc.probe.scope import Scope
 from uqcalc.quantities import UNITS
 
 
-SCHEMA = 2
+SCHEMA = 3
+_JOINED_SINCE = 3  # earlier ones read their numbers otherwise
 ARCHITECTURES = ("joined", "standard", "probe-2026")
 JOINED_ARCHITECTURE = "joined"  # attention and other paths
 RAW_ARCHITECTURE = "probe-2026"  # published layout: energy and atom count enter raw
@@ -170,7 +171,8 @@ class Card:
         Raises
         ------
         ProbeError
-            For a newer schema, missing or unknown entries, or another unit.
+            For a schema that this version cannot read, missing or unknown entries, or
+            another unit.
         """
         entries = dict(data)
         schema = int(entries.get("schema", 0))
@@ -178,6 +180,16 @@ class Card:
             msg = (
                 f"schema of a probe must be at most {SCHEMA} for this version of "
                 f"uqcalc, got {schema}; upgrade uqcalc"
+            )
+            raise ProbeError(msg)
+        if (
+            entries.get("architecture") == JOINED_ARCHITECTURE
+            and schema < _JOINED_SINCE
+        ):
+            msg = (
+                f"schema of a {JOINED_ARCHITECTURE!r} probe must be at least "
+                f"{_JOINED_SINCE}, got {schema}: this version of uqcalc reads its "
+                "numbers in another way; fit the probe again"
             )
             raise ProbeError(msg)
         unit = entries.pop("unit", None)

@@ -17,9 +17,9 @@ from uqcalc.probe.numbers import ATOM_NAMES, ATOM_TREND, NAMES, TREND, PlainNumb
 
 PATHS = ("attention", "linear", "trend", "local")
 _ATTENTION, _TREND = PATHS.index("attention"), PATHS.index("trend")
-# What a structure loses of its score for each e-fold of its atoms' distances beyond
-# those that held-out labels had. No label says how errors grow there; that they do is
-# what is assumed (`benchmarks/README.md` has what other values do).
+# What a structure loses of its score for each e-fold of its atoms' squared distances
+# beyond those that held-out labels had. No label says how errors grow there; that they
+# do is what is assumed (`benchmarks/README.md` has what other values do).
 REMOTE = 2.0
 CENTRES, ATOM_CENTRES = 4000, 600
 
@@ -35,9 +35,9 @@ class JoinedOutput(NamedTuple):
     atoms : tensor (atoms,) or None
         Score of each atom, from its own surroundings alone.
     distance : tensor (structures,)
-        Largest Mahalanobis distance of an atom.
+        Largest squared Mahalanobis distance of an atom.
     remoteness : tensor (structures,)
-        Mean over the atoms of the logarithm of their distances.
+        Mean over the atoms of the logarithm of their squared distances.
     """
 
     parts: torch.Tensor
@@ -83,10 +83,10 @@ class Joined(nn.Module):
     weights of one sign that were fitted to predictions for groups left out (stacking;
     Wolpert 1992, doi:10.1016/S0893-6080(05)80023-1). Outside the scope a network's
     answer is arbitrary: there the attention's part fades with the distance, as the
-    local path does by itself, and line and trend remain. Where most atoms are farther
-    from the labels than those of held-out structures were, the trend falls with the
-    distance itself, whatever the labels could show. Atoms have paths of their own,
-    which read nothing but the atom: its features, its predicted force.
+    local path does by itself, and line and trend remain. Where the atoms are, in the
+    geometric mean, farther from the labels than those of held-out structures were, the
+    trend falls with the distance itself, whatever the labels could show. Atoms have
+    paths of their own, which read nothing but the atom: its features, its force.
     """
 
     weights: torch.Tensor

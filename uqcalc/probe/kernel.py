@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from uqcalc.probe.regression import ranks, ridge
+from uqcalc.probe.regression import LIMIT, ranks, ridge
 
 
 _ROWS = 4096  # rows of the kernel matrix held at once
@@ -78,7 +78,7 @@ class KernelPaths(nn.Module):
     def __init__(self, shape: KernelShape) -> None:
         super().__init__()
         self.shape = shape
-        self._columns = list(shape.trend)
+        self._columns: torch.Tensor | None = None
         self._trend_centres: torch.Tensor | None = None
         for name, size in (
             ("slope", (len(shape.trend) + 1,)),
@@ -104,21 +104,32 @@ class KernelPaths(nn.Module):
             pieces = [torch.stack(self(*pair)) for pair in pairs]
             trend, local = torch.cat(pieces, dim=1)
             return trend, local
-        some = numbers[:, self._columns]
+        some = self._trend(numbers)
         linear = some @ self.slope[:-1] + self.slope[-1]
         wide = self._wide(some) @ self.wide_weights
         local = self._narrow(numbers, features) @ self.narrow_weights
         return (linear + wide) / 2, local
 
+    def _trend(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Return the columns that the trend reads, not far below those of the labels.
+
+        Nothing may be trusted more for being outside of what the labels hold.
+        """
+        if self._columns is None:  # on the device: a list would be copied at every step
+            with torch.inference_mode(mode=False):
+                device = self.centres.device
+                self._columns = torch.tensor(self.shape.trend, device=device)
+        return numbers.index_select(1, self._columns).clamp(min=-LIMIT)
+
     def _wide(self, some: torch.Tensor) -> torch.Tensor:
         if self._trend_centres is None:  # indexing costs as much as the distances
             with torch.inference_mode(mode=False):
-                self._trend_centres = self.centres[:, self._columns].contiguous()
-        width = self.shape.wide * len(self._columns)
+                self._trend_centres = self._trend(self.centres)
+        width = self.shape.wide * len(self.shape.trend)
         return _laplacian(some, self._trend_centres, width)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> KernelPaths:  # noqa: FBT001, FBT002  (torch's signature)
-        self._trend_centres = None  # moved or cast: index them again
+        self._columns = self._trend_centres = None  # moved or cast: index them again
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -149,7 +160,7 @@ class KernelPaths(nn.Module):
         paths.centres.copy_(numbers[chosen])
         paths.near.copy_(features[chosen])
         rank = ranks(errors)
-        some = numbers[:, paths._columns]
+        some = paths._trend(numbers)
         paths.slope.copy_(ridge(some, rank, shape.ridge))
         smooth = _machine(paths._wide, [some], chosen, rank, shape.wide_ridge)
         paths.wide_weights.copy_(smooth)

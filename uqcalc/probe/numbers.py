@@ -46,7 +46,7 @@ COMPONENTS = 16  # of the pooled features, and of those of single atoms
 
 
 class Described(NamedTuple):
-    """A batch in plain numbers, standardised but for `pooled` and `distance`.
+    """A batch in plain numbers, standardised but for `pooled` and the last two.
 
     Attributes
     ----------
@@ -59,9 +59,9 @@ class Described(NamedTuple):
     atom_features : tensor (atoms, components)
         Principal components of the features.
     distance : tensor (structures,)
-        The largest Mahalanobis distance of an atom, as it is (`Statistics.distances`).
+        The largest squared Mahalanobis distance of an atom (`Statistics.distances`).
     remoteness : tensor (structures,)
-        Mean over the atoms of the logarithm of these distances.
+        Mean over the atoms of the logarithm of these squared distances.
     """
 
     numbers: torch.Tensor
@@ -74,7 +74,7 @@ class Described(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """Numbers (structures, 24), (atoms, 4), pooled features (structures, 2 dim)."""
+    """The same before it is standardised, without the principal components."""
 
     numbers: torch.Tensor
     atoms: torch.Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 
-LIMIT = 6.0  # standard deviations, from about where their logarithm is taken
+LIMIT = 6.0  # standard deviations: what is beyond is far from the labels
 
 
 def standardised(
