@@ -26,7 +26,13 @@ SHOWN = (
     "latent distance",
 )
 # By the number of labels the networks, minutes a fit, are shown as well.
-BY_LABELS = (*SHOWN, "our attention alone", "published, standardised", "published, raw")
+BY_LABELS = (
+    *SHOWN,
+    "our attention alone",
+    "published, standardised",
+    "published, raw",
+    "committee",
+)
 NAMES = {"energy": "total energy", "forces": "RMS force", "atoms": "force of an atom"}
 
 
