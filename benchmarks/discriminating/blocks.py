@@ -18,8 +18,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +109,10 @@ def write_block(path: Path, parts: Sequence[Rows]) -> None:
 
 
 def _write(path: Path, arrays: Rows) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("wb") as file:
+    unfinished = path.with_suffix(f".{os.getpid()}.partial")
+    with unfinished.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    partial.replace(path)
+    unfinished.replace(path)
 
 
 def gfn2(cache: Path, workers: int, _device: str) -> None:
@@ -127,24 +128,11 @@ def gfn2(cache: Path, workers: int, _device: str) -> None:
     write_block(cache / "gfn2.npz", parts)
 
 
-def acac(cache: Path, _workers: int, device: str) -> None:
-    """Judge a MACE trained on acetylacetone at 300 K."""
+def train_and_judge(name: str, cache: Path, _workers: int, device: str) -> None:
+    """Judge a MACE trained on acetylacetone at 300 K, or on crystalline silica."""
     from discriminating import systems
 
-    _train_and_judge(cache, "acac", systems.acac, device)
-
-
-def sio2(cache: Path, _workers: int, device: str) -> None:
-    """Judge a MACE trained on crystalline silica."""
-    from discriminating import systems
-
-    _train_and_judge(cache, "sio2", systems.sio2, device)
-
-
-def _train_and_judge(
-    cache: Path, name: str, system_of: Callable[[], Any], device: str
-) -> None:
-    system = system_of()
+    system = {"acac": systems.acac, "sio2": systems.sio2}[name]()
     backbone = _potential(cache / f"mace_{name}", system, system.how, device)
     parts = [evaluated(backbone, frames, key) for key, frames in system.sets.items()]
     write_block(cache / f"{name}.npz", parts)
@@ -160,24 +148,11 @@ def _potential(folder: Path, system: Any, how: Any, device: str) -> Backbone:
     return tap(MACECalculator(models=model, device=device, default_dtype="float64"))
 
 
-def acac_members(cache: Path, _workers: int, device: str) -> None:
-    """Ask further members of a committee on acetylacetone."""
+def ask_members(name: str, cache: Path, _workers: int, device: str) -> None:
+    """Ask further members of a committee on one of these."""
     from discriminating import systems
 
-    _ask_members(cache, "acac", systems.acac, device)
-
-
-def sio2_members(cache: Path, _workers: int, device: str) -> None:
-    """Ask further members of a committee on silica."""
-    from discriminating import systems
-
-    _ask_members(cache, "sio2", systems.sio2, device)
-
-
-def _ask_members(
-    cache: Path, name: str, system_of: Callable[[], Any], device: str
-) -> None:
-    system = system_of()
+    system = {"acac": systems.acac, "sio2": systems.sio2}[name]()
     energies, forces = [], []
     for member in range(1, MEMBERS):
         how = replace(system.how, seed=system.how.seed + member)
@@ -255,10 +230,10 @@ def _counts(numbers: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 BLOCKS = {
     "gfn2": gfn2,
-    "acac": acac,
-    "sio2": sio2,
-    "sio2_members": sio2_members,
-    "acac_members": acac_members,
+    "acac": partial(train_and_judge, "acac"),
+    "sio2": partial(train_and_judge, "sio2"),
+    "sio2_members": partial(ask_members, "sio2"),
+    "acac_members": partial(ask_members, "acac"),
     "sevennet_members": sevennet_members,
 }
 
