@@ -47,6 +47,10 @@ class Spy:
     def __init__(self, data):
         self.groups = set(data.groups)
         self.seen = {id(prediction) for prediction in data.predictions}
+        self.elements = {int(z) for p in data.predictions for z in p.numbers}
+
+    def unseen_elements(self, numbers):
+        return sorted(set(numbers.tolist()) - self.elements)
 
     def joined_output(self, predictions):
         known = [float(id(p) in self.seen) for p in predictions]
@@ -81,6 +85,23 @@ def test_each_structure_is_read_once_by_a_probe_without_its_group():
     np.testing.assert_array_equal(unseen.remoteness, -np.arange(60))
     for i, atoms in enumerate(unseen.atoms):
         np.testing.assert_array_equal(atoms, np.full(len(predictions[i].numbers), i))
+
+
+def test_what_would_get_no_probability_has_no_say():
+    """A structure whose element no other group has; where most are like it: refused."""
+    predictions = [random_prediction(4, 2, seed=i) for i in range(60)]
+    for i, z in ((5, 26), (6, 26), (40, 79)):  # 5 and 6 are of one group
+        predictions[i].numbers[0] = z
+    groups = [str(i // 3 if i in (5, 6) else 100 + i) for i in range(60)]
+    groups[6] = groups[5]
+    data = Dataset(predictions, np.ones(60), groups, {})
+    unseen = cross_fit(data, 3, 0, Spy)
+    np.testing.assert_array_equal(unseen.rows, np.setdiff1d(np.arange(60), [5, 6, 40]))
+    assert len(unseen.atoms) == len(unseen.paths) == 57
+    for i in range(31):
+        predictions[i].numbers[:] = 20 + i
+    with pytest.raises(LabelError, match=r"got 32 of 60 structures with an element of"):
+        cross_fit(data, 3, 0, Spy)
 
 
 def simulated(weights, count=20_000, seed=0):

@@ -19,6 +19,7 @@ from uqcalc.probe.moments import chunks
 
 # Weights and calibration are a handful of numbers: more structures would not help.
 MOST = 20_000
+_LEAST_READ = 0.5  # of the structures
 _SHRINKAGE = 1.0  # of the standardised weights, in units of one label's loss
 
 
@@ -50,16 +51,36 @@ def cross_fit(
 ) -> Unseen:
     """Fit without one fold of the groups at a time, and read that fold.
 
+    Structures with an element that no group of the other folds has are not read: in
+    use such a structure gets no probability, and neither weights nor the scope are to
+    rest on what is said of it.
+
     Raises
     ------
     LabelError
-        If there are fewer groups than folds.
+        If there are fewer groups than folds, or too few structures can be read.
     """
     fold = group_folds(data.groups, folds, seed)
+    numbers = data.numbers
     found = []
     for k in range(folds):
         probe = fit(data.subset(np.flatnonzero(fold != k)))
-        found.append(read_paths(probe, data, np.flatnonzero(fold == k)))
+        held = [
+            i
+            for i in np.flatnonzero(fold == k).tolist()
+            if not probe.unseen_elements(numbers[i])
+        ]
+        if held:
+            found.append(read_paths(probe, data, np.array(held)))
+    read = sum(len(part.rows) for part in found)
+    if read < _LEAST_READ * len(data):
+        msg = (
+            "elements of a training structure must be in other groups too, or weights "
+            f"and calibration have nothing to rest on, got {len(data) - read} of "
+            f"{len(data)} structures with an element of their group's own; add groups "
+            "that share their elements, or leave those out"
+        )
+        raise LabelError(msg)
     order = np.argsort(np.concatenate([part.rows for part in found]), kind="stable")
     atoms = [a for part in found for a in part.atoms or ()]
     return Unseen(
