@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from probe.toys import random_prediction
 
 from uqcalc.probe.moments import CHUNK, CHUNK_ATOMS, Moments, chunks
@@ -48,6 +49,22 @@ def test_moments_are_those_of_all_rows_at_once(offset):
     np.testing.assert_allclose(moments.within, within, atol=1e-6)
     absent = np.setdiff1d(np.arange(119), numbers)
     assert not moments.element_mean[absent].any()
+
+
+@pytest.mark.parametrize("constant", [0.37, 1234.5])
+def test_rounding_is_not_taken_for_a_feature_that_varies(constant):
+    """Dead channels with a bias: equal, or equal to single precision."""
+    rng = np.random.default_rng(0)
+    predictions = []
+    for i in range(2 * CHUNK):
+        features = torch.from_numpy(rng.normal(size=(20, 3))).float()
+        features[:, 0] = constant
+        features[:, 1] = constant * (1 + 1e-7 * features[:, 1])
+        predictions.append(replace(random_prediction(20, 3, seed=i), features=features))
+    moments = Moments(predictions)
+    assert moments.scale[:2].tolist() == [1.0, 1.0]
+    assert moments.scale[2] == pytest.approx(1.0, abs=0.02)
+    assert torch.linalg.eigvalsh(moments.within).min() > -1e-6
 
 
 def test_chunks_are_everything_in_order():
