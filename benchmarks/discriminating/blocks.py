@@ -6,9 +6,9 @@ One ``.npz`` for each of ``gfn2``, ``acac`` and ``sio2``, in the layout of
 ``shared/data/sevennet0_mattersim`` (energies in eV, forces in eV/Å, lengths of
 structures in ``n``, atoms one after another) with ``set`` and ``group`` for each
 structure. Frames and weights that took time stay in DIR; present blocks are kept.
-``acac_members`` and ``sio2_members`` hold what further members of a committee predict,
-which differ from the first in their seed. Beside SevenNet-0, which has one published
-seed, ``sevennet_members`` asks CHGNet 0.3.0.
+``NAME_members`` of these holds what further members of a committee predict, which
+differ from the first in their seed (and for ``gfn2`` in the length of their training).
+Beside SevenNet-0, which has one published seed, ``sevennet_members`` asks CHGNet 0.3.0.
 """
 
 from __future__ import annotations
@@ -153,11 +153,35 @@ def ask_members(name: str, cache: Path, _workers: int, device: str) -> None:
     from discriminating import systems
 
     system = {"acac": systems.acac, "sio2": systems.sio2}[name]()
+    members = [
+        _potential(
+            cache / f"mace_{name}_{member}",
+            system,
+            replace(system.how, seed=system.how.seed + member),
+            device,
+        )
+        for member in range(1, MEMBERS)
+    ]
+    _write_members(cache / f"{name}_members.npz", members, list(system.sets.values()))
+
+
+def gfn2_members(cache: Path, workers: int, _device: str) -> None:
+    """Ask further members of a committee with the bundled backbone."""
+    from discriminating.xtb_frames import hot_frames, unseen_frames
+    from discriminating.xtb_members import further_members
+
+    raw = cache / "raw"
+    members = [tap(one) for one in further_members(cache, MEMBERS - 1, workers)]
+    sets = [unseen_frames(raw, workers), hot_frames(raw, workers)]
+    _write_members(cache / "gfn2_members.npz", members, sets)
+
+
+def _write_members(
+    path: Path, members: Sequence[Backbone], sets: Sequence[Sequence[Atoms]]
+) -> None:
     energies, forces = [], []
-    for member in range(1, MEMBERS):
-        how = replace(system.how, seed=system.how.seed + member)
-        backbone = _potential(cache / f"mace_{name}_{member}", system, how, device)
-        rows = [evaluated(backbone, frames, "") for frames in system.sets.values()]
+    for backbone in members:
+        rows = [evaluated(backbone, frames, "") for frames in sets]
         energies.append(np.concatenate([part["e_pred"] for part in rows]))
         forces.append(np.concatenate([part["f_pred"] for part in rows]))
     found = {
@@ -165,7 +189,7 @@ def ask_members(name: str, cache: Path, _workers: int, device: str) -> None:
         "e_pred": np.array(energies),
         "f_pred": np.array(forces),
     }
-    _write(cache / f"{name}_members.npz", found)
+    _write(path, found)
 
 
 def sevennet_members(cache: Path, _workers: int, device: str) -> None:
@@ -234,6 +258,7 @@ BLOCKS = {
     "sio2": partial(train_and_judge, "sio2"),
     "sio2_members": partial(ask_members, "sio2"),
     "acac_members": partial(ask_members, "acac"),
+    "gfn2_members": gfn2_members,
     "sevennet_members": sevennet_members,
 }
 
