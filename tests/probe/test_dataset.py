@@ -12,7 +12,7 @@ from sklearn.model_selection import GroupKFold
 
 from uqcalc import Labels, LabelWarning, fit
 from uqcalc.backbones.registry import tap
-from uqcalc.errors import LabelError
+from uqcalc.errors import BackboneError, LabelError
 from uqcalc.probe.dataset import build_dataset
 from uqcalc.probe.labelling.groups import divide
 
@@ -70,6 +70,46 @@ def test_defects_are_refused_by_name_or_left_out_and_counted(spoil, defect):
     data = build_dataset(frames, backbone, Labels(), exclude=[defect])
     assert data.excluded == {defect: [1, 4]}
     assert data.groups == ["0", "2", "3", "5"]
+
+
+def test_what_the_potential_refuses_is_found_before_any_prediction():
+    class Periodic(ToyBackbone):
+        def check_structure(self, atoms):
+            super().check_structure(atoms)
+            if len(atoms) == 3:
+                msg = "structure must have a cell for this, got none"
+                raise BackboneError(msg)
+
+        def predict_many(self, frames, wanted=("energy", "forces")):
+            assert computing
+            return super().predict_many(frames, wanted)
+
+    frames = labelled() + labelled(2, "H2O")
+    frames[1].pbc = True  # without a cell
+    computing = False
+    with pytest.raises(LabelError, match=r"computable: 3 \(frames 1, 6, 7\).*frame 1:"):
+        build_dataset(frames, Periodic(), Labels())
+    frames[1].cell = np.full((3, 3), np.nan)
+    with pytest.raises(LabelError, match=r"not finite: 1 .*frame 6: structure must"):
+        build_dataset(frames, Periodic(), Labels())
+    leave, computing = ["not computable", "not finite"], True
+    data = build_dataset(frames, Periodic(), Labels(), exclude=leave)
+    assert data.excluded == {"not finite": [1], "not computable": [6, 7]}
+
+
+def test_labels_that_lie_where_ase_puts_them_are_pointed_out(tmp_path):
+    frames = labelled(2)
+    for atoms in frames:
+        atoms.arrays["forces"] = atoms.arrays.pop("REF_forces")
+        atoms.info["energy"] = atoms.info.pop("REF_energy")
+    ase.io.write(tmp_path / "a.xyz", frames)
+    frames = ase.io.read(tmp_path / "a.xyz", ":")
+    for what in ("forces", "energy"):
+        match = rf"no {what} under 'REF_{what}'.*{what}_key='{what}' \(--{what}-key"
+        with pytest.raises(LabelError, match=match):
+            build_dataset(frames, ToyBackbone(), Labels(what))
+        found = Labels(what, **{f"{what}_key": what})
+        assert len(build_dataset(frames, ToyBackbone(), found)) == 2
 
 
 def test_duplicates_and_empty_frames():

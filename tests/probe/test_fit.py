@@ -212,6 +212,16 @@ def test_what_cannot_be_learned_is_refused():
         fit_datasets(first, None, last, ToyBackbone(), Labels(), recipe)
 
 
+def test_a_test_that_could_say_nothing_is_refused_before_training(monkeypatch):
+    first, held, last = toy_datasets(30)
+    for prediction in last.predictions:
+        prediction.numbers[0] = 79
+    for name in ("fit_joined", "fit_single"):
+        monkeypatch.setattr(f"uqcalc.probe.training.{name}", None)
+    with pytest.raises(LabelError, match=r"of the 30 test .*\(.*H C.*O.*, got none"):
+        fit_datasets(first, held, last, ToyBackbone(), Labels(), Recipe())
+
+
 class Untouched(ToyBackbone):
     def predict_many(self, frames, wanted=("energy", "forces")):
         pytest.fail("evaluated, although no probe can come of these frames")

@@ -121,6 +121,11 @@ def test_the_number_of_groups_asked_for_is_enough():
         control_risk(np.full(100, 0.9), np.arange(100) % 10 == 0, range(100))
 
 
+def test_more_labels_are_not_asked_for_where_none_has_a_probability():
+    with pytest.raises(LabelError, match=r"got 0 of 100 groups .*none of these"):
+        control_risk([np.nan] * 100, [False] * 100, range(100))
+
+
 def test_a_larger_risk_accepts_no_less():
     rng = np.random.default_rng(0)
     for _ in range(50):

@@ -141,6 +141,15 @@ def test_what_no_promise_can_rest_on_is_refused_before_any_prediction(probe):
         calibrate(probe, frames, Untouched(), Labels("energy"))
     with pytest.raises(ProbeError, match="must belong to this backbone"):
         calibrate(probe, frames, Untouched(identity="toy:1"))
+    few = [atoms.copy() for atoms in frames[:4]]
+    del few[0].arrays["REF_forces"]
+    del few[3].info["pair"]
+    with pytest.raises(LabelError, match="frame 3 must have the group key 'pair'"):
+        calibrate(
+            probe, few, Untouched(), Labels(group_key="pair"), exclude=["missing"]
+        )
+    with pytest.raises(LabelError, match="frames must be a list of Atoms"):
+        calibrate(probe, "frames.xyz", Untouched())
     walk = np.cumsum(np.random.default_rng(0).normal(0, 0.02, (120, 3, 3)), axis=0)
     run = [frames[0].copy() for _ in walk]
     for atoms, away in zip(run, walk, strict=True):

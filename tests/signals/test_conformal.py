@@ -152,8 +152,11 @@ def test_a_floor_mends_a_signal_that_vanishes():
     new = scattered(300, seed=7000)
     held = [error(a, "energy") <= read(mended, a).risk for a in new]
     assert abs(np.mean(held) - 0.9) < 3 * np.sqrt(0.9 * 0.1 * (1 / 200 + 1 / 300))
-    with pytest.raises(ValueError, match="floor at least 0, got 'forces' and -1"):
+    with pytest.raises(ValueError, match=r"floor at least 0.* got 'forces', -1 and"):
         interval(floor=-1)
+    for coverage in (1.0, 95):
+        with pytest.raises(ValueError, match=f"between 0 and 1, got .* {coverage}"):
+            interval(coverage=coverage)
 
 
 def test_groups_count_once():

@@ -53,11 +53,14 @@ def predict_each(
     backbone: Backbone,
     frames: Sequence[Atoms],
     wanted: Sequence[str] = ("energy", "forces"),
+    *,
+    finite: bool = True,
 ) -> list[Prediction | str]:
     """Evaluate frames together; one that fails gives the reason instead.
 
-    No atoms, numbers that are not finite (of the geometry or of the answer), elements
-    the model does not know, and what the model raises on a geometry are failures.
+    No atoms, numbers that are not finite (of the geometry and, with ``finite``, of the
+    answer), elements the model does not know, and what the model raises on a geometry
+    are failures.
     """
     outcomes: dict[int, Prediction | str] = {}
     sound: list[int] = []
@@ -67,7 +70,7 @@ def predict_each(
             sound.append(index)
         else:
             outcomes[index] = defect
-    evaluated = _evaluate(backbone, [frames[i] for i in sound], wanted)
+    evaluated = _evaluate(backbone, [frames[i] for i in sound], wanted, finite=finite)
     outcomes.update(zip(sound, evaluated, strict=True))
     return [outcomes[index] for index in range(len(frames))]
 
@@ -81,7 +84,7 @@ def _defect(backbone: Backbone, frame: Atoms) -> str | None:
 
 
 def _evaluate(
-    backbone: Backbone, frames: list[Atoms], wanted: Sequence[str]
+    backbone: Backbone, frames: list[Atoms], wanted: Sequence[str], *, finite: bool
 ) -> list[Prediction | str]:
     if not frames:
         return []
@@ -92,19 +95,21 @@ def _evaluate(
     except _FRAME_FAULTS as error:
         if len(frames) == 1:
             return [_reason(error)]
-        return _one_by_one(backbone, frames, wanted)
-    if all(prediction.finite for prediction in predictions):
+        return _one_by_one(backbone, frames, wanted, finite=finite)
+    if not finite or all(prediction.finite for prediction in predictions):
         return list(predictions)
     if len(frames) == 1:
         return ["energy and forces must be finite, got NaN or infinity"]
-    return _one_by_one(backbone, frames, wanted)
+    return _one_by_one(backbone, frames, wanted, finite=finite)
 
 
 def _one_by_one(
-    backbone: Backbone, frames: list[Atoms], wanted: Sequence[str]
+    backbone: Backbone, frames: list[Atoms], wanted: Sequence[str], *, finite: bool
 ) -> list[Prediction | str]:
     return [
-        outcome for frame in frames for outcome in _evaluate(backbone, [frame], wanted)
+        outcome
+        for frame in frames
+        for outcome in _evaluate(backbone, [frame], wanted, finite=finite)
     ]
 
 

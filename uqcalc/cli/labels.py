@@ -41,6 +41,7 @@ Exclude = Annotated[
     list[str] | None,
     typer.Option(
         help="Defect of frames to leave out, and count, instead of refusing the file: "
-        "missing, 'not finite', duplicate, 'unknown elements' or empty. Repeatable."
+        "missing, 'not finite', duplicate, 'unknown elements', empty or 'not "
+        "computable' (the potential fails on it). Repeatable."
     ),
 ]

@@ -16,8 +16,9 @@ from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.errors import LabelError
 from uqcalc.probe.labelling.comparison import ENOUGH, compare
+from uqcalc.probe.labelling.defects import NOT_COMPUTABLE, find_defects
 from uqcalc.probe.labelling.groups import divide, group_names
-from uqcalc.probe.labelling.labels import Labels, find_defects, refuse_defects
+from uqcalc.probe.labelling.labels import Labels
 from uqcalc.probe.labelling.offsets import (
     crossed_energies,
     fit_offsets,
@@ -26,7 +27,7 @@ from uqcalc.probe.labelling.offsets import (
 )
 from uqcalc.probe.storage.atomrows import AtomRows
 from uqcalc.probe.storage.featurecache import Cache, predict_cached
-from uqcalc.probe.storage.features import evaluate_frames
+from uqcalc.probe.storage.features import Evaluated, evaluate_frames
 from uqcalc.probe.storage.shards import evenly, numbers_of, sizes_of, taken
 from uqcalc.progress import progress_bar
 
@@ -203,7 +204,8 @@ def build_dataset(
     ----------
     exclude : collection of str
         Defects to leave out (and count) instead of refusing them: "missing",
-        "not finite" (label or prediction), "duplicate", "unknown elements", "empty".
+        "not finite" (label or prediction), "duplicate", "unknown elements", "empty",
+        "not computable" (the potential fails on it).
     offsets : dict, optional
         eV per element (atomic number as a string) to remove from energies as they are,
         because they were fitted to other labels of this kind (`Dataset.offsets`).
@@ -226,7 +228,7 @@ def build_dataset(
         If labels look as if in another unit, or of another level of theory.
     """
 
-    def predict(kept: list[int]) -> Sequence[Prediction]:
+    def predict(kept: list[int]) -> Evaluated:
         if cache is None:
             return _predict(frames, kept, backbone, title)
         place = cache if isinstance(cache, Cache) else Cache(cache)
@@ -247,29 +249,32 @@ def build_dataset(
 
 def _labelled(
     frames: Sequence[Atoms],
-    predict: Callable[[list[int]], Sequence[Prediction]],
+    predict: Callable[[list[int]], Evaluated],
     backbone: Backbone,
     labels: Labels,
     exclude: Collection[str],
 ) -> Dataset:
     """Return the usable frames; offsets are still to come."""
     found = find_defects(frames, backbone, labels)
-    refuse_defects(found, frames, exclude)
-    kept = _kept(frames, found)
+    found.refuse(frames, labels, exclude)
+    kept = _kept(frames, found.rows)
     group_names(frames, labels.group_key, kept)  # refuses before the expensive part
-    predictions = predict(kept)
+    predictions, failed = predict(kept)
+    for k, reason in failed.items():
+        found.add(NOT_COMPUTABLE, kept[k], reason)
+    found.refuse(frames, labels, exclude)
+    kept = _kept(frames, found.rows)
     seen = compare(frames, kept, predictions, labels)
     sound = np.flatnonzero(seen.finite)
-    if len(sound) < len(kept):
-        broken = [kept[k] for k in np.flatnonzero(~seen.finite)]
-        found["not finite"] = sorted(found.get("not finite", []) + broken)
-        refuse_defects(found, frames, exclude)
-    kept = _kept(frames, found)
+    for row in np.asarray(kept)[~seen.finite].tolist():
+        found.add("not finite", row)
+    found.refuse(frames, labels, exclude)
+    kept = _kept(frames, found.rows)
     return Dataset(
         taken(predictions, sound),
         seen.errors[sound],
         group_names(frames, labels.group_key, kept),
-        found,
+        found.rows,
         atom_errors=None if seen.atom_errors is None else seen.atom_errors.take(sound),
         residuals=None if seen.residuals is None else seen.residuals[sound],
         labels=labels,
@@ -279,12 +284,14 @@ def _labelled(
 
 def _predict(
     frames: Sequence[Atoms], rows: Sequence[int], backbone: Backbone, title: str
-) -> list[Prediction]:
+) -> Evaluated:
     with progress_bar() as progress:
         task = progress.add_task(title, total=len(rows))
-        return evaluate_frames(
+        done = evaluate_frames(
             [frames[i] for i in rows], backbone, partial(progress.advance, task)
         )
+    failed = {k: one for k, one in enumerate(done) if isinstance(one, str)}
+    return Evaluated([one for one in done if not isinstance(one, str)], failed)
 
 
 def _kept(frames: Sequence[Atoms], found: dict[str, list[int]]) -> list[int]:

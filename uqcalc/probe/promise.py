@@ -263,13 +263,19 @@ def _check(
 def _refuse_few(accepted: int, groups: int, risk: float, confidence: float) -> NoReturn:
     """Say how many groups the promise needs if none of the accepted errs."""
     fewest = units_needed(risk, confidence)
-    seen, needed = f"{accepted} of {groups} groups", str(fewest)
+    seen = f"{accepted} of {groups} groups"
+    remedy = (
+        "none of these structures has a probability (elements that the probe's labels "
+        "lacked, or outside its scope): calibrate on structures like its labels, or "
+        "fit a probe to labels like these"
+    )
     if accepted > 0:
-        needed = f"about {math.ceil(fewest * groups / accepted)}"
+        needed = math.ceil(fewest * groups / accepted)
+        remedy = f"label structures of about {needed} groups"
     msg = (
         f"a promise of at most {risk:.3g} wrong at confidence {confidence:.3g} must "
         f"rest on at least {fewest} accepted groups even if none of them errs, got "
-        f"{seen} at the lowest cutoff; label structures of {needed} groups"
+        f"{seen} at the lowest cutoff; {remedy}"
     )
     raise LabelError(msg)
 

@@ -15,9 +15,10 @@ from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.dataset import Dataset
+from uqcalc.probe.labelling.defects import check_frames, usable_rows
 from uqcalc.probe.labelling.groups import group_names
 from uqcalc.probe.labelling.heldout import held_out_dataset, labels_for
-from uqcalc.probe.labelling.labels import Labels, usable_frames
+from uqcalc.probe.labelling.labels import Labels
 from uqcalc.probe.labelling.prospects import find_series
 from uqcalc.probe.promise import control_risk, exceeds, units_needed
 from uqcalc.probe.reporting.judged import judge
@@ -73,28 +74,32 @@ def calibrate(  # noqa: PLR0913  (as many choices as the command has)
     ... )
     >>> print(uqcalc.Promise.from_dict(probe.card.promise))  # doctest: +SKIP
     """
+    check_frames(frames, exclude)
     wanted = labels_for(probe.card, labels)
     allowed = _allowed(probe, tolerance)
     backbone = tap(calculator)
     probe.check(backbone)
-    usable = usable_frames(frames, backbone, wanted, exclude)
-    _refuse_early(usable, wanted, units_needed(risk, confidence))
+    usable = usable_rows(frames, backbone, wanted, exclude)
+    _refuse_early(frames, usable, wanted, units_needed(risk, confidence))
     data = held_out_dataset(probe.card, frames, backbone, wanted, exclude)
     return calibrate_dataset(
         probe, data, tolerance=allowed, risk=risk, confidence=confidence
     )
 
 
-def _refuse_early(frames: Sequence[Atoms], wanted: Labels, fewest: int) -> None:
+def _refuse_early(
+    frames: Sequence[Atoms], rows: Sequence[int], wanted: Labels, fewest: int
+) -> None:
     """Refuse, before any prediction, what no promise can rest on."""
-    if wanted.group_key is None and (series := find_series(frames)):
+    usable = [frames[i] for i in rows]
+    if wanted.group_key is None and (series := find_series(usable)):
         msg = (
             "frames must be independent where no group_key is given, got frames of "
             f"{series[0]} that follow each other as those of one run; name the info "
             "entry that tells runs apart, and use many runs"
         )
         raise LabelError(msg)
-    groups = len(set(group_names(frames, wanted.group_key)))
+    groups = len(set(group_names(frames, wanted.group_key, rows)))
     if groups < fewest:
         msg = (
             f"a promise like this must rest on at least {fewest} groups (distinct "

@@ -8,13 +8,13 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
+from ase.data import chemical_symbols
 
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.registry import tap
@@ -26,6 +26,7 @@ from uqcalc.probe.fitting.joining import fit_joined
 from uqcalc.probe.fitting.optimise import margins
 from uqcalc.probe.fitting.single import fit_single
 from uqcalc.probe.labelling.chained import Chained
+from uqcalc.probe.labelling.defects import check_frames
 from uqcalc.probe.labelling.groups import group_names, refuse_shared_groups
 from uqcalc.probe.labelling.labels import Labels, geometry_key
 from uqcalc.probe.labelling.prospects import warn_of_prospects
@@ -92,13 +93,7 @@ def fit(  # noqa: PLR0913  (as many choices as the command has)
         Early, of what dooms a probe: too few labels, one molecule only, another unit or
         level of theory, frames of one run without a group key.
     """
-    if isinstance(frames, (str, Path, Atoms)) or isinstance(exclude, str):
-        msg = (
-            "frames must be a list of Atoms and exclude a tuple of defects, got "
-            f"{type(frames).__name__} and {exclude!r}; read files first: "
-            'ase.io.read("labelled.xyz", ":")'
-        )
-        raise LabelError(msg)
+    check_frames(frames, exclude)
     backbone = tap(calculator)
     build = partial(
         build_dataset, backbone=backbone, labels=labels, exclude=exclude, cache=cache
@@ -127,6 +122,7 @@ def fit_datasets(
     if boundary is None:
         boundary = float(np.percentile(train.errors, labels.percentile))
     _refuse_one_class(train, boundary)
+    _refuse_untestable(train, test)
     if recipe.architecture == JOINED_ARCHITECTURE:
         probe, curve = fit_joined(train, backbone, labels, recipe, boundary)
     else:
@@ -223,6 +219,19 @@ def _refuse_one_class(data: Dataset, boundary: float) -> None:
             "training labels must hold reliable and unreliable structures, got "
             f"{int(reliable.sum())} of {len(data)} within {boundary:.4g} (errors from "
             f"{low:.3g} to {high:.3g}, median {middle:.3g}); choose another boundary"
+        )
+        raise LabelError(msg)
+
+
+def _refuse_untestable(train: Dataset, test: Dataset) -> None:
+    """Refuse, before training, a test that could say nothing of the probe."""
+    known = {z for numbers in train.numbers for z in numbers.tolist()}
+    if not any(known.issuperset(numbers.tolist()) for numbers in test.numbers):
+        symbols = [chemical_symbols[z] for z in sorted(known)]
+        msg = (
+            f"at least one of the {len(test)} test structures must be made of the "
+            f"training structures' elements ({' '.join(symbols)}), got none; divide by "
+            "another seed, pass test frames, or add groups that share their elements"
         )
         raise LabelError(msg)
 

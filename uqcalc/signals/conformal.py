@@ -118,10 +118,10 @@ class ConformalInterval(FittedSignal):
         ValueError, SignalError
             If the signal cannot read this backbone.
         """
-        if target not in _WORDS or not floor >= 0:
+        if target not in _WORDS or not floor >= 0 or not 0 < coverage < 1:
             msg = (
-                f"target must be one of {sorted(_WORDS)} and floor at least 0, got "
-                f"{target!r} and {floor}"
+                f"target must be one of {sorted(_WORDS)}, floor at least 0 and "
+                f"coverage between 0 and 1, got {target!r}, {floor} and {coverage}"
             )
             raise ValueError(msg)
         given = replace(labels or Labels(), target=target, boundary=None)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from builders import rattled
 from probe.toys import ToyBackbone, random_prediction
 
@@ -20,7 +21,7 @@ from uqcalc.probe.fitting.single import fit_single
 from uqcalc.probe.storage import featurecache, shardfile, shards as module
 from uqcalc.probe.storage.atomrows import AtomRows
 from uqcalc.probe.storage.featurecache import Cache
-from uqcalc.probe.storage.shardfile import ShardWriter
+from uqcalc.probe.storage.shardfile import ShardWriter, read_shard
 from uqcalc.probe.storage.shards import Shards, evenly
 from uqcalc.probe.storage.stored import open_dataset, save_dataset
 from uqcalc.probe.training import fit_datasets
@@ -187,7 +188,7 @@ def labelled(count=30):
 def test_a_cache_changes_nothing_but_the_work(tmp_path, target):
     frames, labels = labelled(), Labels(target, group_key="run")
     plain = build_dataset(frames, Counting(), labels)
-    for expected in (30, 1):  # one is looked at again, to see that all is as it was
+    for expected in (30, 2):  # two are looked at again, to see that all is as it was
         backbone = Counting()
         data = build_dataset(frames, backbone, labels, cache=tmp_path / "a")
         assert backbone.seen == expected
@@ -220,10 +221,10 @@ def test_other_labels_need_no_other_features(tmp_path):
         atoms.info["REF_energy"] += 0.5
     backbone = Watchful()
     build_dataset(frames, backbone, labels, cache=tmp_path / "a")
-    assert backbone.seen == 1  # looked at again, to see that all is as it was
+    assert backbone.seen == 2  # looked at again, to see that all is as it was
     frames[3].info["charge"] = 1
     build_dataset(frames, backbone, labels, cache=tmp_path / "a")
-    assert backbone.seen == 3
+    assert backbone.seen == 5
 
 
 def test_only_new_geometries_are_evaluated(tmp_path):
@@ -237,7 +238,7 @@ def test_only_new_geometries_are_evaluated(tmp_path):
         frame.arrays["REF_forces"] = frame.arrays["REF_forces"] * 2  # labels: no matter
     backbone = Counting()
     data = build_dataset(turned, backbone, labels, cache=tmp_path / "a")
-    assert backbone.seen == 1 + 10 + 3
+    assert backbone.seen == 2 + 10 + 3
     for frame, prediction in zip(turned, data.predictions, strict=True):
         np.testing.assert_array_equal(frame.positions, prediction.positions)
 
@@ -248,7 +249,7 @@ def test_an_interrupted_evaluation_goes_on_after_the_last_whole_shard(tmp_path):
         build_dataset(frames, Counting(fuel=20), labels, cache=tmp_path / "a")
     backbone = Counting()
     build_dataset(frames, backbone, labels, cache=tmp_path / "a")
-    assert backbone.seen == 1 + 30 - 16
+    assert backbone.seen == 2 + 30 - 16
 
 
 def test_a_damaged_shard_is_made_again(tmp_path):
@@ -259,7 +260,7 @@ def test_a_damaged_shard_is_made_again(tmp_path):
     backbone = Counting()
     with pytest.warns(UserWarning, match=r"shard-000002\.saf.*makes it again"):
         data = build_dataset(frames, backbone, labels, cache=tmp_path / "a")
-    assert backbone.seen == 1 + 8
+    assert backbone.seen == 2 + 8
     for frame, prediction in zip(frames, data.predictions, strict=True):
         np.testing.assert_array_equal(frame.positions, prediction.positions)
     np.testing.assert_array_equal(data.errors, whole.errors)
@@ -274,6 +275,65 @@ def test_a_cache_of_another_potential_is_refused(tmp_path):
         build_dataset(frames, Counting(shift=1.0), labels, cache=tmp_path / "a")
     with pytest.raises(RecordError, match="folder of features must be a folder"):
         build_dataset(frames, Counting(), labels, cache=tmp_path / "no" / "where")
+
+
+@pytest.mark.parametrize("others", [0, 30])
+def test_a_lone_atom_does_not_hide_another_potential(tmp_path, others):
+    """It feels no dispersion: energy, forces and features are the same."""
+
+    class Dispersive(Counting):
+        def predict_many(self, frames, wanted=("energy", "forces")):
+            done = super().predict_many(frames, wanted)
+            for prediction in done:
+                prediction.results["energy"] -= 0.5 * (len(prediction.numbers) - 1)
+            return done
+
+    lone = Atoms("H")
+    lone.arrays["REF_forces"] = np.zeros((1, 3))
+    frames = [lone, *labelled(others)]
+    build_dataset(frames, Counting(), Labels(), cache=tmp_path / "a")
+    if others == 0:  # there it is the same potential
+        build_dataset(frames, Dispersive(), Labels(), cache=tmp_path / "a")
+        return
+    with pytest.raises(RecordError, match=r"energy .* off by .*dispersion"):
+        build_dataset(frames, Dispersive(), Labels(), cache=tmp_path / "a")
+
+
+def test_what_a_potential_fails_on_is_not_kept_and_named_each_time(tmp_path):
+    class Failing(Counting):
+        def predict_many(self, frames, wanted=("energy", "forces")):
+            if any(frame.info["REF_energy"] in (-7, -2) for frame in frames):
+                msg = "no neighbours"
+                raise RuntimeError(msg)
+            return super().predict_many(frames, wanted)
+
+    frames = labelled()
+    for _ in range(2):
+        with pytest.raises(LabelError, match=r"not computable: 2 \(frames 3, 8\)"):
+            build_dataset(frames, Failing(), Labels(), cache=tmp_path / "a")
+    leave = ["not computable"]
+    backbone = Failing()
+    data = build_dataset(
+        frames, backbone, Labels(), exclude=leave, cache=tmp_path / "a"
+    )
+    assert backbone.seen == 2  # looked at again; the others were kept
+    assert data.excluded == {"not computable": [3, 8]}
+    plain = build_dataset(frames, Failing(), Labels(), exclude=leave)
+    np.testing.assert_array_equal(data.errors, plain.errors)
+    assert data.groups == plain.groups == [str(i) for i in range(30) if i not in (3, 8)]
+
+
+def test_a_dataset_is_not_joined_with_features_of_other_frames(tmp_path):
+    """Also not by a shard of the same name, with as many structures."""
+    frames = labelled(60)
+    data = build_dataset(frames[:30], Counting(), Labels(), cache=tmp_path / "a")
+    last = save_dataset(data) / "shard-000003.safetensors"
+    before = len(read_shard(last).sizes)
+    last.unlink()
+    build_dataset(frames[30 : 30 + before], Counting(), Labels(), cache=tmp_path / "a")
+    assert len(read_shard(last).sizes) == before
+    with pytest.raises(RecordError, match="must be those that the dataset was saved"):
+        open_dataset(tmp_path / "a")
 
 
 @pytest.mark.parametrize("target", ["forces", "energy_per_atom"])
@@ -291,6 +351,12 @@ def test_a_dataset_is_kept_beside_its_features(tmp_path, target):
         np.testing.assert_array_equal(one, other)
     for one, other in zip(data.predictions, again.predictions, strict=True):
         same(one, other)
+    save_dataset(data.subset(np.arange(5)))  # takes the place of the last
+    assert len(open_dataset(tmp_path / "a").atom_errors) == 5
+    [of_atoms] = (tmp_path / "a").glob("*.npy")
+    of_atoms.unlink()
+    with pytest.raises(RecordError, match="errors of atoms must be beside their dat"):
+        open_dataset(tmp_path / "a")
     sorted((tmp_path / "a").glob("shard*"))[0].unlink()
     with pytest.raises(RecordError, match="must be those that the dataset was saved"):
         open_dataset(tmp_path / "a")
@@ -307,7 +373,7 @@ def test_a_fit_reads_what_an_earlier_fit_left(tmp_path):
     backbones, reports = [Counting(), Counting(), Counting()], []
     for backbone, place in zip(backbones, (None, cache, cache), strict=True):
         reports.append(fit(frames, backbone, labels, recipe, cache=place))
-    assert [backbone.seen for backbone in backbones] == [60, 60, 1]
+    assert [backbone.seen for backbone in backbones] == [60, 60, 2]
     for report in reports[1:]:
         np.testing.assert_array_equal(report.probability, reports[0].probability)
 

@@ -119,7 +119,9 @@ def divide(
 
 
 def _too_few_groups(shares: int, groups: Sequence[str]) -> str:
-    single = f" (one molecule only: {groups[0]!r})" if len(groups) == 1 else ""
+    single = ""
+    if len(groups) == 1 and not groups[0].isdecimal():  # which a lone frame's is
+        single = f" (one molecule only: {groups[0]!r})"
     return (
         f"labels must come in at least {shares} groups (distinct frames without a "
         f"group key) to be split, got {len(groups)}{single}; add frames of others, "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -11,14 +10,9 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import ArrayLike, NDArray
 
-from uqcalc.backbones.base import Backbone, Prediction
+from uqcalc.backbones.base import Prediction
 from uqcalc.errors import LabelError
 from uqcalc.quantities import ENERGY_TARGETS, check_target, parse_quantity
-
-
-DEFECTS = ("missing", "not finite", "duplicate", "unknown elements", "empty")
-# What, beyond the geometry, tells two states apart; kept in ``atoms.info``.
-_STATE_KEYS = ("charge", "total_charge", "spin", "total_spin")
 
 
 class _Boundary:
@@ -138,44 +132,6 @@ def _numbers(value: object, shape: tuple[int, ...]) -> NDArray[np.float64] | Non
     return array.astype(float)
 
 
-def find_defects(
-    frames: Sequence[Atoms], backbone: Backbone, labels: Labels
-) -> dict[str, list[int]]:
-    """Return which frames cannot serve as labels, and why; each under one defect.
-
-    "missing" is a label that is absent or not numbers of the right shape, "duplicate"
-    a geometry (with its charge and spin) that came before.
-    """
-    found: dict[str, list[int]] = {}
-    seen: set[bytes] = set()
-    for index, frame in enumerate(frames):
-        defect = _defect(frame, backbone, labels, seen)
-        if defect is not None:
-            found.setdefault(defect, []).append(index)
-    return found
-
-
-def _defect(
-    frame: Atoms, backbone: Backbone, labels: Labels, seen: set[bytes]
-) -> str | None:
-    if len(frame) == 0:
-        return "empty"
-    reference = labels.reference(frame)
-    if reference is None:
-        return "missing"
-    if not (np.all(np.isfinite(reference)) and np.all(np.isfinite(frame.positions))):
-        return "not finite"
-    known = backbone.elements
-    if known is not None and set(frame.numbers.tolist()) - known:
-        return "unknown elements"
-    key = geometry_key(frame.numbers, frame.positions, frame.cell.array, frame.pbc)
-    key += repr([frame.info.get(name) for name in _STATE_KEYS]).encode()
-    if key in seen:
-        return "duplicate"
-    seen.add(key)
-    return None
-
-
 def geometry_key(
     numbers: NDArray[np.int64], positions: ArrayLike, cell: ArrayLike, pbc: ArrayLike
 ) -> bytes:
@@ -186,50 +142,3 @@ def geometry_key(
         rounded = np.round(np.asarray(array, dtype=float), 6) + 0.0
         digest.update(rounded.tobytes())
     return digest.digest()
-
-
-def usable_frames(
-    frames: Sequence[Atoms],
-    backbone: Backbone,
-    labels: Labels,
-    exclude: Collection[str] = (),
-) -> list[Atoms]:
-    """Return the frames without the defects that ``exclude`` names.
-
-    Raises
-    ------
-    LabelError
-        If there are others.
-    """
-    found = find_defects(frames, backbone, labels)
-    refuse_defects(found, frames, exclude)
-    left_out = {index for indices in found.values() for index in indices}
-    return [frame for i, frame in enumerate(frames) if i not in left_out]
-
-
-def refuse_defects(
-    found: dict[str, list[int]], frames: Sequence[Atoms], exclude: Collection[str]
-) -> None:
-    """Raise LabelError for defects that ``exclude`` does not name."""
-    if unknown := set(exclude) - set(DEFECTS):
-        msg = f"exclude must name defects among {DEFECTS}, got {sorted(unknown)}"
-        raise LabelError(msg)
-    refused = {defect: found[defect] for defect in found if defect not in exclude}
-    if refused:
-        listed = "; ".join(
-            f"{defect}: {len(rows)} (frames {', '.join(map(str, rows[:5]))}"
-            f"{', ...' if len(rows) > 5 else ''})"
-            for defect, rows in refused.items()
-        )
-        msg = (
-            f"every one of the {len(frames)} frames must have a usable label, got "
-            f"{listed}; correct them or pass exclude={sorted(refused)!r}"
-        )
-        if rows := refused.get("missing"):
-            frame = frames[rows[0]]
-            msg += (
-                "; missing: nothing of the right shape under the keys of Labels, frame "
-                f"{rows[0]} has info {sorted(frame.info)} and arrays "
-                f"{sorted(frame.arrays)}"
-            )
-        raise LabelError(msg)

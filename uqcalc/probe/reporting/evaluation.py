@@ -23,6 +23,7 @@ from uqcalc.errors import LabelError
 from uqcalc.files import strict_json, whole
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.dataset import Dataset
+from uqcalc.probe.labelling.defects import check_frames
 from uqcalc.probe.labelling.heldout import held_out_dataset, labels_for
 from uqcalc.probe.labelling.labels import Labels
 from uqcalc.probe.reporting.judged import Judged, judge
@@ -119,6 +120,7 @@ def evaluate(
         For unusable labels, or labels of another target than the probe's.
         For offsets that the probe has not.
     """
+    check_frames(frames, exclude)
     wanted = labels_for(probe.card, labels)
     backbone = tap(calculator)
     probe.check(backbone)

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.fingerprint import same_model
+from uqcalc.backbones.prediction import Prediction
 from uqcalc.errors import RecordError
 from uqcalc.files import one_writer
 from uqcalc.probe.labelling.labels import geometry_key
-from uqcalc.probe.storage.features import evaluate_frames
+from uqcalc.probe.storage.features import Evaluated, evaluate_frames
 from uqcalc.probe.storage.packing import check_precision
 from uqcalc.probe.storage.shardfile import (
     MOST_ATOMS,
@@ -65,13 +66,14 @@ def predict_cached(
     cache: Cache,
     title: str,
     label_key: str = "",
-) -> Shards:
+) -> Evaluated:
     """Return the predictions of ``frames[rows]``, evaluating those that are not kept.
 
     They are filed under the geometry (to 1e-6 Å) and all else that the backbone's
     answer depends on. What was interrupted goes on after the last whole shard; a
-    damaged shard is made again. One kept prediction is evaluated anew, to see that the
-    potential is still the one that made it.
+    damaged shard is made again. Two kept predictions are evaluated anew, to see that
+    the potential is still the one that made them. What the backbone fails on is not
+    kept.
 
     Parameters
     ----------
@@ -90,6 +92,7 @@ def predict_cached(
     _refuse_another(folder, backbone)
     keys = np.array([_key(frames[i], backbone, label_key) for i in rows], dtype="S16")
     found = _find(folder, keys)
+    failed: dict[bytes, str] = {}
     if (found >= 0).any():
         _spot_check(frames, rows, found, folder, backbone)
     if damaged or (found < 0).any():
@@ -104,10 +107,14 @@ def predict_cached(
             with ShardWriter(
                 path, backbone.fingerprint, precision=cache.precision
             ) as writer:
-                _evaluate(frames, asked, backbone, writer, title)
+                failed = _evaluate(frames, asked, backbone, writer, title)
             folder, _ = open_folder(path, folder)
         found = _find(folder, keys)
-    return Shards(folder, found)
+    reasons = {
+        int(k): failed[bytes(keys[k]).ljust(16, b"\0")]
+        for k in np.flatnonzero(found < 0)
+    }
+    return Evaluated(Shards(folder, found[found >= 0]), reasons)
 
 
 @contextmanager
@@ -126,16 +133,27 @@ def _evaluate(
     backbone: Backbone,
     writer: ShardWriter,
     title: str,
-) -> None:
-    """Evaluate frames a shard at a time, those of like size together."""
+) -> dict[bytes, str]:
+    """Evaluate frames a shard at a time, those of like size together.
+
+    Returns
+    -------
+    dict of key -> reason
+        Of frames that the backbone failed on.
+    """
+    failed = {}
     with progress_bar() as progress:
         task = progress.add_task(title, total=len(asked))
         advance = partial(progress.advance, task)
         for block in _blocks(frames, asked):
             done = evaluate_frames([frame for frame, _ in block], backbone, advance)
-            for prediction, (_, key) in zip(done, block, strict=True):
-                writer.add(prediction, key)
+            for outcome, (_, key) in zip(done, block, strict=True):
+                if isinstance(outcome, str):
+                    failed[key] = outcome
+                else:
+                    writer.add(outcome, key)
             writer.flush()
+    return failed
 
 
 def _blocks(
@@ -182,16 +200,26 @@ def _spot_check(
     folder: Folder,
     backbone: Backbone,
 ) -> None:
-    """Evaluate the smallest structure that is kept, and compare.
+    """Evaluate the smallest structure that is kept and one of middle size, and compare.
 
-    A fingerprint does not tell a potential from its sum with another one.
+    A fingerprint does not tell a potential from its sum with another one. Nor does a
+    lone atom, which feels no dispersion, or a structure without a finite answer.
     """
     kept = np.flatnonzero(found >= 0)
-    chosen = kept[np.argmin(folder.sizes[found[kept]])]
-    old = folder.read(int(found[chosen]))
-    (new,) = backbone.predict_many([frames[rows[chosen]]])
-    if not (new.finite and old.finite):
-        return
+    sizes = folder.sizes[found[kept]]
+    kept = kept[np.argsort(sizes, kind="stable")]
+    several = kept[np.count_nonzero(sizes == 1) :]
+    half = len(several) // 2
+    for some in (several[:half], several[half:]) if len(several) else (kept,):
+        for chosen in some:
+            old = folder.read(int(found[chosen]))
+            if old.finite:
+                _compare(old, frames[rows[chosen]], folder, backbone)
+                break
+
+
+def _compare(old: Prediction, frame: Atoms, folder: Folder, backbone: Backbone) -> None:
+    (new,) = backbone.predict_many([frame])
     features = new.features.detach().to("cpu", old.features.dtype)
     spread = float(features.square().mean().sqrt())
     gaps = {

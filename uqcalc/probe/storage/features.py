@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from ase import Atoms
 
 from uqcalc.backbones.base import Backbone, Prediction
-from uqcalc.backbones.batching import batches
+from uqcalc.backbones.batching import batches, predict_each
+
+
+class Evaluated(NamedTuple):
+    """Frames of which some may have failed.
+
+    Attributes
+    ----------
+    predictions : sequence of Prediction
+        Of the others, in their order.
+    failed : dict
+        Index among the frames that were asked for -> what the backbone said.
+    """
+
+    predictions: Sequence[Prediction]
+    failed: dict[int, str]
 
 
 def evaluate_frames(
     frames: Sequence[Atoms], backbone: Backbone, advance: Callable[[int], None]
-) -> list[Prediction]:
+) -> list[Prediction | str]:
     """Evaluate frames, those of like size in native batches where there are such.
+
+    One that the backbone fails on gives the reason instead; answers that are not
+    finite are returned as they are.
 
     Parameters
     ----------
@@ -23,12 +42,13 @@ def evaluate_frames(
     """
     sizes = [len(frame) for frame in frames]
     by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
-    predictions: dict[int, Prediction] = {}
+    outcomes: dict[int, Prediction | str] = {}
     for batch in batches(by_size, sizes.__getitem__):
-        done = backbone.predict_many([frames[i] for i in batch])
-        predictions.update(zip(batch, map(_slim, done), strict=True))
+        done = predict_each(backbone, [frames[i] for i in batch], finite=False)
+        slim = [one if isinstance(one, str) else _slim(one) for one in done]
+        outcomes.update(zip(batch, slim, strict=True))
         advance(len(batch))
-    return [predictions[i] for i in range(len(sizes))]
+    return [outcomes[i] for i in range(len(sizes))]
 
 
 def _slim(prediction: Prediction) -> Prediction:

@@ -39,6 +39,7 @@ class ShardFile(NamedTuple):
     path: Path
     fingerprint: str
     sizes: NDArray[np.int64]
+    checksum: int
 
 
 class ShardWriter:
@@ -152,11 +153,12 @@ def read_shard(path: Path) -> ShardFile:
             )
             raise RecordError(msg)
         names = file.keys()
-        if _checksum({k: file.get_tensor(k) for k in names}) != card.get("checksum"):
+        checksum = _checksum({k: file.get_tensor(k) for k in names})
+        if checksum != card.get("checksum"):
             msg = "checksum differs"
             raise SafetensorError(msg)
         sizes = file.get_tensor("sizes").astype(np.int64)
-    return ShardFile(path, card["fingerprint"], sizes)
+    return ShardFile(path, card["fingerprint"], sizes, checksum)
 
 
 def _checksum(tensors: Mapping[str, NDArray[Any]]) -> int:

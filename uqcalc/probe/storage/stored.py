@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -25,7 +28,8 @@ FILE = Kind(
     make="make one with save_dataset",
     otherwise="build it again from its frames",
 )
-_NAME, _ATOMS = "dataset.safetensors", "dataset-atoms.npy"
+_NAME = "dataset.safetensors"
+_ATOMS = "dataset-atoms"  # and a name of each saving's own, so that none is mixed up
 
 
 def save_dataset(data: Dataset) -> Path:
@@ -65,10 +69,14 @@ def save_dataset(data: Dataset) -> Path:
         "fingerprint": data.fingerprint,
     }
     folder = shards.folder.path
-    (folder / _ATOMS).unlink(missing_ok=True)
+    atoms = None
     if data.atom_errors is not None:
-        _write_atoms(folder / _ATOMS, data)
-    FILE.write(folder / _NAME, tensors, card)
+        atoms = f"{_ATOMS}-{uuid4().hex[:8]}.npy"
+        _write_atoms(folder / atoms, data)
+    FILE.write(folder / _NAME, tensors, card | {"atoms": atoms})
+    for file in folder.glob(f"{_ATOMS}*.npy"):
+        if file.name != atoms:
+            file.unlink()
     return folder
 
 
@@ -85,7 +93,9 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     card = FILE.card(folder / _NAME, metadata)
     shards = Shards.open(folder)
     known = card["shards"]
-    if _listed(shards.folder)[: len(known)] != known:
+    present = _listed(shards.folder)[: len(known)]
+    # datasets of earlier versions do not list the checksums of shards
+    if [p[: len(k)] for p, k in zip(present, known, strict=False)] != known:
         msg = (
             f"features in {folder} must be those that the dataset was saved with, got "
             "others; build it again from its frames"
@@ -93,8 +103,8 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
         raise RecordError(msg)
     predictions = shards.take(tensors["rows"].numpy())
     atoms = None
-    if (folder / _ATOMS).is_file():
-        flat = np.load(folder / _ATOMS, mmap_mode="r")
+    if (file := _atoms_file(folder, card)) is not None:
+        flat = np.load(file, mmap_mode="r")
         atoms = AtomRows(flat, np.cumsum(predictions.sizes))
     residuals = tensors.get("residuals")
     return Dataset(
@@ -112,7 +122,26 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
 
 
 def _listed(folder: Folder) -> list[list[str | int]]:
-    return [[shard.path.name, len(shard.sizes)] for shard in folder.shards]
+    return [
+        [shard.path.name, len(shard.sizes), shard.checksum] for shard in folder.shards
+    ]
+
+
+def _atoms_file(folder: Path, card: Mapping[str, Any]) -> Path | None:
+    """Return where the errors of atoms are; None where there are none."""
+    if "atoms" not in card:  # saved by an earlier version
+        file = folder / f"{_ATOMS}.npy"
+        return file if file.is_file() else None
+    if card["atoms"] is None:
+        return None
+    file = folder / str(card["atoms"])
+    if not file.is_file():
+        msg = (
+            f"errors of atoms must be beside their dataset, got no {file}; build the "
+            "dataset again from its frames"
+        )
+        raise RecordError(msg)
+    return file
 
 
 def _write_atoms(path: Path, data: Dataset) -> None:

@@ -1,0 +1,171 @@
+"""Which frames cannot serve as labels, and why: found, named, refused or left out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+
+from uqcalc.backbones.base import Backbone
+from uqcalc.errors import BackboneError, LabelError
+from uqcalc.probe.labelling.labels import Labels, geometry_key
+
+
+NOT_COMPUTABLE = "not computable"
+DEFECTS = (
+    "missing", "not finite", "duplicate", "unknown elements", "empty", NOT_COMPUTABLE,
+)  # fmt: skip
+# What, beyond the geometry, tells two states apart; kept in ``atoms.info``.
+_STATE_KEYS = ("charge", "total_charge", "spin", "total_spin")
+_NAMED = 5  # frames of each defect
+
+
+def check_frames(frames: object, exclude: object) -> None:
+    """Refuse a path, or one structure, in the place of a list of frames.
+
+    Raises
+    ------
+    LabelError
+        Saying what to pass.
+    """
+    if isinstance(frames, (str, Path, Atoms)) or isinstance(exclude, str):
+        msg = (
+            "frames must be a list of Atoms and exclude a tuple of defects, got "
+            f"{type(frames).__name__} and {exclude!r}; read files first: "
+            'ase.io.read("labelled.xyz", ":")'
+        )
+        raise LabelError(msg)
+
+
+@dataclass(slots=True)
+class Defects:
+    """Frames that cannot serve as labels.
+
+    Attributes
+    ----------
+    rows : dict
+        Defect -> indices of frames.
+    reasons : dict
+        Index -> what the potential said of a frame that is not computable.
+    """
+
+    rows: dict[str, list[int]] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    def add(self, defect: str, index: int, reason: str | None = None) -> None:
+        """Count a frame under a defect."""
+        self.rows[defect] = sorted([*self.rows.get(defect, []), index])
+        if reason is not None:
+            self.reasons[index] = reason
+
+    def refuse(
+        self, frames: Sequence[Atoms], labels: Labels, exclude: Collection[str]
+    ) -> None:
+        """Raise LabelError for defects that ``exclude`` does not name."""
+        if unknown := set(exclude) - set(DEFECTS):
+            msg = f"exclude must name defects among {DEFECTS}, got {sorted(unknown)}"
+            raise LabelError(msg)
+        refused = {d: rows for d, rows in self.rows.items() if d not in exclude}
+        if not refused:
+            return
+        listed = "; ".join(
+            f"{defect}: {len(rows)} (frames {', '.join(map(str, rows[:_NAMED]))}"
+            f"{', ...' if len(rows) > _NAMED else ''})"
+            for defect, rows in refused.items()
+        )
+        options = " ".join(f"--exclude {defect!r}" for defect in sorted(refused))
+        msg = (
+            f"every one of the {len(frames)} frames must have a usable label, got "
+            f"{listed}; correct them, or leave them out with "
+            f"exclude={sorted(refused)!r} ({options})"
+        )
+        if rows := refused.get("missing"):
+            msg += _why_missing(frames[rows[0]], rows[0], labels)
+        for index in refused.get(NOT_COMPUTABLE, [])[:1]:
+            msg += f"; not computable: frame {index}: {self.reasons[index]}"
+        raise LabelError(msg)
+
+
+def _why_missing(frame: Atoms, index: int, labels: Labels) -> str:
+    """Say what was looked for, what is there, and which of it may be the label."""
+    what = "energy" if labels.of_energy else "forces"
+    key = labels.energy_key if labels.of_energy else labels.forces_key
+    stored = [] if frame.calc is None else sorted(frame.calc.results)
+    msg = (
+        f"; missing: no {what} under {key!r}, frame {index} has info "
+        f"{sorted(frame.info)}, arrays {sorted(frame.arrays)} and, read by ASE, "
+        f"{stored}"
+    )
+    if what in stored:
+        msg += (
+            f"; if the {what} read by ASE are the reference, say "
+            f"{what}_key={what!r} (--{what}-key {what})"
+        )
+    return msg
+
+
+def find_defects(
+    frames: Sequence[Atoms], backbone: Backbone, labels: Labels
+) -> Defects:
+    """Return which frames cannot serve as labels, and why; each under one defect.
+
+    "missing" is a label that is absent or not numbers of the right shape, "duplicate"
+    a geometry (with its charge and spin) that came before, "not computable" one that
+    the potential refuses, such as a molecule where it needs a cell.
+    """
+    found = Defects()
+    seen: set[bytes] = set()
+    for index, frame in enumerate(frames):
+        defect = _defect(frame, backbone, labels, seen)
+        if defect is not None:
+            found.add(defect, index)
+            continue
+        try:
+            backbone.check_structure(frame)
+        except BackboneError as error:
+            found.add(NOT_COMPUTABLE, index, str(error))
+    return found
+
+
+def _defect(
+    frame: Atoms, backbone: Backbone, labels: Labels, seen: set[bytes]
+) -> str | None:
+    if len(frame) == 0:
+        return "empty"
+    reference = labels.reference(frame)
+    if reference is None:
+        return "missing"
+    numbers = (reference, frame.positions, frame.cell.array)
+    if not all(np.all(np.isfinite(part)) for part in numbers):
+        return "not finite"
+    known = backbone.elements
+    if known is not None and set(frame.numbers.tolist()) - known:
+        return "unknown elements"
+    key = geometry_key(frame.numbers, frame.positions, frame.cell.array, frame.pbc)
+    key += repr([frame.info.get(name) for name in _STATE_KEYS]).encode()
+    if key in seen:
+        return "duplicate"
+    seen.add(key)
+    return None
+
+
+def usable_rows(
+    frames: Sequence[Atoms],
+    backbone: Backbone,
+    labels: Labels,
+    exclude: Collection[str] = (),
+) -> list[int]:
+    """Return the indices of frames without the defects that ``exclude`` names.
+
+    Raises
+    ------
+    LabelError
+        If there are others.
+    """
+    found = find_defects(frames, backbone, labels)
+    found.refuse(frames, labels, exclude)
+    left_out = {index for rows in found.rows.values() for index in rows}
+    return [i for i in range(len(frames)) if i not in left_out]
