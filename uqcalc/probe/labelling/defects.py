@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +58,7 @@ class Defects:
 
     def add(self, defect: str, index: int, reason: str | None = None) -> None:
         """Count a frame under a defect."""
-        self.rows[defect] = sorted([*self.rows.get(defect, []), index])
+        insort(self.rows.setdefault(defect, []), index)
         if reason is not None:
             self.reasons[index] = reason
 
