@@ -1,8 +1,8 @@
 """Further members of a committee with the bundled backbone: other seeds, same labels.
 
 They run the scripts of ``benchmarks/default_model`` that made it, on the frames that
-these make again (all seeds are fixed), for half of its 50 minutes: by then its error on
-validation was within 4 % of its last, before the learning rate had decayed.
+these make again (all seeds are fixed), for half of its 50 minutes. Those of the table
+reached 97 and 92 meV/Å on validation at 300 K, the bundled one 81: weaker members.
 """
 
 from __future__ import annotations
