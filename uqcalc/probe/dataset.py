@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,9 +26,8 @@ from uqcalc.probe.labelling.offsets import (
 )
 from uqcalc.probe.storage.atomrows import AtomRows
 from uqcalc.probe.storage.featurecache import Cache, predict_cached
-from uqcalc.probe.storage.features import Evaluated, evaluate_frames
+from uqcalc.probe.storage.features import Evaluated, predict_all
 from uqcalc.probe.storage.shards import evenly, numbers_of, sizes_of, taken
-from uqcalc.progress import progress_bar
 
 
 @dataclass(slots=True, eq=False)
@@ -230,7 +228,7 @@ def build_dataset(
 
     def predict(kept: list[int]) -> Evaluated:
         if cache is None:
-            return _predict(frames, kept, backbone, title)
+            return predict_all(frames, kept, backbone, title)
         place = cache if isinstance(cache, Cache) else Cache(cache)
         return predict_cached(frames, kept, backbone, place, title, labels.energy_key)
 
@@ -280,18 +278,6 @@ def _labelled(
         labels=labels,
         fingerprint=backbone.fingerprint,
     )
-
-
-def _predict(
-    frames: Sequence[Atoms], rows: Sequence[int], backbone: Backbone, title: str
-) -> Evaluated:
-    with progress_bar() as progress:
-        task = progress.add_task(title, total=len(rows))
-        done = evaluate_frames(
-            [frames[i] for i in rows], backbone, partial(progress.advance, task)
-        )
-    failed = {k: one for k, one in enumerate(done) if isinstance(one, str)}
-    return Evaluated([one for one in done if not isinstance(one, str)], failed)
 
 
 def _kept(frames: Sequence[Atoms], found: dict[str, list[int]]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from ase import Atoms
 
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.batching import batches, predict_each
+from uqcalc.progress import progress_bar
 
 
 class Evaluated(NamedTuple):
@@ -25,6 +27,19 @@ class Evaluated(NamedTuple):
 
     predictions: Sequence[Prediction]
     failed: dict[int, str]
+
+
+def predict_all(
+    frames: Sequence[Atoms], rows: Sequence[int], backbone: Backbone, title: str
+) -> Evaluated:
+    """Return the predictions of ``frames[rows]``, all of them in memory."""
+    with progress_bar() as progress:
+        task = progress.add_task(title, total=len(rows))
+        done = evaluate_frames(
+            [frames[i] for i in rows], backbone, partial(progress.advance, task)
+        )
+    failed = {k: one for k, one in enumerate(done) if isinstance(one, str)}
+    return Evaluated([one for one in done if not isinstance(one, str)], failed)
 
 
 def evaluate_frames(
