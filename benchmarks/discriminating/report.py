@@ -61,9 +61,8 @@ def report(cache: Path) -> None:
             "acac and sio2 at each test set's own median",
             "aurc: area under the risk-coverage curve of the error over that of a "
             "random order",
-            "some cells of the networks have fewer seeds than the others: see `seeds`; "
-            "from 1 000 labels on their probabilities rest on the tenth of the groups "
-            "by which they chose their epoch, not on refits",
+            "from 1 000 labels on, probabilities of the networks rest on the tenth of "
+            "the groups by which they chose their epoch, not on refits",
             "the committee is three seeds of one training for acac and sio2, the "
             "bundled backbone and two that were trained half as long for molecules and "
             "hot, and CHGNet 0.3.0 beside SevenNet-0",
@@ -115,10 +114,7 @@ def averaged(rows: Rows) -> Rows:
 
 
 def with_earlier(rows: Rows) -> Rows:
-    """Put in what an earlier run left of networks, where this one has fewer seeds.
-
-    Seeds were taken from 0 on. Where this run has others alone, the means are of both.
-    """
+    """Put in what earlier runs left of networks, where this one has fewer seeds."""
     if not EARLIER.is_file():
         return rows
 
@@ -128,30 +124,9 @@ def with_earlier(rows: Rows) -> Rows:
     cells = {cell(row): row for row in rows}
     for row in json.loads(EARLIER.read_text(encoding="utf-8"))["rows"]:
         known = cells.get(cell(row))
-        before = row | {"which": list(range(row["seeds"])), "earlier": True}
-        if known is not None and not set(known["which"]) & set(before["which"]):
-            cells[cell(row)] = together(known, before)
-        elif known is None or known["seeds"] < row["seeds"]:
-            cells[cell(row)] = before
+        if known is None or known["seeds"] < row["seeds"]:
+            cells[cell(row)] = row | {"which": [], "earlier": True}
     return [cells[key] for key in sorted(cells, key=str)]
-
-
-def together(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Return the means over the seeds of two averaged rows of one cell."""
-    parts = (one, other)
-    seeds = [part["seeds"] for part in parts]
-    joined = one | other | {"seeds": sum(seeds), "which": one["which"] + other["which"]}
-    for score in SCORES:
-        if score in joined:
-            values = [part[score] for part in parts]
-            joined[score] = float(np.average(values, weights=seeds))
-    squares = [
-        (k - 1) * (part["auroc_spread"] or 0.0) ** 2
-        + k * (part["auroc"] - joined["auroc"]) ** 2
-        for k, part in zip(seeds, parts, strict=True)
-    ]
-    joined["auroc_spread"] = float(np.sqrt(sum(squares) / (sum(seeds) - 1)))
-    return joined
 
 
 def shifted(rows: Rows) -> Rows:
