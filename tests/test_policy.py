@@ -98,3 +98,22 @@ def test_numbers_of_numpy_are_plain_numbers_afterwards():
     assert json.loads(json.dumps(Policy([threshold]).to_dict()))
     with pytest.raises(ValueError, match="suspect must be a number, got '1'"):
         Threshold("max_force", "1", 2)
+
+
+def test_far_outside_is_unreliable_and_what_always_counts_needs_no_threshold():
+    policy = Policy([Threshold("probe", 0.2, 0.5)])
+    limits = {"limits": {"novelty": 1.0}, "far_limits": {"novelty": 5.0}}
+    found = {
+        novelty: policy([Reading("probe", 0.1, results={"novelty": novelty}, **limits)])
+        for novelty in (0.5, 2.0, 9.0, math.nan)
+    }
+    assert [verdict.level for verdict in found.values()] == [0, 1, 2, 2]
+    assert found[9.0].reasons == (
+        "probe: far outside its calibration: novelty 9 > 1",
+    )
+    sanity = Reading("sanity", 0.0, faults=("atoms 0 and 1 fused",), always=True)
+    [reason] = policy([Reading("probe", 0.1), sanity]).reasons
+    assert reason == "sanity: atoms 0 and 1 fused"
+    assert policy([Reading("probe", 0.1), sanity]).level is Level.UNRELIABLE
+    unjudged = Reading("other", 9.0, faults=("broken",))
+    assert policy([Reading("probe", 0.1), unjudged]).level is Level.RELIABLE

@@ -90,7 +90,9 @@ class Policy:
     def __call__(self, readings: Sequence[Reading]) -> Verdict:
         """Judge ``readings``; a threshold whose signal did not run is skipped.
 
-        A reading outside what its signal was calibrated on is at least SUSPECT.
+        A reading outside what its signal was calibrated on is at least SUSPECT, one far
+        outside or with a fault UNRELIABLE; so is one of a signal without a threshold
+        that enters every verdict (``always``), such as `Sanity`.
         """
         by_signal = {reading.signal: reading for reading in readings}
         worst = Level.RELIABLE
@@ -104,11 +106,12 @@ class Policy:
             level = threshold.level(reading.risk)
             if level is not Level.RELIABLE:
                 reasons.append(threshold.reason(reading))
-            if outside := reading.out_of_scope:
-                level = max(level, Level.SUSPECT)
-                what = "; ".join(outside)
-                reasons.append(f"{threshold.signal}: outside its calibration: {what}")
-            worst = max(worst, level)
+            reasons += _floor_reasons(reading)
+            worst = max(worst, level, reading.floor)
+        for reading in readings:
+            if reading.always and reading.signal not in self.signals:
+                reasons += _floor_reasons(reading)
+                worst = max(worst, reading.floor)
         return Verdict(worst, tuple(reasons), tuple(skipped))
 
     @property
@@ -124,3 +127,16 @@ class Policy:
     def from_dict(cls, data: Mapping[str, Any]) -> Policy:
         """Rebuild a policy from `to_dict`."""
         return cls(Threshold(**row) for row in data["thresholds"])
+
+
+def _floor_reasons(reading: Reading) -> list[str]:
+    """Say in words and numbers why a reading may not be RELIABLE, whatever its risk."""
+    broken = [*reading.absurd, *reading.faults]
+    reasons = [f"{reading.signal}: {'; '.join(broken)}"] if broken else []
+    if outside := reading.out_of_scope:
+        what = "; ".join(outside)
+        if reading.always:
+            return [*reasons, f"{reading.signal}: {what}"]
+        far = "far " if reading.floor is Level.UNRELIABLE and not broken else ""
+        reasons.append(f"{reading.signal}: {far}outside its calibration: {what}")
+    return reasons

@@ -40,9 +40,19 @@ class Reading:
         Why there is no answer, where ``risk`` is NaN.
     limits : mapping
         Key of ``results`` -> the value above which the geometry lies outside what the
-        signal was calibrated on.
+        signal was calibrated on: at least SUSPECT. NaN counts as above.
+    far_limits : mapping
+        Key of ``results`` -> the value above which it lies so far outside that it is
+        UNRELIABLE. NaN counts as above.
     doubts : tuple of str
-        Other reasons why it does.
+        Other reasons for at least SUSPECT.
+    faults : tuple of str
+        Other reasons for UNRELIABLE.
+    absurd : tuple of str
+        Reasons for UNRELIABLE that stop a run in this very step.
+    always : bool
+        Whether doubts, faults and limits enter the verdict of every policy, also of one
+        that has no threshold for this signal.
     """
 
     signal: str
@@ -52,20 +62,33 @@ class Reading:
     per_atom_key: str | None = None
     note: str = ""
     limits: Mapping[str, float] = field(default_factory=dict)
+    far_limits: Mapping[str, float] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+    absurd: tuple[str, ...] = ()
+    always: bool = False
+
+    @property
+    def floor(self) -> Level:
+        """Lowest level that the verdict may have, whatever the risk is."""
+        if self.absurd or self.faults or self._beyond(self.far_limits):
+            return Level.UNRELIABLE
+        return Level.SUSPECT if self.out_of_scope else Level.RELIABLE
 
     @property
     def out_of_scope(self) -> tuple[str, ...]:
-        """Why the risk is an extrapolation, in words with numbers; empty if it is none.
+        """Why the risk is an extrapolation, in words with numbers; empty if inside.
 
         NaN counts as beyond a limit.
         """
-        beyond = tuple(
+        return self._beyond(self.limits) + self.doubts
+
+    def _beyond(self, limits: Mapping[str, float]) -> tuple[str, ...]:
+        return tuple(
             f"{key} {float(self.results[key]):.3g} > {limit:.3g}"
-            for key, limit in self.limits.items()
+            for key, limit in limits.items()
             if not self.results[key] <= limit
         )
-        return beyond + self.doubts
 
     @property
     def per_atom(self) -> np.ndarray | None:
@@ -104,6 +127,11 @@ class Assessment:
     def level(self) -> Level:
         """The verdict's level."""
         return self.verdict.level
+
+    @property
+    def absurd(self) -> tuple[str, ...]:
+        """Reasons to stop a run in this very step, whatever its patience."""
+        return tuple(why for reading in self.readings for why in reading.absurd)
 
     def __str__(self) -> str:
         reasons = "; ".join(self.verdict.reasons)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.calculators.emt import EMT
 from ase.io import read, write
 from builders import mace_calculator, rattled, tiny_probe
@@ -13,9 +14,11 @@ from toys import copper
 from uqcalc import (
     Assessment,
     Level,
+    Policy,
     Reading,
     RecordError,
     ReliableCalculator,
+    Threshold,
     Verdict,
     annotated_copy,
     read_assessment,
@@ -35,6 +38,25 @@ def summary(assessment):
         for r in assessment.readings
     ]
     return assessment.verdict, readings
+
+
+def test_the_same_policy_judges_a_reading_read_back_as_it_judged_it_live():
+    """Novelty 3 of a limit of 1 was SUSPECT live and RELIABLE when read back."""
+    policy = Policy([Threshold("probe", 0.2, 0.5)])
+    one = Atoms("H")
+    for entries in (
+        {"limits": {"probe_novelty": 1.0}},
+        {"limits": {"probe_novelty": 1.0}, "far_limits": {"probe_novelty": 2.0}},
+        {"doubts": ("4 atoms",)},
+        {"faults": ("two atoms fused",)},
+        {"absurd": ("1e9 K",), "always": True},
+    ):
+        reading = Reading("probe", 0.1, results={"probe_novelty": 3.0}, **entries)
+        live = Assessment((reading,), policy((reading,)))
+        back = read_assessment(annotated_copy(one, live, {}))
+        assert policy(back.readings) == live.verdict
+        assert live.level is not Level.RELIABLE
+        assert back.absurd == live.absurd
 
 
 def through(atoms, folder, suffix):

@@ -215,6 +215,12 @@ def _record(assessment: Assessment) -> dict[str, Any]:
                 "keys": sorted(reading.results),
                 "per_atom_key": reading.per_atom_key,
                 "note": reading.note,
+                "limits": dict(reading.limits),
+                "far_limits": dict(reading.far_limits),
+                "doubts": list(reading.doubts),
+                "faults": list(reading.faults),
+                "absurd": list(reading.absurd),
+                "always": reading.always,
             }
             for reading in assessment.readings
         ],
@@ -233,4 +239,16 @@ def _reading(atoms: Atoms, row: Mapping[str, Any]) -> Reading:
         results,
         per_atom_key if per_atom_key in results else None,
         row["note"],
+        # frames that an earlier version annotated lack what follows
+        limits=_kept(row.get("limits", {}), results),
+        far_limits=_kept(row.get("far_limits", {}), results),
+        doubts=tuple(row.get("doubts", ())),
+        faults=tuple(row.get("faults", ())),
+        absurd=tuple(row.get("absurd", ())),
+        always=bool(row.get("always", False)),
     )
+
+
+def _kept(limits: Mapping[str, float], results: Mapping[str, Any]) -> dict[str, float]:
+    """Return the limits on numbers that the file has kept."""
+    return {key: float(limit) for key, limit in limits.items() if key in results}

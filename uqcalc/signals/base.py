@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -28,7 +28,11 @@ class TensorReading:
     per_atom_key: str | None = None
     note: str = ""
     limits: Mapping[str, float] = field(default_factory=dict)
+    far_limits: Mapping[str, float] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+    absurd: tuple[str, ...] = ()
+    always: bool = False
 
 
 @runtime_checkable
@@ -87,22 +91,13 @@ def to_host(readings: Sequence[TensorReading]) -> tuple[Reading, ...]:
         array = next(host)
         return float(array) if array.ndim == 0 else array
 
+    names = [field.name for field in fields(TensorReading)]
     done = []
     for reading in readings:
-        risk = float(resolve(reading.risk))
-        results = {key: resolve(value) for key, value in reading.results.items()}
-        done.append(
-            Reading(
-                reading.signal,
-                risk,
-                reading.unit,
-                results,
-                reading.per_atom_key,
-                reading.note,
-                reading.limits,
-                reading.doubts,
-            )
-        )
+        entries = {name: getattr(reading, name) for name in names}
+        entries["risk"] = float(resolve(reading.risk))
+        entries["results"] = {k: resolve(v) for k, v in reading.results.items()}
+        done.append(Reading(**entries))
     return tuple(done)
 
 

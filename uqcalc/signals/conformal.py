@@ -161,7 +161,10 @@ class ConformalInterval(FittedSignal):
             },
             note=note,
             limits=reading.limits,  # outside the other's scope is outside this one's
+            far_limits=reading.far_limits,
             doubts=reading.doubts,
+            faults=reading.faults,
+            absurd=reading.absurd,
         )
 
     def check(self, backbone: Backbone) -> None:
