@@ -108,9 +108,7 @@ def test_far_outside_is_unreliable_and_what_always_counts_needs_no_threshold():
         for novelty in (0.5, 2.0, 9.0, math.nan)
     }
     assert [verdict.level for verdict in found.values()] == [0, 1, 2, 2]
-    assert found[9.0].reasons == (
-        "probe: far outside its calibration: novelty 9 > 1",
-    )
+    assert found[9.0].reasons == ("probe: far outside its calibration: novelty 9 > 1",)
     sanity = Reading("sanity", 0.0, faults=("atoms 0 and 1 fused",), always=True)
     [reason] = policy([Reading("probe", 0.1), sanity]).reasons
     assert reason == "sanity: atoms 0 and 1 fused"
