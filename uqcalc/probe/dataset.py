@@ -15,8 +15,13 @@ from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.errors import LabelError
 from uqcalc.probe.labelling.comparison import ENOUGH, compare
-from uqcalc.probe.labelling.defects import NOT_COMPUTABLE, find_defects
+from uqcalc.probe.labelling.defects import (
+    NO_INFORMATION,
+    NOT_COMPUTABLE,
+    find_defects,
+)
 from uqcalc.probe.labelling.groups import divide, group_names
+from uqcalc.probe.labelling.information import warn_of_no_information
 from uqcalc.probe.labelling.labels import Labels
 from uqcalc.probe.labelling.offsets import (
     crossed_energies,
@@ -45,7 +50,8 @@ class Dataset:
     excluded : dict
         Defect -> indices of the frames that were left out because of it.
     atom_errors : sequence of arrays (atoms,), optional
-        |ΔF_i| in eV/Å, whatever the target; None where a frame has no finite forces.
+        |ΔF_i| in eV/Å, whatever the target, NaN where the force on the atom vanishes by
+        symmetry; None where a frame has no finite forces.
     residuals : array (structures,), optional
         Reference minus predicted energy in eV, before offsets; None for forces.
     offsets : dict
@@ -203,7 +209,9 @@ def build_dataset(
     exclude : collection of str
         Defects to leave out (and count) instead of refusing them: "missing",
         "not finite" (label or prediction), "duplicate", "unknown elements", "empty",
-        "not computable" (the potential fails on it).
+        "not computable" (the potential fails on it). For targets of forces, frames
+        whose forces vanish by symmetry ("no information": isolated atoms, perfect
+        crystals) are left out in any case, counted, and named in a warning.
     offsets : dict, optional
         eV per element (atomic number as a string) to remove from energies as they are,
         because they were fitted to other labels of this kind (`Dataset.offsets`).
@@ -223,7 +231,8 @@ def build_dataset(
     Warns
     -----
     LabelWarning
-        If labels look as if in another unit, or of another level of theory.
+        If labels look as if in another unit, or of another level of theory, or frames
+        carry no information.
     """
 
     def predict(kept: list[int]) -> Evaluated:
@@ -263,10 +272,13 @@ def _labelled(
     found.refuse(frames, labels, exclude)
     kept = _kept(frames, found.rows)
     seen = compare(frames, kept, predictions, labels)
-    sound = np.flatnonzero(seen.finite)
+    sound = np.flatnonzero(seen.finite & ~seen.blank)
     for row in np.asarray(kept)[~seen.finite].tolist():
         found.add("not finite", row)
+    for row in np.asarray(kept)[seen.blank].tolist():
+        found.add(NO_INFORMATION, row)
     found.refuse(frames, labels, exclude)
+    warn_of_no_information(found.rows.get(NO_INFORMATION, []), len(frames))
     kept = _kept(frames, found.rows)
     return Dataset(
         taken(predictions, sound),

@@ -17,6 +17,7 @@ from uqcalc.backbones.batching import batches, predict_each
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
 from uqcalc.probe.labelling.groups import group_names
+from uqcalc.probe.labelling.information import vanishing, warn_of_no_information
 from uqcalc.progress import progress_bar
 from uqcalc.signals.base import Signal, to_host
 from uqcalc.signals.risks import Risks
@@ -152,10 +153,18 @@ class Samples:
 
         ``requires`` are capabilities that the predictions must have.
 
+        Frames whose forces vanish by symmetry are left out where their errors are
+        wanted (`uqcalc.probe.labelling.information`).
+
         Raises
         ------
         LabelError
             For a frame that cannot be evaluated, or a dataset without them.
+
+        Warns
+        -----
+        LabelWarning
+            Naming the frames that were left out.
         """
         if self._dataset is None:
             yield from self._evaluated(indices, requires, title)
@@ -188,6 +197,7 @@ class Samples:
         self, indices: NDArray[np.int64], requires: Collection[str], title: str
     ) -> Iterator[tuple[int, Prediction, float | None]]:
         wanted = ["energy", "forces", *sorted({*requires} & self.backbone.on_demand)]
+        blank: list[int] = []
         by_size = sorted(indices, key=lambda i: len(self._frames[i]))
         with progress_bar() as progress:
             task = progress.add_task(title, total=len(by_size))
@@ -196,8 +206,21 @@ class Samples:
                 outcomes = predict_each(self.backbone, frames, wanted)
                 for index, outcome in zip(batch, outcomes, strict=True):
                     prediction = _sound(int(index), outcome)
+                    if self._says_nothing(index, prediction):
+                        blank.append(int(index))
+                        continue
                     yield int(index), prediction, self._error(index, prediction)
                 progress.advance(task, len(batch))
+        warn_of_no_information(sorted(blank), len(self._frames))
+
+    def _says_nothing(self, index: int, prediction: Prediction) -> bool:
+        """Return whether errors of forces are wanted, and these vanish by symmetry."""
+        if self._labels is None or self._labels.of_energy:
+            return False
+        reference = self._labels.reference(self._frames[index])
+        if reference is None:
+            return False
+        return bool(vanishing(prediction.results["forces"], reference).all())
 
     def _error(self, index: int, prediction: Prediction) -> float | None:
         if self._labels is None:

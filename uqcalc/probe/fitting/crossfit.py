@@ -88,7 +88,7 @@ def cross_fit(
         np.concatenate([part.paths for part in found])[order],
         np.concatenate([part.distance for part in found])[order],
         np.concatenate([part.remoteness for part in found])[order],
-        [atoms[i] for i in order] if atoms else None,
+        [atoms[i] for i in order] if len(atoms) == read else None,
     )
 
 

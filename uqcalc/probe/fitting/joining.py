@@ -34,8 +34,6 @@ from uqcalc.probe.storage.shards import evenly
 # Labels of structures, and of atoms, that the other paths are fitted to: several for
 # each centre. More cost centres squared each, and it is the attention that profits.
 _MOST_FITTED, _MOST_ATOMS = 20_000, 20_000
-
-
 # Force errors of atoms below it are rounding, as in perfect crystals [eV/Å].
 _NO_ERROR = 1e-6
 
@@ -71,18 +69,18 @@ def _fit_paths(
     if statistics is None:
         msg = "input statistics must be there for further paths, got None"
         raise ValueError(msg)
+    some = data.subset(evenly(len(data), _MOST_FITTED))
     shape = JoinedShape(
         card.feature_dim,
         min(CENTRES, len(data)),
-        0 if data.atom_errors is None else min(ATOM_CENTRES, int(data.sizes.sum())),
+        min(ATOM_CENTRES, int(_known_atoms(some).sum())),
     )
     joined = Joined(shape).float()  # whatever torch's default dtype is
     moments = Moments(data.predictions)
     energies = card.element_energies()
     learn_numbers(joined.numbers, data.predictions, moments, statistics, energies)
     joined = joined.double().float()  # everything learnt in one precision
-    some = data.subset(evenly(len(data), _MOST_FITTED))
-    chosen = _some_atoms(some.sizes, recipe.seed) if shape.atom_centres else None
+    chosen = _some_atoms(some, recipe.seed) if shape.atom_centres else None
     seen = _describe(joined.numbers, some, statistics, energies, chosen)
     errors = torch.from_numpy(some.errors)
     joined.linear = LinearPath.fit(seen.pooled, errors)
@@ -188,20 +186,19 @@ def _atom_calibration(
     LabelWarning
         If these labels cannot support one; the probe of structures does without it.
     """
-    if unseen.atoms is None or held.atom_errors is None:
+    if held.atom_errors is None:
         return None, None
     errors = np.concatenate(held.atom_errors)
-    boundary = None
+    known = errors[errors > _NO_ERROR]  # NaN, and zeros of earlier datasets, are not
+    boundary, reason = None, "the forces on almost all vanish by symmetry"
     if labels.target in {"forces", "atom_forces"}:
         boundary = labels.boundary
-    if boundary is None or not errors.min() <= boundary < errors.max():
-        boundary = float(np.percentile(errors, labels.percentile))
-    sizes = held.sizes
-    groups = np.repeat(np.asarray(held.groups), sizes)
-    score = np.concatenate(unseen.atoms)
-    chosen = np.flatnonzero(_some_atoms(sizes, 0).numpy())
-    reason = f"their errors, {boundary:.2g} eV/Å in the median, are none"
-    if boundary > _NO_ERROR:
+    if unseen.atoms is not None and len(known):
+        if boundary is None or not known.min() <= boundary < known.max():
+            boundary = float(np.percentile(known, labels.percentile))
+        groups = np.repeat(np.asarray(held.groups), held.sizes)
+        score = np.concatenate(unseen.atoms)
+        chosen = np.flatnonzero(_some_atoms(held, 0).numpy())
         try:
             return boundary, Calibration.fit(
                 score[chosen], errors[chosen], groups[chosen].tolist(), boundary
@@ -216,12 +213,20 @@ def _atom_calibration(
     return None, None
 
 
-def _some_atoms(sizes: NDArray[np.int64], seed: int) -> torch.Tensor:
-    """Return which atoms are fitted to, (atoms,) of bool."""
-    atoms = int(sizes.sum())
-    chosen = torch.zeros(atoms, dtype=torch.bool)
+def _known_atoms(data: Dataset) -> torch.Tensor:
+    """Return which atoms have an error that says something, (atoms,) of bool."""
+    if data.atom_errors is None:
+        return torch.zeros(int(data.sizes.sum()), dtype=torch.bool)
+    return torch.from_numpy(np.concatenate(data.atom_errors) > _NO_ERROR)
+
+
+def _some_atoms(data: Dataset, seed: int) -> torch.Tensor:
+    """Return which of those are fitted to, (atoms,) of bool."""
+    known = _known_atoms(data)
     generator = torch.Generator().manual_seed(seed)
-    chosen[torch.randperm(atoms, generator=generator)[:_MOST_ATOMS]] = True
+    order = torch.randperm(len(known), generator=generator)
+    chosen = torch.zeros_like(known)
+    chosen[order[known[order]][:_MOST_ATOMS]] = True
     return chosen
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from uqcalc.backbones.base import Prediction
 from uqcalc.errors import LabelError, LabelWarning
+from uqcalc.probe.labelling.information import vanishing
 from uqcalc.probe.labelling.labels import Labels, force_errors
 from uqcalc.probe.labelling.units import warn_of_units
 from uqcalc.probe.storage.atomrows import AtomRows
@@ -30,14 +31,19 @@ class Comparison:
     errors : array (structures,)
         In the unit of the target; NaN where the prediction is not finite.
     finite : array (structures,)
+    blank : array (structures,)
+        Whether the target is of forces and all of them vanish by symmetry; never where
+        the prediction is not finite.
     residuals : array (structures,) or None
         Reference minus predicted energy in eV; None for forces.
     atom_errors : AtomRows or None
-        |ΔF_i| in eV/Å; None where a frame has no finite forces.
+        |ΔF_i| in eV/Å, NaN where the force on the atom vanishes by symmetry; None where
+        a frame has no finite forces.
     """
 
     errors: NDArray[np.float64]
     finite: NDArray[np.bool_]
+    blank: NDArray[np.bool_]
     residuals: NDArray[np.float64] | None
     atom_errors: AtomRows | None
 
@@ -61,7 +67,7 @@ def compare(
     kind = np.float32 if isinstance(predictions, Shards) else np.float64
     of_atoms = np.full(int(ends[-1]), np.nan, dtype=kind)
     errors, residuals = np.full((2, len(rows)), np.nan)
-    finite = np.zeros(len(rows), dtype=bool)
+    finite, blank = np.zeros((2, len(rows)), dtype=bool)
     with_forces = 0
     for k, (row, prediction) in enumerate(zip(rows, predictions, strict=True)):
         finite[k] = _finite(prediction)
@@ -74,8 +80,11 @@ def compare(
         wanted = labels.reference_forces(frames[row])
         if wanted is not None and np.all(np.isfinite(wanted)):
             with_forces += 1
+            zero = vanishing(prediction.results["forces"], wanted)
+            blank[k] = zero.all() and not labels.of_energy
             first = ends[k] - len(prediction.numbers)
-            of_atoms[first : ends[k]] = force_errors(prediction, wanted)
+            found = force_errors(prediction, wanted)
+            of_atoms[first : ends[k]] = np.where(zero, np.nan, found)
     sound = np.flatnonzero(finite)
     if len(sound):
         sample = sound[evenly(len(sound), ENOUGH)]
@@ -94,6 +103,7 @@ def compare(
     return Comparison(
         errors,
         finite,
+        blank,
         residuals if labels.of_energy else None,
         AtomRows(of_atoms, ends) if with_forces == len(sound) else None,
     )

@@ -12,12 +12,15 @@ from ase import Atoms
 
 from uqcalc.backbones.base import Backbone
 from uqcalc.errors import BackboneError, LabelError
+from uqcalc.probe.labelling.information import is_lone
 from uqcalc.probe.labelling.labels import Labels, geometry_key
 
 
 NOT_COMPUTABLE = "not computable"
+NO_INFORMATION = "no information"  # forces that vanish by symmetry, left out by default
 DEFECTS = (
     "missing", "not finite", "duplicate", "unknown elements", "empty", NOT_COMPUTABLE,
+    NO_INFORMATION,
 )  # fmt: skip
 # What, beyond the geometry, tells two states apart; kept in ``atoms.info``.
 _STATE_KEYS = ("charge", "total_charge", "spin", "total_spin")
@@ -65,11 +68,15 @@ class Defects:
     def refuse(
         self, frames: Sequence[Atoms], labels: Labels, exclude: Collection[str]
     ) -> None:
-        """Raise LabelError for defects that ``exclude`` does not name."""
+        """Raise LabelError for defects that ``exclude`` does not name.
+
+        Frames without information are never refused: nobody has to correct them.
+        """
         if unknown := set(exclude) - set(DEFECTS):
             msg = f"exclude must name defects among {DEFECTS}, got {sorted(unknown)}"
             raise LabelError(msg)
-        refused = {d: rows for d, rows in self.rows.items() if d not in exclude}
+        allowed = {*exclude, NO_INFORMATION}
+        refused = {d: rows for d, rows in self.rows.items() if d not in allowed}
         if not refused:
             return
         listed = "; ".join(
@@ -115,7 +122,8 @@ def find_defects(
 
     "missing" is a label that is absent or not numbers of the right shape, "duplicate"
     a geometry (with its charge and spin) that came before, "not computable" one that
-    the potential refuses, such as a molecule where it needs a cell.
+    the potential refuses, such as a molecule where it needs a cell. Of frames without
+    information, these are the atoms in vacuum; others show when they are evaluated.
     """
     found = Defects()
     seen: set[bytes] = set()
@@ -145,6 +153,8 @@ def _defect(
     known = backbone.elements
     if known is not None and set(frame.numbers.tolist()) - known:
         return "unknown elements"
+    if not labels.of_energy and is_lone(frame, reference):
+        return NO_INFORMATION  # however often it comes, and whatever the pass would say
     key = geometry_key(frame.numbers, frame.positions, frame.cell.array, frame.pbc)
     key += repr([frame.info.get(name) for name in _STATE_KEYS]).encode()
     if key in seen:

@@ -162,6 +162,8 @@ def _tested(data: Dataset, seen: Judged, known: NDArray[np.int64]) -> Tested:
     if seen.atoms is not None and data.atom_errors is not None:
         atom_probability = np.concatenate([seen.atoms[i] for i in known])
         atom_errors = np.concatenate([data.atom_errors[i] for i in known])
+        said = np.isfinite(atom_errors)  # the others' forces vanish by symmetry
+        atom_probability, atom_errors = atom_probability[said], atom_errors[said]
     return Tested(
         formulas=[_formula(numbers[i]) for i in known],
         groups=[data.groups[i] for i in known],
@@ -197,7 +199,7 @@ def _scope_report(
 def _atom_report(probe: Probe, tested: Tested) -> dict[str, Any] | None:
     belief, errors = tested.atom_probability, tested.atom_errors
     boundary = probe.card.atom_boundary
-    if belief is None or errors is None or boundary is None:
+    if belief is None or errors is None or boundary is None or not len(errors):
         return None
     reliable = errors <= boundary
     return {

@@ -23,8 +23,9 @@ class Tested:
         Outside the scope of the probe (`uqcalc.probe.reporting.judged.Judged`).
     novelty : array (structures,) or None
         Largest distance of an atom, in units of the scope's limit.
-    atom_probability, atom_errors : arrays (atoms of all structures,) or None
-        P(|ΔF_i| <= the card's ``atom_boundary``), and |ΔF_i| in eV/Å.
+    atom_probability, atom_errors : arrays (atoms,) or None
+        P(|ΔF_i| <= the card's ``atom_boundary``), and |ΔF_i| in eV/Å, without the
+        atoms whose force vanishes by symmetry.
     """
 
     formulas: list[str]
