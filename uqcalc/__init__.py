@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from uqcalc.distillation import DistilledHead, distill
     from uqcalc.errors import (
         BackboneError,
+        FileWarning,
         LabelError,
         LabelWarning,
         MissingExtraError,
@@ -80,6 +81,7 @@ _HOME = {
     "EnergySpread": "signals",
     "ErrorCurve": "thresholds",
     "Evaluation": "probe.reporting.evaluation",
+    "FileWarning": "errors",
     "ForceDelta": "signals",
     "ForceSpread": "signals",
     "LabelError": "errors",
@@ -150,6 +152,7 @@ __all__ = [
     "EnergySpread",
     "ErrorCurve",
     "Evaluation",
+    "FileWarning",
     "ForceDelta",
     "ForceSpread",
     "LabelError",

@@ -38,6 +38,10 @@ class LabelWarning(UserWarning):
     """Labels can be used, but look as if they were not what they should be."""
 
 
+class FileWarning(UserWarning):
+    """A file can be used or written, but not with all that was asked of it."""
+
+
 class RecordError(UqcalcError):
     """An event log or an annotation is unreadable, or belongs to another run."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uqcalc.errors import RecordError
 from uqcalc.records import Level
 from uqcalc.sheet import Facts
+from uqcalc.tensorfile import metadata_of
 from uqcalc.watching.logsummary import LogSummary, summarise_log
 
 
@@ -29,20 +30,25 @@ def file_facts(path: str | os.PathLike[str]) -> Facts:
     """
     kind = _kind(Path(path))
     if kind == "probe":
-        # with torch, which logs do without
-        from uqcalc.distillation.head import FILE, DistilledHead
-        from uqcalc.probe.checkpoint import FILE as PROBE_FILE, Probe
-        from uqcalc.probe.reporting.cardfacts import card_facts
-        from uqcalc.signals.card import FILE as SIGNAL_FILE, read_signal
-        from uqcalc.signals.facts import signal_facts
-
-        metadata = PROBE_FILE.read(path)[1]
-        if FILE.key in metadata:
-            return head_facts(DistilledHead.load(path).card)
-        if SIGNAL_FILE.key in metadata:
-            return signal_facts(read_signal(path)[0])
-        return card_facts(Probe.load(path).card)
+        return _card_facts(path)
     return log_facts(summarise_log(path), Path(path).name)
+
+
+def _card_facts(path: str | os.PathLike[str]) -> Facts:
+    """Say what the card of a file of tensors holds; a probe, if it is none of ours."""
+    from uqcalc.distillation.head import FILE as HEAD_FILE, HeadCard
+    from uqcalc.probe.card import Card
+    from uqcalc.probe.checkpoint import FILE as PROBE_FILE
+    from uqcalc.probe.reporting.cardfacts import card_facts
+    from uqcalc.signals.card import FILE as SIGNAL_FILE, SignalCard
+    from uqcalc.signals.facts import signal_facts
+
+    metadata = metadata_of(path) or {}
+    if HEAD_FILE.key in metadata:
+        return head_facts(HeadCard.from_dict(HEAD_FILE.card(path)))
+    if SIGNAL_FILE.key in metadata:
+        return signal_facts(SignalCard.from_dict(SIGNAL_FILE.card(path)))
+    return card_facts(Card.from_dict(PROBE_FILE.card(path)))
 
 
 def _kind(path: Path) -> str:

@@ -13,11 +13,11 @@ from probe.toys import ToyBackbone, random_prediction
 from safetensors import safe_open
 
 from uqcalc import ReliableCalculator
-from uqcalc.errors import ProbeError
+from uqcalc.errors import FileWarning, ProbeError
 from uqcalc.probe import checkpoint
 from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.card import Card
-from uqcalc.probe.checkpoint import Probe
+from uqcalc.probe.checkpoint import FILE, Probe
 from uqcalc.probe.network import ProbeNetwork
 from uqcalc.probe.recipe import Recipe
 from uqcalc.records import Level
@@ -47,12 +47,17 @@ def saved(probe, tmp_path):
 
 
 def rewrite(path, change):
-    """Change the card of the file at ``path`` by hand."""
-    with safe_open(path, framework="pt") as file:
-        card = json.loads(file.metadata()[KEY])
-    tensors = safetensors.torch.load_file(path)
+    """Change the card of the file at ``path`` by hand, under a checksum that fits."""
+    tensors, card = FILE.read(path)
     change(card)
-    safetensors.torch.save_file(tensors, path, metadata={KEY: json.dumps(card)})
+    FILE.write(path, tensors, card)
+
+
+def without_checksum(path):
+    with safe_open(path, framework="pt") as file:
+        metadata = {KEY: file.metadata()[KEY]}
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(tensors, path, metadata=metadata)
 
 
 def raw_probe(backbone):
@@ -124,7 +129,9 @@ def test_a_file_of_the_first_schema_reads_as_it_did(backbone, tmp_path):
         card.update(schema=1, calibration=[1.0, 0.3])
 
     rewrite(path, as_then)
-    loaded = Probe.load(path)
+    without_checksum(path)
+    with pytest.warns(FileWarning, match=r"old\.probe has no checksum"):
+        loaded = Probe.load(path)
     predictions = [random_prediction(n, 6, seed=n) for n in (3, 1, 8)]
     reliability, importance = loaded(predictions, importance=True)
     np.testing.assert_allclose(

@@ -1,24 +1,22 @@
 """The default probe on a real backbone: local, invariant, additive, as it was saved."""
 
-import json
 import math
 import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from ase import Atoms
 from ase.build import molecule
 from builders import mace_calculator, rattled, salt, tiny_probe
-from safetensors import safe_open
 from scipy.spatial.transform import Rotation
 from scipy.special import logit
 
 from uqcalc import Labels, Level, Probe, Recipe, ReliableCalculator
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import ProbeError
+from uqcalc.probe.checkpoint import FILE
 from uqcalc.probe.dataset import build_dataset
 from uqcalc.probe.joined import PATHS, REMOTE
 from uqcalc.probe.training import fit_datasets
@@ -298,9 +296,6 @@ def test_round_trip_is_bitwise(probe, tmp_path):
     assert ours.parts.shape == (3, len(PATHS))
 
 
-KEY = "uqcalc_probe"
-
-
 @pytest.mark.parametrize(
     ("entries", "lost", "message"),
     [
@@ -313,12 +308,9 @@ KEY = "uqcalc_probe"
 )
 def test_a_damaged_file_is_refused(probe, tmp_path, entries, lost, message):
     path = probe.save(tmp_path / "my.probe")
-    with safe_open(path, framework="pt") as file:
-        card = json.loads(file.metadata()[KEY])
-    tensors = safetensors.torch.load_file(path)
+    tensors, card = FILE.read(path)
     tensors.pop(lost, None)
-    metadata = {KEY: json.dumps(card | entries)}
-    safetensors.torch.save_file(tensors, path, metadata=metadata)
+    FILE.write(path, tensors, card | entries)
     with pytest.raises(ProbeError, match=message):
         Probe.load(path)
 

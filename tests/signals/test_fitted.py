@@ -361,7 +361,7 @@ class TestFiles:
         signal = fitted["mahalanobis"]
         card = signal.card
         for change, message in (
-            ({"schema": 99}, "schema of a fitted signal must be at most 1.* got 99"),
+            ({"schema": 99}, "schema of a fitted signal must be at most 2.* got 99"),
             ({"kind": "tarot"}, "must be one of .*latent_distance.*got 'tarot'"),
         ):
             other = LatentDistance(replace(card, **change), signal.distance)

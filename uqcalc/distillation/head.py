@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,20 @@ from uqcalc.backbones.differentiable import Differentiable, strained
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.distillation.network import DirectNetwork, neighbours
 from uqcalc.elements import ElementsSeen
+from uqcalc.entries import check_elements, checked
 from uqcalc.errors import ModelError
 from uqcalc.tensorfile import Kind, load_state
 
 
+SCHEMA = 2
+LARGEST = 100_000  # of a layer; a larger number is no size
 FILE = Kind(
     name="distilled head",
     key="uqcalc_direct_head",
     error=ModelError,
     make="make one with uqcalc distill",
     otherwise="copy it again, or distil another one",
+    checked_since=2,
 )
 
 
@@ -57,18 +62,38 @@ class HeadCard:
     report: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     uqcalc_version: str = ""
+    schema: int = SCHEMA
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> HeadCard:
-        """Rebuild a card; keys of newer versions are refused by name."""
-        known = {entry.name for entry in fields(cls)}
-        if unknown := set(data) - known:
+        """Rebuild a card.
+
+        Raises
+        ------
+        ModelError
+            For a newer schema, and naming an entry that is missing, unknown, of
+            another type, or no size.
+        """
+        schema = data.get("schema", 1)
+        if not isinstance(schema, int) or schema > SCHEMA:
             msg = (
-                f"card of a distilled head must have keys among {sorted(known)}, got "
-                f"{sorted(unknown)} as well; update uqcalc"
+                f"schema of a distilled head must be at most {SCHEMA} for this version "
+                f"of uqcalc, got {schema!r}; upgrade uqcalc"
             )
             raise ModelError(msg)
-        return cls(**data)
+        entries = dict(data) | {"schema": schema}
+        card = cls(**checked(cls, entries, FILE.name, ModelError, FILE.otherwise))
+        what = f"elements of a {FILE.name}"
+        check_elements(card.elements, what, ModelError, FILE.otherwise)
+        sizes = (card.features, card.hidden, card.vectors + 1)
+        if not (all(1 <= n <= LARGEST for n in sizes) and 0 < card.cutoff < math.inf):
+            msg = (
+                f"features, hidden and vectors of a {FILE.name} must be sizes of "
+                f"layers, and its cutoff a length, got {card.features}, {card.hidden}, "
+                f"{card.vectors} and {card.cutoff}; {FILE.otherwise}"
+            )
+            raise ModelError(msg)
+        return card
 
 
 class DistilledHead:
@@ -137,7 +162,9 @@ class DistilledHead:
         RecordError, ModelError
             If the folder does not exist, or the file is something else.
         """
-        return FILE.write(path, self.network.state_dict(), asdict(self.card))
+        card = asdict(self.card)
+        card["schema"] = max(self.card.schema, SCHEMA)  # of the file that is written
+        return FILE.write(path, self.network.state_dict(), card)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> DistilledHead:
@@ -148,8 +175,8 @@ class DistilledHead:
         ModelError
             If it is not a head, or is truncated.
         """
-        tensors, metadata = FILE.read(path)
-        card = HeadCard.from_dict(FILE.card(path, metadata))
+        tensors, entries = FILE.read(path)
+        card = HeadCard.from_dict(entries)
         network = make_network(card)
         load_state(network, tensors, str(path), ModelError)
         return cls(card, network)

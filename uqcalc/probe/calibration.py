@@ -16,6 +16,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
+from uqcalc.entries import checked
 from uqcalc.errors import LabelError, ProbeError
 
 
@@ -60,13 +61,15 @@ class Calibration:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Calibration:
-        """Rebuild from `to_dict`."""
-        entries = dict(data)
-        entries["knots"] = tuple((float(x), float(y)) for x, y in data.get("knots", ()))
-        for name in ("boundaries", "shifts"):
-            entries[name] = tuple(data.get(name, ()))
-        return cls(**entries)
+    def from_dict(cls, data: object) -> Calibration:
+        """Rebuild from `to_dict`.
+
+        Raises
+        ------
+        ProbeError
+            Naming an entry that is missing, unknown or of another type.
+        """
+        return cls(**checked(cls, data, "calibration of a probe", ProbeError))
 
     def logits(
         self, score: torch.Tensor, boundary: float | None = None

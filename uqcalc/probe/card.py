@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
+from uqcalc.entries import check_elements, checked
 from uqcalc.errors import ProbeError
 from uqcalc.policy import Policy, Threshold
 from uqcalc.probe.calibration import Calibration
@@ -19,6 +20,7 @@ from uqcalc.quantities import UNITS
 
 
 SCHEMA = 3
+CHECKED_SINCE = 4  # files of earlier schemas may lack a checksum
 _JOINED_SINCE = 3  # earlier ones read their numbers otherwise
 ARCHITECTURES = ("joined", "standard", "probe-2026")
 JOINED_ARCHITECTURE = "joined"  # attention and other paths
@@ -28,6 +30,14 @@ MEANINGS = {
     "energy_per_atom": "energy error per atom",
     "forces": "RMS force error",
     "atom_forces": "largest force error of an atom",
+}
+
+
+_REMEDY = "the file is damaged, or is no probe: fit one again"
+_NESTED: dict[str, type[Calibration] | type[Scope]] = {
+    "calibration": Calibration,
+    "atom_calibration": Calibration,
+    "scope": Scope,
 }
 
 
@@ -119,10 +129,28 @@ class Card:
                 f"{self.boundary} {self.unit}; fit the probe with another boundary"
             )
             raise ProbeError(msg)
+        self._check_atoms()
         if not 0 <= self.unreliable <= self.suspect <= 1:
             msg = (
                 "cutoffs on P(reliable) must satisfy 0 <= unreliable <= suspect <= 1, "
                 f"got unreliable={self.unreliable} and suspect={self.suspect}"
+            )
+            raise ProbeError(msg)
+
+    def _check_atoms(self) -> None:
+        """Refuse elements and sizes that no structure has."""
+        check_elements(self.elements, "elements of a probe", ProbeError, _REMEDY)
+        for name in ("offsets", "atom_energies"):
+            given = getattr(self, name)
+            known = [z for z in given if str(z).isascii() and str(z).isdecimal()]
+            numbers = [int(z) for z in known]
+            if len(known) < len(given) or not all(map(math.isfinite, given.values())):
+                numbers = [0]
+            check_elements(numbers, f"{name} of a probe", ProbeError, _REMEDY)
+        if self.sizes and not (len(self.sizes) == 2 and self.sizes[0] >= 1):
+            msg = (
+                "sizes of a probe must be the smallest and the largest number of "
+                f"atoms, got {self.sizes}; {_REMEDY}"
             )
             raise ProbeError(msg)
 
@@ -175,11 +203,11 @@ class Card:
             another unit.
         """
         entries = dict(data)
-        schema = int(entries.get("schema", 0))
-        if schema > SCHEMA:
+        schema = entries.get("schema", 0)
+        if not isinstance(schema, int) or schema > SCHEMA:
             msg = (
                 f"schema of a probe must be at most {SCHEMA} for this version of "
-                f"uqcalc, got {schema}; upgrade uqcalc"
+                f"uqcalc, got {schema!r}; upgrade uqcalc"
             )
             raise ProbeError(msg)
         if (
@@ -193,21 +221,15 @@ class Card:
             )
             raise ProbeError(msg)
         unit = entries.pop("unit", None)
-        known = {f.name for f in fields(cls)}
-        required = {"fingerprint", "target", "boundary", "architecture", "shape"}
-        required |= {"elements", "sizes", "calibration"}
-        if not required <= set(entries) <= known:
+        if missing := {"calibration"} - set(entries):
             msg = (
-                f"card of a probe must have the entries {sorted(required)}, got "
+                f"card of a probe must have the entries {sorted(missing)}, got "
                 f"{sorted(entries)}; the file is not a probe or is damaged"
             )
             raise ProbeError(msg)
-        if isinstance(entries["calibration"], Mapping):  # a pair until schema 2
-            entries["calibration"] = Calibration.from_dict(dict(entries["calibration"]))
-        if found := entries.get("atom_calibration"):
-            entries["atom_calibration"] = Calibration.from_dict(found)
-        if found := entries.get("scope"):
-            entries["scope"] = Scope.from_dict(found)
+        nested = {name: entries.pop(name) for name in _NESTED if name in entries}
+        entries = checked(cls, entries, "card of a probe", ProbeError, _REMEDY)
+        entries |= {name: _record(name, value) for name, value in nested.items()}
         card = cls(**entries)
         if unit != card.unit:
             msg = (
@@ -225,3 +247,20 @@ class Card:
             f"P({MEANINGS[self.target]} <= {self.boundary:.4g} {self.unit}); "
             f"elements {symbols or 'not stated'}; {sizes or 'any number of'} atoms"
         )
+
+
+def _record(name: str, value: object) -> object:
+    """Return a record on a card; a pair of numbers, until schema 2, as it is."""
+    if value is None and name != "calibration":
+        return None
+    if isinstance(value, (list, tuple)) and name == "calibration":
+        pair = checked(_Pair, {"values": value}, "calibration", ProbeError, _REMEDY)
+        return pair["values"]
+    return _NESTED[name].from_dict(value)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """How calibrations were written until schema 2."""
+
+    values: tuple[float, float]

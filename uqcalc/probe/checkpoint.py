@@ -16,7 +16,7 @@ from uqcalc.backbones.fingerprint import same_model
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.elements import ElementsSeen
 from uqcalc.errors import ProbeError
-from uqcalc.probe.card import Card
+from uqcalc.probe.card import CHECKED_SINCE, Card
 from uqcalc.probe.inputs import Statistics
 from uqcalc.probe.joined import Joined, JoinedShape
 from uqcalc.probe.network import ProbeNetwork, Shape
@@ -31,6 +31,8 @@ FILE = Kind(
     make="fit one with uqcalc.fit",
     otherwise="copy it again, or use Probe.from_official for a checkpoint of the PROBE "
     "authors",
+    checked_since=CHECKED_SINCE,
+    infinite=("joined.limit", "joined.known"),  # of probes that have no scope
 )
 
 
@@ -148,8 +150,8 @@ class Probe(ProbePaths):
         ProbeError
             If it is not a probe, is truncated, or of a newer schema.
         """
-        tensors, metadata = FILE.read(path)
-        card = Card.from_dict(FILE.card(path, metadata))
+        tensors, entries = FILE.read(path)
+        card = Card.from_dict(entries)
         network = ProbeNetwork(Shape.from_dict(card.shape))
         load_state(network, _section(tensors, "network."), str(path), ProbeError)
         statistics = None
@@ -158,7 +160,7 @@ class Probe(ProbePaths):
             load_state(statistics, state, str(path), ProbeError)
         joined = None
         if card.joined is not None:
-            joined = Joined(JoinedShape(**card.joined))
+            joined = Joined(JoinedShape.from_dict(card.joined))
             load_state(joined, _section(tensors, "joined."), str(path), ProbeError)
         return cls(card, network, statistics, joined)
 

@@ -8,10 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from uqcalc.entries import checked
+from uqcalc.errors import ProbeError
 from uqcalc.probe.hostnumbers import FromHost
 from uqcalc.probe.inputs import Statistics
 from uqcalc.probe.kernel import KernelPaths, KernelShape
 from uqcalc.probe.linear import LinearPath
+from uqcalc.probe.network import check_sizes
 from uqcalc.probe.numbers import ATOM_NAMES, ATOM_TREND, NAMES, TREND, PlainNumbers
 
 
@@ -58,6 +61,21 @@ class JoinedShape:
     features: int
     centres: int
     atom_centres: int = 0
+
+    @classmethod
+    def from_dict(cls, data: object) -> JoinedShape:
+        """Rebuild from a card.
+
+        Raises
+        ------
+        ProbeError
+            Naming an entry that is missing, unknown, of another type or no size.
+        """
+        what = "paths of a probe"
+        shape = cls(**checked(cls, data, what, ProbeError))
+        check_sizes({"features": shape.features, "centres": shape.centres}, what)
+        check_sizes({"atom_centres": shape.atom_centres}, what, least=0)
+        return shape
 
     def kernel(self, components: int) -> KernelShape:
         """Return the shape of the paths of structures."""

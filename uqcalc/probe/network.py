@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -10,7 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from uqcalc.entries import checked
+from uqcalc.errors import ProbeError
 from uqcalc.probe.attention import attend, attend_and_explain
+
+
+LARGEST = 100_000  # of a layer; a larger number is no size
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +55,43 @@ class Shape:
         return asdict(self) | lists
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Shape:
-        """Rebuild from `to_dict`."""
-        tuples = {key: tuple(data[key]) for key in ("encoder", "classifier")}
-        return cls(**(data | tuples))
+    def from_dict(cls, data: object) -> Shape:
+        """Rebuild from `to_dict`.
+
+        Raises
+        ------
+        ProbeError
+            Naming an entry that is missing, unknown, of another type or no size.
+        """
+        shape = cls(**checked(cls, data, "shape of a probe", ProbeError))
+        sizes = asdict(shape)
+        sizes = {k: v for k, v in sizes.items() if k not in {"charges", "dropout"}}
+        check_sizes(sizes, "shape of a probe")
+        if shape.width % shape.heads or not 0 <= shape.dropout < 1:
+            msg = (
+                "shape of a probe must have a width that its heads divide and a "
+                f"dropout from 0 to below 1, got width {shape.width}, {shape.heads} "
+                f"heads and dropout {shape.dropout}; the file is damaged, make it again"
+            )
+            raise ProbeError(msg)
+        return shape
+
+
+def check_sizes(sizes: Mapping[str, Any], what: str, least: int = 1) -> None:
+    """Refuse sizes from a file that no layer has, before memory is taken for them.
+
+    Raises
+    ------
+    ProbeError
+    """
+    for name, given in sizes.items():
+        each = given if isinstance(given, tuple) else (given,)
+        if not all(least <= size <= LARGEST for size in each):
+            msg = (
+                f"entry {name!r} of {what} must be from {least} to {LARGEST}, got "
+                f"{given}; the file is damaged, make it again"
+            )
+            raise ProbeError(msg)
 
 
 class ProbeOutput(NamedTuple):

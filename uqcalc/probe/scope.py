@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from uqcalc.entries import checked
+from uqcalc.errors import ProbeError
 from uqcalc.probe.promise import one_of_each
 
 
@@ -53,11 +55,17 @@ class Scope:
         return asdict(self) | {"charges": list(self.charges), "outside": outside}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Scope:
-        """Rebuild from `to_dict`."""
-        outside = math.nan if data["outside"] is None else float(data["outside"])
-        charges = tuple(int(q) for q in data["charges"])
-        return cls(**(data | {"charges": charges, "outside": outside}))
+    def from_dict(cls, data: object) -> Scope:
+        """Rebuild from `to_dict`.
+
+        Raises
+        ------
+        ProbeError
+            Naming an entry that is missing, unknown or of another type.
+        """
+        if isinstance(data, Mapping) and data.get("outside", math.nan) is None:
+            data = dict(data) | {"outside": math.nan}
+        return cls(**checked(cls, data, "scope of a probe", ProbeError))
 
     def doubts(self, numbers: np.ndarray) -> tuple[str, ...]:
         """Say what of a structure's size lies outside."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -13,17 +13,20 @@ import torch
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
+from uqcalc.entries import check_elements, checked
 from uqcalc.errors import SignalError
 from uqcalc.tensorfile import Kind
 
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = Kind(
     name="fitted signal",
     key="uqcalc_signal",
     error=SignalError,
     make="fit one, for example with uqcalc.LatentDistance.fit",
     otherwise="copy it again, or fit it again",
+    checked_since=2,
+    unknown=("held_out.risks",),
 )
 
 
@@ -75,21 +78,18 @@ class SignalCard:
         SignalError
             For a newer schema, and for entries that are missing or unknown.
         """
-        if int(data.get("schema", 0)) > SCHEMA:
+        schema = data.get("schema", 0)
+        if not isinstance(schema, int) or schema > SCHEMA:
             msg = (
                 f"schema of a fitted signal must be at most {SCHEMA} for this version "
-                f"of uqcalc, got {data['schema']}; upgrade uqcalc"
+                f"of uqcalc, got {schema!r}; upgrade uqcalc"
             )
             raise SignalError(msg)
-        known = {entry.name for entry in fields(cls)}
-        required = {"kind", "fingerprint", "feature_dim", "elements", "risk"}
-        if not required <= set(data) <= known:
-            msg = (
-                f"card of a fitted signal must have the entries {sorted(required)}, "
-                f"got {sorted(data)}; the file is damaged, fit the signal again"
-            )
-            raise SignalError(msg)
-        return cls(**data)
+        what = "card of a fitted signal"
+        card = cls(**checked(cls, data, what, SignalError, FILE.otherwise))
+        what = "elements of a fitted signal"
+        check_elements(card.elements, what, SignalError, FILE.otherwise)
+        return card
 
     def __str__(self) -> str:
         symbols = " ".join(chemical_symbols[z] for z in self.elements)
@@ -133,5 +133,5 @@ def read_signal(
     SignalError
         If it holds none.
     """
-    tensors, metadata = FILE.read(path)
-    return SignalCard.from_dict(FILE.card(path, metadata)), tensors
+    tensors, entries = FILE.read(path)
+    return SignalCard.from_dict(entries), tensors

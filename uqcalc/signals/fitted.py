@@ -20,7 +20,7 @@ from uqcalc.errors import LabelError, SignalError
 from uqcalc.policy import Threshold
 from uqcalc.quantiles import group_quantile
 from uqcalc.signals.base import TensorReading
-from uqcalc.signals.card import FILE, HeldOut, SignalCard, read_signal
+from uqcalc.signals.card import FILE, SCHEMA, HeldOut, SignalCard, read_signal
 from uqcalc.signals.samples import Samples
 
 
@@ -159,7 +159,9 @@ class FittedSignal(ABC):
             If the folder does not exist, or the file is something else.
         """
         tensors = self.tensors() | self.held_out.tensors()
-        return FILE.write(path, tensors, asdict(self.card))
+        card = asdict(self.card)
+        card["schema"] = max(self.card.schema, SCHEMA)  # of the file that is written
+        return FILE.write(path, tensors, card)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -218,6 +220,12 @@ def rebuilt(
         msg = (
             f"{card.kind} in {origin} must hold all it was saved with, got none named "
             f"{error}; {FILE.otherwise}"
+        )
+        raise SignalError(msg) from error
+    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+        msg = (
+            f"{card.kind} in {origin} must be as it was saved, got what cannot be read "
+            f"({type(error).__name__}: {error}); {FILE.otherwise}"
         )
         raise SignalError(msg) from error
 

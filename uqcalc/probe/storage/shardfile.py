@@ -30,6 +30,7 @@ FILE = Kind(
     error=RecordError,
     make="make one with uqcalc.fit(..., cache=...)",
     otherwise="delete it, and the next fit makes it again",
+    unknown=("",),  # a potential may give any number
 )
 
 

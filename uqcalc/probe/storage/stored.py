@@ -21,12 +21,15 @@ from uqcalc.probe.storage.shards import Folder, Shards, sizes_of
 from uqcalc.tensorfile import Kind
 
 
+SCHEMA = 1
 FILE = Kind(
     name="dataset",
     key="uqcalc_dataset",
     error=RecordError,
     make="make one with save_dataset",
     otherwise="build it again from its frames",
+    checked_since=1,
+    unknown=("errors", "residuals"),
 )
 _NAME = "dataset.safetensors"
 _ATOMS = "dataset-atoms"  # and a name of each saving's own, so that none is mixed up
@@ -60,6 +63,7 @@ def save_dataset(data: Dataset) -> Path:
     if data.residuals is not None:
         tensors["residuals"] = torch.from_numpy(data.residuals)
     card = {
+        "schema": SCHEMA,
         "shards": _listed(shards.folder),
         "groups": names,
         "labels": None if data.labels is None else asdict(data.labels),
@@ -89,8 +93,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
         If there is none, or the features are not those it was saved with.
     """
     folder = Path(path).absolute()
-    tensors, metadata = FILE.read(folder / _NAME)
-    card = FILE.card(folder / _NAME, metadata)
+    tensors, card = FILE.read(folder / _NAME)
     shards = Shards.open(folder)
     known = card["shards"]
     present = _listed(shards.folder)[: len(known)]

@@ -1,0 +1,106 @@
+"""Entries of a card read from a file: there, known, and of the type they must have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from functools import lru_cache
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from uqcalc.errors import UqcalcError
+
+
+ELEMENTS = range(1, 119)
+_SHOWN = 60  # letters of a value in a message
+
+
+def checked(
+    record: type,
+    data: object,
+    what: str,
+    error: type[UqcalcError],
+    remedy: str = "the file is damaged, make it again",
+) -> dict[str, Any]:
+    """Return the entries of a dataclass as JSON held them, lists as its tuples.
+
+    Parameters
+    ----------
+    record : dataclass
+        Its annotations say what each entry must be. Whole numbers pass for floats;
+        nothing else is converted.
+    data : object
+        What ``json.loads`` gave.
+    what : str
+        Name of the record in messages.
+    error : subclass of UqcalcError
+
+    Raises
+    ------
+    UqcalcError
+        Of the class ``error``: entries are missing or unknown, or one has another
+        type; it is named.
+    """
+    if not isinstance(data, Mapping):
+        msg = f"{what} must have named entries, got {_shown(data)}; {remedy}"
+        raise error(msg)
+    required = {
+        entry.name
+        for entry in fields(record)
+        if entry.default is MISSING and entry.default_factory is MISSING
+    }
+    if not required <= set(data) <= {entry.name for entry in fields(record)}:
+        msg = (
+            f"{what} must have the entries {sorted(required)}, got {sorted(data)}; "
+            f"{remedy}"
+        )
+        raise error(msg)
+    types = _types(record)
+    return {
+        name: _entry(types[name], value, f"entry {name!r} of {what}", error, remedy)
+        for name, value in data.items()
+    }
+
+
+def check_elements(
+    numbers: object, what: str, error: type[UqcalcError], remedy: str
+) -> None:
+    """Refuse what is no list of atomic numbers.
+
+    Raises
+    ------
+    UqcalcError
+        Of the class ``error``.
+    """
+    if not isinstance(numbers, (list, tuple)) or not set(numbers) <= set(ELEMENTS):
+        msg = f"{what} must be atomic numbers, got {_shown(numbers)}; {remedy}"
+        raise error(msg)
+
+
+def _entry(
+    kind: TypeAdapter[Any],
+    value: object,
+    what: str,
+    error: type[UqcalcError],
+    remedy: str,
+) -> Any:
+    try:
+        return kind.validate_json(json.dumps(value), strict=True)
+    except ValidationError as cause:
+        first = cause.errors(include_url=False)[0]
+        where = ".".join(str(step) for step in first["loc"])
+        reason = first["msg"].lower() + (f", at {where}" if where else "")
+        msg = f"{what} must be as it was written, got {_shown(value)} ({reason})"
+        raise error(f"{msg}; {remedy}") from cause
+
+
+@lru_cache(maxsize=64)
+def _types(record: type) -> dict[str, TypeAdapter[Any]]:
+    return {name: TypeAdapter(hint) for name, hint in get_type_hints(record).items()}
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
