@@ -1,5 +1,7 @@
 """`calibrate` end to end: the promise on the card is the one that the frames give."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from builders import rattled
@@ -16,11 +18,13 @@ from uqcalc import (
 )
 from uqcalc.errors import LabelError, LabelWarning, ProbeError
 from uqcalc.probe.dataset import build_dataset
-from uqcalc.probe.promising import acceptance, probability_boundary
+from uqcalc.probe.labelling.seen import Seen, group_hash
+from uqcalc.probe.promising import acceptance, calibrate_dataset, probability_boundary
 
 
 NAMES = ["H2O", "CH3OH", "NH3", "C2H6"]
 LOOSE = {"risk": 0.3, "confidence": 0.9}
+OWN = Labels(group_key="own")  # each frame by itself, and said to be so
 
 
 def labelled(count, *, seed):
@@ -35,7 +39,8 @@ def labelled(count, *, seed):
         noise *= amount / 2 / np.sqrt(np.mean(noise**2))
         atoms.arrays["REF_forces"] = atoms.get_forces() + noise
         atoms.calc = None
-        atoms.info["pair"] = index // 2
+        atoms.info["pair"] = f"{seed} {index // 2}"
+        atoms.info["own"] = f"{seed} {index}"
         frames.append(atoms)
     return frames
 
@@ -44,14 +49,16 @@ def labelled(count, *, seed):
 def probe():
     sets = [labelled(n, seed=s) for n, s in ((160, 0), (60, 1), (60, 2))]
     train, held, test = sets
-    recipe = Recipe(epochs=15)
+    recipe = Recipe(epochs=3)
     with pytest.warns(LabelWarning, match="4 compositions and no group_key"):
         return fit(train + held, ToyBackbone(), recipe=recipe, test=test).probe
 
 
 def test_the_promise_is_what_counting_by_hand_gives(probe, tmp_path):
     frames = labelled(120, seed=3)
-    promised = calibrate(probe, frames, ToyBackbone(), tolerance="90 meV/Å", **LOOSE)
+    promised = calibrate(
+        probe, frames, ToyBackbone(), OWN, tolerance="90 meV/Å", **LOOSE
+    )
     found = Promise.from_dict(promised.card.promise)
     assert (found.tolerance, found.unit, found.risk) == (0.09, "eV/Å", 0.3)
     assert found.boundary == 0.09
@@ -65,7 +72,7 @@ def test_the_promise_is_what_counting_by_hand_gives(probe, tmp_path):
     loaded = Probe.load(promised.save(tmp_path / "my.probe"))
     assert Promise.from_dict(loaded.card.promise) == found
     assert probe.card.promise is None  # the old one promises nothing
-    at_boundary = calibrate(probe, frames, ToyBackbone(), **LOOSE).card.promise
+    at_boundary = calibrate(probe, frames, ToyBackbone(), OWN, **LOOSE).card.promise
     assert at_boundary["tolerance"] == probe.card.boundary
     grouped = calibrate(probe, frames, ToyBackbone(), Labels(group_key="pair"), **LOOSE)
     assert grouped.card.promise["groups"] == 60
@@ -113,6 +120,36 @@ def test_the_probability_is_that_of_the_tolerance_where_labels_covered_it(probe)
         assert probability_boundary(probe, uncovered) == probe.card.boundary
 
 
+def test_what_the_probe_was_made_from_is_refused(probe, tmp_path):
+    """Its own frames and groups, also after a file; others of its kind are not."""
+    frames = labelled(120, seed=8)
+    own = labelled(160, seed=0)[:27]
+    for atoms in own:
+        atoms.positions += 1e-7
+    loaded = Probe.load(probe.save(tmp_path / "my.probe"))
+    with pytest.raises(LabelError, match=r"147 frames .* got 27 of its own .frames 0,"):
+        calibrate(loaded, own + frames, Untouched(), OWN)
+    grouped = probe.with_seen(
+        replace(probe.seen, groups=np.array([group_hash("pair", "8 5")]))
+    )
+    with pytest.raises(LabelError, match=r"1 of its groups by 'pair' .group '8 5'"):
+        calibrate(grouped, frames, Untouched(), Labels(group_key="pair"))
+    # a dataset that is there already is asked as well
+    data = build_dataset(own, ToyBackbone(), OWN)
+    exact = probe.with_seen(replace(probe.seen, geometries=data.geometries))
+    with pytest.raises(LabelError, match="got 27 of its own"):
+        calibrate_dataset(exact, data)
+    # the test frames are no part of it, nor is it known of probes of earlier versions
+    assert not probe.seen.frames(labelled(60, seed=2), range(60))
+    with pytest.warns(LabelWarning, match="this probe does not say"):
+        calibrate(probe.with_seen(Seen.nothing()), frames, ToyBackbone(), OWN, **LOOSE)
+    with pytest.warns(LabelWarning, match="120 frames have 4 compositions"):
+        calibrate(probe, frames, ToyBackbone(), **LOOSE)
+    by_pair = probe.with_card(training=probe.card.training | {"group_key": "pair"})
+    with pytest.warns(LabelWarning, match="these frames have 'pair'"):
+        calibrate(by_pair, frames, ToyBackbone(), **LOOSE)
+
+
 class Untouched(ToyBackbone):
     def predict_many(self, frames, wanted=("energy", "forces")):
         raise AssertionError
@@ -120,11 +157,13 @@ class Untouched(ToyBackbone):
 
 def test_defects_are_left_out_where_that_is_asked_for(probe):
     frames = labelled(120, seed=3)
-    expected = calibrate(probe, frames[1:], ToyBackbone(), **LOOSE).card.promise
+    expected = calibrate(probe, frames[1:], ToyBackbone(), OWN, **LOOSE).card.promise
     del frames[0].arrays["REF_forces"]
     with pytest.raises(LabelError, match=r"missing: 1 \(frames 0\)"):
-        calibrate(probe, frames, ToyBackbone(), **LOOSE)
-    left_out = calibrate(probe, frames, ToyBackbone(), exclude=["missing"], **LOOSE)
+        calibrate(probe, frames, ToyBackbone(), OWN, **LOOSE)
+    left_out = calibrate(
+        probe, frames, ToyBackbone(), OWN, exclude=["missing"], **LOOSE
+    )
     assert left_out.card.promise == expected
 
 

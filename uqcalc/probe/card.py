@@ -71,6 +71,9 @@ class Card:
         What it was calibrated on; None for probes that do not know.
     promise : dict or None
         `uqcalc.Promise` made with this probe.
+    held_out : list of [share, logit]
+        The surest ``share`` of groups that it was not fitted to have at least this
+        logit of P(reliable) (`uqcalc.probe.starts`); empty where nobody knows.
     offsets : dict
         eV per element (by atomic number) that separate the labels' level of theory from
         the backbone's.
@@ -98,6 +101,7 @@ class Card:
     atom_calibration: Calibration | None = None
     scope: Scope | None = None
     promise: dict[str, Any] | None = None
+    held_out: list[list[float]] = field(default_factory=list)
     offsets: dict[str, float] = field(default_factory=dict)
     suspect: float = 0.8
     unreliable: float = 0.5

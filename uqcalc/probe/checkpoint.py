@@ -19,6 +19,7 @@ from uqcalc.errors import ProbeError
 from uqcalc.probe.card import CHECKED_SINCE, Card
 from uqcalc.probe.inputs import Statistics
 from uqcalc.probe.joined import Joined, JoinedShape
+from uqcalc.probe.labelling.seen import Seen
 from uqcalc.probe.network import ProbeNetwork, Shape
 from uqcalc.probe.paths import ProbePaths
 from uqcalc.tensorfile import Kind, load_state
@@ -47,6 +48,8 @@ class Probe(ProbePaths):
         None for the published layout, whose inputs enter raw.
     joined : Joined or None
         The other paths of the default architecture.
+    seen : Seen, optional
+        Geometries and groups that it was fitted to and calibrated on.
     """
 
     def __init__(
@@ -55,14 +58,20 @@ class Probe(ProbePaths):
         network: ProbeNetwork,
         statistics: Statistics | None,
         joined: Joined | None = None,
+        seen: Seen | None = None,
     ) -> None:
         super().__init__(card, network, statistics, joined)
+        self.seen = Seen.nothing() if seen is None else seen
         self._seen = ElementsSeen(card.elements)
 
     def with_card(self, **entries: Any) -> Probe:
         """Return the same networks with other entries on the card."""
         card = replace(self.card, **entries)
-        return Probe(card, self.network, self.statistics, self.joined)
+        return Probe(card, self.network, self.statistics, self.joined, self.seen)
+
+    def with_seen(self, seen: Seen) -> Probe:
+        """Return the same probe, which knows what it was made from."""
+        return Probe(self.card, self.network, self.statistics, self.joined, seen)
 
     def check(self, backbone: Backbone) -> None:
         """Refuse a backbone that this probe was not fitted on.
@@ -139,6 +148,7 @@ class Probe(ProbePaths):
                 key: tensor.half() if _bulky(key) else tensor
                 for key, tensor in tensors.items()
             }
+        tensors |= {f"seen.{key}": kept for key, kept in self.seen.tensors().items()}
         return FILE.write(path, tensors, self.card.to_dict())
 
     @classmethod
@@ -162,7 +172,8 @@ class Probe(ProbePaths):
         if card.joined is not None:
             joined = Joined(JoinedShape.from_dict(card.joined))
             load_state(joined, _section(tensors, "joined."), str(path), ProbeError)
-        return cls(card, network, statistics, joined)
+        seen = Seen.from_tensors(_section(tensors, "seen."))
+        return cls(card, network, statistics, joined, seen)
 
     @classmethod
     def from_official(

@@ -29,6 +29,7 @@ from uqcalc.probe.labelling.offsets import (
     offset_energies,
     warn_of_offsets,
 )
+from uqcalc.probe.labelling.seen import geometry_hashes
 from uqcalc.probe.storage.atomrows import AtomRows
 from uqcalc.probe.storage.featurecache import Cache, predict_cached
 from uqcalc.probe.storage.features import Evaluated, predict_all
@@ -62,6 +63,8 @@ class Dataset:
         What the errors are of, and what the groups go by.
     fingerprint : str, optional
         Of the potential whose predictions these are.
+    geometries : array of int64 (structures,), optional
+        `labelling.seen.geometry_hashes`.
     """
 
     predictions: Sequence[Prediction]
@@ -74,6 +77,7 @@ class Dataset:
     offsets_fitted: bool = False
     labels: Labels | None = None
     fingerprint: str | None = None
+    geometries: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.predictions)
@@ -108,6 +112,7 @@ class Dataset:
             groups=[self.groups[i] for i in rows],
             atom_errors=of_atoms,
             residuals=None if residuals is None else residuals[rows],
+            geometries=None if self.geometries is None else self.geometries[rows],
         )
 
     def check(self, fingerprint: str) -> None:
@@ -289,6 +294,7 @@ def _labelled(
         residuals=None if seen.residuals is None else seen.residuals[sound],
         labels=labels,
         fingerprint=backbone.fingerprint,
+        geometries=geometry_hashes(frames, kept),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -12,17 +13,21 @@ from numpy.typing import NDArray
 
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.registry import tap
-from uqcalc.errors import LabelError
+from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.dataset import Dataset
 from uqcalc.probe.labelling.defects import check_frames, usable_rows
-from uqcalc.probe.labelling.groups import group_names
+from uqcalc.probe.labelling.groups import BY_FORMULA, group_names, reduced_formula
 from uqcalc.probe.labelling.heldout import held_out_dataset, labels_for
 from uqcalc.probe.labelling.labels import Labels
 from uqcalc.probe.labelling.prospects import find_series
 from uqcalc.probe.promise import control_risk, exceeds, units_needed
 from uqcalc.probe.reporting.judged import judge
 from uqcalc.quantities import parse_quantity
+
+
+_NAMED = 5  # frames, and groups, that a message names
+_ALIKE = 2  # frames of a composition, in the mean, are no accident
 
 
 def calibrate(  # noqa: PLR0913  (as many choices as the command has)
@@ -45,7 +50,8 @@ def calibrate(  # noqa: PLR0913  (as many choices as the command has)
     Parameters
     ----------
     frames : sequence of Atoms
-        Labelled, and none of those the probe was fitted, calibrated or chosen on.
+        Labelled, and none of those the probe was fitted, calibrated or chosen on: the
+        probe knows its own by `uqcalc.probe.labelling.seen`.
     calculator : ase calculator or Backbone
         The potential that the probe belongs to.
     labels : Labels, optional
@@ -62,9 +68,15 @@ def calibrate(  # noqa: PLR0913  (as many choices as the command has)
     ProbeError
         If the probe belongs to another backbone.
     LabelError
-        For unusable labels, offsets that the probe has not, frames of one run that no
-        group key keeps together, or too few frames for such a promise; it says how many
-        would do.
+        For unusable labels, offsets that the probe has not, frames or groups that the
+        probe was made from, frames of one run that no group key keeps together, or too
+        few frames for such a promise; it says how many would do.
+
+    Warns
+    -----
+    LabelWarning
+        If no group key is given although compositions repeat, and if the probe does
+        not say what it was fitted on.
 
     Examples
     --------
@@ -81,6 +93,11 @@ def calibrate(  # noqa: PLR0913  (as many choices as the command has)
     probe.check(backbone)
     usable = usable_rows(frames, backbone, wanted, exclude)
     _refuse_early(frames, usable, wanted, units_needed(risk, confidence))
+    names = group_names(frames, wanted.group_key, usable)
+    _refuse_seen(
+        probe, probe.seen.frames(frames, usable), names, wanted.group_key, len(frames)
+    )
+    _warn_of_groups(probe, [frames[i] for i in usable], wanted.group_key)
     data = held_out_dataset(probe.card, frames, backbone, wanted, exclude)
     return calibrate_dataset(
         probe, data, tolerance=allowed, risk=risk, confidence=confidence
@@ -109,6 +126,58 @@ def _refuse_early(
         raise LabelError(msg)
 
 
+def _refuse_seen(
+    probe: Probe, rows: Sequence[int], names: Sequence[str], key: str | None, total: int
+) -> None:
+    """Refuse what the probe was made from: it would look better than it is."""
+    groups = probe.seen.names(key, names)
+    if rows or groups:
+        what = [f"{len(rows)} of its own ({_first(rows)})"] if rows else []
+        if groups:
+            what.append(f"{len(groups)} of its groups by {key!r} ({_first(groups)})")
+        msg = (
+            f"none of the {total} frames may be among those that the probe was fitted "
+            f"or calibrated on, got {' and '.join(what)}; leave them out, and label "
+            "others"
+        )
+        raise LabelError(msg)
+    if not len(probe.seen.geometries):
+        text = (
+            "frames should be held against those that the probe was fitted on, which "
+            "this probe does not say (an earlier version made it, or another "
+            "programme): a promise on its own frames is void; fit it again to be sure"
+        )
+        warnings.warn(text, LabelWarning, stacklevel=3)
+
+
+def _first(found: Sequence[int] | Sequence[str]) -> str:
+    listed = ", ".join(repr(one) for one in found[:_NAMED])
+    noun = "frame" if isinstance(found[0], int) else "group"
+    more = ", ..." if len(found) > _NAMED else ""
+    return f"{noun}{'' if len(found) == 1 else 's'} {listed}{more}"
+
+
+def _warn_of_groups(probe: Probe, frames: Sequence[Atoms], key: str | None) -> None:
+    """Say where frames that count one by one look as if they belonged together."""
+    if key is not None:
+        return
+    kinds = len({reduced_formula(frame) for frame in frames})
+    own = probe.card.training.get("group_key")
+    why = f"{len(frames)} frames have {kinds} compositions"
+    if own in BY_FORMULA or (own and all(own in frame.info for frame in frames)):
+        why = f"these frames have {own!r}, the group key of the probe's fit"
+    elif len(frames) < _ALIKE * kinds:
+        return
+    text = (
+        f"frames that are alike should count as one group, but no group_key is given "
+        f"and {why}: if those of one molecule, material or run err together, the "
+        "promise is broken more often than it says; pass "
+        f"group_key={(own or 'formula')!r} (--group), or the info entry that tells "
+        "them apart"
+    )
+    warnings.warn(text, LabelWarning, stacklevel=3)
+
+
 def _allowed(probe: Probe, tolerance: float | str | None) -> float:
     if tolerance is None:
         return float(probe.card.boundary)
@@ -126,6 +195,9 @@ def calibrate_dataset(
     """Do what `calibrate` does, from a dataset whose features are there already."""
     card, allowed = probe.card, _allowed(probe, tolerance)
     data.check(card.fingerprint)
+    kept = np.empty(0, int) if data.geometries is None else data.geometries
+    known = np.flatnonzero(np.isin(kept, probe.seen.geometries)).tolist()
+    _refuse_seen(probe, known, data.groups, data.group_key, len(data))
     found = control_risk(
         acceptance(probe, data, allowed),
         exceeds(data.errors, allowed),

@@ -21,6 +21,7 @@ from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
 from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.card import JOINED_ARCHITECTURE
+from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.dataset import Dataset, build_dataset
 from uqcalc.probe.fitting.joining import fit_joined
 from uqcalc.probe.fitting.optimise import margins
@@ -30,8 +31,11 @@ from uqcalc.probe.labelling.defects import check_frames
 from uqcalc.probe.labelling.groups import group_names, refuse_shared_groups
 from uqcalc.probe.labelling.labels import Labels, geometry_key
 from uqcalc.probe.labelling.prospects import warn_of_prospects
+from uqcalc.probe.labelling.seen import Seen
 from uqcalc.probe.recipe import Recipe
 from uqcalc.probe.reporting.evaluation import Evaluation, evaluate_dataset
+from uqcalc.probe.reporting.judged import judge
+from uqcalc.probe.starts import held_out_logits
 from uqcalc.probe.storage.featurecache import Cache
 
 
@@ -128,22 +132,26 @@ def fit_datasets(
     else:
         probe, curve = fit_single(train, backbone, labels, recipe, boundary)
     if calibration is not None:
-        held = Calibration.fit(
-            margins(probe, calibration),
-            calibration.errors,
-            calibration.groups,
-            boundary,
-        )
-        probe = probe.with_card(calibration=held)
+        probe = _recalibrated(probe, calibration, boundary)
     summary = _training_summary(train, calibration, test, recipe, curve)
     probe = probe.with_card(
         offsets=train.offsets, training=probe.card.training | summary
-    )
+    ).with_seen(Seen.of([train, calibration]))
     seen = evaluate_dataset(probe, test)
     probe = probe.with_card(report=seen.report)
     return FitReport(
         probe, seen.report, seen.probability, seen.errors, seen.tested, curve
     )
+
+
+def _recalibrated(probe: Probe, held: Dataset, boundary: float) -> Probe:
+    """Calibrate on structures that were given for it."""
+    score = margins(probe, held)
+    calibration = Calibration.fit(score, held.errors, held.groups, boundary)
+    probe = probe.with_card(calibration=calibration)
+    logits = calibration.logits(torch.from_numpy(score)).numpy()
+    outside = judge(probe, held.predictions).outside
+    return probe.with_card(held_out=held_out_logits(logits, outside, held.groups))
 
 
 def _datasets(
@@ -251,6 +259,7 @@ def _training_summary(
         "validation_loss": min(watched for _, watched in curve),
         "structures": {name: len(data) for name, data in present.items()},
         "groups": {name: len(set(data.groups)) for name, data in present.items()},
+        "group_key": train.group_key,
         "excluded": _excluded(present.values()),
         "torch": torch.__version__,
     }

@@ -28,6 +28,7 @@ from uqcalc.probe.moments import Moments, chunks
 from uqcalc.probe.numbers import Described, PlainNumbers
 from uqcalc.probe.recipe import Recipe
 from uqcalc.probe.scope import held_out_limit, learn_scope
+from uqcalc.probe.starts import held_out_logits
 from uqcalc.probe.storage.shards import evenly
 
 
@@ -149,11 +150,14 @@ def _weigh(
         held.groups,
         sums,
     )
+    outside = unseen.distance > scope.distance
     joined.limit.fill_(scope.distance)
     joined.known.fill_(held_out_limit(unseen.remoteness, held.groups)[0])
     atom_boundary, of_atoms = _atom_calibration(held, unseen, labels)
+    logits = calibration.logits(torch.from_numpy(score)).numpy()
     return probe.with_card(
         calibration=calibration,
+        held_out=held_out_logits(logits, outside, held.groups),
         scope=scope,
         atom_boundary=atom_boundary,
         atom_calibration=of_atoms,

@@ -62,6 +62,8 @@ def save_dataset(data: Dataset) -> Path:
     }
     if data.residuals is not None:
         tensors["residuals"] = torch.from_numpy(data.residuals)
+    if data.geometries is not None:
+        tensors["geometries"] = torch.from_numpy(data.geometries)
     card = {
         "schema": SCHEMA,
         "shards": _listed(shards.folder),
@@ -109,7 +111,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     if (file := _atoms_file(folder, card)) is not None:
         flat = np.load(file, mmap_mode="r")
         atoms = AtomRows(flat, np.cumsum(predictions.sizes))
-    residuals = tensors.get("residuals")
+    residuals, geometries = tensors.get("residuals"), tensors.get("geometries")
     return Dataset(
         predictions,
         tensors["errors"].numpy(),
@@ -121,6 +123,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
         offsets_fitted=card["offsets_fitted"],
         labels=None if card["labels"] is None else Labels(**card["labels"]),
         fingerprint=card.get("fingerprint"),
+        geometries=None if geometries is None else geometries.numpy(),
     )
 
 
