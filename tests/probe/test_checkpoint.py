@@ -94,7 +94,8 @@ def test_file_holds_numbers_and_json_only(saved, probe, monkeypatch):
     monkeypatch.setattr(torch, "load", refuse)
     assert Probe.load(saved).card == probe.card
     tensors = safetensors.torch.load_file(saved)
-    assert {name.split(".")[0] for name in tensors} == {"network", "statistics"}
+    parts = {name.split(".")[0] for name in tensors}
+    assert parts == {"network", "statistics", "seen"}
     with safe_open(saved, framework="pt") as file:
         card = json.loads(file.metadata()[KEY])
     assert (card["unit"], card["boundary"]) == ("eV/Å", 0.1)
