@@ -20,6 +20,7 @@ from uqcalc.probe.labelling.defects import (
     NOT_COMPUTABLE,
     find_defects,
 )
+from uqcalc.probe.labelling.exploded import exploded, warn_of_exploded
 from uqcalc.probe.labelling.groups import divide, group_names
 from uqcalc.probe.labelling.information import warn_of_no_information
 from uqcalc.probe.labelling.labels import Labels
@@ -130,6 +131,17 @@ class Dataset:
             )
             raise LabelError(msg)
 
+    def exploded(self) -> NDArray[np.bool_]:
+        """Return on which structures the potential explodes, (structures,) of bool.
+
+        They are labels, and are to stay out of every location, scale and limit that a
+        fit learns (`uqcalc.probe.labelling.exploded`).
+        """
+        residuals = self.residuals
+        if residuals is not None and self.offsets:
+            residuals = residuals - offset_energies(self.numbers, self.offsets)
+        return exploded(self.predictions, self.atom_errors, residuals)
+
     def with_offsets(self, offsets: Mapping[str, float]) -> Dataset:
         """Return the same structures, their energy errors taken after ``offsets``.
 
@@ -236,8 +248,8 @@ def build_dataset(
     Warns
     -----
     LabelWarning
-        If labels look as if in another unit, or of another level of theory, or frames
-        carry no information.
+        If labels look as if in another unit, or of another level of theory, frames
+        carry no information, or the potential explodes on some.
     """
 
     def predict(kept: list[int]) -> Evaluated:
@@ -285,7 +297,7 @@ def _labelled(
     found.refuse(frames, labels, exclude)
     warn_of_no_information(found.rows.get(NO_INFORMATION, []), len(frames))
     kept = _kept(frames, found.rows)
-    return Dataset(
+    data = Dataset(
         taken(predictions, sound),
         seen.errors[sound],
         group_names(frames, labels.group_key, kept),
@@ -296,6 +308,10 @@ def _labelled(
         fingerprint=backbone.fingerprint,
         geometries=geometry_hashes(frames, kept),
     )
+    worst = np.flatnonzero(data.exploded())
+    named = np.asarray(kept)[worst]
+    warn_of_exploded(named, taken(data.predictions, worst), len(frames))
+    return data
 
 
 def _kept(frames: Sequence[Atoms], found: dict[str, list[int]]) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from ase.data import chemical_symbols
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import GroupKFold
 
 from uqcalc.errors import LabelWarning
@@ -78,6 +78,19 @@ def fit_offsets(
     ridge, _ = _choose_ridge(rows, values)
     solution = _solve(rows, values, ridge)
     return {str(z): float(e) for z, e in zip(present, solution, strict=True)}
+
+
+def without_elements(
+    numbers: Sequence[NDArray[np.int64]], energies: ArrayLike
+) -> NDArray[np.float64]:
+    """Return what no energy of each element explains, in eV, (structures,).
+
+    The energies of the elements are fitted as by `fit_offsets`, without its ridge.
+    """
+    values = np.asarray(energies, dtype=float)
+    rows, each, _ = _per_atom(numbers, values)
+    left = each - rows @ _solve(rows, each, _RIDGES[0])
+    return np.asarray(left * [len(atoms) for atoms in numbers])
 
 
 def offset_energies(

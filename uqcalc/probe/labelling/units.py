@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from ase import units
 from numpy.typing import NDArray
+from scipy import stats
 
 from uqcalc.backbones.base import Prediction
 from uqcalc.errors import LabelWarning
-from uqcalc.probe.labelling.offsets import composition
+from uqcalc.probe.labelling.offsets import without_elements
 from uqcalc.quantities import ENERGY_TARGETS
 
 
@@ -32,7 +33,8 @@ FORCE_SCALES = {
 }
 # Potentials are seldom off by more; the closest two units differ by a factor of 1.9.
 _NEAR = 1.3
-# Below it the labels are not a multiple of the predictions in any unit.
+_NOTHING = 1e-6  # eV or eV/Å
+# Of ranks; below it the labels are not a multiple of the predictions in any unit.
 _CORRELATED = 0.5
 
 
@@ -43,6 +45,7 @@ def warn_of_units(
 ) -> bool:
     """Warn where the labels are a unit's multiple of the predictions, and say so.
 
+    Medians and ranks are compared, so that single exploded predictions do not decide.
     Energies are compared after the best energy of each element has been taken out of
     both, so that another zero of energy does not matter.
 
@@ -61,14 +64,14 @@ def warn_of_units(
         labels = np.concatenate([r.ravel() for r in references])
         scales, right = FORCE_SCALES, "eV/Å"
     else:
-        counts = composition([p.numbers for p in predictions])
-        predicted = _without_elements(counts, [p.energy for p in predictions])
-        labels = _without_elements(counts, [float(r) for r in references])
+        numbers = [p.numbers for p in predictions]
+        predicted = without_elements(numbers, [p.energy for p in predictions])
+        labels = without_elements(numbers, [float(r) for r in references])
         scales, right = ENERGY_SCALES, "eV"
     unit = _guess(predicted, labels, scales)
     if unit is None:
         return False
-    ratio = np.std(labels) / np.std(predicted)
+    ratio = _spread(labels) / _spread(predicted)
     msg = (
         f"labels must be in {right}, but theirs are {ratio:.3g} times as large as "
         f"the predictions, as labels in {unit} would be (factor "
@@ -84,20 +87,19 @@ def _guess(
     labels: NDArray[np.float64],
     scales: dict[str, float],
 ) -> str | None:
-    spread = float(np.std(predicted)), float(np.std(labels))
-    if len(labels) < 3 or min(spread) < 1e-12:
+    # zero in both, as by symmetry, says nothing of the unit
+    told = (np.abs(predicted) > _NOTHING) | (np.abs(labels) > _NOTHING)
+    predicted, labels = predicted[told], labels[told]
+    if len(labels) < 3 or min(_spread(predicted), _spread(labels)) < _NOTHING:
         return None
-    if np.corrcoef(predicted, labels)[0, 1] < _CORRELATED:
+    if stats.spearmanr(predicted, labels).statistic < _CORRELATED:
         return None
-    ratio = spread[1] / spread[0]
+    ratio = _spread(labels) / _spread(predicted)
     nearest = min(scales, key=lambda unit: abs(np.log(ratio / scales[unit])))
     away = abs(np.log(ratio / scales[nearest]))
     return nearest if away < min(np.log(_NEAR), abs(np.log(ratio))) else None
 
 
-def _without_elements(
-    counts: NDArray[np.float64], energies: Sequence[float]
-) -> NDArray[np.float64]:
-    values = np.asarray(energies, dtype=float)
-    solution, *_ = np.linalg.lstsq(counts, values, rcond=None)
-    return np.asarray(values - counts @ solution)
+def _spread(values: NDArray[np.float64]) -> float:
+    """Return the median distance from the median: single blunders do not move it."""
+    return float(np.median(np.abs(values - np.median(values))))
