@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from ase import Atoms
-from ase.calculators.calculator import BaseCalculator, equal
+from ase.calculators.calculator import BaseCalculator, all_changes
 from ase.outputs import Properties, all_outputs
 
 from uqcalc.backbones.base import Backbone, Prediction
+from uqcalc.backbones.prediction import fixed_atoms
 from uqcalc.backbones.registry import tap
 from uqcalc.choosing import AUTO, choose_policy, choose_signals, probes_of
 from uqcalc.policy import Policy
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.records import Assessment, Level, Reading, Verdict
+from uqcalc.remembering import Answer, Recent, frozen, same
 from uqcalc.signals.base import Signal, TensorReading, to_host
 from uqcalc.signals.probe import ProbeSignal
 
@@ -76,24 +78,54 @@ class ReliableCalculator(BaseCalculator):
         self.implemented_properties = list(dict.fromkeys(base.implemented_properties))
         self.assessment: Assessment | None = None
         self._evaluated = 0
-        self._extra_state: dict[str, Any] = {}
+        self._state: Hashable = None
+        self._recent = Recent()
 
     def calculate(
         self,
-        atoms: Atoms,
-        properties: Sequence[str],
-        system_changes: Sequence[str],
+        atoms: Atoms | None = None,
+        properties: Sequence[str] | None = None,
+        system_changes: Sequence[str] = tuple(all_changes),
     ) -> None:
-        """Run the backbone once, read every signal once, judge once."""
+        """Run the backbone once, read every signal once, judge once.
+
+        Raises
+        ------
+        ValueError
+            If no atoms are given and none were before.
+        """
         del system_changes  # relative to this wrapper; the base asks its own
-        self.results, self.assessment = {}, None
-        self._extra_state = _copied(self.backbone.extra_state(atoms))
-        due = self._due()
-        wanted = {*self._wanted(atoms, properties), *self.wanted(due)}
-        prediction = self.backbone(atoms, sorted(wanted))
-        self._evaluated += 1
-        self.assessment = self.judge(prediction, due)
-        self.results = prediction.results | self.assessment.results()
+        given = self.atoms if atoms is None else atoms
+        if given is None:
+            msg = "atoms must be given for the first calculation, got None; pass them"
+            raise ValueError(msg)
+        with self.backbone.alone(self):
+            self._drop()
+            self.atoms, self._state = given.copy(), self._read(given)
+            due = self._due()
+            wanted = {*self._wanted(given, properties or ()), *self.wanted(due)}
+            prediction = self.backbone(given, sorted(wanted))
+            self._evaluated += 1
+            assessment = self.assessment = self.judge(prediction, due)
+            self.results = prediction.results | assessment.results()
+            answer = Answer(self.atoms, self._state, self.results, assessment)
+            self._recent.keep(answer)
+
+    def get_property(
+        self,
+        name: str,
+        atoms: Atoms | None = None,
+        allow_calculation: bool = True,  # noqa: FBT001, FBT002  (as ASE has it)
+    ) -> Any:
+        """Return a result for this geometry, evaluating if needed.
+
+        The last few geometries are remembered: what returns to one of them, as a dimer
+        does, costs no second pass. Threads take turns.
+        """
+        with self.backbone.alone(self):
+            if atoms is not None and self.use_cache and self.check_state(atoms):
+                self._recall(atoms)
+            return super().get_property(name, atoms, allow_calculation)  # type: ignore[no-untyped-call]
 
     def judge(
         self, prediction: Prediction, signals: Sequence[Signal] | None = None
@@ -137,29 +169,34 @@ class ReliableCalculator(BaseCalculator):
 
     def assess(self, atoms: Atoms) -> Assessment:
         """Return the assessment of exactly this geometry, evaluating if needed."""
-        self.get_property("energy", atoms)  # type: ignore[no-untyped-call]
-        if self.assessment is None:
-            msg = "results are cached without an assessment; call reset() first"
-            raise RuntimeError(msg)
-        return self.assessment
+        with self.backbone.alone(self):
+            self.get_property("energy", atoms)
+            if self.assessment is None:
+                msg = "results are cached without an assessment; call reset() first"
+                raise RuntimeError(msg)
+            return self.assessment
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """Return what changed: the geometry, or charge and spin as the model reads it.
+        """Return what changed of all that an answer depends on.
 
-        The wrapper's own copy is compared, never the base calculator's, which other
-        wrappers may share.
+        That is the geometry, as ASE compares it; what else the model reads, such as a
+        charge in ``info``; which atoms are held; and who judges. The wrapper's own copy
+        is compared, never the base calculator's, which other wrappers may share.
         """
-        changes: list[str]
-        changes = super().check_state(atoms, tol)  # type: ignore[no-untyped-call]
-        if not changes and not _same(
-            self._extra_state, self.backbone.extra_state(atoms)
-        ):
+        changes = [
+            name
+            for name in super().check_state(atoms, tol)  # type: ignore[no-untyped-call]
+            if not self._alike(name, atoms)
+        ]
+        if not changes and self._state != self._read(atoms):
             changes.append("info")
         return changes
 
     def reset(self) -> None:
-        """Forget the last geometry and all that was said of it."""
-        self.atoms, self.results, self.assessment = None, {}, None
+        """Forget every geometry and all that was said of it."""
+        self._drop()
+        self.atoms = None
+        self._recent.clear()
 
     def export_properties(self) -> Properties:
         """Return the results that ASE knows; the readings stay in ``results``."""
@@ -178,6 +215,31 @@ class ReliableCalculator(BaseCalculator):
         """Return `todict` and the probe's card, for logs."""
         cards = [probe.card.to_dict() for probe in probes_of(self.signals)]
         return self.todict() | {"probe": cards[0] if cards else None}
+
+    def _drop(self) -> None:
+        self.results, self.assessment = {}, None
+
+    def _recall(self, atoms: Atoms) -> None:
+        """Take up what was said of this geometry, if it is one of the last few."""
+        answer = self._recent.find(atoms, self._read(atoms))
+        if answer is None:
+            self._drop()
+            return
+        self.atoms, self._state = answer.atoms, answer.state
+        self.results, self.assessment = answer.results, answer.assessment
+
+    def _read(self, atoms: Atoms) -> Hashable:
+        """Return what an answer depends on beyond the geometry."""
+        with self.backbone.alone():  # some calculators change it during a pass
+            state = frozen(self.backbone.extra_state(atoms))
+        judges = [same(judge) for judge in (self.policy, *self.signals)]
+        return (state, frozen(fixed_atoms(atoms)), *judges)
+
+    def _alike(self, name: str, atoms: Atoms) -> bool:
+        """Say whether an array that ASE calls changed is so for holding NaN alone."""
+        if self.atoms is None or name not in {"initial_charges", "initial_magmoms"}:
+            return False
+        return frozen(self.atoms.arrays.get(name)) == frozen(atoms.arrays.get(name))
 
     def _due(self) -> list[Signal]:
         """Return the signals to read now: some run at every k-th geometry only."""
@@ -226,14 +288,4 @@ def _voided(reading: Reading) -> Reading:
         results={key: value * math.nan for key, value in reading.results.items()},
         per_atom_key=None,
         note=_NO_NUMBERS,
-    )
-
-
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    return {k: v.copy() if hasattr(v, "copy") else v for k, v in state.items()}
-
-
-def _same(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
-    return ours.keys() == theirs.keys() and all(
-        value is theirs[key] or equal(value, theirs[key]) for key, value in ours.items()
     )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from ase import Atoms
 
-from uqcalc.backbones.base import Capture, Prediction
+from uqcalc.backbones.base import Capture, Prediction, one_at_a_time
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.lazy import LazyBackbone
 from uqcalc.backbones.prediction import geometry
@@ -83,6 +83,7 @@ class AIMNet2Backbone(LazyBackbone):
         nse = self.model_calculator.base_calc.is_nse
         return {"charge": charge, "mult": mult} if nse else {"charge": charge}
 
+    @one_at_a_time
     def predict_many(
         self, frames: Sequence[Atoms], wanted: Sequence[str] = ("energy", "forces")
     ) -> list[Prediction]:

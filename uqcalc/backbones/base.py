@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any, final
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar, final
 
 import numpy as np
 import torch
@@ -14,19 +15,39 @@ from ase.calculators.calculator import BaseCalculator
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from uqcalc.backbones.locks import entered, held, models_in, parts_of
 from uqcalc.backbones.prediction import Capture, Prediction, geometry
 from uqcalc.backbones.structure import check_cell, check_finite
 from uqcalc.errors import BackboneError
 
 
-__all__ = ["Backbone", "Capture", "Prediction"]
+__all__ = ["Backbone", "Capture", "Prediction", "one_at_a_time"]
+
+B = TypeVar("B", bound="Backbone")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def one_at_a_time(
+    method: Callable[Concatenate[B, P], R],
+) -> Callable[Concatenate[B, P], R]:
+    """Let a method that evaluates hold the model as `Backbone.alone` does."""
+
+    @wraps(method)
+    def holding(self: B, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self.alone():
+            return method(self, *args, **kwargs)
+
+    return holding
 
 
 class Backbone(ABC):
     """An ASE calculator and the tap on its model.
 
     The tap is armed only while this backbone evaluates, so calculators and models
-    may be shared, pickled and copied, and a stale feature cannot be read.
+    may be shared, pickled and copied, and a stale feature cannot be read. Threads may
+    share them, too: an evaluation holds a lock of every calculator and torch module
+    that it goes through (`alone`).
 
     Attributes
     ----------
@@ -57,6 +78,9 @@ class Backbone(ABC):
         How often the tap must fire in one evaluation: once for each member.
     passes : int
         Forward passes of the model seen so far (a committee of K counts K).
+    changes_process : bool
+        Whether a pass changes for a while what all threads read, as torch's default
+        dtype. It then has the process to itself, as far as backbones go.
     """
 
     name: str
@@ -64,6 +88,7 @@ class Backbone(ABC):
     conservative: bool = True
     on_demand: frozenset[str] = frozenset()
     passes_per_geometry: int = 1
+    changes_process: bool = False
 
     def __init__(
         self,
@@ -99,6 +124,33 @@ class Backbone(ABC):
         """Arm the tap for a pass that gives these of ``on_demand``, too."""
         return self.armed()
 
+    def calculators(self) -> list[object]:
+        """Return every calculator that a pass goes through, parts of sums included."""
+        parts = parts_of(self.calculator)
+        return [self.calculator, self.model_calculator, *parts]
+
+    def models(self) -> list[object]:
+        """Return every torch module that a pass goes through, and what holds it.
+
+        By default what is found among the attributes of the calculators. It is called
+        while their locks are held.
+        """
+        return [m for calculator in self.calculators() for m in models_in(calculator)]
+
+    @contextmanager
+    def alone(self, *others: object) -> Iterator[None]:
+        """Keep other threads away from the model, and from ``others``, meanwhile.
+
+        Of all backbones that share a calculator, a torch module or a part of one, in
+        whatever thread, one at a time is inside; the same thread may enter again.
+        """
+        with (
+            entered(alone=self.changes_process),
+            held([*others, *self.calculators()]),
+            held(self.models()),
+        ):
+            yield
+
     def extra_state(self, atoms: Atoms) -> dict[str, Any]:
         """Return what, beyond the geometry, the model's answer depends on.
 
@@ -107,12 +159,16 @@ class Backbone(ABC):
         """
         return dict(atoms.info)
 
+    @one_at_a_time
     def predict_many(
         self, frames: Sequence[Atoms], wanted: Sequence[str] = ("energy", "forces")
     ) -> list[Prediction]:
-        """Evaluate several frames; natively batched where the model can do it."""
+        """Evaluate several frames; natively batched where the model can do it.
+
+        Where this is overridden it is to be wrapped in `one_at_a_time`.
+        """
         given = sorted(self.provides & {*wanted})
-        return [self(frame, given).own() for frame in frames]
+        return [self(frame, given) for frame in frames]
 
     @final
     def may_batch(self, frames: Sequence[Atoms]) -> bool:
@@ -130,6 +186,7 @@ class Backbone(ABC):
         return True
 
     @final
+    @one_at_a_time
     def __call__(self, atoms: Atoms, wanted: Sequence[str]) -> Prediction:
         """Evaluate ``atoms`` in exactly one pass.
 
@@ -149,7 +206,8 @@ class Backbone(ABC):
             self.model_calculator.results = {}
             self.model_calculator.atoms = None
             captured = self._evaluate(atoms, wanted)
-        return self._prediction(atoms, captured)
+        # its own arrays: the next pass of the calculator, whoever asks, may write
+        return self._prediction(atoms, captured).own()
 
     def check_structure(self, atoms: Atoms) -> None:
         """Refuse what no pass can be made for.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from ase import Atoms
 
-from uqcalc.backbones.base import Backbone, Capture, Prediction
+from uqcalc.backbones.base import Backbone, Capture, Prediction, one_at_a_time
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.hooks import listen_to_input
 from uqcalc.backbones.prediction import geometry
@@ -26,6 +26,7 @@ class CHGNetBackbone(Backbone):
     """
 
     name = "chgnet"
+    changes_process = True  # a warning of it is filtered out for a while
 
     def __init__(self, calculator: Any, model_calculator: Any | None = None) -> None:
         owner = calculator if model_calculator is None else model_calculator
@@ -71,6 +72,7 @@ class CHGNetBackbone(Backbone):
         """CHGNet reads nothing but the geometry."""
         return {}
 
+    @one_at_a_time
     def predict_many(
         self, frames: Sequence[Atoms], wanted: Sequence[str] = ("energy", "forces")
     ) -> list[Prediction]:

@@ -99,7 +99,7 @@ class CommitteeCalculator(SeveralCalculator):
         """Evaluate the members, in order."""
         asked = self._of_each(wanted, stress=bool(atoms.pbc.all()))
         return [
-            member(atoms, names).own()
+            member(atoms, names)
             for member, names in zip(self.parts, asked, strict=True)
         ]
 

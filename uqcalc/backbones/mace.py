@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from ase import Atoms
 
-from uqcalc.backbones.base import Backbone, Capture, Prediction
+from uqcalc.backbones.base import Backbone, Capture, Prediction, one_at_a_time
 from uqcalc.backbones.differentiable import Differentiable, strained
 from uqcalc.backbones.fingerprint import CONVERTED, fingerprint
 from uqcalc.backbones.mace_batch import model_inputs, split_predictions
@@ -57,6 +57,7 @@ class MACEBackbone(Backbone):
     """
 
     name = "mace"
+    changes_process = True  # it sets torch's default dtype for a while
 
     def __init__(self, calculator: Any, model_calculator: Any | None = None) -> None:
         owner = calculator if model_calculator is None else model_calculator
@@ -133,6 +134,7 @@ class MACEBackbone(Backbone):
             state[f"array {key}"] = atoms.arrays.get(key)
         return state
 
+    @one_at_a_time
     def differentiable(self, atoms: Atoms) -> Differentiable:
         """Evaluate ``atoms`` with the graph kept (of a committee: the first member).
 
@@ -172,6 +174,7 @@ class MACEBackbone(Backbone):
             vectors=messages[-1],
         )
 
+    @one_at_a_time
     def predict_many(
         self, frames: Sequence[Atoms], wanted: Sequence[str] = ("energy", "forces")
     ) -> list[Prediction]:

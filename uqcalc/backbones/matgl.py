@@ -13,7 +13,7 @@ from ase import Atoms, units
 from ase.data import atomic_numbers
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from uqcalc.backbones.base import Backbone, Capture, Prediction
+from uqcalc.backbones.base import Backbone, Capture, Prediction, one_at_a_time
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.hooks import listen_to_output
 from uqcalc.backbones.prediction import geometry
@@ -126,6 +126,7 @@ class MatGLBackbone(Backbone):
         """Nothing but the geometry; ASE itself looks at QET's initial charges."""
         return {}
 
+    @one_at_a_time
     def predict_many(
         self, frames: Sequence[Atoms], wanted: Sequence[str] = ("energy", "forces")
     ) -> list[Prediction]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from ase import Atoms
 
-from uqcalc.backbones.base import Backbone, Capture, Prediction
+from uqcalc.backbones.base import Backbone, Capture, Prediction, one_at_a_time
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.prediction import geometry
 from uqcalc.errors import BackboneError
@@ -161,6 +161,7 @@ class MetatomicBackbone(Backbone):
             state[f"array {_ARRAYS[name]}"] = atoms.arrays.get(_ARRAYS[name])
         return state
 
+    @one_at_a_time
     def predict_many(
         self, frames: Sequence[Atoms], wanted: Sequence[str] = ("energy", "forces")
     ) -> list[Prediction]:

@@ -46,14 +46,18 @@ class ModuleBackbone(Backbone):
         conservative: bool = True,
     ) -> None:
         self.conservative = conservative
-        root, self._module = _resolve(calculator, module)
+        self._root, self._module = _resolve(calculator, module)
         self._select = select
         super().__init__(
             calculator,
             calculator,
             feature_dim=feature_dim,
-            fingerprint=fingerprint("module", root.parameters(), [module]),
+            fingerprint=fingerprint("module", self._root.parameters(), [module]),
         )
+
+    def models(self) -> list[object]:
+        """Return what is found among the attributes, and the module that was named."""
+        return [*super().models(), self._root]
 
     def armed(self) -> AbstractContextManager[Capture]:
         """Listen to the output of the named sub-module during one call."""

@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from ase import Atoms
 
-from uqcalc.backbones.base import Backbone
+from uqcalc.backbones.base import Backbone, one_at_a_time
 from uqcalc.backbones.differentiable import Differentiable
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.hooks import listen_to_input
@@ -148,6 +148,7 @@ class OrbBackbone(Backbone):
         """Charge and spin, which Orb's own cache does not look at."""
         return {key: atoms.info.get(key) for key in ("charge", "spin")}
 
+    @one_at_a_time
     def predict_many(
         self, frames: Sequence[Atoms], wanted: Sequence[str] = ("energy", "forces")
     ) -> list[Prediction]:
@@ -168,6 +169,7 @@ class OrbBackbone(Backbone):
         own = (output[self._energy].detach(), output[forces].detach())
         return _split(frames, own, captured)
 
+    @one_at_a_time
     def differentiable(self, atoms: Atoms) -> Differentiable:
         """Evaluate ``atoms`` with the graph of both forces kept.
 

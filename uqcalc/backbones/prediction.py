@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixCartesian, FixedLine, FixedPlane, FixScaled
+
+
+_OF_SINGLE_ATOMS = (FixAtoms, FixCartesian, FixScaled, FixedLine, FixedPlane)
+_NOTHING = 1e-9  # of a unit force: what projections leave of it by round-off
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +47,7 @@ class Prediction:
     vectors : tensor (atoms, channels, 3) or None
         Features that turn with the structure (l = 1), where the pass gives any.
     fixed : array (atoms,) of bool or None
-        Atoms that a ``FixAtoms`` constraint holds; None where there is none.
+        Atoms that constraints hold in all directions; None where there are none.
     """
 
     numbers: np.ndarray
@@ -100,13 +104,23 @@ class Capture:
 
 
 def fixed_atoms(atoms: Atoms) -> np.ndarray | None:
-    """Return which atoms ``FixAtoms`` constraints hold, (atoms,); None where none."""
-    held = [c.index for c in atoms.constraints if isinstance(c, FixAtoms)]
-    if not held:
+    """Return which atoms constraints hold in all directions, (atoms,).
+
+    Those that act on single atoms are looked at (`FixAtoms`, and `FixCartesian`,
+    `FixScaled`, `FixedLine` and `FixedPlane`, of which several may hold one atom): an
+    atom is held if they leave nothing of any force on it. None where none is.
+    """
+    single = [c for c in atoms.constraints if isinstance(c, _OF_SINGLE_ATOMS)]
+    if not single:
         return None
-    fixed = np.zeros(len(atoms), dtype=bool)
-    fixed[np.concatenate(held)] = True
-    return fixed
+    left = np.zeros(len(atoms))
+    for axis in np.eye(3):
+        forces = np.tile(axis, (len(atoms), 1))
+        for constraint in single:
+            constraint.adjust_forces(atoms, forces)
+        left = np.maximum(left, np.abs(forces).max(axis=1, initial=0.0))
+    fixed = left < _NOTHING
+    return fixed if fixed.any() else None
 
 
 def geometry(atoms: Atoms) -> dict[str, Any]:

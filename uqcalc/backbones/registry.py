@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
+import torch
 from ase.calculators.calculator import BaseCalculator
-from ase.calculators.mixing import LinearCombinationCalculator
 
 from uqcalc.backbones.base import Backbone
+from uqcalc.backbones.locks import entered, held, parts_of
 from uqcalc.errors import BackboneError
 
 
@@ -37,7 +39,10 @@ class _Factory(Protocol):
 
 
 def tap(
-    calculator: BaseCalculator | Backbone, *, module: str | None = None
+    calculator: BaseCalculator | Backbone,
+    *,
+    module: str | None = None,
+    select: Callable[[Any], torch.Tensor] | None = None,
 ) -> Backbone:
     """Return the backbone that taps ``calculator``.
 
@@ -56,6 +61,12 @@ def tap(
     BackboneError
         If there is nothing to tap; the message says what would work.
     """
+    if select is not None and module is None:
+        msg = (
+            "select must come with module=, whose output it picks from, got module="
+            'None; name the layer, such as module="model.readout"'
+        )
+        raise BackboneError(msg)
     if isinstance(calculator, Backbone):
         return calculator
     if not isinstance(calculator, BaseCalculator):
@@ -69,24 +80,19 @@ def tap(
     if module is not None:
         from uqcalc.backbones.module import ModuleBackbone
 
-        return ModuleBackbone(calculator, module=module)
+        return ModuleBackbone(calculator, module=module, select=select)
     known = BUILT_IN | {p.name: p.value for p in entry_points(group=GROUP)}
     found = [
         (part, name)
-        for part in _parts(calculator)
+        for part in parts_of(calculator)
         if (name := _known_name(part, known)) is not None
     ]
     if len(found) != 1:
         raise BackboneError(_refusal(calculator, known, len(found)))
     part, name = found[0]
-    return _load(known[name])(calculator, part)
-
-
-def _parts(calculator: BaseCalculator) -> list[BaseCalculator]:
-    """Return the calculators inside a sum, or the calculator itself."""
-    if isinstance(calculator, LinearCombinationCalculator):
-        return [part for inner in calculator.mixer.calcs for part in _parts(inner)]
-    return [calculator]
+    factory = _load(known[name])
+    with entered(alone=False), held([calculator, *parts_of(calculator)]):
+        return factory(calculator, part)  # of a model that no thread is evaluating
 
 
 def _known_name(calculator: BaseCalculator, known: dict[str, str]) -> str | None:

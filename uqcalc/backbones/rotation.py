@@ -115,7 +115,7 @@ class RotatingCalculator(SeveralCalculator):
     def evaluate(self, atoms: Atoms, wanted: Sequence[str]) -> list[Prediction]:
         """Evaluate one turned copy after the other."""
         return [
-            _turned_back(self.inner(_turned(atoms, matrix), wanted).own(), matrix)
+            _turned_back(self.inner(_turned(atoms, matrix), wanted), matrix)
             for matrix in self.matrices
         ]
 

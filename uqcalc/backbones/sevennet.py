@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from ase import Atoms
 
-from uqcalc.backbones.base import Backbone, Capture, Prediction
+from uqcalc.backbones.base import Backbone, Capture, Prediction, one_at_a_time
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.hooks import listen_to_output
 from uqcalc.backbones.prediction import geometry
@@ -58,6 +58,7 @@ class SevenNetBackbone(Backbone):
         """SevenNet reads nothing but the geometry."""
         return {}
 
+    @one_at_a_time
     def predict_many(
         self, frames: Sequence[Atoms], wanted: Sequence[str] = ("energy", "forces")
     ) -> list[Prediction]:

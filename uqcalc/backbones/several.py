@@ -14,7 +14,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from uqcalc.backbones.base import Backbone
+from uqcalc.backbones.base import Backbone, one_at_a_time
 from uqcalc.backbones.prediction import Capture, Prediction, geometry
 
 
@@ -110,6 +110,7 @@ class Several(Backbone):
     def __init__(self, calculator: SeveralCalculator, **identity: Any) -> None:
         parts = calculator.parts
         self.conservative = all(part.conservative for part in parts)
+        self.changes_process = any(part.changes_process for part in parts)
         self.invariant_features = parts[0].invariant_features
         super().__init__(
             calculator, calculator, feature_dim=parts[0].feature_dim, **identity
@@ -132,6 +133,15 @@ class Several(Backbone):
         with self.calculator.listening(extras) as captured:
             yield captured
 
+    def calculators(self) -> list[object]:
+        """Return the parts' calculators, too: all are held before one evaluates."""
+        parts = self.calculator.distinct
+        return [self.calculator, *(c for part in parts for c in part.calculators())]
+
+    def models(self) -> list[object]:
+        """Return the torch modules of all parts."""
+        return [m for part in self.calculator.distinct for m in part.models()]
+
     def check_structure(self, atoms: Atoms) -> None:
         """Refuse what one of the parts refuses."""
         for part in self.calculator.distinct:
@@ -150,6 +160,7 @@ class Several(Backbone):
         self.feature_dim = self.calculator.parts[0].feature_dim
         return super().feature_rows(captured, atoms)
 
+    @one_at_a_time
     def predict_many(
         self, frames: Sequence[Atoms], wanted: Sequence[str] = ("energy", "forces")
     ) -> list[Prediction]:

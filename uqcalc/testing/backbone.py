@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -119,6 +121,7 @@ def check_backbone(
         check_forces(backbone, atoms, limits)
         check_stress(backbone, atoms, limits)
     _check_batches(backbone, list(named.values()), limits)
+    _check_threads(backbone, list(named.values()), limits)
     # of a used one: some calculators are no longer copyable after their first pass
     _check_identity(backbone, tap(make()), fingerprint, ways_to_copy(bare))
 
@@ -282,6 +285,32 @@ def _check_batches(backbone: Backbone, frames: Sequence[Atoms], limits: Limits) 
                 limits.close("batches", many, one, name)
         kept = batched.features.requires_grad
         limits.require("detached", not kept, "features must be so in a batch too")
+
+
+def _check_threads(backbone: Backbone, frames: Sequence[Atoms], limits: Limits) -> None:
+    """Evaluate alone and in batches in several threads: each gets its own answer."""
+    expected = [predict(backbone, atoms) for atoms in frames]
+    turns = [*range(len(frames))] * 2
+
+    def evaluate(turn: int) -> Prediction:
+        own = frames[turn].copy()
+        return (
+            backbone.predict_many([own, own.copy()])[1]
+            if turn % 2
+            else predict(backbone, own)
+        )
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # so that threads come between each other's lines
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(evaluate, turns))
+    finally:
+        sys.setswitchinterval(interval)
+    for turn, got in zip(turns, answers, strict=True):
+        for name in ("energy", "forces", "features"):
+            theirs = getattr(expected[turn], name)
+            limits.close("threads", getattr(got, name), theirs, f"{name} in a thread")
 
 
 def _check_identity(

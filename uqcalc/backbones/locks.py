@@ -1,0 +1,189 @@
+"""One thread at a time for each model, whoever wraps it.
+
+A tap is armed on the model itself, and a calculator keeps its last answer, so that two
+threads in one of either would read what belongs to the other. Every evaluation holds
+
+1. the *gate*: shared, or alone where a pass changes what the whole process reads (MACE
+   sets torch's default dtype in each pass),
+2. the locks of the calculators it goes through, and
+3. those of the torch modules in them,
+
+in this order, and within each kind in the order in which the locks were made, so that
+no two threads wait for each other. The locks are kept here: nothing stays on the
+objects, which may be pickled and copied.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, TypeVar
+
+import torch
+from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
+from ase.calculators.mixing import LinearCombinationCalculator
+
+
+_NUMBERS = itertools.count()
+
+
+@dataclass(slots=True, eq=False)
+class _Lock:
+    """A lock that its own thread may take again, and its place in the order."""
+
+    number: int = field(default_factory=lambda: next(_NUMBERS))
+    lock: Any = field(default_factory=threading.RLock)
+
+
+T = TypeVar("T")
+_Kept = dict[int, tuple[weakref.ref[Any], T]]
+
+
+def _remembered(kept: _Kept[T], thing: Any, value: T) -> T:
+    """Return what is kept for ``thing``, or keep ``value`` as long as it lives."""
+    key = id(thing)
+    if key not in kept:
+        kept[key] = (weakref.ref(thing, lambda _: kept.pop(key, None)), value)
+    return kept[key][1]
+
+
+class _Locks:
+    """The locks of objects that are alive; a module shares those of its sub-modules.
+
+    A sub-module belongs to the tree that was seen first. A tree needs the locks of all
+    its modules, so that two trees with a module in common never run together.
+    """
+
+    def __init__(self) -> None:
+        self._registry = threading.RLock()  # garbage may be collected while it is held
+        self._owner: _Kept[_Lock] = {}
+        self._trees: _Kept[tuple[_Lock, ...]] = {}
+
+    def of(self, thing: object) -> tuple[_Lock, ...]:
+        """Return the locks that stand for ``thing``."""
+        with self._registry:
+            if (known := self._trees.get(id(thing))) is not None:
+                return known[1]
+            own, members = _Lock(), [thing]
+            if isinstance(thing, torch.nn.Module):
+                members = [*thing.modules()]
+            locks = [_remembered(self._owner, member, own) for member in members]
+            needed = {lock.number: lock for lock in locks}
+            return _remembered(self._trees, thing, tuple(needed.values()))
+
+
+class _Gate:
+    """Many threads at once, or one alone; a thread that is inside may enter again."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._inside: dict[int, int] = {}
+        self._alone: int | None = None
+        self._waiting = 0
+
+    @contextmanager
+    def entered(self, *, alone: bool) -> Iterator[None]:
+        """Wait for room, and be inside."""
+        me = threading.get_ident()
+        with self._condition:
+            if me not in self._inside:
+                self._wait(me, alone=alone)
+            self._inside[me] = self._inside.get(me, 0) + 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._inside[me] -= 1
+                if not self._inside[me]:
+                    del self._inside[me]
+                    self._alone = None if self._alone == me else self._alone
+                    self._condition.notify_all()
+
+    def _wait(self, me: int, *, alone: bool) -> None:
+        if not alone:
+            self._condition.wait_for(lambda: self._alone is None and not self._waiting)
+            return
+        self._waiting += 1  # nobody else enters before it had its turn
+        try:
+            self._condition.wait_for(lambda: not self._inside)
+            self._alone = me
+        finally:
+            self._waiting -= 1
+            self._condition.notify_all()
+
+
+_locks, _gate = _Locks(), _Gate()
+
+
+def _forget() -> None:
+    """Begin anew: what other threads held at a fork is never released in the child."""
+    global _locks, _gate
+    _locks, _gate = _Locks(), _Gate()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+@contextmanager
+def entered(*, alone: bool) -> Iterator[None]:
+    """Be among those that evaluate, or ``alone``, the only one in this process."""
+    with _gate.entered(alone=alone):
+        yield
+
+
+@contextmanager
+def held(things: Iterable[object]) -> Iterator[None]:
+    """Hold the locks of these calculators or modules, in the one order."""
+    locks = {lock.number: lock for thing in things for lock in _locks.of(thing)}
+    with ExitStack() as stack:
+        for number in sorted(locks):
+            stack.enter_context(locks[number].lock)
+        yield
+
+
+def parts_of(calculator: BaseCalculator) -> list[BaseCalculator]:
+    """Return the calculators inside a sum, or the calculator itself."""
+    if isinstance(calculator, LinearCombinationCalculator):
+        return [part for inner in calculator.mixer.calcs for part in parts_of(inner)]
+    return [calculator]
+
+
+def models_in(thing: object, depth: int = 2) -> list[object]:
+    """Return the torch modules that an object holds, and what holds them further in.
+
+    Its attributes are looked at, lists and dictionaries among them, and the attributes
+    of these: ``AIMNet2ASE`` holds an ``AIMNet2Calculator``, which holds the model, and
+    both may be shared.
+    """
+    found: list[object] = []
+    for value in _attributes(thing):
+        if isinstance(value, torch.nn.Module):
+            found.append(value)
+        elif depth > 1 and _may_hold(value) and (inner := models_in(value, depth - 1)):
+            found += [value, *inner]
+    return found
+
+
+def _attributes(thing: object) -> Iterator[object]:
+    for value in list(getattr(thing, "__dict__", {}).values()):
+        if isinstance(value, list | tuple):
+            yield from value
+        elif isinstance(value, dict):
+            yield from list(value.values())
+        else:
+            yield value
+
+
+def _may_hold(value: object) -> bool:
+    """Say whether models may be inside: not in what cannot be told apart for good."""
+    if isinstance(value, type | ModuleType | Atoms):
+        return False
+    return hasattr(value, "__dict__") and type(value).__weakrefoffset__ > 0

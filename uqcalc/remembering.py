@@ -1,0 +1,112 @@
+"""Which geometry an answer is of, and the last few answers."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from uqcalc.records import Assessment
+
+
+# A dimer turns about its middle and returns to it, a line search to its best point.
+RECENT = 8
+
+_DEEPEST = 40
+_ARRAYS = ("numbers", "positions", "initial_charges", "initial_magmoms")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """What was said of one geometry: ASE's results and the assessment of them."""
+
+    atoms: Atoms
+    state: Hashable
+    results: dict[str, Any]
+    assessment: Assessment
+
+
+class Recent:
+    """The answers to the last few geometries, by all that they depend on."""
+
+    def __init__(self) -> None:
+        self._answers: OrderedDict[Hashable, Answer] = OrderedDict()
+
+    def keep(self, answer: Answer) -> None:
+        """Add one, and drop the oldest where there are more than `RECENT`."""
+        key = _key(answer.atoms, answer.state)
+        self._answers[key] = answer
+        self._answers.move_to_end(key)
+        while len(self._answers) > RECENT:
+            self._answers.popitem(last=False)
+
+    def find(self, atoms: Atoms, state: Hashable) -> Answer | None:
+        """Return the answer for exactly this geometry and state, None without one."""
+        return self._answers.get(_key(atoms, state))
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._answers.clear()
+
+
+def _key(atoms: Atoms, state: Hashable) -> Hashable:
+    arrays = [frozen(atoms.arrays.get(name)) for name in _ARRAYS]
+    return (*arrays, atoms.cell.array.tobytes(), atoms.pbc.tobytes(), state)
+
+
+@dataclass(frozen=True, slots=True)
+class _Same:
+    """Equal to itself alone; the object is kept, so that none takes its address."""
+
+    thing: object
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.thing is other.thing
+
+    def __hash__(self) -> int:
+        return id(self.thing)
+
+
+def same(thing: object) -> Hashable:
+    """Return what is equal only to what this returns for the very same object."""
+    return _Same(thing)
+
+
+def frozen(value: Any, _inside: tuple[int, ...] = ()) -> Hashable:
+    """Return what ``value`` holds now, for comparison with what it holds later.
+
+    NaN equals NaN, arrays may be ragged or hold objects, and lists may hold themselves.
+    Arrays are compared bit by bit. An object of another kind equals itself alone, as
+    long as its attributes stay.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, str | bytes | int):
+        return value
+    if isinstance(value, float | complex):
+        return value if value == value else "not a number"
+    if id(value) in _inside or len(_inside) > _DEEPEST:
+        return _Same(value)
+    return _frozen_parts(value, (*_inside, id(value)))
+
+
+def _frozen_parts(value: Any, inside: tuple[int, ...]) -> Hashable:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = value.float().numpy() if value.is_floating_point() else value.numpy()
+    if isinstance(value, np.ndarray):
+        if value.dtype.hasobject:
+            return (value.shape, frozen(value.tolist(), inside))
+        return (value.shape, value.dtype.str, value.tobytes())
+    if isinstance(value, dict):
+        return frozenset((frozen(k), frozen(v, inside)) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(frozen(entry, inside) for entry in value)
+    if isinstance(value, set | frozenset):
+        return frozenset(frozen(entry, inside) for entry in value)
+    return (_Same(value), frozen(getattr(value, "__dict__", None), inside))
