@@ -102,7 +102,7 @@ thermalize_momenta(atoms, temperature_K=300, rng=rng)
 bath = {"temperature_K": 300, "friction": 0.02 / units.fs, "fixcm": False, "rng": rng}
 dyn = Langevin(atoms, 0.5 * units.fs, **bath)
 dyn.attach(lambda: dyn.set_temperature(temperature_K=300 + 2 * dyn.nsteps))
-monitor = Monitor(dyn, log="run.jsonl", flagged="flagged.xyz")
+monitor = Monitor(dyn, log="run.jsonl", flagged="flagged.xyz", history=None)
 path = []
 dyn.attach(lambda: path.append(monitor.snapshot()))
 dyn.run(most)

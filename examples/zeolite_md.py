@@ -71,7 +71,7 @@ def squeeze():
     atoms.set_cell(atoms.cell.array * 0.9998, scale_atoms=True)
 
 
-monitor = Monitor(dyn, log="zeolite.jsonl", flagged="flagged.xyz")
+monitor = Monitor(dyn, log="zeolite.jsonl", flagged="flagged.xyz", history=None)
 dyn.attach(squeeze)
 dyn.run(given.steps)
 print(monitor.summary())

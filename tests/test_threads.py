@@ -281,7 +281,7 @@ def test_a_parallel_band_is_the_serial_one():
     paths = []
     for parallel in (False, True):
         images = band([wrap_mace(base) for _ in range(5)])
-        neb = NEB(images, parallel=parallel)
+        neb = NEB(images, parallel=parallel, method="improvedtangent")
         neb.interpolate()
         FIRE(neb, logfile=None).run(fmax=1e-4, steps=2)
         paths.append(np.array([image.positions for image in images]))
@@ -309,3 +309,14 @@ def test_a_fork_during_a_pass_leaves_the_child_free():
     done.set()
     thread.join()
     assert os.waitstatus_to_exitcode(status) == 7
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_no_grad_around_a_step_is_no_matter(mode):
+    """Forces are gradients; the bare calculator fails here."""
+    atoms = FRAMES[0].copy()
+    calculator = wrap_mace(mace_on_shared_models())
+    with mode():
+        forces = calculator.get_property("forces", atoms)
+    again = wrap_mace(mace_on_shared_models()).get_property("forces", atoms)
+    np.testing.assert_array_equal(forces, again)

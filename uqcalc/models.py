@@ -74,7 +74,10 @@ def open_model(
             "does not exist is read as a name, too"
         )
         raise ModelError(msg)
-    return _OPENERS[kind](detail, _device(device), dtype)
+    import torch
+
+    with torch.random.fork_rng(devices=[]):  # networks are built before they are filled
+        return _OPENERS[kind](detail, _device(device), dtype)
 
 
 def _device(device: str) -> str:

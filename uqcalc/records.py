@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -195,9 +194,3 @@ class Event:
     def to_dict(self) -> dict[str, Any]:
         """Return the record for the event log."""
         return asdict(self) | {"event": "step", "level": self.level.name}
-
-
-def count_levels(history: Iterable[Event]) -> dict[Level, int]:
-    """Return how many of the steps had each level."""
-    seen = Counter(event.level for event in history)
-    return {level: seen[level] for level in Level}

@@ -109,4 +109,6 @@ def _frozen_parts(value: Any, inside: tuple[int, ...]) -> Hashable:
         return tuple(frozen(entry, inside) for entry in value)
     if isinstance(value, set | frozenset):
         return frozenset(frozen(entry, inside) for entry in value)
-    return (_Same(value), frozen(getattr(value, "__dict__", None), inside))
+    attributes = getattr(value, "__dict__", None)  # of a class it is made anew
+    inner = frozen(attributes, inside) if isinstance(attributes, dict) else None
+    return (_Same(value), inner)

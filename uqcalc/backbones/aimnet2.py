@@ -27,6 +27,7 @@ class AIMNet2Backbone(LazyBackbone):
     """
 
     name = "aimnet2"
+    by_autograd = True
 
     def __init__(self, calculator: Any, model_calculator: Any | None = None) -> None:
         owner = calculator if model_calculator is None else model_calculator

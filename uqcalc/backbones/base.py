@@ -28,14 +28,27 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+@contextmanager
+def _gradients(*, needed: bool) -> Iterator[None]:
+    """Let torch differentiate, also where the caller has switched that off."""
+    if not needed:
+        yield
+        return
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        yield
+
+
 def one_at_a_time(
     method: Callable[Concatenate[B, P], R],
 ) -> Callable[Concatenate[B, P], R]:
-    """Let a method that evaluates hold the model as `Backbone.alone` does."""
+    """Let a method that evaluates hold the model as `Backbone.alone` does.
+
+    And let it differentiate where the backbone is ``by_autograd``.
+    """
 
     @wraps(method)
     def holding(self: B, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with self.alone():
+        with self.alone(), _gradients(needed=self.by_autograd):
             return method(self, *args, **kwargs)
 
     return holding
@@ -81,6 +94,9 @@ class Backbone(ABC):
     changes_process : bool
         Whether a pass changes for a while what all threads read, as torch's default
         dtype. It then has the process to itself, as far as backbones go.
+    by_autograd : bool
+        Whether a pass is differentiated by torch, which ``torch.no_grad`` and
+        ``torch.inference_mode`` around the evaluation are then kept from forbidding.
     """
 
     name: str
@@ -89,6 +105,7 @@ class Backbone(ABC):
     on_demand: frozenset[str] = frozenset()
     passes_per_geometry: int = 1
     changes_process: bool = False
+    by_autograd: bool = False
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ class CHGNetBackbone(Backbone):
     """
 
     name = "chgnet"
+    by_autograd = True
     changes_process = True  # a warning of it is filtered out for a while
 
     def __init__(self, calculator: Any, model_calculator: Any | None = None) -> None:

@@ -57,6 +57,7 @@ class MACEBackbone(Backbone):
     """
 
     name = "mace"
+    by_autograd = True
     changes_process = True  # it sets torch's default dtype for a while
 
     def __init__(self, calculator: Any, model_calculator: Any | None = None) -> None:

@@ -60,6 +60,7 @@ class MatGLBackbone(Backbone):
     """
 
     name = "matgl"
+    by_autograd = True
 
     def __init__(self, calculator: Any, model_calculator: Any | None = None) -> None:
         owner = calculator if model_calculator is None else model_calculator

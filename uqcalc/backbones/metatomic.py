@@ -92,6 +92,7 @@ class MetatomicBackbone(Backbone):
     """
 
     name = "metatomic"
+    by_autograd = True
     invariant_features = False
 
     def __init__(self, calculator: Any, model_calculator: Any | None = None) -> None:

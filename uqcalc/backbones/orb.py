@@ -34,6 +34,7 @@ class OrbBackbone(Backbone):
     """
 
     name = "orb"
+    by_autograd = True
     invariant_features = False
 
     def __init__(self, calculator: Any, model_calculator: Any | None = None) -> None:

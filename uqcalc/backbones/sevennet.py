@@ -26,6 +26,7 @@ class SevenNetBackbone(Backbone):
     """
 
     name = "sevennet"
+    by_autograd = True
 
     def __init__(self, calculator: Any, model_calculator: Any | None = None) -> None:
         owner = calculator if model_calculator is None else model_calculator

@@ -109,6 +109,7 @@ def _watch(
         dynamics,
         log=stem.with_suffix(".jsonl"),
         flagged=stem.with_name(stem.name + "_flagged.xyz"),
+        history=None,
     )
     frames: list[Atoms] = []
     with progress_bar() as progress:

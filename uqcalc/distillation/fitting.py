@@ -20,6 +20,7 @@ from uqcalc.backbones.registry import tap
 from uqcalc.distillation.head import DistilledHead, HeadCard, make_network
 from uqcalc.distillation.network import DirectNetwork, neighbours
 from uqcalc.errors import LabelWarning, ModelError
+from uqcalc.nodraws import NoDraws
 from uqcalc.progress import progress_bar
 
 
@@ -180,7 +181,8 @@ def _own(values: Any) -> torch.Tensor:
 def _initial(
     card: HeadCard, samples: Sequence[_Sample], generator: torch.Generator
 ) -> DirectNetwork:
-    network = make_network(card)
+    with NoDraws():  # biases begin at zero, weights at what the seed says
+        network = make_network(card)
     for parameter in network.parameters():
         if parameter.ndim == 2:
             bound = parameter.shape[1] ** -0.5

@@ -20,6 +20,7 @@ from uqcalc.distillation.network import DirectNetwork, neighbours
 from uqcalc.elements import ElementsSeen
 from uqcalc.entries import check_elements, checked
 from uqcalc.errors import ModelError
+from uqcalc.nodraws import NoDraws
 from uqcalc.tensorfile import Kind, load_state
 
 
@@ -177,7 +178,8 @@ class DistilledHead:
         """
         tensors, entries = FILE.read(path)
         card = HeadCard.from_dict(entries)
-        network = make_network(card)
+        with NoDraws():
+            network = make_network(card)
         load_state(network, tensors, str(path), ModelError)
         return cls(card, network)
 

@@ -16,6 +16,7 @@ from uqcalc.backbones.fingerprint import same_model
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.elements import ElementsSeen
 from uqcalc.errors import ProbeError
+from uqcalc.nodraws import NoDraws
 from uqcalc.probe.card import CHECKED_SINCE, Card
 from uqcalc.probe.inputs import Statistics
 from uqcalc.probe.joined import Joined, JoinedShape
@@ -162,7 +163,8 @@ class Probe(ProbePaths):
         """
         tensors, entries = FILE.read(path)
         card = Card.from_dict(entries)
-        network = ProbeNetwork(Shape.from_dict(card.shape))
+        with NoDraws():
+            network = ProbeNetwork(Shape.from_dict(card.shape))
         load_state(network, _section(tensors, "network."), str(path), ProbeError)
         statistics = None
         if state := _section(tensors, "statistics."):

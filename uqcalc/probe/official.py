@@ -13,6 +13,7 @@ import torch
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import ProbeError
+from uqcalc.nodraws import NoDraws
 from uqcalc.probe.card import RAW_ARCHITECTURE, Card
 from uqcalc.probe.network import ProbeNetwork, Shape
 
@@ -45,7 +46,8 @@ def import_official(
         raise ProbeError(msg)
     backbone: Backbone = tap(calculator)
     shape = _shape(state, path)
-    network = ProbeNetwork(shape)
+    with NoDraws():
+        network = ProbeNetwork(shape)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

@@ -10,17 +10,21 @@ from typing import Any, Literal
 import numpy as np
 from ase import Atoms
 from ase.md.md import MolecularDynamics
+from ase.optimize.basin import BasinHopping
 from ase.optimize.sciopt import SciPyGradientlessOptimizer, SciPyOptimizer
 
 from uqcalc.annotating.copies import annotated_copy, drop_labels
 from uqcalc.annotating.frames import cut_frames
 from uqcalc.errors import UnreliableError
-from uqcalc.records import Assessment, Event, Level, count_levels
+from uqcalc.records import Assessment, Event, Level
 from uqcalc.watching.eventlog import EventLog, read_standing, versions
 from uqcalc.watching.flagged import FrameFile
+from uqcalc.watching.history import KEPT, History
 from uqcalc.watching.report import summarise
 from uqcalc.watching.trigger import Trigger
 from uqcalc.watching.watched import (
+    counts_steps,
+    has_converged,
     is_complete,
     is_finite,
     judging_calculator,
@@ -33,11 +37,14 @@ Action = Literal["halt", "raise", "warn"]
 LOST = "Energy or forces are not numbers"
 
 # Their loop is not ASE's and ignores the soft stop, so they are left by raising.
-_NO_SOFT_STOP = (SciPyOptimizer, SciPyGradientlessOptimizer)
+_NO_SOFT_STOP = (SciPyOptimizer, SciPyGradientlessOptimizer, BasinHopping)
 
 
 class Monitor:
     """ASE observer for molecular dynamics and optimisers; it attaches itself.
+
+    Of a `BasinHopping` each new lowest minimum is watched and counts as a step; it is
+    halted by `UnreliableError`, as SciPy's optimisers are.
 
     Parameters
     ----------
@@ -66,6 +73,9 @@ class Monitor:
     first_step : int, optional
         For a run that was killed and goes on from a saved geometry: its step number.
         What existing files hold of that step and later ones no longer stands.
+    history : int or None
+        How many of the last events to keep in memory, at most 18 MB by default; None
+        for all of them, without end. The log has all, whatever is kept.
 
     Attributes
     ----------
@@ -74,7 +84,8 @@ class Monitor:
         Why it last acted; empty if it never did.
     acted_on : Event or None
         The step on which it last acted.
-    history : list of Event
+    history : History
+        A sequence of the last `Event` records; it has counted those before, too.
     last : Assessment or None
     end : dict or None
         The end record, once there is one; None as soon as the run goes on.
@@ -101,6 +112,7 @@ class Monitor:
         max_flagged: int = 100,
         about: Mapping[str, Any] | None = None,
         first_step: int | None = None,
+        history: int | None = KEPT,
     ) -> None:
         _check_settings(on_unreliable, mode)
         self.dynamics = dynamics
@@ -114,8 +126,9 @@ class Monitor:
         self.halted = False
         self.reason = ""
         self.acted_on: Event | None = None
-        self.history: list[Event] = []
+        self.history = History(history)
         self.last: Assessment | None = None
+        self._calls = 0
         self._is_md = isinstance(dynamics, MolecularDynamics)
         calculator = judging_calculator(watched_atoms(dynamics))
         _check_paths(log, flagged)
@@ -136,6 +149,7 @@ class Monitor:
 
     def __call__(self) -> None:
         """Record first, then decide, so that the halting step is on disk."""
+        self._calls += 1
         atoms = watched_atoms(self.dynamics)
         assessment = self.last = judging_calculator(atoms).assess(atoms)
         event = self._event(atoms, assessment)
@@ -156,6 +170,8 @@ class Monitor:
     @property
     def step(self) -> int:
         """Step number of this run, counted on across restarts."""
+        if not counts_steps(self.dynamics):  # then by what was watched
+            return self._offset + max(0, self._calls - 1)
         return self._offset + int(self.dynamics.nsteps)
 
     def summary(self) -> str:
@@ -181,7 +197,7 @@ class Monitor:
 
     def counts(self) -> dict[Level, int]:
         """Return how many of the watched frames had each level."""
-        return count_levels(self.history)
+        return self.history.counts()
 
     def snapshot(self) -> Atoms:
         """Return an annotated copy of the geometry that was assessed last.
@@ -243,8 +259,9 @@ class Monitor:
             "levels": {level.name: n for level, n in self.counts().items()},
             "reason": self.reason,
         }
-        if how == "finished" and hasattr(self.dynamics, "fmax"):
-            self.end["converged"] = bool(self.dynamics.converged())
+        converged = has_converged(self.dynamics)
+        if how == "finished" and converged is not None:
+            self.end["converged"] = converged
         if self.flagged is not None:
             self.end["flagged_written"] = self.flagged.written
             self.end["flagged_left_out"] = self.flagged.left_out

@@ -105,7 +105,9 @@ def relax(
     """
     optimizer_options.setdefault("logfile", None)
     with optimizer(atoms, **optimizer_options) as dynamics:
-        monitor = Monitor(dynamics, log=log, flagged=flagged, patience=patience)
+        monitor = Monitor(
+            dynamics, log=log, flagged=flagged, patience=patience, history=None
+        )
         trusted = _Trusted(monitor)
         dynamics.insert_observer(trusted, position=1)
         try:
@@ -120,7 +122,7 @@ def relax(
         trusted=trusted.frame,
         trusted_step=trusted.step,
         went_bad_at=trusted.went_bad_at,
-        history=monitor.history,
+        history=list(monitor.history),
     )
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from uqcalc.records import Event, count_levels
+from uqcalc.records import Event
 from uqcalc.watching.eventlog import EventLog
 from uqcalc.watching.flagged import FrameFile
+from uqcalc.watching.history import History
 
 
 def summarise(
-    history: Sequence[Event],
+    history: History,
     acted_on: Event | None,
     *,
     halted: bool,
@@ -20,10 +19,10 @@ def summarise(
     first_step: int | None = None,
 ) -> str:
     """Return a few lines: what was watched, how it ended, which atoms, what next."""
-    if not history:
+    if history.first is None:
         return "Nothing watched yet: no step was run since the monitor was attached."
-    counts = ", ".join(f"{n} {lv.name}" for lv, n in count_levels(history).items())
-    lines = [f"Watched steps {history[0].step} to {history[-1].step}: {counts}."]
+    counts = ", ".join(f"{n} {lv.name}" for lv, n in history.counts().items())
+    lines = [f"Watched steps {history.first.step} to {history[-1].step}: {counts}."]
     if acted_on is None:
         lines.append("It was not halted: the policy saw no reason to act.")
     else:

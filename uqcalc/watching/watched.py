@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms, units
 from ase.md.md import MolecularDynamics
+from ase.optimize.basin import BasinHopping
 
 
 def watched_atoms(dynamics: Any) -> Atoms:
@@ -55,9 +56,24 @@ def timestep_fs(dynamics: Any) -> float | None:
     return float(dynamics.dt) / units.fs if is_md else None
 
 
+def has_converged(dynamics: Any) -> bool | None:
+    """Say whether an optimiser has converged; None where the question makes no sense.
+
+    `BasinHopping` has a largest force, too, but of the minimisations inside it.
+    """
+    if not hasattr(dynamics, "fmax") or not hasattr(dynamics, "converged"):
+        return None
+    return bool(dynamics.converged())
+
+
+def counts_steps(dynamics: Any) -> bool:
+    """Say whether ``nsteps`` goes up: `BasinHopping` leaves it at zero."""
+    return not isinstance(dynamics, BasinHopping)
+
+
 def is_complete(dynamics: Any) -> bool:
     """Say whether the run ends with this step, as the dynamics itself asks it."""
-    if hasattr(dynamics, "fmax") and dynamics.converged():
+    if has_converged(dynamics):
         return True
     # SciPy's optimisers set max_steps only after the first call
     started = isinstance(dynamics, MolecularDynamics) or dynamics.nsteps > 0

@@ -1,0 +1,69 @@
+"""What a monitor has seen: the last events whole, all of them counted."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import overload
+
+from uqcalc.records import Event, Level
+
+
+# 0.7 to 1.8 kB an event: at most 18 MB.
+KEPT = 10_000
+
+
+class History(Sequence[Event]):
+    """A sequence of the last events, which has counted those before them, too.
+
+    Parameters
+    ----------
+    kept : int or None
+        Most events that are kept whole; None for all, which grows without end.
+
+    Attributes
+    ----------
+    seen : int
+        How many events there were in all.
+    first : Event or None
+        The very first one.
+    """
+
+    def __init__(self, kept: int | None = KEPT) -> None:
+        given: object = kept
+        whole = isinstance(given, int) and not isinstance(given, bool) and given > 0
+        if kept is not None and not whole:
+            msg = (
+                "history must be how many events to keep, a whole number from 1, or "
+                f"None for all, got {kept!r}"
+            )
+            raise ValueError(msg)
+        self._events: deque[Event] = deque(maxlen=kept)
+        self._levels: Counter[Level] = Counter()
+        self.seen = 0
+        self.first: Event | None = None
+
+    def append(self, event: Event) -> None:
+        """Count one more, and keep it; the oldest makes room."""
+        self._events.append(event)
+        self._levels[event.level] += 1
+        self.seen += 1
+        self.first = self.first or event
+
+    def counts(self) -> dict[Level, int]:
+        """Return how many of all events had each level."""
+        return {level: self._levels[level] for level in Level}
+
+    @overload
+    def __getitem__(self, index: int) -> Event: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Event]: ...
+    def __getitem__(self, index: int | slice) -> Event | list[Event]:
+        """Return one of the kept events, or a list of some."""
+        if isinstance(index, slice):
+            return list(self._events)[index]
+        return self._events[index]
+
+    def __len__(self) -> int:
+        """Return how many are kept."""
+        return len(self._events)
