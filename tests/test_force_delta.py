@@ -62,19 +62,28 @@ class TestClosedForms:
         root = np.sqrt(np.mean(reading.per_atom**2))
         assert root == pytest.approx(reading.risk, rel=1e-12)
 
-    def test_net_force_is_bookkeeping(self):
+    def test_a_net_force_counts_unless_the_head_takes_it_out(self):
         atoms = salt()
-        by = np.broadcast_to([0.3, -0.2, 0.1], (len(atoms), 3))
-        assert read(disagreeing(atoms, by=by)).risk < 1e-12
+        by = np.broadcast_to([0.5, 0.0, 0.0], (len(atoms), 3))
+        prediction = disagreeing(atoms, by=by)
+        assert read(prediction).risk == pytest.approx(0.5 / np.sqrt(3), rel=1e-12)
+        assert read(prediction, projection=True).risk < 1e-12
+        of_such_a_head = replace(prediction, projected=frozenset({"net_force"}))
+        assert read(of_such_a_head).risk < 1e-12
+        as_it_stands = read(of_such_a_head, projection=False).risk
+        assert as_it_stands == pytest.approx(0.5 / np.sqrt(3), rel=1e-12)
 
-    def test_net_torque_is_bookkeeping_for_molecules_only(self):
+    def test_net_torque_is_taken_out_of_molecules_only(self):
         methanol = rattled()
         arms = methanol.positions - methanol.positions.mean(axis=0)
         by = np.cross([0.1, 0.2, 0.3], arms)
-        assert read(disagreeing(methanol, by=by)).risk < 1e-12
+        prediction = disagreeing(methanol, by=by)
+        assert read(prediction, projection=True).risk < 1e-12
+        whole = np.sqrt(np.mean(by**2))
+        assert read(prediction).risk == pytest.approx(whole, rel=1e-12)
         crystal = salt()
         by = np.cross([0.1, 0.2, 0.3], crystal.positions)
-        assert read(disagreeing(crystal, by=by)).risk > 0.1
+        assert read(disagreeing(crystal, by=by), projection=True).risk > 0.1
 
     @pytest.mark.parametrize("name", ["CH3OH", "CO2", "H2"])
     def test_what_is_left_has_no_torque_and_is_the_closest(self, name):
@@ -89,8 +98,9 @@ class TestClosedForms:
         assert abs(float((left * (forces - left)).sum())) < 1e-10
 
     def test_one_atom(self):
-        reading = read(disagreeing(Atoms("O"), by=np.ones((1, 3))))
-        assert reading.risk == 0
+        prediction = disagreeing(Atoms("O"), by=np.ones((1, 3)))
+        assert read(prediction, projection=True).risk == 0
+        assert read(prediction).risk == pytest.approx(1.0)
 
     def test_stress(self):
         prediction = disagreeing(salt(), by=0.0)

@@ -12,8 +12,20 @@ from ase.calculators.mixing import SumCalculator
 from backbones.toys import Springs
 from builders import rattled, tiny_probe
 
-from uqcalc import BackboneError, Policy, ReliableCalculator, Threshold, tap
+from uqcalc import (
+    BackboneError,
+    Labels,
+    Policy,
+    ProbeError,
+    Recipe,
+    ReliableCalculator,
+    Threshold,
+    fit,
+    tap,
+)
 from uqcalc.backbones.aimnet2 import AIMNet2Backbone, _rows
+from uqcalc.probe.checkpoint import Probe
+from uqcalc.probe.network import ProbeNetwork, Shape
 from uqcalc.signals import MaxForce
 from uqcalc.testing import check_backbone, contract_frames
 
@@ -27,16 +39,19 @@ WANTED = ["energy", "forces"]
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory):
+    return exported(tmp_path_factory.mktemp("aimnet2"), {z: -10.0 * z for z in SPECIES})
+
+
+def exported(folder, atomic_energies):
     """A model file made by the package's own exporter."""
     from aimnet.config import build_module
     from aimnet.train.export_model import export_model
 
-    folder = tmp_path_factory.mktemp("aimnet2")
     design = Path(aimnet.__file__).parent / "models" / "aimnet2_dftd3_wb97m.yaml"
     with torch.random.fork_rng():
         torch.manual_seed(0)
         torch.save(build_module(str(design)).state_dict(), folder / "weights.pt")
-    shifts = "".join(f"{z}: {-10.0 * z}\n" for z in SPECIES)
+    shifts = "".join(f"{z}: {energy}\n" for z, energy in atomic_energies.items())
     (folder / "shifts.sae").write_text(shifts)
     export_model.callback(
         weights=str(folder / "weights.pt"),
@@ -319,3 +334,66 @@ def test_small_molecules_on_a_gpu_come_unpadded_with_a_leading_axis():
     }
     assert torch.equal(_rows(dense, "aim"), dense["aim"][0])
     assert torch.equal(_rows(dense, "charges"), dense["charges"][0])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        state = ProbeNetwork(Shape(256, charges=True)).state_dict()
+    path = tmp_path_factory.mktemp("released") / "best.pt"
+    torch.save({"model_state_dict": state, "error_bins": [0.0, 0.07]}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bare(artifact, tmp_path_factory):
+    """Without dispersion: with atomic energies, and as before the export."""
+    from aimnet.calculators import AIMNet2ASE, AIMNet2Calculator
+
+    zeros = dict.fromkeys(SPECIES, 0.0)
+    before = exported(tmp_path_factory.mktemp("before_export"), zeros)
+    return [
+        AIMNet2ASE(AIMNet2Calculator(str(path), device="cpu", needs_dispersion=False))
+        for path in (artifact, before)
+    ]
+
+
+class TestPublishedProbes:
+    """Their released training runs the network before its export."""
+
+    def test_dispersion_is_refused(self, make, checkpoint):
+        with pytest.raises(ProbeError, match="needs_dispersion=False"):
+            Probe.from_official(checkpoint, make())
+        with pytest.raises(ProbeError, match="needs_dispersion=False"):
+            fit([rattled()], make(), Labels("energy"), Recipe.published())
+
+    def test_atomic_energies_of_the_training_give_its_probability(
+        self, bare, checkpoint
+    ):
+        exported, before = bare
+        theirs = {z: -10.0 * z for z in SPECIES}
+        zeros = dict.fromkeys(SPECIES, 0.0)
+        ours = Probe.from_official(checkpoint, exported, atomic_energies=theirs)
+        released = Probe.from_official(checkpoint, before, atomic_energies=zeros)
+        for name in ("CH3OH", "H2O", "CH3NO2"):
+            one, other = (tap(c)(rattled(name), WANTED) for c in bare)
+            assert one.energy < other.energy - 50
+            torch.testing.assert_close(
+                ours([one])[0], released([other])[0], rtol=1e-4, atol=1e-6
+            )
+
+    def test_they_are_taken_from_the_model_where_nobody_gives_them(
+        self, bare, checkpoint
+    ):
+        backbone = AIMNet2Backbone(bare[0])
+        probe = Probe.from_official(checkpoint, bare[0])
+        weights = bare[0].base_calc.model.outputs.atomic_shift.shifts.weight
+        shifts = {str(z): weights[z].item() for z in SPECIES}
+        assert probe.card.atom_energies == pytest.approx(shifts)
+        assert probe.card.elements == list(SPECIES)
+        prediction = backbone(rattled(), WANTED)
+        scalars = probe.inputs([prediction])[2]
+        rest = prediction.energy - sum(shifts[str(z)] for z in prediction.numbers)
+        assert scalars.flatten().tolist() == pytest.approx([rest, 6.0], rel=1e-5)
+        assert "less atomic energies of H C N O" in probe.card.description

@@ -246,6 +246,16 @@ class TestOneEvaluation:
         assert atoms.calc.results["force_delta"] > 0
         assert atoms.calc.results["stress_delta"] > 0
 
+    def test_force_delta_keeps_the_net_force_of_a_head_that_keeps_it(self):
+        atoms = rattled()
+        atoms.center(vacuum=4.0)
+        got = tap(metatomic())(atoms, [*WANTED, "direct_forces"])
+        apart = got.direct_forces.numpy() - got.conservative_forces
+        assert np.abs(apart.sum(axis=0)).max() > 1e-3
+        expected = np.sqrt(np.sum(apart**2) / (3 * len(atoms)))
+        assert float(ForceDelta()(got).risk) == pytest.approx(expected, rel=1e-9)
+        assert float(ForceDelta(projection=True)(got).risk) < (1 - 1e-4) * expected
+
     def test_heads_that_nobody_wants_do_not_run(self):
         calculator = metatomic()
         head = calculator.model().module.force_head

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from uqcalc import (
     MaxForce,
     Policy,
     ReliableCalculator,
+    RotationAverage,
     Threshold,
     tap,
 )
@@ -99,6 +101,22 @@ class TestBothForces:
         per_atom = calc.results["force_deltas"]
         assert np.sqrt(np.mean(per_atom**2)) == pytest.approx(expected, rel=1e-12)
         assert calc.results["stress_delta"] > 0
+
+    @pytest.mark.usefixtures("_double")
+    def test_what_the_head_takes_out_is_taken_out_of_both(self):
+        atoms = rattled()
+        calculator = orb_calculator(orb_model(seed=9))  # the others' stays as it is
+        got = tap(calculator)(atoms, BOTH)
+        assert got.projected == {"net_force", "net_torque"}
+        assert tap(calculator).predict_many([atoms, atoms])[1].projected
+        assert tap(calculator).differentiable(atoms).projected == got.projected
+        assert RotationAverage(calculator, 2)(atoms, BOTH).projected == got.projected
+        off = replace(got, direct_forces=got.direct_forces + 0.5)
+        risks = [float(ForceDelta()(each).risk) for each in (got, off)]
+        assert risks[1] == pytest.approx(risks[0], rel=1e-9)
+        head = calculator.model.heads["forces"]
+        head.remove_mean = head.remove_torque_for_nonpbc_systems = False
+        assert tap(calculator)(atoms, BOTH).projected == frozenset()
 
     def test_no_backward_pass_where_nobody_wants_it(self):
         calc = ReliableCalculator(

@@ -185,6 +185,7 @@ def test_published_architecture(charges, tmp_path):
     backbone = ToyBackbone(charges=charges)
     recipe = Recipe.published(epochs=12, learning_rate=5e-4)
     assert (recipe.patience, recipe.weight_decay) == (25, 1e-4)
+    assert (Recipe.published().epochs, recipe.batch_size) == (1000, 256)
     report = fit_datasets(*sets, backbone, Labels(), recipe)
     assert report.report["auroc"] > 0.8
     probe = Probe.load(report.probe.save(tmp_path / "published.probe"))
@@ -195,6 +196,21 @@ def test_published_architecture(charges, tmp_path):
     assert ("charge_proj.0.weight" in names) is charges
     reliability, _ = probe(sets[2].predictions)
     np.testing.assert_allclose(reliability, report.probability, atol=1e-5)
+
+
+def test_published_recipe_takes_atomic_energies_off():
+    sets = toy_datasets(60)
+    energies = {int(z): -1.0 * z for part in sets for row in part.numbers for z in row}
+    recipe = Recipe.published(epochs=1, atomic_energies=energies)
+    probe = fit_datasets(*sets, ToyBackbone(), Labels(), recipe).probe
+    prediction = sets[2].predictions[0]
+    rest = prediction.energy + prediction.numbers.sum()
+    assert probe.inputs([prediction])[2][0, 0].item() == pytest.approx(rest, rel=1e-5)
+    few = Recipe.published(epochs=1, atomic_energies={1: 0.0})
+    with pytest.raises(LabelError, match="must hold every element of the labels"):
+        fit_datasets(*sets, ToyBackbone(), Labels(), few)
+    with pytest.raises(ValueError, match=r"they are for Recipe\.published"):
+        Recipe(atomic_energies=energies)
 
 
 def test_what_cannot_be_learned_is_refused():

@@ -13,9 +13,11 @@ from uqcalc import ReliableCalculator
 from uqcalc.errors import ProbeError
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.network import ProbeNetwork, Shape
+from uqcalc.probe.reporting.cardfacts import card_facts
 
 
 WIDTH = 6
+ENERGIES = {"H": -0.7, "C": -1.3, "O": 2.1}  # eV, of nothing in particular
 
 
 def official(*, charges=False, width=WIDTH, **changes):
@@ -46,18 +48,22 @@ def test_same_logits_as_the_published_network(charges, tmp_path):
     content = official(charges=charges)
     torch.save(content, tmp_path / "best.pt")
     backbone = ToyBackbone(WIDTH, charges=charges)
-    probe = Probe.from_official(tmp_path / "best.pt", backbone)
+    energies = ENERGIES if charges else None
+    probe = Probe.from_official(
+        tmp_path / "best.pt", backbone, atomic_energies=energies
+    )
     assert probe.card.boundary == 0.0712
     assert (probe.card.target, probe.card.unit) == ("energy", "eV")
     assert probe.card.charges is charges
-    assert "not stated" in str(probe.card)
+    assert ("elements H, C, O" if charges else "not stated") in str(probe.card)
     frames = [rattled(name) for name in ("H2O", "CH3OH", "C2H6")]
     predictions = [backbone(frame, ["energy", "forces"]) for frame in frames]
     state = {k: v.double() for k, v in content["model_state_dict"].items()}
     reliability, importance = probe(predictions, importance=True)
     pieces = importance.split([len(frame) for frame in frames])
     for i, p in enumerate(predictions):
-        scalars = torch.tensor([p.energy, len(p.numbers)], dtype=torch.float64)
+        atomic = sum((energies or {}).get(s, 0.0) for s in frames[i].symbols)
+        scalars = torch.tensor([p.energy - atomic, len(p.numbers)]).double()
         extra = p.charges if charges else None
         logits, received = dense_network(state, p.features, scalars, extra)
         assert reliability[i].item() == pytest.approx(logits.softmax(0)[0].item())
@@ -78,11 +84,73 @@ def test_imported_probe_runs_and_keeps(tmp_path):
 def test_charge_checkpoint_needs_a_backbone_with_charges(tmp_path):
     torch.save(official(charges=True), tmp_path / "best.pt")
     backbone = ToyBackbone(WIDTH)
-    probe = Probe.from_official(tmp_path / "best.pt", backbone)
+    probe = Probe.from_official(
+        tmp_path / "best.pt", backbone, atomic_energies=ENERGIES
+    )
     with pytest.raises(ValueError, match=r"'probe' needs \['charges'\]; toy provides"):
         ReliableCalculator(backbone, probe)
     with pytest.raises(ProbeError, match="must carry charges"):
         probe([backbone(rattled(), ["energy", "forces"])])
+
+
+@pytest.mark.parametrize("heads", [8, 64])
+def test_the_number_of_heads_is_the_users_to_say(heads, tmp_path):
+    content = official()
+    torch.save(content, tmp_path / "best.pt")
+    backbone = ToyBackbone(WIDTH)
+    probe = Probe.from_official(tmp_path / "best.pt", backbone, heads=heads)
+    rows = dict(card_facts(probe.card).rows)
+    assert f"{heads} attention heads" in rows["description"]
+    probe = Probe.load(probe.save(tmp_path / "mine.probe"))
+    prediction = backbone(rattled(), ["energy", "forces"])
+    state = {k: v.double() for k, v in content["model_state_dict"].items()}
+    scalars = torch.tensor([prediction.energy, 6.0]).double()
+    logits, received = dense_network(state, prediction.features, scalars, heads=heads)
+    reliability, importance = probe([prediction], importance=True)
+    assert reliability.item() == pytest.approx(logits.softmax(0)[0].item(), rel=1e-5)
+    np.testing.assert_allclose(importance, received, rtol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [0, -8, 7, 8.0, True])
+def test_heads_that_do_not_divide_the_width_are_refused(heads, tmp_path):
+    torch.save(official(), tmp_path / "best.pt")
+    with pytest.raises(ProbeError, match="heads must be a whole number that divides"):
+        Probe.from_official(tmp_path / "best.pt", ToyBackbone(WIDTH), heads=heads)
+
+
+class TestAtomicEnergies:
+    def test_checkpoint_with_charges_needs_them(self, tmp_path):
+        torch.save(official(charges=True), tmp_path / "best.pt")
+        with pytest.raises(ProbeError, match=r"atomic_energies=.* must be given"):
+            Probe.from_official(tmp_path / "best.pt", ToyBackbone(WIDTH, charges=True))
+
+    @pytest.mark.parametrize(
+        ("energies", "message"),
+        [
+            ({"Q": 1.0}, "keys, got 'Q'"),
+            ({0: 1.0}, "keys, got 0"),
+            ({1: float("nan")}, "of H must be a finite number in eV, got nan"),
+            ({1: "-13.6"}, "of H must be a finite number in eV, got '-13.6'"),
+        ],
+    )
+    def test_what_is_none_is_named(self, energies, message, tmp_path):
+        torch.save(official(), tmp_path / "best.pt")
+        with pytest.raises(ProbeError, match=message):
+            Probe.from_official(
+                tmp_path / "best.pt", ToyBackbone(WIDTH), atomic_energies=energies
+            )
+
+    def test_an_element_without_one_has_no_probability(self, tmp_path):
+        torch.save(official(), tmp_path / "best.pt")
+        backbone = ToyBackbone(WIDTH)
+        probe = Probe.from_official(
+            tmp_path / "best.pt", backbone, atomic_energies={1: -1.0, 8: 0.0}
+        )
+        assert probe.unseen_elements(rattled("CH3OH").numbers) == ["C"]
+        wet = backbone(rattled("H2O"), ["energy", "forces"])
+        other = backbone(rattled("CH3OH"), ["energy", "forces"])
+        found = probe.reliability([wet, other])
+        assert found.isnan().tolist() == [False, True]
 
 
 class Payload:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
@@ -46,6 +47,33 @@ class AIMNet2Backbone(LazyBackbone):
             elements=_elements(owner),
         )
         self.provides |= {"charges"}
+
+    @property
+    def has_dispersion(self) -> bool:
+        """Whether the energy holds a dispersion correction, inside or outside."""
+        base = self.model_calculator.base_calc
+        inside = {f"outputs.{name}" for name in ("d3bj", "dftd3", "d3ts")}
+        modules = {name for name, _ in base.model.named_modules()}
+        return base.external_dftd3 is not None or bool(modules & inside)
+
+    @property
+    def atomic_shifts(self) -> dict[int, float]:
+        """What the model adds for each atom, eV by atomic number; empty where nothing.
+
+        Of released models: the atomic energies of its reference, which export adds to
+        a shift that was trained.
+        """
+        state = self.model_calculator.base_calc.model.state_dict()
+        rows = [v for k, v in state.items() if k.endswith("atomic_shift.shifts.weight")]
+        if not rows:
+            return {}
+        energies = rows[0].detach().cpu().double().reshape(-1).tolist()
+        known = self.elements or range(1, len(energies))
+        return {
+            z: energies[z]
+            for z in sorted(known)
+            if 0 < z < len(energies) and math.isfinite(energies[z])
+        }
 
     @contextmanager
     def armed(self) -> Iterator[Capture]:

@@ -32,6 +32,8 @@ class Differentiable:
         In eV/Å, where the model has a head for them.
     vectors : tensor (atoms, channels, 3) or None
         Features that turn with the structure.
+    projected : frozenset of str
+        What the head takes out of the direct forces, as in a `Prediction`.
     """
 
     positions: torch.Tensor
@@ -41,6 +43,7 @@ class Differentiable:
     conservative_forces: torch.Tensor
     direct_forces: torch.Tensor | None = None
     vectors: torch.Tensor | None = None
+    projected: frozenset[str] = frozenset()
 
 
 @runtime_checkable

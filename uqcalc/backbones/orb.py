@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -45,6 +46,7 @@ class OrbBackbone(Backbone):
         self._direct = _head(self._regressor, "forces")
         self._stress = _head(self._regressor, "stress")
         self._confidence = _head(self._regressor, "confidence")
+        self._projected = _projection(self._regressor, self._direct)
         gradient = hasattr(self._regressor, "grad_forces_name")
         self.conservative = bool(owner.conservative)
         if not self.conservative and self._direct is None:
@@ -131,7 +133,8 @@ class OrbBackbone(Backbone):
                 captured.more[name] = captured.more[name].reshape(6)
                 if not atoms.pbc.all():
                     del captured.more[name]
-        return super()._prediction(atoms, captured)
+        prediction = super()._prediction(atoms, captured)
+        return replace(prediction, projected=self._projected)
 
     def check_structure(self, atoms: Atoms) -> None:
         """Refuse what Orb's graphs do not cover."""
@@ -168,7 +171,10 @@ class OrbBackbone(Backbone):
         by_gradient = self.conservative
         forces = self._regressor.grad_forces_name if by_gradient else self._direct
         own = (output[self._energy].detach(), output[forces].detach())
-        return _split(frames, own, captured)
+        return [
+            replace(prediction, projected=self._projected)
+            for prediction in _split(frames, own, captured)
+        ]
 
     @one_at_a_time
     def differentiable(self, atoms: Atoms) -> Differentiable:
@@ -180,12 +186,13 @@ class OrbBackbone(Backbone):
             If no pass can be made for the structure.
         """
         self.check_structure(atoms)
-        return differentiable_pass(
+        graph = differentiable_pass(
             self._regressor,
             orb_graph(self.model_calculator, atoms),
             torch.as_tensor(atoms.positions),
             (self._energy, self._direct),
         )
+        return replace(graph, projected=self._projected)
 
 
 def _head(regressor: Any, kind: str) -> str | None:
@@ -198,6 +205,18 @@ def _head(regressor: Any, kind: str) -> str | None:
         )
         raise BackboneError(msg)
     return names[0] if names else None
+
+
+def _projection(regressor: Any, force_head: str | None) -> frozenset[str]:
+    """Return what the head of the forces takes out of what it predicts."""
+    if force_head is None:
+        return frozenset()
+    head = regressor.heads[force_head]
+    switches = {
+        "net_force": head.remove_mean,
+        "net_torque": head.remove_torque_for_nonpbc_systems,
+    }
+    return frozenset(name for name, on in switches.items() if on)
 
 
 def _split(

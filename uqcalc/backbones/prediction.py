@@ -44,6 +44,9 @@ class Prediction:
         the model has none, or none was wanted on this step.
     direct_stress, conservative_stress : tensor or array (6,) or None
         In eV/Å³, Voigt order as in ASE: from a head, and of the energy.
+    projected : frozenset of str
+        What the head of the direct forces takes out of them by itself: "net_force",
+        and "net_torque" (of molecules).
     vectors : tensor (atoms, channels, 3) or None
         Features that turn with the structure (l = 1), where the pass gives any.
     fixed : array (atoms,) of bool or None
@@ -67,6 +70,7 @@ class Prediction:
     conservative_forces: torch.Tensor | np.ndarray | None = None
     direct_stress: torch.Tensor | np.ndarray | None = None
     conservative_stress: torch.Tensor | np.ndarray | None = None
+    projected: frozenset[str] = frozenset()
     vectors: torch.Tensor | None = None
     fixed: np.ndarray | None = None
 

@@ -90,10 +90,12 @@ class RotationAverage(Several):
     def joined(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
         """Return the averages of features and of all that was turned back."""
         names = {"features", "charges", "expected_errors", *_VECTORS, *_STRESSES}
-        return {
+        means = {
             name: mean(getattr(prediction, name) for prediction in predictions)
             for name in names & {"features", *self.provides}
         }
+        # a mean of forces without net force or torque has none either
+        return means | {"projected": predictions[0].projected}
 
 
 class RotatingCalculator(SeveralCalculator):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -179,16 +179,44 @@ class Probe(ProbePaths):
 
     @classmethod
     def from_official(
-        cls, path: str | os.PathLike[str], calculator: Any, *, target: str = "energy"
+        cls,
+        path: str | os.PathLike[str],
+        calculator: Any,
+        *,
+        target: str = "energy",
+        atomic_energies: Mapping[int | str, float] | None = None,
+        heads: int = 32,
     ) -> Probe:
         """Import a checkpoint of the released PROBE code; see `uqcalc.probe.official`.
 
-        The file says nothing of its backbone: by passing ``calculator`` the user
-        vouches that it is the one.
+        The file says nothing of its backbone, and not how many heads its attention
+        has: by passing ``calculator`` and ``heads`` the user vouches for both.
+
+        Parameters
+        ----------
+        atomic_energies : mapping, optional
+            eV by atomic number or symbol that are taken off the predicted energy, as
+            the released training of AIMNet2 probes does (`uqcalc.probe.released`). By
+            default what an AIMNet2 model carries; nothing for other models.
+        heads : int
+            Of the attention; 32 in the released configurations. With another number the
+            same weights give other probabilities.
+
+        Raises
+        ------
+        ProbeError
+            If the file is not such a checkpoint or does not fit the calculator, or
+            for AIMNet2 whose atomic energies are not known or which adds dispersion.
         """
         from uqcalc.probe.official import import_official
 
-        card, network = import_official(Path(path), calculator, target)
+        card, network = import_official(
+            Path(path),
+            calculator,
+            target,
+            atomic_energies=atomic_energies,
+            heads=heads,
+        )
         return cls(card, network, None)
 
 

@@ -19,9 +19,15 @@ SCALARS = HOST_SCALARS + 2
 CLAMP = 10.0
 
 
-def raw_scalars(energy: float, atoms: int) -> np.ndarray:
-    """Return the published inputs: total energy in eV and atom count, as they are."""
-    return np.array([energy, atoms], dtype=np.float32)
+def raw_scalars(prediction: Prediction, atom_energies: np.ndarray) -> np.ndarray:
+    """Return the published inputs as they are: energy in eV and atom count.
+
+    Of the energy only ``atom_energies`` (119,) are taken off, where the released
+    training does (`uqcalc.probe.released`).
+    """
+    numbers = prediction.numbers
+    energy = prediction.energy - atom_energies[numbers].sum()
+    return np.array([energy, len(numbers)], dtype=np.float32)
 
 
 def host_scalars(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.registry import tap
@@ -16,8 +18,10 @@ from uqcalc.errors import ProbeError
 from uqcalc.nodraws import NoDraws
 from uqcalc.probe.card import RAW_ARCHITECTURE, Card
 from uqcalc.probe.network import ProbeNetwork, Shape
+from uqcalc.probe.released import released_energies
 
 
+HEADS = 32  # of the released configurations
 _ARRAY = np.zeros(1)
 _REBUILD = {
     "_reconstruct": _ARRAY.__reduce__()[0],
@@ -26,14 +30,20 @@ _REBUILD = {
 
 
 def import_official(
-    path: Path, calculator: Any, target: str
+    path: Path,
+    calculator: Any,
+    target: str,
+    *,
+    atomic_energies: Mapping[int | str, float] | None = None,
+    heads: int = HEADS,
 ) -> tuple[Card, ProbeNetwork]:
     """Return card and network of an official checkpoint, with or without charges.
 
     Raises
     ------
     ProbeError
-        If the file is not such a checkpoint, or does not fit the calculator.
+        If the file is not such a checkpoint, does not fit the calculator, or is for
+        AIMNet2 and the atomic energies are not known (`uqcalc.probe.released`).
     """
     content = _load(path)
     state = content.get("model_state_dict")
@@ -45,7 +55,7 @@ def import_official(
         )
         raise ProbeError(msg)
     backbone: Backbone = tap(calculator)
-    shape = _shape(state, path)
+    shape = _shape(state, path, heads)
     with NoDraws():
         network = ProbeNetwork(shape)
     try:
@@ -60,17 +70,20 @@ def import_official(
             "the calculator it was trained on"
         )
         raise ProbeError(msg)
+    energies = released_energies(backbone, atomic_energies, charges=shape.charges)
     card = Card(
         fingerprint=backbone.fingerprint,
         target=target,
         boundary=float(bins[1]),
         architecture=RAW_ARCHITECTURE,
         shape=shape.to_dict(),
-        elements=[],
+        elements=sorted(map(int, energies)),
         sizes=[],
+        atom_energies=energies,
         training={"epoch": int(content.get("epoch", -1))},
-        description="imported official checkpoint; its backbone was asserted by the "
-        "user, its probability is not calibrated here",
+        description="imported official checkpoint; its backbone and its "
+        f"{heads} attention heads were asserted by the user (the file names neither), "
+        f"its probability is not calibrated here; {_taken_off(energies)}",
     )
     return card, network
 
@@ -116,9 +129,26 @@ def _reason(error: Exception) -> str:
     return next((line for line in lines if "GLOBAL" in line), (lines or ["nothing"])[0])
 
 
-def _shape(state: dict[str, torch.Tensor], path: Path) -> Shape:
+def _taken_off(energies: dict[str, float]) -> str:
+    if not energies:
+        return "it reads the whole predicted energy"
+    symbols = " ".join(chemical_symbols[int(z)] for z in energies)
+    return f"it reads the predicted energy less atomic energies of {symbols}"
+
+
+def _shape(state: dict[str, torch.Tensor], path: Path, heads: int) -> Shape:
     first = state.get("atom_encoder.0.weight")
     if first is None:
         msg = f"{path} must have atom_encoder.0.weight, got {sorted(state)[:5]} ..."
         raise ProbeError(msg)
-    return Shape(features=first.shape[1], charges="charge_proj.0.weight" in state)
+    shape = Shape(
+        features=first.shape[1], charges="charge_proj.0.weight" in state, heads=heads
+    )
+    whole = isinstance(heads, int) and not isinstance(heads, bool)
+    if not whole or heads < 1 or shape.width % heads:
+        msg = (
+            f"heads must be a whole number that divides {shape.width}, got {heads!r}; "
+            f"the released configuration has mol_attention_heads={HEADS}"
+        )
+        raise ProbeError(msg)
+    return shape

@@ -207,7 +207,7 @@ class ProbePaths:
         if self.card.charges:
             charges = _join([_charges(p) for p in predictions])
         if self.statistics is None:
-            raw = [raw_scalars(p.energy, len(p.numbers)) for p in predictions]
+            raw = [raw_scalars(p, self._atom_energies) for p in predictions]
             scalars = _tensor(raw, features.device)
             return _Inputs(features, sizes, scalars, charges, None, None)
         host = None

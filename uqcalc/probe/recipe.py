@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,6 +43,10 @@ class Recipe:
     accelerator : str
         Where they run, as Fabric names it: "auto", "cpu", "cuda", ...; one process is
         on the CPU unless another is named.
+    atomic_energies : mapping or None
+        Of "probe-2026" alone: eV by atomic number or symbol, taken off the predicted
+        energy. None takes what an AIMNet2 model carries, and nothing for other models
+        (`uqcalc.probe.released`).
     suspect, unreliable : float
         Cutoffs on P(reliable) that the default policy takes: by default SUSPECT when
         more than one in five such predictions is wrong, UNRELIABLE when more than
@@ -60,6 +65,7 @@ class Recipe:
     most_steps: int | None = 30_000
     devices: int = 1
     accelerator: str = "auto"
+    atomic_energies: Mapping[int | str, float] | None = None
     suspect: float = 0.8
     unreliable: float = 0.5
     seed: int = 0
@@ -76,6 +82,13 @@ class Recipe:
             if value is not None and value < 1:
                 msg = f"{name} must be at least 1, got {value}"
                 raise ValueError(msg)
+        if self.atomic_energies and self.architecture != RAW_ARCHITECTURE:
+            msg = (
+                f"atomic_energies must be left out for the architecture "
+                f"{self.architecture!r}, which learns them, got "
+                f"{dict(self.atomic_energies)}; they are for Recipe.published()"
+            )
+            raise ValueError(msg)
         if self.folds < 2:
             msg = (
                 f"folds must be at least 2, got {self.folds}; one is left out at a time"
@@ -89,13 +102,48 @@ class Recipe:
 
     @classmethod
     def published(cls, **changes: Any) -> Recipe:
-        """Return the published recipe with ``changes``."""
+        """Return the published recipe with ``changes``.
+
+        It is the paper's where paper and released scripts (isayevlab/PROBE, June 2026)
+        differ, or where the scripts differ from each other:
+
+        ==================  ================  ================  ====================
+        choice              here              paper             released scripts
+        ==================  ================  ================  ====================
+        label               `Labels` given    total energy      total energy
+        epochs at most      1 000             not said          1 000
+        patience            25                25                25 AIMNet2, 10 MACE
+        batch               256               not said          3 072 AIMNet2, 256 MACE
+        watched             a tenth of the    90/10 split       a tenth of the frames
+                            groups
+        class weights       inverse           inverse           none
+                            frequency         frequency
+        boundary            median of the     median of the     median of the
+                            labels            training errors   training errors
+        energy of AIMNet2   less atomic       predicted         less atomic energies,
+                            energies, no      energy            no dispersion
+                            dispersion
+        importance          of the real       of the real       of padded atoms, too;
+                            atoms             atoms             without charges
+        missing labels      refused           not said          taken for 0 eV
+        calibration         Platt, on frames  none              none
+                            left out
+        ==================  ================  ================  ====================
+
+        Class weights are 1 where the boundary is the median, so that paper and scripts
+        agree there. To come as close to the scripts as can be: say
+        ``Labels("energy")`` without a ``group_key`` (the default target is forces),
+        pass ``calibration=`` and ``test=`` frames to `uqcalc.fit`, so that nothing but
+        the tenth is taken from the training frames, and ``patience=10`` for MACE or
+        ``batch_size=3072`` for AIMNet2.
+        """
         recipe = cls(
             architecture=RAW_ARCHITECTURE,
-            epochs=200,
+            epochs=1000,
             patience=25,
             learning_rate=5e-5,
             weight_decay=1e-4,
+            batch_size=256,
             size_normalised=True,
             most_steps=None,
         )

@@ -20,7 +20,7 @@ from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
 from uqcalc.probe.calibration import Calibration
-from uqcalc.probe.card import JOINED_ARCHITECTURE
+from uqcalc.probe.card import JOINED_ARCHITECTURE, RAW_ARCHITECTURE
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.dataset import Dataset, build_dataset
 from uqcalc.probe.fitting.joining import fit_joined
@@ -33,6 +33,7 @@ from uqcalc.probe.labelling.labels import Labels, geometry_key
 from uqcalc.probe.labelling.prospects import warn_of_prospects
 from uqcalc.probe.labelling.seen import Seen
 from uqcalc.probe.recipe import Recipe
+from uqcalc.probe.released import released_energies
 from uqcalc.probe.reporting.evaluation import Evaluation, evaluate_dataset
 from uqcalc.probe.reporting.judged import judge
 from uqcalc.probe.starts import held_out_logits
@@ -99,6 +100,8 @@ def fit(  # noqa: PLR0913  (as many choices as the command has)
     """
     check_frames(frames, exclude)
     backbone = tap(calculator)
+    if recipe.architecture == RAW_ARCHITECTURE:  # refused before any prediction
+        released_energies(backbone, recipe.atomic_energies)
     build = partial(
         build_dataset, backbone=backbone, labels=labels, exclude=exclude, cache=cache
     )
@@ -254,7 +257,7 @@ def _training_summary(
     sets = {"train": train, "calibration": calibration, "test": test}
     present = {name: data for name, data in sets.items() if data is not None}
     return {
-        "recipe": asdict(recipe),
+        "recipe": _choices(recipe),
         "epochs_run": len(curve),
         "validation_loss": min(watched for _, watched in curve),
         "structures": {name: len(data) for name, data in present.items()},
@@ -263,6 +266,11 @@ def _training_summary(
         "excluded": _excluded(present.values()),
         "torch": torch.__version__,
     }
+
+
+def _choices(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe but the atomic energies, which have a place on the card."""
+    return {k: v for k, v in asdict(recipe).items() if k != "atomic_energies"}
 
 
 def _excluded(sets: Iterable[Dataset]) -> dict[str, int]:

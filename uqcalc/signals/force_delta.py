@@ -17,6 +17,9 @@ from uqcalc.errors import BackboneError
 from uqcalc.signals.base import TensorReading
 
 
+PROJECTIONS = frozenset({"net_force", "net_torque"})
+
+
 @final
 class ForceDelta:
     """RMS of direct minus conservative force over the 3N components, in eV/Å.
@@ -27,9 +30,11 @@ class ForceDelta:
     Potentials", 2025, equation 1). Both come from one forward pass and one backward
     pass; no labels are needed.
 
-    Direct heads usually take the net force out of what they predict, and of molecules
-    the net torque. The same is taken out of both forces here before they are compared,
-    so that U measures disagreement and not bookkeeping.
+    Some direct heads (Orb's) take the net force out of what they predict, and of
+    molecules the net torque. From a potential with such a head the same is taken out of
+    both forces before they are compared, so that U measures disagreement and not
+    bookkeeping. Where the head does no such thing (metatomic models, distilled heads),
+    a net force is an error like any other and is kept.
 
     U is not calibrated: it says which of two structures is the more dubious one, not by
     how much the forces are wrong. `uqcalc.calibrate_threshold` turns a run of your own
@@ -43,6 +48,10 @@ class ForceDelta:
     head : path or DistilledHead, optional
         For a potential without direct forces: a head made by `uqcalc.distill`, whose
         forces are compared with the conservative ones instead (experimental).
+    projection : bool, optional
+        Whether net force and, of molecules, net torque are taken out of both forces. By
+        default just what the head itself takes out (`Prediction.projected`); False is
+        equation 1 as it stands.
     interval : int
         Read at the first of every so many geometries, as the backward pass may double
         the cost of a step. In between the reading is absent and its threshold skipped.
@@ -56,12 +65,14 @@ class ForceDelta:
         self,
         head: str | os.PathLike[str] | DistilledHead | None = None,
         *,
+        projection: bool | None = None,
         interval: int = 1,
     ) -> None:
         if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
             msg = f"interval must be a whole number of at least 1, got {interval!r}"
             raise ValueError(msg)
         self.interval = interval
+        self.projection = projection
         if head is not None and not isinstance(head, DistilledHead):
             head = DistilledHead.load(head)
         self.head = head
@@ -80,8 +91,10 @@ class ForceDelta:
         if self.head is None:
             if prediction.direct_forces is None:
                 return None
-            return _reading(prediction, prediction.direct_forces)
-        reading = _reading(prediction, self.head(prediction))
+            out = self._taken_out(prediction.projected)
+            return _reading(prediction, prediction.direct_forces, out)
+        out = self._taken_out(frozenset())
+        reading = _reading(prediction, self.head(prediction), out)
         if unseen := self.head.unseen_elements(prediction.numbers):
             note = f"the head was not distilled on elements {unseen}"
             return replace(reading, risk=float("nan"), note=note)
@@ -95,9 +108,10 @@ class ForceDelta:
         BackboneError
             If the model gives no direct forces.
         """
-        direct = graph.direct_forces
+        direct, projected = graph.direct_forces, graph.projected
         if self.head is not None:
             direct = self.head.differentiable(graph, atoms)
+            projected = frozenset()
         if direct is None:
             msg = (
                 "model must give direct forces for Force Delta, got none; distil a "
@@ -109,19 +123,32 @@ class ForceDelta:
             graph.conservative_forces,
             graph.positions,
             periodic=bool(atoms.pbc.any()),
+            projected=self._taken_out(projected),
         )
         return squares.mean().div(3).sqrt()
 
+    def _taken_out(self, by_the_head: frozenset[str]) -> frozenset[str]:
+        """Return what is taken out of both forces."""
+        if self.projection is None:
+            return by_the_head
+        return PROJECTIONS if self.projection else frozenset()
+
 
 def _reading(
-    prediction: Prediction, direct_forces: torch.Tensor | np.ndarray
+    prediction: Prediction,
+    direct_forces: torch.Tensor | np.ndarray,
+    projected: frozenset[str],
 ) -> TensorReading:
     """Return the reading for these direct forces, (atoms, 3) in eV/Å."""
     direct = torch.as_tensor(direct_forces)
     conservative = torch.as_tensor(prediction.conservative_forces).to(direct)
     positions = torch.as_tensor(prediction.positions).to(direct.device)
     squares = squared_deltas(
-        direct, conservative, positions, periodic=bool(prediction.pbc.any())
+        direct,
+        conservative,
+        positions,
+        periodic=bool(prediction.pbc.any()),
+        projected=projected,
     )
     whole = squares.mean().div(3).sqrt()
     results: dict[str, Any] = {
@@ -151,15 +178,17 @@ def squared_deltas(
     positions: torch.Tensor,
     *,
     periodic: bool,
+    projected: frozenset[str],
 ) -> torch.Tensor:
     """Return |F_direct,i - F_cons,i|^2 in eV²/Å², (atoms,), differentiable.
 
-    Net force, and of molecules net torque, are taken out of both: the projection is
-    linear, so that once, out of the difference, is the same.
+    What ``projected`` names, net force and of molecules net torque, is taken out of
+    both: the projection is linear, so that once, out of the difference, is the same.
     """
     apart = (direct - conservative).double()
-    apart = apart - apart.mean(dim=0)
-    if not periodic:
+    if "net_force" in projected:
+        apart = apart - apart.mean(dim=0)
+    if "net_torque" in projected and not periodic:
         apart = without_torque(apart, positions.double())
     return (apart**2).sum(dim=1)
 

@@ -7,9 +7,11 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.prediction import Prediction
+from uqcalc.errors import LabelError
 from uqcalc.probe.card import RAW_ARCHITECTURE, Card
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.dataset import Dataset
@@ -19,6 +21,7 @@ from uqcalc.probe.labelling.labels import Labels
 from uqcalc.probe.moments import Moments, chunks
 from uqcalc.probe.network import ProbeNetwork, Shape
 from uqcalc.probe.recipe import Recipe
+from uqcalc.probe.released import released_energies
 
 
 def fit_single(
@@ -66,8 +69,11 @@ def new_card(
 ) -> Card:
     """Return what is known of a probe before it is fitted."""
     width = data.predictions[0].features.shape[1]
-    energies = {}
-    if architecture != RAW_ARCHITECTURE:
+    elements = sorted({int(z) for atoms in data.numbers for z in np.unique(atoms)})
+    if architecture == RAW_ARCHITECTURE:
+        energies = released_energies(backbone, recipe.atomic_energies)
+        _refuse_unknown(energies, elements)
+    else:
         energies = atom_energies(data.predictions)
     return Card(
         fingerprint=backbone.fingerprint,
@@ -76,13 +82,23 @@ def new_card(
         percentile=labels.percentile if labels.boundary is None else None,
         architecture=architecture,
         shape=recipe.shape(width, charges="charges" in backbone.provides).to_dict(),
-        elements=sorted({int(z) for atoms in data.numbers for z in np.unique(atoms)}),
+        elements=elements,
         sizes=[int(data.sizes.min()), int(data.sizes.max())],
         suspect=recipe.suspect,
         unreliable=recipe.unreliable,
         atom_energies=energies,
         uqcalc_version=version("uqcalc"),
     )
+
+
+def _refuse_unknown(energies: dict[str, float], elements: list[int]) -> None:
+    missing = [chemical_symbols[z] for z in elements if str(z) not in energies]
+    if energies and missing:
+        msg = (
+            "atomic_energies must hold every element of the labels, got none for "
+            f"{missing}; add them to the recipe"
+        )
+        raise LabelError(msg)
 
 
 def atom_energies(predictions: Sequence[Prediction]) -> dict[str, float]:
