@@ -1,15 +1,15 @@
-"""Fit the probe that ships with the package, and compare what it could be fitted to.
+"""Fit the probe that ships with the package, and say by kind of frame how good it is.
 
-Labels: the frames of `probe_frames.py`. Each kind of label (force error, energy
-error) and each architecture is fitted once; the shipped probe is the one for force
-errors with a named tolerance. Writes the probe and ``results/fit_default_probe.json``.
+Labels: the frames of `probe_frames.py` and `scope_frames.py`; molecules of training,
+promise and test differ. Writes the probe and ``results/fit_default_probe.json``, with
+the same table for another probe (``--previous``) on the same test frames.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,139 +19,201 @@ from ase.io import read
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from common import target, write_result
+from common import print_table, target, write_result
 
-from uqcalc import scores, tap
+from uqcalc import (
+    LabelError,
+    Labels,
+    Level,
+    Recipe,
+    ReliableCalculator,
+    calibrate,
+    fit,
+    scores,
+    tap,
+)
 from uqcalc.backbones import Backbone
 from uqcalc.default import bare_calculator
 from uqcalc.probe.checkpoint import Probe
-from uqcalc.probe.dataset import Dataset, Labels, build_dataset
-from uqcalc.probe.training import FitReport, Recipe, fit_datasets
+from uqcalc.probe.dataset import Dataset, build_dataset
 
 
 SPLITS = ("probe_train", "probe_calibration", "probe_test")
 TOLERANCE = 0.2  # eV/Å, RMS over the structure: where dynamics goes wrong
 DESCRIPTION = (
     "For demonstrations, tests and learning. P(RMS force error against GFN2-xTB <= "
-    "0.2 eV/Å) for the bundled MACE on neutral molecules of H, C, N, O; labels from "
-    "dynamics at 300 to 1000 K and from heating to 3000 K on the bundled MACE itself."
+    "0.2 eV/Å) for the bundled MACE on neutral molecules of H, C, N, O, their dimers "
+    "and clusters; labels from dynamics at 300 to 1000 K, heating to 3000 K, molecules "
+    "of 2 to 7 atoms, stretched bonds, dimers and clusters."
 )
+COLUMNS = {
+    "probe": "probe",
+    "kind": "kind",
+    "frames": "frames",
+    "right": "share right",
+    "mean_p": "mean P",
+    "reliable": "RELIABLE",
+    "reliable_wrong": "of them wrong",
+    "right_reliable": "right ones RELIABLE",
+    "auroc": "AUROC",
+}
 
 
-def variants(seed: int, *, published: bool) -> dict[str, tuple[Labels, Recipe]]:
-    keys = {"group_key": "molecule"}
-    force, energy = Labels("forces", **keys), Labels("energy", **keys)
-    named = Labels("forces", boundary=TOLERANCE, **keys)
-    standard = Recipe(seed=seed)
-    chosen = {
-        "shipped: forces, 0.2 eV/Å, standard": (named, standard),
-        "forces, median, standard": (force, standard),
-        "energy, median, standard": (energy, standard),
-    }
-    if published:
-        paper = Recipe.published(seed=seed)
-        chosen["forces, median, probe-2026"] = (force, paper)
-        chosen["energy, median, probe-2026"] = (energy, paper)
-    return chosen
+def load(folder: Path, split: str) -> list[Atoms]:
+    """Return the frames of both scripts, those that are there."""
+    frames: list[Atoms] = []
+    for path in (folder / f"{split}.xyz", folder / f"{split}.scope.xyz"):
+        if path.is_file():
+            frames += read(path, ":")
+    return frames
 
 
-def without_duplicates(data: Dataset, frames: list[Atoms]) -> list[Atoms]:
+def kind_of(frame: Atoms) -> str:
+    """Return what a frame is reported under: its kind, by temperature or size."""
+    kind: str = frame.info["kind"]
+    if kind == "ramp":
+        return "ramp to 1500 K" if frame.info["temperature"] < 1500 else "ramp beyond"
+    if kind == "stretch" and len(frame) <= 7:
+        return "stretch, 2 to 7 atoms"
+    return "stretch, larger" if kind == "stretch" else kind
+
+
+def kept(data: Dataset, frames: Sequence[Atoms]) -> list[Atoms]:
     """Return the frames that ``data`` was made of, in its order."""
     left_out = {i for rows in data.excluded.values() for i in rows}
     return [frame for i, frame in enumerate(frames) if i not in left_out]
 
 
-def relabelled(data: Dataset, frames: list[Atoms], labels: Labels) -> Dataset:
-    """Return the same features with the errors of another label."""
-    errors = [
-        labels.error(prediction, labels.reference(frame))
-        for prediction, frame in zip(data.predictions, frames, strict=True)
-    ]
-    return replace(data, errors=np.array(errors))
-
-
-def load(folder: Path, backbone: Backbone) -> tuple[list[Dataset], list[list[Atoms]]]:
-    labels = Labels("forces", group_key="molecule")
-    sets, kept = [], []
-    for name in SPLITS:
-        frames = read(folder / f"{name}.xyz", ":")
-        data = build_dataset(frames, backbone, labels, exclude=("duplicate",))
-        print(
-            name, len(data), {k: len(v) for k, v in data.excluded.items()}, flush=True
+def judged(
+    name: str, probe: Probe, backbone: Backbone, data: Dataset, frames: list[Atoms]
+) -> list[dict[str, Any]]:
+    """Return a line for each kind of test frame: what is said, and what is true."""
+    calc = ReliableCalculator(backbone, probe=probe, importance="flagged")
+    assessments = [calc.judge(prediction) for prediction in data.predictions]
+    found = [a.results()["probe_reliability"] for a in assessments]
+    said = np.nan_to_num(np.array(found, dtype=float))  # NaN: not believed
+    level = np.array([int(a.level) for a in assessments])
+    right = data.errors <= TOLERANCE
+    kinds = np.array([kind_of(frame) for frame in frames])
+    everything = np.ones(len(frames), dtype=bool)
+    old = np.isin(kinds, ("xtb_md", "ramp to 1500 K", "ramp beyond"))
+    lines = [("all", everything), ("all of dynamics and heating", old)]
+    lines += [(kind, kinds == kind) for kind in sorted(set(kinds))]
+    rows = []
+    for kind, mine in lines:
+        if not mine.any():
+            continue
+        reliable = mine & (level == int(Level.RELIABLE))
+        rows.append(
+            {
+                "probe": name,
+                "kind": kind,
+                "frames": int(mine.sum()),
+                "right": float(right[mine].mean()),
+                "mean_p": float(said[mine].mean()),
+                "reliable": int(reliable.sum()),
+                "reliable_wrong": int((reliable & ~right).sum()),
+                "right_reliable": _share(reliable & right, mine & right),
+                "auroc": scores.auroc(right[mine], said[mine])
+                if 0 < right[mine].sum() < mine.sum()
+                else None,
+            }
         )
-        sets.append(data)
-        kept.append(without_duplicates(data, frames))
-    return sets, kept
+    return rows
 
 
-def row(name: str, result: FitReport, frames: list[Atoms]) -> dict[str, Any]:
-    report = result.report
-    kinds = np.array([frame.info["kind"] for frame in frames])
-    out = {
-        "variant": name,
-        "boundary": result.probe.card.boundary,
-        "unit": result.probe.card.unit,
-        "epochs": len(result.curve),
-        **{k: v for k, v in report.items() if k != "coverage"},
-        "coverage": report["coverage"],
-    }
-    for kind in sorted(set(kinds)):
-        mine = kinds == kind
-        risk = 1 - result.probability[mine]
-        out[f"spearman_{kind}"] = scores.spearman(result.errors[mine], risk)
-    return out
+def _share(part: np.ndarray, whole: np.ndarray) -> float | None:
+    return float(part.sum() / whole.sum()) if whole.any() else None
+
+
+def promised(
+    probe: Probe, frames: list[Atoms], backbone: Backbone, labels: Labels
+) -> tuple[Probe, str]:
+    """Return the probe with a promise, or without one and why."""
+    try:
+        probe = calibrate(probe, frames, backbone, labels, exclude=("duplicate",))
+    except LabelError as error:
+        return probe, f"no promise: {error}"
+    return probe, f"promise: {probe.card.promise}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("default_model_data"))
     parser.add_argument("--output", type=Path, default=Path("default.probe"))
+    parser.add_argument("--previous", type=Path, help="a probe to compare with")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--published",
-        action="store_true",
-        help="also fit the published recipe (about an hour on two cores)",
-    )
     options = parser.parse_args()
     backbone = tap(bare_calculator())
-    sets, frames = load(options.data, backbone)
-    rows = []
-    for name, (labels, recipe) in variants(
-        options.seed, published=options.published
-    ).items():
-        pairs = zip(sets, frames, strict=True)
-        splits = [relabelled(data, kept, labels) for data, kept in pairs]
-        result = fit_datasets(*splits, backbone, labels, recipe)
-        print(f"\n== {name}\n{result}", flush=True)
-        rows.append(row(name, result, frames[2]))
-        if name.startswith("shipped"):
-            card = replace(result.probe.card, description=DESCRIPTION)
-            probe = Probe(card, result.probe.network, result.probe.statistics)
-            probe.save(options.output)
-    shipped, force, energy = rows[:3]
+    train, held_out, test = (load(options.data, split) for split in SPLITS)
+    labels = Labels("forces", boundary=TOLERANCE, group_key="molecule")
+    result = fit(
+        train,
+        backbone,
+        labels,
+        Recipe(seed=options.seed),
+        test=test,
+        exclude=("duplicate",),
+        cache=options.data / "features",
+    )
+    print(result, flush=True)
+    probe = result.probe.with_card(description=DESCRIPTION)
+    probe, note = promised(probe, held_out, backbone, labels)
+    print(note, flush=True)
+    probe.save(options.output, half=True)
+    probe = Probe.load(options.output)  # as it ships
+    data = build_dataset(
+        test,
+        backbone,
+        labels,
+        exclude=("duplicate",),
+        cache=options.data / "features",
+    )
+    frames = kept(data, test)
+    rows = judged("shipped", probe, backbone, data, frames)
+    compared = []
+    if options.previous is not None:
+        previous = Probe.load(options.previous)
+        compared = judged("previous", previous, backbone, data, frames)
+    print_table("test molecules", rows + compared, COLUMNS)
     write_result(
         "fit_default_probe",
         seeds=[options.seed],
-        rows=rows,
-        targets=[
-            target(
-                f"{score} of force labels, against energy labels (both at the median)",
-                force[score],
-                energy[score],
-                at_most=False,
-            )
-            for score in ("spearman", "auroc")
-        ]
-        + [
-            target(
-                "accuracy of the shipped probe, against the majority class",
-                shipped["accuracy"],
-                shipped["majority_accuracy"],
-                at_most=False,
-            )
+        rows=rows + compared,
+        targets=_targets(rows, compared),
+        notes=[
+            "tested on molecules that neither the probe nor the backbone saw",
+            note,
         ],
-        notes=["tested on molecules that neither the probe nor the backbone saw"],
+        more={"report": result.report, "training": probe.card.training},
     )
+
+
+def _targets(
+    rows: list[dict[str, Any]], compared: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Hold the probe against the previous one, on the same frames."""
+    named = {row["kind"]: row for row in rows}
+    found = []
+    for row in compared:
+        mine = named[row["kind"]]
+        if row["auroc"] is not None:
+            found.append(
+                target(
+                    f"{row['kind']}: AUROC at least the previous probe's",
+                    mine["auroc"],
+                    row["auroc"],
+                    at_most=False,
+                )
+            )
+        found.append(
+            target(
+                f"{row['kind']}: RELIABLE and wrong, at most the previous probe's",
+                mine["reliable_wrong"],
+                row["reliable_wrong"],
+            )
+        )
+    return found
 
 
 if __name__ == "__main__":
