@@ -8,6 +8,10 @@ of the six sets (MPtrj) are in both potentials' own training pool; the cards say
     python benchmarks/universal_probes.py --model chgnet
     python benchmarks/universal_probes.py --model sevennet  # in SevenNet's environment
 
+With ``--before`` another probe is scored on the same test structures; the groups are
+divided as they were before structures without information were left out, so that a
+probe from then has not seen them either.
+
 SevenNet's features of these structures are in ``--features``; the script reads them
 there after it has checked some against a pass of its own, which saves an hour.
 """
@@ -31,10 +35,13 @@ from uqcalc import scores
 from uqcalc.backbones import Backbone, Prediction
 from uqcalc.errors import LabelError
 from uqcalc.probe.dataset import Dataset, build_dataset
+from uqcalc.probe.labelling.defects import NO_INFORMATION
 from uqcalc.probe.labelling.groups import reduced_formula
+from uqcalc.probe.labelling.information import vanishing
 from uqcalc.probe.moments import chunks
 from uqcalc.probe.promising import calibrate_dataset
 from uqcalc.probe.reporting.evaluation import evaluate_dataset
+from uqcalc.probe.reporting.judged import judge
 from uqcalc.probe.training import FitReport, fit_datasets
 
 
@@ -85,8 +92,13 @@ def load_frames(folder: Path, largest: int) -> list[Atoms]:
 
 def stored(
     frames: Sequence[Atoms], folder: Path, backbone: Backbone, labels: uqcalc.Labels
-) -> tuple[Dataset, list[str]]:
-    """Return the dataset from stored predictions, some of which are checked."""
+) -> tuple[Dataset, list[str], list[str]]:
+    """Return the dataset from stored predictions, some of which are checked.
+
+    Beside it stand the set of each structure, and the groups of all, also of those
+    that are left out because their forces vanish by symmetry.
+    """
+    known: list[str] = []
     by_row = {(a.info["set"], a.info["row"]): a for a in frames}
     predictions, errors, of_atoms, groups, sets = [], [], [], [], []
     seen: set[bytes] = set()
@@ -117,16 +129,26 @@ def stored(
             if i < CHECKED:
                 _check(prediction, backbone, frame)
             reference = labels.reference(frame)
+            known.append(reduced_formula(frame))
+            zero = vanishing(prediction.forces, reference)
+            if zero.all():
+                continue
             difference = prediction.forces - reference
             predictions.append(prediction)
             errors.append(float(np.sqrt(np.mean(difference**2))))
-            of_atoms.append(np.linalg.norm(difference, axis=1))
+            size = np.linalg.norm(difference, axis=1)
+            of_atoms.append(np.where(zero, np.nan, size))
             groups.append(reduced_formula(frame))
             sets.append(name)
     data = Dataset(
-        predictions, np.array(errors), groups, {}, atom_errors=of_atoms, labels=labels
+        predictions,
+        np.array(errors),
+        groups,
+        {NO_INFORMATION: [0] * (len(known) - len(groups))},
+        atom_errors=of_atoms,
+        labels=labels,
     )
-    return data, sets
+    return data, sets, known
 
 
 def _check(prediction: Prediction, backbone: Backbone, frame: Atoms) -> None:
@@ -138,9 +160,9 @@ def _check(prediction: Prediction, backbone: Backbone, frame: Atoms) -> None:
     np.testing.assert_allclose(prediction.forces, fresh.forces, atol=2e-3, rtol=2e-3)
 
 
-def divide(data: Dataset, seed: int) -> list[np.ndarray]:
-    """Return rows for fit, promise and test, 60/20/20 by group."""
-    names = np.random.default_rng(seed).permutation(sorted(set(data.groups)))
+def divide(data: Dataset, known: Sequence[str], seed: int) -> list[np.ndarray]:
+    """Return rows for fit, promise and test, 60/20/20 of the ``known`` groups."""
+    names = np.random.default_rng(seed).permutation(sorted(set(known)))
     groups = np.asarray(data.groups)
     ends = (len(names) * 6 // 10, len(names) * 8 // 10)
     parts = np.split(names, ends)
@@ -163,6 +185,8 @@ def by_regime(
             [result.probe.read(c).atoms for c in chunks(part.predictions)]
         ).numpy()
         errors = np.concatenate(part.atom_errors or [])
+        said = np.isfinite(errors)  # the others' forces vanish by symmetry
+        errors, atoms = errors[said], atoms[said]
         right = errors <= (result.probe.card.atom_boundary or 0.0)
         rows.append(
             {
@@ -177,6 +201,29 @@ def by_regime(
     return rows
 
 
+def called_reliable(probe: uqcalc.Probe, data: Dataset) -> np.ndarray:
+    """Return whom the probe's own policy calls RELIABLE."""
+    seen = judge(probe, data.predictions)
+    return ~seen.outside & ~seen.weak & (seen.probability >= probe.card.suspect)
+
+
+def compared(
+    before: uqcalc.Probe, probe: uqcalc.Probe, test: Dataset
+) -> dict[str, Any]:
+    """Return the scores of another probe, and who is RELIABLE with both or one."""
+    right = test.errors <= probe.card.boundary
+    old, new = called_reliable(before, test), called_reliable(probe, test)
+    return {
+        "regime": "all, the probe before",
+        **evaluate_dataset(before, test).report,
+        "right_reliable_before": int((old & right).sum()),
+        "right_reliable_now": int((new & right).sum()),
+        "right_reliable_kept": float((old & new & right).sum() / (old & right).sum()),
+        "wrong_reliable_before": int((old & ~right).sum()),
+        "wrong_reliable_now": int((new & ~right).sum()),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=sorted(OPENERS), required=True)
@@ -185,6 +232,8 @@ def main() -> None:
         "--features", type=Path, default=Path("../shared/data/sevennet0_mattersim")
     )
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--before", type=Path, help="probe to compare with")
+    parser.add_argument("--cache", type=Path, help="folder that keeps the features")
     parser.add_argument("--boundary", default="0.2 eV/angstrom")
     parser.add_argument("--largest", type=int, default=40, help="atoms")
     parser.add_argument("--seed", type=int, default=0)
@@ -197,14 +246,20 @@ def main() -> None:
     backbone = uqcalc.tap(OPENERS[options.model]())
     frames = load_frames(options.data, options.largest)
     if options.model == "sevennet":
-        data, sets = stored(frames, options.features, backbone, labels)
+        data, sets, known = stored(frames, options.features, backbone, labels)
     else:
         data = build_dataset(
-            frames, backbone, labels, exclude=("duplicate", "unknown elements")
+            frames,
+            backbone,
+            labels,
+            exclude=("duplicate", "unknown elements"),
+            cache=options.cache,
         )
         left_out = {i for rows in data.excluded.values() for i in rows}
         sets = [a.info["set"] for i, a in enumerate(frames) if i not in left_out]
-    fitting, promising, testing = divide(data, options.seed)
+        blank = [frames[i] for i in data.excluded.get(NO_INFORMATION, [])]
+        known = [*data.groups, *map(reduced_formula, blank)]
+    fitting, promising, testing = divide(data, known, options.seed)
     test = data.subset(testing)
     recipe = uqcalc.Recipe(seed=options.seed)
     result = fit_datasets(data.subset(fitting), None, test, backbone, labels, recipe)
@@ -229,10 +284,14 @@ def main() -> None:
     print(result)
     force = np.array([np.linalg.norm(p.forces, axis=1).max() for p in test.predictions])
     right = test.errors <= probe.card.boundary
+    rows = [{"regime": "all", **probe.card.training, **result.report}, *regimes]
+    if options.before is not None:
+        rows.append(compared(uqcalc.Probe.load(options.before), probe, test))
+        print(rows[-1])
     write_result(
         f"{options.model}_probe",
         seeds=[options.seed],
-        rows=[{"regime": "all", **probe.card.training, **result.report}, *regimes],
+        rows=rows,
         targets=[
             target(
                 "accuracy against the majority class",
@@ -248,7 +307,9 @@ def main() -> None:
             ),
         ],
         notes=[
-            f"structures of at most {options.largest} atoms; groups are reduced "
+            f"structures of at most {options.largest} atoms, without the "
+            f"{len(data.excluded.get(NO_INFORMATION, []))} whose forces vanish by "
+            "symmetry; groups are reduced "
             "formulas: no material is in two splits",
             "two of the six sets (MPtrj) are in the potential's own training pool",
             f"promise: {promise}",

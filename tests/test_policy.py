@@ -115,3 +115,15 @@ def test_far_outside_is_unreliable_and_what_always_counts_needs_no_threshold():
     assert policy([Reading("probe", 0.1), sanity]).level is Level.UNRELIABLE
     unjudged = Reading("other", 9.0, faults=("broken",))
     assert policy([Reading("probe", 0.1), unjudged]).level is Level.RELIABLE
+
+
+def test_a_published_number_can_have_a_threshold_of_its_own():
+    policy = Policy([Threshold("probe", 0.2, 0.5), Threshold("probe_novelty", 0.5, 2)])
+    levels = [
+        policy([Reading("probe", 0.1, results={"probe_novelty": value})]).level
+        for value in (0.4, 0.6, 3.0, math.nan)
+    ]
+    assert levels == [0, 1, 2, 2]
+    verdict = policy([Reading("probe", 0.1, results={"probe_novelty": 3.0})])
+    assert verdict.reasons == ("probe_novelty: risk 3 > 2",)
+    assert policy([Reading("probe", 0.1)]).skipped == ("probe_novelty",)

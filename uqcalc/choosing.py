@@ -120,10 +120,11 @@ def choose_policy(
             "Policy([Threshold(...)])"
         )
         raise TypeError(msg)
-    if unread := set(policy.signals) - set(names):
+    judged = [key for signal in signals for key in getattr(signal, "judged", ())]
+    if unread := set(policy.signals) - {*names, *judged}:
         msg = (
             f"policy must judge signals that run, got thresholds for {sorted(unread)} "
-            f"and signals {names}; add the signal or drop the threshold"
+            f"and signals {[*names, *judged]}; add the signal or drop the threshold"
         )
         raise ValueError(msg)
     return policy

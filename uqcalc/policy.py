@@ -15,7 +15,9 @@ class Threshold:
     """Two limits on the risk of one signal, in the unit of that risk.
 
     ``risk <= suspect`` is RELIABLE, ``risk <= unreliable`` is SUSPECT, anything
-    else, NaN included, is UNRELIABLE.
+    else, NaN included, is UNRELIABLE. ``signal`` may also name a number that a signal
+    publishes where larger is worse (its ``judged``), such as ``probe_novelty`` and
+    ``probe_worst_atom``; the limits that the signal itself sets on it stay.
 
     Raises
     ------
@@ -101,6 +103,8 @@ class Policy:
         for threshold in self.thresholds:
             reading = by_signal.get(threshold.signal)
             if reading is None:
+                reading = _published(threshold.signal, readings)
+            if reading is None:
                 skipped.append(threshold.signal)
                 continue
             level = threshold.level(reading.risk)
@@ -127,6 +131,14 @@ class Policy:
     def from_dict(cls, data: Mapping[str, Any]) -> Policy:
         """Rebuild a policy from `to_dict`."""
         return cls(Threshold(**row) for row in data["thresholds"])
+
+
+def _published(key: str, readings: Sequence[Reading]) -> Reading | None:
+    """Return a number that a signal publishes as a reading of its own."""
+    for reading in readings:
+        if key in reading.results:
+            return Reading(key, float(reading.results[key]))
+    return None
 
 
 def _floor_reasons(reading: Reading) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from builders import mace_calculator, rattled, salt, tiny_probe
+from hypothesis import given, strategies as st
 from scipy.spatial.transform import Rotation
 from scipy.special import logit
 
@@ -18,7 +19,7 @@ from uqcalc.backbones.registry import tap
 from uqcalc.errors import ProbeError
 from uqcalc.probe.checkpoint import FILE
 from uqcalc.probe.dataset import build_dataset
-from uqcalc.probe.joined import PATHS, REMOTE
+from uqcalc.probe.joined import PATHS, REMOTE, Joined, JoinedShape
 from uqcalc.probe.training import fit_datasets
 from uqcalc.signals.base import to_host
 from uqcalc.signals.probe import ProbeSignal
@@ -205,22 +206,47 @@ def test_a_total_charge_that_no_label_had_is_outside(probe, total, inside):
     assert any("probe_charge_gap" in why for why in reading.out_of_scope) != inside
 
 
-def test_outside_the_scope_attention_fades_and_the_rest_stays(probe):
-    squeezed = distorted()
-    squeezed.set_cell(squeezed.cell * 0.4, scale_atoms=True)
-    prediction = tap(mace_calculator(0))(squeezed, ["energy", "forces"])
-    limit = probe.joined.limit.clone()
-    assert limit.item() == pytest.approx(probe.card.scope.distance, rel=1e-6)
-    faded = probe.read([prediction])
-    assert faded.novelty.item() > 1.2
-    probe.joined.limit.fill_(torch.inf)
-    try:
-        whole = probe.read([prediction]).parts[0]
-    finally:
-        probe.joined.limit.copy_(limit)
-    expected = whole / torch.stack([faded.novelty[0], *torch.ones(len(PATHS) - 1)])
-    torch.testing.assert_close(faded.parts[0], expected)
-    assert abs(whole[0]) > 0.01
+def shapeless():
+    """Paths whose limits and weights are known by heart."""
+    joined = Joined(JoinedShape(4, 3))
+    joined.weights.copy_(torch.tensor([1.0, 2.0, 0.5, 1.0]))
+    joined.averages.copy_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
+    joined.limit.fill_(3.0)
+    joined.known.fill_(-1.0)
+    return joined
+
+
+def test_outside_the_scope_what_speaks_for_a_structure_fades():
+    joined = shapeless()
+    paths = torch.tensor([[2.0, -1.0, 0.4, 0.2], [-2.0, 1.0, 0.4, 0.2]])
+    plain = (paths - joined.averages) * joined.weights
+    within = joined.join(paths, torch.tensor([2.9, 0.1]), torch.tensor([-1.1, -9.0]))
+    assert torch.equal(within, plain)
+    away = torch.tensor([12.0, 12.0])  # 4 times the limit
+    outside = joined.join(paths, away, torch.tensor([-2.0, -2.0]))
+    expected = plain.clone()
+    expected[0, 0] /= 4  # attention and line where they are in favour
+    expected[1, 1] /= 4
+    expected[:, 2] -= REMOTE * math.log(4)
+    torch.testing.assert_close(outside, expected)
+    nearer = joined.join(paths, away, torch.tensor([-1 + 5.0, -1 + 1.0]))
+    expected[0, 2] += REMOTE * (math.log(4) - 5)  # the geometric mean is farther
+    torch.testing.assert_close(nearer, expected)
+
+
+@given(
+    st.lists(st.floats(-50, 50), min_size=4, max_size=4),
+    st.floats(-2, 30),
+    st.floats(0, 10),
+)
+def test_a_larger_distance_never_makes_a_structure_more_reliable(paths, start, more):
+    """Four log-odds less for each e-fold of the distance, at least."""
+    joined = shapeless().double()
+    rows = torch.tensor([paths, paths], dtype=torch.float64)
+    logs = torch.tensor([start, start + more], dtype=torch.float64)
+    near, far = joined.join(rows, 3 * logs.exp(), logs - 40).sum(dim=1).tolist()
+    beyond = max(start + more, 0) - max(start, 0)  # e-folds of the squared distance
+    assert far <= near - REMOTE * beyond + 1e-9 * (1 + abs(near) + abs(far))
 
 
 def test_beyond_what_held_out_labels_had_the_trend_falls_with_the_distance(probe):
@@ -241,13 +267,18 @@ def test_beyond_what_held_out_labels_had_the_trend_falls_with_the_distance(probe
         each = (statistics.distances(standard, numbers) + 1e-6).log()
         assert remoteness == pytest.approx(each.mean().item(), abs=1e-4)
     trend = np.array([out.parts[0, PATHS.index("trend")].item() for out in found])
+    limit = probe.joined.limit.item()
     probe.joined.known.fill_(torch.inf)
+    probe.joined.limit.fill_(torch.inf)
     try:
         plain = [probe.joined_output([prediction]).parts[0] for prediction in squeezed]
     finally:
         probe.joined.known.fill_(known)
+        probe.joined.limit.fill_(limit)
     lost = np.array([parts[PATHS.index("trend")].item() for parts in plain]) - trend
-    np.testing.assert_allclose(lost, REMOTE * np.maximum(away - known, 0), atol=1e-4)
+    farthest = np.log([out.distance.item() / limit for out in found])
+    beyond = np.maximum(np.maximum(away - known, farthest), 0)
+    np.testing.assert_allclose(lost, REMOTE * beyond, atol=1e-4)
 
 
 def test_atoms_of_an_unseen_element_have_no_number(read):

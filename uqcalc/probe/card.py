@@ -16,10 +16,11 @@ from uqcalc.errors import ProbeError
 from uqcalc.policy import Policy, Threshold
 from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.scope import Scope
+from uqcalc.probe.worst import AtomFloor
 from uqcalc.quantities import UNITS
 
 
-SCHEMA = 3
+SCHEMA = 4
 CHECKED_SINCE = 4  # files of earlier schemas may lack a checksum
 _JOINED_SINCE = 3  # earlier ones read their numbers otherwise
 ARCHITECTURES = ("joined", "standard", "probe-2026")
@@ -34,10 +35,11 @@ MEANINGS = {
 
 
 _REMEDY = "the file is damaged, or is no probe: fit one again"
-_NESTED: dict[str, type[Calibration] | type[Scope]] = {
+_NESTED: dict[str, type[Calibration] | type[Scope] | type[AtomFloor]] = {
     "calibration": Calibration,
     "atom_calibration": Calibration,
     "scope": Scope,
+    "atom_floor": AtomFloor,
 }
 
 
@@ -67,6 +69,8 @@ class Card:
     atom_boundary : float or None
         |ΔF_i| up to it is reliable, in eV/Å; None where there were no force labels.
     atom_calibration : Calibration or None
+    atom_floor : AtomFloor or None
+        Log-odds that the least reliable atom of a right structure has at least.
     scope : Scope or None
         What it was calibrated on; None for probes that do not know.
     promise : dict or None
@@ -99,6 +103,7 @@ class Card:
     calibration: Calibration = field(default_factory=Calibration)
     atom_boundary: float | None = None
     atom_calibration: Calibration | None = None
+    atom_floor: AtomFloor | None = None
     scope: Scope | None = None
     promise: dict[str, Any] | None = None
     held_out: list[list[float]] = field(default_factory=list)
@@ -192,6 +197,7 @@ class Card:
                 ("calibration", self.calibration),
                 ("atom_calibration", self.atom_calibration),
                 ("scope", self.scope),
+                ("atom_floor", self.atom_floor),
             )
         }
         return asdict(self) | records | {"unit": self.unit}

@@ -19,10 +19,10 @@ from uqcalc.probe.numbers import ATOM_NAMES, ATOM_TREND, NAMES, TREND, PlainNumb
 
 
 PATHS = ("attention", "linear", "trend", "local")
-_ATTENTION, _TREND = PATHS.index("attention"), PATHS.index("trend")
-# What a structure loses of its score for each e-fold of its atoms' squared distances
-# beyond those that held-out labels had. No label says how errors grow there; that they
-# do is what is assumed (`benchmarks/README.md` has what other values do).
+_TREND = PATHS.index("trend")
+# What a structure or an atom loses of its log-odds for each e-fold of the squared
+# distance beyond those that held-out labels had. No label says how errors grow there;
+# that they do is what is assumed (`benchmarks/README.md` has what other values do).
 REMOTE = 2.0
 CENTRES, ATOM_CENTRES = 4000, 600
 
@@ -41,12 +41,15 @@ class JoinedOutput(NamedTuple):
         Largest squared Mahalanobis distance of an atom.
     remoteness : tensor (structures,)
         Mean over the atoms of the logarithm of their squared distances.
+    beyond : tensor (atoms,) or None
+        E-folds of an atom's squared distance beyond the limit; 0 within.
     """
 
     parts: torch.Tensor
     atoms: torch.Tensor | None
     distance: torch.Tensor
     remoteness: torch.Tensor
+    beyond: torch.Tensor | None = None
 
     @property
     def score(self) -> torch.Tensor:
@@ -99,12 +102,14 @@ class Joined(nn.Module):
     The score of a structure is a weighted sum of the attention's margin, a linear path
     (`uqcalc.probe.linear`), the trend and the local path (`uqcalc.probe.kernel`), with
     weights of one sign that were fitted to predictions for groups left out (stacking;
-    Wolpert 1992, doi:10.1016/S0893-6080(05)80023-1). Outside the scope a network's
-    answer is arbitrary: there the attention's part fades with the distance, as the
-    local path does by itself, and line and trend remain. Where the atoms are, in the
-    geometric mean, farther from the labels than those of held-out structures were, the
-    trend falls with the distance itself, whatever the labels could show. Atoms have
-    paths of their own, which read nothing but the atom: its features, its force.
+    Wolpert 1992, doi:10.1016/S0893-6080(05)80023-1). Outside the scope the answers of
+    a network and of a line are arbitrary: there what attention and line say in favour
+    of a structure fades with the distance, as the local path does by itself, and what
+    they say against it stays. Where the farthest atom, or the geometric mean of all, is
+    farther from the labels than held-out structures were, the trend falls with the
+    distance itself, whatever the labels could show. So far outside the sum never rises
+    with the distance. Atoms have paths of their own, which read nothing but the atom:
+    its features, its force.
     """
 
     weights: torch.Tensor
@@ -143,8 +148,28 @@ class Joined(nn.Module):
         atoms = None
         if self.atoms is not None:
             atoms = -sum(self.atoms(described.atoms, described.atom_features))
+        parts = self.join(paths, described.distance, described.remoteness)
+        beyond = None if atoms is None else (distances / self.limit).log().clamp(min=0)
+        return JoinedOutput(
+            parts, atoms, described.distance, described.remoteness, beyond
+        )
+
+    def join(
+        self, paths: torch.Tensor, distance: torch.Tensor, remoteness: torch.Tensor
+    ) -> torch.Tensor:
+        """Return what each path adds to the score, (structures, 4).
+
+        Parameters
+        ----------
+        paths : tensor (structures, 4)
+            What each says; larger is more reliable.
+        distance, remoteness : tensors (structures,)
+            As in `JoinedOutput`.
+        """
         parts = (paths - self.averages) * self.weights
-        parts[:, _ATTENTION] *= (self.limit / described.distance).clamp(max=1.0)
-        beyond = (described.remoteness - self.known).clamp(min=0.0)
+        away = distance / self.limit
+        fading = parts[:, :_TREND]
+        fading.sub_(fading.clamp(min=0.0) * (1 - 1 / away.clamp(min=1.0))[:, None])
+        beyond = torch.maximum(remoteness - self.known, away.log()).clamp(min=0.0)
         parts[:, _TREND] -= REMOTE * beyond
-        return JoinedOutput(parts, atoms, described.distance, described.remoteness)
+        return parts

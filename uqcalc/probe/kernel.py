@@ -105,7 +105,11 @@ class KernelPaths(nn.Module):
             trend, local = torch.cat(pieces, dim=1)
             return trend, local
         some = self._trend(numbers)
-        linear = some @ self.slope[:-1] + self.slope[-1]
+        slopes = self.slope[:-1]
+        against = some @ slopes.clamp(min=0.0)
+        # what speaks for a row by being large does so up to the edge of the labels only
+        favour = some.clamp(max=LIMIT) @ slopes.clamp(max=0.0)
+        linear = against + favour + self.slope[-1]
         wide = self._wide(some) @ self.wide_weights
         local = self._narrow(numbers, features) @ self.narrow_weights
         return (linear + wide) / 2, local

@@ -19,8 +19,9 @@ from uqcalc.probe.inputs import (
     raw_scalars,
     scalars_of,
 )
-from uqcalc.probe.joined import Joined, JoinedOutput
+from uqcalc.probe.joined import REMOTE, Joined, JoinedOutput
 from uqcalc.probe.network import ProbeNetwork
+from uqcalc.probe.ragged import Ragged
 
 
 class ProbeReading(NamedTuple):
@@ -41,6 +42,9 @@ class ProbeReading(NamedTuple):
         Largest Mahalanobis distance of an atom, in units of the scope's limit.
     charge_gap : tensor (structures,) or None
         Between the total charge and the nearest one among the labels, in e.
+    worst_atom : tensor (structures,) or None
+        How far the least reliable atom lies below what almost all right structures of
+        that size have (`uqcalc.probe.worst`), in log-odds; negative where above.
     """
 
     reliability: torch.Tensor
@@ -49,6 +53,7 @@ class ProbeReading(NamedTuple):
     parts: torch.Tensor | None = None
     novelty: torch.Tensor | None = None
     charge_gap: torch.Tensor | None = None
+    worst_atom: torch.Tensor | None = None
 
 
 class _Inputs(NamedTuple):
@@ -133,12 +138,37 @@ class ProbePaths:
             reliability = torch.sigmoid(calibration.logits(score, boundary))
             if joined is None:
                 return ProbeReading(reliability, received)
-            atoms = None
-            if joined.atoms is not None and self.card.atom_calibration is not None:
-                atoms = torch.sigmoid(self.card.atom_calibration.logits(joined.atoms))
+            atoms = self.atom_logits(joined)
+            worst = None
+            if atoms is not None:
+                sizes = [len(p.numbers) for p in predictions]
+                worst = self._worst_atom(atoms, sizes)
+                atoms = atoms.sigmoid()
             parts = calibration.slope * joined.parts
             novelty, gap = self._scope(predictions, joined.distance)
-        return ProbeReading(reliability, received, atoms, parts, novelty, gap)
+        return ProbeReading(reliability, received, atoms, parts, novelty, gap, worst)
+
+    def atom_logits(self, joined: JoinedOutput) -> torch.Tensor | None:
+        r"""Return the log-odds of \|ΔF_i\| <= the card's ``atom_boundary``, (atoms,).
+
+        None without a calibration of atoms.
+        """
+        calibration = self.card.atom_calibration
+        if joined.atoms is None or joined.beyond is None or calibration is None:
+            return None
+        return calibration.logits(joined.atoms) - REMOTE * joined.beyond
+
+    def _worst_atom(
+        self, logits: torch.Tensor, sizes: list[int]
+    ) -> torch.Tensor | None:
+        floor = self.card.atom_floor
+        if floor is None:
+            return None
+        levels = _tensor(
+            [np.array(floor.at(n), np.float32) for n in sizes], logits.device
+        )
+        lowest = Ragged(sizes, logits.device).min(logits[:, None])[:, 0]
+        return levels - lowest
 
     def _scope(
         self, predictions: Sequence[Prediction], distance: torch.Tensor

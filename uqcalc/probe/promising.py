@@ -220,11 +220,12 @@ def acceptance(probe: Probe, data: Dataset, tolerance: float) -> NDArray[np.floa
     P(error <= tolerance) where the probe's calibration covers the tolerance, and else
     its probability at its own boundary: a promise holds for any number that ranks them.
     Structures outside the scope of the probe (`Judged.outside`), those with elements
-    that its labels lacked among them, are never accepted.
+    that its labels lacked among them, and those with an atom that the verdict doubts
+    (`Judged.weak`), are never accepted.
     """
     boundary = probability_boundary(probe, tolerance)
     seen = judge(probe, data.predictions, boundary)
-    return np.where(seen.outside, np.nan, seen.probability)
+    return np.where(seen.outside | seen.weak, np.nan, seen.probability)
 
 
 def probability_boundary(probe: Probe, tolerance: float) -> float:

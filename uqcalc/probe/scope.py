@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from uqcalc.entries import checked
-from uqcalc.errors import ProbeError
+from uqcalc.errors import LabelWarning, ProbeError
 from uqcalc.probe.promise import one_of_each
 
 
@@ -21,6 +22,10 @@ _INTENSIVE = 2.0
 # Readings above these are outside: a distance in units of the scope's own limit, and a
 # charge in e, half of what sets ions apart.
 FARTHEST, CHARGE_GAP = 1.0, 0.5
+FAR = 4.0  # the distance above which a structure is far outside
+# Squared distances of labelled sets without a broken frame reach up to this many times
+# their median (crystals of all elements: 150; of one system: 2 to 30), and a reserve.
+_WIDE = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,3 +129,27 @@ def learn_scope(
         charges=tuple(sorted({round(q) for q in charges})),
         outside=float(np.mean(away > limit)),
     )
+
+
+def warn_of_wide_scope(
+    scope: Scope, distance: ArrayLike, groups: Sequence[str]
+) -> None:
+    """Say where the limit is so far beyond the typical distance that it limits little.
+
+    Warns
+    -----
+    LabelWarning
+        With the limit, the median and the groups that lie farthest.
+    """
+    away = np.asarray(distance, dtype=float)
+    middle = float(np.median(away))
+    if scope.distance <= _WIDE * middle:
+        return
+    far = np.unique([groups[i] for i in np.argsort(-away, kind="stable")[:5]]).tolist()
+    msg = (
+        "distances of labelled structures should be of like size, or the scope limits "
+        f"little, but its limit is {scope.distance:.3g} where the median is "
+        f"{middle:.3g}; look at the farthest (of the groups {far}), which may be "
+        "broken frames"
+    )
+    warnings.warn(msg, LabelWarning, stacklevel=2)

@@ -12,7 +12,8 @@ from ase.data import atomic_numbers
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.joined import PATHS
-from uqcalc.probe.scope import CHARGE_GAP, FARTHEST
+from uqcalc.probe.scope import CHARGE_GAP, FAR, FARTHEST
+from uqcalc.probe.worst import FAR_LOWEST, LOWEST
 from uqcalc.signals.base import TensorReading
 
 
@@ -24,8 +25,11 @@ class ProbeSignal:
     ``probe_reliabilities`` (atoms,), what each of its paths (`uqcalc.probe.joined`)
     added to the log-odds beside the average labelled structure (``probe_attention``,
     ``probe_linear``, ``probe_trend``, ``probe_local``), and ``probe_novelty``, the
-    farthest atom's feature distance in units of what 99 % of structures like the
-    labelled ones stay within.
+    farthest atom's squared feature distance in units of what 99 % of structures like
+    the labelled ones stay within: above 1 the verdict is at least SUSPECT, above
+    `scope.FAR` UNRELIABLE. ``probe_worst_atom`` is how far, in log-odds, the least
+    reliable atom lies below what 99 % of right structures of that size have: above 0
+    the verdict is at least SUSPECT, above `worst.FAR_LOWEST` UNRELIABLE.
 
     Parameters
     ----------
@@ -40,8 +44,11 @@ class ProbeSignal:
     def __init__(self, probe: Probe, *, importance: bool = True) -> None:
         self.probe = probe
         self.importance = importance
-        charges = {"charges"} if probe.card.charges else set()
+        card = probe.card
+        charges = {"charges"} if card.charges else set()
         self.requires = frozenset({"features", *charges})
+        judged = {"probe_novelty": card.scope, "probe_worst_atom": card.atom_floor}
+        self.judged = tuple(key for key, known in judged.items() if known is not None)
 
     def check(self, backbone: Backbone) -> None:
         """Refuse a backbone that the probe was not fitted on (ProbeError)."""
@@ -70,11 +77,15 @@ class ProbeSignal:
         if found.parts is not None:
             names = (f"probe_{path}" for path in PATHS)
             results |= dict(zip(names, found.parts[0], strict=True))
-        limits = {}
+        limits, far_limits = {}, {}
         doubts: tuple[str, ...] = ()
         if found.novelty is not None:
             results["probe_novelty"] = found.novelty[0]
-            limits["probe_novelty"] = FARTHEST
+            limits["probe_novelty"], far_limits["probe_novelty"] = FARTHEST, FAR
+        if found.worst_atom is not None:
+            results["probe_worst_atom"] = found.worst_atom[0]
+            limits["probe_worst_atom"] = LOWEST
+            far_limits["probe_worst_atom"] = FAR_LOWEST
         if found.charge_gap is not None:
             results["probe_charge_gap"] = found.charge_gap[0]
             limits["probe_charge_gap"] = CHARGE_GAP
@@ -87,6 +98,7 @@ class ProbeSignal:
             per_atom_key="probe_importance" if found.importance is not None else None,
             note=f"elements {unseen} were not in its labels" if unseen else "",
             limits=limits,
+            far_limits=far_limits,
             doubts=doubts,
         )
 

@@ -27,9 +27,10 @@ from uqcalc.probe.linear import LinearPath
 from uqcalc.probe.moments import Moments, chunks
 from uqcalc.probe.numbers import Described, PlainNumbers
 from uqcalc.probe.recipe import Recipe
-from uqcalc.probe.scope import held_out_limit, learn_scope
+from uqcalc.probe.scope import Scope, held_out_limit, learn_scope, warn_of_wide_scope
 from uqcalc.probe.starts import held_out_logits
 from uqcalc.probe.storage.shards import evenly
+from uqcalc.probe.worst import AtomFloor, learn_floor
 
 
 # Labels of structures, and of atoms, that the other paths are fitted to: several for
@@ -64,8 +65,13 @@ def _fit_paths(
     recipe: Recipe,
     boundary: float,
 ) -> tuple[Probe, list[tuple[float, float]]]:
-    """Fit every path to the same structures; weights are still all 1."""
+    """Fit every path to the same structures; weights are still all 1.
+
+    Frames that have exploded are labels of the attention alone: in a regression they
+    would be levers far outside, where ranks are flat.
+    """
     single, curve = fit_single(data, backbone, labels, recipe, boundary)
+    data = data.subset(np.flatnonzero(~data.exploded()))
     statistics, card = single.statistics, single.card
     if statistics is None:
         msg = "input statistics must be there for further paths, got None"
@@ -136,43 +142,42 @@ def _weigh(
         raise ValueError(msg)
     held = data.subset(unseen.rows)
     reliable = held.errors <= boundary
-    weights = stack(unseen.paths, reliable)
-    averages = unseen.paths.mean(axis=0)
+    sound = np.isfinite(unseen.paths).all(axis=1) & ~held.exploded()
+    paths = unseen.paths[sound]
+    weights = stack(paths, reliable[sound])
     joined.weights.copy_(torch.from_numpy(weights))
-    joined.averages.copy_(torch.from_numpy(averages))
-    score = (unseen.paths - averages) @ weights
-    calibration = Calibration.fit(score, held.errors, held.groups, boundary)
-    sums = [p.charges.sum().item() for p in held.predictions if p.charges is not None]
-    scope = learn_scope(
-        labels.target,
-        unseen.distance,
-        held.sizes.tolist(),
-        held.groups,
-        sums,
-    )
-    outside = unseen.distance > scope.distance
+    joined.averages.copy_(torch.from_numpy(paths.mean(axis=0)))
+    scope = _scope(held, unseen, sound, labels.target)
     joined.limit.fill_(scope.distance)
-    joined.known.fill_(held_out_limit(unseen.remoteness, held.groups)[0])
-    atom_boundary, of_atoms = _atom_calibration(held, unseen, labels)
+    groups = [held.groups[i] for i in np.flatnonzero(sound)]
+    joined.known.fill_(held_out_limit(unseen.remoteness[sound], groups)[0])
+    score = _scores(joined, unseen, sound)
+    calibration = Calibration.fit(score, held.errors, held.groups, boundary)
     logits = calibration.logits(torch.from_numpy(score)).numpy()
-    return probe.with_card(
+    outside = ~(unseen.distance <= scope.distance)
+    atom_boundary, of_atoms = _atom_calibration(held, unseen, sound, labels)
+    probe = probe.with_card(
         calibration=calibration,
         held_out=held_out_logits(logits, outside, held.groups),
         scope=scope,
         atom_boundary=atom_boundary,
         atom_calibration=of_atoms,
+    )
+    floor = _atom_floor(probe, held, unseen, score)
+    return probe.with_card(
+        atom_floor=floor,
         training={
             "paths": [
                 {
                     "path": name,
                     "weight": float(weight * spread),
-                    "auroc": scores.auroc(reliable, column),
+                    "auroc": scores.auroc(reliable[sound], column),
                 }
                 for name, weight, spread, column in zip(
                     PATHS,
                     weights,
-                    unseen.paths.std(axis=0),
-                    unseen.paths.T,
+                    paths.std(axis=0),
+                    paths.T,
                     strict=True,
                 )
             ]
@@ -180,8 +185,70 @@ def _weigh(
     )
 
 
+def _scope(
+    held: Dataset, unseen: Unseen, sound: NDArray[np.bool_], target: str
+) -> Scope:
+    """Return the scope of the structures that have not exploded.
+
+    Warns
+    -----
+    LabelWarning
+        If its limit is so far beyond the typical distance that little is outside.
+    """
+    rows = np.flatnonzero(sound)
+    some = held.subset(rows)
+    sums = [p.charges.sum().item() for p in some.predictions if p.charges is not None]
+    scope = learn_scope(
+        target, unseen.distance[rows], some.sizes.tolist(), some.groups, sums
+    )
+    warn_of_wide_scope(scope, unseen.distance[rows], some.groups)
+    return scope
+
+
+def _scores(
+    joined: Joined, unseen: Unseen, sound: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return the score of each structure, as it is read later.
+
+    Those that have exploded keep their say in how many are unreliable, and get the
+    lowest score of the others: a logarithm of the distance would tilt the calibration.
+    """
+    parts = joined.double().join(
+        *(
+            torch.from_numpy(column)
+            for column in (unseen.paths, unseen.distance, unseen.remoteness)
+        )
+    )
+    joined.float()
+    score = parts.sum(dim=1).numpy()
+    lowest, highest = score[sound].min(), score[sound].max()
+    return np.clip(np.where(sound, score, lowest), lowest, highest)
+
+
+def _atom_floor(
+    probe: Probe, held: Dataset, unseen: Unseen, score: NDArray[np.float64]
+) -> AtomFloor | None:
+    """Return what the least reliable atoms of right structures have at least.
+
+    Of those that would be called RELIABLE: the floor is to lower no other verdict.
+    """
+    card = probe.card
+    if unseen.atoms is None or card.atom_calibration is None or card.scope is None:
+        return None
+    logits = card.calibration.logits(torch.from_numpy(score))
+    called = torch.sigmoid(logits).numpy() >= card.suspect
+    right = called & (held.errors <= card.boundary)
+    rows = np.flatnonzero(right & (unseen.distance <= card.scope.distance))
+    lowest = [unseen.atoms[i].min() for i in rows]
+    return learn_floor(
+        card.atom_calibration.logits(torch.tensor(lowest, dtype=torch.float64)).numpy(),
+        held.sizes[rows],
+        [held.groups[i] for i in rows],
+    )
+
+
 def _atom_calibration(
-    held: Dataset, unseen: Unseen, labels: Labels
+    held: Dataset, unseen: Unseen, sound: NDArray[np.bool_], labels: Labels
 ) -> tuple[float | None, Calibration | None]:
     """Return the boundary of single atoms and their calibration, where there is one.
 
@@ -202,6 +269,8 @@ def _atom_calibration(
             boundary = float(np.percentile(known, labels.percentile))
         groups = np.repeat(np.asarray(held.groups), held.sizes)
         score = np.concatenate(unseen.atoms)
+        # what has exploded would tilt the calibration, and counts as the worst of all
+        score = np.fmax(score, score[np.repeat(sound, held.sizes)].min())
         chosen = np.flatnonzero(_some_atoms(held, 0).numpy())
         try:
             return boundary, Calibration.fit(

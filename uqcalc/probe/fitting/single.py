@@ -46,7 +46,11 @@ def new_probe(
     recipe: Recipe,
     boundary: float,
 ) -> Probe:
-    """Return a probe with random weights, its input statistics learnt from ``data``."""
+    """Return a probe with random weights, its input statistics learnt from ``data``.
+
+    Frames that have exploded have no say in them, nor in elements and sizes.
+    """
+    data = data.subset(np.flatnonzero(~data.exploded()))
     raw = recipe.architecture == RAW_ARCHITECTURE
     architecture = RAW_ARCHITECTURE if raw else "standard"
     card = new_card(data, backbone, labels, recipe, boundary, architecture)

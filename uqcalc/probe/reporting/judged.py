@@ -14,6 +14,7 @@ from uqcalc.probe.fitting.feeding import like_sized
 from uqcalc.probe.paths import ProbeReading
 from uqcalc.probe.scope import CHARGE_GAP, FARTHEST
 from uqcalc.probe.storage.shards import sizes_of
+from uqcalc.probe.worst import LOWEST
 
 
 _BATCH = 256  # structures, of like size
@@ -32,6 +33,8 @@ class Judged(NamedTuple):
         Outside the scope: ``unseen``, farther from the labels than almost all like
         them, or of another size or charge. A probe without a scope knows of the first
         alone.
+    weak : boolean array (structures,)
+        With an atom less reliable than those of right structures are.
     novelty : array (structures,) or None
         Largest distance of an atom, in units of the scope's limit.
     atoms : list of arrays (atoms,) or None
@@ -41,6 +44,7 @@ class Judged(NamedTuple):
     probability: NDArray[np.float64]
     unseen: NDArray[np.bool_]
     outside: NDArray[np.bool_]
+    weak: NDArray[np.bool_]
     novelty: NDArray[np.float64] | None
     atoms: list[NDArray[np.float64]] | None
 
@@ -61,9 +65,9 @@ def judge(
         _judge(probe, [predictions[i] for i in rows], boundary) for rows in batches
     ]
     back = np.argsort(np.concatenate(batches), kind="stable")
-    probability, unseen, outside = (
+    probability, unseen, outside, weak = (
         np.concatenate([getattr(part, name) for part in parts])[back]
-        for name in ("probability", "unseen", "outside")
+        for name in ("probability", "unseen", "outside", "weak")
     )
     novelty = [part.novelty for part in parts if part.novelty is not None]
     atoms = [of for part in parts for of in part.atoms or ()]
@@ -71,6 +75,7 @@ def judge(
         probability,
         unseen,
         outside,
+        weak,
         np.concatenate(novelty)[back] if novelty else None,
         [atoms[i] for i in back] if atoms else None,
     )
@@ -89,10 +94,14 @@ def _judge(
     novelty = None
     if found.novelty is not None:
         novelty = found.novelty.double().cpu().numpy()
+    weak = np.zeros_like(unseen)
+    if found.worst_atom is not None:
+        weak = ~(found.worst_atom.cpu().numpy() <= LOWEST)
     return Judged(
         np.where(unseen, np.nan, probability),
         unseen,
         unseen | _outside(probe, predictions, found),
+        weak,
         novelty,
         atoms,
     )
