@@ -14,6 +14,7 @@ from ase import Atoms
 from uqcalc.backbones.base import Capture, Prediction, one_at_a_time
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.lazy import LazyBackbone
+from uqcalc.backbones.load import Costs
 from uqcalc.backbones.prediction import geometry
 from uqcalc.errors import BackboneError
 
@@ -47,6 +48,8 @@ class AIMNet2Backbone(LazyBackbone):
             elements=_elements(owner),
         )
         self.provides |= {"charges"}
+        self.cutoff = float(base.cutoff)
+        self.costs = Costs()
 
     @property
     def has_dispersion(self) -> bool:

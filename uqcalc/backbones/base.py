@@ -15,6 +15,7 @@ from ase.calculators.calculator import BaseCalculator
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from uqcalc.backbones.load import Costs, check_load
 from uqcalc.backbones.locks import entered, held, models_in, parts_of
 from uqcalc.backbones.prediction import Capture, Prediction, geometry
 from uqcalc.backbones.structure import check_cell, check_finite
@@ -97,6 +98,12 @@ class Backbone(ABC):
     by_autograd : bool
         Whether a pass is differentiated by torch, which ``torch.no_grad`` and
         ``torch.inference_mode`` around the evaluation are then kept from forbidding.
+    cutoff : float or None
+        How far an atom sees its neighbours in one step of message passing, Å; None
+        where it is not known.
+    costs : Costs or None
+        What a pass takes of memory; with the cutoff, structures that would fill it are
+        refused before it is tried.
     """
 
     name: str
@@ -106,6 +113,8 @@ class Backbone(ABC):
     passes_per_geometry: int = 1
     changes_process: bool = False
     by_autograd: bool = False
+    cutoff: float | None = None
+    costs: Costs | None = None
 
     def __init__(
         self,
@@ -242,6 +251,8 @@ class Backbone(ABC):
         check_finite(atoms)
         if atoms.pbc.any():
             check_cell(atoms)
+        if self.cutoff is not None and self.costs is not None:
+            check_load(atoms, self.cutoff, self.costs)
         unknown = set() if self.elements is None else {*atoms.numbers.tolist()}
         unknown -= self.elements or set()
         if unknown:

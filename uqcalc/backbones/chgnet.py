@@ -14,6 +14,7 @@ from ase import Atoms
 from uqcalc.backbones.base import Backbone, Capture, Prediction, one_at_a_time
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.hooks import listen_to_input
+from uqcalc.backbones.load import Costs
 from uqcalc.backbones.prediction import geometry
 from uqcalc.errors import BackboneError
 
@@ -46,6 +47,9 @@ class CHGNetBackbone(Backbone):
             fingerprint=fingerprint("chgnet", model.parameters()),
             elements=frozenset(range(1, 95)),
         )
+        self.cutoff = float(model.graph_converter.atom_graph_cutoff)
+        angles = float(model.graph_converter.bond_graph_cutoff)
+        self.costs = Costs(triple=1.2e5, angles=angles)
 
     @contextmanager
     def armed(self) -> Iterator[Capture]:

@@ -12,6 +12,7 @@ from ase import Atoms
 from uqcalc.backbones.base import Backbone, Capture, Prediction, one_at_a_time
 from uqcalc.backbones.differentiable import Differentiable, strained
 from uqcalc.backbones.fingerprint import CONVERTED, fingerprint
+from uqcalc.backbones.load import Costs
 from uqcalc.backbones.mace_batch import model_inputs, split_predictions
 from uqcalc.errors import BackboneError
 
@@ -81,6 +82,8 @@ class MACEBackbone(Backbone):
             fingerprint=_fingerprint(owner),
             elements=elements,
         )
+        self.cutoff = float(owner.r_max)
+        self.costs = Costs(bins=5.0)
         self.passes_per_geometry = len(owner.models)
         if len(owner.models) > 1:
             self.provides |= {"committee_forces", "committee_energies"}

@@ -16,6 +16,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from uqcalc.backbones.base import Backbone, Capture, Prediction, one_at_a_time
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.hooks import listen_to_output
+from uqcalc.backbones.load import Costs
 from uqcalc.backbones.prediction import geometry
 from uqcalc.backbones.structure import check_pbc_alike
 from uqcalc.errors import BackboneError
@@ -88,6 +89,11 @@ class MatGLBackbone(Backbone):
             fingerprint=_fingerprint(owner, self._model, self._kind),
             elements=frozenset(atomic_numbers[e] for e in owner.element_types),
         )
+        self.cutoff = float(self._model.cutoff)
+        if angles := float(getattr(self._model, "threebody_cutoff", 0.0) or 0.0):
+            self.costs = Costs(triple=5e3, angles=angles)
+        else:
+            self.costs = Costs()
         if self._kind == "QET":
             self.provides |= {"charges"}
         if owner.compute_stress:

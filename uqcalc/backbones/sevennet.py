@@ -12,6 +12,7 @@ from ase import Atoms
 from uqcalc.backbones.base import Backbone, Capture, Prediction, one_at_a_time
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.hooks import listen_to_output
+from uqcalc.backbones.load import Costs
 from uqcalc.backbones.prediction import geometry
 from uqcalc.errors import BackboneError
 
@@ -37,6 +38,8 @@ class SevenNetBackbone(Backbone):
             fingerprint=_fingerprint(owner),
             elements=frozenset(owner.type_map),
         )
+        self.cutoff = float(owner.cutoff)
+        self.costs = Costs()
         self._vectors = _last_vectors(owner.model)
         if self._vectors is not None:
             self.provides |= {"vectors"}

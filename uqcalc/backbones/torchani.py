@@ -13,6 +13,7 @@ from ase import Atoms
 from uqcalc.backbones.base import Capture
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.lazy import LazyBackbone
+from uqcalc.backbones.load import Costs
 from uqcalc.errors import BackboneError
 
 
@@ -39,6 +40,9 @@ class TorchANIBackbone(LazyBackbone):
             fingerprint=_fingerprint(model),
             elements=frozenset(model.atomic_numbers.tolist()),
         )
+        self.cutoff = float(model.aev_computer.radial.cutoff)
+        angles = float(model.aev_computer.angular.cutoff)
+        self.costs = Costs(pair=5e3, triple=1e3, angles=angles)
         if hasattr(model.nnp, "charge_normalizer"):
             self.provides |= {"charges"}
 

@@ -1,0 +1,163 @@
+"""How much memory a pass would take, estimated before it is tried.
+
+Not for the user's machine, which nobody knows: a structure is refused where the pass
+takes much memory in all *and* far more an atom than any structure that is simulated.
+Boxes, slabs and droplets of any size pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+
+from uqcalc.errors import BackboneError
+
+
+# Below this nothing is refused, in bytes.
+LITTLE = 2e9
+# Twice the density of diamond, the densest solid at ambient pressure, in atoms/Å³.
+DENSE = 0.36
+# What empty space around an atom may cost: for a tube of 300 Å about its middle 0.6 MB.
+SPACE_OF_AN_ATOM = 1e6
+# matscipy's neighbour lists: 3.6 to 4.0 measured, in bytes for each bin.
+BIN = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a pass of a model takes, measured with the gradient of the energy.
+
+    Attributes
+    ----------
+    pair : float
+        Bytes for each pair of neighbours, both directions counted.
+    triple : float
+        Bytes for each pair of bonds at an atom, where the model has angles ...
+    angles : float
+        ... within this distance, in Å.
+    bins : float
+        Length of the box in which a neighbour list sorts atoms that are not periodic,
+        in units of the largest coordinate and the cutoff; 0 where its memory does not
+        depend on empty space.
+    """
+
+    pair: float = 5e4
+    triple: float = 0.0
+    angles: float = 0.0
+    bins: float = 0.0
+
+
+def check_load(atoms: Atoms, cutoff: float, costs: Costs) -> None:
+    """Refuse a structure on which a pass would fill the memory.
+
+    Raises
+    ------
+    BackboneError
+        With the estimate, and what it comes from.
+    """
+    bins = _bins(atoms, cutoff, costs.bins)
+    if BIN * bins > max(LITTLE, SPACE_OF_AN_ATOM * len(atoms)):
+        extent = float(np.abs(atoms.positions).max())
+        msg = (
+            "structure must not be lost in empty space, got coordinates up to "
+            f"{extent:.4g} Å and a cell of {atoms.cell.lengths().round(1).tolist()} Å "
+            f"for {len(atoms)} atoms, whose neighbour list would take "
+            f"{BIN * bins / 1e9:.3g} GB; remove atoms that flew away, move the others "
+            "to the origin with atoms.center(about=0), or take a smaller cell"
+        )
+        raise BackboneError(msg)
+    if not atoms.pbc.any():
+        most = float(len(atoms)) ** 2
+        if costs.pair * most + costs.triple * most * len(atoms) <= LITTLE:
+            return
+    pairs = neighbours(atoms, cutoff)
+    triples = _triples(atoms, costs)
+    taken = costs.pair * pairs + costs.triple * triples
+    usual = DENSE * _ball(cutoff) * costs.pair
+    usual += (DENSE * _ball(costs.angles)) ** 2 * costs.triple
+    if taken > max(LITTLE, usual * len(atoms)):
+        msg = (
+            f"atoms must have at most {DENSE * _ball(cutoff):.0f} neighbours within "
+            f"{cutoff:.3g} Å on average (twice what diamond has), got about "
+            f"{pairs / len(atoms):.0f} for {len(atoms)} atoms, for which a pass would "
+            f"take some {taken / 1e9:.3g} GB; give lengths in Å, or take a geometry "
+            "from before the structure collapsed"
+        )
+        raise BackboneError(msg)
+
+
+def neighbours(atoms: Atoms, cutoff: float) -> float:
+    """Return about how many pairs there are within ``cutoff``, both ways counted.
+
+    Space is cut into boxes about as wide as the cutoff; in each, the atoms are taken to
+    be spread evenly: ``sum_b n_b^2 v / V`` with n_b atoms in box b of volume V and v
+    the volume of the ball. Right to some ten per cent for solids, also in cells
+    narrower than the cutoff, and to a factor of four for atoms in one place. The cost
+    is linear in the number of atoms.
+    """
+    count = _in_boxes(atoms, cutoff)
+    return min(count, _most(atoms))
+
+
+def _most(atoms: Atoms) -> float:
+    alone = not atoms.pbc.any()
+    return float(len(atoms) * (len(atoms) - 1)) if alone else np.inf
+
+
+def _in_boxes(atoms: Atoms, cutoff: float) -> float:
+    occupied, volume = _boxes(atoms, cutoff)
+    return float((occupied**2).sum()) * _ball(cutoff) / volume
+
+
+def _triples(atoms: Atoms, costs: Costs) -> float:
+    if not costs.triple:
+        return 0.0
+    occupied, volume = _boxes(atoms, costs.angles)
+    each = np.minimum(occupied * _ball(costs.angles) / volume, _most(atoms))
+    return float((occupied * each**2).sum())
+
+
+def _boxes(atoms: Atoms, width: float) -> tuple[np.ndarray, float]:
+    """Return how many atoms are in each box that has any, and the volume of a box."""
+    frame = atoms.cell.complete().array.copy()
+    normals = np.linalg.inv(frame).T
+    open_ = ~atoms.pbc
+    for axis in np.flatnonzero(open_):  # straight away from the periodic directions
+        normal = normals[axis] / np.linalg.norm(normals[axis])
+        frame[axis] = normal * max(width, 1.0)
+    scaled = atoms.positions @ np.linalg.inv(frame)
+    scaled[:, atoms.pbc] %= 1.0
+    heights = 1.0 / np.linalg.norm(np.linalg.inv(frame), axis=0)
+    parts = np.where(open_, 1, np.maximum(1, heights // width)).astype(float)
+    _, occupied = np.unique(_numbered(scaled * parts), return_counts=True)
+    volume = abs(float(np.linalg.det(frame))) / float(np.prod(parts))
+    return occupied.astype(float), volume
+
+
+def _numbered(places: np.ndarray) -> np.ndarray:
+    """Return one number a row, (rows,), the same for rows in the same unit box."""
+    columns = np.floor(places - places.min(axis=0)).T
+    if np.prod(columns.max(axis=1) + 1.0) > 2.0**62:  # atoms that flew very far away
+        columns = np.array([np.unique(c, return_inverse=True)[1] for c in columns])
+    x, y, z = columns.astype(np.int64)
+    number: np.ndarray = (x * (y.max() + 1) + y) * (z.max() + 1) + z
+    return number
+
+
+def _ball(radius: float) -> float:
+    return 4.0 / 3.0 * np.pi * radius**3
+
+
+def _bins(atoms: Atoms, cutoff: float, length: float) -> float:
+    """Return into how many bins the box of a neighbour list is cut."""
+    if not length:
+        return 0.0
+    wide = (np.abs(atoms.positions).max() + 1.0) * length  # of cutoffs, as MACE has it
+    sides = np.full(3, wide)
+    if atoms.pbc.any():
+        normals = np.linalg.inv(atoms.cell.complete().array)  # columns
+        heights = 1.0 / np.linalg.norm(normals, axis=0)
+        sides[atoms.pbc] = np.maximum(1.0, heights[atoms.pbc] / cutoff)
+    return float(np.prod(sides))
