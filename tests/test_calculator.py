@@ -14,6 +14,7 @@ from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from ase.md.nptberendsen import NPTBerendsen
 from ase.md.verlet import VelocityVerlet
 from builders import mace_calculator, rattled, salt, tiny_probe
+from closeness import close
 from toys import (
     BAD,
     GOOD,
@@ -198,9 +199,7 @@ def test_flagged_importance_comes_only_where_the_verdict_asks(base):
     for frame in frames:
         full, thin = always.assess(frame), flagged.assess(frame)
         # another kernel gives the importance: the risk agrees to float32 round-off
-        assert thin.reading("probe").risk == pytest.approx(
-            full.reading("probe").risk, abs=1e-6
-        )
+        close(thin.reading("probe").risk, full.reading("probe").risk, of=0.5)
         assert thin.level == full.level
         for key in ("energy", "forces"):
             np.testing.assert_array_equal(flagged.results[key], always.results[key])

@@ -12,6 +12,7 @@ from ase.build import molecule
 from ase.constraints import FixAtoms
 from backbones.toys import mace_on_shared_models
 from builders import rattled, salt
+from closeness import FLOAT64, NETWORK, close
 from scipy.spatial.transform import Rotation
 
 from uqcalc import (
@@ -56,31 +57,28 @@ class TestClosedForms:
         by = np.random.default_rng(0).normal(size=(len(atoms), 3))
         by -= by.mean(axis=0)
         reading = read(disagreeing(atoms, by=by))
-        assert reading.risk == pytest.approx(np.sqrt(np.mean(by**2)), rel=1e-12)
-        per_atom = np.linalg.norm(by, axis=1) / np.sqrt(3)
-        np.testing.assert_allclose(reading.per_atom, per_atom, rtol=1e-12)
-        root = np.sqrt(np.mean(reading.per_atom**2))
-        assert root == pytest.approx(reading.risk, rel=1e-12)
+        close(reading.risk, np.sqrt(np.mean(by**2)), FLOAT64)
+        close(reading.per_atom, np.linalg.norm(by, axis=1) / np.sqrt(3), FLOAT64)
+        close(np.sqrt(np.mean(reading.per_atom**2)), reading.risk, FLOAT64)
 
     def test_a_net_force_counts_unless_the_head_takes_it_out(self):
         atoms = salt()
         by = np.broadcast_to([0.5, 0.0, 0.0], (len(atoms), 3))
         prediction = disagreeing(atoms, by=by)
-        assert read(prediction).risk == pytest.approx(0.5 / np.sqrt(3), rel=1e-12)
-        assert read(prediction, projection=True).risk < 1e-12
+        close(read(prediction).risk, 0.5 / np.sqrt(3), FLOAT64)
+        close(read(prediction, projection=True).risk, 0.0, FLOAT64, of=by)
         of_such_a_head = replace(prediction, projected=frozenset({"net_force"}))
-        assert read(of_such_a_head).risk < 1e-12
+        close(read(of_such_a_head).risk, 0.0, FLOAT64, of=by)
         as_it_stands = read(of_such_a_head, projection=False).risk
-        assert as_it_stands == pytest.approx(0.5 / np.sqrt(3), rel=1e-12)
+        close(as_it_stands, 0.5 / np.sqrt(3), FLOAT64)
 
     def test_net_torque_is_taken_out_of_molecules_only(self):
         methanol = rattled()
         arms = methanol.positions - methanol.positions.mean(axis=0)
         by = np.cross([0.1, 0.2, 0.3], arms)
         prediction = disagreeing(methanol, by=by)
-        assert read(prediction, projection=True).risk < 1e-12
-        whole = np.sqrt(np.mean(by**2))
-        assert read(prediction).risk == pytest.approx(whole, rel=1e-12)
+        close(read(prediction, projection=True).risk, 0.0, FLOAT64, of=by)
+        close(read(prediction).risk, np.sqrt(np.mean(by**2)), FLOAT64)
         crystal = salt()
         by = np.cross([0.1, 0.2, 0.3], crystal.positions)
         assert read(disagreeing(crystal, by=by), projection=True).risk > 0.1
@@ -89,13 +87,15 @@ class TestClosedForms:
     def test_what_is_left_has_no_torque_and_is_the_closest(self, name):
         atoms = molecule(name)
         arms = torch.as_tensor(atoms.positions - atoms.positions.mean(axis=0))
-        forces = torch.randn(len(atoms), 3, dtype=torch.float64)
+        forces = np.random.default_rng(0).normal(size=(len(atoms), 3))
+        forces = torch.from_numpy(forces)
         left = without_torque(forces, torch.as_tensor(atoms.positions))
-        assert torch.linalg.cross(arms, left).sum(0).abs().max() < 1e-12
+        torque = torch.linalg.cross(arms, left).sum(0)
+        close(torque, np.zeros(3), FLOAT64, of=arms.abs().max() * forces)
         # a projection: nothing more comes off, and what came off is a rotation's
         again = without_torque(left, torch.as_tensor(atoms.positions))
-        torch.testing.assert_close(again, left, rtol=0, atol=1e-12)
-        assert abs(float((left * (forces - left)).sum())) < 1e-10
+        close(again, left, FLOAT64)
+        close((left * (forces - left)).sum(), 0.0, FLOAT64, of=forces**2)
 
     def test_one_atom(self):
         prediction = disagreeing(Atoms("O"), by=np.ones((1, 3)))
@@ -122,13 +122,13 @@ def test_free_atoms_alone_count_where_some_are_fixed():
     by = np.random.default_rng(2).normal(size=(len(atoms), 3))
     by -= by.mean(axis=0)
     reading = read(disagreeing(atoms, by=by))
-    assert reading.risk == pytest.approx(np.sqrt(np.mean(by[3:] ** 2)), rel=1e-12)
+    close(reading.risk, np.sqrt(np.mean(by[3:] ** 2)), FLOAT64)
     assert reading.risk == reading.results["force_delta_free"]
     everything = np.sqrt(np.mean(by**2))
-    assert reading.results["force_delta"] == pytest.approx(everything, rel=1e-12)
+    close(reading.results["force_delta"], everything, FLOAT64)
     atoms.set_constraint(FixAtoms(range(len(atoms))))
     reading = read(disagreeing(atoms, by=by))
-    assert reading.risk == pytest.approx(everything, rel=1e-12)
+    close(reading.risk, everything, FLOAT64)
 
 
 @pytest.mark.parametrize("interval", [0, -1, 2.0, True])
@@ -176,8 +176,7 @@ class TestDistilledHead:
         turn = Rotation.random(random_state=3).as_matrix()
         atoms.positions = atoms.positions @ turn.T + [1.0, 2.0, 3.0]
         turned = head(teacher(atoms, wanted)).numpy()
-        scale = np.abs(forces).max()
-        np.testing.assert_allclose(turned, forces @ turn.T, rtol=0, atol=1e-5 * scale)
+        close(turned, forces @ turn.T, NETWORK)
 
     def test_disagrees_more_with_what_it_has_not_seen(self, watched, benzenes):
         seen = [watched.assess(atoms).readings[0].risk for atoms in benzenes[:10]]
@@ -189,7 +188,7 @@ class TestDistilledHead:
         path = head.save(tmp_path / "head.safetensors")
         prediction = teacher(rattled(), ["energy", "forces", "vectors"])
         loaded = DistilledHead.load(path)
-        torch.testing.assert_close(loaded(prediction), head(prediction))
+        assert torch.equal(loaded(prediction), head(prediction))
         assert loaded.card == head.card
 
     def test_another_model_is_refused(self, head):

@@ -6,6 +6,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from ase.build import molecule
+from closeness import FLOAT64, close
 
 from uqcalc import plotting, scores
 from uqcalc.records import Event, Level
@@ -79,7 +80,7 @@ def test_risk_coverage_of_a_perfect_ranking_is_the_lower_envelope(axes):
     error = rng.random(50)
     plotting.plot_risk_coverage(error, {"noise": rng.random(50)}, "eV", axes)
     noise, perfect = (line.get_ydata() for line in axes.lines)
-    assert np.all(perfect <= noise + 1e-12)
+    assert np.all(perfect <= noise + FLOAT64)
 
 
 def test_reliability_diagram_shows_counts_and_intervals(axes):
@@ -89,8 +90,8 @@ def test_reliability_diagram_shows_counts_and_intervals(axes):
     (bars,) = [c for c in axes.containers if hasattr(c, "has_yerr")]
     segments = bars.lines[2][0].get_segments()
     low, high = scores.wilson_interval([0, 1, 2], [2, 1, 2])
-    np.testing.assert_allclose([s[0][1] for s in segments], low, atol=1e-12)
-    np.testing.assert_allclose([s[1][1] for s in segments], high, atol=1e-12)
+    close([s[0][1] for s in segments], low, FLOAT64)
+    close([s[1][1] for s in segments], high, FLOAT64)
 
 
 def test_errors_are_red_beyond_the_boundary_and_crosses_outside(axes):

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from closeness import FLOAT64, close
 from scipy.stats import binomtest, norm
 from sklearn import metrics
 
@@ -69,15 +70,15 @@ def test_brier_decomposition_sums_up_and_is_murphys_on_bins(sample):
     parts = scores.brier_decomposition(truth, belief)
     total = parts["reliability"] - parts["resolution"] + parts["uncertainty"]
     brier = metrics.brier_score_loss(truth, belief)
-    assert total + parts["within_bins"] == pytest.approx(brier, abs=1e-15)
+    close(total + parts["within_bins"], brier, FLOAT64)
     assert parts["uncertainty"] == pytest.approx(truth.mean() * (1 - truth.mean()))
     # one probability to a bin: nothing is left within, the three are Murphy's own
     coarse = (np.floor(belief * 10) + 0.5) / 10
     parts = scores.brier_decomposition(truth, coarse)
-    assert parts["within_bins"] == pytest.approx(0, abs=1e-15)
+    close(parts["within_bins"], 0.0, FLOAT64, of=1.0)
     brier = np.mean((coarse - truth) ** 2)
     total = parts["reliability"] - parts["resolution"] + parts["uncertainty"]
-    assert total == pytest.approx(brier, abs=1e-15)
+    close(total, brier, FLOAT64)
     # by hand: bins {0.2, 0.2} with 0 of 2, {0.7, 0.7} with 1 of 2; the rate is 1/4
     parts = scores.brier_decomposition([0, 0, 1, 0], [0.2, 0.2, 0.7, 0.7])
     assert parts["reliability"] == pytest.approx((0.2**2 + 0.2**2) / 2)
@@ -97,7 +98,7 @@ def test_wilson_interval_against_scipy():
     low, high = scores.wilson_interval(hits, counts, 0.9)
     for k, n, a, b in zip(hits, counts, low, high, strict=True):
         expected = binomtest(k, n).proportion_ci(0.9, method="wilson")
-        assert (a, b) == pytest.approx((expected.low, expected.high), abs=1e-12)
+        close((a, b), (expected.low, expected.high), FLOAT64)
     assert all(np.isnan(bound) for bound in scores.wilson_interval(0, 0))
 
 

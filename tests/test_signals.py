@@ -7,6 +7,7 @@ import pytest
 import torch
 from ase.calculators.emt import EMT
 from builders import mace_calculator, rattled, tiny_probe
+from closeness import FLOAT64, close
 from toys import ToyBackbone, copper
 
 from uqcalc import ForceSpread, MaxForce, ReliableCalculator, tap
@@ -80,7 +81,7 @@ def test_max_force_is_the_longest_force():
     forces = atoms.get_forces()
     [reading] = to_host([MaxForce()(prediction)])
     longest = max(sum(x * x for x in row) ** 0.5 for row in forces.tolist())
-    assert reading.risk == pytest.approx(longest, rel=1e-14)
+    close(reading.risk, longest, FLOAT64)
     assert (reading.unit, reading.results["max_force"]) == ("eV/Å", reading.risk)
 
 
@@ -92,8 +93,8 @@ def test_force_spread_is_its_closed_form(committee):
     mean = sum(forces) / 3
     squares = sum(((f - mean) ** 2).sum(axis=1) for f in forces) / (3 * 3)
     [reading] = to_host([ForceSpread()(prediction)])
-    np.testing.assert_allclose(reading.per_atom, np.sqrt(squares), rtol=1e-10)
-    assert reading.risk == pytest.approx(np.sqrt(squares.mean()), rel=1e-10)
+    close(reading.per_atom, np.sqrt(squares), FLOAT64, of=forces)
+    close(reading.risk, np.sqrt(squares.mean()), FLOAT64, of=forces)
     assert reading.results["force_spread"] == reading.risk
     assert reading.unit == "eV/Å"
 
@@ -114,11 +115,11 @@ def test_probe_signal_is_the_probe():
     reliability, importance = probe([prediction], importance=True)
     [full] = to_host([ProbeSignal(probe)(prediction)])
     [thin] = to_host([ProbeSignal(probe, importance=False)(prediction)])
-    assert full.risk == pytest.approx(1 - float(reliability[0]), abs=1e-7)
-    assert thin.risk == pytest.approx(full.risk, abs=1e-6)  # another kernel
-    assert full.results["probe_reliability"] == pytest.approx(1 - full.risk, abs=1e-7)
-    np.testing.assert_allclose(full.per_atom, importance.numpy(), rtol=1e-6)
-    assert full.per_atom.sum() == pytest.approx(1, abs=1e-5)
+    close(full.risk, 1 - float(reliability[0]), of=1.0)
+    close(thin.risk, full.risk, of=1.0)  # another kernel
+    close(full.results["probe_reliability"], 1 - full.risk, of=1.0)
+    close(full.per_atom, importance)
+    close(full.per_atom.sum(), 1.0)
     assert thin.per_atom is None
 
 

@@ -14,6 +14,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from builders import mace_calculator, rattled, run_and_kill, salt, tiny_probe
+from closeness import FLOAT64, NETWORK, close
 from toys import POLICY, OfGeometry, Scripted, ToyBackbone, copper
 from typer.testing import CliRunner
 
@@ -64,14 +65,13 @@ def same(frame, other, *, but=()):
     values, expected = numbers_of(frame), numbers_of(other)
     assert values.keys() == expected.keys()
     for name, value in values.items():
-        np.testing.assert_allclose(
-            value, expected[name], rtol=1e-5, atol=1e-5, equal_nan=True
-        )
+        size = np.append(1.0, expected[name])  # probabilities of a network among them
+        close(value, expected[name], NETWORK, of=size)
     ours, theirs = read_assessment(frame), read_assessment(other)
     assert ours.level == theirs.level
     for one, two in zip(ours.readings, theirs.readings, strict=True):
         assert (one.signal, one.note) == (two.signal, two.note)
-        assert one.risk == pytest.approx(two.risk, abs=1e-6, nan_ok=True)
+        close(one.risk, two.risk, NETWORK, of=1.0)
     assert read_error(frame) == read_error(other)
 
 
@@ -93,12 +93,10 @@ def test_every_frame_is_judged_as_by_assess_alone_or_in_batches(mace):
             ours = read_assessment(copy)
             assert ours.level == assessment.level
             for one, two in zip(ours.readings, assessment.readings, strict=True):
-                assert one.risk == pytest.approx(two.risk, abs=1e-6)
+                close(one.risk, two.risk, NETWORK, of=1.0)
                 assert one.results.keys() == two.results.keys()
             assert copy.get_potential_energy() == pytest.approx(mace.results["energy"])
-            np.testing.assert_allclose(
-                copy.get_forces(), mace.results["forces"], atol=1e-9
-            )
+            close(copy.get_forces(), mace.results["forces"], FLOAT64)
 
 
 def test_fitting_frames_are_evaluated_in_one_pass(mace):
@@ -165,7 +163,7 @@ def test_a_calculator_that_writes_into_its_last_answer_is_read_in_time():
     for frame in annotate(frames, judged()):
         alone = frame.copy()
         alone.calc = EMT()
-        np.testing.assert_allclose(frame.get_forces(), alone.get_forces(), atol=1e-9)
+        close(frame.get_forces(), alone.get_forces(), FLOAT64)
 
 
 @pytest.mark.parametrize(

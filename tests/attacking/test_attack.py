@@ -14,6 +14,7 @@ from ase.constraints import FixAtoms, FixBondLength
 from ase.data import covalent_radii
 from ase.io import read, write
 from builders import mace_calculator, rattled, salt, tiny_probe
+from closeness import FLOAT64, NETWORK, close
 from toys import ToyBackbone
 from typer.testing import CliRunner
 
@@ -213,7 +214,7 @@ def test_a_probe_beside_it_is_read_too():
     calc = ReliableCalculator(base, probe, [ForceDelta()])
     [path] = attack(rattled(), calc, AttackSettings(steps=1))
     assert 0 <= path.frames[1].info["probe_reliability"] <= 1
-    assert path.frames[1].arrays["probe_importance"].sum() == pytest.approx(1)
+    close(path.frames[1].arrays["probe_importance"].sum(), 1.0)
 
 
 def test_a_signal_with_an_interval_is_read_at_every_step():
@@ -229,8 +230,7 @@ def test_no_atom_moves_further_than_max_step():
     [path] = attack(rattled(), attackable(), settings)
     for one, two in zip(path.frames, path.frames[1:], strict=False):
         longest = np.linalg.norm(two.positions - one.positions, axis=1).max()
-        assert longest <= 0.02 * (1 + 1e-6)
-        assert longest == pytest.approx(0.02, rel=1e-5)  # alpha asks for more
+        close(longest, 0.02)  # alpha asks for more
 
 
 @pytest.mark.parametrize("atoms", [rattled(), salt()], ids=["molecule", "crystal"])
@@ -314,8 +314,8 @@ def test_a_free_cell_is_strained_within_its_limit():
     assert all(np.all(frame.cell == atoms.cell) for frame in fixed.frames)
     for one, two in zip(free.frames, free.frames[1:], strict=False):
         strain = np.linalg.solve(one.cell.array, two.cell.array) - np.eye(3)
-        assert 0 < np.abs(strain).max() <= 4e-3 * (1 + 1e-6)
-        np.testing.assert_allclose(strain, strain.T, atol=1e-9)
+        assert 0 < np.abs(strain).max() <= 4e-3 * (1 + NETWORK)
+        close(strain, strain.T, FLOAT64, of=1.0)  # a difference of matrices about 1
     assert free.frames[-1].get_stress().shape == (6,)
 
 
@@ -342,11 +342,10 @@ def test_a_reference_scores_every_frame():
     assert path.force_error.shape == (3,)
     for frame, error in zip(path.frames, path.force_error, strict=True):
         apart = frame.get_forces() - EMT().get_forces(frame)
-        assert error == pytest.approx(np.sqrt(np.mean(apart**2)), rel=1e-5)
+        close(error, np.sqrt(np.mean(apart**2)), NETWORK)
         assert frame.info["attack_force_error"] == error
-        np.testing.assert_allclose(
-            frame.arrays["REF_forces"], EMT().get_forces(frame), atol=1e-12
-        )
+        # EMT sums in another order with an older neighbour list
+        close(frame.arrays["REF_forces"], EMT().get_forces(frame), FLOAT64)
 
 
 class Failing(Calculator):
@@ -607,7 +606,7 @@ def test_the_command_writes_every_frame_and_shows_every_path(command):
         frames, [f for p in expected for f in p.frames], strict=True
     ):
         np.testing.assert_allclose(frame.positions, other.positions, atol=1e-7)
-        assert frame.info["force_delta"] == pytest.approx(other.info["force_delta"])
+        close(frame.info["force_delta"], other.info["force_delta"], NETWORK)
         assert read_assessment(frame).level == Level.SUSPECT
 
 

@@ -11,6 +11,7 @@ import torch
 from ase.calculators.mixing import SumCalculator
 from backbones.toys import Springs
 from builders import rattled, tiny_probe
+from closeness import FLOAT64, NETWORK, close
 
 from uqcalc import (
     BackboneError,
@@ -137,9 +138,8 @@ def test_in_a_sum(make):
     alone = tap(make())(atoms, WANTED)
     got = ours(atoms, WANTED)
     assert got.energy == alone.energy
-    assert got.results["energy"] == pytest.approx(
-        alone.energy + Springs().get_potential_energy(atoms), abs=1e-9
-    )
+    whole = alone.energy + Springs().get_potential_energy(atoms)
+    close(got.results["energy"], whole, FLOAT64)
     assert torch.equal(got.features, alone.features)
     (first, _) = ours.predict_many([atoms, rattled("H2O")])
     assert first.results["energy"] == got.results["energy"]
@@ -154,8 +154,8 @@ def test_features_are_what_aimnet_calls_aim(make, backbone):
     coordinates = torch.tensor(atoms.positions, dtype=torch.float32)
     output = base({"coord": coordinates, "numbers": atoms.numbers, "charge": 0.0})
     got = backbone(atoms, WANTED)
-    torch.testing.assert_close(got.features, output["aim"].detach())
-    torch.testing.assert_close(got.charges, output["charges"].detach())
+    close(got.features, output["aim"], NETWORK)
+    close(got.charges, output["charges"], NETWORK)
 
 
 class TestCharge:
@@ -242,10 +242,11 @@ class TestOnePass:
         assert ours.passes == 1
         for got, frame in zip(many, frames, strict=True):
             alone = ours(frame, WANTED)
-            assert got.energy == pytest.approx(alone.energy, abs=2e-5)
-            np.testing.assert_allclose(got.forces, alone.forces, atol=2e-6)
-            torch.testing.assert_close(got.charges, alone.charges, rtol=0, atol=2e-6)
-            torch.testing.assert_close(got.features, alone.features)
+            # what the network and Coulomb's law add up to, without the atoms' own
+            close(got.energy, alone.energy, NETWORK, of=len(frame))  # 1 eV an atom
+            close(got.forces, alone.forces, NETWORK, of=1.0)  # eV/Å, and it cancels
+            close(got.charges, alone.charges, NETWORK)
+            close(got.features, alone.features, NETWORK)
 
 
 class TestFingerprint:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from backbones.toys import around, mace_on_shared_models, scripted_model
 from builders import mace_calculator, rattled, tiny_mace
+from closeness import FLOAT64, NETWORK, close
 
 from uqcalc import BackboneError, ForceSpread, Policy, ReliableCalculator, Threshold
 from uqcalc.backbones.fingerprint import same_model
@@ -84,10 +85,10 @@ class TestCommittee:
             MACEBackbone(mace_on_shared_models(s))(atoms, WANTED) for s in (0, 1)
         ]
         for member, single in zip(got.committee_forces, singles, strict=True):
-            np.testing.assert_allclose(member, single.forces, rtol=0, atol=1e-13)
-        assert torch.equal(got.features, singles[0].features)
+            close(member, single.forces, FLOAT64)
+        close(got.features, singles[0].features, FLOAT64)
         mean = np.mean([s.energy for s in singles])
-        assert got.energy == pytest.approx(mean, abs=1e-12)
+        close(got.energy, mean, FLOAT64)
 
     def test_two_passes_a_geometry_and_a_spread_for_the_user(self):
         atoms = rattled()
@@ -101,7 +102,7 @@ class TestCommittee:
         assert atoms.calc.backbone.passes == 2
         deviation = atoms.calc.results["forces_comm"].std(axis=0)
         spread = np.sqrt(np.mean(deviation**2))
-        assert atoms.calc.results["force_spread"] == pytest.approx(spread, rel=1e-12)
+        close(atoms.calc.results["force_spread"], spread, FLOAT64)
 
     def test_energy_in_other_units_is_converted_in_batches_too(self):
         backbone = MACEBackbone(
@@ -110,8 +111,8 @@ class TestCommittee:
         frames = [rattled(), rattled("H2O")]
         for many, frame in zip(backbone.predict_many(frames), frames, strict=True):
             one = backbone(frame, WANTED)
-            assert many.energy == pytest.approx(one.energy, rel=1e-12)
-            np.testing.assert_allclose(many.forces, one.forces, rtol=1e-9, atol=1e-9)
+            close(many.energy, one.energy, FLOAT64)
+            close(many.forces, one.forces, FLOAT64)
 
 
 class TestExtraState:
@@ -161,6 +162,6 @@ def test_compiled_model_is_tapped_and_keeps_its_identity():
     for seed in (1, 2):
         atoms.rattle(0.02, seed=seed)
         ours, theirs = compiled(atoms, WANTED), eager(atoms, WANTED)
-        torch.testing.assert_close(ours.features, theirs.features)
-        np.testing.assert_allclose(ours.forces, theirs.forces, atol=1e-5)
+        close(ours.features, theirs.features, NETWORK)
+        close(ours.forces, theirs.forces, NETWORK)
     assert compiled.passes == 2

@@ -13,6 +13,7 @@ from ase import Atoms
 from ase.calculators.lj import LennardJones
 from ase.calculators.mixing import SumCalculator
 from builders import rattled, salt
+from closeness import NETWORK, close
 
 from uqcalc import (
     BackboneError,
@@ -209,17 +210,17 @@ class TestOneEvaluation:
         asked = metatomic(additional_outputs=named)
         asked.calculate(atoms, WANTED, [])
         theirs = asked.additional_outputs["feature"].block().values
-        torch.testing.assert_close(got.features, theirs.detach().flip(0))
+        close(got.features, theirs.flip(0), NETWORK)
         theirs = asked.additional_outputs["non_conservative_force"].block().values
-        torch.testing.assert_close(got.direct_forces, theirs.detach().squeeze(-1))
-        np.testing.assert_array_equal(got.conservative_forces, asked.results["forces"])
+        close(got.direct_forces, theirs.squeeze(-1), NETWORK)
+        close(got.conservative_forces, asked.results["forces"], NETWORK)
 
     def test_stress_is_in_the_order_of_ase(self):
         backbone = tap(metatomic())
         got = backbone(salt(), [*WANTED, *backbone.on_demand]).direct_stress
         bare = metatomic(non_conservative="stress")
         bare.calculate(salt(), ["stress"], [])
-        np.testing.assert_allclose(got, bare.results["stress"], rtol=1e-12)
+        close(got, bare.results["stress"], NETWORK)
         assert np.ptp(got.numpy()[3:]) > 0
 
     def test_stress_is_not_asked_for_where_there_is_no_cell(self):
@@ -281,7 +282,7 @@ class TestDirectCalculator:
         assert got.conservative_forces is None
         assert got.conservative_stress is None
         direct = got.direct_forces.numpy()
-        np.testing.assert_allclose(got.forces, direct - direct.mean(0), atol=1e-14)
+        close(got.forces, direct - direct.mean(0), NETWORK, of=direct)
         with pytest.raises(ValueError, match="'conservative_forces'"):
             ReliableCalculator(
                 metatomic(non_conservative=True),
@@ -294,7 +295,7 @@ class TestDirectCalculator:
         assert backbone.conservative
         assert "conservative_stress" not in backbone.provides
         got = backbone(salt(), [*WANTED, "stress"])
-        np.testing.assert_allclose(got.direct_stress, got.results["stress"], rtol=1e-12)
+        close(got.direct_stress, got.results["stress"], NETWORK)
         assert got.conservative_forces is got.forces
 
 
@@ -306,8 +307,8 @@ class TestNames:
             older = model(ENERGY | old)
         got = tap(MetatomicCalculator(older))(rattled(), [*WANTED, "direct_forces"])
         new = tap(metatomic())(rattled(), [*WANTED, "direct_forces"])
-        torch.testing.assert_close(got.features, new.features)
-        torch.testing.assert_close(got.direct_forces, new.direct_forces)
+        close(got.features, new.features, NETWORK)
+        close(got.direct_forces, new.direct_forces, NETWORK)
 
     def test_of_variants(self):
         """Both forces are of one level of theory; features may be common to all."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from ase import Atoms
 from builders import rattled, salt
+from closeness import FLOAT64, NETWORK, close
 
 from uqcalc import (
     BackboneError,
@@ -76,7 +77,7 @@ class TestBothForces:
             calc.get_property("forces", atoms)
         assert calls["MoleculeGNS"] == 1
         for key, value in bare.results.items():
-            np.testing.assert_allclose(calc.results[key], value, rtol=0, atol=1e-14)
+            close(calc.results[key], value, FLOAT64)
 
     def test_results_stay_in_float32_crystals(self):
         atoms = salt()
@@ -84,7 +85,7 @@ class TestBothForces:
         bare.calculate(atoms)
         got = tap(orb_calculator(orb_model(dtype=torch.float32)))(atoms, BOTH).results
         for key in ("forces", "stress"):
-            np.testing.assert_allclose(got[key], bare.results[key], rtol=0, atol=5e-6)
+            close(got[key], bare.results[key], NETWORK)
 
     @pytest.mark.usefixtures("_double")
     def test_force_delta_is_the_root_mean_square_of_the_difference(self):
@@ -97,9 +98,9 @@ class TestBothForces:
         )
         calc.get_property("forces", atoms)
         expected = np.sqrt(np.sum(apart**2) / (3 * len(atoms)))
-        assert calc.results["force_delta"] == pytest.approx(expected, rel=1e-12)
+        close(calc.results["force_delta"], expected, FLOAT64)
         per_atom = calc.results["force_deltas"]
-        assert np.sqrt(np.mean(per_atom**2)) == pytest.approx(expected, rel=1e-12)
+        close(np.sqrt(np.mean(per_atom**2)), expected, FLOAT64)
         assert calc.results["stress_delta"] > 0
 
     @pytest.mark.usefixtures("_double")
@@ -150,7 +151,7 @@ def test_a_compiled_model_gives_both_forces_too():
         assert backbone.passes == 1
         for name in ("features", "direct_forces", "conservative_forces"):
             one, other = getattr(got, name), getattr(expected, name)
-            torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+            close(one, other, NETWORK)
         assert backbone.differentiable(atoms).conservative_forces.requires_grad
 
 
@@ -175,10 +176,9 @@ def test_a_sum_with_dispersion_is_tapped_at_its_regressor():
     model = orb_model(dtype=torch.float32)
     alone = tap(orb_calculator(model))(atoms, BOTH)
     whole = tap(orb_calculator(SumModel(model)))(atoms, BOTH)
-    assert whole.results["energy"] == pytest.approx(alone.energy - 1.0, abs=1e-5)
-    torch.testing.assert_close(whole.features, alone.features)
-    forces = alone.conservative_forces
-    torch.testing.assert_close(whole.conservative_forces, forces)
+    close(whole.results["energy"], alone.energy - 1.0, NETWORK, of=len(atoms))
+    close(whole.features, alone.features, NETWORK)
+    close(whole.conservative_forces, alone.conservative_forces, NETWORK)
 
 
 def test_rotation_moves_the_features_and_is_not_promised():
@@ -209,7 +209,6 @@ def test_the_differentiable_entry_is_the_tapped_pass(atoms):
     backbone = tap(orb_calculator())
     tapped = backbone(atoms, BOTH)
     graph = backbone.differentiable(atoms)
-    assert graph.energy.item() == pytest.approx(tapped.energy, abs=1e-9)
+    close(graph.energy, tapped.energy, FLOAT64)
     for name in ("direct_forces", "conservative_forces", "features"):
-        one, other = getattr(graph, name).detach(), getattr(tapped, name)
-        torch.testing.assert_close(one, torch.as_tensor(other), rtol=0, atol=1e-10)
+        close(getattr(graph, name), getattr(tapped, name), FLOAT64)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import warnings
 
-import numpy as np
 import pytest
 import torch
 from ase import Atoms
@@ -13,6 +12,7 @@ from ase.calculators.calculator import Calculator
 from ase.calculators.mixing import SumCalculator
 from backbones.toys import Springs
 from builders import rattled, salt, tiny_probe
+from closeness import FLOAT64, close
 
 from uqcalc import BackboneError, Policy, ReliableCalculator, Threshold, tap
 from uqcalc.backbones.torchani import TorchANIBackbone
@@ -138,7 +138,7 @@ def test_in_a_sum():
     assert got.energy == alone.energy
     assert torch.equal(got.features, alone.features)
     springs = Springs().get_potential_energy(atoms)
-    assert got.results["energy"] == pytest.approx(alone.energy + springs, abs=1e-9)
+    close(got.results["energy"], alone.energy + springs, FLOAT64)
 
 
 @pytest.mark.parametrize("wanted", [WANTED, ALL], ids=["no stress", "stress"])
@@ -153,7 +153,7 @@ def test_features_are_the_aevs(backbone, wanted):
         torch.tensor(atoms.pbc),
     )[0]
     got = backbone(atoms, wanted)
-    torch.testing.assert_close(got.features, aevs, rtol=1e-12, atol=1e-12)
+    close(got.features, aevs, FLOAT64)
     assert ("stress" in got.results) == ("stress" in wanted)
 
 
@@ -193,9 +193,9 @@ class TestCharges:
             torch.tensor(atoms.cell.array),
             torch.tensor(atoms.pbc),
         ).atomic_charges[0]
-        torch.testing.assert_close(got.charges, reference, rtol=1e-9, atol=1e-12)
+        close(got.charges, reference, FLOAT64)
         assert float(got.charges.abs().max()) > 1e-3
-        assert float(got.charges.sum()) == pytest.approx(0.0, abs=1e-12)
+        close(got.charges.sum(), 0.0, FLOAT64, of=got.charges)
         assert got.charges.grad_fn is None
 
     def test_of_networks_that_give_energies_too(self):
@@ -215,11 +215,11 @@ class TestFilm:
         far.pbc = True
         far.cell[2, 2] = 30.0
         got, reference = backbone(film, WANTED), backbone(far, WANTED)
-        assert got.energy == pytest.approx(reference.energy, abs=1e-9)
-        np.testing.assert_allclose(got.forces, reference.forces, atol=1e-9)
+        close(got.energy, reference.energy, FLOAT64)
+        close(got.forces, reference.forces, FLOAT64)
         outside = film.copy()
         outside.translate((3.0, -8.0, 7.0))
-        assert backbone(outside, WANTED).energy == pytest.approx(got.energy, abs=1e-9)
+        close(backbone(outside, WANTED).energy, got.energy, FLOAT64)
 
     @pytest.mark.parametrize("axis", ["x", (1, 2, 3)])
     def test_is_refused_where_torchani_gets_it_wrong(self, backbone, axis):
@@ -237,7 +237,7 @@ class TestFilm:
         flat = film.copy()
         flat.cell[2] = 0.0
         expected = backbone(film, WANTED).energy
-        assert backbone(flat, WANTED).energy == pytest.approx(expected, abs=1e-9)
+        close(backbone(flat, WANTED).energy, expected, FLOAT64)
 
 
 class TestFingerprint:

@@ -34,13 +34,23 @@ def test_is_the_maximum_likelihood_with_platts_targets(spread):
     np.testing.assert_allclose([slope * spread, intercept], best.x, atol=1e-4)
 
 
+def standard_error(right):
+    """Of a share that is counted."""
+    return np.sqrt(right.mean() * (1 - right.mean()) / len(right))
+
+
 def test_recovers_the_sigmoid_that_made_the_labels():
-    slope, intercept = platt(*sample(n=40_000))
-    assert slope == pytest.approx(0.6, abs=0.03)
-    assert intercept == pytest.approx(-0.8, abs=0.04)
+    margin, reliable = sample(n=40_000)
+    slope, intercept = platt(margin, reliable)
+    # four standard errors of maximum likelihood, from Fisher's information
+    chance = expit(0.6 * margin - 0.8)
+    design = np.column_stack([margin, np.ones_like(margin)])
+    information = design.T @ (design * (chance * (1 - chance))[:, None])
+    off = np.array([slope - 0.6, intercept + 0.8])
+    assert np.all(np.abs(off) < 4 * np.sqrt(np.linalg.inv(information).diagonal()))
     margin, reliable = sample(seed=1)
     mean = expit(slope * margin + intercept).mean()
-    assert mean == pytest.approx(reliable.mean(), abs=0.03)
+    assert abs(mean - reliable.mean()) < 4 * standard_error(reliable)
 
 
 def test_separable_labels_do_not_become_certain():
@@ -111,7 +121,8 @@ def test_right_in_the_mean_at_every_boundary(bend):
     for boundary in calibration.boundaries:
         logits = calibration.logits(torch.from_numpy(score), boundary)
         said = logits.sigmoid().mean().item()
-        assert said == pytest.approx(np.mean(errors <= boundary), abs=6e-3)
+        right = errors <= boundary
+        assert abs(said - right.mean()) < standard_error(right)  # no label shows less
 
 
 def test_boundaries_in_between_are_right_where_the_model_is():
@@ -120,7 +131,10 @@ def test_boundaries_in_between_are_right_where_the_model_is():
     calibration = fitted(score, errors)
     low, *_, high = calibration.boundaries
     for boundary in np.geomspace(low, high, 9):
-        assert calibration.shift(boundary) == pytest.approx(np.log(boundary), abs=0.12)
+        right = errors <= boundary
+        # of the log-odds of a share: its own error over the slope, p (1 - p)
+        spread = standard_error(right) / (right.mean() * (1 - right.mean()))
+        assert abs(calibration.shift(boundary) - np.log(boundary)) < 4 * spread
 
 
 def test_isotonic_where_the_labels_show_a_bend_and_only_there():

@@ -1,5 +1,6 @@
 """A probe file: bitwise round trip, no code in it, refused where it does not fit."""
 
+import copy
 import json
 import math
 import pickle
@@ -9,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from builders import rattled, tiny_probe
+from closeness import FLOAT32, NETWORK, close
 from probe.toys import ToyBackbone, random_prediction
 from safetensors import safe_open
 
@@ -117,9 +119,11 @@ def test_probe_is_float32_whatever_the_default_dtype(saved, backbone):
 
 
 def test_a_file_of_the_first_schema_reads_as_it_did(backbone, tmp_path):
-    """Numbers and entries as of the release that wrote such files."""
-    energies = {"1": -1.5, "6": -7.25, "8": -20.0}
-    probe = tiny_probe(backbone, bias=0.3, atom_energies=energies)
+    """Entries as of the release that wrote such files; inputs by their formulas."""
+    energies = {1: -1.5, 6: -7.25, 8: -20.0}
+    probe = tiny_probe(
+        backbone, bias=0.3, atom_energies={str(z): e for z, e in energies.items()}
+    )
     path = probe.save(tmp_path / "old.probe")
 
     def as_then(card):
@@ -135,17 +139,29 @@ def test_a_file_of_the_first_schema_reads_as_it_did(backbone, tmp_path):
         loaded = Probe.load(path)
     predictions = [random_prediction(n, 6, seed=n) for n in (3, 1, 8)]
     reliability, importance = loaded(predictions, importance=True)
-    np.testing.assert_allclose(
-        reliability, [0.506524205, 0.690788686, 0.687192559], rtol=1e-5
-    )
-    np.testing.assert_allclose(
-        importance[:3], [0.365786076, 0.330226958, 0.303986907], rtol=1e-5
-    )
+    network = copy.deepcopy(probe.network).double().eval()
+    shares = importance.split([3, 1, 8])
+    for p, found, received in zip(predictions, reliability, shares, strict=True):
+        count, rows = len(p.numbers), p.features.double()
+        energy = p.energy - sum(energies[z] for z in p.numbers)
+        largest = np.linalg.norm(p.forces, axis=1).max()
+        rms = np.sqrt(np.mean(p.forces**2))
+        distances = (rows**2).mean(dim=1)  # nothing was learnt: centre 0, scale 1
+        positive = [count, rms + 1e-3, largest + 1e-3]
+        positive += [distances.mean() + 1e-6, distances.max() + 1e-6]
+        scalars = torch.tensor([[energy / count, *np.log(positive)]])
+        output = network(rows, [count], scalars, explain=True)
+        margin = output.logits[0, 0] - output.logits[0, 1]
+        close(found, (margin + 0.3).sigmoid(), NETWORK)
+        close(received, output.importance, NETWORK)
     assert loaded.card.calibration == Calibration(1.0, 0.3)
     reading = loaded.read(predictions)
     assert reading.atoms is reading.parts is reading.novelty is None
     again = Probe.load(loaded.save(tmp_path / "new.probe"))
-    assert torch.equal(again(predictions)[0], loaded(predictions)[0])
+    for ours, theirs in zip(
+        again(predictions, importance=True), (reliability, importance), strict=True
+    ):
+        assert torch.equal(ours, theirs)
 
 
 def test_truncated_file_is_refused(saved):
@@ -259,8 +275,8 @@ def test_broken_prediction_never_has_a_probability(probe, what, value):
         object.__setattr__(broken, "energy", value)
     reliability, importance = probe([broken, whole], importance=True)
     assert reliability[0].isnan()
-    torch.testing.assert_close(reliability[1:], expected)
-    assert importance[5:].sum().item() == pytest.approx(1, abs=1e-6)
+    close(reliability[1:], expected, NETWORK)
+    close(importance[5:].sum(), 1.0, FLOAT32)
 
 
 def test_batch_equals_singles(probe):
@@ -270,5 +286,5 @@ def test_batch_equals_singles(probe):
         zip(predictions, importance.split([3, 1, 8, 8]), strict=True)
     ):
         alone, its = probe([prediction], importance=True)
-        torch.testing.assert_close(alone[0], reliability[i])
-        torch.testing.assert_close(its, received)
+        close(alone[0], reliability[i], NETWORK)
+        close(its, received, NETWORK)

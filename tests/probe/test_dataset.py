@@ -7,6 +7,7 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from builders import mace_calculator, rattled
+from closeness import FLOAT32, FLOAT64, close
 from probe.toys import ToyBackbone
 from sklearn.model_selection import GroupKFold
 
@@ -203,10 +204,10 @@ def test_errors_by_hand():
         expected["atom_forces"].append(max(atoms_expected[-1]))
     for target, errors in expected.items():
         data = build_dataset(frames, ToyBackbone(), Labels(target=target))
-        np.testing.assert_allclose(data.errors, errors, rtol=1e-12)
+        close(data.errors, errors, FLOAT64)
         part = data.subset([2, 0])
         for found, index in zip(part.atom_errors, (2, 0), strict=True):
-            np.testing.assert_allclose(found, atoms_expected[index], rtol=1e-12)
+            close(found, atoms_expected[index], FLOAT64)
 
 
 def test_an_energy_needs_no_forces_but_takes_them_where_all_frames_have_them():
@@ -258,7 +259,8 @@ def test_offsets_are_removed_recorded_and_used_again():
         - sum(data.offsets[str(z)] for z in a.numbers)
         for a, p in zip(fresh, again.predictions, strict=True)
     ]
-    np.testing.assert_allclose(again.errors, np.abs(residuals), atol=1e-9)
+    energies = [a.info["REF_energy"] for a in fresh]
+    close(again.errors, np.abs(residuals), FLOAT64, of=energies)
     assert again.errors.max() < 0.1
     assert again.offsets == data.offsets
 
@@ -294,7 +296,7 @@ def test_errors_to_learn_from_rest_on_offsets_of_other_groups():
     for rest, held in folds:
         others = data.subset(rest).fit_offsets().offsets
         expected = data.subset(held).with_offsets(others).errors
-        np.testing.assert_allclose(crossed.errors[held], expected, atol=1e-9)
+        close(crossed.errors[held], expected, FLOAT64, of=list(SHIFT.values()))
     assert np.abs(crossed.errors - data.errors).max() > 1e-5
     fixed = build_dataset(frames, ToyBackbone(), labels, offsets=data.offsets)
     assert fixed.crossed() is fixed  # offsets from elsewhere flatter nobody
@@ -391,6 +393,6 @@ def test_native_batches_equal_single_evaluations():
     for frame, batched in zip(frames, data.predictions, strict=True):
         alone = single(frame, ["energy", "forces"])
         np.testing.assert_array_equal(batched.numbers, frame.numbers)
-        np.testing.assert_allclose(batched.energy, alone.energy, atol=1e-10)
-        np.testing.assert_allclose(batched.forces, alone.forces, atol=1e-10)
-        torch.testing.assert_close(batched.features, alone.features.float())
+        close(batched.energy, alone.energy, FLOAT64)
+        close(batched.forces, alone.forces, FLOAT64)
+        close(batched.features, alone.features, FLOAT32)

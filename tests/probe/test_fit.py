@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from builders import mace_calculator, rattled
+from closeness import FLOAT64, NETWORK, close
 from probe.toys import ToyBackbone, random_prediction
 
 from uqcalc import (
@@ -72,7 +73,7 @@ def test_learns_which_errors_are_large(fitted, sets):
     assert fitted.report["auroc"] > 0.8
     assert fitted.report["spearman"] > 0.5
     assert fitted.report["brier"] < 0.22  # 0.25 for ignorance
-    np.testing.assert_allclose(fitted.errors, amounts(90, seed=2) / 2, atol=1e-9)
+    close(fitted.errors, amounts(90, seed=2) / 2, FLOAT64, of=1.0)  # eV/Å, of forces
     truth = fitted.errors <= fitted.probe.card.boundary
     assert fitted.report["auroc"] == scores.auroc(truth, fitted.probability)
 
@@ -108,7 +109,7 @@ def test_saved_probe_says_the_same_while_wrapped(fitted, sets, tmp_path):
         atoms = sets[1][index].copy()
         calculator.get_property("forces", atoms)
         live = calculator.results["probe_reliability"]
-        assert live == pytest.approx(fitted.probability[index], abs=1e-5)
+        close(live, fitted.probability[index], NETWORK, of=1.0)
     with pytest.raises(ProbeError, match="must belong to this backbone"):
         ReliableCalculator(mace_calculator(5), path)
 
@@ -166,7 +167,7 @@ def test_boundary_from_a_percentile_of_the_training_errors(percentile):
     ranked = np.sort(sets[0].errors)
     position = percentile / 100 * (len(ranked) - 1)
     expected = np.interp(position, np.arange(len(ranked)), ranked)
-    assert report.probe.card.boundary == pytest.approx(expected, rel=1e-12)
+    close(report.probe.card.boundary, expected, FLOAT64)
     assert report.probe.card.percentile == percentile
 
 
@@ -195,7 +196,7 @@ def test_published_architecture(charges, tmp_path):
     names = probe.network.state_dict().keys()
     assert ("charge_proj.0.weight" in names) is charges
     reliability, _ = probe(sets[2].predictions)
-    np.testing.assert_allclose(reliability, report.probability, atol=1e-5)
+    close(reliability, report.probability, NETWORK, of=1.0)
 
 
 def test_published_recipe_takes_atomic_energies_off():

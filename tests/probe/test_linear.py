@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from closeness import FLOAT64, NETWORK, close
 from scipy.stats import rankdata
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
@@ -36,7 +37,7 @@ def test_it_is_the_ridge_regression_of_the_rank():
 
     known = Ridge(alpha=80.0).fit(standard(pooled), rank)
     expected = known.predict(standard(new))
-    np.testing.assert_allclose(read(path, new), expected, atol=1e-5)
+    close(read(path, new), expected, NETWORK)
     assert expected.std() > 0.01  # or agreement would say nothing
     # labels in another unit, or bent: the same ranks
     bent = LinearPath.fit(torch.from_numpy(pooled), torch.from_numpy(errors**0.5))
@@ -49,7 +50,7 @@ def test_what_never_varied_says_nothing_and_far_away_the_order_is_kept():
     path = LinearPath.fit(torch.from_numpy(pooled), torch.from_numpy(errors))
     new = pooled.copy()
     new[:, 3] = 7.001
-    np.testing.assert_allclose(read(path, new), read(path, pooled), atol=1e-6)
+    close(read(path, new), read(path, pooled), NETWORK)
     away = np.array([1.0, 10.0, 1e2, 1e4])[:, None] * pooled.std(axis=0)
     steps = np.diff(read(path, pooled.mean(axis=0) + away))
     assert np.all(steps * steps[0] > 0)
@@ -63,6 +64,6 @@ def test_ranks_are_scipys_centred_and_only_the_order_matters():
     rng = np.random.default_rng(0)
     errors = rng.integers(0, 12, 50).astype(float)  # with ties
     ours = ranks(torch.from_numpy(errors)).numpy()
-    np.testing.assert_allclose(ours, (rankdata(errors) - 0.5) / 50 - 0.5, atol=1e-12)
-    np.testing.assert_allclose(ours, -ranks(torch.from_numpy(-errors)), atol=1e-12)
+    close(ours, (rankdata(errors) - 0.5) / 50 - 0.5, FLOAT64)
+    close(ours, -ranks(torch.from_numpy(-errors)), FLOAT64)
     np.testing.assert_array_equal(ours, ranks(torch.from_numpy(np.exp(errors))))

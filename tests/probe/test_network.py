@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from closeness import FLOAT32, FLOAT64, NETWORK, close
 from probe.toys import dense_network
 
 from uqcalc.probe import attention
@@ -54,24 +55,24 @@ def test_published_layout(charges, count):
 
 @pytest.mark.parametrize("charges", [False, True])
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)]
+    ("dtype", "bound"), [(torch.float32, NETWORK), (torch.float64, FLOAT64)]
 )
-def test_ragged_batch_equals_dense_attention_one_by_one(charges, dtype, tolerance):
+def test_ragged_batch_equals_dense_attention_one_by_one(charges, dtype, bound):
     net = network(charges=charges, dtype=dtype)
     rows, scalars, extra = batch(SIZES, charges=charges, dtype=dtype)
     output = net(rows, SIZES, scalars, extra, explain=True)
     silent = net(rows, SIZES, scalars, extra)
     assert silent.importance is None
-    torch.testing.assert_close(silent.logits, output.logits, atol=tolerance, rtol=0)
+    close(silent.logits, output.logits, bound)
     state = {k: v.double() for k, v in net.state_dict().items()}
     pieces = rows.double().split(SIZES)
     shares = [None] * len(SIZES) if extra is None else extra.double().split(SIZES)
     received = output.importance.split(SIZES)
     for i, piece in enumerate(pieces):
         logits, importance = dense_network(state, piece, scalars[i].double(), shares[i])
-        assert (output.logits[i] - logits).abs().max() < tolerance
-        assert (received[i] - importance).abs().max() < tolerance
-        assert received[i].sum().item() == pytest.approx(1, abs=1e-6)
+        close(output.logits[i], logits, bound)
+        close(received[i], importance, bound)
+        close(received[i].sum(), 1.0, FLOAT32)
     # far from uniform, or the comparison would say little
     assert received[2].max() > 1.5 * received[2].min()
 
@@ -86,10 +87,10 @@ def test_structures_do_not_see_each_other():
         sizes = [SIZES[i] for i in order]
         alone = net(chosen, sizes, scalars[order], explain=True)
         here = order.index(2)
-        torch.testing.assert_close(alone.logits[here], together.logits[2])
-        torch.testing.assert_close(alone.embedding[here], together.embedding[2])
+        close(alone.logits[here], together.logits[2], FLOAT64)
+        close(alone.embedding[here], together.embedding[2], FLOAT64)
         ours = alone.importance.split(sizes)[here]
-        torch.testing.assert_close(ours, together.importance[6:15])
+        close(ours, together.importance[6:15], FLOAT64)
 
 
 def test_permuting_atoms_permutes_importance():
@@ -98,8 +99,8 @@ def test_permuting_atoms_permutes_importance():
     order = torch.randperm(9, generator=torch.Generator().manual_seed(3))
     before = net(rows, [9], scalars, charges, explain=True)
     after = net(rows[order], [9], scalars, charges[order], explain=True)
-    torch.testing.assert_close(after.importance, before.importance[order])
-    torch.testing.assert_close(after.logits, before.logits)
+    close(after.importance, before.importance[order], FLOAT64)
+    close(after.logits, before.logits, FLOAT64)
 
 
 def test_importance_is_of_the_attention_behind_the_logits():
@@ -123,9 +124,9 @@ def test_broken_atom_breaks_its_own_structure_only(explain, value):
     output = net(rows, SIZES, scalars, explain=explain)
     assert output.logits[2].isnan().all()
     others = [0, 1, 3]
-    torch.testing.assert_close(output.logits[others], whole.logits[others])
+    close(output.logits[others], whole.logits[others], FLOAT64)
     if explain:
-        torch.testing.assert_close(output.importance[:6], whole.importance[:6])
+        close(output.importance[:6], whole.importance[:6], FLOAT64)
         assert output.importance[6:15].isnan().all()
 
 

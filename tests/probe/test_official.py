@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from builders import rattled
+from closeness import NETWORK, close
 from probe.toys import ToyBackbone, dense_network
 
 from uqcalc import ReliableCalculator
@@ -66,8 +67,8 @@ def test_same_logits_as_the_published_network(charges, tmp_path):
         scalars = torch.tensor([p.energy - atomic, len(p.numbers)]).double()
         extra = p.charges if charges else None
         logits, received = dense_network(state, p.features, scalars, extra)
-        assert reliability[i].item() == pytest.approx(logits.softmax(0)[0].item())
-        np.testing.assert_allclose(pieces[i], received, atol=1e-6)
+        close(reliability[i], logits.softmax(0)[0], NETWORK)
+        close(pieces[i], received, NETWORK)
 
 
 def test_imported_probe_runs_and_keeps(tmp_path):
@@ -78,7 +79,7 @@ def test_imported_probe_runs_and_keeps(tmp_path):
     calculator = ReliableCalculator(backbone, probe.save(tmp_path / "mine.probe"))
     risk = calculator.assess(atoms).readings[0].risk
     prediction = ToyBackbone(WIDTH)(atoms, ["energy", "forces"])
-    assert risk == pytest.approx(1 - probe([prediction])[0].item())
+    close(risk, 1 - probe([prediction])[0].item(), NETWORK, of=1.0)
 
 
 def test_charge_checkpoint_needs_a_backbone_with_charges(tmp_path):

@@ -16,6 +16,7 @@ from ase.md.velocitydistribution import Stationary, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import FIRE
 from builders import import_mace, run_and_kill
+from closeness import FLOAT64, close
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -131,7 +132,7 @@ def test_a_run_is_what_a_script_would_have_done(tmp_path, md, first_K):
         (restart.positions, atoms.positions),
         (restart.momenta, atoms.get_momenta()),
     ):  # the potential rounds otherwise until TorchScript has warmed up
-        np.testing.assert_allclose(ours, theirs, atol=1e-10)
+        close(ours, theirs, FLOAT64)
     np.testing.assert_allclose(last(path).positions, atoms.positions, atol=1e-8)
     np.testing.assert_allclose(last(path).get_momenta(), atoms.get_momenta(), atol=1e-8)
 
@@ -191,7 +192,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, md):
     assert ends[0].generator == ends[1].generator
     for name in ("positions", "momenta", "cell"):
         ours, theirs = (getattr(end, name) for end in ends)
-        np.testing.assert_allclose(ours, theirs, atol=1e-9)
+        close(ours, theirs, FLOAT64)
     if md is NPT:
         assert not np.allclose(np.diag(ends[0].cell), 6.0, atol=1e-4)
     logs = [list(read_standing(folder / "heat.jsonl")) for folder in folders]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from builders import rattled, salt
+from closeness import NETWORK, close
 
 from uqcalc import (
     ConformalInterval,
@@ -50,13 +51,13 @@ def test_is_the_mean_of_the_distribution_that_the_model_gives(name, atoms):
         reading = calc.assess(atoms).reading("orb_confidence")
     assert calls["MoleculeGNS"] == calls["ConfidenceHead"] == 1
     shares = calc.results["confidence"]  # Orb's own result, (atoms, 50)
-    np.testing.assert_allclose(shares.sum(axis=1), 1.0, rtol=1e-12)
+    close(shares.sum(axis=1), np.ones(len(atoms)))
     centres = (np.arange(50) + 0.5) * 0.3 / 50  # linear bins up to 0.3 eV/Å
     expected = shares @ centres
-    np.testing.assert_allclose(reading.per_atom, expected, rtol=1e-6)
-    assert reading.risk == pytest.approx(expected.mean(), rel=1e-6)
+    close(reading.per_atom, expected)
+    close(reading.risk, expected.mean())
     assert reading.unit == "eV/Å"
-    assert calc.results["expected_force_error_max"] == pytest.approx(expected.max())
+    close(calc.results["expected_force_error_max"], expected.max())
 
 
 def test_a_head_that_is_sure_is_read_as_it_says():
@@ -70,7 +71,7 @@ def test_a_head_that_is_sure_is_read_as_it_says():
         [reading] = to_host([OrbConfidence("max")(backbone(rattled(), ["energy"]))])
     finally:
         last.bias[:] = before
-    np.testing.assert_allclose(reading.per_atom, 7.5 * 0.3 / 50, rtol=1e-6)
+    close(reading.per_atom, np.full(6, 7.5 * 0.3 / 50))
 
 
 def test_batches_give_what_single_passes_give():
@@ -80,7 +81,7 @@ def test_batches_give_what_single_passes_give():
     for atoms, prediction in zip(frames, together, strict=True):
         alone = backbone(atoms, ["energy", "forces"]).expected_errors
         assert alone.shape == (len(atoms),)
-        torch.testing.assert_close(prediction.expected_errors, alone)
+        close(prediction.expected_errors, alone, NETWORK)
 
 
 def test_is_averaged_over_rotations():
@@ -90,7 +91,7 @@ def test_is_averaged_over_rotations():
         seen.append(turned.expected_errors)
     assert (seen[0] - seen[1]).abs().max() > 0
     got = averaged(rattled(), ["energy", "forces"]).expected_errors
-    torch.testing.assert_close(got, torch.stack(seen).mean(dim=0))
+    close(got, torch.stack(seen).mean(dim=0))
 
 
 @pytest.mark.parametrize("reduce", ["mean", "max"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from backbones.toys import Springs, mace_on_shared_models
 from builders import rattled, tiny_probe
+from closeness import FLOAT64, close
 from probe.toys import Cohesion, ToyBackbone
 from signals.cases import labelled
 
@@ -103,7 +104,7 @@ def test_bounds_hold_as_often_as_asked(target, unit, signal):
     assert abs(np.mean(errors <= bounds) - 0.8) < 3 * spread
     factor = fitted.card.settings["factor"]
     scales = [width(atoms.positions) if signal else 1.0 for atoms in new]
-    np.testing.assert_allclose(bounds, factor * np.array(scales), rtol=1e-12)
+    close(bounds, factor * np.array(scales), FLOAT64)
     key = f"{target}_error_bound"
     assert readings[0].results == {key: pytest.approx(bounds[0])}
 
@@ -187,7 +188,8 @@ def test_limits_may_be_named_in_units_of_the_error_or_as_quantiles():
     assert calc.results["forces_error_bound"] == assessment.reading(fitted.name).risk
     limits = fitted.threshold(suspect=0.9, unreliable=0.95)
     bounds = [read(fitted, atoms).risk for atoms in FRAMES]
-    assert np.mean(np.array(bounds) <= limits.suspect) == pytest.approx(0.905)
+    # one of the bounds is the limit itself, by another route
+    assert np.mean(np.array(bounds) <= limits.suspect * (1 + FLOAT64)) == 0.905
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from closeness import FLOAT64, NETWORK, close
 from scipy.optimize import minimize_scalar
 from signals.cases import gaussian_atoms
 from sklearn.covariance import LedoitWolf
@@ -37,7 +38,8 @@ def test_shrunk_covariance_is_that_of_scikit_learn(count):
     rows -= rows.mean(axis=0)
     expected = LedoitWolf(assume_centered=True).fit(rows).covariance_
     got = shrunk_covariance(torch.from_numpy(rows)).numpy()
-    np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
+    scale = np.sqrt(np.outer(expected.diagonal(), expected.diagonal()))
+    close(got / scale, expected / scale, FLOAT64)
 
 
 def test_mahalanobis_is_that_of_scikit_learn():
@@ -57,7 +59,7 @@ def test_mahalanobis_is_that_of_scikit_learn():
         fit = LedoitWolf(assume_centered=True).fit(data)
         apart = others[new_numbers == z] - rows[numbers == z].mean(axis=0)
         expected = np.sqrt(fit.mahalanobis(apart) / WIDTH)
-        np.testing.assert_allclose(got[new_numbers == z], expected, rtol=1e-4)
+        close(got[new_numbers == z], expected, NETWORK)
 
 
 @pytest.mark.parametrize("nearest", [1, 7, 50])
@@ -72,7 +74,7 @@ def test_neighbours_are_those_of_scikit_learn(nearest):
         fit = NearestNeighbors(n_neighbors=min(nearest, count)).fit(rows[numbers == z])
         expected = fit.kneighbors(others[new_numbers == z])[0].mean(axis=1)
         expected /= np.sqrt(WIDTH)
-        np.testing.assert_allclose(got[new_numbers == z], expected, rtol=1e-5)
+        close(got[new_numbers == z], expected, NETWORK)
 
 
 @pytest.mark.parametrize("kind", [Mahalanobis, Neighbours])
@@ -87,7 +89,7 @@ def test_distances_are_about_one_at_home_and_nan_abroad(kind):
     new[:3] = 79
     abroad = distance(new, features[2000:]).numpy()
     assert np.isnan(abroad[:3]).all()
-    np.testing.assert_allclose(abroad[3:], at_home[3:], rtol=1e-12)
+    close(abroad[3:], at_home[3:], NETWORK)
     poisoned = features[2000:].clone()
     poisoned[5, 2] = torch.nan
     with_nan = distance(numbers[2000:], poisoned).numpy()
@@ -151,7 +153,7 @@ def test_rigidity_grows_away_from_the_fit_and_with_the_size():
     rows = sums()
     rigidity = Rigidity.fit(rows.T @ rows, len(rows))
     one = rigidity(rows)
-    np.testing.assert_allclose(rigidity(8 * rows), 64 * one, rtol=1e-12)
+    close(rigidity(8 * rows), 64 * one, FLOAT64)
     repeated = Rigidity.fit(2 * rows.T @ rows, 2 * len(rows))
     torch.testing.assert_close(repeated(rows), one)  # alpha takes up the count
     direction = torch.linalg.svd(rows).Vh  # the last one is the least explored

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ase.build import molecule
 from builders import mace_calculator, rattled, tiny_probe
+from closeness import FLOAT64, NETWORK, close
 from probe.toys import ToyBackbone
 from sklearn import metrics
 
@@ -51,16 +52,14 @@ def probe():
 def test_scores_what_the_calculator_says_against_the_labels(probe, tmp_path):
     frames = labelled()
     result = evaluate(probe, frames, mace_calculator(0))
-    np.testing.assert_allclose(result.errors, np.linspace(0.02, 0.2, 24), atol=1e-9)
+    close(result.errors, np.linspace(0.02, 0.2, 24), FLOAT64, of=1.0)  # eV/Å, of forces
     live = ReliableCalculator(mace_calculator(0), probe)
     for index in (0, 11, 23):
         live.assess(frames[index])
         expected = live.results["probe_reliability"]
-        assert result.probability[index] == pytest.approx(expected, abs=1e-6)
+        close(result.probability[index], expected, NETWORK, of=1.0)
     truth = result.errors <= probe.card.boundary
-    assert result.report["brier"] == pytest.approx(
-        np.mean((result.probability - truth) ** 2)
-    )
+    close(result.report["brier"], np.mean((result.probability - truth) ** 2))
     assert result.report["auroc"] == scores.auroc(truth, result.probability)
     numbers, picture, page = result.write(tmp_path / "my.test", ["labels are few"])
     assert picture.read_bytes()[1:4] == b"PNG"
@@ -164,9 +163,11 @@ def test_atoms_are_scored_by_their_own_errors(joined):
         right.append(np.linalg.norm(missed, axis=1) <= probe.card.atom_boundary)
     belief, right = np.concatenate(belief), np.concatenate(right)
     assert report["atoms"] == len(right)
-    assert report["auroc"] == pytest.approx(metrics.roc_auc_score(right, belief))
+    # live and in batches P parts by roundings, and a pair of neighbours may swap
+    pairs = right.sum() * (~right).sum()
+    assert abs(report["auroc"] - metrics.roc_auc_score(right, belief)) < 3 / pairs
     ece = scores.expected_calibration_error(right, belief)
-    assert report["ece"] == pytest.approx(ece, abs=1e-6)
+    close(report["ece"], ece, of=1.0)
 
 
 class Page(HTMLParser):
@@ -243,7 +244,7 @@ def test_offsets_of_the_card_are_removed():
     others = {"6": 0.0, "8": 0.0}
     probe = probe.with_card(offsets=probe.card.offsets | others)
     result = evaluate(probe, frames, calculator)
-    np.testing.assert_allclose(result.errors, np.linspace(0.1, 0.9, 5), atol=1e-9)
+    close(result.errors, np.linspace(0.1, 0.9, 5), FLOAT64)
 
 
 def test_what_was_left_out_is_counted_and_shown(probe, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from ase import Atoms
 from builders import rattled
+from closeness import NETWORK, close
 from probe.toys import ToyBackbone, random_prediction
 
 from uqcalc import Labels, MissingExtraError, Recipe, fit
@@ -430,8 +431,8 @@ def test_batches_read_from_disk_are_those_kept_in_memory(tmp_path, charges):
     kept, streamed = Feed(probe, predictions), Feed(probe, shards, budget=0)
     rows = np.array([50, 3, 17, 4])
     one, other = kept.batch(rows), streamed.batch(rows)
-    torch.testing.assert_close(one.features, other.features, rtol=0, atol=1e-6)
-    assert torch.equal(one.scalars, other.scalars)
+    close(one.features, other.features)
+    close(one.scalars, other.scalars)
     assert one.sizes == other.sizes == data.sizes[rows].tolist()
     assert (one.charges is not None) == charges
     if charges:
@@ -483,7 +484,6 @@ def test_two_processes_learn_what_one_does(tmp_path):
     recipe = Recipe("standard", epochs=4, dropout=0.0, batch_size=16, accelerator="cpu")
     alone, curve = fit_single(data, backbone, Labels(), recipe, 5.0)
     both, again = fit_single(data, backbone, Labels(), replace(recipe, devices=2), 5.0)
-    np.testing.assert_allclose(again, curve, rtol=1e-5)
-    torch.testing.assert_close(
-        both.scores(data.predictions), alone.scores(data.predictions), atol=1e-3, rtol=0
-    )
+    # roundings grow with each step of Adam
+    close(again, curve, 10 * NETWORK)
+    close(both.scores(data.predictions), alone.scores(data.predictions), 10 * NETWORK)
