@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from ase import Atoms
@@ -16,7 +17,7 @@ from closeness import FLOAT64, close
 
 from uqcalc import BackboneError, Policy, ReliableCalculator, Threshold, tap
 from uqcalc.backbones.torchani import TorchANIBackbone
-from uqcalc.signals import MaxForce
+from uqcalc.signals import ForceSpread, MaxForce
 from uqcalc.testing import check_backbone, contract_frames
 
 
@@ -179,6 +180,56 @@ class TestOnePass:
         assert atoms.calc.backbone.passes == 1
         atoms.info["note"] = "step 12"
         atoms.get_forces()
+        assert atoms.calc.backbone.passes == 1
+
+
+def with_repulsion():
+    from torchani.arch import simple_ani
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = simple_ani(
+            SYMBOLS,
+            lot="wb97x-631gd",
+            strategy="pyaev",
+            repulsion=True,
+            ensemble_size=3,
+        )
+        return model.requires_grad_(False).eval()
+
+
+class TestEnsemble:
+    """The members, each evaluated by itself, are what one pass must give."""
+
+    @pytest.mark.parametrize("make", [lambda: ani_2x(members=3), with_repulsion])
+    @pytest.mark.parametrize("frame", ["molecule", "atom", "crystal"])
+    def test_one_pass_has_all_members(self, make, frame):
+        model, atoms = make().double(), FRAMES[frame]
+        wanted = ALL if atoms.pbc.all() else WANTED
+        backbone = TorchANIBackbone(model.ase())
+        got = backbone(atoms, [*wanted, "committee_forces", "committee_energies"])
+        assert backbone.passes == 1
+        for index in range(3):
+            alone = TorchANIBackbone(model[index].ase())(atoms, wanted)
+            assert got.committee_energies[index] == pytest.approx(
+                alone.energy, rel=1e-9
+            )
+            size = np.abs(alone.forces).max()
+            np.testing.assert_allclose(
+                got.committee_forces[index], alone.forces, rtol=0, atol=1e-9 * size
+            )
+        plain = backbone(atoms, wanted)
+        assert plain.committee_forces is None
+        np.testing.assert_array_equal(plain.forces, got.forces)
+
+    def test_its_spread_is_read_in_one_pass(self):
+        atoms = rattled()
+        limits = [Threshold("force_spread", suspect=50.0, unreliable=100.0)]
+        atoms.calc = ReliableCalculator(
+            double(ani_2x(members=3)), signals=[ForceSpread()], policy=Policy(limits)
+        )
+        atoms.get_forces()
+        assert atoms.calc.results["force_spread"] > 0
         assert atoms.calc.backbone.passes == 1
 
 

@@ -281,7 +281,7 @@ class Backbone(ABC):
         members = own.get("forces_comm")
         forces = np.asarray(own["forces"])
         more: dict[str, Any] = dict(captured.more)
-        if "committee_energies" in self.provides:
+        if "energy_comm" in own:
             more["committee_energies"] = np.asarray(own["energy_comm"])
         if "committee_stresses" in self.provides and atoms.pbc.all():
             more["committee_stresses"] = full_3x3_to_voigt_6_stress(own["stress_comm"])

@@ -83,7 +83,8 @@ class RotationAverage(Several):
             # of a part of a sum they would not be what its energy goes with
             self.provides |= inner.provides & {*_VECTORS, *_STRESSES}
         shared = {"charges", "vectors", "expected_errors"}
-        shared |= {"committee_forces", "committee_energies"}
+        # where they come on demand they are not among the results that are turned back
+        shared |= {"committee_forces", "committee_energies"} - inner.on_demand
         self.provides |= inner.provides & shared
         self.on_demand = inner.on_demand & self.provides
 
