@@ -32,7 +32,9 @@ for index in range(options.frames):
     frames.append(atoms)
 
 potential = bare_calculator()  # any calculator that can be tapped
-result = fit(frames, potential, Labels("forces"), Recipe(epochs=options.epochs))
+result = fit(
+    frames, potential, Labels("forces", boundary=0.2), Recipe(epochs=options.epochs)
+)
 print(result)
 result.probe.save("my.probe")
 

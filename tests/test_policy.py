@@ -2,12 +2,17 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from ase.build import molecule
+from builders import tiny_probe
 from hypothesis import given, strategies as st
+from probe.toys import ToyBackbone
 
-from uqcalc import Level, Policy, Reading, Threshold
+from uqcalc import Assessment, Level, Policy, Reading, Threshold, read_assessment
+from uqcalc.annotating.copies import annotated_copy
 
 
 NAMES = ("a", "b", "c")
@@ -127,3 +132,18 @@ def test_a_published_number_can_have_a_threshold_of_its_own():
     verdict = policy([Reading("probe", 0.1, results={"probe_novelty": 3.0})])
     assert verdict.reasons == ("probe_novelty: risk 3 > 2",)
     assert policy([Reading("probe", 0.1)]).skipped == ("probe_novelty",)
+
+
+def test_the_reason_names_the_boundary_and_its_unit():
+    meaning = "P(RMS force error <= 38 meV/Å)"
+    reading = Reading("probe", 0.71, meaning=meaning)
+    policy = Policy([Threshold("probe", suspect=0.2, unreliable=0.5)])
+    verdict = policy([reading])
+    assert verdict.reasons == (f"probe: {meaning} = 0.29 < 0.5",)
+    atoms = annotated_copy(molecule("H2O"), Assessment((reading,), verdict), {})
+    assert policy(read_assessment(atoms).readings).reasons == verdict.reasons
+    card = tiny_probe(ToyBackbone()).card
+    for boundary, said in ((0.038, "38 meV/Å"), (1.5, "1.5 eV/Å")):
+        assert replace(card, boundary=boundary).meaning == (
+            f"P(RMS force error <= {said})"
+        )

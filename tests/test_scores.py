@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from closeness import FLOAT64, close
+from scipy import special, stats
 from scipy.stats import binomtest, norm
 from sklearn import metrics
 
@@ -24,7 +25,10 @@ def test_report_against_scikit_learn(sample):
     answer = belief >= 0.5
     assert report["structures"] == 400
     assert report["brier"] == pytest.approx(metrics.brier_score_loss(truth, belief))
-    assert report["f1"] == pytest.approx(metrics.f1_score(truth, answer))
+    assert report["f1_reliable"] == pytest.approx(metrics.f1_score(truth, answer))
+    assert report["f1_unreliable"] == pytest.approx(
+        metrics.f1_score(truth, answer, pos_label=0)
+    )
     assert report["accuracy"] == pytest.approx(metrics.accuracy_score(truth, answer))
     both, none = np.sum(truth & answer), np.sum(~truth & ~answer)
     missed, false = np.sum(truth & ~answer), np.sum(~truth & answer)
@@ -179,3 +183,37 @@ def test_one_class_alone_is_reported_without_warnings(truth):
 def test_refuses_what_is_no_probability(truth, belief, message):
     with pytest.raises(ValueError, match=message):
         scores.classification_report(truth, belief)
+
+
+def perfect(groups, size, correlation, rng):
+    """Probabilities that are right, of structures that are right or wrong together."""
+    belief = np.repeat(special.expit(1.2 * rng.normal(size=groups)), size)
+    shared = np.repeat(rng.normal(size=groups), size)
+    own = rng.normal(size=groups * size)
+    latent = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own
+    return special.ndtr(latent) < belief, belief, np.repeat(np.arange(groups), size)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.4, 0.9])
+def test_a_perfect_probability_is_seldom_called_off_by_groups(correlation):
+    """Nominal: 1 in 20. Taken for independent they are off nearly always."""
+    rng = np.random.default_rng(3)
+    off, naive, draws = 0, 0, 60
+    for _ in range(draws):
+        truth, belief, groups = perfect(20, 50, correlation, rng)
+        ece = scores.expected_calibration_error(truth, belief)
+        off += ece > scores.calibration_chance(truth, belief, groups, draws=100).most
+        naive += ece > scores.calibration_chance(truth, belief, draws=100).most
+    assert off <= stats.binom.ppf(0.999, draws, 0.1)
+    assert naive >= 0.9 * draws or not correlation
+
+
+def test_probabilities_that_are_off_are_called_so_in_groups_too():
+    rng = np.random.default_rng(0)
+    off = 0
+    for _ in range(20):
+        truth, belief, groups = perfect(40, 25, 0.2, rng)
+        wrong = belief**3
+        ece = scores.expected_calibration_error(truth, wrong)
+        off += ece > scores.calibration_chance(truth, wrong, groups, draws=100).most
+    assert off >= 18

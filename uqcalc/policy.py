@@ -64,6 +64,9 @@ class Threshold:
             return f"{self.signal}: {reading.note or 'risk is not a number'}"
         severe = self.level(reading.risk) is Level.UNRELIABLE
         limit = self.unreliable if severe else self.suspect
+        if reading.meaning:
+            found = f"{reading.meaning} = {1 - reading.risk:.2g}"
+            return f"{self.signal}: {found} < {1 - limit:.2g}"
         return f"{self.signal}: risk {reading.risk:.3g}{unit} > {limit:.3g}{unit}"
 
 

@@ -52,6 +52,9 @@ class Reading:
     always : bool
         Whether doubts, faults and limits enter the verdict of every policy, also of one
         that has no threshold for this signal.
+    meaning : str
+        Of what the risk is one minus the probability, with the boundary and its unit:
+        "P(RMS force error <= 38 meV/Å)"; empty where the risk is no such thing.
     """
 
     signal: str
@@ -66,6 +69,7 @@ class Reading:
     faults: tuple[str, ...] = ()
     absurd: tuple[str, ...] = ()
     always: bool = False
+    meaning: str = ""
 
     @property
     def floor(self) -> Level:

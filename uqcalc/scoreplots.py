@@ -21,12 +21,18 @@ _TALLEST = 0.16  # of the bars that show how many there are in a bin
 
 
 def plot_reliability_diagram(
-    reliable: ArrayLike, probability: ArrayLike, ax: Axes | None = None, bins: int = 10
+    reliable: ArrayLike,
+    probability: ArrayLike,
+    ax: Axes | None = None,
+    bins: int = 10,
+    *,
+    noise_floor: float | None = None,
 ) -> Axes:
     """Draw observed frequency against predicted P(reliable), with counts.
 
     Error bars are 95 % Wilson intervals, as if structures were independent of each
-    other; grey bars and the numbers above are the structures in each bin.
+    other; grey bars and the numbers above are the structures in each bin. The noise
+    floor in the title is the one given, or that of independent structures.
     """
     axes = axes_of(ax)
     found = scores.reliability_bins(reliable, probability, bins)
@@ -51,7 +57,9 @@ def plot_reliability_diagram(
         capsize=2,
     )
     ece = scores.expected_calibration_error(reliable, probability, bins)
-    floor = scores.calibration_noise_floor(probability, bins)
+    floor = noise_floor
+    if floor is None:
+        floor = scores.calibration_noise_floor(probability, bins)
     axes.set(
         xlim=(0, 1),
         ylim=(0, 1.11),

@@ -150,6 +150,61 @@ def calibration_noise_floor(
     return float(np.mean(errors))
 
 
+class Chance(NamedTuple):
+    """How large an ECE chance alone makes, of a perfectly calibrated model.
+
+    Attributes
+    ----------
+    mean, most : float
+        Of the ECE, and what it stays below 19 times in 20.
+    """
+
+    mean: float
+    most: float
+
+
+def calibration_chance(
+    reliable: ArrayLike,
+    probability: ArrayLike,
+    groups: ArrayLike | None = None,
+    *,
+    bins: int = 10,
+    draws: int = 200,
+    seed: int = 0,
+) -> Chance:
+    """Return the ECE that a perfectly calibrated model of these probabilities has.
+
+    Structures of one group (frames of one molecule, of one run) are right or wrong
+    together, so that 20 groups of 50 say little more than 20 structures. With groups
+    the sum of ``reliable - probability`` of each group and bin is drawn with a random
+    sign (wild cluster bootstrap: Cameron, Gelbach & Miller 2008,
+    doi:10.1162/rest.90.3.414), which keeps what is correlated within a group; with
+    independent structures the truths are drawn from the probabilities. The larger of
+    the two counts.
+
+    Parameters
+    ----------
+    reliable, probability : arrays (structures,)
+    groups : array (structures,), optional
+        Which structures belong together; by default each is one by itself.
+    """
+    truth, belief = _checked(reliable, probability)
+    rng = np.random.default_rng(seed)
+    alone = [
+        expected_calibration_error(rng.random(belief.size) < belief, belief, bins)
+        for _ in range(draws)
+    ]
+    found = [(float(np.mean(alone)), float(np.quantile(alone, 0.95)))]
+    if groups is not None:
+        names, which = np.unique(np.asarray(groups), return_inverse=True)
+        sums = np.zeros((len(names), bins))
+        np.add.at(sums, (which.ravel(), _bin_of(belief, bins)), truth - belief)
+        signs = rng.choice([-1.0, 1.0], size=(draws, len(names)))
+        together = np.abs(signs @ sums).sum(axis=1) / belief.size
+        found.append((float(together.mean()), float(np.quantile(together, 0.95))))
+    return Chance(*(max(values) for values in zip(*found, strict=True)))
+
+
 def auroc(reliable: ArrayLike, probability: ArrayLike) -> float:
     """Return the area under the ROC curve; NaN where only one class is present."""
     truth = np.asarray(reliable, dtype=bool)
@@ -219,26 +274,34 @@ def risk_coverage(
 
 
 def classification_report(
-    reliable: ArrayLike, probability: ArrayLike
+    reliable: ArrayLike,
+    probability: ArrayLike,
+    groups: ArrayLike | None = None,
 ) -> dict[str, Any]:
     """Return the scores of PROBE's paper (arXiv:2605.00640), and the baselines.
 
-    ``accuracy``, ``mcc`` and ``f1`` cut at 0.5; ``majority_accuracy`` is what
-    always answering the commoner class would reach.
+    ``accuracy``, ``mcc`` and the F1 scores cut at 0.5; ``f1_unreliable`` is the
+    paper's, whose positive class is the unreliable one, ``f1_reliable`` that of the
+    other; ``majority_accuracy`` is what always answering the commoner class would
+    reach. ``ece_noise_floor`` and ``ece_chance`` are those of `calibration_chance`,
+    where structures of one of ``groups`` do not count as independent.
     """
     truth, belief = _checked(reliable, probability)
     answer = belief >= 0.5
     prevalence = float(truth.mean())
+    chance = calibration_chance(truth, belief, groups)
     return {
         "structures": int(truth.size),
         "prevalence": prevalence,
         "majority_accuracy": max(prevalence, 1 - prevalence),
         "accuracy": float((answer == truth).mean()),
         "mcc": _mcc(truth, answer),
-        "f1": float(metrics.f1_score(truth, answer, zero_division=0.0)),
+        "f1_unreliable": float(metrics.f1_score(~truth, ~answer, zero_division=0.0)),
+        "f1_reliable": float(metrics.f1_score(truth, answer, zero_division=0.0)),
         "auroc": auroc(truth, belief),
         "ece": expected_calibration_error(truth, belief),
-        "ece_noise_floor": calibration_noise_floor(belief),
+        "ece_noise_floor": chance.mean,
+        "ece_chance": chance.most,
         "brier": float(np.mean((belief - truth) ** 2)),
         "brier_decomposition": brier_decomposition(truth, belief),
         "coverage": coverage_table(truth, belief),

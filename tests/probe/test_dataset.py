@@ -133,7 +133,7 @@ def test_charge_states_of_one_geometry_are_no_duplicates():
     assert len(build_dataset(frames, ToyBackbone(), Labels())) == 2
 
 
-@pytest.mark.parametrize("value", [True, None, "-3.2", np.array([-3.2])])
+@pytest.mark.parametrize("value", [True, None, "-3.2", np.array([-3.2, 0.0])])
 def test_energy_that_is_no_number_is_missing(value):
     frames = labelled(2)
     frames[1].info["REF_energy"] = value

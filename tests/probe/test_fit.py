@@ -26,7 +26,15 @@ from uqcalc.probe.training import fit_datasets
 
 
 NAMES = ["H2O", "CH3OH", "NH3", "C2H6"]
-REPORT = {"structures", "prevalence", "majority_accuracy", "accuracy", "mcc", "f1"}
+REPORT = {
+    "structures",
+    "prevalence",
+    "majority_accuracy",
+    "accuracy",
+    "mcc",
+    "ece_chance",
+}
+REPORT |= {"f1_unreliable", "f1_reliable"}
 REPORT |= {"auroc", "ece", "ece_noise_floor", "brier", "coverage", "spearman"}
 REPORT |= {"median_error", "unseen_elements", "groups", "atoms", "brier_decomposition"}
 REPORT |= {"outside_scope", "false_trust", "false_trust_outside", "excluded"}
@@ -61,7 +69,7 @@ def sets():
 @pytest.fixture(scope="module")
 def fitted(sets):
     train, test = sets
-    labels = Labels(group_key="run")
+    labels = Labels(group_key="run", percentile=50)
     torch.manual_seed(123)
     before = torch.random.get_rng_state()
     report = fit(train, mace_calculator(0), labels, test=test)
@@ -115,7 +123,7 @@ def test_saved_probe_says_the_same_while_wrapped(fitted, sets, tmp_path):
 
 
 def test_same_seed_same_probe_whatever_came_before(sets):
-    labels, recipe = Labels(group_key="run"), Recipe(epochs=6, seed=3)
+    labels, recipe = Labels(group_key="run", percentile=50), Recipe(epochs=6, seed=3)
     runs = []
     for noise in (1, 2):
         torch.manual_seed(noise)
@@ -133,7 +141,7 @@ def test_same_seed_same_probe_whatever_came_before(sets):
 
 
 def test_default_split_divides_groups_not_frames(sets):
-    labels = Labels(group_key="run")
+    labels = Labels(group_key="run", percentile=50)
     report = fit(sets[0], mace_calculator(0), labels, Recipe(epochs=6))
     training = report.probe.card.training
     assert sum(training["structures"].values()) == 210
@@ -187,7 +195,7 @@ def test_published_architecture(charges, tmp_path):
     recipe = Recipe.published(epochs=12, learning_rate=5e-4)
     assert (recipe.patience, recipe.weight_decay) == (25, 1e-4)
     assert (Recipe.published().epochs, recipe.batch_size) == (1000, 256)
-    report = fit_datasets(*sets, backbone, Labels(), recipe)
+    report = fit_datasets(*sets, backbone, Labels(percentile=50), recipe)
     assert report.report["auroc"] > 0.8
     probe = Probe.load(report.probe.save(tmp_path / "published.probe"))
     assert probe.card.architecture == "probe-2026"
@@ -223,10 +231,10 @@ def test_what_cannot_be_learned_is_refused():
     for architecture, least in (("joined", 3), ("standard", 2)):
         recipe = Recipe(architecture, epochs=1)
         with pytest.raises(LabelError, match=f"at least {least} groups, got 1"):
-            fit_datasets(*sets, ToyBackbone(), Labels(), recipe)
+            fit_datasets(*sets, ToyBackbone(), Labels(percentile=50), recipe)
     first, _, last = toy_datasets(30)
     with pytest.raises(LabelError, match=r"must be given for the .* 'standard', got"):
-        fit_datasets(first, None, last, ToyBackbone(), Labels(), recipe)
+        fit_datasets(first, None, last, ToyBackbone(), Labels(percentile=50), recipe)
 
 
 def test_a_test_that_could_say_nothing_is_refused_before_training(monkeypatch):
@@ -236,7 +244,7 @@ def test_a_test_that_could_say_nothing_is_refused_before_training(monkeypatch):
     for name in ("fit_joined", "fit_single"):
         monkeypatch.setattr(f"uqcalc.probe.training.{name}", None)
     with pytest.raises(LabelError, match=r"of the 30 test .*\(.*H C.*O.*, got none"):
-        fit_datasets(first, held, last, ToyBackbone(), Labels(), Recipe())
+        fit_datasets(first, held, last, ToyBackbone(), Labels(percentile=50), Recipe())
 
 
 class Untouched(ToyBackbone):
@@ -246,7 +254,7 @@ class Untouched(ToyBackbone):
 
 def test_what_must_fail_fails_before_any_prediction(sets):
     train, test = sets
-    labels, standard = Labels(group_key="run"), Recipe("standard")
+    labels, standard = Labels(group_key="run", percentile=50), Recipe("standard")
     with pytest.raises(LabelError, match="must be given for the architecture 'stand"):
         fit(train, Untouched(), labels, standard, test=test)
     few = pytest.warns(LabelWarning, match="rough")
@@ -267,7 +275,7 @@ def double():
 
 @pytest.mark.usefixtures("double")
 def test_fits_whatever_the_default_dtype(sets):
-    labels, recipe = Labels(group_key="run"), Recipe(epochs=2)
+    labels, recipe = Labels(group_key="run", percentile=50), Recipe(epochs=2)
     report = fit(sets[0], ToyBackbone(), labels, recipe)
     assert np.isfinite(report.probability).all()
     for tensor in report.probe.joined.state_dict().values():
@@ -284,7 +292,9 @@ def test_atoms_without_errors_cost_no_probe(force):
             force * rng.random(len(p.numbers)) for p in part.predictions
         ]
     with pytest.warns(LabelWarning, match="this probe has no probe_reliabilities"):
-        report = fit_datasets(train, None, test, ToyBackbone(), Labels(), Recipe())
+        report = fit_datasets(
+            train, None, test, ToyBackbone(), Labels(percentile=50), Recipe()
+        )
     assert report.report["auroc"] > 0.8
     assert report.report["atoms"] is report.probe.card.atom_boundary is None
     assert report.probe.read(test.predictions[:3]).atoms is None
@@ -294,7 +304,7 @@ def test_errors_are_taken_after_offsets_of_other_groups():
     train, _, test = toy_datasets()
     rng = np.random.default_rng(0)
     for part in (train, test):
-        part.labels = Labels("energy", offsets=True)
+        part.labels = Labels("energy", offsets=True, percentile=50)
         part.residuals = part.errors * rng.choice([-1, 1], len(part))
     train = train.fit_offsets()
     report = fit_datasets(train, None, test, ToyBackbone(), train.labels, Recipe())

@@ -47,7 +47,7 @@ def labelled(count, *, seed):
 
 @pytest.fixture(scope="module")
 def probe():
-    backbone, labels = tap(mace_calculator(0)), Labels()
+    backbone, labels = tap(mace_calculator(0)), Labels(percentile=50)
     train, test = (
         build_dataset(labelled(count, seed=seed), backbone, labels)
         for seed, count in enumerate((72, 24))

@@ -221,6 +221,7 @@ def _record(assessment: Assessment) -> dict[str, Any]:
                 "faults": list(reading.faults),
                 "absurd": list(reading.absurd),
                 "always": reading.always,
+                "meaning": reading.meaning,
             }
             for reading in assessment.readings
         ],
@@ -246,6 +247,7 @@ def _reading(atoms: Atoms, row: Mapping[str, Any]) -> Reading:
         faults=tuple(row.get("faults", ())),
         absurd=tuple(row.get("absurd", ())),
         always=bool(row.get("always", False)),
+        meaning=str(row.get("meaning", "")),
     )
 
 

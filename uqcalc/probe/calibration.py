@@ -111,6 +111,7 @@ class Calibration:
         errors: ArrayLike,
         groups: Sequence[str],
         boundary: float,
+        slope_factor: float = 1.0,
     ) -> Calibration:
         """Fit to scores of structures that the score was not fitted to.
 
@@ -120,6 +121,10 @@ class Calibration:
         groups : sequence of str
             Those of one group stay together when curves are compared.
         boundary : float
+        slope_factor : float
+            The slope is multiplied by it, about the mean of the log-odds, and the
+            intercept set so that the mean probability is right: below 1 the
+            probabilities are wider than these few groups alone would have them.
 
         Raises
         ------
@@ -129,6 +134,8 @@ class Calibration:
         scores, truth = np.asarray(score, float), np.asarray(errors, float)
         reliable = truth <= boundary
         slope, intercept = platt(scores, reliable)
+        if slope_factor != 1.0:
+            slope, intercept = _widened(slope, intercept, scores, slope_factor)
         straight = slope * scores + intercept
         knots = _isotonic(straight, reliable, groups)
         bent = straight
@@ -136,6 +143,16 @@ class Calibration:
             bent = _interpolate(torch.from_numpy(straight), knots).numpy()
         boundaries, shifts = _shifts(bent, truth, boundary)
         return cls(slope, intercept, knots, boundaries, shifts, len(scores))
+
+
+def _widened(
+    slope: float, intercept: float, scores: NDArray[np.float64], factor: float
+) -> tuple[float, float]:
+    """Return slope and intercept of ``factor`` times the slope, of the same mean P."""
+    wanted = float(expit(slope * scores + intercept).mean())
+    centred = factor * slope * (scores - scores.mean())
+    level = brentq(lambda c: expit(centred + c).mean() - wanted, -60.0, 60.0)
+    return factor * slope, float(level - factor * slope * scores.mean())
 
 
 def _shifts(

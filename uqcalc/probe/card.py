@@ -169,6 +169,14 @@ class Card:
         return UNITS[self.target]
 
     @property
+    def meaning(self) -> str:
+        """What the probe gives the probability of, with boundary and unit."""
+        value, unit = self.boundary, self.unit
+        if value < 1.0:  # meV, as people speak of errors
+            value, unit = 1000 * value, f"m{unit}"
+        return f"P({MEANINGS[self.target]} <= {value:.3g} {unit})"
+
+    @property
     def feature_dim(self) -> int:
         """Width of the features it reads."""
         return int(self.shape["features"])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from ase.data import chemical_symbols
 
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.registry import tap
-from uqcalc.errors import LabelError
+from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.card import JOINED_ARCHITECTURE, RAW_ARCHITECTURE
 from uqcalc.probe.checkpoint import Probe
@@ -29,7 +29,10 @@ from uqcalc.probe.fitting.single import fit_single
 from uqcalc.probe.labelling.chained import Chained
 from uqcalc.probe.labelling.defects import check_frames
 from uqcalc.probe.labelling.groups import group_names, refuse_shared_groups
-from uqcalc.probe.labelling.labels import Labels, geometry_key
+from uqcalc.probe.labelling.kinds import refuse_one_kind, warn_of_one_kind
+from uqcalc.probe.labelling.labels import Labels
+from uqcalc.probe.labelling.leaks import drop_leaks
+from uqcalc.probe.labelling.offsets import missing_span, warn_of_span
 from uqcalc.probe.labelling.prospects import warn_of_prospects
 from uqcalc.probe.labelling.seen import Seen
 from uqcalc.probe.recipe import Recipe
@@ -41,6 +44,9 @@ from uqcalc.probe.storage.featurecache import Cache
 
 
 __all__ = ["FitReport", "Recipe", "fit", "fit_datasets"]
+
+
+_DRAWS, _FURTHER = 20, 1000  # divisions that are tried, and how far apart their seeds
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,7 +112,7 @@ def fit(  # noqa: PLR0913  (as many choices as the command has)
         build_dataset, backbone=backbone, labels=labels, exclude=exclude, cache=cache
     )
     sets = (frames, calibration, test)
-    train, held, unseen = _datasets(build, labels, sets, recipe)
+    train, held, unseen = _datasets(build, labels, sets, recipe, exclude)
     return fit_datasets(train, held, unseen, backbone, labels, recipe)
 
 
@@ -125,11 +131,12 @@ def fit_datasets(
         if data is not None:
             data.check(backbone.fingerprint)
     train = train.crossed()
-    boundary = labels.boundary
-    if boundary is None:
-        boundary = float(np.percentile(train.errors, labels.percentile))
-    _refuse_one_class(train, boundary)
+    boundary = labels.chosen_boundary(train.errors)
+    refuse_one_kind(train.errors, boundary)
     _refuse_untestable(train, test)
+    warn_of_one_kind(train.errors, boundary, labels)
+    span = missing_span(train.numbers, train.offsets)
+    warn_of_offset_span(span, (calibration, test))
     if recipe.architecture == JOINED_ARCHITECTURE:
         probe, curve = fit_joined(train, backbone, labels, recipe, boundary)
     else:
@@ -137,6 +144,9 @@ def fit_datasets(
     if calibration is not None:
         probe = _recalibrated(probe, calibration, boundary)
     summary = _training_summary(train, calibration, test, recipe, curve)
+    summary["boundary_rule"] = labels.boundary_rule
+    if span is not None:
+        summary["offset_span"] = span
     probe = probe.with_card(
         offsets=train.offsets, training=probe.card.training | summary
     ).with_seen(Seen.of([train, calibration]))
@@ -162,6 +172,7 @@ def _datasets(
     labels: Labels,
     sets: tuple[Sequence[Atoms], Sequence[Atoms] | None, Sequence[Atoms] | None],
     recipe: Recipe,
+    exclude: Collection[str],
 ) -> tuple[Dataset, Dataset | None, Dataset]:
     frames, calibration, test = sets
     if calibration is not None and test is None:
@@ -177,11 +188,15 @@ def _datasets(
     if test is None:
         whole = build(frames)
         shares = (0.7, 0.15, 0.15) if alone else (0.85, 0.15)
-        train, *held, unseen = whole.split(shares, recipe.seed)
+        train, *held, unseen = _both_kinds(whole, shares, labels, recipe.seed)
         return train, held[0] if held else None, unseen
-    _refuse_leaks(given)
-    train = build(frames)
-    others = [build(part, offsets=train.offsets or None) for part in given[1:]]
+    dropped = drop_leaks(given, exclude)
+    kept = [f for i, f in enumerate(frames) if i not in dropped[0]]
+    train = build(kept if dropped[0] else frames)
+    others = []
+    for part, rows in zip(given[1:], dropped[1:], strict=True):
+        left = [f for i, f in enumerate(part) if i not in rows] if rows else part
+        others.append(build(left, offsets=train.offsets or None))
     refuse_shared_groups(train, *others)
     return train, others[0] if calibration is not None else None, others[-1]
 
@@ -208,30 +223,53 @@ def _refuse_few_groups(frames: Sequence[Atoms], labels: Labels, fewest: int) -> 
         raise LabelError(msg)
 
 
-def _refuse_leaks(sets: Sequence[Sequence[Atoms]]) -> None:
-    """Refuse a geometry that is in two of the sets: the report would flatter."""
-    keys = [
-        {geometry_key(a.numbers, a.positions, a.cell.array, a.pbc) for a in frames}
-        for frames in sets
-    ]
-    if shared := sum(len(a & b) for a, b in combinations(keys, 2)):
-        msg = (
-            "training, calibration and test frames must be different structures, got "
-            f"{shared} in two of them; divide them again"
-        )
-        raise LabelError(msg)
+def warn_of_offset_span(
+    span: dict[str, Any] | None, held: Iterable[Dataset | None]
+) -> None:
+    """Warn where offsets of elements rest on too few compositions.
+
+    Warns
+    -----
+    LabelWarning
+    """
+    if span is None:
+        return
+    msg = (
+        f"energy offsets of {len(span['elements'])} elements should rest on as many "
+        f"independent compositions, got {len(span['basis'])}: of structures of other "
+        "compositions nobody knows the offset; add such frames"
+    )
+    warnings.warn(msg, LabelWarning, stacklevel=3)
+    for data in held:
+        if data is not None:
+            warn_of_span(data.numbers, span)
 
 
-def _refuse_one_class(data: Dataset, boundary: float) -> None:
-    reliable = data.errors <= boundary
-    if reliable.all() or not reliable.any():
-        low, middle, high = np.percentile(data.errors, (0, 50, 100))
-        msg = (
-            "training labels must hold reliable and unreliable structures, got "
-            f"{int(reliable.sum())} of {len(data)} within {boundary:.4g} (errors from "
-            f"{low:.3g} to {high:.3g}, median {middle:.3g}); choose another boundary"
-        )
-        raise LabelError(msg)
+def _both_kinds(
+    whole: Dataset, shares: Sequence[float], labels: Labels, seed: int
+) -> list[Dataset]:
+    """Divide by group, again by another seed where a part holds labels of one kind.
+
+    Warns
+    -----
+    LabelWarning
+        If no division that was tried gives each part reliable and unreliable ones.
+    """
+    first: list[Dataset] | None = None
+    for attempt in range(_DRAWS):
+        parts = whole.split(shares, seed + _FURTHER * attempt)
+        first = first or parts
+        boundary = labels.chosen_boundary(parts[0].crossed().errors)
+        counts = [int(np.sum(part.errors <= boundary)) for part in parts]
+        if all(0 < n < len(part) for n, part in zip(counts, parts, strict=True)):
+            return parts
+    msg = (
+        "test labels should hold reliable and unreliable structures, but none of "
+        f"{_DRAWS} divisions by group gives both: the scores will say little; add "
+        "groups, pass test frames, or choose another boundary"
+    )
+    warnings.warn(msg, LabelWarning, stacklevel=4)
+    return first or []
 
 
 def _refuse_untestable(train: Dataset, test: Dataset) -> None:

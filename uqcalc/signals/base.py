@@ -33,6 +33,7 @@ class TensorReading:
     faults: tuple[str, ...] = ()
     absurd: tuple[str, ...] = ()
     always: bool = False
+    meaning: str = ""
 
 
 @runtime_checkable

@@ -45,6 +45,7 @@ class ProbeSignal:
         self.probe = probe
         self.importance = importance
         card = probe.card
+        self.meaning = card.meaning
         charges = {"charges"} if card.charges else set()
         self.requires = frozenset({"features", *charges})
         judged = {"probe_novelty": card.scope, "probe_worst_atom": card.atom_floor}
@@ -100,6 +101,7 @@ class ProbeSignal:
             limits=limits,
             far_limits=far_limits,
             doubts=doubts,
+            meaning=self.meaning,
         )
 
 

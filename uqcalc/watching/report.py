@@ -60,8 +60,10 @@ def _advice(event: Event) -> list[str]:
         atoms = ", ".join(str(index) for index in event.worst_atoms)
         lines.append(f"Atoms that weighed most (indices): {atoms}.")
     lines.append(
-        "Next: compute a reference for the flagged frames; if they are right, raise "
-        "the limit, if they are wrong, train the potential on them or run under "
-        f"milder conditions than at step {event.step}."
+        "Next: compute a reference for the flagged frames. If their errors are ones "
+        "you can live with, widen the boundary of the probe (fit it with a larger "
+        "one), or the limit of another signal; a higher limit on 1 - P would let true "
+        "failures pass, too. If they are wrong, train the potential on them or run "
+        f"under milder conditions than at step {event.step}."
     )
     return lines

@@ -93,7 +93,9 @@ def joined():
     frames = spread(150, seed=0)
     recipe = Recipe(epochs=5)
     with pytest.warns(LabelWarning, match="at least 200"):
-        probe = fit(frames, ToyBackbone(), Labels(group_key="pair"), recipe).probe
+        probe = fit(
+            frames, ToyBackbone(), Labels(group_key="pair", percentile=50), recipe
+        ).probe
     far = spread(40, seed=1)
     for atoms in far[:2]:
         atoms.positions *= 0.3
@@ -193,7 +195,7 @@ class Page(HTMLParser):
 
 def test_the_page_needs_nothing_and_says_it_all(joined, tmp_path):
     probe, frames = joined
-    labels = Labels(group_key="pair")
+    labels = Labels(group_key="pair", percentile=50)
     result = evaluate(probe, frames, ToyBackbone(), labels)
     text = result.write(tmp_path / "a", ["<script>alert(1)</script>"])[2].read_text(
         encoding="utf-8"
@@ -277,6 +279,9 @@ def test_a_reader_is_told_what_to_mind(joined):
         "auroc": 0.95,
         "ece": 0.031,
         "ece_noise_floor": 0.03,
+        "ece_chance": 0.04,
+        "groups": 100,
+        "prevalence": 0.4,
         "outside_scope": 0.01,
         "atoms": None,
     }
@@ -288,6 +293,8 @@ def test_a_reader_is_told_what_to_mind(joined):
         ({"ece": 0.2}, "off by more than chance explains (ECE 0.200"),
         ({"atoms": {"ece": 0.4, "ece_noise_floor": 0.03}}, "of single atoms are off"),
         ({"outside_scope": 0.4}, "40% of the structures lie outside the scope"),
+        ({"prevalence": 0.02}, "20 of 1000 are reliable"),
+        ({"groups": 12}, "12 groups, fewer than 30"),
         ({"unseen_elements": 3}, "3 further structures hold elements"),
     ):
         (found,) = findings(good | change)

@@ -16,7 +16,13 @@ from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.card import JOINED_ARCHITECTURE
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.dataset import Dataset
-from uqcalc.probe.fitting.crossfit import MOST, Unseen, cross_fit, stack
+from uqcalc.probe.fitting.crossfit import (
+    MOST,
+    Unseen,
+    cross_fit,
+    slope_on_new_groups,
+    stack,
+)
 from uqcalc.probe.fitting.learning import learn_numbers, standard_and_distances
 from uqcalc.probe.fitting.single import fit_single
 from uqcalc.probe.inputs import Statistics
@@ -152,7 +158,8 @@ def _weigh(
     groups = [held.groups[i] for i in np.flatnonzero(sound)]
     joined.known.fill_(held_out_limit(unseen.remoteness[sound], groups)[0])
     score = _scores(joined, unseen, sound)
-    calibration = Calibration.fit(score, held.errors, held.groups, boundary)
+    factor = slope_on_new_groups(paths, reliable[sound], groups)
+    calibration = Calibration.fit(score, held.errors, held.groups, boundary, factor)
     logits = calibration.logits(torch.from_numpy(score)).numpy()
     outside = ~(unseen.distance <= scope.distance)
     atom_boundary, of_atoms = _atom_calibration(held, unseen, sound, labels)
@@ -266,7 +273,7 @@ def _atom_calibration(
         boundary = labels.boundary
     if unseen.atoms is not None and len(known):
         if boundary is None or not known.min() <= boundary < known.max():
-            boundary = float(np.percentile(known, labels.percentile))
+            boundary = replace(labels, boundary=None).chosen_boundary(known)
         groups = np.repeat(np.asarray(held.groups), held.sizes)
         score = np.concatenate(unseen.atoms)
         # what has exploded would tilt the calibration, and counts as the worst of all

@@ -11,6 +11,7 @@ from uqcalc.errors import LabelError
 from uqcalc.probe.card import Card
 from uqcalc.probe.dataset import Dataset, build_dataset
 from uqcalc.probe.labelling.labels import Labels
+from uqcalc.probe.labelling.offsets import warn_of_span
 
 
 def labels_for(card: Card, labels: Labels | None) -> Labels:
@@ -48,4 +49,6 @@ def held_out_dataset(
 ) -> Dataset:
     """Evaluate ``frames``, energies taken after the offsets of the probe."""
     offsets = card.offsets or None
-    return build_dataset(frames, backbone, labels, exclude=exclude, offsets=offsets)
+    data = build_dataset(frames, backbone, labels, exclude=exclude, offsets=offsets)
+    warn_of_span(data.numbers, card.training.get("offset_span") if offsets else None)
+    return data

@@ -15,6 +15,14 @@ from uqcalc.errors import LabelError
 from uqcalc.quantities import ENERGY_TARGETS, check_target, parse_quantity
 
 
+# Errors along a sound run scatter: at 300 K those of ethanol reach one and a half times
+# their median, those of runs that fail reach many times as much.
+_USUAL = 3.0
+# Share of the labels that shall lie beyond it: this one, or more where that would be
+# too few to learn from, but not above the last.
+_RARE, _ENOUGH, _MOST = 0.1, 31, 0.25
+
+
 class _Boundary:
     """A field that takes a number or a text with a unit, and is a number."""
 
@@ -46,12 +54,15 @@ class Labels:
     group_key : str, optional
         Key of ``atoms.info`` that says which frames belong together (one molecule,
         one run); splits never divide a group. "formula" needs no such entry.
-    percentile : float
-        Of the training errors, taken as boundary.
+    percentile : float, optional
+        Of the training errors, taken as boundary: the published recipe takes the
+        median, 50. Such a probe ranks; one that watches runs needs a boundary that
+        sound frames keep, or half of them are wrong by construction.
     boundary : float or str, optional
         The boundary itself instead of a percentile: a number in the unit of the
         target, or one with its unit, such as "1 kcal/mol", "50 meV/Å" or
         "1 meV/atom" (`uqcalc.quantities.parse_quantity`). It reads as a number.
+        Without either, `chosen_boundary` says which error is taken.
     offsets : bool
         Whether an energy for each element is fitted and removed before energies are
         compared, for labels of another level of theory than the potential's.
@@ -67,13 +78,15 @@ class Labels:
     energy_key: str = "REF_energy"
     forces_key: str = "REF_forces"
     group_key: str | None = None
-    percentile: float = 50.0
+    percentile: float | None = None
     boundary: _Boundary = _Boundary()
     offsets: bool = False
 
     def __post_init__(self) -> None:
         check_target(self.target)
-        if not 0 < self.percentile < 100:
+        if self.percentile is not None:  # whole numbers, too, are read back as floats
+            object.__setattr__(self, "percentile", float(self.percentile))
+        if self.percentile is not None and not 0 < self.percentile < 100:
             msg = f"percentile must lie in (0, 100), got {self.percentile}"
             raise LabelError(msg)
         if self.offsets and not self.of_energy:
@@ -87,6 +100,41 @@ class Labels:
     def of_energy(self) -> bool:
         """Whether the errors are those of energies."""
         return self.target in ENERGY_TARGETS
+
+    def chosen_boundary(self, errors: ArrayLike) -> float:
+        """Return up to which error a prediction is reliable, in the target's unit.
+
+        The boundary itself, or the percentile of ``errors``; without either three times
+        the median of them, at the most what one in ten exceeds (one in four with few
+        labels): what is wrong is rare where the labels are what a run visits, and much
+        larger than usual where they reach further.
+
+        Parameters
+        ----------
+        errors : array (structures,)
+            Of the training labels; NaN does not count.
+        """
+        if self.boundary is not None:
+            return self.boundary
+        known = np.asarray(errors, dtype=float)
+        known = known[~np.isnan(known)]
+        if self.percentile is not None:
+            return float(np.percentile(known, self.percentile))
+        share = min(max(_RARE, _ENOUGH / len(known)), _MOST)
+        usual, rare = np.percentile(known, (50, 100 * (1 - share)))
+        return float(min(_USUAL * usual, rare))
+
+    @property
+    def boundary_rule(self) -> str:
+        """How the boundary is chosen, in words; empty where it is given."""
+        if self.boundary is not None:
+            return ""
+        if self.percentile is not None:
+            return f"percentile {self.percentile:g} of its training errors"
+        return (
+            f"{_USUAL:g} times the median of its training errors, at most what one in "
+            "ten exceeds"
+        )
 
     def reference(self, frame: Atoms) -> NDArray[np.float64] | None:
         """Return the label, shape () or (atoms, 3); None where no such numbers are."""
@@ -127,6 +175,8 @@ def _numbers(value: object, shape: tuple[int, ...]) -> NDArray[np.float64] | Non
         return None
     array = np.asarray(value)
     # a None that went through extxyz comes back as True: that is no label
+    if shape == () and array.size == 1:  # one number, however it is wrapped
+        array = array.reshape(())
     if array.dtype.kind not in "fiu" or array.shape != shape:
         return None
     return array.astype(float)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
+from ase.symbols import Symbols
 from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import GroupKFold
 
@@ -23,6 +25,9 @@ SMALLEST = 1e-3
 MOST = 0.3
 _RIDGES = (1e-6, 1e-3, 1e-2, 0.1, 0.3, 1.0)
 _CROSSED = 10  # folds of `crossed_energies`
+# Of the largest singular value, and of the composition: less is rounding or too little
+# to fit an energy to.
+_SPANNED, _OUTSIDE = 1e-3, 1e-2
 _MOST_ROWS = 5000  # enough to choose one number by
 
 
@@ -78,6 +83,62 @@ def fit_offsets(
     ridge, _ = _choose_ridge(rows, values)
     solution = _solve(rows, values, ridge)
     return {str(z): float(e) for z, e in zip(present, solution, strict=True)}
+
+
+def missing_span(
+    numbers: Sequence[NDArray[np.int64]], offsets: Mapping[str, float]
+) -> dict[str, Any] | None:
+    """Return which compositions offsets were fitted to, where those are not all.
+
+    With fewer independent compositions than elements (one molecule only, water in every
+    frame) the energies of the elements are not determined one by one, but only sums
+    over what the fitted compositions span.
+
+    Returns
+    -------
+    dict or None
+        ``elements``, atomic numbers, and ``basis``, orthonormal directions of
+        composition, (rank, elements); None where every composition is spanned.
+    """
+    elements = sorted(int(z) for z in offsets)
+    if not elements:
+        return None
+    counts = composition(numbers)[:, elements]
+    shares = counts / np.linalg.norm(counts, axis=1, keepdims=True).clip(min=1)
+    _, values, directions = np.linalg.svd(shares, full_matrices=False)
+    rank = int(np.sum(values > _SPANNED * values[0]))
+    if rank == len(elements):
+        return None
+    return {"elements": elements, "basis": directions[:rank].tolist()}
+
+
+def warn_of_span(
+    numbers: Sequence[NDArray[np.int64]], span: Mapping[str, Any] | None
+) -> None:
+    """Warn of structures whose composition the offsets were not fitted to.
+
+    Warns
+    -----
+    LabelWarning
+        Naming one.
+    """
+    if span is None or not len(numbers):
+        return
+    basis = np.asarray(span["basis"], dtype=float)
+    counts = composition(numbers)[:, span["elements"]]
+    away = np.linalg.norm(counts - counts @ basis.T @ basis, axis=1)
+    outside = np.flatnonzero(away > _OUTSIDE * np.linalg.norm(counts, axis=1))
+    if not len(outside):
+        return
+    first = Symbols(numbers[int(outside[0])]).formula.format("hill")
+    msg = (
+        "energy offsets should be applied to compositions like those they were fitted "
+        f"to, but {len(outside)} of {len(numbers)} structures (such as {first}) are "
+        f"none: the fit determines {len(basis)} combinations of "
+        f"{len(span['elements'])} elements, and the errors of these structures may be "
+        "off by any amount; fit to more compositions, or leave them out"
+    )
+    warnings.warn(msg, LabelWarning, stacklevel=3)
 
 
 def without_elements(

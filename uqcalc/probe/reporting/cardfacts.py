@@ -18,8 +18,11 @@ def card_facts(card: Card) -> Facts:
     """Say what a probe predicts, for what, and how good it is."""
     symbols = " ".join(chemical_symbols[z] for z in card.elements)
     boundary = f"{card.boundary:.4g} {card.unit}"
-    if card.percentile is not None:
-        boundary += f", percentile {card.percentile:g} of its training errors"
+    rule = card.training.get("boundary_rule", "")
+    if not rule and card.percentile is not None:
+        rule = f"percentile {card.percentile:g} of its training errors"
+    if rule:
+        boundary += f", {rule}"
     rows = [
         ("predicts", f"P({MEANINGS[card.target]} <= {card.boundary:.4g} {card.unit})"),
         ("boundary", boundary),
@@ -125,7 +128,14 @@ def _score_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             beside = f" ({words} {report[floor]:.3f})" if floor in report else ""
             label = "ECE" if name == "ece" else name
             rows.append((label, f"{report[name]:.3f}{beside}"))
-    others = {"mcc": "MCC", "f1": "F1", "auroc": "AUROC", "brier": "Brier"}
+    others = {
+        "mcc": "MCC",
+        "f1_unreliable": "F1 (unreliable)",
+        "f1_reliable": "F1 (reliable)",
+        "f1": "F1 (reliable)",  # of earlier versions
+        "auroc": "AUROC",
+        "brier": "Brier",
+    }
     others |= {"spearman": "Spearman(error, risk)"}
     scores = [f"{word} {report[k]:.3f}" for k, word in others.items() if k in report]
     if scores:

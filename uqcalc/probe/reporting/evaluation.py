@@ -145,7 +145,9 @@ def evaluate_dataset(probe: Probe, data: Dataset) -> Evaluation:
         raise LabelError(msg)
     probability, errors = seen.probability[known], data.errors[known]
     tested = _tested(data, seen, known)
-    report = scores.classification_report(errors <= probe.card.boundary, probability)
+    report = scores.classification_report(
+        errors <= probe.card.boundary, probability, tested.groups
+    )
     report["spearman"] = scores.spearman(errors, 1 - probability)
     report["median_error"] = float(np.median(errors))
     report["groups"] = len(set(tested.groups))
@@ -158,12 +160,14 @@ def evaluate_dataset(probe: Probe, data: Dataset) -> Evaluation:
 
 def _tested(data: Dataset, seen: Judged, known: NDArray[np.int64]) -> Tested:
     numbers = data.numbers
-    atom_probability = atom_errors = None
+    atom_probability = atom_errors = atom_groups = None
     if seen.atoms is not None and data.atom_errors is not None:
         atom_probability = np.concatenate([seen.atoms[i] for i in known])
         atom_errors = np.concatenate([data.atom_errors[i] for i in known])
         said = np.isfinite(atom_errors)  # the others' forces vanish by symmetry
         atom_probability, atom_errors = atom_probability[said], atom_errors[said]
+        _, which = np.unique([data.groups[i] for i in known], return_inverse=True)
+        atom_groups = np.repeat(which, data.sizes[known])[said]
     return Tested(
         formulas=[_formula(numbers[i]) for i in known],
         groups=[data.groups[i] for i in known],
@@ -171,6 +175,7 @@ def _tested(data: Dataset, seen: Judged, known: NDArray[np.int64]) -> Tested:
         novelty=None if seen.novelty is None else seen.novelty[known],
         atom_probability=atom_probability,
         atom_errors=atom_errors,
+        atom_groups=atom_groups,
     )
 
 
@@ -202,12 +207,14 @@ def _atom_report(probe: Probe, tested: Tested) -> dict[str, Any] | None:
     if belief is None or errors is None or boundary is None or not len(errors):
         return None
     reliable = errors <= boundary
+    chance = scores.calibration_chance(reliable, belief, tested.atom_groups)
     return {
         "atoms": len(errors),
         "boundary": boundary,
         "prevalence": float(reliable.mean()),
         "auroc": scores.auroc(reliable, belief),
         "ece": scores.expected_calibration_error(reliable, belief),
-        "ece_noise_floor": scores.calibration_noise_floor(belief),
+        "ece_noise_floor": chance.mean,
+        "ece_chance": chance.most,
         "spearman": scores.spearman(errors, 1 - belief),
     }

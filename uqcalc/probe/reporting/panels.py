@@ -29,7 +29,8 @@ def panels(seen: Scored) -> dict[str, Panel]:
         "reliability": Panel(
             "Is the probability right?",
             "On the dashed line it is. Bars: 95 % Wilson intervals, as if structures "
-            "were independent of each other. Grey: structures in each bin.",
+            "were independent of each other; the noise floor knows of groups. Grey: "
+            "structures in each bin.",
             lambda ax: _reliability(seen, ax),
         ),
         "risk": Panel(
@@ -57,7 +58,7 @@ def panels(seen: Scored) -> dict[str, Panel]:
             "Single atoms",
             "The same for the probability of each atom. Atoms of one structure are not "
             "independent: the intervals are too narrow.",
-            lambda ax: _atoms(right, belief, ax),
+            lambda ax: _atoms(right, belief, seen.report["atoms"], ax),
         )
     if weights := path_weights(seen):
         drawn["paths"] = Panel(
@@ -122,7 +123,10 @@ def _reliability(seen: Scored, ax: Axes) -> None:
     from uqcalc.plotting import plot_reliability_diagram
 
     plot_reliability_diagram(
-        seen.errors <= seen.probe.card.boundary, seen.probability, ax
+        seen.errors <= seen.probe.card.boundary,
+        seen.probability,
+        ax,
+        noise_floor=seen.report["ece_noise_floor"],
     )
 
 
@@ -149,10 +153,16 @@ def _errors(seen: Scored, ax: Axes) -> None:
     ax.set(xlim=(-0.02, 1.02), xlabel="predicted P(reliable)")
 
 
-def _atoms(right: NDArray[np.bool_], belief: NDArray[np.float64], ax: Axes) -> None:
+def _atoms(
+    right: NDArray[np.bool_],
+    belief: NDArray[np.float64],
+    scored: dict[str, Any],
+    ax: Axes,
+) -> None:
     from uqcalc.plotting import plot_reliability_diagram
 
-    plot_reliability_diagram(right, belief, ax)
+    floor = scored["ece_noise_floor"]
+    plot_reliability_diagram(right, belief, ax, noise_floor=floor)
     ax.set(xlabel="predicted P(reliable) of an atom")
 
 

@@ -26,6 +26,8 @@ class Tested:
     atom_probability, atom_errors : arrays (atoms,) or None
         P(|ΔF_i| <= the card's ``atom_boundary``), and |ΔF_i| in eV/Å, without the
         atoms whose force vanishes by symmetry.
+    atom_groups : array (atoms,) or None
+        Which of those atoms belong together, as numbers.
     """
 
     formulas: list[str]
@@ -34,6 +36,7 @@ class Tested:
     novelty: NDArray[np.float64] | None = None
     atom_probability: NDArray[np.float64] | None = None
     atom_errors: NDArray[np.float64] | None = None
+    atom_groups: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

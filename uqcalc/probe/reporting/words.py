@@ -6,11 +6,15 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from uqcalc.probe.card import MEANINGS, Card
+from uqcalc.probe.labelling.kinds import few_of_a_kind
 from uqcalc.probe.labelling.prospects import FEWEST_STRUCTURES
 
 
-# Beyond its noise floor by this factor and this much, a calibration error is real.
+FEWEST_TEST_GROUPS = 30
+# Beyond what chance makes it, and its mean by this much, a calibration error is real.
 _FACTOR, _MORE = 1.5, 0.02
 _OFTEN = 0.05  # structures outside the scope: five times what the scope is set to
 
@@ -84,14 +88,16 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         f"{report['prevalence']:.3f} reliable",
         f"accuracy {report['accuracy']:.3f} "
         f"(majority class {report['majority_accuracy']:.3f})"
-        f"  MCC {report['mcc']:.3f}  F1 {report['f1']:.3f}  "
-        f"AUROC {report['auroc']:.3f}",
+        f"  MCC {report['mcc']:.3f}  {f1_line(report)}  "
+        f"AUROC {number(report['auroc'])}",
         f"ECE {report['ece']:.3f} (noise floor {report['ece_noise_floor']:.3f})"
         f"  Spearman(error, risk) {report['spearman']:.3f}",
         f"Brier {report['brier']:.3f} (base rate {parts['uncertainty']:.3f}; "
         f"reliability {parts['reliability']:.3f}, resolution "
         f"{parts['resolution']:.3f})",
     ]
+    if text := one_kind(report):
+        lines.append(text)
     if text := left_out(report):
         lines.append(text)
     if not math.isnan(report["outside_scope"]):
@@ -104,6 +110,33 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         for row in report["coverage"]
     ]
     return lines
+
+
+def f1_line(report: Mapping[str, Any]) -> str:
+    """Return F1 by the class that is positive: the paper's is the unreliable one."""
+    if "f1_unreliable" not in report:  # of a probe of an earlier version
+        return f"F1 (reliable) {report['f1']:.3f}"
+    return (
+        f"F1 (unreliable, the paper's) {report['f1_unreliable']:.3f}  "
+        f"F1 (reliable) {report['f1_reliable']:.3f}"
+    )
+
+
+def number(value: float | None) -> str:
+    """Return a score; in words where there is none."""
+    if value is None or math.isnan(value):
+        return "not known (one kind only)"
+    return f"{value:.3f}"
+
+
+def one_kind(report: Mapping[str, Any]) -> str:
+    """Say that one kind of structure is rare; nothing where both are there."""
+    total, right = (
+        report["structures"],
+        round(report["prevalence"] * report["structures"]),
+    )
+    text = few_of_a_kind(np.arange(total) < right)
+    return f"few of a kind: {text}; what is said of those is rough" if text else ""
 
 
 def left_out(report: Mapping[str, Any]) -> str:
@@ -141,20 +174,7 @@ def atom_line(atoms: Mapping[str, Any]) -> str:
 
 def findings(report: Mapping[str, Any]) -> list[str]:
     """Return what a reader of a report should mind."""
-    found = []
-    if report["structures"] < FEWEST_STRUCTURES:
-        found.append(
-            f"{report['structures']} test structures are few: every score here is rough"
-        )
-    if math.isnan(report["auroc"]):
-        found.append(
-            "all test structures are of one class: nothing can be said of how well the "
-            "probe tells them apart"
-        )
-    elif report["accuracy"] <= report["majority_accuracy"]:
-        found.append(
-            "at P = 0.5 the answers are no better than always naming the commoner class"
-        )
+    found = _of_the_test(report)
     for whose, scored in (("", report), (" of single atoms", report["atoms"])):
         if scored is not None and _is_off(scored):
             found.append(
@@ -177,6 +197,34 @@ def findings(report: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _of_the_test(report: Mapping[str, Any]) -> list[str]:
+    """Say what the test structures are too few, or too alike, for."""
+    found = []
+    if report["structures"] < FEWEST_STRUCTURES:
+        found.append(
+            f"{report['structures']} test structures are few: every score here is rough"
+        )
+    if math.isnan(report["auroc"]):
+        found.append(
+            "all test structures are of one class: nothing can be said of how well the "
+            "probe tells them apart"
+        )
+    elif report["accuracy"] <= report["majority_accuracy"]:
+        found.append(
+            "at P = 0.5 the answers are no better than always naming the commoner class"
+        )
+    elif text := one_kind(report):
+        found.append(text)
+    if report.get("groups", FEWEST_TEST_GROUPS) < FEWEST_TEST_GROUPS:
+        found.append(
+            f"the structures come in {report['groups']} groups, fewer than "
+            f"{FEWEST_TEST_GROUPS}: on further groups every score may be another"
+        )
+    return found
+
+
 def _is_off(scored: Mapping[str, Any]) -> bool:
     floor = scored["ece_noise_floor"]
-    return bool(scored["ece"] > max(_FACTOR * floor, floor + _MORE))
+    # of an earlier version, which took structures for independent
+    chance = scored.get("ece_chance", _FACTOR * floor)
+    return bool(scored["ece"] > max(chance, floor + _MORE))

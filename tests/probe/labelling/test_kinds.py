@@ -1,0 +1,127 @@
+"""Labels of one kind, default boundaries, and geometries in two sets."""
+
+import warnings
+
+import numpy as np
+import pytest
+from builders import rattled
+
+from uqcalc import Labels, LabelWarning
+from uqcalc.errors import LabelError
+from uqcalc.probe.dataset import Dataset
+from uqcalc.probe.labelling.kinds import refuse_one_kind, warn_of_one_kind
+from uqcalc.probe.labelling.leaks import drop_leaks
+from uqcalc.probe.labelling.offsets import fit_offsets, missing_span, warn_of_span
+from uqcalc.probe.training import _both_kinds
+
+
+def errors(right, wrong):
+    return np.array([0.1] * right + [1.0] * wrong)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        (586, 6, "6 of 592 are unreliable"),
+        (975, 25, "25 of 1000 are unreliable"),
+        (40, 960, "40 of 1000 are reliable"),
+        (20, 180, "20 of 200 are reliable"),
+        (900, 100, None),
+        (25, 25, None),  # few in all is said elsewhere
+    ],
+)
+def test_labels_of_nearly_one_kind_are_named(right, wrong, said):
+    refuse_one_kind(errors(right, wrong), 0.5)
+    if said is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            warn_of_one_kind(errors(right, wrong), 0.5, Labels())
+    else:
+        with pytest.warns(LabelWarning, match=said):
+            warn_of_one_kind(errors(right, wrong), 0.5, Labels())
+
+
+@pytest.mark.parametrize(("right", "wrong"), [(4, 500), (500, 4), (100, 0)])
+def test_fewer_than_five_of_a_kind_are_refused(right, wrong):
+    with pytest.raises(LabelError, match=f"got {right} of {right + wrong} within 0.5"):
+        refuse_one_kind(errors(right, wrong), 0.5)
+
+
+def test_the_default_boundary_is_one_that_usual_frames_keep():
+    rng = np.random.default_rng(0)
+    usual = rng.lognormal(np.log(0.03), 0.3, 5000)  # a run at room temperature
+    boundary = Labels().chosen_boundary(usual)
+    assert np.mean(usual > boundary) <= 0.1 + 1e-3
+    wide = np.concatenate([usual, rng.uniform(0.5, 5.0, 2000)])  # and broken ones
+    boundary = Labels().chosen_boundary(wide)
+    assert boundary == pytest.approx(3 * np.median(wide))
+    assert np.mean(usual <= boundary) > 0.98
+    for count in (60, 220, 1000):  # enough of the rarer kind, whatever the errors are
+        even = rng.uniform(0, 1, count)
+        beyond = np.sum(even > Labels().chosen_boundary(even))
+        assert beyond >= min(30, count // 4)
+    assert Labels(percentile=50).chosen_boundary(wide) == np.median(wide)
+    assert Labels(boundary="50 meV/Å").chosen_boundary(wide) == pytest.approx(0.05)
+    assert Labels().chosen_boundary([np.nan, *wide]) == boundary
+    assert "times the median" in Labels().boundary_rule
+    assert Labels(boundary=1.0).boundary_rule == ""
+
+
+def test_a_geometry_in_two_sets_is_named_and_left_out_of_the_earlier_one():
+    frames = [rattled("CH3OH", seed=seed) for seed in range(9)]
+    sets = [frames[:5], frames[4:7], [*frames[6:], frames[0]]]
+    listed = r"3 in two of them \(training frames 0, 4; calibration frames 2\)"
+    with pytest.raises(LabelError, match=listed):
+        drop_leaks(sets, ())
+    with pytest.warns(LabelWarning, match="left out of the earlier one"):
+        assert drop_leaks(sets, ["duplicate"]) == [{0, 4}, {2}, set()]
+    assert drop_leaks([frames[:5], frames[5:]], ()) == [set(), set()]
+
+
+def test_a_test_of_one_kind_is_divided_again():
+    """Only 3 of 20 groups hold wrong ones: a test of 3 groups often has none."""
+    groups = np.repeat([str(i) for i in range(20)], 5).tolist()
+    wrong = np.isin(groups, ["2", "9", "17"])
+    data = Dataset([], np.where(wrong, 1.0, 0.1), groups, {})
+    data.predictions = [None] * 100
+    labels = Labels(boundary=0.5)
+    redrawn = 0
+    for seed in range(12):
+        parts = _both_kinds(data, (0.85, 0.15), labels, seed)
+        assert 0 < np.sum(parts[1].errors > 0.5) < len(parts[1])
+        again = _both_kinds(data, (0.85, 0.15), labels, seed)
+        assert [part.groups for part in again] == [part.groups for part in parts]
+        redrawn += data.split((0.85, 0.15), seed)[1].groups != parts[1].groups
+    assert redrawn > 0
+    data.errors[:] = 0.1
+    with pytest.warns(LabelWarning, match="none of 20 divisions"):
+        _both_kinds(data, (0.85, 0.15), labels, 0)
+
+
+def test_offsets_of_one_composition_are_not_applied_to_others_unsaid():
+    water, more = [np.array([8, 1, 1])] * 20, [np.array([1, 1, 8] * 2)]
+    offsets = fit_offsets(water, np.full(20, -2066.0))
+    span = missing_span(water, offsets)
+    assert span["elements"] == [1, 8]
+    assert len(span["basis"]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_span([*water, *more], span)  # twice as many are the same direction
+        warn_of_span([], span)
+    with pytest.warns(LabelWarning, match=r"1 of 21 structures \(such as H2O2\)"):
+        warn_of_span([*water, np.array([8, 8, 1, 1])], span)
+    both = [*water, np.array([8, 8, 1, 1])]
+    assert missing_span(both, fit_offsets(both, np.full(21, -2066.0))) is None
+    assert missing_span(water, {}) is None
+
+
+def test_one_number_is_an_energy_however_it_is_wrapped():
+    for value in (-3.0, np.array(-3.0), np.array([-3.0]), np.array([[-3.0]]), [-3.0]):
+        frame = rattled("H2O", seed=0)
+        frame.info["REF_energy"] = value
+        found = Labels("energy").reference(frame)
+        assert found.shape == ()
+        assert found == -3.0
+    for value in (np.array([-3.0, 1.0]), np.array([]), True, "x"):
+        frame.info["REF_energy"] = value
+        assert Labels("energy").reference(frame) is None
