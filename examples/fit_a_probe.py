@@ -31,10 +31,9 @@ for index in range(options.frames):
     atoms.calc = None
     frames.append(atoms)
 
+# Labels("forces", boundary="100 meV/angstrom") names the error that you can live with.
 potential = bare_calculator()  # any calculator that can be tapped
-result = fit(
-    frames, potential, Labels("forces", boundary=0.2), Recipe(epochs=options.epochs)
-)
+result = fit(frames, potential, Labels("forces"), Recipe(epochs=options.epochs))
 print(result)
 result.probe.save("my.probe")
 

@@ -211,13 +211,13 @@ def test_published_recipe_takes_atomic_energies_off():
     sets = toy_datasets(60)
     energies = {int(z): -1.0 * z for part in sets for row in part.numbers for z in row}
     recipe = Recipe.published(epochs=1, atomic_energies=energies)
-    probe = fit_datasets(*sets, ToyBackbone(), Labels(), recipe).probe
+    probe = fit_datasets(*sets, ToyBackbone(), Labels(percentile=50), recipe).probe
     prediction = sets[2].predictions[0]
     rest = prediction.energy + prediction.numbers.sum()
     assert probe.inputs([prediction])[2][0, 0].item() == pytest.approx(rest, rel=1e-5)
     few = Recipe.published(epochs=1, atomic_energies={1: 0.0})
     with pytest.raises(LabelError, match="must hold every element of the labels"):
-        fit_datasets(*sets, ToyBackbone(), Labels(), few)
+        fit_datasets(*sets, ToyBackbone(), Labels(percentile=50), few)
     with pytest.raises(ValueError, match=r"they are for Recipe\.published"):
         Recipe(atomic_energies=energies)
 

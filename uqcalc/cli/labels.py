@@ -26,8 +26,8 @@ Boundary = Annotated[
     typer.Option(
         help='Errors up to it are reliable, with a unit: "50 meV/angstrom", '
         '"1 kcal/mol", "1 meV/atom"; without one in eV/Å, eV or eV/atom. Name the '
-        "error up to which you would trust a result: the default is three times the median "
-        "error, at most what one frame in ten exceeds."
+        "error up to which you would trust a result: the default is three times the "
+        "median error, at most what one frame in ten exceeds."
     ),
 ]
 Group = Annotated[
