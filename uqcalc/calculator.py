@@ -15,16 +15,14 @@ from ase.outputs import Properties, all_outputs
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.prediction import fixed_atoms
 from uqcalc.backbones.registry import tap
+from uqcalc.backbones.told import told
 from uqcalc.choosing import AUTO, choose_policy, choose_signals, probes_of
 from uqcalc.policy import Policy
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.records import Assessment, Level, Reading, Verdict
 from uqcalc.remembering import Answer, Recent, frozen, same
-from uqcalc.signals.base import Signal, TensorReading, to_host
+from uqcalc.signals.base import Signal, TensorReading, to_host, to_host_asking
 from uqcalc.signals.probe import ProbeSignal
-
-
-_NO_NUMBERS = "energy or forces hold an infinity or what is not a number"
 
 
 class ReliableCalculator(BaseCalculator):
@@ -45,6 +43,9 @@ class ReliableCalculator(BaseCalculator):
         Limits on the signals; with a probe, the cutoffs stored in it by default.
     importance : {"always", "flagged"}
         Per atom at every geometry, or only where the verdict is not RELIABLE.
+    sanity : bool
+        Whether `uqcalc.Sanity` is read beside the others: fused atoms, atoms out of
+        sight and the like are then called so by every policy.
 
     Raises
     ------
@@ -65,13 +66,16 @@ class ReliableCalculator(BaseCalculator):
         policy: Policy | None = None,
         *,
         importance: Literal["always", "flagged"] = "always",
+        sanity: bool = True,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if importance not in {"always", "flagged"}:
             msg = f"importance must be 'always' or 'flagged', got {importance!r}"
             raise ValueError(msg)
         self.backbone = tap(calculator)
-        self.signals = choose_signals(self.backbone, probe, signals, importance)
+        self.signals = choose_signals(
+            self.backbone, probe, signals, importance, sanity=sanity
+        )
         auto = probe == AUTO and not signals
         self.policy = choose_policy(self.signals, policy, auto=auto)
         base = self.backbone.calculator
@@ -132,13 +136,14 @@ class ReliableCalculator(BaseCalculator):
     ) -> Assessment:
         """Read every signal (or these) of one prediction once, and judge once."""
         chosen = self.signals if signals is None else signals
-        readings = to_host([r for s in chosen if (r := s(prediction)) is not None])
-        finite = prediction.finite
-        if not finite:
-            readings = tuple(_voided(reading) for reading in readings)
+        given = [r for s in chosen if (r := s(prediction)) is not None]
+        readings, broken = to_host_asking(given, prediction)
+        note = f"{_listed(broken)} an infinity or what is not a number"
+        if broken:
+            readings = tuple(_voided(reading, note) for reading in readings)
         verdict = self.policy(readings)
-        if not finite:  # also where no signal is due at this step
-            reasons = verdict.reasons or (_NO_NUMBERS,)
+        if broken:  # also where no signal is due at this step
+            reasons = verdict.reasons or (note,)
             verdict = replace(verdict, level=Level.UNRELIABLE, reasons=reasons)
         readings = self._explained(prediction, readings, verdict)
         return Assessment(readings, verdict)
@@ -233,7 +238,7 @@ class ReliableCalculator(BaseCalculator):
         with self.backbone.alone():  # some calculators change it during a pass
             state = frozen(self.backbone.extra_state(atoms))
         judges = [same(judge) for judge in (self.policy, *self.signals)]
-        return (state, frozen(fixed_atoms(atoms)), *judges)
+        return (state, frozen(told(atoms)), frozen(fixed_atoms(atoms)), *judges)
 
     def _alike(self, name: str, atoms: Atoms) -> bool:
         """Say whether an array that ASE calls changed is so for holding NaN alone."""
@@ -280,12 +285,19 @@ class ReliableCalculator(BaseCalculator):
         )
 
 
-def _voided(reading: Reading) -> Reading:
+def _listed(names: Sequence[str]) -> str:
+    return f"{' and '.join(names)} {'holds' if len(names) == 1 else 'hold'}"
+
+
+def _voided(reading: Reading, note: str) -> Reading:
     """Take the numbers out of a reading of a prediction that is none."""
     return replace(
         reading,
         risk=math.nan,
         results={key: value * math.nan for key, value in reading.results.items()},
         per_atom_key=None,
-        note=_NO_NUMBERS,
+        note=note,
+        doubts=(),
+        faults=(),
+        absurd=(),
     )

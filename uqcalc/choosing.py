@@ -12,11 +12,13 @@ from uqcalc.backbones.base import Backbone
 from uqcalc.policy import Policy, Threshold
 from uqcalc.probe.card import MEANINGS, Card
 from uqcalc.probe.checkpoint import Probe
+from uqcalc.quantities import ENERGY_TARGETS
 from uqcalc.shipped import find_probe
 from uqcalc.signals.base import Signal, check_readable
 from uqcalc.signals.force_delta import ForceDelta
 from uqcalc.signals.physics import MaxForce
 from uqcalc.signals.probe import ProbeSignal
+from uqcalc.signals.sanity import Sanity
 from uqcalc.signals.spread import ForceSpread
 
 
@@ -30,8 +32,10 @@ def choose_signals(
     probe: str | os.PathLike[str] | Probe | None,
     signals: Sequence[Signal],
     importance: str,
+    *,
+    sanity: bool = True,
 ) -> tuple[Signal, ...]:
-    """Return the signals, the probe's first.
+    """Return the signals, the probe's first and `Sanity`, where it is wanted, last.
 
     Raises
     ------
@@ -60,6 +64,8 @@ def choose_signals(
             "brings its own"
         )
         raise ValueError(msg)
+    if sanity and not any(isinstance(signal, Sanity) for signal in chosen):
+        chosen.append(Sanity.of(backbone, forces=_judge_forces(chosen)))
     names = [signal.name for signal in chosen]
     if len(set(names)) != len(names):
         msg = f"signals must have distinct names, got {names}"
@@ -67,6 +73,14 @@ def choose_signals(
     for signal in chosen:
         check_readable(signal, backbone)
     return tuple(chosen)
+
+
+def _judge_forces(signals: Sequence[Signal]) -> bool:
+    """Say whether forces are what the signals judge: energies need not vanish."""
+    probes = probes_of(signals)
+    return not probes or any(
+        probe.card.target not in ENERGY_TARGETS for probe in probes
+    )
 
 
 def _automatic(
@@ -99,7 +113,7 @@ def choose_policy(
     ValueError, TypeError
         If there is none to take, or it judges a signal that does not run.
     """
-    names = [signal.name for signal in signals]
+    names = [s.name for s in signals if not isinstance(s, Sanity)]
     if policy is None and not probes_of(signals) and auto:
         # nobody has said what is reliable; NaN is UNRELIABLE all the same
         return Policy(Threshold(name, *TRUST_NOTHING) for name in names)
@@ -120,6 +134,7 @@ def choose_policy(
             "Policy([Threshold(...)])"
         )
         raise TypeError(msg)
+    names = [signal.name for signal in signals]
     judged = [key for signal in signals for key in getattr(signal, "judged", ())]
     if unread := set(policy.signals) - {*names, *judged}:
         msg = (

@@ -49,6 +49,7 @@ class AIMNet2Backbone(LazyBackbone):
         )
         self.provides |= {"charges"}
         self.cutoff = float(base.cutoff)
+        self.reads = frozenset({"charge", *(("mult", "spin") if base.is_nse else ())})
         self.costs = Costs()
 
     @property

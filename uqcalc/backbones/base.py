@@ -18,7 +18,8 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from uqcalc.backbones.load import Costs, check_load
 from uqcalc.backbones.locks import entered, held, models_in, parts_of
 from uqcalc.backbones.prediction import Capture, Prediction, geometry
-from uqcalc.backbones.structure import check_cell, check_finite
+from uqcalc.backbones.structure import check_atoms, check_cell, check_finite
+from uqcalc.backbones.told import check_told
 from uqcalc.errors import BackboneError
 
 
@@ -101,6 +102,13 @@ class Backbone(ABC):
     cutoff : float or None
         How far an atom sees its neighbours in one step of message passing, Å; None
         where it is not known.
+    reads : frozenset of str or None
+        Which of the keys of ``atoms.info`` that name a charge or a spin
+        (`uqcalc.backbones.told.NAMES`) change the model's answer; None where it is not
+        known.
+    parses : frozenset of str
+        Which of these keys the calculator makes a number of, whether the model reads it
+        or not: what is not a whole number is refused.
     costs : Costs or None
         What a pass takes of memory; with the cutoff, structures that would fill it are
         refused before it is tried.
@@ -114,6 +122,8 @@ class Backbone(ABC):
     changes_process: bool = False
     by_autograd: bool = False
     cutoff: float | None = None
+    reads: frozenset[str] | None = None
+    parses: frozenset[str] = frozenset()
     costs: Costs | None = None
 
     def __init__(
@@ -241,14 +251,17 @@ class Backbone(ABC):
         Raises
         ------
         BackboneError
-            If there are no atoms, positions or cell are not finite, the model does
-            not know an element, or the cell does not span its periodic directions
-            or is far too small.
+            If there are no atoms, positions or cell are not finite, a mass is not
+            positive, an atomic number is none, the model does not know an element or
+            cannot read the charge or spin, or the cell does not span its periodic
+            directions or is far too small.
         """
         if len(atoms) == 0:
             msg = "structure must have at least one atom, got none; leave it out"
             raise BackboneError(msg)
         check_finite(atoms)
+        check_atoms(atoms)
+        check_told(atoms, self.parses | (self.reads or frozenset()))
         if atoms.pbc.any():
             check_cell(atoms)
         if self.cutoff is not None and self.costs is not None:

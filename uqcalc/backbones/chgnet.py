@@ -48,6 +48,7 @@ class CHGNetBackbone(Backbone):
             elements=frozenset(range(1, 95)),
         )
         self.cutoff = float(model.graph_converter.atom_graph_cutoff)
+        self.reads = frozenset()
         angles = float(model.graph_converter.bond_graph_cutoff)
         self.costs = Costs(triple=1.2e5, angles=angles)
 

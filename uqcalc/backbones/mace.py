@@ -14,6 +14,7 @@ from uqcalc.backbones.differentiable import Differentiable, strained
 from uqcalc.backbones.fingerprint import CONVERTED, fingerprint
 from uqcalc.backbones.load import Costs
 from uqcalc.backbones.mace_batch import model_inputs, split_predictions
+from uqcalc.backbones.told import NAMES
 from uqcalc.errors import BackboneError
 
 
@@ -85,6 +86,8 @@ class MACEBackbone(Backbone):
         self.cutoff = float(owner.r_max)
         self.costs = Costs(bins=5.0)
         self.passes_per_geometry = len(owner.models)
+        self.reads = _charge_and_spin(owner)
+        self.parses = frozenset(owner.info_keys.values()) & {*NAMES}
         if len(owner.models) > 1:
             self.provides |= {"committee_forces", "committee_energies"}
             if "stress" in self.provides:
@@ -248,6 +251,18 @@ def _fingerprint(owner: Any) -> str:
         )
     rest = CONVERTED if _is_converted(owner) else fingerprint("", contractions)[1:9]
     return f"{fingerprint('mace', core, constants)}-{rest}"
+
+
+def _charge_and_spin(owner: Any) -> frozenset[str]:
+    """Return the keys of ``info`` by which this model learns of charge and spin.
+
+    The calculator hands both to every model; only some do something with them.
+    """
+    names = {"total_charge", "total_spin"}
+    if owner.model_type != "PolarMACE":
+        names &= set(getattr(owner.models[0], "embedding_specs", None) or ())
+    keys = owner.info_keys
+    return frozenset(keys[name] for name in names if name in keys)
 
 
 def _has_vectors(owner: Any) -> bool:

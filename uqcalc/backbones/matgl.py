@@ -19,6 +19,7 @@ from uqcalc.backbones.hooks import listen_to_output
 from uqcalc.backbones.load import Costs
 from uqcalc.backbones.prediction import geometry
 from uqcalc.backbones.structure import check_pbc_alike
+from uqcalc.backbones.told import INITIAL
 from uqcalc.errors import BackboneError
 
 
@@ -90,6 +91,7 @@ class MatGLBackbone(Backbone):
             elements=frozenset(atomic_numbers[e] for e in owner.element_types),
         )
         self.cutoff = float(self._model.cutoff)
+        self.reads = frozenset({INITIAL} if self._kind == "QET" else ())
         if angles := float(getattr(self._model, "threebody_cutoff", 0.0) or 0.0):
             self.costs = Costs(triple=5e3, angles=angles)
         else:

@@ -112,6 +112,8 @@ class MetatomicBackbone(Backbone):
             fingerprint=_fingerprint(owner, self._names["features"]),
             elements=frozenset(owner._model.capabilities().atomic_types),
         )
+        watched = owner._system_info_watch
+        self.reads = frozenset(key for key, _ in watched)
         self._inputs = dict(owner._model.requested_inputs(use_new_names=True))
         always = {"features"}
         always |= {"direct_forces"} if owner._nc_forces else set()

@@ -61,6 +61,10 @@ class OrbBackbone(Backbone):
             feature_dim=_first_linear(self._regressor.heads[self._energy]).in_features,
             fingerprint=_fingerprint(owner, self._regressor),
         )
+        self.cutoff = float(owner.system_config.radius)
+        conditioned = getattr(self._regressor.model, "conditioner", None) is not None
+        self.reads = frozenset({"charge", "spin"} if conditioned else ())
+        self.parses = frozenset({"charge", "spin"})
         self.provides |= {"conservative_forces"}
         if self._direct is not None:
             self.provides |= {"direct_forces"}

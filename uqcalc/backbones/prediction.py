@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -10,9 +11,13 @@ import torch
 from ase import Atoms
 from ase.constraints import FixAtoms, FixCartesian, FixedLine, FixedPlane, FixScaled
 
+from uqcalc.backbones.told import told
+
 
 _OF_SINGLE_ATOMS = (FixAtoms, FixCartesian, FixScaled, FixedLine, FixedPlane)
 _NOTHING = 1e-9  # of a unit force: what projections leave of it by round-off
+_GEOMETRY = ("numbers", "positions", "cell", "pbc", "results", "fixed", "told")
+_OF_VOLUME = ("stress", "stresses", "virial", "virials")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +56,9 @@ class Prediction:
         Features that turn with the structure (l = 1), where the pass gives any.
     fixed : array (atoms,) of bool or None
         Atoms that constraints hold in all directions; None where there are none.
+    told : mapping
+        What the structure says of its charge and spin, whether the model reads it or
+        not: `uqcalc.backbones.told.told`.
     """
 
     numbers: np.ndarray
@@ -73,6 +81,7 @@ class Prediction:
     projected: frozenset[str] = frozenset()
     vectors: torch.Tensor | None = None
     fixed: np.ndarray | None = None
+    told: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def finite(self) -> bool:
@@ -80,6 +89,37 @@ class Prediction:
         whole = (self.results.get("energy", 0.0), self.results.get("forces", 0.0))
         given = (self.energy, self.forces, *whole)
         return all(bool(np.all(np.isfinite(value))) for value in given)
+
+    def broken(self) -> tuple[str, ...]:
+        """Return the names of the quantities on the host that are not all finite.
+
+        These are this record's own and all that the calculator gave. Stresses and
+        virials count in periodic structures with a volume only: others have none, and
+        some calculators say infinity.
+        """
+        given = {
+            entry.name: getattr(self, entry.name)
+            for entry in fields(self)
+            if entry.name not in _GEOMETRY
+        }
+        given |= self.results
+        solid = bool(self.pbc.any()) and np.linalg.matrix_rank(self.cell) == 3
+        return tuple(
+            name
+            for name, value in given.items()
+            if _on_host(value)
+            and (solid or not name.endswith(_OF_VOLUME))
+            and not _all_finite(value)
+        )
+
+    def on_device(self) -> dict[str, torch.Tensor]:
+        """Return the quantities that are tensors elsewhere, by name."""
+        given = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {
+            name: value
+            for name, value in (given | self.results).items()
+            if isinstance(value, torch.Tensor) and not _on_host(value)
+        }
 
     def own(self) -> Prediction:
         """Return a copy that the next pass leaves alone: EMT writes into its forces."""
@@ -135,7 +175,23 @@ def geometry(atoms: Atoms) -> dict[str, Any]:
         "cell": atoms.cell.array.copy(),
         "pbc": atoms.pbc.copy(),
         "fixed": fixed_atoms(atoms),
+        "told": told(atoms),
     }
+
+
+def _on_host(value: Any) -> bool:
+    """Say whether these are numbers, and can be asked without waiting for a device."""
+    if isinstance(value, torch.Tensor):
+        return value.device.type == "cpu"
+    if isinstance(value, np.ndarray | np.generic):
+        return value.dtype.kind in "fc"
+    return isinstance(value, float)
+
+
+def _all_finite(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return bool(torch.isfinite(value).all())
+    return bool(np.isfinite(value).all())
 
 
 def _copy(value: Any) -> Any:

@@ -39,6 +39,7 @@ class SevenNetBackbone(Backbone):
             elements=frozenset(owner.type_map),
         )
         self.cutoff = float(owner.cutoff)
+        self.reads = frozenset()
         self.costs = Costs()
         self._vectors = _last_vectors(owner.model)
         if self._vectors is not None:

@@ -116,6 +116,11 @@ class Several(Backbone):
             calculator, calculator, feature_dim=parts[0].feature_dim, **identity
         )
         self.passes_per_geometry = sum(part.passes_per_geometry for part in parts)
+        known = [part.cutoff for part in parts if part.cutoff is not None]
+        self.cutoff = min(known, default=None)
+        read = [part.reads for part in parts if part.reads is not None]
+        if len(read) == len(parts):  # what one of them leaves out is left out
+            self.reads = frozenset.intersection(*read)
 
     @abstractmethod
     def joined(self, predictions: Sequence[Prediction]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from ase import Atoms
+from ase.data import chemical_symbols
 
 from uqcalc.errors import BackboneError
 
@@ -22,6 +23,31 @@ def check_finite(atoms: Atoms) -> None:
         msg = (
             "positions must be finite, got NaN or infinity at atoms "
             f"{broken[:5].tolist()}; take an earlier frame"
+        )
+        raise BackboneError(msg)
+
+
+def check_atoms(atoms: Atoms) -> None:
+    """Refuse atomic numbers that no element has, and masses that no atom has."""
+    numbers = atoms.numbers
+    odd = np.flatnonzero((numbers < 1) | (numbers >= len(chemical_symbols)))
+    if len(odd):
+        got = [int(numbers[i]) for i in odd[:5]]
+        ghosts = " (0 is a ghost atom, 'X')" if 0 in got else ""
+        msg = (
+            f"atomic numbers must be 1 to {len(chemical_symbols) - 1}, got {got} at "
+            f"atoms {odd[:5].tolist()}{ghosts}; take these atoms out"
+        )
+        raise BackboneError(msg)
+    if not atoms.has("masses"):
+        return
+    masses = atoms.get_masses()
+    odd = np.flatnonzero(~(np.isfinite(masses) & (masses > 0)))
+    if len(odd):
+        named = [f"{chemical_symbols[numbers[i]]}{i}" for i in odd[:5]]
+        msg = (
+            f"masses must be positive, got {masses[odd[:5]].tolist()} u at atoms "
+            f"{', '.join(named)}; call atoms.set_masses() for those of the elements"
         )
         raise BackboneError(msg)
 

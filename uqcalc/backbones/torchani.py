@@ -45,6 +45,7 @@ class TorchANIBackbone(LazyBackbone):
             elements=frozenset(model.atomic_numbers.tolist()),
         )
         self.cutoff = float(model.aev_computer.radial.cutoff)
+        self.reads = frozenset()
         angles = float(model.aev_computer.angular.cutoff)
         self.costs = Costs(pair=5e3, triple=1e3, angles=angles)
         if hasattr(model.nnp, "charge_normalizer"):

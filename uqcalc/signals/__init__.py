@@ -11,6 +11,7 @@ from uqcalc.signals.physics import MaxForce
 from uqcalc.signals.probe import ProbeSignal
 from uqcalc.signals.rigidity import PredictionRigidity
 from uqcalc.signals.samples import Split
+from uqcalc.signals.sanity import Sanity
 from uqcalc.signals.spread import EnergySpread, ForceSpread, StressSpread
 
 
@@ -25,6 +26,7 @@ __all__ = [
     "OrbConfidence",
     "PredictionRigidity",
     "ProbeSignal",
+    "Sanity",
     "Signal",
     "SignalCard",
     "Split",

@@ -80,11 +80,42 @@ def check_readable(signal: Signal, backbone: Backbone) -> None:
 
 def to_host(readings: Sequence[TensorReading]) -> tuple[Reading, ...]:
     """Copy all readings of a step to the host in one transfer."""
-    tensors: list[torch.Tensor] = []
-    for reading in readings:
-        values = [reading.risk, *reading.results.values()]
-        tensors.extend(v for v in values if isinstance(v, torch.Tensor))
-    host = iter(_fetch(tensors))
+    tensors = _tensors(readings)
+    return _resolved(readings, _fetch(tensors))
+
+
+def to_host_asking(
+    readings: Sequence[TensorReading], prediction: Prediction
+) -> tuple[tuple[Reading, ...], tuple[str, ...]]:
+    """Do so, and say which quantities of the prediction are not finite.
+
+    What of it lies on the device is asked there, and the answers come in the same
+    transfer.
+    """
+    tensors, asked = _tensors(readings), prediction.on_device()
+    answers = [torch.isfinite(tensor).all() for tensor in asked.values()]
+    fetched = _fetch([*tensors, *answers])
+    broken = [*prediction.broken()]
+    for name, answer in zip(asked, fetched[len(tensors) :], strict=True):
+        if not answer and name not in broken:
+            broken.append(name)
+    return _resolved(readings, fetched[: len(tensors)]), tuple(broken)
+
+
+def _tensors(readings: Sequence[TensorReading]) -> list[torch.Tensor]:
+    return [
+        value
+        for reading in readings
+        for value in (reading.risk, *reading.results.values())
+        if isinstance(value, torch.Tensor)
+    ]
+
+
+def _resolved(
+    readings: Sequence[TensorReading], fetched: Sequence[np.ndarray]
+) -> tuple[Reading, ...]:
+    """Return the readings with these arrays in the place of their tensors."""
+    host = iter(fetched)
 
     def resolve(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):

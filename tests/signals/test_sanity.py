@@ -1,0 +1,278 @@
+"""Plain sanity: closed-form distances, and faults made one by one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.data import covalent_radii
+from ase.neighborlist import primitive_neighbor_list
+from builders import mace_calculator, rattled
+
+from uqcalc import (
+    BackboneError,
+    Level,
+    MaxForce,
+    Policy,
+    ReliableCalculator,
+    Sanity,
+    Threshold,
+    annotate,
+    read_assessment,
+    tap,
+)
+from uqcalc.backbones.prediction import Prediction, geometry
+from uqcalc.surroundings import surroundings
+from uqcalc.testing import check_signal
+
+
+TRUSTING = Policy([Threshold("max_force", 1e30, 1e30)])
+
+
+def predicted(atoms, *, energy=-1.0, force=0.1, **more):
+    """A prediction as a model could give it, with one force on the first atom."""
+    forces = np.zeros((len(atoms), 3))
+    forces[0, 0] = force
+    results = {"energy": energy, "forces": forces}
+    return Prediction(
+        **geometry(atoms),
+        results=results,
+        energy=energy,
+        forces=forces,
+        features=torch.zeros(len(atoms), 1),
+        **more,
+    )
+
+
+def read(atoms, signal=None, **options):
+    return (signal or Sanity(5.0, frozenset()))(predicted(atoms, **options))
+
+
+def is_sane(reading):
+    return not (reading.doubts or reading.faults or reading.absurd)
+
+
+def test_it_keeps_the_contract_of_a_signal():
+    check_signal(Sanity(), predicted(molecule("CH3OH")))
+
+
+def test_the_closest_contact_is_in_covalent_radii_and_crosses_the_cell():
+    radius = covalent_radii[29]
+    apart = Atoms("Cu2", [[0.1, 2, 2], [9.7, 2, 2]], cell=[10, 10, 10], pbc=True)
+    reading = read(apart)
+    expected = 0.5 / (2 * radius)  # 0.4 + ... through the face of the cell
+    expected = (10 - 9.6) / (2 * radius)
+    assert reading.results["sanity_contact"] == pytest.approx(expected, rel=1e-9)
+    [why] = reading.faults
+    assert "Cu0 and Cu1 are 0.4 Å apart" in why or "Cu1 and Cu0 are 0.4 Å apart" in why
+    assert reading.risk == pytest.approx(0.30 / expected - 1, rel=1e-9)
+    apart.pbc = False
+    assert np.isnan(read(apart).results["sanity_contact"])
+
+
+def test_neighbours_are_those_of_a_list_of_all_pairs():
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        count = int(rng.integers(1, 20))
+        cell = rng.normal(size=(3, 3)) * 2 + np.eye(3) * rng.uniform(3, 8)
+        atoms = Atoms(
+            rng.integers(1, 60, count),
+            positions=rng.normal(size=(count, 3)) * 5,
+            cell=cell,
+            pbc=rng.random(3) < 0.6,
+        )
+        if abs(np.linalg.det(cell)) < 20:
+            continue
+        args = atoms.pbc, atoms.cell.array, atoms.positions, 5.0
+        i, j, distances = primitive_neighbor_list("ijd", *args)
+        nearest = np.full(count, np.inf)
+        np.minimum.at(nearest, i, distances)
+        contacts = np.full(count, np.inf)
+        radii = covalent_radii[atoms.numbers]
+        np.minimum.at(contacts, i, distances / (radii[i] + radii[j]))
+        found = surroundings(
+            atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, 5.0
+        )
+        seen = np.isfinite(nearest)
+        assert np.array_equal(np.isfinite(found.nearest), seen)
+        np.testing.assert_allclose(found.nearest[seen], nearest[seen], rtol=1e-9)
+        assert found.contacts.min() == pytest.approx(contacts.min(), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "atoms",
+    [molecule("C6H6"), bulk("Cu", cubic=True), bulk("NaCl", "rocksalt", a=5.64)],
+)
+def test_fused_atoms_are_faults_and_the_same_structure_whole_is_none(atoms):
+    atoms = atoms.copy()
+    atoms.rattle(0.05, seed=0)
+    assert is_sane(read(atoms))
+    atoms.positions[1] = atoms.positions[0] + [0.0, 0.3, 0.0]
+    assert read(atoms).faults
+    atoms.positions[1] = atoms.positions[0] + [0.0, 0.05, 0.0]
+    assert read(atoms).absurd
+
+
+def test_atoms_out_of_sight():
+    left = molecule("CH3OH")
+    left.positions[5] += [0, 0, 30.0]
+    [why] = read(left).faults
+    assert why.startswith("H5 has no neighbour within 5 Å")
+    alone = read(Atoms("N"))
+    assert not alone.faults
+    assert "nothing was judged" in alone.doubts[0]
+    assert read(bulk("W", a=14.0)).doubts
+    assert is_sane(read(molecule("CH3OH"), Sanity(1.6)))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"force": 2e3}, "the force on C0 is 2e+03 eV/Å > 1000 eV/Å"),
+        ({"force": 2e4}, "the force on C0 is 2e+04 eV/Å > 10000 eV/Å"),
+        ({"energy": -4.8e6 * 6}, "the energy is -4.8e+06 eV/atom < "),
+        ({"energy": 6e4}, r"the energy is 1e+04 eV/atom > 1e+03 eV/atom"),
+    ],
+)
+def test_energies_and_forces_that_nothing_has(options, words):
+    reading = read(molecule("CH3OH"), **options)
+    [why] = (*reading.faults, *reading.absurd)
+    assert why.startswith(words)
+    assert bool(reading.absurd) == (options.get("force") != 2e3)
+
+
+@pytest.mark.parametrize(
+    ("symbol", "hartree"), [("H", -0.5), ("C", -37.84), ("O", -75.06), ("U", -28070.0)]
+)
+def test_the_energies_of_all_electrons_are_within_the_limit(symbol, hartree):
+    reading = read(Atoms(f"{symbol}2", [[0, 0, 0], [0, 0, 1.6]]), energy=54.4 * hartree)
+    assert not reading.absurd
+
+
+def test_nobody_simulates_a_metre():
+    far = molecule("CH3OH")
+    far.set_cell([2e4, 10, 10])
+    [why] = read(far).faults
+    assert why == "the structure reaches over 2e+04 Å > 10000 Å"
+
+
+def test_forces_that_vanish_by_symmetry_say_nothing_and_small_ones_do():
+    crystal = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
+    [why] = read(crystal, force=1e-6).doubts
+    assert why.startswith("all forces vanish by symmetry")
+    assert is_sane(read(crystal, force=2e-3))
+    assert is_sane(read(crystal, Sanity(5.0, forces=False), force=1e-6))
+    crystal.rattle(0.02, seed=0)  # relaxed: small, but not by symmetry
+    assert is_sane(read(crystal, force=1e-6))
+
+
+@pytest.mark.parametrize("value", [5, -1, np.nan, "x"])
+def test_a_charge_that_is_not_read_is_a_doubt(value):
+    ion = molecule("CH3OH")
+    ion.info["charge"] = value
+    [why] = read(ion).doubts
+    assert why == f"info['charge'] is {value!r}, which this model does not read"
+    assert is_sane(read(ion, Sanity(5.0, frozenset({"charge"}))))
+    assert is_sane(read(ion, Sanity(5.0)))  # it is not known what the model reads
+
+
+def test_neutral_singlets_are_none_and_initial_charges_count():
+    plain = molecule("CH3OH")
+    plain.info |= {"charge": 0, "spin": 1, "multiplicity": np.int64(1), "mult": None}
+    plain.set_initial_charges([0.1, -0.1, 0, 0, 0, 0])
+    assert is_sane(read(plain))
+    plain.set_initial_charges([1.0, 0, 0, 0, 0, 0])
+    [why] = read(plain).doubts
+    assert why.startswith("initial charges is 1 e")
+
+
+@pytest.fixture(scope="module")
+def calculator():
+    backbone = tap(mace_calculator(0))
+    return ReliableCalculator(backbone, None, [MaxForce()], TRUSTING)
+
+
+def test_it_is_on_by_default_and_enters_a_policy_without_it(calculator):
+    assert [signal.name for signal in calculator.signals] == ["max_force", "sanity"]
+    assert calculator.signals[1].cutoff == 4.0
+    ion = rattled()
+    assert calculator.assess(ion).level is Level.RELIABLE
+    ion.info["charge"] = 1  # the geometry is the same: the cache must look at it
+    assert calculator.assess(ion).level is Level.SUSPECT
+    ion.info.clear()
+    ion.positions[5] += [0, 0, 30.0]
+    assessment = calculator.assess(ion)
+    assert assessment.level is Level.UNRELIABLE
+    [frame] = annotate([ion], calculator)
+    assert read_assessment(frame).verdict == assessment.verdict
+    off = ReliableCalculator(
+        calculator.backbone, None, [MaxForce()], TRUSTING, sanity=False
+    )
+    assert off.assess(ion).level is Level.RELIABLE
+
+
+def changed(**changes):
+    atoms = rattled()
+    for name, value in changes.items():
+        if name == "info":
+            atoms.info.update(value)
+        else:
+            atoms.set_array(name, value(atoms), dtype=None)
+    return atoms
+
+
+def first(value):
+    return lambda atoms: np.array([value, *atoms.get_masses()[1:]])
+
+
+@pytest.mark.parametrize(
+    ("atoms", "words"),
+    [
+        (
+            Atoms([200, 1], [[0, 0, 0], [0, 0, 1]]),
+            r"atomic numbers must be 1 to 118.*200",
+        ),
+        (
+            Atoms("XH", [[0, 0, 0], [0, 0, 1]]),
+            r"got \[0\] at atoms \[0\] .0 is a ghost",
+        ),
+        (changed(masses=first(-1.0)), r"masses must be positive, got \[-1.0\] u .* C0"),
+        (changed(masses=first(np.nan)), "masses must be positive"),
+        (changed(info={"charge": np.nan}), r"info\['charge'\] must be a whole number"),
+        (changed(info={"charge": "x"}), r"info\['charge'\] must be .* got 'x'"),
+        (changed(info={"charge": 99}), "at most 18 electrons, got 99"),
+        (changed(info={"spin": -2}), r"info\['spin'\] must be a whole number from 0"),
+    ],
+)
+def test_what_no_atom_is_gets_a_named_error_before_the_pass(calculator, atoms, words):
+    passes = calculator.backbone.passes
+    with pytest.raises(BackboneError, match=words):
+        calculator.assess(atoms)
+    assert calculator.backbone.passes == passes
+
+
+@pytest.mark.parametrize("name", ["features", "charges", "stress", "energies"])
+def test_every_number_of_a_pass_is_asked(calculator, name):
+    crystal = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
+    crystal.rattle(0.05, seed=0)
+    sound = calculator.backbone(crystal, ["energy", "forces", "stress"])
+    assert calculator.judge(sound).level is Level.RELIABLE
+    if name in ("features", "charges"):
+        value = torch.ones(8, 2, dtype=torch.float64)
+        value[3, 1] = torch.nan
+        broken = replace(sound, **{name: value})
+    else:
+        value = np.ones(6 if name == "stress" else 8)
+        value[2] = np.inf
+        broken = replace(sound, results=sound.results | {name: value})
+    assessment = calculator.judge(broken)
+    assert assessment.level is Level.UNRELIABLE
+    assert f"{name} holds an infinity" in assessment.verdict.reasons[0]
+    # of a molecule some calculators give an infinite stress
+    molecule_ = replace(broken, pbc=np.zeros(3, dtype=bool))
+    level = calculator.judge(molecule_).level
+    assert (level is Level.RELIABLE) == (name == "stress")
