@@ -38,7 +38,7 @@ def test_the_probe_of_the_very_model_is_taken_and_named(caplog):
 
 def test_double_precision_is_the_same_model_and_other_weights_are_not():
     double = ReliableCalculator(bare_calculator(dtype="float64"))
-    assert [signal.name for signal in double.signals] == ["probe"]
+    assert [signal.name for signal in double.signals] == ["probe", "sanity"]
     assert (
         find_probe(ReliableCalculator(mace_calculator(0)).backbone.fingerprint) is None
     )
@@ -49,7 +49,7 @@ def test_without_one_nothing_is_called_reliable_and_that_is_said(caplog):
     with caplog.at_level(logging.WARNING, logger="uqcalc"):
         calc = ReliableCalculator(ToyBackbone())
     assert any("no probe ships" in r.message for r in caplog.records)
-    assert [signal.name for signal in calc.signals] == ["max_force"]
+    assert [signal.name for signal in calc.signals] == ["max_force", "sanity"]
     assert calc.assess(atoms).level is Level.SUSPECT
     assert calc.refusal("no answer").level is Level.UNRELIABLE
     assert calc.assess(Atoms("H")).level is Level.SUSPECT  # its force is zero
@@ -58,7 +58,8 @@ def test_without_one_nothing_is_called_reliable_and_that_is_said(caplog):
 def test_a_probe_among_the_signals_is_the_probe():
     mine = shipped_probe("default")
     calc = ReliableCalculator(bare_calculator(), signals=[ProbeSignal(mine)])
-    assert [signal.probe for signal in calc.signals] == [mine]
+    assert calc.signals[0].probe is mine
+    assert [signal.name for signal in calc.signals] == ["probe", "sanity"]
     assert calc.policy == mine.card.policy()
     with pytest.raises(ProbeError, match="the backbone's feature width"):
         ReliableCalculator(mace_calculator(0), signals=[ProbeSignal(mine)])
@@ -67,20 +68,20 @@ def test_a_probe_among_the_signals_is_the_probe():
 def test_a_committee_is_read_without_labels():
     calc = ReliableCalculator(mace_calculator(0, 1))
     names = [signal.name for signal in calc.signals]
-    assert names == ["max_force", "force_spread"]
-    assert [s.name for s in label_free(calc.backbone)] == names
+    assert names == ["max_force", "force_spread", "sanity"]
+    assert [s.name for s in label_free(calc.backbone)] == names[:2]
 
 
 def test_own_signals_stay_alone_where_no_probe_ships():
     calc = ReliableCalculator(ToyBackbone(), signals=[MaxForce()], policy=POLICY)
-    assert [signal.name for signal in calc.signals] == ["max_force"]
+    assert [signal.name for signal in calc.signals] == ["max_force", "sanity"]
     with pytest.raises(ValueError, match="policy must be given"):
         ReliableCalculator(ToyBackbone(), signals=[MaxForce()])
 
 
 def test_none_means_no_probe():
     calc = ReliableCalculator(
-        bare_calculator(), probe=None, signals=[MaxForce()], policy=POLICY
+        bare_calculator(), probe=None, signals=[MaxForce()], policy=POLICY, sanity=False
     )
     assert [signal.name for signal in calc.signals] == ["max_force"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from uqcalc.records import Level, Reading, Verdict
+from uqcalc.records import Assessment, Level, Reading, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +142,22 @@ def _published(key: str, readings: Sequence[Reading]) -> Reading | None:
         if key in reading.results:
             return Reading(key, float(reading.results[key]))
     return None
+
+
+def extended(assessment: Assessment, reading: Reading) -> Assessment:
+    """Return an assessment with one more reading, which enters every verdict.
+
+    Its doubts, faults and limits count as those of a reading with ``always`` do.
+    """
+    verdict = assessment.verdict
+    return Assessment(
+        (*assessment.readings, reading),
+        Verdict(
+            max(verdict.level, reading.floor),
+            (*verdict.reasons, *_floor_reasons(reading)),
+            verdict.skipped,
+        ),
+    )
 
 
 def _floor_reasons(reading: Reading) -> list[str]:

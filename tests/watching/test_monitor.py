@@ -391,7 +391,9 @@ def test_forces_that_are_no_numbers_end_the_run_whatever_the_patience(tmp_path):
     monitor = Monitor(dynamics, log=tmp_path / "run.jsonl", patience=50)
     assert dynamics.run(9) is False
     assert (monitor.halted, dynamics.nsteps) == (True, 2)
-    assert monitor.reason.startswith("Energy or forces are not numbers at step 2")
+    assert monitor.reason.startswith(
+        "Energy, forces or a moving cell's stress are not numbers at step 2"
+    )
 
 
 def test_by_default_half_of_the_last_50_fs_decides():

@@ -49,6 +49,8 @@ class Signal(Protocol):
     interval : int, optional
         Where it has this, `ReliableCalculator` reads it at the first of every so many
         geometries; at the others its reading is absent, and its threshold skipped.
+    judges_stress : bool, optional
+        Whether a threshold for it judges the stress, so that a cell may move under it.
     """
 
     name: str

@@ -46,6 +46,7 @@ class ProbeSignal:
         self.importance = importance
         card = probe.card
         self.meaning = card.meaning
+        self.judges_stress = "stress" in card.target
         charges = {"charges"} if card.charges else set()
         self.requires = frozenset({"features", *charges})
         judged = {"probe_novelty": card.scope, "probe_worst_atom": card.atom_floor}

@@ -98,6 +98,7 @@ class StressSpread:
     """
 
     name = "stress_spread"
+    judges_stress = True
     remedy = _REMEDY
     requires = frozenset({"committee_stresses"})
 

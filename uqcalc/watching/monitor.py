@@ -17,6 +17,7 @@ from uqcalc.annotating.copies import annotated_copy, drop_labels
 from uqcalc.annotating.frames import cut_frames
 from uqcalc.errors import UnreliableError
 from uqcalc.records import Assessment, Event, Level
+from uqcalc.watching.circumstances import Circumstances
 from uqcalc.watching.eventlog import EventLog, read_standing, versions
 from uqcalc.watching.flagged import FrameFile
 from uqcalc.watching.history import KEPT, History
@@ -34,7 +35,8 @@ from uqcalc.watching.watched import (
 
 
 Action = Literal["halt", "raise", "warn"]
-LOST = "Energy or forces are not numbers"
+LOST = "Energy, forces or a moving cell's stress are not numbers"
+ABSURD = "Beyond all physics"
 
 # Their loop is not ASE's and ignores the soft stop, so they are left by raising.
 _NO_SOFT_STOP = (SciPyOptimizer, SciPyGradientlessOptimizer, BasinHopping)
@@ -62,8 +64,11 @@ class Monitor:
     window, fraction : int, float, optional
         Act instead as soon as ``fraction`` of ``window`` frames are UNRELIABLE.
     on_unreliable : {"halt", "raise", "warn"} or callable
-        Stop in that very step; raise `UnreliableError`; only log; or call with the
-        monitor, after which the run goes on.
+        What to do then, and at once where there is nothing to wait for: numbers that
+        are none, or what is beyond all physics (`uqcalc.Sanity` and
+        `uqcalc.watching.circumstances`). Stop in that very step; raise
+        `UnreliableError`; only log; or call with the monitor, after which the run goes
+        on.
     mode : {"append", "new"}
         Continue existing files of the same run, or refuse any that exist.
     max_flagged : int
@@ -128,9 +133,13 @@ class Monitor:
         self.acted_on: Event | None = None
         self.history = History(history)
         self.last: Assessment | None = None
+        self._judged: Assessment | None = None  # the calculator's own part of it
         self._calls = 0
         self._is_md = isinstance(dynamics, MolecularDynamics)
         calculator = judging_calculator(watched_atoms(dynamics))
+        self._circumstances = Circumstances(
+            dynamics, calculator.signals, calculator.policy.signals
+        )
         _check_paths(log, flagged)
         self.flagged = (
             None if flagged is None else FrameFile(flagged, max_flagged, mode)
@@ -151,19 +160,22 @@ class Monitor:
         """Record first, then decide, so that the halting step is on disk."""
         self._calls += 1
         atoms = watched_atoms(self.dynamics)
-        assessment = self.last = judging_calculator(atoms).assess(atoms)
+        judged = self._judged = judging_calculator(atoms).assess(atoms)
+        assessment = self.last = self._circumstances(atoms, judged)
         event = self._event(atoms, assessment)
         self.history.append(event)
         self.halted, self.end = False, None
         # the next geometry would have no number in it, whatever the patience
-        lost = not is_finite(atoms.calc.results)
-        act = self.trigger(assessment) or lost
+        moves_cell = self._circumstances.moves_cell(atoms)
+        lost = not is_finite(atoms.calc.results, stress=moves_cell)
+        act = self.trigger(assessment) or lost or bool(assessment.absurd)
         if self.log is not None:
             self.log.write(event.to_dict())
         if self.flagged is not None and event.level is Level.UNRELIABLE:
             self.flagged.append(self.snapshot(), final=act)
         if act:
-            self._act(event, assessment, LOST if lost else self.trigger.words())
+            absurd = ABSURD if assessment.absurd else self.trigger.words()
+            self._act(event, assessment, LOST if lost else absurd)
         if is_complete(self.dynamics):
             self.close()
 
@@ -211,7 +223,7 @@ class Monitor:
             msg = "monitor must have seen a step, got none; run the dynamics first"
             raise ValueError(msg)
         atoms = watched_atoms(self.dynamics)
-        if atoms.calc.assessment is not self.last or atoms.calc.check_state(atoms):
+        if atoms.calc.assessment is not self._judged or atoms.calc.check_state(atoms):
             msg = (
                 f"atoms must be as they were at step {self.history[-1].step}, got "
                 "others; take snapshots from an observer or right after run()"

@@ -80,6 +80,11 @@ def is_complete(dynamics: Any) -> bool:
     return bool(started and dynamics.nsteps >= dynamics.max_steps)
 
 
-def is_finite(results: Mapping[str, Any]) -> bool:
-    """Say whether energy and forces are finite, so that a run can go on from them."""
-    return all(bool(np.all(np.isfinite(results[key]))) for key in ("energy", "forces"))
+def is_finite(results: Mapping[str, Any], *, stress: bool = False) -> bool:
+    """Say whether a run can go on: energy and forces, and the stress where it moves."""
+    names = [
+        "energy",
+        "forces",
+        *(["stress"] if stress and "stress" in results else []),
+    ]
+    return all(bool(np.all(np.isfinite(results[name]))) for name in names)

@@ -1,0 +1,163 @@
+"""What a run shows beside its geometries stops it at once, or lowers its verdicts."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from ase import units
+from ase.build import bulk, molecule
+from ase.filters import FrechetCellFilter, StrainFilter, UnitCellFilter
+from ase.md.langevinbaoab import LangevinBAOAB
+from ase.md.melchionna import MelchionnaNPT
+from ase.md.nose_hoover_chain import MTKNPT, IsotropicMTKNPT
+from ase.md.nptberendsen import NPTBerendsen
+from ase.md.verlet import VelocityVerlet
+from ase.optimize import BFGS
+from toys import GOOD, Scripted, copper, watched
+
+from uqcalc import Level, Monitor, default_calculator, read_assessment, relax
+from uqcalc.watching.circumstances import FARTHEST, HOTTEST, moves_cell
+
+
+STEP = 0.5 * units.fs
+FEMTO = 1.0 * units.fs
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return default_calculator()
+
+
+def fused_water(calculator):
+    atoms = molecule("H2O")
+    atoms.positions[1] = atoms.positions[0] + [0.0, 0.0, 0.36]
+    atoms.calc = calculator
+    return atoms
+
+
+@pytest.mark.parametrize("options", [{}, {"patience": 50}])
+def test_a_hydrogen_in_an_oxygen_stops_at_once(bundled, options, tmp_path):
+    atoms = fused_water(bundled)
+    dynamics = VelocityVerlet(atoms, STEP)
+    monitor = Monitor(dynamics, log=tmp_path / "run.jsonl", **options)
+    dynamics.run(60)
+    assert monitor.halted
+    assert monitor.step <= 1
+    assert monitor.reason.startswith("Beyond all physics at step 1: ")
+    assert "H1 moves by" in monitor.reason
+    assert " K > 100000 K" in monitor.reason
+    last = json.loads((tmp_path / "run.jsonl").read_text().splitlines()[-1])
+    assert last["how"] == "halted"
+    found = read_assessment(monitor.snapshot())
+    assert found.absurd == monitor.last.absurd != ()
+
+
+def test_speed_and_heat_are_those_of_the_velocities():
+    hot = watched()
+    hot.set_velocities(np.zeros((4, 3)))
+    velocities = np.zeros((4, 3))
+    velocities[2, 0] = 1.01 * FARTHEST / FEMTO
+    for factor, absurd in ((1.0, True), (0.9, False)):
+        hot.set_velocities(factor * velocities)
+        # (1/2) m v^2 = (3/2) N k T
+        kinetic = 0.5 * hot.get_masses()[2] * (factor * velocities[2, 0]) ** 2
+        temperature = kinetic / (1.5 * 4 * units.kB)
+        monitor = Monitor(VelocityVerlet(hot, FEMTO), patience=9)
+        monitor.dynamics.run(0)
+        assert ("moves by" in monitor.reason) == absurd
+        assert ("temperature" in monitor.reason) == (temperature > HOTTEST)
+
+
+def test_a_sound_run_has_no_such_reading():
+    atoms = watched()
+    dynamics = VelocityVerlet(atoms, FEMTO)
+    monitor = Monitor(dynamics)
+    dynamics.run(3)
+    assert not monitor.halted
+    assert [r.signal for r in monitor.last.readings] == ["scripted", "sanity"]
+    assert {event.level for event in monitor.history} == {Level.RELIABLE}
+
+
+def test_energy_lost_in_a_step_stops_it(monkeypatch):
+    atoms = watched()
+    dynamics = VelocityVerlet(atoms, FEMTO)
+    monitor = Monitor(dynamics, patience=50)
+    dynamics.run(1)
+    plain = atoms.calc.backbone.calculator.calculate
+
+    def falling(*args):
+        plain(*args)
+        atoms.calc.backbone.calculator.results["energy"] -= 4 * 150.0
+
+    monkeypatch.setattr(atoms.calc.backbone.calculator, "calculate", falling)
+    dynamics.run(5)
+    assert monitor.halted
+    assert monitor.step == 2
+    assert "eV/atom off that of the first step" in monitor.reason
+
+
+def barostats(atoms):
+    bath = {"temperature_K": 300, "tdamp": 100 * FEMTO, "pdamp": 500 * FEMTO}
+    yield NPTBerendsen(
+        atoms,
+        FEMTO,
+        temperature_K=300,
+        pressure_au=0.0,
+        compressibility_au=1e-6 / units.bar,
+    )
+    yield IsotropicMTKNPT(atoms, FEMTO, pressure_au=0.0, **bath)
+    yield MTKNPT(atoms, FEMTO, pressure_au=0.0, **bath)
+    yield MelchionnaNPT(
+        atoms,
+        FEMTO,
+        temperature_K=300,
+        externalstress=0.0,
+        ttime=25 * FEMTO,
+        pfactor=1.0,
+    )
+
+
+def test_barostats_and_cell_filters_are_known_before_the_first_step():
+    atoms = bulk("Cu", cubic=True)
+    atoms.set_velocities(np.random.default_rng(0).normal(0, 0.02, (4, 3)))
+    assert all(moves_cell(dynamics) for dynamics in barostats(atoms))
+    thermostat = MelchionnaNPT(
+        atoms, FEMTO, temperature_K=300, externalstress=0.0, ttime=25 * FEMTO
+    )
+    assert not moves_cell(thermostat)
+    langevin = {"temperature_K": 300, "T_tau": 100 * FEMTO}
+    assert not moves_cell(LangevinBAOAB(atoms, FEMTO, **langevin))
+    for kind in (UnitCellFilter, FrechetCellFilter, StrainFilter):
+        assert moves_cell(BFGS(kind(atoms), logfile=None))
+    assert not moves_cell(BFGS(atoms, logfile=None))
+    assert not moves_cell(VelocityVerlet(atoms, FEMTO))
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_a_moving_cell_is_suspect_until_its_stress_is_judged(judged, tmp_path):
+    signal = Scripted()
+    signal.judges_stress = judged
+    atoms = watched(signal=signal)
+    path = relax(FrechetCellFilter(atoms), fmax=0.02, log=tmp_path / "log.jsonl")
+    levels = {event.level for event in path.history}
+    assert levels == {Level.RELIABLE if judged else Level.SUSPECT}
+    kept = read_assessment(path.final)
+    assert any("the cell moves" in why for why in kept.verdict.reasons) != judged
+
+
+def test_a_cell_that_has_changed_counts_as_moving():
+    atoms = watched(after=GOOD)
+    dynamics = VelocityVerlet(atoms, FEMTO)
+    monitor = Monitor(dynamics)
+    dynamics.attach(lambda: atoms.set_cell(atoms.cell * 1.001, scale_atoms=True))
+    dynamics.run(2)
+    levels = [event.level for event in monitor.history]
+    assert levels == [Level.RELIABLE, Level.SUSPECT, Level.SUSPECT]
+
+
+def test_a_relaxation_stops_at_the_absurd(bundled):
+    path = relax(fused_water(bundled), steps=40, patience=30)
+    assert path.went_bad_at == 0
+    assert copper().has("momenta")

@@ -1,0 +1,123 @@
+"""What a run shows beside its geometries: heat, speed, lost energy, a moving cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ase import Atoms, units
+from ase.data import chemical_symbols
+from ase.filters import StrainFilter, UnitCellFilter
+from ase.md.md import MolecularDynamics
+
+from uqcalc.policy import extended
+from uqcalc.records import Assessment, Reading
+from uqcalc.watching.watched import timestep_fs
+
+
+NAME = "run"
+# K. Electrons are excited there (8.6 eV), and no potential of their ground state holds.
+HOTTEST = 1e5
+# Å in one time step: more than half a bond, so that the integration is void.
+FARTHEST = 1.0
+# eV an atom, up or down since the first step: ten times what a bond holds.
+STEEPEST = 100.0
+CELL_MOVES = (
+    "the cell moves with a stress that no signal of the policy judges: a probe for "
+    "forces or energies says nothing of it"
+)
+
+
+class Circumstances:
+    """Adds to the assessment of each step what only the run can tell.
+
+    UNRELIABLE, and to be acted on in that very step: a temperature above 100 000 K, an
+    atom that moves by more than 1 Å in a time step, an energy that is off by more than
+    100 eV an atom since the first step. SUSPECT: the cell moves (a barostat, a cell
+    filter, or a cell that has changed since the first step), and the policy has no
+    threshold for a signal with ``judges_stress``.
+
+    Parameters
+    ----------
+    dynamics : ase MD or optimiser
+    signals : sequence of Signal
+        Those that run.
+    judged : sequence of str
+        Names of those that the policy has thresholds for.
+    """
+
+    def __init__(
+        self, dynamics: Any, signals: Sequence[Any], judged: Sequence[str]
+    ) -> None:
+        self._dynamics = dynamics
+        self._stress_judged = any(
+            getattr(signal, "judges_stress", False)
+            for signal in signals
+            if signal.name in judged
+        )
+        self._by_design = moves_cell(dynamics)
+        self._first: tuple[float, np.ndarray] | None = None
+
+    def __call__(self, atoms: Atoms, assessment: Assessment) -> Assessment:
+        """Return the assessment with what else there is to say of this step."""
+        energy = float(atoms.calc.results["energy"]) / len(atoms)
+        if self._first is None:
+            self._first = energy, atoms.cell.array.copy()
+        absurd = self._motion(atoms)
+        change = energy - self._first[0]
+        if abs(change) > STEEPEST:  # NaN is said elsewhere
+            absurd.append(
+                f"the energy is {change:+.3g} eV/atom off that of the first step, more "
+                f"than {STEEPEST:g} eV/atom"
+            )
+        doubts = [CELL_MOVES] if self._unjudged(atoms) else []
+        if not absurd and not doubts:
+            return assessment
+        reading = Reading(
+            NAME, 0.0, doubts=tuple(doubts), absurd=tuple(absurd), always=True
+        )
+        return extended(assessment, reading)
+
+    def moves_cell(self, atoms: Atoms) -> bool:
+        """Say whether the cell moves, as far as is known at this step."""
+        changed = self._first is not None and not np.array_equal(
+            self._first[1], atoms.cell.array
+        )
+        return self._by_design or changed
+
+    def _unjudged(self, atoms: Atoms) -> bool:
+        return not self._stress_judged and self.moves_cell(atoms)
+
+    def _motion(self, atoms: Atoms) -> list[str]:
+        timestep = timestep_fs(self._dynamics)
+        if timestep is None or not atoms.has("momenta"):
+            return []
+        reasons = []
+        temperature = float(atoms.get_temperature())
+        if not temperature <= HOTTEST:
+            reasons.append(f"the temperature is {temperature:.3g} K > {HOTTEST:g} K")
+        moves = np.linalg.norm(atoms.get_velocities(), axis=1) * timestep * units.fs
+        fastest = int(moves.argmax())  # of NaN the first
+        if not moves[fastest] <= FARTHEST:
+            symbol = chemical_symbols[atoms.numbers[fastest]]
+            reasons.append(
+                f"{symbol}{fastest} moves by {moves[fastest]:.3g} Å in one time step > "
+                f"{FARTHEST:g} Å"
+            )
+        return reasons
+
+
+def moves_cell(dynamics: Any) -> bool:
+    """Say whether an MD or optimiser object is made to change the cell."""
+    moved: Any = getattr(dynamics, "atoms", None)
+    while moved is not None and not isinstance(moved, Atoms):
+        if isinstance(moved, StrainFilter | UnitCellFilter):
+            return True
+        moved = getattr(moved, "atoms", None)
+    if not isinstance(dynamics, MolecularDynamics):
+        return False
+    if getattr(dynamics, "pfactor_given", 1.0) is None:  # Melchionna's, without one
+        return False
+    names = ("externalstress", "pressure", "_pressure_au")
+    return any(getattr(dynamics, name, None) is not None for name in names)
