@@ -1,7 +1,7 @@
 """How many labelled frames are called insane, and how much of the insane is not.
 
-``python benchmarks/sanity.py`` (minutes) reads all labelled frames of ``../shared/data``
-with `uqcalc.Sanity`, its reference energy and forces in the place of a model's, and
+``python benchmarks/sanity.py`` (minutes) reads the frames of ``../shared/data`` with
+`uqcalc.Sanity`, its reference energy and forces in the place of a model's, and
 then makes garbage by kind. No model is run: only what the signal itself knows counts.
 """
 
@@ -161,7 +161,7 @@ def garbage(seed: int, each: int) -> Iterator[tuple[str, Atoms, float, float]]:
             thrown.positions[0] += 40.0 * np.array([0, 0.6, 0.8])
             thrown.pbc = False
             yield "an atom has left", thrown, -1.0, 1.0
-            wrong = float(-(10 ** rng.uniform(5.5, 9)) * len(base))
+            wrong = float(-(10 ** rng.uniform(6.2, 9)) * len(base))
             yield "energy", base, wrong, 1.0
             yield "forces", base, -1.0, 10 ** rng.uniform(3.1, 9)
             far = base.copy()
@@ -175,7 +175,7 @@ def garbage(seed: int, each: int) -> Iterator[tuple[str, Atoms, float, float]]:
             apart = _scaled(atoms, rng.uniform(4.0, 9.0))
             apart.rattle(0.1, rng=rng)
             yield "blown up", apart, -1.0, 1.0
-            crushed = _scaled(atoms, rng.uniform(0.05, 0.28))
+            crushed = _scaled(atoms, rng.uniform(0.05, 0.25))
             crushed.rattle(0.005, rng=rng)
             yield "crushed", crushed, -1.0, 1.0
         for periodic in (True, False):
