@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from ase import units
-from ase.build import bulk, molecule
+from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.filters import FrechetCellFilter, StrainFilter, UnitCellFilter
 from ase.md.langevinbaoab import LangevinBAOAB
@@ -124,8 +124,8 @@ def barostats(atoms):
 
 
 def test_barostats_and_cell_filters_are_known_before_the_first_step():
-    atoms = bulk("Cu", cubic=True)
-    atoms.set_velocities(np.random.default_rng(0).normal(0, 0.02, (4, 3)))
+    atoms = copper()
+    atoms.calc = EMT()
     assert all(moves_cell(dynamics) for dynamics in barostats(atoms))
     thermostat = MelchionnaNPT(
         atoms, FEMTO, temperature_K=300, externalstress=0.0, ttime=25 * FEMTO
@@ -165,4 +165,4 @@ def test_a_cell_that_has_changed_counts_as_moving():
 def test_a_relaxation_stops_at_the_absurd(bundled):
     path = relax(fused_water(bundled), steps=40, patience=30)
     assert path.went_bad_at == 0
-    assert copper().has("momenta")
+    assert path.history[-1].step <= 1
