@@ -100,6 +100,7 @@ def test_results_are_bitwise_those_of_the_base(base, wrapped, atoms):
         "probe_importance",
         "max_force",
         "reliability_level",
+        "sanity_contact",
     }
     assert wrapped.results["probe_importance"].shape == (len(atoms),)
 
@@ -246,7 +247,7 @@ def test_no_numbers_are_unreliable_also_where_no_signal_is_due():
     atoms.calc.backbone.calculator.broken = True
     atoms.rattle(1e-3, seed=0)
     rested = atoms.calc.assess(atoms)
-    assert rested.readings == ()
+    assert [reading.signal for reading in rested.readings] == ["sanity"]
     assert rested.level is Level.UNRELIABLE
     assert "not a number" in str(rested)
     assert atoms.calc.results["reliability_level"] == 2
@@ -361,7 +362,7 @@ def test_export_and_todict(base, wrapped):
     np.testing.assert_array_equal(properties["stress"], bare.get_stress())
     assert "probe_reliability" not in wrapped.export_properties()
     described = json.loads(json.dumps(wrapped.todict()))
-    assert described["signals"] == ["probe", "max_force"]
+    assert described["signals"] == ["probe", "max_force", "sanity"]
     assert described["backbone"] == wrapped.backbone.fingerprint
     json.dumps(wrapped.describe())
     with pytest.raises(PropertyNotImplementedError):

@@ -52,7 +52,7 @@ def annotate(
     >>> from uqcalc import annotate, default_calculator
     >>> [water] = annotate([molecule("H2O")], default_calculator())
     >>> sorted(water.info)
-    ['probe_reliability', 'reliability_level', 'uqcalc']
+    ['probe_reliability', 'reliability_level', 'sanity_contact', 'uqcalc']
     """
     refused: object = frames
     if isinstance(refused, (Atoms, str, os.PathLike)):
