@@ -241,7 +241,7 @@ def test_an_infinite_energy_is_unreliable_whatever_the_signals_say():
 
 def test_no_numbers_are_unreliable_also_where_no_signal_is_due():
     atoms = watched(base=Infinite())
-    [signal] = atoms.calc.signals
+    signal = atoms.calc.signals[0]
     signal.interval = 2
     assert atoms.calc.assess(atoms).level is Level.RELIABLE
     atoms.calc.backbone.calculator.broken = True
