@@ -1,21 +1,26 @@
 # Two commands for a user: `make demo` and `make test`. Both build .venv first.
 PYTHON ?= python3
+# An interpreter of Python 3.12 for `make test-py312`; pyenv's, where there is one.
+PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python) python3.12)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # sevenn needs another e3nn than mace-torch: an environment of its own.
-SEVENNET := .venv-sevennet
+SEVENNET := $(VENV)-sevennet
 SEVENNET_STAMP := $(SEVENNET)/.installed
 
-.PHONY: help demo test test-sevennet test-slow test-gpu lint env clean
+.PHONY: help demo test test-sevennet test-py312 test-portable test-slow test-gpu lint env lock clean
 
 help:
 	@echo "make demo       heat a molecule until its potential breaks, and see it caught (leaves demo/)"
 	@echo "make test       the default test suite (under 8 minutes on two cores)"
 	@echo "make test-sevennet  of these, the tests of SevenNet, in .venv-sevennet"
+	@echo "make test-py312 the same with Python 3.12, in .venv-py312 (downloads several GB at first)"
+	@echo "make test-portable  the numerical tests as on other processors and with two threads"
 	@echo "make test-slow  the slow tests too"
 	@echo "make test-gpu   the tests that need CUDA (and a CUDA build of torch)"
 	@echo "make lint       ruff and mypy --strict"
+	@echo "make lock       write constraints/ anew from what is installed"
 
 demo: $(STAMP)
 	rm -rf demo
@@ -33,6 +38,13 @@ test: $(STAMP)
 test-sevennet: $(SEVENNET_STAMP)
 	$(SEVENNET)/bin/python -m pytest --require-run test_sevennet tests/backbones/test_sevennet.py
 
+test-py312:
+	$(MAKE) test PYTHON=$(PYTHON312) VENV=.venv-py312
+
+# See tests/portable.py for the settings and for the files that are left out.
+test-portable: $(STAMP)
+	$(BIN)/python tests/portable.py
+
 test-slow: $(STAMP)
 	$(PYTEST) -m "not gpu and not network"
 
@@ -46,18 +58,47 @@ lint: $(STAMP)
 
 env: $(STAMP)
 
-# torch goes in first and alone: packages that depend on it then leave it as it is.
-$(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all,xtb,dev]"
-	touch $(STAMP)
+# What is installed is locked as it is. For newer releases, begin without the old
+# files: `make clean; rm constraints/*.txt; make lock`. With Python 3.12:
+# `make lock PYTHON=python3.12 VENV=.venv-py312`.
+lock: $(STAMP) $(SEVENNET_STAMP)
+	$(BIN)/python constraints/lock.py
+	$(SEVENNET)/bin/python constraints/lock.py
+	touch $(STAMP) $(SEVENNET_STAMP)
 
-$(SEVENNET_STAMP): pyproject.toml constraints.txt
-	test -x $(SEVENNET)/bin/python || $(PYTHON) -m venv $(SEVENNET)
-	$(SEVENNET)/bin/python -m pip install --quiet --constraint constraints.txt torch
-	$(SEVENNET)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[sevenn,dev]"
-	touch $(SEVENNET_STAMP)
+# An interpreter that the user names must be the environment's.
+RELEASE := -c 'import sys; print("py%d%d" % sys.version_info[:2])'
+.PHONY: same-python
+same-python:
+ifneq ($(origin PYTHON),file)
+	@wanted=$$($(PYTHON) $(RELEASE)) && for folder in $(VENV) $(SEVENNET); do \
+	   test -x $$folder/bin/python || continue; found=$$($$folder/bin/python $(RELEASE)); \
+	   test $$found = $$wanted || { echo "$$folder has $$found, $(PYTHON) is $$wanted:" \
+	     "remove $$folder or name another folder, VENV=.venv-$$wanted"; exit 1; }; done
+endif
+
+# $(call install,FOLDER,SUFFIX,EXTRAS): build an environment held to its lock, where
+# this Python has one. torch goes in first and alone: packages that depend on it then
+# leave it as it is. The stamp names the lock and the extras; constraints/lock.py reads
+# it, and a test there says what differs.
+define install
+	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	@lock=$$($(1)/bin/python $(RELEASE))$(2).txt; held=; \
+	 if [ -f constraints/$$lock ]; then held="--constraint constraints/$$lock"; \
+	 else echo "constraints/$$lock does not exist: the newest releases are installed"; fi; \
+	 set -ex; \
+	 $(1)/bin/python -m pip install --quiet $$held torch; \
+	 $(1)/bin/python -m pip install --quiet $$held --editable ".[$(3)]"; \
+	 echo "$$lock $(3)" > $(1)/.installed
+endef
+
+$(STAMP): pyproject.toml $(wildcard constraints/*.txt) | same-python
+	$(call install,$(VENV),,all$(comma)xtb$(comma)dev)
+
+$(SEVENNET_STAMP): pyproject.toml $(wildcard constraints/*.txt) | same-python
+	$(call install,$(SEVENNET),-sevennet,sevenn$(comma)dev)
+
+comma := ,
 
 clean:
-	rm -rf $(VENV) $(SEVENNET) demo
+	rm -rf .venv .venv-sevennet .venv-py312 .venv-py312-sevennet demo
