@@ -487,17 +487,52 @@ def assessment(level, *, skipped):
     fraction=st.floats(0.05, 1),
 )
 def test_trigger_is_its_definition(frames, patience, window, fraction):
+    """Step by step: what each step was, by the frame that stands for it."""
     trigger = Trigger(patience, window, None if window is None else fraction)
-    bad = []
-    for level, skipped in frames:
-        counts = level is Level.UNRELIABLE or not skipped
+    bad, whole = [], []
+    for now, (level, skipped) in enumerate(frames):
+        is_bad = level is Level.UNRELIABLE
+        counts = is_bad or not skipped
         if counts:
-            bad.append(level is Level.UNRELIABLE)
+            bad.append(is_bad)
+        whole.append((is_bad, skipped))
         if window is None:
             expected = len(bad) >= patience and all(bad[-patience:])
         else:
-            expected = sum(bad[-window:]) >= fraction * window - 1e-9
+            covered = sum(
+                stands_as(whole[: step + 1])
+                for step in range(max(0, now + 1 - window), now + 1)
+            )
+            expected = is_bad and covered >= fraction * window - 1e-9
         assert trigger(assessment(level, skipped=skipped)) == (counts and expected)
+
+
+def stands_as(frames):
+    """Say whether the last step counts as UNRELIABLE."""
+    is_bad, skipped = frames[-1]
+    if is_bad or not skipped:
+        return is_bad
+    judged = [bad for bad, skipped in frames if not skipped]
+    return bool(judged) and judged[-1]
+
+
+@pytest.mark.parametrize(("every", "expected"), [(1, 49), (5, 50), (10, 50)])
+def test_a_signal_read_less_often_halts_at_about_the_same_time(every, expected):
+    """Half of the last 50 fs, 25 fs, are 50 steps of 0.5 fs, however many are read."""
+    signal = Scripted(after=BAD)
+    signal.interval = every
+    dynamics = VelocityVerlet(watched(signal=signal), 0.5 * units.fs)
+    monitor = Monitor(dynamics)
+    assert dynamics.run(200) is False
+    assert dynamics.nsteps == expected
+    assert monitor.halted
+    # one bad reading is no half of the window, however long it stands
+    signal = Scripted([GOOD] * 10 + [BAD], after=GOOD)
+    signal.interval = every
+    dynamics = VelocityVerlet(watched(signal=signal), 0.5 * units.fs)
+    monitor = Monitor(dynamics)
+    dynamics.run(20 * every)
+    assert (monitor.halted, dynamics.nsteps) == (False, 20 * every)
 
 
 def test_settings_and_calculators_that_cannot_work_are_refused():

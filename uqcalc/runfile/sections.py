@@ -178,10 +178,10 @@ class PolicySection(Section):
         Cutoffs on P(reliable), below which a frame is SUSPECT, UNRELIABLE; by default
         the probe's own.
     window, fraction : int, float
-        Act as soon as this fraction of the last ``window`` frames is UNRELIABLE.
+        Act as soon as this fraction of the last ``window`` steps is UNRELIABLE.
     patience : int
         Act after so many UNRELIABLE frames in a row. By default neither: half of the
-        frames of the last 50 fs, or three in a row of a relaxation.
+        last 50 fs, or three frames in a row of a relaxation.
     on_unreliable : {"halt", "warn"}
         Stop in that very step, or only say so in the log.
     """

@@ -60,9 +60,10 @@ class Monitor:
         Extended XYZ file for the UNRELIABLE frames, annotated, and the halting one.
     patience : int, optional
         Consecutive UNRELIABLE frames before acting. By default `Trigger.usual`: half
-        of the frames of the last 50 fs, or three in a row of an optimiser.
+        of the last 50 fs, or three frames in a row of an optimiser.
     window, fraction : int, float, optional
-        Act instead as soon as ``fraction`` of ``window`` frames are UNRELIABLE.
+        Act instead as soon as UNRELIABLE frames cover ``fraction`` of the last
+        ``window`` steps; a frame stands for the steps until the next one is judged.
     on_unreliable : {"halt", "raise", "warn"} or callable
         What to do then, and at once where there is nothing to wait for: numbers that
         are none, or what is beyond all physics (`uqcalc.Sanity` and
@@ -168,7 +169,8 @@ class Monitor:
         # the next geometry would have no number in it, whatever the patience
         moves_cell = self._circumstances.moves_cell(atoms)
         lost = not is_finite(atoms.calc.results, stress=moves_cell)
-        act = self.trigger(assessment) or lost or bool(assessment.absurd)
+        stop = lost or bool(assessment.absurd)
+        act = self.trigger(assessment, self.step) or stop
         if self.log is not None:
             self.log.write(event.to_dict())
         if self.flagged is not None and event.level is Level.UNRELIABLE:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from uqcalc.records import Assessment, Level
 
@@ -19,8 +21,19 @@ OPTIMISER_PATIENCE = 3
 class Trigger:
     """When enough frames are UNRELIABLE to act: a streak, or a share of a window.
 
-    A frame on which a judged signal did not run neither ends nor lengthens a
-    streak, unless the signals that did run say UNRELIABLE.
+    A streak counts frames; a window counts steps, which is time. Where the judged
+    signals run at every k-th step only, a frame stands for the steps until the next
+    one: windows are as long as without, and the trigger acts at about the same time.
+    A frame on which a judged signal did not run neither ends nor lengthens a streak,
+    and the trigger does not act on it, unless the signals that did run say UNRELIABLE.
+
+    Parameters
+    ----------
+    patience : int
+        UNRELIABLE frames in a row before acting.
+    window, fraction : int, float, optional
+        Act instead where the last frame is UNRELIABLE and such frames cover at least
+        ``fraction`` of the last ``window`` steps.
     """
 
     def __init__(
@@ -47,28 +60,38 @@ class Trigger:
                 )
                 raise ValueError(msg)
             patience = max(1, math.ceil(fraction * window - 1e-9))
-        # A streak is a window that is as long as what it takes.
-        self.needed, self.window = patience, window or patience
-        self._recent: deque[bool] = deque(maxlen=self.window)
+        self.needed, self.window = patience, window
+        self._recent = _Recent(patience, window)
+        self._step = -1
 
     @classmethod
     def usual(cls, timestep_fs: float | None) -> Trigger:
         """Return what users get by default.
 
-        Molecular dynamics: half of the frames of the last 50 fs; without a time step
-        (optimisers): three in a row.
+        Molecular dynamics: half of the last 50 fs; without a time step (optimisers):
+        three frames in a row.
         """
         if timestep_fs is None:
             return cls(OPTIMISER_PATIENCE)
         return cls(window=max(1, round(WINDOW_FS / timestep_fs)), fraction=FRACTION)
 
-    def __call__(self, assessment: Assessment) -> bool:
-        """Take note of one frame; say whether to act now."""
-        bad = assessment.level is Level.UNRELIABLE
-        if assessment.verdict.skipped and not bad:
+    def __call__(self, assessment: Assessment, step: int | None = None) -> bool:
+        """Take note of one frame; say whether to act now.
+
+        Parameters
+        ----------
+        step : int, optional
+            Its number in the run; by default the one after the last frame's.
+        """
+        self._step = self._step + 1 if step is None else step
+        bad, whole = (
+            assessment.level is Level.UNRELIABLE,
+            not assessment.verdict.skipped,
+        )
+        if not (bad or whole):
             return False
-        self._recent.append(bad)
-        return sum(self._recent) >= self.needed
+        self._recent.append(self._step, float(bad), whole=whole)
+        return self._recent.peak() >= 1
 
     def replay(
         self, records: Iterable[Mapping[str, Any]], judged: Collection[str]
@@ -83,20 +106,91 @@ class Trigger:
             Signals that the policy has thresholds for.
         """
         for record in records:
+            self._step = int(record["step"])
             bad = record.get("level") == Level.UNRELIABLE.name
             if record["event"] == "warning":
                 self.clear()  # it acted, and has waited for a new streak since
-            elif bad or not set(judged) - set(record["readings"]):
-                self._recent.append(bad)
+                continue
+            whole = not set(judged) - set(record["readings"])
+            if bad or whole:
+                self._recent.append(self._step, float(bad), whole=whole)
 
     def clear(self) -> None:
         """Forget the frames so far."""
         self._recent.clear()
 
+    def peak(self, risks: Sequence[float | None]) -> float:
+        """Return the largest limit on the risk that it would act on along a run.
+
+        Parameters
+        ----------
+        risks : sequence of float or None, (steps,)
+            Of each step of the run; None where the signal did not run, NaN counts as
+            infinite.
+        """
+        recent, highest = _Recent(self.needed, self.window), -math.inf
+        for step, risk in enumerate(risks):
+            if risk is not None:
+                recent.append(step, math.inf if math.isnan(risk) else risk)
+                highest = max(highest, recent.peak())
+        return highest
+
     def words(self) -> str:
         """Say what was waited for."""
-        if self.window > self.needed:
+        if self.window is not None and self.window > self.needed:
             return f"{self.needed} of {self.window} frames UNRELIABLE"
         if self.needed == 1:
             return "UNRELIABLE"
         return f"UNRELIABLE for {self.needed} frames in a row"
+
+
+class _Recent:
+    """What of the steps so far still matters: from each on, the risk that stood."""
+
+    def __init__(self, needed: int, window: int | None) -> None:
+        self.needed, self.window = needed, window
+        streak = needed if window is None else None
+        self._stood: deque[tuple[int, float]] = deque(maxlen=streak)
+        self._now, self._held = (-1, -math.inf), -math.inf
+
+    def append(self, step: int, risk: float, *, whole: bool = True) -> None:
+        """Take note of a frame, and forget those that the window has left.
+
+        It stands for the steps until the next one, or, where it was not judged as a
+        whole, for its own step.
+        """
+        stood, self._now = self._stood, (step, risk)
+        if self.window is None:
+            stood.append((step, risk))
+            return
+        while stood and stood[-1][0] >= step:
+            stood.pop()
+        stood.append((step, risk))
+        if whole:
+            self._held = risk
+        else:
+            stood.append((step + 1, self._held))
+        while len(stood) > 1 and stood[1][0] <= step + 1 - self.window:
+            stood.popleft()
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._stood.clear()
+        self._held = -math.inf
+
+    def peak(self) -> float:
+        """Return the largest value that so many frames, or steps, have reached.
+
+        The last frame must be among them; minus infinity where there are too few.
+        """
+        starts, risks = np.array(self._stood, dtype=float).T
+        if self.window is None:
+            return float(risks.min()) if len(risks) == self.needed else -math.inf
+        step, risk = self._now
+        ends = np.minimum(np.append(starts[1:], step + 1), step + 1)
+        covered = ends - np.maximum(starts, step + 1 - self.window)
+        order = np.argsort(-risks, kind="stable")
+        reached = np.cumsum(np.maximum(covered, 0)[order]) >= self.needed
+        if not reached[-1]:
+            return -math.inf
+        return float(min(risks[order[int(np.argmax(reached))]], risk))
