@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from functools import lru_cache
 
 from uqcalc.backbones.base import Backbone
-from uqcalc.policy import Policy, Threshold
+from uqcalc.policy import TRUST_NOTHING, Policy, Threshold
 from uqcalc.probe.card import MEANINGS, Card
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.quantities import ENERGY_TARGETS
@@ -23,8 +22,6 @@ from uqcalc.signals.spread import ForceSpread
 
 
 AUTO = "auto"
-# Limits on a risk that call nothing RELIABLE, not even a risk of zero.
-TRUST_NOTHING = (-1.0, sys.float_info.max)
 
 
 def choose_signals(

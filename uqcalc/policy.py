@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from uqcalc.records import Assessment, Level, Reading, Verdict
+
+
+# Limits on a risk of which nobody has said what is reliable: nothing is, not even a
+# risk of zero, and what is not a number is UNRELIABLE all the same.
+TRUST_NOTHING = (-1.0, sys.float_info.max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,11 @@ class Threshold:
         unit = f" {reading.unit}" if reading.unit else ""
         if math.isnan(reading.risk):
             return f"{self.signal}: {reading.note or 'risk is not a number'}"
+        if (self.suspect, self.unreliable) == TRUST_NOTHING:
+            return (
+                f"{self.signal}: no limit is known (risk {reading.risk:.3g}{unit}), so "
+                "nothing counts as reliable"
+            )
         severe = self.level(reading.risk) is Level.UNRELIABLE
         limit = self.unreliable if severe else self.suspect
         if reading.meaning:

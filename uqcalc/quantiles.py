@@ -56,7 +56,8 @@ def group_quantile(values: ArrayLike, groups: ArrayLike, level: float) -> float:
         msg = (
             f"a quantile of {level:g} must have at least {groups_needed(level)} groups "
             f"(frames without a group key are one each), got {len(counts)}; give more, "
-            "or lower it"
+            "or lower it; for a run of one molecule or material, give several normal "
+            "runs to uqcalc.calibrate_threshold(runs=[...])"
         )
         raise LabelError(msg)
     order = np.argsort(given, kind="stable")  # NaN comes last

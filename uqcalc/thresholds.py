@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
+from scipy import special
 from sklearn.isotonic import IsotonicRegression
 
 from uqcalc.backbones.batching import batches, predict_each
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.calculator import ReliableCalculator
-from uqcalc.errors import LabelError
+from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.policy import Threshold
 from uqcalc.probe.labelling.labels import Labels
+from uqcalc.probe.labelling.prospects import find_series
 from uqcalc.progress import progress_bar
+from uqcalc.quantiles import group_quantile
+from uqcalc.records import Level
+from uqcalc.runlimits import RunLimits, limits_of_runs
+from uqcalc.watching.trigger import Trigger
 
 
 FEWEST_OF_A_KIND = 5
@@ -39,6 +47,8 @@ class ErrorCurve:
     risks, probabilities : arrays (knots,)
         Ascending; linear in between, constant beyond.
     labels : int
+    seen, failed : arrays (labels,)
+        Risks of the labelled frames, ascending, and which of them failed.
     """
 
     signal: str
@@ -46,6 +56,8 @@ class ErrorCurve:
     risks: NDArray[np.float64]
     probabilities: NDArray[np.float64]
     labels: int
+    seen: NDArray[np.float64]
+    failed: NDArray[np.bool_]
 
     def __call__(self, risk: float) -> float:
         """Return the probability at ``risk``; NaN gives 1."""
@@ -53,79 +65,191 @@ class ErrorCurve:
             return 1.0
         return float(np.interp(risk, self.risks, self.probabilities))
 
-    def threshold(self, *, suspect: float = 0.2, unreliable: float = 0.5) -> Threshold:
-        """Return the largest risks at which the probability is still below these.
+    def threshold(
+        self,
+        *,
+        suspect: float = 0.2,
+        unreliable: float = 0.5,
+        confidence: float = 0.9,
+    ) -> Threshold:
+        """Return the largest risks at which the probability is surely below these.
+
+        Not where the curve crosses them, which with few labels is far too high: from
+        the lowest risk up, labels are passed as long as among the next so many so few
+        failed as would with probability 1 - ``confidence`` were P as large as asked.
+        The true P at the limit then exceeds it in at most that share of draws, if P
+        never falls with the risk (a fixed sequence of exact binomial tests).
 
         Raises
         ------
         LabelError
-            If the curve does not reach them: the labels hold no such case.
+            If the labels are too few, or fail too often, for any such limit.
+        ValueError
+            If the probabilities are not 0 < suspect <= unreliable < 1.
         """
-        limits = []
-        for wanted in (suspect, unreliable):
-            below = np.flatnonzero(self.probabilities < wanted)
-            if len(below) == 0 or len(below) == len(self.risks):
-                msg = (
-                    f"probability must be one that the labels show on both sides, got "
-                    f"{wanted} where they show {self.probabilities[0]:.2f} to "
-                    f"{self.probabilities[-1]:.2f}; choose another, or label more"
-                )
-                raise LabelError(msg)
-            limits.append(float(self.risks[below[-1]]))
-        return Threshold(self.signal, suspect=limits[0], unreliable=limits[1])
+        if not (0 < suspect <= unreliable < 1 and 0 < confidence < 1):
+            msg = (
+                "probabilities must be 0 < suspect <= unreliable < 1 and confidence be "
+                f"between 0 and 1, got {suspect}, {unreliable} and {confidence}"
+            )
+            raise ValueError(msg)
+        limits = [self._surely_below(p, confidence) for p in (suspect, unreliable)]
+        return Threshold(self.signal, suspect=limits[0], unreliable=max(limits))
+
+    def _surely_below(self, wanted: float, confidence: float) -> float:
+        fewest = math.ceil(math.log(1 - confidence) / math.log(1 - wanted) - 1e-9)
+        width = max(fewest, len(self.seen) // 5)
+        failures = np.concatenate([[0], np.cumsum(self.failed)])
+        among = failures[width:] - failures[:-width]  # of each and those that follow
+        passed = special.bdtr(among, width, wanted) <= 1 - confidence
+        first = int(np.argmin(np.append(passed, False)))
+        if first == 0:
+            lowest = int(among[0]) if len(among) else int(failures[-1])
+            msg = (
+                f"a limit below which P(error > {self.tolerance:g} eV/Å) is under "
+                f"{wanted:g} must rest on {width} labels of the lowest risks, of which "
+                f"few fail, got {lowest} failures of {min(width, len(self.seen))}; "
+                "label more frames of low risk, or ask for a larger probability"
+            )
+            raise LabelError(msg)
+        return float(self.seen[first - 1])
 
 
+@overload
 def calibrate_threshold(
     frames: Iterable[Atoms],
     calculator: ReliableCalculator,
     *,
-    signal: str = "force_delta",
+    signal: str = ...,
+    suspect: float = ...,
+    unreliable: float = ...,
+    groups: Sequence[Hashable] | None = ...,
+) -> Threshold: ...
+@overload
+def calibrate_threshold(
+    frames: None = ...,
+    calculator: ReliableCalculator | None = ...,
+    *,
+    signal: str | Mapping[str, float] = ...,
+    runs: Sequence[Iterable[Atoms]],
+    timestep_fs: float | None = ...,
+    alpha: float = ...,
+    confidence: float | None = ...,
+    failing: Sequence[Iterable[Atoms]] = ...,
+    trigger: Trigger | None = ...,
+) -> RunLimits: ...
+def calibrate_threshold(  # noqa: PLR0913  (two ways to say what is normal)
+    frames: Iterable[Atoms] | None = None,
+    calculator: ReliableCalculator | None = None,
+    *,
+    signal: str | Mapping[str, float] = "force_delta",
     suspect: float = 0.95,
     unreliable: float = 0.99,
-) -> Threshold:
-    """Return limits at quantiles of a signal over a run that you call normal.
+    groups: Sequence[Hashable] | None = None,
+    runs: Sequence[Iterable[Atoms]] | None = None,
+    timestep_fs: float | None = None,
+    alpha: float = 0.1,
+    confidence: float | None = None,
+    failing: Sequence[Iterable[Atoms]] = (),
+    trigger: Trigger | None = None,
+) -> Threshold | RunLimits:
+    """Return limits on a signal from what you call normal.
 
-    Of further frames like these, a share of at most ``1 - suspect`` will be SUSPECT or
-    worse, and ``1 - unreliable`` UNRELIABLE, on average over such runs (the quantiles
-    are the conformal ones: Vovk et al. 2005). That says how unusual a frame is, not how
-    wrong its forces are; for that, see `error_curve`.
+    For a run under a `Monitor` pass several normal ``runs``, made without halting. A
+    run's score is the largest limit that the very trigger would act on; of further runs
+    of that length, time step and thermostat at most ``alpha`` will be halted, on
+    average over draws of the runs (9 of them for 0.1), or with ``confidence`` (at 95 %
+    29 for 0.1, 59 for 0.05), and of runs k times as long k times as many. One run is
+    cut into blocks: what holds is approximate then.
+
+    For single structures pass ``frames``: of further ones like these a share of at most
+    ``1 - suspect`` will be SUSPECT or worse and ``1 - unreliable`` UNRELIABLE, on
+    average (`uqcalc.quantiles.group_quantile`). A monitor whose window is full of
+    neighbours of such a frame halts many a normal run.
+
+    Either says how unusual something is, not how wrong its forces are; for that, see
+    `error_curve`.
 
     Parameters
     ----------
     frames : iterable of Atoms
-        The normal run. Frames close in time repeat each other: they count as fewer.
     calculator : ReliableCalculator
         With the signal, under any policy.
-    signal : str
-        Its name.
+    signal : str or mapping
+        Its name. With ``runs`` also several, with a scale each that is fixed
+        beforehand: the largest risk / scale decides.
     suspect, unreliable : float
-        Quantiles.
+        Quantiles over ``frames``.
+    groups : sequence, optional
+        Of ``frames``: which belong together.
+    runs : sequence of iterables of Atoms
+        Each the frames of one run at equal times.
+    timestep_fs : float
+        Between the frames of ``runs``.
+    alpha, confidence : float
+    failing : sequence of iterables of Atoms
+        Runs that ought to be halted: the result says how many would be.
+    trigger : Trigger, optional
+        Of the monitor; by default that of `Monitor` at this time step.
+
+    Returns
+    -------
+    Threshold
+        For ``frames``.
+    RunLimits
+        For ``runs``; ``limits.policy()`` and ``limits.thresholds`` go on from there,
+        and its text says what holds.
 
     Raises
     ------
     ValueError
         If the quantiles are not in order, or there is no such signal.
     LabelError
-        If there are too few frames for a quantile; it says how many are needed.
+        If there are too few frames or runs; it says how many are needed.
+
+    Warns
+    -----
+    LabelWarning
+        If ``frames`` follow each other as those of a run do, or there is one run only.
     """
-    if not 0 < suspect <= unreliable < 1:
+    if calculator is None or (frames is None) == (runs is None):
         msg = (
-            "quantiles must be 0 < suspect <= unreliable < 1, got "
-            f"{suspect} and {unreliable}"
+            "frames or runs, and a calculator, must be given, got "
+            f"{'both' if frames is not None and runs is not None else 'none'}; pass "
+            "calculator= and runs=[...] for molecular dynamics"
         )
         raise ValueError(msg)
-    risks = np.sort([risk for _, _, risk in _readings(frames, calculator, signal)])
-    limits = []
-    for quantile in (suspect, unreliable):
-        rank = math.ceil((len(risks) + 1) * quantile)
-        if rank > len(risks):
-            needed = math.ceil(quantile / (1 - quantile) - 1e-9)
-            msg = (
-                f"a quantile of {quantile} must have at least {needed} frames, got "
-                f"{len(risks)}; give more, or lower it"
-            )
-            raise LabelError(msg)
-        limits.append(float(risks[rank - 1]))
+    if runs is not None:
+        if timestep_fs is None:
+            msg = "timestep_fs between the frames of runs must be given, got None"
+            raise ValueError(msg)
+        scales = {signal: 1.0} if isinstance(signal, str) else dict(signal)
+        return limits_of_runs(
+            [_series(run, calculator, scales) for run in runs],
+            scales,
+            timestep_fs=timestep_fs,
+            alpha=alpha,
+            confidence=confidence,
+            failing=[_series(run, calculator, scales) for run in failing],
+            trigger=trigger,
+        )
+    if not isinstance(signal, str) or not 0 < suspect <= unreliable < 1:
+        msg = (
+            "frames take one signal, and quantiles must be 0 < suspect <= unreliable "
+            f"< 1, got {signal!r}, {suspect} and {unreliable}"
+        )
+        raise ValueError(msg)
+    given = list(frames or ())
+    if groups is None and (series := find_series(given)):
+        text = (
+            "limits for a run should come from several runs, got frames of "
+            f"{series[0]} that follow each other: a quantile of frames halts many a "
+            "normal run; pass runs=[...] with timestep_fs="
+        )
+        warnings.warn(text, LabelWarning, stacklevel=2)
+    risks = [risk for _, _, risk in _readings(given, calculator, signal)]
+    names: Any = range(len(given)) if groups is None else list(groups)
+    limits = [group_quantile(risks, names, level) for level in (suspect, unreliable)]
     return Threshold(signal, suspect=limits[0], unreliable=limits[1])
 
 
@@ -179,7 +303,48 @@ def error_curve(
     closest = 1 / (len(failed) + 2)
     probabilities = np.clip(fit.y_thresholds_, closest, 1 - closest)
     knots = np.asarray(fit.X_thresholds_, dtype=float)
-    return ErrorCurve(signal, tolerance, knots, probabilities, len(failed))
+    order = np.argsort(risks, kind="stable")
+    return ErrorCurve(
+        signal,
+        tolerance,
+        knots,
+        probabilities,
+        len(failed),
+        np.asarray(risks, dtype=float)[order],
+        np.asarray(failed, dtype=bool)[order],
+    )
+
+
+def _series(
+    run: Iterable[Atoms], calculator: ReliableCalculator, scales: Mapping[str, float]
+) -> list[float | None]:
+    """Return the largest risk / scale of each frame, as a policy would act on it."""
+    _chosen(calculator, scales)
+    found: list[float | None] = []
+    for batch in batches(run, len):
+        wanted = calculator.wanted()
+        for outcome in predict_each(calculator.backbone, batch, wanted):
+            if isinstance(outcome, str):  # a run would not go on from it
+                found.append(math.inf)
+                continue
+            readings = calculator.judge(outcome).readings
+            ours = [r for r in readings if r.signal in scales]
+            bad = any(
+                r.floor is Level.UNRELIABLE for r in readings if r.always or r in ours
+            )
+            risks = [r.risk / scales[r.signal] for r in ours]
+            if any(map(math.isnan, risks)) or bad:
+                found.append(math.inf)
+            else:
+                found.append(max(risks) if risks else None)
+    return found
+
+
+def _chosen(calculator: ReliableCalculator, names: Iterable[str]) -> None:
+    present = [signal.name for signal in calculator.signals]
+    if missing := [name for name in names if name not in present]:
+        msg = f"signal must be one of the calculator's {present}, got {missing[0]!r}"
+        raise ValueError(msg)
 
 
 def _readings(

@@ -40,7 +40,7 @@ def judging(
     Without limits and probe nobody has said what is reliable: every frame is SUSPECT.
     """
     import uqcalc
-    from uqcalc.choosing import TRUST_NOTHING
+    from uqcalc.policy import TRUST_NOTHING
 
     thresholds = [] if probe is None else [*probe.card.policy().thresholds]
     if limits is not None:

@@ -1,37 +1,40 @@
 """A promise about what a probe accepts, with a bound that holds for finite samples.
 
-Among the structures whose probability reaches a cutoff, at most a share ``risk`` errs
-by more than a tolerance: selective risk control (Geifman & El-Yaniv 2017,
-arXiv:1705.08500) by exact binomial bounds over a fixed sequence of cutoffs (fixed
-sequence testing; Angelopoulos et al. 2021, arXiv:2110.01052).
+Among the structures whose probability reaches a cutoff, one structure taken from each
+new group, at most a share ``risk`` errs by more than a tolerance: selective risk
+control (Geifman & El-Yaniv 2017, arXiv:1705.08500) by exact binomial bounds over a
+fixed sequence of cutoffs with several starts (Angelopoulos et al. 2021,
+arXiv:2110.01052, section 3; with errors handed on, the fallback procedure of Wiens &
+Dmitrienko 2005, doi:10.1080/10543400500265660).
 
 What is guaranteed, and why. One structure is drawn from each group, so the units are
 independent. At a cutoff c fixed beforehand the wrong ones among the n_c accepted units
 are binomial with the true risk R(c), whatever the probe and the population are;
-"R(c) > risk" is rejected where so few would be wrong with probability 1 - confidence at
-most. The cutoffs are tried from the highest down, each at the full level, until one is
-not rejected. For the promise to break, the first cutoff in the row whose risk is too
-large must be rejected, and that happens with probability 1 - confidence at most.
+"R(c) > risk" is rejected at level a where so few would be wrong with probability a at
+most. The error budget 1 - confidence is divided among the starts. From each the
+cutoffs are tried downwards, at its part of the budget, until one is not rejected; what
+a row arrives with at a later start adds to the part of that start. The probability
+that any cutoff is rejected whose risk is too large is at most the whole budget, however
+the tests depend on each other; the lowest rejected cutoff is promised.
 
-Cutoffs that accept too few units to be rejected with any labels are passed over. That
-looks at how many are accepted and never at a label, but it lets the draw decide which
-too risky cutoff is met first. The guarantee stays exact where, below such a cutoff, the
-structures next in line err no less often than ``risk``: where the probability does not
-rank them upside down. (Cutoffs at quantiles of the probabilities that were drawn would
-need as much, and probabilities without ties besides; with a single cutoff nothing is
-assumed.)
+The starts lie where 5, 15 and 40 % of the groups would be accepted, as the probe's own
+held-out groups say, which are on its card: they are fixed before any of these labels is
+seen. How many of them there are depends on the number of groups alone (`plan`). A
+probe that does not know begins where a fifth of the groups says, whose labels are not
+looked at and do not count.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
+from scipy import special, stats
 
 from uqcalc.errors import LabelError, ProbeError
 
@@ -39,7 +42,16 @@ from uqcalc.errors import LabelError, ProbeError
 # Fixed before any label is seen: from 0.9999 down, a step of 0.1 in the log-odds, and
 # at last everything that has a probability at all.
 CUTOFFS = (*special.expit(np.arange(92, -93, -1) / 10).round(6).tolist(), 0.0)
+# Where the sequence starts: shares of the groups that would be accepted.
+SHARES = (0.05, 0.15, 0.4)
+_SPARE = 1.15  # so many more than the fewest, where even the last share is too few
+_ASIDE = 0.2  # of the groups, to find the starts of a probe that does not know them
 _MANY = 1_000_000  # more labels than anyone will draw
+# Advice on how many would do takes this bound on the share that errs, and asks that a
+# draw of so many makes the promise with this probability.
+_CAUTION, _SURE = 0.6, 0.9
+
+Starts = Callable[[Sequence[float]], ArrayLike]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +59,9 @@ class Promise:
     """At most a share ``risk`` of what is accepted errs by more than ``tolerance``.
 
     With probability ``confidence`` over the draw of the calibration set, it is true of
-    one structure of each of further groups drawn like those of that set. It says
-    nothing of a run that leaves them.
+    one structure from each new group, groups drawn like those of that set. Where
+    groups are of unequal size, the share among all accepted structures may be another.
+    It says nothing of a run that leaves them.
 
     Attributes
     ----------
@@ -60,8 +73,8 @@ class Promise:
     accepted, wrong : int
         How many of those structures were accepted, and erred all the same.
     bound : float
-        Upper bound on the risk at ``confidence`` (Clopper & Pearson 1934); no larger
-        than ``risk``.
+        Upper bound on the risk (Clopper & Pearson 1934) at the part of the error
+        budget that was spent on it; no larger than ``risk``.
     tolerance : float or None
         Larger errors are wrong, in ``unit``; None where only right and wrong are known.
     unit : str
@@ -120,12 +133,12 @@ class Promise:
                 f"{self.cutoff:.4g}, within the scope of the probe"
             )
         return (
-            f"of the structures accepted ({which}), at "
+            f"of one structure from each new group, if accepted ({which}), at "
             f"most {self.risk:.3g} {how}, with confidence {self.confidence:.3g}; seen: "
             f"{self.wrong} wrong of {self.accepted} accepted, one structure of each of "
             f"{self.groups} groups (coverage {self.coverage:.3g}, upper bound "
-            f"{self.bound:.3g}); it holds for structures of new groups drawn like the "
-            "calibration set, not along a run that leaves it"
+            f"{self.bound:.3g}); it holds for groups drawn like the calibration set, "
+            "not along a run that leaves it"
         )
 
 
@@ -173,6 +186,26 @@ def one_of_each(groups: Sequence[Any], seed: int = 0) -> NDArray[np.int64]:
     return np.sort(order[first])
 
 
+@lru_cache(maxsize=4096)
+def plan(
+    groups: int, risk: float, confidence: float
+) -> tuple[tuple[float, float], ...]:
+    """Return where the sequence starts: (share of groups accepted, part of the budget).
+
+    Of `SHARES` those are used at which so many groups would be accepted that the
+    promise could be made without errors; the budget is divided evenly. Where all are
+    too few, there is one start, at the smallest share that is enough.
+    """
+    budget, shares = 1 - confidence, list(SHARES)
+    while shares:
+        fewest = units_needed(risk, 1 - budget / len(shares))
+        enough = [share for share in shares if share * groups >= fewest]
+        if len(enough) == len(shares):
+            return tuple((share, budget / len(shares)) for share in shares)
+        shares = enough
+    return ((min(1.0, _SPARE * units_needed(risk, confidence) / groups), budget),)
+
+
 def control_risk(
     probability: ArrayLike,
     wrong: ArrayLike,
@@ -180,7 +213,7 @@ def control_risk(
     *,
     risk: float = 0.05,
     confidence: float = 0.95,
-    cutoffs: Sequence[float] = CUTOFFS,
+    starts: Starts | None = None,
     seed: int = 0,
 ) -> Promise:
     """Return the lowest cutoff at which the risk among the accepted is under control.
@@ -196,8 +229,10 @@ def control_risk(
         See `exceeds`.
     groups : sequence (structures,)
         Structures of one group are not independent of each other.
-    cutoffs : sequence of float
-        Falling, and chosen without a look at these labels.
+    starts : callable, optional
+        From shares of groups to the cutoffs that would accept them, found without a
+        look at these structures (`uqcalc.probe.starts.starting_cutoffs`). Without it a
+        fifth of the groups is set aside to find them.
     seed : int
         Of the draw from each group; to try several and keep the best voids it.
 
@@ -206,32 +241,73 @@ def control_risk(
     LabelError
         If the data cannot support the promise; it says how many groups would.
     ValueError
-        For shares outside (0, 1), unequal lengths, or cutoffs that do not fall.
+        For shares outside (0, 1), and for unequal lengths.
     """
     belief, failed = np.asarray(probability, float), np.asarray(wrong, bool)
-    tried = np.asarray(cutoffs, float)
-    _check(belief, failed, len(groups), tried)
+    _check(belief, failed, len(groups))
     chosen = one_of_each(groups, seed)
+    if starts is None:
+        starts, chosen = _set_aside(belief, chosen, units_needed(risk, confidence))
+    planned = plan(len(chosen), risk, confidence)
+    tried, budgets = _ladder(planned, starts)
     kept = belief[chosen] >= tried[:, None]
     accepted = kept.sum(axis=1)
     erring = (kept & failed[chosen]).sum(axis=1)
-    testable = np.flatnonzero(accepted >= units_needed(risk, confidence))
-    if len(testable) == 0:
-        _refuse_few(int(accepted[-1]), len(chosen), risk, confidence)
-    n, k = accepted[testable], erring[testable]
-    rejected = special.bdtr(k, n, risk) <= 1 - confidence
-    last = int(np.argmin(np.append(rejected, False))) - 1
-    if last < 0:
-        _refuse_errors(int(k[0]), int(n[0]), len(chosen), risk, confidence)
+    found, level, carried = -1, 0.0, 0.0
+    chance = np.where(accepted > 0, special.bdtr(erring, accepted, risk), 1.0)
+    for rung, (p, own) in enumerate(zip(chance.tolist(), budgets, strict=True)):
+        carried += own
+        if p <= carried * (1 + 1e-12):
+            found, level = rung, carried
+        else:
+            carried = 0.0
+    if found < 0:
+        _refuse(belief[chosen], failed[chosen], starts, risk, confidence)
+    n, k = int(accepted[found]), int(erring[found])
     return Promise(
-        cutoff=float(tried[testable[last]]),
+        cutoff=float(tried[found]),
         risk=risk,
         confidence=confidence,
         groups=len(chosen),
-        accepted=int(n[last]),
-        wrong=int(k[last]),
-        bound=risk_bound(int(k[last]), int(n[last]), confidence),
+        accepted=n,
+        wrong=k,
+        bound=risk_bound(k, n, 1 - level),
     )
+
+
+def _ladder(
+    planned: Sequence[tuple[float, float]], starts: Starts
+) -> tuple[NDArray[np.float64], list[float]]:
+    """Return the cutoffs from the highest start down, and what each start brings."""
+    shares = [share for share, _ in planned]
+    given = np.asarray(starts(shares), float)
+    budget: dict[float, float] = {}
+    for (share, part), cutoff in zip(planned, given.tolist(), strict=True):
+        lowest = 0.0 if share >= 1 else cutoff
+        budget[lowest] = budget.get(lowest, 0.0) + part
+    below = [cutoff for cutoff in CUTOFFS if cutoff < max(budget)]
+    tried = sorted({*budget, *below}, reverse=True)
+    return np.array(tried), [budget.get(cutoff, 0.0) for cutoff in tried]
+
+
+def _set_aside(
+    belief: NDArray[np.float64], chosen: NDArray[np.int64], fewest: int
+) -> tuple[Starts, NDArray[np.int64]]:
+    """Find the starts on a fifth of the groups, and return them with the others.
+
+    Where too few would be left, none is set aside: all that has a probability is tried
+    at once.
+    """
+    aside = int(_ASIDE * len(chosen))
+    if len(chosen) - aside < fewest:
+        return (lambda shares: np.zeros(len(shares))), chosen
+    order = np.random.default_rng(len(chosen)).permutation(len(chosen))
+    said = np.nan_to_num(belief[chosen[order[:aside]]], nan=0.0)
+
+    def starts(shares: Sequence[float]) -> NDArray[np.float64]:
+        return np.asarray(np.quantile(said, 1 - np.asarray(shares)))
+
+    return starts, np.sort(chosen[order[aside:]])
 
 
 def _check_shares(risk: float, confidence: float) -> None:
@@ -247,7 +323,6 @@ def _check(
     belief: NDArray[np.float64],
     failed: NDArray[np.bool_],
     groups: int,
-    cutoffs: NDArray[np.float64],
 ) -> None:
     if not belief.shape == failed.shape == (groups,):
         msg = (
@@ -255,51 +330,121 @@ def _check(
             f"{belief.shape}, {failed.shape} and ({groups},)"
         )
         raise ValueError(msg)
-    if cutoffs.ndim != 1 or len(cutoffs) == 0 or np.any(np.diff(cutoffs) >= 0):
-        msg = "cutoffs must fall strictly, got others; sort them from high to low"
-        raise ValueError(msg)
 
 
-def _refuse_few(accepted: int, groups: int, risk: float, confidence: float) -> NoReturn:
-    """Say how many groups the promise needs if none of the accepted errs."""
+def _refuse(
+    belief: NDArray[np.float64],
+    failed: NDArray[np.bool_],
+    starts: Starts,
+    risk: float,
+    confidence: float,
+) -> NoReturn:
+    """Say what was seen at the starts, and how many groups would do."""
+    groups = len(belief)
+    known = int(np.sum(belief >= 0))
     fewest = units_needed(risk, confidence)
-    seen = f"{accepted} of {groups} groups"
-    remedy = (
-        "none of these structures has a probability (elements that the probe's labels "
-        "lacked, or outside its scope): calibrate on structures like its labels, or "
-        "fit a probe to labels like these"
-    )
-    if accepted > 0:
-        needed = math.ceil(fewest * groups / accepted)
-        remedy = f"label structures of about {needed} groups"
-    msg = (
+    promise = (
         f"a promise of at most {risk:.3g} wrong at confidence {confidence:.3g} must "
-        f"rest on at least {fewest} accepted groups even if none of them errs, got "
-        f"{seen} at the lowest cutoff; {remedy}"
+    )
+    if known < fewest:
+        remedy = (
+            "none of these structures has a probability (elements that the probe's "
+            "labels lacked, or outside its scope): calibrate on structures like its "
+            "labels, or fit a probe to labels like these"
+        )
+        if known > 0:
+            needed = math.ceil(fewest * groups / known)
+            remedy = f"label structures of more than {needed} groups"
+        msg = (
+            f"{promise}rest on at least {fewest} accepted groups even if none of them "
+            f"errs, got {known} of {groups} groups at the lowest cutoff; {remedy}"
+        )
+        raise LabelError(msg)
+    shares = sorted({share for share, _ in plan(groups, risk, confidence)} | {*SHARES})
+    cutoffs = np.asarray(starts(shares), float)
+    rows = [(int(np.sum(k)), int(np.sum(k & failed)))
+            for k in (belief >= cutoff for cutoff in cutoffs)]  # fmt: skip
+    seen = ", ".join(f"{wrong} wrong of the surest {n}" for n, wrong in rows if n)
+    msg = (
+        f"{promise}hold where a sequence of cutoffs starts, got {seen or 'none there'} "
+        f"(of {groups} groups); {_advice(shares, rows, groups, risk, confidence)}"
     )
     raise LabelError(msg)
 
 
-def _refuse_errors(
-    wrong: int, accepted: int, groups: int, risk: float, confidence: float
-) -> NoReturn:
-    """Say how many groups the promise needs at the share of errors that was seen."""
-    sizes = np.unique(np.geomspace(accepted, _MANY, 2000).astype(int))
-    failed = np.ceil(wrong / accepted * sizes - 1e-9)
-    enough = sizes[special.bdtr(failed, sizes, risk) <= 1 - confidence]
-    remedy = (
-        "no number of labels would do at this share of errors: raise the tolerance or "
+def _advice(
+    shares: Sequence[float],
+    rows: Sequence[tuple[int, int]],
+    groups: int,
+    risk: float,
+    confidence: float,
+) -> str:
+    """Say how many groups would do: a little worse than seen, or as seen."""
+    other = "or raise the tolerance or the risk"
+    used = [(s, n, k) for s, (n, k) in zip(shares, rows, strict=True) if n and s < 1]
+    cautious = {s: (n / groups, risk_bound(k, n, _CAUTION)) for s, n, k in used}
+    needed = groups_enough(cautious, risk, confidence, groups)
+    if needed is not None:
+        return f"label structures of about {needed} groups, {other}"
+    guess = {s: (n / groups, k / n) for s, n, k in used}
+    needed = groups_enough(guess, risk, confidence, groups)
+    if needed is not None:
+        return (
+            f"about {needed} groups would do if further ones err as often as these, "
+            f"which is not sure; label more, {other}"
+        )
+    lows = [float(special.betaincinv(k, n - k + 1, 0.05)) if k else 0.0
+            for _, n, k in used]  # fmt: skip
+    if lows and min(lows) < risk:
+        return (
+            "more labels would help only if these are an unlucky draw (the share that "
+            f"errs could be as low as {min(lows):.2g}); raise the tolerance or the "
+            "risk, or fit a better probe"
+        )
+    return (
+        "no number of labels would do at such shares of errors: raise the tolerance or "
         "the risk, or fit a better probe"
     )
-    if len(enough):
-        needed = math.ceil(float(enough[0]) * groups / accepted)
-        remedy = (
-            f"at this share of errors, label structures of about {needed} groups, or "
-            "raise the tolerance or the risk"
-        )
-    msg = (
-        f"a promise of at most {risk:.3g} wrong at confidence {confidence:.3g} must "
-        f"hold for the structures that the probe is surest of, got {wrong} wrong of "
-        f"the first {accepted} (of {groups} groups); {remedy}"
-    )
-    raise LabelError(msg)
+
+
+def groups_enough(
+    rates: Mapping[float, tuple[float, float]],
+    risk: float,
+    confidence: float,
+    at_least: int = 1,
+) -> int | None:
+    """Return how many groups make a promise likely; None where none would.
+
+    Parameters
+    ----------
+    rates : mapping
+        Share of a start -> (share of groups that it accepts, share of them that err).
+    """
+    sizes, levels = _levels(risk, confidence)
+    likely = np.zeros(len(sizes), dtype=bool)
+    for share, level in levels.items():
+        accepts, errs = rates.get(share, (0.0, 1.0))
+        spread = 1.3 * np.sqrt(sizes * accepts * (1 - accepts))
+        n = np.floor(sizes * accepts - spread)
+        tested = (n >= 1) & (level > 0) & (errs < risk)
+        n = np.where(tested, n, 1.0).astype(np.int64)
+        level = np.where(tested, level, 0.5)
+        allowed = stats.binom.ppf(level, n, risk)
+        allowed -= special.bdtr(allowed, n, risk) > level
+        chance = special.bdtr(np.maximum(allowed, 0), n, errs)
+        likely |= tested & (allowed >= 0) & (chance >= _SURE)
+    enough = sizes[likely & (sizes >= at_least)]
+    return int(enough[0]) if len(enough) else None
+
+
+@lru_cache(maxsize=16)
+def _levels(
+    risk: float, confidence: float
+) -> tuple[NDArray[np.int64], dict[float, NDArray[np.float64]]]:
+    """Return sizes on a grid, and what part of the budget a start has at each."""
+    sizes = np.unique(np.geomspace(10, _MANY, 160).astype(np.int64))
+    planned = [dict(plan(int(size), risk, confidence)) for size in sizes]
+    return sizes, {
+        share: np.array([parts.get(share, 0.0) for parts in planned])
+        for share in SHARES
+    }

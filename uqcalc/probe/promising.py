@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from ase import Atoms
@@ -21,8 +22,9 @@ from uqcalc.probe.labelling.groups import BY_FORMULA, group_names, reduced_formu
 from uqcalc.probe.labelling.heldout import held_out_dataset, labels_for
 from uqcalc.probe.labelling.labels import Labels
 from uqcalc.probe.labelling.prospects import find_series
-from uqcalc.probe.promise import control_risk, exceeds, units_needed
+from uqcalc.probe.promise import Starts, control_risk, exceeds, units_needed
 from uqcalc.probe.reporting.judged import judge
+from uqcalc.probe.starts import starting_cutoffs
 from uqcalc.quantities import parse_quantity
 
 
@@ -43,9 +45,10 @@ def calibrate(  # noqa: PLR0913  (as many choices as the command has)
 ) -> Probe:
     """Return ``probe`` with a promise about the structures that it accepts.
 
-    With probability ``confidence``, at most a share ``risk`` of the accepted errs by
-    more than ``tolerance``; see `uqcalc.probe.promise.control_risk` for what that
-    rests on. It is on the card of the probe (``card.promise``).
+    With probability ``confidence``, of one structure from each new group, where it is
+    accepted, at most a share ``risk`` errs by more than ``tolerance``; see
+    `uqcalc.probe.promise` for what that rests on. It is on the card of the probe
+    (``card.promise``), and `uqcalc.Policy.from_promise` judges by it.
 
     Parameters
     ----------
@@ -204,6 +207,7 @@ def calibrate_dataset(
         data.groups,
         risk=risk,
         confidence=confidence,
+        starts=starts_of(probe, allowed),
     )
     promise = replace(
         found,
@@ -212,6 +216,15 @@ def calibrate_dataset(
         boundary=probability_boundary(probe, allowed),
     )
     return probe.with_card(promise=promise.to_dict())
+
+
+def starts_of(probe: Probe, tolerance: float) -> Starts | None:
+    """Return where the sequence of cutoffs starts; None where the probe cannot say."""
+    card, boundary = probe.card, probability_boundary(probe, tolerance)
+    if not card.held_out:
+        return None
+    shift = 0.0 if boundary == card.boundary else card.calibration.shift(boundary)
+    return partial(starting_cutoffs, card.held_out, shift=shift)
 
 
 def acceptance(probe: Probe, data: Dataset, tolerance: float) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from uqcalc.entries import checked
 from uqcalc.errors import LabelWarning, ProbeError
-from uqcalc.probe.promise import one_of_each
+from uqcalc.quantiles import group_quantile
 
 
 LEVEL = 0.99
@@ -86,14 +86,12 @@ def held_out_limit(
 ) -> tuple[float, float]:
     """Return what ``level`` of new structures stay below, and the level it has.
 
-    A conformal quantile over one structure of each group, drawn at random; with few
-    groups the largest is the best there is, and of a lower level.
+    The conformal quantile over groups (`uqcalc.quantiles.group_quantile`); with few
+    groups the largest value is the best there is, and of a lower level.
     """
-    drawn = np.sort(values[one_of_each(groups, 0)])
-    rank = math.ceil((len(drawn) + 1) * level)
-    if rank > len(drawn):
-        rank, level = len(drawn), len(drawn) / (len(drawn) + 1)
-    return float(drawn[rank - 1]), level
+    count = len(set(groups))
+    level = min(level, count / (count + 1))
+    return group_quantile(values, list(groups), level), level
 
 
 def learn_scope(
