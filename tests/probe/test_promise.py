@@ -123,7 +123,7 @@ def test_power_and_violations_at_length(size, briefly):
 
 
 def test_the_number_of_starts_depends_on_the_number_of_groups_alone():
-    for groups, shares in ((5000, 3), (1600, 3), (1599, 2), (480, 2), (479, 1)):
+    for groups, shares in ((5000, 3), (1650, 3), (1590, 2), (500, 2), (470, 1)):
         planned = plan(groups, 0.05, 0.95)
         assert [share for share, _ in planned] == [0.05, 0.15, 0.4][-shares:]
         assert sum(part for _, part in planned) == pytest.approx(0.05)
