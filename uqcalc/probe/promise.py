@@ -199,10 +199,9 @@ def plan(
     budget, shares = 1 - confidence, list(SHARES)
     while shares:
         fewest = units_needed(risk, 1 - budget / len(shares))
-        enough = [share for share in shares if share * groups >= fewest]
-        if len(enough) == len(shares):
+        if shares[0] * groups >= fewest:
             return tuple((share, budget / len(shares)) for share in shares)
-        shares = enough
+        del shares[0]  # the smallest: the others then have more of the budget
     return ((min(1.0, _SPARE * units_needed(risk, confidence) / groups), budget),)
 
 
