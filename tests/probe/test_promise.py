@@ -142,8 +142,9 @@ def test_what_a_row_arrives_with_adds_to_a_later_start():
     def starts(shares):
         return [cutoffs[share] for share in shares]
 
-    probability = np.repeat([0.95, 0.7, 0.1], [80, 110, 410])
+    probability = np.repeat([0.95, 0.51, 0.1], [80, 110, 410])
     wrong = np.zeros(600, dtype=bool)
+    wrong[190:] = True
     wrong[80:84] = True  # 4 wrong of 190: between the levels of 2.5 and 5 %
     assert 0.025 < stats.binom.cdf(4, 190, 0.05) < 0.05
     found = control_risk(probability, wrong, range(600), starts=starts)
