@@ -1,0 +1,52 @@
+"""What belongs to the whole process stays as the user has it."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from backbones.toys import ModuleCalculator, mace_on_shared_models
+from builders import rattled, tiny_probe
+
+from uqcalc import BackboneError, Probe, open_model, tap
+
+
+def process():
+    return (
+        torch.get_rng_state().tolist(),
+        torch.get_default_dtype(),
+        list(warnings.filters),
+    )
+
+
+def test_loading_a_probe_draws_nothing_and_reads_the_same(tmp_path):
+    backbone = tap(mace_on_shared_models())
+    probe = tiny_probe(backbone)
+    path = probe.save(tmp_path / "my.probe")
+    before = process()
+    loaded = Probe.load(path)
+    assert process() == before
+    prediction = backbone(rattled(), ["energy", "forces"])
+    again, then = (p.reliability([prediction]) for p in (loaded, probe))
+    assert torch.equal(again, then)
+
+
+@pytest.mark.slow
+def test_opening_the_bundled_model_leaves_all_as_it_was():
+    open_model("default", device="cpu")  # what is imported may add its filters
+    before = process()
+    open_model("default", device="cpu")
+    assert process() == before
+
+
+def test_select_picks_the_features_out_of_an_output():
+    whole = tap(ModuleCalculator(), module="model.readout")
+    halved = tap(
+        ModuleCalculator(), module="model.readout", select=lambda rows: rows[:, :2]
+    )
+    atoms = rattled()
+    one, other = (b(atoms, ["energy", "forces"]).features for b in (whole, halved))
+    assert torch.equal(other, one[:, :2])
+    with pytest.raises(BackboneError, match="select must come with module="):
+        tap(ModuleCalculator(), select=lambda rows: rows)
