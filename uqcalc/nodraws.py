@@ -5,7 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
+
+
+# torch.nn.init is not entered by a mode: its functions are intercepted themselves.
+_DRAWS = {
+    torch.Tensor.uniform_,
+    torch.Tensor.normal_,
+    nn.init.uniform_,
+    nn.init.normal_,
+    nn.init.kaiming_uniform_,
+    nn.init.kaiming_normal_,
+    nn.init.xavier_uniform_,
+    nn.init.xavier_normal_,
+    nn.init.trunc_normal_,
+}
 
 
 class NoDraws(TorchFunctionMode):
@@ -24,6 +39,8 @@ class NoDraws(TorchFunctionMode):
     ) -> Any:
         """Fill with zeros what would be drawn."""
         del types
-        if func in {torch.Tensor.uniform_, torch.Tensor.normal_}:
-            return args[0].zero_()
-        return func(*args, **(kwargs or {}))
+        given = kwargs or {}
+        if func in _DRAWS:
+            with torch.no_grad():
+                return (args[0] if args else given["tensor"]).zero_()
+        return func(*args, **given)
