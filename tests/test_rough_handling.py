@@ -312,14 +312,16 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
     import errno
     import fcntl
 
-    from uqcalc.files import one_writer
+    from uqcalc.files import OneWriter
 
     def absent(*_):
         raise OSError(errno.ENOSYS, "no locks here")
 
     monkeypatch.setattr(fcntl, "flock", absent)
-    assert one_writer(tmp_path / "run.jsonl") is None
-    assert one_writer(tmp_path / "run.jsonl") is None  # and again: nothing was left
+    first = OneWriter(tmp_path / "run.jsonl")
+    OneWriter(tmp_path / "run.jsonl").hold()  # and again: nothing was left
+    first.hold()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_process_cannot_write_the_same_log(tmp_path):

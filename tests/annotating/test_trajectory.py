@@ -33,7 +33,7 @@ from uqcalc import (
     read_assessment,
     tap,
 )
-from uqcalc.annotating.copies import read_error
+from uqcalc.annotating.copies import left_out_of, read_error
 from uqcalc.cli.annotate import annotate as command
 
 
@@ -401,21 +401,26 @@ def test_paths_that_cannot_be_meant_are_refused(source, tmp_path):
     assert source.read_bytes() == before
 
 
-def test_a_frame_that_the_format_cannot_hold_is_written_without_its_own(tmp_path):
+def test_what_the_format_cannot_hold_is_left_out_and_named(tmp_path):
     source, target = tmp_path / "md.traj", tmp_path / "out.xyz"
     frames = many()[:3]
-    frames[2].info["note"] = "two\nlines"
+    frames[1].info["note"] = "two\nlines"
+    frames[2].info["k=v"], frames[2].info["uqcalc"] = 3, "of somebody else"
     write(source, frames)
     summary = annotate_file(source, target, judged())
-    assert [index for index, _ in summary.failed] == [2]
-    assert "written without its info and arrays" in summary.failed[0][1]
-    last = read(target, "2")
-    assert "note" not in last.info
+    assert summary.failed == ()
+    assert summary.left_out == {"info 'k=v'": (2,)}
+    assert "2: info 'k=v'" in str(summary)
+    assert read(target, 1).info["note"] == "two\nlines"
+    last = read(target, 2)
+    assert left_out_of(last) == ("info 'k=v'",)
+    assert last.info["original_uqcalc"] == "of somebody else"
     assert last.info["reliability_level"] == int(read_assessment(last).level)
     assert last.get_potential_energy() == pytest.approx(
         EMT().get_potential_energy(last)
     )
-    assert annotate_file(source, target, judged()).resumed_from == 3
+    again = annotate_file(source, target, judged())
+    assert (again.resumed_from, again.left_out) == (3, summary.left_out)
 
 
 def test_chgnet_annotates_crystals_and_marks_molecules(tmp_path):
@@ -453,8 +458,9 @@ import uqcalc.annotating.file as module
 from uqcalc.cli.annotate import annotate
 plain = module.append_frame
 def slowly(*args):
-    plain(*args)
+    left_out = plain(*args)
     time.sleep(0.1)
+    return left_out
 module.append_frame = slowly
 app = typer.Typer()
 app.command()(annotate)

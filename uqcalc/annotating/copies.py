@@ -21,6 +21,7 @@ from uqcalc.records import Assessment, Level, Reading, Verdict
 INFO_KEY = "uqcalc"
 ERROR_KEY = "uqcalc_error"
 MODEL_KEY = "uqcalc_model"
+LEFT_OUT_KEY = "uqcalc_left_out"
 
 # What a trajectory is annotated with; older values of these names are kept apart.
 _ANNOTATED = ("energy", "forces")
@@ -60,7 +61,7 @@ def annotated_copy(
     record = _record(assessment)
     if "energy" in known:  # CHGNet's is a float32, which is no JSON
         record["energy"] = float(known["energy"])
-    copy.info[INFO_KEY] = quote(json.dumps(record, ensure_ascii=False), safe=_PLAIN)
+    copy.info[INFO_KEY] = percent_encoded(json.dumps(record, ensure_ascii=False))
     return copy
 
 
@@ -75,11 +76,13 @@ def cleared_copy(atoms: Atoms) -> Atoms:
     """
     copy: Atoms = atoms.copy()
     copy.calc = None
-    annotated = INFO_KEY in copy.info and _is_annotated(atoms)
-    if INFO_KEY in copy.info:
-        for key in _own_keys(copy):
-            copy.info.pop(key, None)
-            copy.arrays.pop(key, None)
+    own = _own_keys(copy)
+    annotated = bool(own) and _is_annotated(atoms)
+    for key in own:
+        copy.info.pop(key, None)
+        copy.arrays.pop(key, None)
+    if INFO_KEY in copy.info:  # of somebody else
+        _keep(copy, INFO_KEY, copy.info.pop(INFO_KEY))
     # results of a live calculator may be those of another geometry
     stored = atoms.calc.results if isinstance(atoms.calc, SinglePointCalculator) else {}
     found = [] if annotated else list(stored.items())
@@ -105,27 +108,8 @@ def unlabelled_copy(atoms: Atoms) -> Atoms:
 def drop_labels(atoms: Atoms) -> None:
     """Take out of ``info`` and ``arrays`` all that is named as a reference."""
     for place in (atoms.info, atoms.arrays):
-        for key in [key for key in place if key.startswith(_LABELS)]:
+        for key in [key for key in place if str(key).startswith(_LABELS)]:
             del place[key]
-
-
-def bare_copy(atoms: Atoms, reason: str) -> Atoms:
-    """Return an annotated frame without the entries that a file cannot hold.
-
-    Its readings stay; ``info`` and ``arrays`` of the user's go, and ``reason`` comes
-    into ``info["uqcalc_error"]``.
-    """
-    kept = _own_keys(atoms)
-    copy = Atoms(
-        atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc
-    )
-    copy.info = {key: atoms.info[key] for key in kept if key in atoms.info}
-    for key in kept:
-        if key in atoms.arrays:
-            copy.arrays[key] = atoms.arrays[key].copy()
-    copy.calc = atoms.calc
-    copy.info[ERROR_KEY] = quote(reason, safe=_PLAIN)
-    return copy
 
 
 def refused_copy(atoms: Atoms, assessment: Assessment, reason: str) -> Atoms:
@@ -135,8 +119,19 @@ def refused_copy(atoms: Atoms, assessment: Assessment, reason: str) -> Atoms:
     """
     copy = annotated_copy(atoms, assessment, {})
     copy.calc = None
-    copy.info[ERROR_KEY] = quote(reason, safe=_PLAIN)
+    copy.info[ERROR_KEY] = percent_encoded(reason)
     return copy
+
+
+def percent_encoded(text: str) -> str:
+    """Return a text as a file keeps it, whatever letters it has."""
+    return quote(text, safe=_PLAIN, errors="replace")
+
+
+def left_out_of(atoms: Atoms) -> tuple[str, ...]:
+    """Return what of a frame its file does not hold, as ``info`` names it."""
+    text = atoms.info.get(LEFT_OUT_KEY)
+    return () if text is None else tuple(unquote(str(text)).split("; "))
 
 
 def read_error(atoms: Atoms) -> str | None:
@@ -156,17 +151,17 @@ def read_assessment(atoms: Atoms) -> Assessment:
     text = atoms.info.get(INFO_KEY)
     if text is None:
         msg = (
-            f"frame must carry info[{INFO_KEY!r}], got keys {sorted(atoms.info)}; "
-            "annotate it with uqcalc first"
+            f"frame must carry info[{INFO_KEY!r}], got keys "
+            f"{sorted(map(str, atoms.info))}; annotate it with uqcalc first"
         )
         raise RecordError(msg)
     try:
-        data = json.loads(unquote(text))
+        data = json.loads(unquote(str(text)))
         readings = tuple(_reading(atoms, row) for row in data["readings"])
         verdict = Verdict(
             Level[data["level"]], tuple(data["reasons"]), tuple(data["skipped"])
         )
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         msg = (
             f"info[{INFO_KEY!r}] must be what uqcalc wrote, got {str(text)[:60]!r} "
             f"({type(error).__name__}: {error}); take the entry out of the frame"
@@ -177,7 +172,7 @@ def read_assessment(atoms: Atoms) -> Assessment:
 
 def _is_annotated(atoms: Atoms) -> bool:
     """Say whether the stored energy is the one that was annotated, not a new label."""
-    ours = json.loads(unquote(atoms.info[INFO_KEY])).get("energy")
+    ours = json.loads(unquote(str(atoms.info[INFO_KEY]))).get("energy")
     stored = atoms.calc.results if isinstance(atoms.calc, SinglePointCalculator) else {}
     theirs = stored.get("energy")
     if ours is None or theirs is None:
@@ -186,16 +181,24 @@ def _is_annotated(atoms: Atoms) -> bool:
 
 
 def _own_keys(atoms: Atoms) -> list[str]:
-    keys = [key for r in read_assessment(atoms).readings for key in r.results]
-    return [*keys, "reliability_level", INFO_KEY, ERROR_KEY, MODEL_KEY]
+    """Return the names of an annotation of ours; none where there is no such."""
+    try:
+        readings = read_assessment(atoms).readings
+    except RecordError:
+        return []
+    keys = [key for reading in readings for key in reading.results]
+    own = ["reliability_level", INFO_KEY, ERROR_KEY, MODEL_KEY, LEFT_OUT_KEY]
+    return [*keys, *own]
 
 
-def _keep(atoms: Atoms, key: str, value: np.ndarray) -> None:
+def _keep(atoms: Atoms, key: str, value: Any) -> None:
     name = first = f"original_{key}"
     numbers = count(2)
     while name in atoms.info or name in atoms.arrays:
         name = f"{first}_{next(numbers)}"
-    if all_outputs[key].shapespec[:1] == ("natoms",) and len(atoms):
+    if key not in all_outputs:
+        atoms.info[name] = value
+    elif all_outputs[key].shapespec[:1] == ("natoms",) and len(atoms):
         # flat, as files hold no array of three dimensions
         atoms.arrays[name] = value.reshape(len(atoms), -1) if value.ndim > 2 else value
     else:

@@ -13,14 +13,15 @@ from ase import Atoms
 from ase.io import iread
 from rich.progress import SpinnerColumn, TimeElapsedColumn
 
-from uqcalc.annotating.copies import MODEL_KEY, bare_copy
+from uqcalc.annotating.copies import MODEL_KEY, left_out_of
 from uqcalc.annotating.frames import append_frame, cut_torn_frame, whole_frames
+from uqcalc.annotating.frametext import held_numbers
 from uqcalc.annotating.tally import AnnotationSummary, Tally
 from uqcalc.annotating.trajectory import annotate, check_calculator
 from uqcalc.backbones.batching import BATCH_ATOMS
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import RecordError, SourceError
-from uqcalc.files import one_writer, writable
+from uqcalc.files import OneWriter, writable
 from uqcalc.progress import progress_bar
 from uqcalc.reading import UNREADABLE
 
@@ -66,34 +67,25 @@ def annotate_file(
     """
     check_calculator(calculator, batch_atoms)
     output = _checked_target(Path(source), target)
-    lock = one_writer(output)
+    writer = OneWriter(output)
     reading = _Source(Path(source))
     frames = iter(reading)
     identity = _identity(calculator)
     tally = Tally(worst)
     count = "{task.completed:.0f} frames annotated"  # of how many, only the end tells
-    with progress_bar(SpinnerColumn(), count, TimeElapsedColumn()) as progress:
+    bar = progress_bar(SpinnerColumn(), count, TimeElapsedColumn())
+    with writer, bar as progress:
         task = progress.add_task("", total=None)
         for done in _standing(output, reading, frames, identity):
-            tally.add(done)
+            tally.add(done, left_out_of(done))
             progress.advance(task)
         resumed_from = tally.frames
         for frame in annotate(frames, calculator, batch_atoms=batch_atoms):
             frame.info[MODEL_KEY] = identity
-            tally.add(_appended(output, frame, f"frame {tally.frames}"))
+            left_out = append_frame(output, frame, f"frame {tally.frames}")
+            tally.add(frame, left_out)
             progress.advance(task)
-    del lock
     return _concluded(tally.summary(output, resumed_from), reading)
-
-
-def _appended(output: Path, frame: Atoms, what: str) -> Atoms:
-    """Write a frame, without its own entries if the format cannot hold them."""
-    try:
-        append_frame(output, frame, what)
-    except RecordError as error:
-        frame = bare_copy(frame, f"written without its info and arrays: {error}")
-        append_frame(output, frame, what)
-    return frame
 
 
 def _checked_target(source: Path, target: str | os.PathLike[str]) -> Path:
@@ -137,10 +129,7 @@ def _standing(
     if not output.exists() or output.stat().st_size == 0:
         return
     whole, _ = whole_frames(output, "target")
-    # the text ends where the last whole frame does: a torn one is never parsed
-    written = iread(
-        str(output), slice(0, whole), "extxyz", do_not_split_by_at_sign=True
-    )
+    written = _parsed(output, whole)
     for index, ours in enumerate(written):
         if ours.info.get(MODEL_KEY) != identity:
             msg = (
@@ -160,11 +149,26 @@ def _standing(
     cut_torn_frame(output, "target")
 
 
+def _parsed(output: Path, frames: int) -> Iterator[Atoms]:
+    """Yield the frames of a target up to its torn end, which is never parsed."""
+    try:
+        yield from iread(
+            str(output), slice(0, frames), "extxyz", do_not_split_by_at_sign=True
+        )
+    except UNREADABLE as error:
+        msg = (
+            f"target must hold frames that can be read, got {output} "
+            f"({type(error).__name__}: {error}); move it away, or choose another name, "
+            "to annotate from the start"
+        )
+        raise RecordError(msg) from error
+
+
 def _same_geometry(ours: Atoms, theirs: Atoms | None) -> bool:
     """Compare at the eight decimals of the file, NaN being equal to NaN."""
     return (
         theirs is not None
-        and np.array_equal(ours.numbers, theirs.numbers)
+        and np.array_equal(ours.numbers, held_numbers(theirs.numbers))
         and all(
             np.allclose(a, b, rtol=0, atol=1e-6, equal_nan=True)
             for a, b in (

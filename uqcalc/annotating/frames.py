@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 
 from ase import Atoms
-from ase.io import write
 from ase.io.extxyz import key_val_str_to_dict
 
 from uqcalc.annotating.copies import INFO_KEY
+from uqcalc.annotating.frametext import frame_text
 from uqcalc.errors import RecordError
+from uqcalc.files import GrowingFile
 
 
-def append_frame(path: Path, frame: Atoms, what: str = "frame") -> None:
+def append_frame(path: Path, frame: Atoms, what: str = "frame") -> tuple[str, ...]:
     """Append one frame; it is with the operating system when this returns.
+
+    Returns
+    -------
+    tuple of str
+        What of it a file cannot hold, and is left out (`frame_text`).
 
     Raises
     ------
     RecordError
-        If the frame holds what the format cannot; the file stays as it was.
+        If not even its geometry can be written; the file stays as it was.
+    OSError
+        If the file cannot be written; it ends where it did before.
     """
-    text = io.StringIO()
-    try:
-        write(text, frame, format="extxyz")
-    except (ValueError, TypeError, KeyError) as error:
-        raise RecordError(_unwritable(what, f"{error}")) from error
-    if text.getvalue().count("\n") != len(frame) + 2:
-        raise RecordError(_unwritable(what, "a line break in a text of info or arrays"))
-    with path.open("a", encoding="utf-8", newline="\n") as file:
-        file.write(text.getvalue())
+    found = frame_text(frame, what)
+    GrowingFile(path).append(found.text)
+    return found.left_out
 
 
 def whole_frames(path: Path, what: str) -> tuple[int, int]:
@@ -110,10 +111,3 @@ def cut_frames(path: str | os.PathLike[str], what: str, step: int) -> int:
             left, end = left + 1, stream.tell()
         stream.truncate(end)
     return left
-
-
-def _unwritable(what: str, got: str) -> str:
-    return (
-        f"{what} must be writable as extended XYZ, got {got}; remove the entry of info "
-        "or arrays that is at fault"
-    )

@@ -6,12 +6,14 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ase import Atoms
+from ase.symbols import Symbols
 
 from uqcalc.annotating.copies import read_assessment, read_error
+from uqcalc.annotating.frametext import held_numbers
 from uqcalc.records import Level
 
 
@@ -64,6 +66,9 @@ class AnnotationSummary:
         Index and reason of every frame that could not be evaluated.
     worst : tuple of WorstFrame
         By level, then by risk; without those that failed.
+    left_out : mapping
+        Entry of ``info`` or ``arrays`` that the file cannot hold -> indices of the
+        frames that were written without it.
     """
 
     target: Path
@@ -72,6 +77,7 @@ class AnnotationSummary:
     levels: Mapping[Level, int]
     failed: tuple[tuple[int, str], ...]
     worst: tuple[WorstFrame, ...]
+    left_out: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def failures(self) -> dict[str, list[int]]:
         """Return the frames that failed, by reason."""
@@ -91,6 +97,10 @@ class AnnotationSummary:
             lines.append(f"Frames that could not be evaluated: {len(self.failed)}.")
         for reason, indices in self.failures().items():
             lines.append(f"  {_listed(indices)}: {reason}")
+        if self.left_out:
+            lines.append("Left out of frames, as extended XYZ does not give it back:")
+        for entry, where in self.left_out.items():
+            lines.append(f"  {_listed([*where])}: {entry}")
         return "\n".join(lines)
 
 
@@ -108,12 +118,15 @@ class Tally:
         self._most = worst
         self._levels: Counter[Level] = Counter()
         self._failed: list[tuple[int, str]] = []
+        self._left_out: dict[str, list[int]] = {}
         self._heap: list[tuple[int, float, int, WorstFrame]] = []
 
-    def add(self, frame: Atoms) -> None:
-        """Count the next frame, which must be annotated."""
+    def add(self, frame: Atoms, left_out: tuple[str, ...] = ()) -> None:
+        """Count the next frame, which must be annotated, and what its file lacks."""
         index = self.frames
         self.frames += 1
+        for entry in left_out:
+            self._left_out.setdefault(entry, []).append(index)
         seen = _seen(index, frame)
         self._levels[seen.level] += 1
         error = read_error(frame)
@@ -134,6 +147,7 @@ class Tally:
             {level: self._levels[level] for level in Level},
             tuple(self._failed),
             tuple(row[-1] for row in sorted(self._heap, reverse=True)),
+            {entry: tuple(indices) for entry, indices in self._left_out.items()},
         )
 
 
@@ -143,7 +157,7 @@ def _seen(index: int, frame: Atoms) -> WorstFrame:
     reliability = frame.info.get("probe_reliability")
     return WorstFrame(
         index,
-        frame.get_chemical_formula(),
+        Symbols(held_numbers(frame.numbers)).get_chemical_formula(),
         assessment.level,
         -math.inf if first is None else first.risk,  # no signal ran: nothing to rank by
         "" if first is None else first.unit,

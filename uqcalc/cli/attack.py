@@ -120,20 +120,22 @@ def _attacked(
     import uqcalc
     from uqcalc.annotating.frames import append_frame
     from uqcalc.attacking.path import START_KEY, STEP_KEY
-    from uqcalc.files import one_writer
+    from uqcalc.files import OneWriter
 
     each = settings.steps + 1
-    lock = one_writer(target)
-    with progress_bar() as bar:
+    lost: set[str] = set()
+    with OneWriter(target), progress_bar() as bar:
         task = bar.add_task("attack", total=settings.starts * each)
 
         def keep(frame: Atoms) -> None:
             start, step = frame.info[START_KEY], frame.info[STEP_KEY]
-            append_frame(target, frame, f"step {step} from start {start}")
+            what = f"step {step} from start {start}"
+            lost.update(append_frame(target, frame, what))
             bar.update(task, completed=start * each + step + 1)
 
         paths = uqcalc.attack(atoms, judge, settings, observer=keep)
-    del lock
+    if lost:
+        out().print(f"left out, as the file cannot hold it: {', '.join(sorted(lost))}")
     return paths
 
 

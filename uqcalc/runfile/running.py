@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from ase import Atoms
+
 from uqcalc.annotating.frames import append_frame, cut_frames
 from uqcalc.errors import RecordError
-from uqcalc.files import one_writer, whole
+from uqcalc.files import OneWriter, whole
 from uqcalc.runfile.dynamics import molecular_dynamics, optimiser
 from uqcalc.runfile.file import RunFile, read_run_file
 from uqcalc.runfile.opening import check_structure, open_calculator, open_structure
@@ -107,7 +109,7 @@ def _prepared(
         restart.wind(dynamics)
         first_step = restart.step
     atoms.calc.assess(atoms)  # what cannot be evaluated is said before a file is made
-    lock = one_writer(file.at(file.outputs.log))
+    lock = OneWriter(file.at(file.outputs.log))
     if past is None:
         _clear_the_way(file)
     monitor = _monitor(file, dynamics, about, first_step)
@@ -183,13 +185,20 @@ class _Keeper:
         if monitor.step % self.interval and monitor.end is None:
             return
         frame = monitor.snapshot()
-        if self.trajectory is not None:
-            append_frame(self.trajectory, frame)
-        with whole(self.last) as partial:
-            append_frame(partial, frame, "last geometry")
+        attempt = monitor.outputs.attempt
+        if (file := self.trajectory) is not None:
+            attempt("trajectory", lambda: append_frame(file, frame))
+        attempt("last geometry", lambda: _replaced(self.last, frame))
         dynamics = monitor.dynamics
         atoms = watched_atoms(dynamics)
-        Restart.of(monitor.step, self.run, atoms, dynamics).save(self.restart)
+        state = Restart.of(monitor.step, self.run, atoms, dynamics)
+        attempt("state to go on from", lambda: state.save(self.restart))
+
+
+def _replaced(path: Path, frame: Atoms) -> None:
+    """Write a frame as the only one of a file."""
+    with whole(path) as partial:
+        append_frame(partial, frame, "last geometry")
 
 
 def _about(file: RunFile) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import ase
 import numpy as np
 
 from uqcalc.errors import RecordError
-from uqcalc.files import one_writer, strict_json, writable
+from uqcalc.files import GrowingFile, OneWriter, strict_json, writable
 
 
 _MOST_NAMED = 6  # entries: another probe differs in dozens
@@ -39,24 +39,34 @@ class EventLog:
     ------
     RecordError
         If the existing file is not a log, or belongs to another run, or if another
-        process is writing it.
+        process, or a monitor of this one whose run has not ended, is writing it.
     """
 
     def __init__(
         self, path: str | os.PathLike[str], header: Mapping[str, Any], mode: str
     ) -> None:
         self.path = writable(path, "log")
-        self._lock = one_writer(self.path)
+        self.writer = OneWriter(self.path)
+        self._file = GrowingFile(self.path)
         self.last_step: int | None = None
         if self.path.exists() and self.path.stat().st_size > 0:
             self._resume(header, mode)
         self.write({"event": "header", **header})
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record; what JSON lacks (NaN, infinities) becomes null."""
+        """Append one record; what JSON lacks (NaN, infinities) becomes null.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; nothing of it is in the file then.
+        """
         line = json.dumps(strict_json(record), ensure_ascii=False, allow_nan=False)
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(line + "\n")
+        self._file.append(line + "\n")
+
+    def sync(self) -> None:
+        """Have the operating system put all of it on the disk."""
+        self._file.sync()
 
     def _resume(self, header: Mapping[str, Any], mode: str) -> None:
         if mode != "append":

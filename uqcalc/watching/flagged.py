@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 from ase import Atoms
 
-from uqcalc.annotating.frames import append_frame, cut_torn_frame
+from uqcalc.annotating.frames import cut_torn_frame
+from uqcalc.annotating.frametext import frame_text
 from uqcalc.errors import RecordError
-from uqcalc.files import one_writer, writable
+from uqcalc.files import GrowingFile, OneWriter, writable
 
 
 class FrameFile:
@@ -21,6 +23,13 @@ class FrameFile:
         Most frames the file may hold; at least 1.
     mode : {"append", "new"}
         Whether frames of an earlier, killed run are continued or refused.
+
+    Attributes
+    ----------
+    written, left_out : int
+        Frames.
+    incomplete : Counter
+        Entries that were left out of written frames, and of how many.
     """
 
     def __init__(self, path: str | os.PathLike[str], cap: int, mode: str) -> None:
@@ -28,9 +37,11 @@ class FrameFile:
             msg = f"cap on flagged frames must be at least 1, got {cap}"
             raise ValueError(msg)
         self.path = writable(path, "file of flagged frames")
-        self._lock = one_writer(self.path)
+        self.writer = OneWriter(self.path)
+        self._file = GrowingFile(self.path)
         self.cap = cap
         self.written = 0
+        self.incomplete: Counter[str] = Counter()
         self.left_out = 0
         if self.path.exists() and self.path.stat().st_size > 0:
             if mode != "append":
@@ -42,11 +53,27 @@ class FrameFile:
             self.written = cut_torn_frame(self.path, "flagged frames")
 
     def append(self, frame: Atoms, *, final: bool = False) -> bool:
-        """Write ``frame`` if there is room; say whether it was written."""
+        """Write ``frame`` if there is room; say whether it was written.
+
+        Entries that the file cannot hold are left out; it says which in the frame.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; nothing of it is in the file then.
+        RecordError
+            If not even its geometry can be.
+        """
         room = self.cap if final else self.cap - 1
         if self.written >= room:
             self.left_out += 1
             return False
-        append_frame(self.path, frame, "flagged frame")
+        found = frame_text(frame, "flagged frame")
+        self._file.append(found.text)
+        self.incomplete.update(found.left_out)
         self.written += 1
         return True
+
+    def sync(self) -> None:
+        """Have the operating system put all of it on the disk."""
+        self._file.sync()

@@ -21,6 +21,7 @@ from uqcalc.watching.circumstances import Circumstances
 from uqcalc.watching.eventlog import EventLog, read_standing, versions
 from uqcalc.watching.flagged import FrameFile
 from uqcalc.watching.history import KEPT, History
+from uqcalc.watching.outputs import Outputs
 from uqcalc.watching.report import summarise
 from uqcalc.watching.trigger import Trigger
 from uqcalc.watching.watched import (
@@ -101,7 +102,9 @@ class Monitor:
     ValueError
         For atoms without a `ReliableCalculator` or impossible settings.
     RecordError
-        If existing files belong to another run.
+        If existing files belong to another run, or another process, or a monitor of
+        this one that was not closed, writes them. A file that cannot be written later
+        on ends no run: the summary and the end record say what is missing.
     """
 
     def __init__(  # noqa: PLR0913  (what a user writes in one line of a script)
@@ -154,12 +157,15 @@ class Monitor:
         if first_step is not None:
             self._go_back(first_step, calculator.policy.signals)
         self.end: dict[str, Any] | None = None
+        self.outputs = Outputs(self.log, self.flagged)
+        self.outputs.hold()
         # First in line: trajectory and logger then also see the halting step.
         dynamics.insert_observer(self, position=0)
 
     def __call__(self) -> None:
         """Record first, then decide, so that the halting step is on disk."""
         self._calls += 1
+        self.outputs.hold()
         atoms = watched_atoms(self.dynamics)
         judged = self._judged = judging_calculator(atoms).assess(atoms)
         assessment = self.last = self._circumstances(atoms, judged)
@@ -171,10 +177,9 @@ class Monitor:
         lost = not is_finite(atoms.calc.results, stress=moves_cell)
         stop = lost or bool(assessment.absurd)
         act = self.trigger(assessment, self.step) or stop
-        if self.log is not None:
-            self.log.write(event.to_dict())
-        if self.flagged is not None and event.level is Level.UNRELIABLE:
-            self.flagged.append(self.snapshot(), final=act)
+        self.outputs.record(event.to_dict())
+        if event.level is Level.UNRELIABLE:
+            self.outputs.flag(self.snapshot, final=act)
         if act:
             absurd = ABSURD if assessment.absurd else self.trigger.words()
             self._act(event, assessment, LOST if lost else absurd)
@@ -195,8 +200,7 @@ class Monitor:
             self.acted_on,
             halted=self.halted,
             reason=self.reason,
-            log=self.log,
-            flagged=self.flagged,
+            outputs=self.outputs,
             first_step=self.first_step,
         )
 
@@ -208,6 +212,7 @@ class Monitor:
         """
         if self.history and self.end is None:
             self._end("finished")
+        self.outputs.rest()
 
     def counts(self) -> dict[Level, int]:
         """Return how many of the watched frames had each level."""
@@ -255,9 +260,8 @@ class Monitor:
             self.on_unreliable(self)
             return
         if self.on_unreliable == "warn":
-            if self.log is not None:
-                warning = {"event": "warning", "step": event.step}
-                self.log.write(warning | {"reason": self.reason})
+            warning = {"event": "warning", "step": event.step}
+            self.outputs.record(warning | {"reason": self.reason})
             return
         self.halted = True
         self._end("halted")
@@ -276,11 +280,9 @@ class Monitor:
         converged = has_converged(self.dynamics)
         if how == "finished" and converged is not None:
             self.end["converged"] = converged
-        if self.flagged is not None:
-            self.end["flagged_written"] = self.flagged.written
-            self.end["flagged_left_out"] = self.flagged.left_out
-        if self.log is not None:
-            self.log.write(self.end)
+        self.end |= self.outputs.entry()
+        self.outputs.record(self.end)
+        self.outputs.rest()
 
     def _event(self, atoms: Atoms, assessment: Assessment) -> Event:
         results = assessment.results()

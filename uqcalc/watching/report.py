@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from uqcalc.records import Event
 from uqcalc.watching.eventlog import EventLog
-from uqcalc.watching.flagged import FrameFile
 from uqcalc.watching.history import History
+from uqcalc.watching.outputs import Outputs
 
 
 def summarise(
@@ -14,8 +14,7 @@ def summarise(
     *,
     halted: bool,
     reason: str,
-    log: EventLog | None,
-    flagged: FrameFile | None,
+    outputs: Outputs,
     first_step: int | None = None,
 ) -> str:
     """Return a few lines: what was watched, how it ended, which atoms, what next."""
@@ -28,6 +27,7 @@ def summarise(
     else:
         lines.append(f"{'Halted' if halted else 'Went on, but was flagged'}: {reason}.")
         lines += _advice(acted_on)
+    log, flagged = outputs.log, outputs.flagged
     if log is not None:
         lines.append(f"Log: {log.path}.")
         lines += _continued(log, first_step)
@@ -37,7 +37,7 @@ def summarise(
             f"Flagged frames: {flagged.path} ({flagged.written} written"
             + (f", {left} more left out beyond the cap)." if left else ").")
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *outputs.words()])
 
 
 def _continued(log: EventLog, first_step: int | None) -> list[str]:

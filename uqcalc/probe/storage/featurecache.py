@@ -20,7 +20,7 @@ from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.errors import RecordError
-from uqcalc.files import one_writer
+from uqcalc.files import OneWriter
 from uqcalc.probe.labelling.labels import geometry_key
 from uqcalc.probe.storage.features import Evaluated, evaluate_frames
 from uqcalc.probe.storage.packing import check_precision
@@ -119,12 +119,8 @@ def predict_cached(
 
 @contextmanager
 def _one_builder(path: Path) -> Iterator[None]:
-    lock = one_writer(path / "shards")
-    try:
+    with OneWriter(path / "shards"):
         yield
-    finally:
-        if lock is not None:
-            lock.release()
 
 
 def _evaluate(
