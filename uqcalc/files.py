@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import math
 import os
 import weakref
@@ -151,10 +152,15 @@ class OneWriter:
         """Let others of this process have it."""
         self.held = False
 
-    def _refuse_another(self) -> None:
+    def _another(self) -> bool:
         known = self._known.get(self.path)
         other = None if known is None else known()
-        if other is not None and other is not self and other.held:
+        return other is not None and other is not self and other.held
+
+    def _refuse_another(self) -> None:
+        if self._another():
+            gc.collect()  # one that nothing refers to any more holds nothing
+        if self._another():
             msg = (
                 f"file must have one writer, got {self.path}, which another one of "
                 "this process writes; close() that Monitor first, or choose another "
