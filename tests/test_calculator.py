@@ -425,7 +425,8 @@ def test_a_signal_that_the_backbone_cannot_feed_names_both_sides(base):
 
 
 def test_a_policy_must_judge_what_runs(base):
-    with pytest.raises(ValueError, match=r"\['probe'\] and signals \['max_force', 'sanity'\]"):
+    words = r"\['probe'\] and signals \['max_force', 'sanity'\]"
+    with pytest.raises(ValueError, match=words):
         ReliableCalculator(
             base,
             signals=[MaxForce()],
