@@ -128,6 +128,54 @@ def flagged_frame(seed):
     return frame
 
 
+def written(folder, steps=4):
+    path = folder / "run.jsonl"
+    log = EventLog(path, {"run": {"a": 1}}, "append")
+    for step in range(steps):
+        log.write({"event": "step", "step": step, "readings": {"probe": 0.25 * step}})
+    return path
+
+
+@settings(max_examples=200, deadline=None)
+@given(place=st.integers(0, 10**6), change=st.integers(1, 255))
+def test_a_changed_byte_is_noticed(tmp_path_factory, place, change):
+    path = written(tmp_path_factory.mktemp("log"))
+    sound = list(read_log(path))
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] ^= change
+    path.write_bytes(content)
+    found = []
+    try:
+        for record in read_log(path):
+            found.append(record)
+    except RecordError:
+        assert found == sound[: len(found)]
+    else:  # the last line end alone: as a run that was killed there
+        assert found == sound[:-1]
+        assert place % len(content) == len(content) - 1
+
+
+@pytest.mark.parametrize("order", [[0, 1, 3, 4], [0, 2, 1, 3, 4], [1, 2, 3, 4]])
+def test_a_missing_or_moved_record_is_noticed(tmp_path, order):
+    path = written(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[i] for i in order))
+    with pytest.raises(RecordError, match="a record is missing"):
+        list(read_log(path))
+
+
+def test_checksums_go_on_in_a_continued_log_and_are_not_added_to_an_old_one(tmp_path):
+    path = written(tmp_path)
+    EventLog(path, {"run": {"a": 1}}, "append").write({"event": "step", "step": 4})
+    steps = [r["step"] for r in read_log(path) if r["event"] == "step"]
+    assert steps == [0, 1, 2, 3, 4]
+    old = tmp_path / "old.jsonl"
+    old.write_text('{"event": "header", "run": {"a": 1}}\n', encoding="utf-8")
+    EventLog(old, {"run": {"a": 1}}, "append").write({"event": "step", "step": 0})
+    assert [r["event"] for r in read_log(old)] == ["header", "header", "step"]
+    assert "crc32" not in old.read_text(encoding="utf-8")
+
+
 def test_a_frame_torn_anywhere_is_cut(tmp_path):
     path = tmp_path / "flagged.xyz"
     file = FrameFile(path, 10, "append")

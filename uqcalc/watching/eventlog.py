@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import zlib
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from uqcalc.files import GrowingFile, OneWriter, strict_json, writable
 
 
 _MOST_NAMED = 6  # entries: another probe differs in dozens
+# How a line ends: the last entry of a record is its checksum.
+_CHECKSUM, _CLOSING = ', "crc32": "', '"}'
 
 
 class EventLog:
@@ -49,6 +53,8 @@ class EventLog:
         self.writer = OneWriter(self.path)
         self._file = GrowingFile(self.path)
         self.last_step: int | None = None
+        # None: of a log that an earlier version began without checksums
+        self._checksum: int | None = 0
         if self.path.exists() and self.path.stat().st_size > 0:
             self._resume(header, mode)
         self.write({"event": "header", **header})
@@ -62,7 +68,12 @@ class EventLog:
             If it cannot be written; nothing of it is in the file then.
         """
         line = json.dumps(strict_json(record), ensure_ascii=False, allow_nan=False)
+        checksum = self._checksum
+        if checksum is not None:
+            checksum = _chained(line, checksum)
+            line = f"{line[:-1]}{_CHECKSUM}{checksum:08x}{_CLOSING}"
         self._file.append(line + "\n")
+        self._checksum = checksum
 
     def sync(self) -> None:
         """Have the operating system put all of it on the disk."""
@@ -75,7 +86,8 @@ class EventLog:
                 'name, or mode="append" to continue it'
             )
             raise RecordError(msg)
-        records = list(read_log(self.path))
+        found = list(_checked_records(self.path))
+        records = [record for record, _ in found]
         if not records or records[0].get("event") != "header":
             msg = (
                 f"log must begin with a header record, got {self.path} without one; "
@@ -85,6 +97,7 @@ class EventLog:
         check_same_run(self.path, records[0]["run"], header["run"])
         steps = [r["step"] for r in records if r.get("event") == "step"]
         self.last_step = int(steps[-1]) if steps else None
+        self._checksum = found[-1][1]
         cut_torn_record(self.path)
 
 
@@ -155,17 +168,52 @@ def cut_torn_record(path: Path) -> None:
 def read_log(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     """Yield the records of an event log; a torn last line is left out.
 
+    Each record carries a checksum of itself and of all records before it, so that a
+    changed byte and a missing record are noticed. Logs of versions before 0.2 have
+    none.
+
     Raises
     ------
     RecordError
-        If any other line is not a JSON record.
+        If any other line is not a JSON record, or not as it was written.
     """
+    for record, _ in _checked_records(path):
+        yield record
+
+
+def _checked_records(
+    path: str | os.PathLike[str],
+) -> Iterator[tuple[dict[str, Any], int | None]]:
+    """Yield each record and the checksum up to it, None where the log has none."""
     # Only \n ends a record: torn bytes may look like another kind of line end.
     with Path(path).open(encoding="utf-8", errors="replace", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
+        start = [file.readline(), file.readline()]
+        # a header that lost its own checksum is followed by a record that has one
+        checksum = 0 if any(_CHECKSUM in line for line in start) else None
+        for number, line in enumerate(chain(filter(None, start), file), start=1):
             if not line.endswith("\n"):
                 return
-            yield _parsed(line, f"line {number} of {path}")
+            where, text = f"line {number} of {path}", line
+            if checksum is not None:
+                text, _, stored = line.rpartition(_CHECKSUM)
+                text += "}"
+                checksum = _chained(text, checksum)
+                if stored != f"{checksum:08x}{_CLOSING}\n":
+                    raise RecordError(_changed(where, number))
+            yield _parsed(text, where), checksum
+
+
+def _changed(where: str, number: int) -> str:
+    return (
+        f"{where} must be the record that was written after the one before it, got "
+        "another: a byte was changed or a record is missing; the "
+        f"{number - 1} records before it are sound, take an earlier copy for the rest"
+    )
+
+
+def _chained(line: str, checksum: int) -> int:
+    """Return the checksum of a record and of all before it (CRC-32)."""
+    return zlib.crc32(line.encode(), checksum)
 
 
 def read_standing(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
