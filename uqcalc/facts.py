@@ -172,18 +172,16 @@ def _input_rows(about: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _worst_row(record: Mapping[str, Any]) -> tuple[str, ...]:
     readings = record["readings"]
-    risks = "; ".join(
-        risk if len(readings) == 1 else f"{name} {risk}"
-        for name, risk in (
-            (k, f"{v:.3g}") for k, v in readings.items() if v is not None
-        )
-    )
+    risks = [
+        f"{name} {'not a number' if risk is None else f'{risk:.3g}'}"
+        for name, risk in readings.items()
+    ]
     time, temperature = record["time_fs"], record["temperature_K"]
     return (
         str(record["step"]),
         "" if time is None else f"{time:g}",
         "" if temperature is None else f"{temperature:.0f}",
         record["level"],
-        risks or "; ".join(record["reasons"]),  # not a number: the reason says why
+        "; ".join(record["reasons"] or risks),
         " ".join(map(str, record["worst_atoms"])),
     )
