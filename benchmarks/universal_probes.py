@@ -38,11 +38,12 @@ from uqcalc.probe.dataset import Dataset, build_dataset
 from uqcalc.probe.labelling.defects import NO_INFORMATION
 from uqcalc.probe.labelling.groups import reduced_formula
 from uqcalc.probe.labelling.information import vanishing
+from uqcalc.probe.labelling.seen import geometry_hashes
 from uqcalc.probe.moments import chunks
 from uqcalc.probe.promising import calibrate_dataset
-from uqcalc.probe.reporting.evaluation import evaluate_dataset
+from uqcalc.probe.reporting.evaluation import Evaluation, evaluate_dataset
 from uqcalc.probe.reporting.judged import judge
-from uqcalc.probe.training import FitReport, fit_datasets
+from uqcalc.probe.training import fit_datasets
 
 
 REGIMES = {
@@ -99,6 +100,7 @@ def stored(
     that are left out because their forces vanish by symmetry.
     """
     known: list[str] = []
+    kept: list[Atoms] = []
     by_row = {(a.info["set"], a.info["row"]): a for a in frames}
     predictions, errors, of_atoms, groups, sets = [], [], [], [], []
     seen: set[bytes] = set()
@@ -138,7 +140,8 @@ def stored(
             errors.append(float(np.sqrt(np.mean(difference**2))))
             size = np.linalg.norm(difference, axis=1)
             of_atoms.append(np.where(zero, np.nan, size))
-            groups.append(reduced_formula(frame))
+            groups.append(known[-1])
+            kept.append(frame)
             sets.append(name)
     data = Dataset(
         predictions,
@@ -147,6 +150,8 @@ def stored(
         {NO_INFORMATION: [0] * (len(known) - len(groups))},
         atom_errors=of_atoms,
         labels=labels,
+        fingerprint=backbone.fingerprint,
+        geometries=geometry_hashes(kept, range(len(kept))),
     )
     return data, sets, known
 
@@ -170,7 +175,7 @@ def divide(data: Dataset, known: Sequence[str], seed: int) -> list[np.ndarray]:
 
 
 def by_regime(
-    result: FitReport, test: Dataset, sets: Sequence[str]
+    result: Evaluation, test: Dataset, sets: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Return the scores of each regime on the test structures."""
     rows = []
@@ -232,6 +237,7 @@ def main() -> None:
         "--features", type=Path, default=Path("../shared/data/sevennet0_mattersim")
     )
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--probe", type=Path, help="score this one, fit none")
     parser.add_argument("--before", type=Path, help="probe to compare with")
     parser.add_argument("--cache", type=Path, help="folder that keeps the features")
     parser.add_argument("--boundary", default="0.2 eV/angstrom")
@@ -262,7 +268,13 @@ def main() -> None:
     fitting, promising, testing = divide(data, known, options.seed)
     test = data.subset(testing)
     recipe = uqcalc.Recipe(seed=options.seed)
-    result = fit_datasets(data.subset(fitting), None, test, backbone, labels, recipe)
+    result: Evaluation
+    if options.probe is not None:
+        result = evaluate_dataset(uqcalc.Probe.load(options.probe), test)
+    else:
+        result = fit_datasets(
+            data.subset(fitting), None, test, backbone, labels, recipe
+        )
     probe, promise = result.probe, None
     try:
         probe = calibrate_dataset(probe, data.subset(promising))
