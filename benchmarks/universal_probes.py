@@ -241,6 +241,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="probe to compare with")
     parser.add_argument("--cache", type=Path, help="folder that keeps the features")
     parser.add_argument("--boundary", default="0.2 eV/angstrom")
+    parser.add_argument("--risk", type=float, default=0.1, help="of the promise")
     parser.add_argument("--largest", type=int, default=40, help="atoms")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -277,7 +278,7 @@ def main() -> None:
         )
     probe, promise = result.probe, None
     try:
-        probe = calibrate_dataset(probe, data.subset(promising))
+        probe = calibrate_dataset(probe, data.subset(promising), risk=options.risk)
         promise = probe.card.promise
     except LabelError as refused:
         print("no promise:", refused)
