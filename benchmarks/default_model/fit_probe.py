@@ -27,8 +27,6 @@ from uqcalc import (
     Level,
     Recipe,
     ReliableCalculator,
-    calibrate,
-    fit,
     scores,
     tap,
 )
@@ -126,12 +124,10 @@ def _share(part: np.ndarray, whole: np.ndarray) -> float | None:
     return float(part.sum() / whole.sum()) if whole.any() else None
 
 
-def promised(
-    probe: Probe, frames: list[Atoms], backbone: Backbone, labels: Labels
-) -> tuple[Probe, str]:
+def promised(probe: Probe, data: Dataset) -> tuple[Probe, str]:
     """Return the probe with a promise, or without one and why."""
     try:
-        probe = calibrate(probe, frames, backbone, labels, exclude=("duplicate",))
+        probe = calibrate_dataset(probe, data)
     except LabelError as error:
         return probe, f"no promise: {error}"
     return probe, f"promise: {probe.card.promise}"
@@ -145,36 +141,30 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     backbone = tap(bare_calculator())
-    train, held_out, test = (load(options.data, split) for split in SPLITS)
+    frames = {split: load(options.data, split) for split in SPLITS}
     labels = Labels("forces", boundary=TOLERANCE, group_key="molecule")
-    result = fit(
-        train,
-        backbone,
-        labels,
-        Recipe(seed=options.seed),
-        test=test,
-        exclude=("duplicate",),
-        cache=options.data / "features",
+    build = partial(build_dataset, backbone=backbone, labels=labels, exclude=EXCLUDE)
+    train, held_out, test = (
+        build(frames[split], cache=options.data / f"{split}.features")
+        for split in SPLITS
     )
+    for split, data in zip(SPLITS, (train, held_out, test), strict=True):
+        left_out = {defect: len(rows) for defect, rows in data.excluded.items()}
+        print(split, len(data), "structures; left out:", left_out, flush=True)
+    recipe = Recipe(seed=options.seed)
+    result = fit_datasets(train, None, test, backbone, labels, recipe)
     print(result, flush=True)
     probe = result.probe.with_card(description=DESCRIPTION)
-    probe, note = promised(probe, held_out, backbone, labels)
+    probe, note = promised(probe, held_out)
     print(note, flush=True)
     probe.save(options.output, half=True)
     probe = Probe.load(options.output)  # as it ships
-    data = build_dataset(
-        test,
-        backbone,
-        labels,
-        exclude=("duplicate",),
-        cache=options.data / "features",
-    )
-    frames = kept(data, test)
-    rows = judged("shipped", probe, backbone, data, frames)
+    tested = kept(test, frames["probe_test"])
+    rows = judged("shipped", probe, backbone, test, tested)
     compared = []
     if options.previous is not None:
         previous = Probe.load(options.previous)
-        compared = judged("previous", previous, backbone, data, frames)
+        compared = judged("previous", previous, backbone, test, tested)
     print_table("test molecules", rows + compared, COLUMNS)
     write_result(
         "fit_default_probe",
