@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,16 @@ from ase.io import read
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from common import print_table, target, write_result
 
-from uqcalc import (
-    LabelError,
-    Labels,
-    Level,
-    Recipe,
-    ReliableCalculator,
-    scores,
-    tap,
-)
+from uqcalc import LabelError, Labels, Level, Recipe, ReliableCalculator, scores, tap
 from uqcalc.backbones import Backbone
 from uqcalc.default import bare_calculator
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.dataset import Dataset, build_dataset
+from uqcalc.probe.promising import calibrate_dataset
+from uqcalc.probe.training import fit_datasets
 
 
+EXCLUDE = ("duplicate",)
 SPLITS = ("probe_train", "probe_calibration", "probe_test")
 TOLERANCE = 0.2  # eV/Å, RMS over the structure: where dynamics goes wrong
 DESCRIPTION = (
