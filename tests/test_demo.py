@@ -7,6 +7,7 @@ from importlib.resources import files
 import matplotlib as mpl
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import molecule
 from ase.io import read
 from builders import import_mace
@@ -21,6 +22,7 @@ from uqcalc import (
     read_assessment,
 )
 from uqcalc.cli import app
+from uqcalc.shipped import shipped_probe
 
 
 mpl.use("Agg")
@@ -67,6 +69,33 @@ def test_believes_a_minimum_and_not_a_wreck(calculator):
     assert calculator.assess(atoms).level is Level.RELIABLE
     atoms.rattle(0.4, seed=0)
     assert calculator.assess(atoms).level is Level.UNRELIABLE
+
+
+def test_every_key_that_a_probe_gives_is_in_the_first_results(calculator):
+    results = calculator.assess(molecule("CH3CH2OH")).results()
+    parts = {f"probe_{path}" for path in ("attention", "linear", "trend", "local")}
+    per_atom = {"probe_reliabilities", "probe_importance"}
+    whole = {"probe_reliability", "probe_novelty", "reliability_level"}
+    assert parts | per_atom | whole <= set(results)
+    assert all(np.isfinite(results[key]).all() for key in parts | per_atom | whole)
+    assert {np.shape(results[key]) for key in per_atom} == {(9,)}
+
+
+def test_small_molecules_whose_forces_are_wrong_are_not_believed(calculator):
+    tblite = pytest.importorskip("tblite.ase")
+    boundary = shipped_probe("default").card.boundary
+    frames = [molecule(name) for name in ("N2", "O2", "CO", "CO2", "H2O", "HCN")]
+    frames += [Atoms("H2", [[0, 0, 0], [d, 0, 0]]) for d in (0.5, 0.74, 1.0, 1.5, 2.0)]
+    frames += [molecule(name) for name in ("CH4", "NH3", "C2H6", "CH3OH")]
+    believed = []
+    for atoms in frames:
+        level = calculator.assess(atoms).level
+        forces = calculator.get_property("forces", atoms)
+        atoms.calc = tblite.TBLite(method="GFN2-xTB", verbosity=0)
+        error = np.sqrt(np.mean((atoms.get_forces() - forces) ** 2))
+        assert error <= boundary or level is not Level.RELIABLE, atoms
+        believed.append(level is Level.RELIABLE)
+    assert any(believed)
 
 
 def test_unknown_element_is_refused_with_what_is_known(calculator):
