@@ -113,7 +113,7 @@ def log_facts(log: LogSummary, name: str = "Run") -> Facts:
         ("versions", ", ".join(f"{k} {v}" for k, v in log.versions.items())),
         *_input_rows(run.get("about") or {}),
     ]
-    columns = ("step", "time (fs)", "T (K)", "level", "risk", "worst atoms")
+    columns = ("step", "time (fs)", "T (K)", "level", "why", "worst atoms")
     table = tuple(_worst_row(record) for record in log.worst)
     return Facts(name, rows, "Worst steps", columns, table)
 
