@@ -1,0 +1,1 @@
+"""Parts of `rough.py`: bad files, garbage structures, threads, and their outcomes."""
