@@ -9,7 +9,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
-from ase.data import covalent_radii
+from ase.data import chemical_symbols, covalent_radii
 from ase.neighborlist import primitive_neighbor_list
 from builders import mace_calculator, rattled
 
@@ -276,3 +276,36 @@ def test_every_number_of_a_pass_is_asked(calculator, name):
     molecule_ = replace(broken, pbc=np.zeros(3, dtype=bool))
     level = calculator.judge(molecule_).level
     assert (level is Level.RELIABLE) == (name == "stress")
+
+
+def crystals_of_the_elements():
+    for number in range(1, 97):
+        try:
+            yield bulk(chemical_symbols[number])
+        except (ValueError, KeyError, RuntimeError, NotImplementedError):
+            continue  # no simple crystal is known for it
+
+
+def test_crystals_of_the_elements_are_bonded_and_blown_up_ones_are_not():
+    seen = 0
+    for atoms in crystals_of_the_elements():
+        seen += 1
+        reading = read(atoms)
+        said = [why for why in reading.doubts if "no two atoms are bonded" in why]
+        assert not said, atoms
+        if atoms.numbers[0] in {2, 10, 18, 36, 54, 86}:
+            continue
+        factor = 1.5 / reading.results["sanity_contact"]
+        atoms.set_cell(factor * atoms.cell, scale_atoms=True)
+        atoms = atoms * (2, 2, 2)
+        atoms.rattle(0.03, seed=1)
+        [why, *_] = read(atoms).doubts  # not bonded, or not even within the cutoff
+        assert "no two atoms are bonded" in why or "no atom has a neighbour" in why
+    assert seen > 60
+
+
+def test_far_molecules_are_bonded_within():
+    pair = molecule("CH4")
+    other = molecule("CH4")
+    other.translate([4.5, 0, 0])
+    assert is_sane(read(pair + other))

@@ -19,6 +19,7 @@ from uqcalc.symmetry import forces_vanish
 # How each limit was found, and what lies on both sides of it: benchmarks/sanity.py.
 FUSED = 0.30  # distance / (sum of covalent radii)
 ABSURD_CONTACT = 0.15
+LOOSE = 1.30  # the longest bonds of labelled crystals and metals reach 1.2
 FORCE, ABSURD_FORCE = 1e3, 1e4  # eV/Å, on one atom
 ABSURD_ENERGY = 1e3  # eV an atom, above every zero of energy
 EXTENT = 1e4  # Å
@@ -31,6 +32,7 @@ USUAL_CUTOFF = 5.0
 _THOMAS_FERMI = 1.2 * 20.9
 _BINDING = 100.0  # eV an atom; bonds give a tenth of it
 _MOST_NAMED = 5
+_NOBLE = (2, 10, 18, 36, 54, 86)  # their liquids and crystals have no bonds
 
 
 @dataclass(slots=True)
@@ -63,6 +65,8 @@ class Sanity:
       of that sum, a force above 10 000 eV/Å, an energy below that of all electrons in
       the fields of bare nuclei (Thomas-Fermi) or above 1 000 eV an atom.
     - SUSPECT: no atom has a neighbour within the cutoff, so that nothing was judged;
+      no two atoms are bonded, noble gases apart: the closest contact is longer than
+      1.3 of the sum of the covalent radii, as in a crystal that was blown up;
       all forces vanish by symmetry, likewise; ``atoms.info`` names a charge or a spin
       that the model does not read.
 
@@ -118,6 +122,7 @@ class Sanity:
         )
         contact = _judge_contacts(around, prediction.numbers, found)
         self._judge_neighbours(around, prediction.numbers, found)
+        _judge_bonds(around, prediction.numbers, found)
         largest = _judge_forces(prediction, found)
         _judge_energy(prediction, found)
         _judge_extent(prediction, found)
@@ -182,6 +187,23 @@ def _judge_contacts(
         absurd=absurd,
     )
     return contact
+
+
+def _judge_bonds(
+    around: Surroundings, numbers: np.ndarray, found: _Findings
+) -> None:
+    """Take note of atoms none of which is bonded to another."""
+    contacts = np.where(np.isin(numbers, _NOBLE), np.inf, around.contacts)
+    atom = int(contacts.argmin())
+    contact = float(contacts[atom])
+    if not LOOSE < contact < np.inf:
+        return
+    pair = named_atoms(numbers, [atom, int(around.partners[atom])])
+    found.doubts.append(
+        f"no two atoms are bonded: the closest, {pair.replace(', ', ' and ')}, are "
+        f"{around.distances[atom]:.3g} Å apart, {contact:.2f} of the sum of their "
+        f"covalent radii > {LOOSE:.2f}"
+    )
 
 
 def _judge_forces(prediction: Prediction, found: _Findings) -> float:
