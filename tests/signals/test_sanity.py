@@ -290,7 +290,7 @@ def test_crystals_of_the_elements_are_bonded_and_blown_up_ones_are_not():
     seen = 0
     for atoms in crystals_of_the_elements():
         seen += 1
-        reading = read(atoms)
+        reading = read(atoms, Sanity(8.0))  # Cs: 5.2 Å from atom to atom
         said = [why for why in reading.doubts if "no two atoms are bonded" in why]
         assert not said, atoms
         if atoms.numbers[0] in {2, 10, 18, 36, 54, 86}:
@@ -299,7 +299,9 @@ def test_crystals_of_the_elements_are_bonded_and_blown_up_ones_are_not():
         atoms.set_cell(factor * atoms.cell, scale_atoms=True)
         atoms = atoms * (2, 2, 2)
         atoms.rattle(0.03, seed=1)
-        [why, *_] = read(atoms).doubts  # not bonded, or not even within the cutoff
+        [why, *_] = read(
+            atoms, Sanity(8.0)
+        ).doubts  # not bonded, or not even within the cutoff
         assert "no two atoms are bonded" in why or "no atom has a neighbour" in why
     assert seen > 60
 

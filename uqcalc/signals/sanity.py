@@ -189,9 +189,7 @@ def _judge_contacts(
     return contact
 
 
-def _judge_bonds(
-    around: Surroundings, numbers: np.ndarray, found: _Findings
-) -> None:
+def _judge_bonds(around: Surroundings, numbers: np.ndarray, found: _Findings) -> None:
     """Take note of atoms none of which is bonded to another."""
     contacts = np.where(np.isin(numbers, _NOBLE), np.inf, around.contacts)
     atom = int(contacts.argmin())
