@@ -8,6 +8,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator, all_changes
 from ase.outputs import Properties, all_outputs
@@ -163,9 +164,7 @@ class ReliableCalculator(BaseCalculator):
             Reading(
                 signal.name,
                 math.nan,
-                results={"probe_reliability": math.nan}
-                if isinstance(signal, ProbeSignal)
-                else {},
+                results=signal.unknown() if isinstance(signal, ProbeSignal) else {},
                 note=reason,
             )
             for signal in self.signals
@@ -294,10 +293,17 @@ def _voided(reading: Reading, note: str) -> Reading:
     return replace(
         reading,
         risk=math.nan,
-        results={key: value * math.nan for key, value in reading.results.items()},
+        results={key: _void(value) for key, value in reading.results.items()},
         per_atom_key=None,
         note=note,
         doubts=(),
         faults=(),
         absurd=(),
     )
+
+
+def _void(value: Any) -> Any:
+    """Return NaN in the place of numbers, and False in that of what was said to be."""
+    if np.asarray(value).dtype == bool:
+        return np.zeros(np.shape(value), bool) if np.ndim(value) else False
+    return value * math.nan

@@ -139,7 +139,23 @@ def choose_policy(
             f"and signals {[*names, *judged]}; add the signal or drop the threshold"
         )
         raise ValueError(msg)
+    for threshold in policy.thresholds:
+        if threshold.promise:
+            _check_promise(threshold, probes_of(signals))
     return policy
+
+
+def _check_promise(threshold: Threshold, probes: Sequence[Probe]) -> None:
+    """Refuse a policy made from the promise of another probe than the one that runs."""
+    own = [probe.card.promise_policy().thresholds[0] for probe in probes]
+    known = [(t.signal, t.suspect, t.promise) for t in own]
+    if (threshold.signal, threshold.suspect, threshold.promise) not in known:
+        msg = (
+            "policy of a promise must be that of the probe in use, got "
+            f"{threshold.promise} at least {1 - threshold.suspect:.4g}; make it with "
+            "Policy.from_promise(probe)"
+        )
+        raise ValueError(msg)
 
 
 def label_free(backbone: Backbone) -> list[Signal]:

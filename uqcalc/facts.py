@@ -138,7 +138,8 @@ def _dynamics(run: Mapping[str, Any]) -> str:
 def _limits(run: Mapping[str, Any]) -> str:
     thresholds = run.get("policy", {}).get("thresholds", ())
     return "; ".join(
-        f"{t['signal']}: SUSPECT above {t['suspect']:.4g}, UNRELIABLE above "
+        f"{t['signal']}: SUSPECT above {t['suspect']:.4g}"
+        f"{' and outside its promise' if t.get('promise') else ''}, UNRELIABLE above "
         f"{t['unreliable']:.4g}"
         for t in thresholds
     )

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from uqcalc.records import Assessment, Level, Reading, Verdict
+
+
+if TYPE_CHECKING:
+    from uqcalc.probe.checkpoint import Probe
 
 
 # Limits on a risk of which nobody has said what is reliable: nothing is, not even a
@@ -25,6 +29,10 @@ class Threshold:
     publishes where larger is worse (its ``judged``), such as ``probe_novelty`` and
     ``probe_worst_atom``; the limits that the signal itself sets on it stay.
 
+    Where there is a ``promise`` (`Policy.from_promise`), which says what the promise is
+    about, RELIABLE is exactly what the probe says to be covered by it, and the risk is
+    one minus that probability; ``suspect`` is one minus the cutoff of the promise.
+
     Raises
     ------
     ValueError
@@ -39,6 +47,7 @@ class Threshold:
     signal: str
     suspect: float
     unreliable: float
+    promise: str = ""
 
     def __post_init__(self) -> None:
         for name in ("suspect", "unreliable"):  # numpy scalars are no JSON
@@ -54,6 +63,23 @@ class Threshold:
                 " give both limits as a risk (larger is worse)"
             )
             raise ValueError(msg)
+
+    def judge(self, reading: Reading) -> tuple[Level, list[str]]:
+        """Return the level of a reading, and why where it is not RELIABLE."""
+        if not self.promise:
+            level = self.level(reading.risk)
+            return level, [] if level is Level.RELIABLE else [self.reason(reading)]
+        name = self.signal
+        # read back from a file it is a numpy number, and NaN is no yes
+        if reading.results.get(f"{name}_promised") in (True,):
+            return Level.RELIABLE, []
+        asked = reading.results.get(f"{name}_tolerance_reliability")
+        risk = reading.risk if asked is None else 1 - float(asked)
+        reading = replace(reading, risk=risk, meaning=self.promise)
+        level = self.level(risk)
+        why = f"{name}: {self.promise}" if level is Level.RELIABLE else ""
+        why = why or self.reason(reading)
+        return max(Level.SUSPECT, level), [f"{why}, outside the promise"]
 
     def level(self, risk: float) -> Level:
         """Return the level of ``risk``."""
@@ -121,10 +147,8 @@ class Policy:
             if reading is None:
                 skipped.append(threshold.signal)
                 continue
-            level = threshold.level(reading.risk)
-            if level is not Level.RELIABLE:
-                reasons.append(threshold.reason(reading))
-            reasons += _floor_reasons(reading)
+            level, why = threshold.judge(reading)
+            reasons += [*why, *_floor_reasons(reading)]
             worst = max(worst, level, reading.floor)
         for reading in readings:
             if reading.always and reading.signal not in self.signals:
@@ -139,12 +163,38 @@ class Policy:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able limits; `from_dict` reads them back."""
-        return {"thresholds": [asdict(threshold) for threshold in self.thresholds]}
+        rows = [asdict(threshold) for threshold in self.thresholds]
+        for row in rows:
+            if not row["promise"]:
+                del row["promise"]
+        return {"thresholds": rows}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Policy:
         """Rebuild a policy from `to_dict`."""
         return cls(Threshold(**row) for row in data["thresholds"])
+
+    @classmethod
+    def from_promise(cls, probe: Probe) -> Policy:
+        """Return a policy that calls RELIABLE what the probe's promise covers alone.
+
+        What it does not cover is at least SUSPECT, and UNRELIABLE where the probability
+        lies below the probe's own cutoff for that. RELIABLE is what `uqcalc.calibrate`
+        counted as accepted, but for what other signals find (`Sanity`): of one
+        structure from each new group, where it is accepted, at most the promised share
+        errs by more than the promise's tolerance.
+
+        Raises
+        ------
+        ProbeError
+            If the probe carries no promise.
+
+        Examples
+        --------
+        >>> policy = Policy.from_promise(probe)  # doctest: +SKIP
+        >>> calc = ReliableCalculator(bare, probe, policy=policy)  # doctest: +SKIP
+        """
+        return probe.card.promise_policy()
 
 
 def _published(key: str, readings: Sequence[Reading]) -> Reading | None:

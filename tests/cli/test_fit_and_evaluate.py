@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from ase.build import molecule
-from ase.io import write
+from ase.io import read, write
 from typer.testing import CliRunner
 
 from uqcalc import Probe
@@ -20,8 +20,12 @@ FEW = "a probe should have at least 200 labelled structures, got 90"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
+    return labelled(tmp_path_factory.mktemp("data"), seed=0)
+
+
+def labelled(folder, *, seed):
     """Errors of the bundled potential that grow with the distortion."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     calculator = bare_calculator()
     frames = []
     for index in range(90):
@@ -31,9 +35,9 @@ def data(tmp_path_factory):
         sign = rng.choice([-1, 1], size=(len(atoms), 3))
         forces = calculator.get_forces(atoms) + amount * sign
         atoms.arrays["REF_forces"] = forces
-        atoms.info["run"] = index // 3
+        atoms.info["run"] = 100 * seed + index // 3
         frames.append(atoms)
-    path = tmp_path_factory.mktemp("data") / "labelled.xyz"
+    path = folder / "labelled.xyz"
     write(path, frames)
     return path
 
@@ -120,13 +124,28 @@ def test_calibrate_puts_a_promise_on_the_card(data, tmp_path):
     before = probe.read_bytes()
     asked = ("--tolerance", "0.2 eV/Å", "--risk", "0.4", "--confidence", "0.8")
     done = invoke("calibrate", probe, data, "-o", other, *asked, *options)
+    assert done.exit_code == 1
+    assert "75 of its own (frames " in done.stderr  # 15 were the test
+    held_out = labelled(tmp_path, seed=1)
+    done = invoke("calibrate", probe, held_out, "-o", other, *asked, *options)
     assert done.exit_code == 0, done.output
     promise = Probe.load(other).card.promise
     assert promise["groups"] == 30
     assert promise["statement"] in done.stdout
     assert "err by more than 0.2 eV/Å" in done.stdout
     assert probe.read_bytes() == before
-    done = invoke("calibrate", probe, data, *options)
+    done = invoke("calibrate", probe, held_out, *options)
     assert done.exit_code == 1
     assert "must rest on at least 59 groups" in done.stderr
     assert probe.read_bytes() == before
+    words = ("annotate", held_out, "--promised", "--device", "cpu", "-o")
+    done = invoke(*words, tmp_path / "judged.xyz", "--probe", other)
+    assert done.exit_code == 0, done.output
+    frames = read(tmp_path / "judged.xyz", ":")
+    kept = np.array([frame.info["probe_promised"] for frame in frames])
+    assert 0 < kept.sum() < len(kept)
+    levels = np.array([frame.info["reliability_level"] for frame in frames])
+    np.testing.assert_array_equal(levels == 0, kept)
+    done = invoke(*words, tmp_path / "none.xyz", "--probe", probe)
+    assert done.exit_code == 1
+    assert "must carry a promise" in done.stderr

@@ -1,26 +1,34 @@
 """`calibrate` end to end: the promise on the card is the one that the frames give."""
 
+import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from ase.io import read, write
 from builders import rattled
 from closeness import NETWORK, close
 from probe.toys import ToyBackbone
 
 from uqcalc import (
     Labels,
+    Level,
+    Policy,
     Probe,
     Promise,
     Recipe,
     ReliableCalculator,
+    annotated_copy,
     calibrate,
     fit,
+    read_assessment,
 )
 from uqcalc.errors import LabelError, LabelWarning, ProbeError
 from uqcalc.probe.dataset import build_dataset
 from uqcalc.probe.labelling.seen import Seen, group_hash
 from uqcalc.probe.promising import acceptance, calibrate_dataset, probability_boundary
+from uqcalc.signals import base
 
 
 NAMES = ["H2O", "CH3OH", "NH3", "C2H6"]
@@ -149,6 +157,116 @@ def test_what_the_probe_was_made_from_is_refused(probe, tmp_path):
     by_pair = probe.with_card(training=probe.card.training | {"group_key": "pair"})
     with pytest.warns(LabelWarning, match="these frames have 'pair'"):
         calibrate(by_pair, frames, ToyBackbone(), **LOOSE)
+
+
+@pytest.fixture(scope="module")
+def promises(probe):
+    """Of its own boundary, and of another tolerance."""
+    frames = labelled(120, seed=3)
+    return [
+        calibrate(probe, frames, ToyBackbone(), OWN, tolerance=wanted, **LOOSE)
+        for wanted in (None, "90 meV/Å")
+    ]
+
+
+def test_live_promises_are_those_that_were_counted(promises, tmp_path, monkeypatch):
+    """Also of the verdict, read back from a file, and in one transfer a step."""
+    promised = promises[1]
+    frames = labelled(120, seed=3) + labelled(9, seed=6)
+    for atoms in frames[120::3]:
+        atoms.numbers[0] = 9  # unseen
+    for atoms in frames[121::3]:
+        atoms.positions *= 0.25  # far from most labels
+    frames[-1].set_cell([4, 4, 4])
+    frames[-1] = frames[-1].repeat((3, 3, 1))  # more atoms than twice the largest
+    frames[-1].set_cell(None)
+    frames[-1].arrays["REF_forces"] = np.zeros((len(frames[-1]), 3))
+    data = build_dataset(frames, ToyBackbone(), Labels())
+    found = promised.card.promised
+    counted = acceptance(promised, data, 0.09) >= found.cutoff
+    assert counted[:120].sum() == found.accepted
+    policy = Policy.from_promise(promised)
+    assert Policy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
+    fetched = []
+    real = base._fetch
+
+    def counting(tensors):
+        fetched.extend([1] if tensors else [])
+        return real(tensors)
+
+    monkeypatch.setattr(base, "_fetch", counting)
+    calc = ReliableCalculator(ToyBackbone(), promised, policy=policy)
+    live = [calc.assess(atoms) for atoms in frames]
+    assert len(fetched) == len(frames)
+    said = [a.results()["probe_promised"] for a in live]
+    assert {type(one) for one in said} == {bool}
+    np.testing.assert_array_equal(said, counted)
+    sound = [a.reading("sanity").floor is Level.RELIABLE for a in live]
+    reliable = [a.level is Level.RELIABLE for a in live]
+    np.testing.assert_array_equal(reliable, counted & sound)
+    at_tolerance = [a.results()["probe_tolerance_reliability"] for a in live]
+    expected = promised.reliability(data.predictions, boundary=0.09).numpy()
+    close(np.array(at_tolerance), expected, NETWORK)
+    for atoms, assessment in zip(frames[::10], live[::10], strict=True):
+        path = tmp_path / "frame.xyz"
+        write(path, annotated_copy(atoms, assessment, {}))
+        assert policy(read_assessment(read(path)).readings) == assessment.verdict
+
+
+def test_outside_the_promise_is_suspect_and_says_so(promises, monkeypatch):
+    frames = labelled(40, seed=3)
+    own, wide = (promised.with_card(unreliable=0.02) for promised in promises)
+    meaning = r"P\(RMS force error <= [\d.]+ meV/Å\) = [\d.]+ < [\d.]+"
+    for promised in (own, wide):
+        calc = ReliableCalculator(
+            ToyBackbone(), promised, policy=Policy.from_promise(promised)
+        )
+        live = [calc.assess(atoms) for atoms in frames]
+        outside = [a for a in live if not a.results()["probe_promised"]]
+        assert Level.SUSPECT in {a.level for a in outside}
+        for assessment in outside:
+            assert assessment.level is not Level.RELIABLE
+            reasons = "; ".join(assessment.verdict.reasons)
+            assert re.match(f"probe: {meaning}, outside the promise", reasons) or (
+                "outside its calibration" in reasons
+            )
+    assert (
+        "probe_tolerance_reliability"
+        not in ReliableCalculator(ToyBackbone(), own).assess(frames[0]).results()
+    )
+    # what is no number is not promised: a broken pass, and one that did not run
+    run = calc.backbone.calculator.calculate
+
+    def broken(*given):
+        run(*given)
+        calc.backbone.calculator.results["forces"][0] = np.nan
+
+    monkeypatch.setattr(calc.backbone.calculator, "calculate", broken)
+    calc.reset()
+    for assessment in (calc.assess(frames[0]), calc.refusal("no answer")):
+        assert assessment.results()["probe_promised"] is False
+        assert np.isnan(assessment.results()["probe_tolerance_reliability"])
+        assert assessment.level is Level.UNRELIABLE
+
+
+def test_a_policy_of_a_promise_is_that_of_its_probe(probe, promises):
+    own, wide = promises
+    with pytest.raises(ProbeError, match="must carry a promise about its probability"):
+        Policy.from_promise(probe)
+    for other in (probe, own):
+        with pytest.raises((ProbeError, ValueError), match="promise"):
+            ReliableCalculator(ToyBackbone(), other, policy=Policy.from_promise(wide))
+    # the usual policy says of a frame what it said without a promise
+    calc, bare = (
+        ReliableCalculator(ToyBackbone(), wide),
+        ReliableCalculator(ToyBackbone(), probe),
+    )
+    for atoms in labelled(10, seed=3):
+        assert calc.assess(atoms).verdict == bare.assess(atoms).verdict
+    with pytest.raises(ProbeError, match="entry 'cutoff' of promise of a probe"):
+        Promise.from_dict(wide.card.promise | {"cutoff": "0.9"})
+    with pytest.raises(ProbeError, match="must be from 0 to 1"):
+        Promise.from_dict(wide.card.promise | {"cutoff": 9.0})
 
 
 class Untouched(ToyBackbone):

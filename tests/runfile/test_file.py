@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 from ase.build import molecule
 
-from uqcalc import RunFileError
+from uqcalc import Promise, RunFileError
 from uqcalc.runfile.file import RunFile, read_run_file
+from uqcalc.runfile.opening import open_calculator
 from uqcalc.runfile.sections import (
     MdSection,
     OutputSection,
     PolicySection,
     RelaxSection,
 )
+from uqcalc.shipped import shipped_probe
 
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "run.yaml"
@@ -181,6 +183,11 @@ def test_a_key_may_be_of_another_section_or_of_none(read, line, expected):
             MD + "policy: {window: 5, fraction: 0.5, patience: 2}\n",
             "policy.patience: must be left out where window and fraction are given",
         ),
+        (
+            MD + "policy: {suspect: 0.9, promise: true}\n",
+            "policy.promise: must be left out where suspect is given",
+        ),
+        (MD + "policy: {promise: 0.9}\n", "policy.promise: must be true or false, got"),
         (MD + "outputs: {log: m.xyz}\n", "outputs: log must be a file of its own, not"),
         (MD + "outputs: {log: heat.yaml}\n", "outputs: log must be a file of its own"),
         (MD + "outputs: {log: .}\n", "outputs.log: must be a file in a folder"),
@@ -221,3 +228,18 @@ def test_the_example_is_valid_and_complete():
     file = read_run_file(EXAMPLE)
     assert file.md.temperature_K == (300, 600)
     assert file.outputs.log == "run.jsonl"
+
+
+def test_a_promise_of_the_probe_is_the_policy_where_that_is_asked_for(read, tmp_path):
+    plain = shipped_probe("default").with_card(promise=None)
+    plain.save(tmp_path / "my.probe")
+    file = read(MD + "probe: my.probe\npolicy: {promise: true, unreliable: 0.1}\n")
+    with pytest.raises(RunFileError, match=r"policy.promise: .* must carry a promise"):
+        open_calculator(file)
+    made = Promise(0.84, 0.05, 0.95, 80, 60, 0, 0.05, 0.2, "eV/Å", plain.card.boundary)
+    plain.with_card(promise=made.to_dict()).save(tmp_path / "my.probe")
+    calc = open_calculator(file)
+    [threshold] = calc.policy.thresholds
+    assert threshold.promise == plain.card.meaning
+    assert threshold.suspect == pytest.approx(0.16)
+    assert threshold.unreliable == pytest.approx(0.9)

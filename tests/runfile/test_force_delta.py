@@ -83,7 +83,12 @@ def test_a_model_without_a_probe_may_be_watched_by_force_delta_alone(
         (
             LIMITS,
             {"model": "mace_off:small", "policy": {"suspect": 0.5}},
-            "policy: must leave out suspect and unreliable",
+            "policy: must leave out suspect, unreliable and promise",
+        ),
+        (
+            LIMITS,
+            {"model": "mace_off:small", "policy": {"promise": True}},
+            "policy: must leave out suspect, unreliable and promise",
         ),
     ],
 )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from uqcalc.annotating.tally import AnnotationSummary
     from uqcalc.calculator import ReliableCalculator
+    from uqcalc.probe.checkpoint import Probe
 
 
 def annotate(  # noqa: PLR0913  (one option each)
@@ -35,6 +36,14 @@ def annotate(  # noqa: PLR0913  (one option each)
         Path | None,
         typer.Option(help="The probe; default and chgnet bring their own."),
     ] = None,
+    promised: Annotated[
+        bool,
+        typer.Option(
+            "--promised",
+            help="RELIABLE only within the promise on the probe's card (uqcalc "
+            "calibrate).",
+        ),
+    ] = False,
     head: HeadOption = None,
     limits: LimitsOption = None,
     device: DeviceOption = "auto",
@@ -50,8 +59,13 @@ def annotate(  # noqa: PLR0913  (one option each)
     with errors_as_messages("frames so far are on disk; the same command goes on"):
         import uqcalc
 
+        loaded = _probe(model, probe, needed=promised or limits is None)
         judge = _judge(
-            uqcalc.open_model(model, device=device), model, probe, head, limits
+            uqcalc.open_model(model, device=device),
+            loaded,
+            head,
+            limits,
+            promised=promised,
         )
         try:
             summary = uqcalc.annotate_file(source, output, judge, worst=worst)
@@ -63,27 +77,32 @@ def annotate(  # noqa: PLR0913  (one option each)
         raise typer.Exit(code=1)
 
 
-def _judge(
-    calculator: BaseCalculator,
-    name: str,
-    probe: Path | None,
-    head: Path | None,
-    limits: tuple[float, float] | None,
-) -> ReliableCalculator:
-    """Judge by the probe, by Force Delta where limits on it are given, or by both."""
-    from uqcalc.calculator import ReliableCalculator
+def _probe(name: str, probe: Path | None, *, needed: bool) -> Probe | None:
+    """Return the probe that was named, or the one that the model brings."""
     from uqcalc.probe.checkpoint import Probe
     from uqcalc.shipped import SHIPPED_PROBES, shipped_probe
 
     if probe is not None:
-        loaded = Probe.load(probe)
-    elif limits is None or name in SHIPPED_PROBES:
-        loaded = shipped_probe(name)
-    else:
-        return judging(calculator, None, head, limits)
-    if limits is None and head is None:
-        return ReliableCalculator(calculator, loaded)
-    return judging(calculator, loaded, head, limits)
+        return Probe.load(probe)
+    return shipped_probe(name) if needed or name in SHIPPED_PROBES else None
+
+
+def _judge(
+    calculator: BaseCalculator,
+    probe: Probe | None,
+    head: Path | None,
+    limits: tuple[float, float] | None,
+    *,
+    promised: bool,
+) -> ReliableCalculator:
+    """Judge by the probe, by Force Delta where limits on it are given, or by both."""
+    from uqcalc.calculator import ReliableCalculator
+
+    if probe is None or limits is not None or head is not None:
+        return judging(calculator, probe, head, limits, promised=promised)
+    card = probe.card
+    policy = card.promise_policy() if promised else card.policy()
+    return ReliableCalculator(calculator, probe, policy=policy)
 
 
 def _show(summary: AnnotationSummary) -> None:

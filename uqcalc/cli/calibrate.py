@@ -35,7 +35,10 @@ def calibrate(  # noqa: PLR0913  (one option each)
         ),
     ] = None,
     risk: Annotated[
-        float, typer.Option(help="Largest share of wrong ones among the accepted.")
+        float,
+        typer.Option(
+            help="Largest share of wrong ones, of one accepted structure a group."
+        ),
     ] = 0.05,
     confidence: Annotated[
         float, typer.Option(help="How sure the promise must be.")
@@ -48,8 +51,9 @@ def calibrate(  # noqa: PLR0913  (one option each)
 ) -> None:
     """Find the cutoff above which a probe keeps a promise, and put both on its card.
 
-    Of the structures it accepts, at most a share RISK errs by more than TOLERANCE. One
-    frame of each group counts: frames of one run are not independent.
+    Of one structure from each new group, where it is accepted, at most a share RISK
+    errs by more than TOLERANCE. One frame of each group counts: frames of one run are
+    not independent.
     """
     with errors_as_messages():
         import uqcalc

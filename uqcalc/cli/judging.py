@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ase.calculators.calculator import BaseCalculator
 
     from uqcalc.calculator import ReliableCalculator
+    from uqcalc.policy import Threshold
     from uqcalc.probe.checkpoint import Probe
 
 
@@ -34,6 +35,8 @@ def judging(
     probe: Probe | None,
     head: Path | None,
     limits: tuple[float, float] | None,
+    *,
+    promised: bool = False,
 ) -> ReliableCalculator:
     """Return a calculator that reads Force Delta, and the probe where there is one.
 
@@ -42,7 +45,10 @@ def judging(
     import uqcalc
     from uqcalc.policy import TRUST_NOTHING
 
-    thresholds = [] if probe is None else [*probe.card.policy().thresholds]
+    thresholds: list[Threshold] = []
+    if probe is not None:
+        policy = probe.card.promise_policy() if promised else probe.card.policy()
+        thresholds += policy.thresholds
     if limits is not None:
         thresholds.append(uqcalc.Threshold("force_delta", *limits))
     if not thresholds:

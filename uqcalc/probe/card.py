@@ -15,6 +15,7 @@ from uqcalc.entries import check_elements, checked
 from uqcalc.errors import ProbeError
 from uqcalc.policy import Policy, Threshold
 from uqcalc.probe.calibration import Calibration
+from uqcalc.probe.promise import Promise
 from uqcalc.probe.scope import Scope
 from uqcalc.probe.worst import AtomFloor
 from uqcalc.quantities import UNITS
@@ -74,7 +75,7 @@ class Card:
     scope : Scope or None
         What it was calibrated on; None for probes that do not know.
     promise : dict or None
-        `uqcalc.Promise` made with this probe.
+        `uqcalc.Promise` made with this probe; `promised` reads it.
     held_out : list of [share, logit]
         The surest ``share`` of groups that it was not fitted to have at least this
         logit of P(reliable) (`uqcalc.probe.starts`); empty where nobody knows.
@@ -171,10 +172,18 @@ class Card:
     @property
     def meaning(self) -> str:
         """What the probe gives the probability of, with boundary and unit."""
-        value, unit = self.boundary, self.unit
+        return self._meaning_at(self.boundary)
+
+    def _meaning_at(self, boundary: float) -> str:
+        value, unit = boundary, self.unit
         if value < 1.0:  # meV, as people speak of errors
             value, unit = 1000 * value, f"m{unit}"
         return f"P({MEANINGS[self.target]} <= {value:.3g} {unit})"
+
+    @property
+    def promised(self) -> Promise | None:
+        """The promise that was made with this probe; None without one."""
+        return None if self.promise is None else Promise.from_dict(self.promise)
 
     @property
     def feature_dim(self) -> int:
@@ -196,6 +205,26 @@ class Card:
     def policy(self) -> Policy:
         """Return the policy that the stored cutoffs amount to."""
         return Policy([Threshold("probe", 1 - self.suspect, 1 - self.unreliable)])
+
+    def promise_policy(self) -> Policy:
+        """Return the policy of the promise; see `uqcalc.Policy.from_promise`.
+
+        Raises
+        ------
+        ProbeError
+            If there is no promise about this probe's probability.
+        """
+        promise = self.promised
+        if promise is None or promise.boundary is None:
+            msg = (
+                "probe must carry a promise about its probability, got none; make one "
+                "on frames that it never saw: uqcalc.calibrate (uqcalc calibrate)"
+            )
+            raise ProbeError(msg)
+        beyond = 1 - promise.cutoff
+        limits = (beyond, max(beyond, 1 - self.unreliable))
+        meaning = self._meaning_at(promise.boundary)
+        return Policy([Threshold("probe", *limits, promise=meaning)])
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able form with the unit spelled out."""
@@ -249,6 +278,7 @@ class Card:
         entries = checked(cls, entries, "card of a probe", ProbeError, _REMEDY)
         entries |= {name: _record(name, value) for name, value in nested.items()}
         card = cls(**entries)
+        card.promised  # noqa: B018  (refuses a damaged one)
         if unit != card.unit:
             msg = (
                 f"boundary of a probe for {card.target} must be in {card.unit}, got "

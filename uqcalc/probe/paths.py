@@ -45,6 +45,8 @@ class ProbeReading(NamedTuple):
     worst_atom : tensor (structures,) or None
         How far the least reliable atom lies below what almost all right structures of
         that size have (`uqcalc.probe.worst`), in log-odds; negative where above.
+    other : tensor (structures,) or None
+        P(error <= another boundary), where that was asked for too.
     """
 
     reliability: torch.Tensor
@@ -54,6 +56,7 @@ class ProbeReading(NamedTuple):
     novelty: torch.Tensor | None = None
     charge_gap: torch.Tensor | None = None
     worst_atom: torch.Tensor | None = None
+    other: torch.Tensor | None = None
 
 
 class _Inputs(NamedTuple):
@@ -127,8 +130,12 @@ class ProbePaths:
         *,
         importance: bool = False,
         boundary: float | None = None,
+        other: float | None = None,
     ) -> ProbeReading:
-        """Read all there is, at the card's boundary or another one in its unit."""
+        """Read all there is, at the card's boundary or another one in its unit.
+
+        With ``other`` the probability at that boundary comes beside it.
+        """
         calibration = self.card.calibration
         if boundary == self.card.boundary:
             boundary = None
@@ -136,8 +143,11 @@ class ProbePaths:
             margin, joined, received = self._paths(predictions, explain=importance)
             score = margin if joined is None else joined.score
             reliability = torch.sigmoid(calibration.logits(score, boundary))
+            beside = None
+            if other is not None:
+                beside = torch.sigmoid(calibration.logits(score, other))
             if joined is None:
-                return ProbeReading(reliability, received)
+                return ProbeReading(reliability, received, other=beside)
             atoms = self.atom_logits(joined)
             worst = None
             if atoms is not None:
@@ -146,7 +156,9 @@ class ProbePaths:
                 atoms = atoms.sigmoid()
             parts = calibration.slope * joined.parts
             novelty, gap = self._scope(predictions, joined.distance)
-        return ProbeReading(reliability, received, atoms, parts, novelty, gap, worst)
+        return ProbeReading(
+            reliability, received, atoms, parts, novelty, gap, worst, beside
+        )
 
     def atom_logits(self, joined: JoinedOutput) -> torch.Tensor | None:
         r"""Return the log-odds of \|ΔF_i\| <= the card's ``atom_boundary``, (atoms,).

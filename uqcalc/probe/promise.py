@@ -1,7 +1,7 @@
 """A promise about what a probe accepts, with a bound that holds for finite samples.
 
-Among the structures whose probability reaches a cutoff, one structure taken from each
-new group, at most a share ``risk`` errs by more than a tolerance: selective risk
+Of one structure from each new group, where its probability reaches a cutoff, at most a
+share ``risk`` errs by more than a tolerance: selective risk
 control (Geifman & El-Yaniv 2017, arXiv:1705.08500) by exact binomial bounds over a
 fixed sequence of cutoffs with several starts (Angelopoulos et al. 2021,
 arXiv:2110.01052, section 3; with errors handed on, the fallback procedure of Wiens &
@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
+from uqcalc.entries import checked
 from uqcalc.errors import LabelError, ProbeError
 
 
@@ -45,6 +46,7 @@ CUTOFFS = (*special.expit(np.arange(92, -93, -1) / 10).round(6).tolist(), 0.0)
 # Where the sequence starts: shares of the groups that would be accepted.
 SHARES = (0.05, 0.15, 0.4)
 _SPARE = 1.15  # so many more than the fewest, where even the last share is too few
+_AGAIN = "calibrate the probe again"
 _ASIDE = 0.2  # of the groups, to find the starts of a probe that does not know them
 _MANY = 1_000_000  # more labels than anyone will draw
 # Advice on how many would do takes this bound on the share that errs, and asks that a
@@ -56,10 +58,10 @@ Starts = Callable[[Sequence[float]], ArrayLike]
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """At most a share ``risk`` of what is accepted errs by more than ``tolerance``.
+    """Of one accepted structure a new group, few err by more than ``tolerance``.
 
-    With probability ``confidence`` over the draw of the calibration set, it is true of
-    one structure from each new group, groups drawn like those of that set. Where
+    With probability ``confidence`` over the draw of the calibration set, at most a
+    share ``risk`` of them does: groups drawn like those of that set. Where
     groups are of unequal size, the share among all accepted structures may be another.
     It says nothing of a run that leaves them.
 
@@ -94,6 +96,15 @@ class Promise:
     unit: str = ""
     boundary: float | None = None
 
+    def __post_init__(self) -> None:
+        shares = (self.cutoff, self.risk, self.confidence, self.bound)
+        if not all(0 <= share <= 1 for share in shares):
+            msg = (
+                "cutoff, risk, confidence and bound of a promise must be from 0 to 1, "
+                f"got {shares}; calibrate the probe again"
+            )
+            raise ProbeError(msg)
+
     @property
     def coverage(self) -> float:
         """Share of the groups whose structure was accepted."""
@@ -110,17 +121,10 @@ class Promise:
         Raises
         ------
         ProbeError
-            For missing or unknown entries.
+            Naming an entry that is missing, unknown or of another type.
         """
         entries = {k: v for k, v in data.items() if k not in {"coverage", "statement"}}
-        known = [f.name for f in fields(cls)]
-        if sorted(entries) != sorted(known):
-            msg = (
-                f"promise of a probe must have the entries {known}, got "
-                f"{sorted(entries)}; calibrate the probe again"
-            )
-            raise ProbeError(msg)
-        return cls(**entries)
+        return cls(**checked(cls, entries, "promise of a probe", ProbeError, _AGAIN))
 
     def __str__(self) -> str:
         how = "are wrong"

@@ -10,7 +10,7 @@ from ase.io import read
 
 from uqcalc.annotating.copies import unlabelled_copy
 from uqcalc.calculator import ReliableCalculator
-from uqcalc.errors import RunFileError
+from uqcalc.errors import ProbeError, RunFileError
 from uqcalc.models import open_model
 from uqcalc.policy import Policy, Threshold
 from uqcalc.probe.checkpoint import Probe
@@ -76,9 +76,10 @@ def _probe(file: RunFile, *, needed: bool) -> Probe | None:
         return Probe.load(file.at(file.probe))
     if needed or file.model in SHIPPED_PROBES:
         return shipped_probe(file.model)
-    if file.policy.suspect is not None or file.policy.unreliable is not None:
+    given = file.policy
+    if given.promise or given.suspect is not None or given.unreliable is not None:
         problem = (
-            "policy: must leave out suspect and unreliable, which are cutoffs on "
+            "policy: must leave out suspect, unreliable and promise, which are about "
             "P(reliable), where there is no probe; name a probe"
         )
         raise RunFileError(str(file.path), [problem])
@@ -88,6 +89,8 @@ def _probe(file: RunFile, *, needed: bool) -> Probe | None:
 def _probe_policy(file: RunFile, probe: Probe) -> Policy:
     """Return the probe's policy, with the cutoffs of the file if it has any."""
     card, policy = probe.card, file.policy
+    if policy.promise:
+        return _promise_policy(file, probe)
     suspect = card.suspect if policy.suspect is None else policy.suspect
     unreliable = card.unreliable if policy.unreliable is None else policy.unreliable
     if unreliable > suspect:
@@ -100,6 +103,17 @@ def _probe_policy(file: RunFile, probe: Probe) -> Policy:
         )
         raise RunFileError(str(file.path), [problem])
     return replace(card, suspect=suspect, unreliable=unreliable).policy()
+
+
+def _promise_policy(file: RunFile, probe: Probe) -> Policy:
+    """Return the policy of the probe's promise, with the file's other cutoff."""
+    card, given = probe.card, file.policy.unreliable
+    if given is not None:
+        card = replace(card, suspect=max(given, card.suspect), unreliable=given)
+    try:
+        return card.promise_policy()
+    except ProbeError as error:
+        raise RunFileError(str(file.path), [f"policy.promise: {error}"]) from error
 
 
 def check_structure(file: RunFile, atoms: Atoms) -> None:

@@ -177,6 +177,8 @@ class PolicySection(Section):
     suspect, unreliable : float
         Cutoffs on P(reliable), below which a frame is SUSPECT, UNRELIABLE; by default
         the probe's own.
+    promise : bool
+        A frame is RELIABLE only where the promise on the probe's card covers it.
     window, fraction : int, float
         Act as soon as this fraction of the last ``window`` steps is UNRELIABLE.
     patience : int
@@ -188,6 +190,7 @@ class PolicySection(Section):
 
     suspect: Probability | None = None
     unreliable: Probability | None = None
+    promise: bool | None = None
     window: Count | None = None
     fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None, validate_default=True
@@ -201,6 +204,14 @@ class PolicySection(Section):
         suspect = info.data.get("suspect")
         if value is not None and suspect is not None and value > suspect:
             msg = f"must be at most suspect, which is {suspect}"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("promise")
+    @classmethod
+    def _or_suspect(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and info.data.get("suspect") is not None:
+            msg = "must be left out where suspect is given: the promise has a cutoff"
             raise ValueError(msg)
         return value
 

@@ -123,7 +123,9 @@ def _resolved(
         if not isinstance(value, torch.Tensor):
             return value
         array = next(host)
-        return float(array) if array.ndim == 0 else array
+        if value.dtype is torch.bool:
+            array = array.astype(bool)
+        return array.item() if array.ndim == 0 else array
 
     names = [field.name for field in fields(TensorReading)]
     done = []

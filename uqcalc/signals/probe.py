@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import final
 
@@ -12,6 +13,7 @@ from ase.data import atomic_numbers
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.joined import PATHS
+from uqcalc.probe.paths import ProbeReading
 from uqcalc.probe.scope import CHARGE_GAP, FAR, FARTHEST
 from uqcalc.probe.worst import FAR_LOWEST, LOWEST
 from uqcalc.signals.base import TensorReading
@@ -31,6 +33,13 @@ class ProbeSignal:
     reliable atom lies below what 99 % of right structures of that size have: above 0
     the verdict is at least SUSPECT, above `worst.FAR_LOWEST` UNRELIABLE.
 
+    Of a probe that carries a promise (`uqcalc.calibrate`) they also hold
+    ``probe_promised``: whether the promise covers this geometry, which is inside the
+    scope, has no doubtful atom and a probability that reaches the promise's cutoff
+    (False for an unseen element, and where the probability is not a number); and, where
+    the promise is about another tolerance than the boundary,
+    ``probe_tolerance_reliability``, P(error <= tolerance).
+
     Parameters
     ----------
     probe : Probe
@@ -47,6 +56,11 @@ class ProbeSignal:
         card = probe.card
         self.meaning = card.meaning
         self.judges_stress = "stress" in card.target
+        self.promise = promise = card.promised
+        self._tolerance: float | None = None
+        if promise is not None and promise.boundary not in {None, card.boundary}:
+            self._tolerance = promise.boundary
+            card.calibration.shift(promise.boundary)  # refuses what it cannot answer
         charges = {"charges"} if card.charges else set()
         self.requires = frozenset({"features", *charges})
         judged = {"probe_novelty": card.scope, "probe_worst_atom": card.atom_floor}
@@ -64,14 +78,21 @@ class ProbeSignal:
         """Return the same reading with importance."""
         return self._read(prediction, importance=True)
 
+    def unknown(self) -> dict[str, float | bool]:
+        """Return the results of a geometry that could not be evaluated."""
+        results: dict[str, float | bool] = {"probe_reliability": math.nan}
+        if self._tolerance is not None:
+            results["probe_tolerance_reliability"] = math.nan
+        return results if self.promise is None else results | {"probe_promised": False}
+
     def _read(self, prediction: Prediction, *, importance: bool) -> TensorReading:
         probe, numbers = self.probe, prediction.numbers
         unseen = probe.unseen_elements(numbers)
-        found = probe.read([prediction], importance=importance)
+        found = probe.read([prediction], importance=importance, other=self._tolerance)
         reliability = found.reliability[0]
         if unseen:  # it would guess: say that it cannot know
             reliability = torch.full_like(reliability, torch.nan)
-        results: dict[str, torch.Tensor] = {"probe_reliability": reliability}
+        results: dict[str, torch.Tensor | bool] = {"probe_reliability": reliability}
         if found.importance is not None:
             results["probe_importance"] = found.importance
         if found.atoms is not None:
@@ -93,6 +114,7 @@ class ProbeSignal:
             limits["probe_charge_gap"] = CHARGE_GAP
         if probe.card.scope is not None and not unseen:
             doubts = probe.card.scope.doubts(numbers)
+        results |= self._of_promise(found, reliability, doubts)
         return TensorReading(
             signal=self.name,
             risk=1.0 - reliability,
@@ -104,6 +126,32 @@ class ProbeSignal:
             doubts=doubts,
             meaning=self.meaning,
         )
+
+    def _of_promise(
+        self, found: ProbeReading, reliability: torch.Tensor, doubts: Sequence[str]
+    ) -> dict[str, torch.Tensor | bool]:
+        """Return what the results say of the promise; nothing without one.
+
+        Where ``reliability`` is NaN, so is that of the tolerance.
+        """
+        if self.promise is None:
+            return {}
+        asked = reliability
+        results: dict[str, torch.Tensor | bool] = {"probe_promised": False}
+        if found.other is not None:
+            asked = found.other[0].where(~reliability.isnan(), torch.nan)
+            results["probe_tolerance_reliability"] = asked
+        if doubts or self.promise.boundary is None:  # it is about another number
+            return results
+        covered = asked.double() >= self.promise.cutoff
+        for value, limit in (
+            (found.novelty, FARTHEST),
+            (found.charge_gap, CHARGE_GAP),
+            (found.worst_atom, LOWEST),
+        ):
+            if value is not None:
+                covered &= value[0] <= limit
+        return results | {"probe_promised": covered}
 
 
 def _known(

@@ -191,8 +191,8 @@ def _atoms(seen: Scored) -> list[str]:
 def _promise(seen: Scored) -> list[str]:
     made = seen.probe.card.promise
     text = (
-        "None was made. uqcalc calibrate makes one on frames of their own: that at "
-        "most a chosen share of what is accepted is wrong."
+        "None was made. uqcalc calibrate makes one on frames of their own: that of one "
+        "structure from each new group, if accepted, at most a chosen share is wrong."
     )
     if made is not None:
         text = f"{_sentence(str(Promise.from_dict(made)))}."
