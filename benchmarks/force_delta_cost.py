@@ -4,6 +4,7 @@
 
 Random weights in an Orb v3 of the released size (25.6 M parameters): time does not
 depend on what a model has learned. All four take turns on the same structures.
+Written for orb-models 0.5 (Python 3.11), whose models carry how graphs are made.
 """
 
 from __future__ import annotations

@@ -32,8 +32,7 @@ PER_SOURCE = 170
 
 def main() -> None:
     """Fit the probe, turn the frames, write how far the answers move."""
-    from orb_models.forcefield.calculator import ORBCalculator
-    from small_orb.model import small_orb
+    from small_orb.model import small_orb_calculator
     from zeolites.blocks import labelled_blocks
     from zeolites.frames import require_data
 
@@ -41,7 +40,7 @@ def main() -> None:
 
     warnings.simplefilter("ignore")
     require_data()
-    calculator = ORBCalculator(small_orb(), device="cpu")
+    calculator = small_orb_calculator()
     blocks = labelled_blocks()
     rng = np.random.default_rng(0)
     labelled, tests = [], []

@@ -13,8 +13,7 @@ from ase import units
 from ase.io import read
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
-from orb_models.forcefield.calculator import ORBCalculator
-from small_orb.model import small_orb
+from small_orb.model import small_orb_calculator
 
 from uqcalc import (
     ForceDelta,
@@ -36,7 +35,7 @@ rng = np.random.default_rng(7)
 
 def watched(policy):
     return ReliableCalculator(
-        ORBCalculator(small_orb(), device="cpu"), signals=[ForceDelta()], policy=policy
+        small_orb_calculator(), signals=[ForceDelta()], policy=policy
     )
 
 

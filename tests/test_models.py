@@ -104,12 +104,11 @@ def orb_loader(monkeypatch, act):
 
 def test_an_orb_opens_and_leaves_torch_as_it_was(monkeypatch, caplog, tmp_path):
     pytest.importorskip("orb_models")
-    from backbones.orbs import default_dtype, orb_model
+    from backbones.orbs import default_dtype, orb_made, orb_model
 
     given = []
-    orb_loader(
-        monkeypatch, lambda at: given.append(at) or orb_model(dtype=torch.float32)
-    )
+    made = orb_made(orb_model(dtype=torch.float32))
+    orb_loader(monkeypatch, lambda at: given.append(at) or made)
     (tmp_path / "my.ckpt").touch()
     with default_dtype(torch.float64):
         before = torch.get_rng_state()

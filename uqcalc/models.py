@@ -185,7 +185,8 @@ def _orb(detail: str, device: str, dtype: str | None) -> BaseCalculator:
     try:
         with _quiet():
             from orb_models.forcefield import pretrained
-            from orb_models.forcefield.calculator import ORBCalculator
+
+            from uqcalc.backbones.orb_release import orb_calculator
     except ModuleNotFoundError as error:
         raise MissingExtraError("the model 'orb'", "orb-models", "orb") from error
     name, _, file = detail.partition(":")
@@ -199,7 +200,7 @@ def _orb(detail: str, device: str, dtype: str | None) -> BaseCalculator:
     load = pretrained.ORB_PRETRAINED_MODELS[name]
     try:
         with _orb_manners():
-            model = load(file or urls[name], device=device, compile=False)
+            made = load(file or urls[name], device=device, compile=False)
     except _NO_MODEL as error:  # also of a download that was cut
         msg = (
             f"weights of orb:{name} must be of that very model, got "
@@ -215,8 +216,8 @@ def _orb(detail: str, device: str, dtype: str | None) -> BaseCalculator:
             f"-LO {url} and pass --model orb:{name}:{url.rpartition('/')[2]}"
         )
         raise ModelError(msg) from error
-    calculator: BaseCalculator = ORBCalculator(model, device=device)
-    return calculator
+    with _quiet():
+        return orb_calculator(made, device)
 
 
 def _orb_urls(loaders: dict[str, Callable[..., Any]]) -> dict[str, str]:

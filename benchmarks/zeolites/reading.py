@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from latent import LatentDistance
-from orb_models.forcefield.calculator import ORBCalculator
-from small_orb.model import small_orb
+from small_orb.model import small_orb_calculator
 
 from uqcalc import Backbone, ForceDelta, Prediction, tap
 from uqcalc.backbones.batching import batches
@@ -32,7 +31,7 @@ class Answers:
 
 def member(path: Path) -> Backbone:
     """Return a trained Orb, tapped."""
-    return tap(ORBCalculator(small_orb(path), device="cpu"))
+    return tap(small_orb_calculator(path))
 
 
 def predictions(backbone: Backbone, frames: Sequence[Atoms]) -> list[Prediction]:

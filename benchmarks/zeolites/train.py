@@ -6,6 +6,7 @@
 An energy head that learns from energies alone has a poor gradient, and then direct and
 conservative forces differ everywhere. So three losses: energies, direct forces, and
 conservative forces. ``--everything`` trains the larger reference on all that is there.
+Written for orb-models 0.5 (Python 3.11), whose graphs are made without an adapter.
 """
 
 from __future__ import annotations

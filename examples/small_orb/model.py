@@ -1,7 +1,7 @@
 """A small Orb for all-silica zeolites: direct forces and an energy, 274 k parameters.
 
-    from small_orb.model import small_orb
-    atoms.calc = ORBCalculator(small_orb(), device="cpu")
+    from small_orb.model import small_orb_calculator
+    atoms.calc = small_orb_calculator()
 
 What it was trained on and how good it is stands in README.md beside this file.
 """
@@ -12,17 +12,32 @@ import json
 from pathlib import Path
 
 import torch
-from orb_models.forcefield.angular import SphericalHarmonics
-from orb_models.forcefield.atomic_system import SystemConfig
-from orb_models.forcefield.direct_regressor import DirectForcefieldRegressor
-from orb_models.forcefield.forcefield_heads import EnergyHead, ForceHead
-from orb_models.forcefield.gns import MoleculeGNS
-from orb_models.forcefield.rbf import BesselBasis
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 
+try:
+    from orb_models.common.models.angular import SphericalHarmonics
+    from orb_models.common.models.gns import MoleculeGNS
+    from orb_models.common.models.rbf import BesselBasis
+    from orb_models.forcefield.forcefield_adapter import ForcefieldAtomsAdapter
+    from orb_models.forcefield.inference.calculator import ORBCalculator
+    from orb_models.forcefield.models.direct_regressor import DirectForcefieldRegressor
+    from orb_models.forcefield.models.forcefield_heads import EnergyHead, ForceHead
+except ModuleNotFoundError:  # orb-models 0.5, for Python 3.11
+    from orb_models.forcefield.angular import SphericalHarmonics
+    from orb_models.forcefield.atomic_system import SystemConfig
+    from orb_models.forcefield.calculator import ORBCalculator
+    from orb_models.forcefield.direct_regressor import DirectForcefieldRegressor
+    from orb_models.forcefield.forcefield_heads import EnergyHead, ForceHead
+    from orb_models.forcefield.gns import MoleculeGNS
+    from orb_models.forcefield.rbf import BesselBasis
+
+    ForcefieldAtomsAdapter = None
+
 HERE = Path(__file__).parent
+# 6 Å: Orb's cutoff function ends there, whatever the graph's radius
+GRAPHS = {"radius": 6.0, "max_num_neighbors": 120}
 
 
 def architecture(
@@ -36,7 +51,9 @@ def architecture(
         "activation": "silu",
         "online_normalisation": False,
     }
-    # 6 Å: Orb's cutoff function ends there, whatever the graph's radius
+    graphs = {}
+    if ForcefieldAtomsAdapter is None:
+        graphs["system_config"] = SystemConfig(**GRAPHS)
     return DirectForcefieldRegressor(
         heads={"energy": EnergyHead(**heads), "forces": ForceHead(**heads)},
         model=MoleculeGNS(
@@ -57,7 +74,7 @@ def architecture(
             mlp_norm="rms_norm",
         ),
         pair_repulsion=True,
-        system_config=SystemConfig(radius=6.0, max_num_neighbors=120),
+        **graphs,
     )
 
 
@@ -70,6 +87,16 @@ def small_orb(
     model = architecture(**size)
     model.load_state_dict(load_file(path))
     return model.eval().requires_grad_(requires_grad=False)
+
+
+def small_orb_calculator(
+    path: str | Path = HERE / "weights.safetensors",
+) -> ORBCalculator:
+    """Return the trained model as an ASE calculator, on the CPU."""
+    if ForcefieldAtomsAdapter is None:
+        return ORBCalculator(small_orb(path), device="cpu")
+    adapter = ForcefieldAtomsAdapter(**GRAPHS)
+    return ORBCalculator(small_orb(path), adapter, device="cpu")
 
 
 def save_orb(

@@ -27,12 +27,22 @@ from uqcalc.testing.instruments import counted_calls
 
 
 pytest.importorskip("orb_models")
-from backbones.orbs import both_heads, default_dtype, orb_calculator, orb_model
+from backbones.orbs import (
+    NEW,
+    SMALL,
+    both_heads,
+    default_dtype,
+    orb_calculator,
+    orb_model,
+    with_dispersion,
+)
 
 
 FRAMES = {name: contract_frames()[name] for name in ("molecule", "crystal", "atom")}
 LIMITS = Policy([Threshold("force_delta", suspect=1.0, unreliable=2.0)])
 BOTH = ["energy", "forces", "conservative_forces"]
+# which forces are the results is the model's to say since 0.7
+CONSERVATIVE = [{}] if NEW else [{"conservative": True}, {"conservative": False}]
 
 
 @pytest.fixture
@@ -50,10 +60,10 @@ def test_contract_in_float64(kind):
 
 
 @pytest.mark.usefixtures("_double")
-@pytest.mark.parametrize("conservative", [True, False])
-def test_contract_of_a_conservative_model_with_direct_heads(conservative):
+@pytest.mark.parametrize("options", CONSERVATIVE, ids=str)
+def test_contract_of_a_conservative_model_with_direct_heads(options):
     check_backbone(
-        lambda: orb_calculator(both_heads(), conservative=conservative),
+        lambda: orb_calculator(both_heads(), **options),
         FRAMES,
         rtol=1e-6,
     )
@@ -155,27 +165,11 @@ def test_a_compiled_model_gives_both_forces_too():
         assert backbone.differentiable(atoms).conservative_forces.requires_grad
 
 
-class SumModel(torch.nn.Module):
-    """What orb-models 0.7 calls a D3SumModel: a regressor and a correction."""
-
-    def __init__(self, regressor):
-        super().__init__()
-        self.xc_model = regressor
-        self.heads, self.model = regressor.heads, regressor.model
-        self.system_config = regressor.system_config
-        self.properties = regressor.properties
-        self.has_stress = regressor.has_stress
-
-    def predict(self, batch, **options):
-        output = self.xc_model.predict(batch, **options)
-        return output | {"energy": output["energy"] - 1.0}
-
-
 def test_a_sum_with_dispersion_is_tapped_at_its_regressor():
     atoms = rattled()
     model = orb_model(dtype=torch.float32)
     alone = tap(orb_calculator(model))(atoms, BOTH)
-    whole = tap(orb_calculator(SumModel(model)))(atoms, BOTH)
+    whole = tap(orb_calculator(with_dispersion(model)))(atoms, BOTH)
     close(whole.results["energy"], alone.energy - 1.0, NETWORK, of=len(atoms))
     close(whole.features, alone.features, NETWORK)
     close(whole.conservative_forces, alone.conservative_forces, NETWORK)
@@ -212,3 +206,20 @@ def test_the_differentiable_entry_is_the_tapped_pass(atoms):
     close(graph.energy, tapped.energy, FLOAT64)
     for name in ("direct_forces", "conservative_forces", "features"):
         close(getattr(graph, name), getattr(tapped, name), FLOAT64)
+
+
+@pytest.mark.usefixtures("_double")
+@pytest.mark.skipif(not NEW, reason="OrbMol v2 came with orb-models 0.7")
+def test_a_model_with_a_coulomb_term_is_tapped_and_not_differentiated():
+    """Its energy reads charges beside the features: a pass of heads would omit them."""
+    frames = {name: FRAMES[name].copy() for name in ("molecule", "atom")}
+    for atoms in frames.values():
+        atoms.info.update(charge=0, spin=1)
+    model = orb_model("orbmol-v2")
+    # charges in 1/r: the finite difference itself is good to 1e-5 eV/Å
+    check_backbone(lambda: orb_calculator(model), frames, force_atol=1e-5, rtol=1e-6)
+    backbone = tap(orb_calculator(model))
+    assert backbone(frames["molecule"]).features.shape[1] == SMALL["latent_dim"]
+    assert backbone.feature_dim == SMALL["latent_dim"]
+    with pytest.raises(BackboneError, match="Coulomb term"):
+        backbone.differentiable(frames["molecule"])

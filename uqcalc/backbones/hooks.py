@@ -28,6 +28,26 @@ def listen_to_input(module: torch.nn.Module) -> Iterator[Capture]:
 
 
 @contextmanager
+def listen_to_forward(module: torch.nn.Module) -> Iterator[Capture]:
+    """Record the first input of ``module.forward``, also where it is called itself.
+
+    Hooks see only calls of the module; the heads of orb-models 0.7 call ``forward``.
+    """
+    captured = Capture([], [])
+    original = module.forward
+
+    def forward(features: torch.Tensor, *args: Any, **options: Any) -> Any:
+        captured.features.append(features.detach())
+        return original(features, *args, **options)
+
+    module.forward = forward
+    try:
+        yield captured
+    finally:
+        del module.forward  # the class's own is seen again
+
+
+@contextmanager
 def listen_to_output(
     module: torch.nn.Module, select: Callable[[Any], torch.Tensor]
 ) -> Iterator[Capture]:

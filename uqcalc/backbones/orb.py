@@ -13,8 +13,9 @@ from ase import Atoms
 from uqcalc.backbones.base import Backbone, one_at_a_time
 from uqcalc.backbones.differentiable import Differentiable
 from uqcalc.backbones.fingerprint import fingerprint
-from uqcalc.backbones.hooks import listen_to_input
-from uqcalc.backbones.orb_passes import differentiable_pass, orb_graph, with_gradient
+from uqcalc.backbones.hooks import listen_to_forward
+from uqcalc.backbones.orb_passes import differentiable_pass, with_gradient
+from uqcalc.backbones.orb_release import orb_batch, orb_graph, orb_reach
 from uqcalc.backbones.prediction import Capture, Prediction, geometry
 from uqcalc.backbones.structure import check_pbc_alike
 from uqcalc.errors import BackboneError
@@ -58,10 +59,10 @@ class OrbBackbone(Backbone):
         super().__init__(
             calculator,
             owner,
-            feature_dim=_first_linear(self._regressor.heads[self._energy]).in_features,
+            feature_dim=_feature_dim(self._regressor, self._energy),
             fingerprint=_fingerprint(owner, self._regressor),
         )
-        self.cutoff = float(owner.system_config.radius)
+        self.cutoff, _ = orb_reach(owner)
         conditioned = getattr(self._regressor.model, "conditioner", None) is not None
         self.reads = frozenset({"charge", "spin"} if conditioned else ())
         self.parses = frozenset({"charge", "spin"})
@@ -96,7 +97,7 @@ class OrbBackbone(Backbone):
         regressor = self._regressor
         original: Callable[..., dict[str, torch.Tensor]] = regressor.predict
 
-        with listen_to_input(regressor.heads[self._energy]) as captured:
+        with listen_to_forward(regressor.heads[self._energy]) as captured:
 
             def predict(batch: Any, **options: Any) -> dict[str, torch.Tensor]:
                 if differentiably:
@@ -166,9 +167,7 @@ class OrbBackbone(Backbone):
         alike = len({frozenset({"charge", "spin"} & set(f.info)) for f in frames}) == 1
         if not whole or not alike or not self.may_batch(frames):
             return super().predict_many(frames, wanted)
-        from orb_models.forcefield.base import batch_graphs
-
-        batch = batch_graphs([orb_graph(owner, frame) for frame in frames])
+        batch = orb_batch([orb_graph(owner, frame) for frame in frames])
         with self.armed_for(self.on_demand & {*wanted}) as captured:
             output = self._regressor.predict(batch)
         self.passes += len(captured.features)
@@ -187,9 +186,16 @@ class OrbBackbone(Backbone):
         Raises
         ------
         BackboneError
-            If no pass can be made for the structure.
+            If no pass can be made for the structure, or the model adds Coulomb
+            energies of its own charges.
         """
         self.check_structure(atoms)
+        if _charged(self._regressor):
+            msg = (
+                "Orb model must have no Coulomb term for gradients of a probe or an "
+                "attack, got one with latent charges; choose an Orb v3 model"
+            )
+            raise BackboneError(msg)
         graph = differentiable_pass(
             self._regressor,
             orb_graph(self.model_calculator, atoms),
@@ -259,15 +265,23 @@ def _split(
     return predictions
 
 
-def _first_linear(head: torch.nn.Module) -> torch.nn.Linear:
-    return next(m for m in head.modules() if isinstance(m, torch.nn.Linear))
+def _feature_dim(regressor: Any, energy: str) -> int:
+    """Return the width of the node features; a charged model's energy reads more."""
+    head = regressor.heads["latent_charges" if _charged(regressor) else energy]
+    first = next(m for m in head.modules() if isinstance(m, torch.nn.Linear))
+    return int(first.in_features)
+
+
+def _charged(regressor: Any) -> bool:
+    """Whether the energy is of the features and of charges made from them (OrbMol)."""
+    return "latent_charges" in regressor.heads
 
 
 def _fingerprint(owner: Any, regressor: Any) -> str:
     """Hash the weights of the regressor and what its graphs are made by."""
-    system = owner.system_config
-    constants = [round(float(system.radius), 6), int(system.max_num_neighbors)]
-    constants.append(int(owner.max_num_neighbors or system.max_num_neighbors))
+    radius, neighbours = orb_reach(owner)
+    constants = [round(radius, 6), neighbours]
+    constants.append(int(owner.max_num_neighbors or neighbours))
     statistics = [
         value
         for name, value in regressor.named_buffers()

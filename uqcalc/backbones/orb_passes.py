@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from ase import Atoms
 
 from uqcalc.backbones.differentiable import Differentiable, strained
 from uqcalc.backbones.prediction import Capture
@@ -39,24 +38,6 @@ def _voigt(stress: torch.Tensor) -> torch.Tensor:
     """Return (..., 6) of symmetric (..., 3, 3): xx, yy, zz, yz, xz, xy."""
     rows, columns = (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)
     return stress[..., rows, columns]
-
-
-def orb_graph(owner: Any, atoms: Atoms) -> Any:
-    """Return the graph that the calculator itself would make, in the model's dtype."""
-    from orb_models.forcefield.atomic_system import ase_atoms_to_atom_graphs
-
-    dtype = next(owner.model.parameters()).dtype
-    graph = ase_atoms_to_atom_graphs(
-        atoms,
-        system_config=owner.system_config,
-        max_num_neighbors=owner.max_num_neighbors,
-        edge_method=owner.edge_method,
-        half_supercell=owner.half_supercell,
-        device=owner.device,
-        output_dtype=dtype,
-        graph_construction_dtype=dtype,
-    )
-    return graph.to(owner.device)
 
 
 def differentiable_pass(
