@@ -1,6 +1,6 @@
 """Squeeze a zeolite until a direct-force potential contradicts itself.
 
-Needs no labels: the limit on Force Delta comes from a quiet run of one's own. The
+Needs no labels: the limit on Force Delta comes from quiet runs of one's own. The
 small Orb in ``small_orb/`` knows all-silica zeolites at ambient pressure and no more.
 """
 
@@ -26,7 +26,8 @@ from uqcalc import (
 
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-parser.add_argument("--normal", type=int, default=400, help="steps of the quiet run")
+parser.add_argument("--runs", type=int, default=9, help="quiet runs")
+parser.add_argument("--normal", type=int, default=150, help="steps of each quiet run")
 parser.add_argument("--steps", type=int, default=1200, help="steps of squeezing")
 parser.add_argument("--picture", default="zeolite_md.png")
 given = parser.parse_args()
@@ -45,22 +46,27 @@ def langevin(atoms):
     )
 
 
-# 1. A quiet run says what is normal; every fourth frame is kept.
-atoms = read(Path(__file__).parent / "zeolite.xyz")
-atoms.calc = watched(Policy([Threshold("force_delta", suspect=10.0, unreliable=20.0)]))
-thermalize_momenta(atoms, temperature_K=400, rng=rng)
+# 1. Quiet runs say what is normal; every fourth frame is kept.
+start = read(Path(__file__).parent / "zeolite.xyz")
+calc = watched(Policy([Threshold("force_delta", suspect=10.0, unreliable=20.0)]))
 quiet = []
-dyn = langevin(atoms)
-dyn.attach(lambda: quiet.append(atoms.copy()), interval=4)
-dyn.run(given.normal)
-# Fewer frames than 99 cannot show a quantile of 0.99.
-high = min(0.99, len(quiet) / (len(quiet) + 2))
-limit = calibrate_threshold(quiet, atoms.calc, suspect=0.9 * high, unreliable=high)
-# A frame counts as bad where U is well outside what the quiet run showed.
-limit = Threshold("force_delta", limit.unreliable, 1.5 * limit.unreliable)
+for _ in range(given.runs):
+    atoms = start.copy()
+    atoms.calc = calc
+    thermalize_momenta(atoms, temperature_K=400, rng=rng)
+    dyn, frames = langevin(atoms), []
+    dyn.attach(lambda a=atoms, to=frames: to.append(a.copy()), interval=4)
+    dyn.run(given.normal)
+    quiet.append(frames)
+# Nine runs give a limit at which, on average, one further such run in ten is halted.
+limits = calibrate_threshold(
+    calculator=calc, runs=quiet, timestep_fs=4.0, alpha=1 / (given.runs + 1)
+)
+print(limits)
+[limit] = limits.thresholds
 
 # 2. Squeeze: the edges shrink by 0.02 % a step, until the monitor halts the run.
-atoms.calc = watched(Policy([limit]))
+atoms.calc = watched(limits.policy())
 dyn = langevin(atoms)
 volumes = []
 
@@ -80,7 +86,7 @@ history = monitor.history
 u = [event.readings["force_delta"] for event in history]
 figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
 axes.semilogy(u, color="#2c6e9e", lw=0.8)
-axes.axhline(limit.suspect, color="#d9a441", lw=1, label="99 % of the quiet run")
+axes.axhline(limit.suspect, color="#d9a441", lw=1, label="half of the quiet runs")
 axes.axhline(limit.unreliable, color="#b3312c", lw=1, label="limit")
 axes.set(xlabel="step of squeezing (1 fs)", ylabel="Force Delta (eV/Å)")
 axes.legend(frameon=False, loc="upper left")

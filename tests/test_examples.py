@@ -18,7 +18,7 @@ SMALL = {
     "judge_trajectory.py": [str(EXAMPLES / "ethanol.xyz")],
     "fit_a_probe.py": ["--frames", "60", "--epochs", "3"],
     "from_labels_to_halting.py": ["--quick"],
-    "zeolite_md.py": ["--normal", "24", "--steps", "6"],
+    "zeolite_md.py": ["--runs", "3", "--normal", "20", "--steps", "6"],
 }
 
 

@@ -4,8 +4,23 @@ import math
 
 import numpy as np
 import pytest
+from ase import units
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import thermalize_momenta
 from scipy import signal, stats
+from toys import ToyBackbone
 
+from uqcalc import (
+    MaxForce,
+    Monitor,
+    Policy,
+    ReliableCalculator,
+    RunLimits,
+    Threshold,
+    calibrate_threshold,
+)
 from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.runlimits import limits_of_runs, memory, run_rank, runs_needed
 from uqcalc.watching.trigger import Trigger
@@ -109,3 +124,46 @@ def test_one_run_is_cut_into_blocks_longer_than_its_memory():
     with pytest.raises(LabelError, match="one run must be at least 9 blocks"):
         limits_of_runs([run[:500].tolist()], {"a": 1.0}, timestep_fs=STEP)
     assert memory(np.ones(10)) == 0.5
+
+
+def copper(policy, seed, kelvin=300):
+    """Return dynamics of copper, and the frames that they will have gone through."""
+    rng = np.random.default_rng(seed)
+    atoms = bulk("Cu", cubic=True).repeat(2)
+    backbone = ToyBackbone(EMT())
+    atoms.calc = ReliableCalculator(backbone, signals=[MaxForce()], policy=policy)
+    thermalize_momenta(atoms, temperature_K=2 * kelvin, rng=rng)  # half of it will go
+    dyn = Langevin(
+        atoms, STEP * units.fs, temperature_K=kelvin, friction=0.05 / units.fs,
+        fixcm=False, rng=rng,
+    )  # fmt: skip
+    frames = []
+    dyn.attach(lambda: frames.append(atoms.copy()))
+    return dyn, frames
+
+
+def test_limits_from_real_runs_let_normal_ones_pass_and_halt_a_hot_one():
+    anything = Policy([Threshold("max_force", 1e3, 1e3)])
+    runs = []
+    for seed in range(9):
+        dyn, frames = copper(anything, seed)
+        dyn.run(30)
+        runs.append(frames)
+    calc = dyn.atoms.calc
+    found = calibrate_threshold(
+        calculator=calc, signal="max_force", runs=runs, timestep_fs=STEP
+    )
+    assert isinstance(found, RunLimits)
+    halted = []
+    for seed, kelvin in [(s, 300) for s in range(20, 26)] + [(99, 1500)]:
+        dyn, frames = copper(found.policy(), seed, kelvin)
+        monitor = Monitor(dyn)
+        dyn.run(30)
+        halted.append(monitor.halted)
+        forces = [EMT().get_property("forces", atoms) for atoms in frames]
+        largest = [np.linalg.norm(f, axis=1).max() for f in forces]
+        score = Trigger.usual(STEP).peak(largest)
+        assert monitor.halted == (score > found.thresholds[0].unreliable)
+    # the share that is halted is Beta(1, 9) over draws: 4 of 6 come in 1 of 90
+    assert sum(halted[:-1]) <= 3
+    assert halted[-1]

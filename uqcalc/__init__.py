@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from uqcalc.probe.training import fit
     from uqcalc.records import Assessment, Level, Reading, Verdict
     from uqcalc.runfile.running import RunOutcome, run_file
+    from uqcalc.runlimits import RunLimits
     from uqcalc.signals import (
         ConformalInterval,
         EnergySpread,
@@ -111,6 +112,7 @@ _HOME = {
     "ReliableCalculator": "calculator",
     "RotationAverage": "backbones.rotation",
     "RunFileError": "errors",
+    "RunLimits": "runlimits",
     "RunOutcome": "runfile.running",
     "Signal": "signals",
     "SignalError": "errors",
@@ -182,6 +184,7 @@ __all__ = [
     "ReliableCalculator",
     "RotationAverage",
     "RunFileError",
+    "RunLimits",
     "RunOutcome",
     "Sanity",
     "Signal",
