@@ -8,7 +8,11 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import read, write
 from builders import rattled
+from probe.toys import ToyBackbone
 
+from uqcalc import LabelError, Labels
+from uqcalc.probe.labelling.defects import find_defects
+from uqcalc.probe.labelling.leaks import drop_leaks
 from uqcalc.probe.labelling.seen import Seen, geometry_hashes
 
 
@@ -100,3 +104,23 @@ def test_groups_are_known_by_key_and_name():
     again = Seen.from_tensors(kept.tensors())
     assert again.names("molecule", ["H2O"]) == ["H2O"]
     assert len(Seen.from_tensors({}).geometries) == 0
+
+
+def test_frames_through_a_file_are_duplicates_and_leaks():
+    """Rounded at 1e-6 Å each, one in some hundreds was another one afterwards."""
+    again = [written(single(atoms)) for atoms in STRUCTURES]
+    for atoms in (*STRUCTURES, *again):
+        atoms.info["REF_energy"] = 0.0
+    rows = list(range(len(STRUCTURES), 2 * len(STRUCTURES)))
+    found = find_defects([*STRUCTURES, *again], ToyBackbone(), Labels("energy"))
+    assert found.rows == {"duplicate": rows}
+    with pytest.raises(LabelError, match=f"got {len(rows)} in two of them"):
+        drop_leaks([again, STRUCTURES], ())
+    turned = [moved(atoms) for atoms in STRUCTURES]
+    with pytest.raises(LabelError, match=f"got {len(rows)} in two of them"):
+        drop_leaks([turned, STRUCTURES], ())
+    # what is broken is refused for that, not compared
+    odd = [STRUCTURES[0].copy(), bulk("Cu")]
+    odd[0].positions[0] = np.nan
+    odd[1].set_cell([[1, 0, 0], [2, 0, 0], [0, 0, 1]])
+    assert drop_leaks([odd, odd], ()) == [set(), set()]

@@ -13,7 +13,8 @@ from ase import Atoms
 from uqcalc.backbones.base import Backbone
 from uqcalc.errors import BackboneError, LabelError
 from uqcalc.probe.labelling.information import is_lone
-from uqcalc.probe.labelling.labels import Labels, geometry_key
+from uqcalc.probe.labelling.labels import Labels
+from uqcalc.probe.labelling.seen import Geometries
 
 
 NOT_COMPUTABLE = "not computable"
@@ -25,6 +26,7 @@ DEFECTS = (
 # What, beyond the geometry, tells two states apart; kept in ``atoms.info``.
 _STATE_KEYS = ("charge", "total_charge", "spin", "total_spin")
 _NAMED = 5  # frames of each defect
+_ROUND_OFF = 1e-5  # Å: of single precision, and of what files keep
 
 
 def check_frames(frames: object, exclude: object) -> None:
@@ -126,9 +128,9 @@ def find_defects(
     information, these are the atoms in vacuum; others show when they are evaluated.
     """
     found = Defects()
-    seen: set[bytes] = set()
+    met = Geometries()
     for index, frame in enumerate(frames):
-        defect = _defect(frame, backbone, labels, seen)
+        defect = _defect(frame, backbone, labels, met)
         if defect is not None:
             found.add(defect, index)
             continue
@@ -140,7 +142,7 @@ def find_defects(
 
 
 def _defect(
-    frame: Atoms, backbone: Backbone, labels: Labels, seen: set[bytes]
+    frame: Atoms, backbone: Backbone, labels: Labels, met: Geometries
 ) -> str | None:
     if len(frame) == 0:
         return "empty"
@@ -155,12 +157,22 @@ def _defect(
         return "unknown elements"
     if not labels.of_energy and is_lone(frame, reference):
         return NO_INFORMATION  # however often it comes, and whatever the pass would say
-    key = geometry_key(frame.numbers, frame.positions, frame.cell.array, frame.pbc)
-    key += repr([frame.info.get(name) for name in _STATE_KEYS]).encode()
-    if key in seen:
+    if any(_same(frame, other) for other in met.find(frame)):
         return "duplicate"
-    seen.add(key)
+    met.add([frame])
     return None
+
+
+def _same(frame: Atoms, other: Atoms) -> bool:
+    """Say whether two frames of one geometry are in the same place and state."""
+    states = [repr([f.info.get(name) for name in _STATE_KEYS]) for f in (frame, other)]
+    return states[0] == states[1] and all(
+        np.allclose(here, there, rtol=0.0, atol=_ROUND_OFF)
+        for here, there in (
+            (frame.positions, other.positions),
+            (frame.cell.array, other.cell.array),
+        )
+    )
 
 
 def usable_rows(

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from ase import Atoms
 
 from uqcalc.errors import LabelError, LabelWarning
-from uqcalc.probe.labelling.labels import geometry_key
+from uqcalc.probe.labelling.seen import Geometries
 
 
 _NAMED = 5  # pairs of frames
@@ -20,7 +20,8 @@ def drop_leaks(
     """Return which frames of each set to leave out, so that no two share a geometry.
 
     A frame that is in a later set, too, is left out of the earlier one: the test stays
-    whole, and training loses.
+    whole, and training loses. What a file rounds, and a structure that was moved or
+    turned as a whole, is the same one (`uqcalc.probe.labelling.seen`).
 
     Parameters
     ----------
@@ -43,17 +44,11 @@ def drop_leaks(
         ("training", "calibration", "test") if len(sets) > 2 else ("training", "test")
     )
     dropped: list[set[int]] = [set() for _ in sets]
-    later: dict[bytes, str] = {}
+    later = Geometries()
     for place in reversed(range(len(sets))):
-        own: dict[bytes, str] = {}
-        for index, frame in enumerate(sets[place]):
-            key = geometry_key(
-                frame.numbers, frame.positions, frame.cell.array, frame.pbc
-            )
-            if key in later:
-                dropped[place].add(index)
-            own.setdefault(key, names[place])
-        later |= own
+        own = enumerate(sets[place])
+        dropped[place] |= {index for index, frame in own if later.find(frame)}
+        later.add(sets[place])
     count = sum(map(len, dropped))
     if not count:
         return dropped

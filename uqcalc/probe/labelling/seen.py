@@ -98,6 +98,30 @@ class Seen:
         )
 
 
+class Geometries:
+    """Geometries met so far, which are known again as `Seen` knows them.
+
+    Those that are not finite, or whose cell has no volume, are never known.
+    """
+
+    def __init__(self) -> None:
+        self._met: dict[int, list[Atoms]] = {}
+
+    def find(self, frame: Atoms) -> list[Atoms]:
+        """Return the frames met so far that have the geometry of ``frame``."""
+        if not _tellable(frame):
+            return []
+        tried = set(_candidates(frame))
+        return [met for number in tried for met in self._met.get(number, ())]
+
+    def add(self, frames: Iterable[Atoms]) -> None:
+        """Take note of frames."""
+        for frame in frames:
+            if _tellable(frame):
+                number = _hash(frame, _bins(_lengths(frame)))
+                self._met.setdefault(number, []).append(frame)
+
+
 def geometry_hashes(frames: Sequence[Atoms], rows: Iterable[int]) -> NDArray[np.int64]:
     """Return a number for the geometry of each of ``rows``, (rows,)."""
     found = [_hash(frame := frames[i], _bins(_lengths(frame))) for i in rows]
@@ -128,6 +152,15 @@ def _hash(frame: Atoms, bins: NDArray[np.int64]) -> int:
 
 def _number(text: bytes) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "little", signed=True)
+
+
+def _tellable(frame: Atoms) -> bool:
+    """Say whether a geometry has lengths that tell it from others."""
+    cell = frame.cell.array
+    if not (np.isfinite(frame.positions).all() and np.isfinite(cell).all()):
+        return False
+    spans = np.linalg.matrix_rank(frame.cell.complete().array) == len(cell)
+    return bool(spans or not frame.pbc.any())
 
 
 def _lengths(frame: Atoms) -> NDArray[np.float64]:
