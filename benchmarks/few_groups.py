@@ -65,7 +65,7 @@ def slopes(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--draws", type=int, default=60)
+    parser.add_argument("--draws", type=int, default=20)
     options = parser.parse_args()
     rows = []
     for shift, shared in ((1.0, 0.7), (0.5, 0.5)):

@@ -106,7 +106,7 @@ def train(folder: Path, steps: int) -> dict[str, Any]:
         None,
         data.subset(np.arange(cut, count)),
         backbone,
-        Labels("forces"),
+        Labels("forces", percentile=50),
         Recipe(most_steps=steps),
     )
     return {

@@ -305,6 +305,24 @@ class TestThresholds:
         assert limit.unreliable == pytest.approx(sorted(risks)[30 - 9], rel=1e-5)
         assert limit.suspect == pytest.approx(sorted(risks)[30 - 12], rel=1e-5)
 
+    def test_forces_that_vanish_by_symmetry_are_no_successes(self, watched, benzenes):
+        """Atoms in vacuum have no force error whatever the potential is."""
+        frames = []
+        for index, atoms in enumerate(benzenes[:20]):
+            frame = atoms.copy()
+            watched.assess(frame)
+            off = np.zeros((len(frame), 3))
+            off[0, 0] = (index % 2) * 10.0
+            frame.arrays["REF_forces"] = watched.results["forces"] + off
+            frames.append(frame)
+        lone = Atoms("C")
+        lone.arrays["REF_forces"] = np.zeros((1, 3))
+        alone = error_curve(frames, watched, tolerance=0.1)
+        with pytest.warns(LabelWarning, match=r"2 of 22 frames \(frames 0, 21\)"):
+            curve = error_curve([lone, *frames, lone], watched, tolerance=0.1)
+        assert curve.labels == 20
+        assert np.array_equal(curve.failed, alone.failed)
+
     def test_labels_on_one_side_are_refused(self, watched, benzenes):
         frames = [atoms.copy() for atoms in benzenes[:12]]
         for atoms in frames:

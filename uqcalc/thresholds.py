@@ -19,6 +19,7 @@ from uqcalc.backbones.prediction import Prediction
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.policy import Threshold
+from uqcalc.probe.labelling.information import vanishing, warn_of_no_information
 from uqcalc.probe.labelling.labels import Labels
 from uqcalc.probe.labelling.prospects import find_series
 from uqcalc.progress import progress_bar
@@ -277,20 +278,31 @@ def error_curve(
     ------
     LabelError
         If labels are missing, or all on one side of the tolerance but a few.
+
+    Warns
+    -----
+    LabelWarning
+        Naming the frames that are left out because their forces vanish by symmetry.
     """
     labels = Labels("forces", forces_key=forces_key)
     risks: list[float] = []
     failed: list[bool] = []
-    for frame, prediction, risk in _readings(frames, calculator, signal):
+    blank: list[int] = []
+    found = _readings(frames, calculator, signal)
+    for row, (frame, prediction, risk) in enumerate(found):
         reference = labels.reference(frame)
         if reference is None or not np.all(np.isfinite(reference)):
             msg = (
                 f"every frame must have finite reference forces under {forces_key!r}, "
-                f"got none in frame {len(risks)}; leave it out, or name the key"
+                f"got none in frame {row}; leave it out, or name the key"
             )
             raise LabelError(msg)
+        if vanishing(prediction.results["forces"], reference).all():
+            blank.append(row)
+            continue
         risks.append(risk)
         failed.append(labels.error(prediction, reference) > tolerance)
+    warn_of_no_information(blank, len(found))
     failures = sum(failed)
     if min(failures, len(failed) - failures) < FEWEST_OF_A_KIND:
         msg = (

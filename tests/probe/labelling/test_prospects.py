@@ -25,7 +25,7 @@ def independent(count, names=NAMES):
     for index, amount in enumerate(amounts):
         name = names[index % len(names)]
         frames.append(rattled(name, seed=index, amount=amount))
-        frames[-1].info["molecule"] = name
+        frames[-1].info |= {"molecule": name, "batch": str(index % 30)}
     return frames
 
 
@@ -55,12 +55,13 @@ def run(count, stride=10, seed=0):
 
 
 def test_a_healthy_set_is_passed_over():
-    assert said(independent(200)) == []
+    assert said(independent(200), Labels(group_key="batch")) == []
 
 
 def test_few_structures_and_few_groups_are_counted():
-    (few,) = said(independent(199))
+    few, some = said(independent(199))
     assert "at least 200 labelled structures, got 199" in few
+    assert "at least 30 groups, got 10 by 'molecule'" in some
     (groups,) = said(independent(210, NAMES[:3]))
     assert "at least 10 groups, got 3 by 'molecule'" in groups
 
@@ -116,7 +117,8 @@ def test_many_frames_of_few_compositions_without_a_group_key():
     (together,) = said(independent(210), Labels())
     assert "210 frames have 10 compositions" in together
     assert "--group formula" in together
-    assert said(independent(210), Labels(group_key="formula")) == []
+    (few,) = said(independent(210), Labels(group_key="formula"))
+    assert "at least 30 groups, got 10 by 'formula'" in few
     assert said([], Labels()) == []
     lone = [Atoms("H", positions=[[0, 0, i]]) for i in range(2)]
     assert len(said(lone, Labels())) == 2  # few, and one molecule only

@@ -26,6 +26,7 @@ from uqcalc import (
 )
 from uqcalc.errors import LabelWarning
 from uqcalc.probe.calibration import Calibration
+from uqcalc.probe.reporting.judged import judge
 from uqcalc.probe.reporting.words import findings
 
 
@@ -128,9 +129,15 @@ def test_scope_is_counted_as_the_live_verdict_has_it(joined):
     probe, frames = joined
     result = evaluate(probe, frames, ToyBackbone())
     live = ReliableCalculator(ToyBackbone(), probe)
-    expected = [bool(live.assess(atoms).readings[0].out_of_scope) for atoms in frames]
+    doubts = [live.assess(atoms).readings[0].out_of_scope for atoms in frames]
+    # a doubtful atom is a doubt of its own, inside and outside
+    weak = [any("probe_worst_atom" in d for d in found) for found in doubts]
+    expected = [len(d) > w for d, w in zip(doubts, weak, strict=True)]
     assert result.tested.outside.tolist() == expected
-    assert expected[:2] == [True, True]
+    backbone = ToyBackbone()
+    assert judge(probe, backbone.predict_many(frames)).weak.tolist() == weak
+    assert all(doubts[:2])
+    assert any(expected[:2])
     assert result.report["outside_scope"] == np.mean(expected)
     boundary, suspect = probe.card.boundary, probe.card.suspect
     trusted = (result.probability >= suspect) & (result.errors > boundary)

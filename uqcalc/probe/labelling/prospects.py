@@ -17,6 +17,9 @@ from uqcalc.probe.labelling.labels import Labels
 
 FEWEST_STRUCTURES = 200
 FEWEST_GROUPS = 10
+# Below it P of further groups is less well known than the structures seem to say:
+# benchmarks/few_groups.py.
+ENOUGH_GROUPS = 30
 # A series: this many frames of one composition, neighbours this much closer.
 _FEWEST_IN_SERIES = 20
 _CLOSER = 0.75
@@ -86,8 +89,15 @@ def _few_structures(count: int) -> str | None:
 
 def _few_groups(groups: Sequence[str], key: str | None) -> str | None:
     count = len(set(groups))
-    if key is None or count >= FEWEST_GROUPS:
+    if key is None or count >= ENOUGH_GROUPS:
         return None
+    if count >= FEWEST_GROUPS:
+        return (
+            f"labels should come in at least {ENOUGH_GROUPS} groups, got {count} by "
+            f"{key!r}: frames of one group are right or wrong together, so what P is "
+            "for further groups is less well known than so many frames seem to say; "
+            "add groups"
+        )
     if count == 1:
         return (
             f"labels should come in at least {FEWEST_GROUPS} groups, got one molecule "
