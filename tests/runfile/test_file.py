@@ -140,7 +140,7 @@ def test_a_typo_in_any_key_is_answered_with_that_key(read, key):
     ("line", "expected"),
     [
         ("Temperature_K: 300", "did you mean md.temperature_K?"),
-        ("tempo: 3", "known here: structure, frame, repeat, model"),
+        ("tempo: 3", "known here: structure, species, frame, repeat"),
         ("3: 4", "known here: structure"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,10 @@ from uqcalc.annotating.tally import AnnotationSummary, Tally
 from uqcalc.annotating.trajectory import annotate, check_calculator
 from uqcalc.backbones.batching import BATCH_ATOMS
 from uqcalc.calculator import ReliableCalculator
-from uqcalc.errors import RecordError, SourceError
+from uqcalc.errors import RecordError, SourceError, UqcalcError
 from uqcalc.files import OneWriter, writable
 from uqcalc.progress import progress_bar
-from uqcalc.reading import UNREADABLE
+from uqcalc.reading import UNREADABLE, frames_of
 
 
 # Where an annotation keeps all it says: others drop per-atom readings.
@@ -35,6 +35,7 @@ def annotate_file(
     target: str | os.PathLike[str],
     calculator: ReliableCalculator,
     *,
+    species: str | Sequence[str] | None = None,
     worst: int = 10,
     batch_atoms: int = BATCH_ATOMS,
 ) -> AnnotationSummary:
@@ -52,6 +53,9 @@ def annotate_file(
     target : path
         Ends in .xyz or .extxyz.
     calculator : ReliableCalculator
+    species : str or list of str, optional
+        Element of each type in order (``"Na,Cl"``), for LAMMPS files that number their
+        types: without it such a file is refused.
     worst : int
         How many of the worst frames the summary lists.
     batch_atoms : int
@@ -63,12 +67,13 @@ def annotate_file(
         If the source cannot be read to its end; everything before is annotated, and
         the error carries the summary.
     RecordError
-        If source or target cannot be used.
+        If source or target cannot be used, or the source does not say which elements
+        its atoms are.
     """
     check_calculator(calculator, batch_atoms)
     output = _checked_target(Path(source), target)
     writer = OneWriter(output)
-    reading = _Source(Path(source))
+    reading = _Source(Path(source), species)
     frames = iter(reading)
     identity = _identity(calculator)
     tally = Tally(worst)
@@ -108,16 +113,18 @@ def _checked_target(source: Path, target: str | os.PathLike[str]) -> Path:
 class _Source:
     """The frames of a file, up to one that cannot be read: ``error`` says why."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, species: str | Sequence[str] | None) -> None:
+        self.path, self.species = path, species
         self.frames = 0
         self.error = ""
 
     def __iter__(self) -> Iterator[Atoms]:
         try:
-            for frame in iread(str(self.path), ":", do_not_split_by_at_sign=True):
+            for frame in frames_of(self.path, species=self.species):
                 self.frames += 1
                 yield frame
+        except UqcalcError:
+            raise
         except UNREADABLE as error:
             self.error = f"{type(error).__name__}: {error}"
 

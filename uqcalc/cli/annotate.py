@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from uqcalc.cli.console import DeviceOption, ModelOption, errors_as_messages, out
+from uqcalc.cli.console import (
+    DeviceOption,
+    ModelOption,
+    SpeciesOption,
+    errors_as_messages,
+    out,
+)
 from uqcalc.cli.judging import HeadOption, LimitsOption, judging
 
 
@@ -46,6 +52,7 @@ def annotate(  # noqa: PLR0913  (one option each)
     ] = False,
     head: HeadOption = None,
     limits: LimitsOption = None,
+    species: SpeciesOption = None,
     device: DeviceOption = "auto",
     worst: Annotated[
         int, typer.Option(min=0, help="How many of the worst frames to list.")
@@ -68,7 +75,9 @@ def annotate(  # noqa: PLR0913  (one option each)
             promised=promised,
         )
         try:
-            summary = uqcalc.annotate_file(source, output, judge, worst=worst)
+            summary = uqcalc.annotate_file(
+                source, output, judge, species=species, worst=worst
+            )
         except uqcalc.SourceError as error:
             _show(error.summary)
             raise

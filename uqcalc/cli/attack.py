@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uqcalc.cli.console import DeviceOption, ModelOption, errors_as_messages, out
+from uqcalc.cli.console import (
+    DeviceOption,
+    ModelOption,
+    SpeciesOption,
+    errors_as_messages,
+    out,
+)
 from uqcalc.cli.judging import HeadOption, LimitsOption, judging
 from uqcalc.progress import progress_bar
 
@@ -59,6 +65,7 @@ def attack(  # noqa: PLR0913  (one option each)
     free_cell: Annotated[
         bool, typer.Option("--free-cell", help="Strain the cell, too.")
     ] = False,
+    species: SpeciesOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Move a structure to where a potential's two forces disagree more (Force Delta).
@@ -80,7 +87,7 @@ def attack(  # noqa: PLR0913  (one option each)
             cell="free" if free_cell else "fixed",
             max_energy_rise=max_energy_rise,
         )
-        target, atoms = _new_file(output), _last_frame(structure)
+        target, atoms = _new_file(output), _last_frame(structure, species)
         judge = judging(
             uqcalc.open_model(model, device=device),
             None if probe is None else uqcalc.Probe.load(probe),
@@ -107,10 +114,10 @@ def _new_file(output: Path) -> Path:
     return target
 
 
-def _last_frame(structure: Path) -> Atoms:
+def _last_frame(structure: Path, species: str | None) -> Atoms:
     from uqcalc.reading import read_frames
 
-    return read_frames(structure)[-1]
+    return read_frames(structure, species=species)[-1]
 
 
 def _attacked(

@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-from uqcalc.cli.console import DeviceOption, ModelOption, errors_as_messages, out
+from uqcalc.cli.console import (
+    DeviceOption,
+    ModelOption,
+    SpeciesOption,
+    errors_as_messages,
+    out,
+)
 from uqcalc.cli.labels import EnergyKey, Exclude, ForcesKey, Group
 
 
@@ -47,6 +53,7 @@ def calibrate(  # noqa: PLR0913  (one option each)
     forces_key: ForcesKey = "REF_forces",
     energy_key: EnergyKey = "REF_energy",
     exclude: Exclude = None,
+    species: SpeciesOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Find the cutoff above which a probe keeps a promise, and put both on its card.
@@ -71,7 +78,7 @@ def calibrate(  # noqa: PLR0913  (one option each)
         backbone = uqcalc.tap(uqcalc.open_model(model, device=device))
         promised = uqcalc.calibrate(
             loaded,
-            read_frames(data),
+            read_frames(data, species=species),
             backbone,
             labels,
             tolerance=tolerance,

@@ -26,6 +26,15 @@ DeviceOption = Annotated[
     typer.Option("--device", help="cpu, cuda or mps; auto is cuda where there is one."),
 ]
 
+SpeciesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--species",
+        help="Element of each type in order, such as Na,Cl: for LAMMPS files, which "
+        "number their types.",
+    ),
+]
+
 
 def out() -> Console:
     """Return a console for results: paths and numbers stay as they are."""

@@ -7,10 +7,16 @@ from typing import Annotated
 
 import typer
 
-from uqcalc.cli.console import DeviceOption, ModelOption, errors_as_messages, out
+from uqcalc.cli.console import (
+    DeviceOption,
+    ModelOption,
+    SpeciesOption,
+    errors_as_messages,
+    out,
+)
 
 
-def distill(
+def distill(  # noqa: PLR0913  (one option each)
     frames: Annotated[
         Path,
         typer.Argument(
@@ -27,6 +33,7 @@ def distill(
     ] = 5.0,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the frames.")] = 60,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.")] = 0,
+    species: SpeciesOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Teach a potential without direct forces a head for them (experimental).
@@ -41,7 +48,7 @@ def distill(
 
         FILE.target(output)
         head = uqcalc.distill(
-            read_frames(frames),
+            read_frames(frames, species=species),
             uqcalc.open_model(model, device=device),
             cutoff=cutoff,
             epochs=epochs,

@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-from uqcalc.cli.console import DeviceOption, ModelOption, errors_as_messages, out
+from uqcalc.cli.console import (
+    DeviceOption,
+    ModelOption,
+    SpeciesOption,
+    errors_as_messages,
+    out,
+)
 from uqcalc.cli.labels import EnergyKey, Exclude, ForcesKey, Group
 
 
@@ -30,6 +36,7 @@ def evaluate(  # noqa: PLR0913  (one option each)
     forces_key: ForcesKey = "REF_forces",
     energy_key: EnergyKey = "REF_energy",
     exclude: Exclude = None,
+    species: SpeciesOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Score a probe on labelled frames that it was not fitted on.
@@ -53,7 +60,7 @@ def evaluate(  # noqa: PLR0913  (one option each)
         )
         result = uqcalc.evaluate(
             loaded,
-            read_frames(data),
+            read_frames(data, species=species),
             uqcalc.open_model(model, device=device),
             labels,
             exclude=exclude or (),

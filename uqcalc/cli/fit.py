@@ -8,7 +8,13 @@ from typing import Annotated
 
 import typer
 
-from uqcalc.cli.console import DeviceOption, ModelOption, errors_as_messages, out
+from uqcalc.cli.console import (
+    DeviceOption,
+    ModelOption,
+    SpeciesOption,
+    errors_as_messages,
+    out,
+)
 from uqcalc.cli.labels import Boundary, EnergyKey, Exclude, ForcesKey, Group
 
 
@@ -70,6 +76,7 @@ def fit(  # noqa: PLR0913  (one option each)
     published: Annotated[
         bool, typer.Option(help="The published architecture and recipe instead.")
     ] = False,
+    species: SpeciesOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Fit a probe for a potential on frames with reference labels.
@@ -97,12 +104,14 @@ def fit(  # noqa: PLR0913  (one option each)
         if epochs is not None:
             recipe = replace(recipe, epochs=epochs)
         result = uqcalc.fit(
-            read_frames(data),
+            read_frames(data, species=species),
             uqcalc.open_model(model, device=device),
             labels,
             recipe,
-            calibration=None if calibration is None else read_frames(calibration),
-            test=None if test is None else read_frames(test),
+            calibration=None
+            if calibration is None
+            else read_frames(calibration, species=species),
+            test=None if test is None else read_frames(test, species=species),
             exclude=exclude or (),
             cache=cache,
         )

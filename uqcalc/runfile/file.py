@@ -39,6 +39,8 @@ class RunFile(Section):
     ----------
     structure : str
         Any file that ASE reads.
+    species : list of str or None
+        Element of each type in order, for LAMMPS files, which number their types.
     frame : int
         Which frame of it; the last by default.
     repeat : list of int
@@ -53,6 +55,7 @@ class RunFile(Section):
     """
 
     structure: str
+    species: list[str] | None = None
     frame: int = -1
     repeat: list[Count] = Field(
         default_factory=lambda: [1, 1, 1], min_length=3, max_length=3

@@ -6,15 +6,14 @@ from dataclasses import replace
 from typing import cast
 
 from ase import Atoms
-from ase.io import read
 
 from uqcalc.annotating.copies import unlabelled_copy
 from uqcalc.calculator import ReliableCalculator
-from uqcalc.errors import ProbeError, RunFileError
+from uqcalc.errors import ProbeError, RecordError, RunFileError
 from uqcalc.models import open_model
 from uqcalc.policy import Policy, Threshold
 from uqcalc.probe.checkpoint import Probe
-from uqcalc.reading import UNREADABLE
+from uqcalc.reading import UNREADABLE, frames_of
 from uqcalc.runfile.file import RunFile
 from uqcalc.shipped import SHIPPED_PROBES, shipped_probe
 from uqcalc.signals import ForceDelta, Signal
@@ -30,8 +29,9 @@ def open_structure(file: RunFile) -> Atoms:
     """
     try:
         path = file.at(file.structure)
-        found = read(path, index=file.frame, do_not_split_by_at_sign=True)
-        atoms = cast("Atoms", found)
+        atoms = next(frames_of(path, file.frame, species=file.species))
+    except RecordError as error:
+        raise RunFileError(str(file.path), [f"structure: {error}"]) from error
     except UNREADABLE as error:
         problem = (
             f"structure: must hold frame {file.frame} in a format that ASE reads, got "

@@ -1,0 +1,196 @@
+"""Elements of LAMMPS files, which number their types and seldom name an element.
+
+ASE reads type 1 as hydrogen, type 2 as helium and so on. What a potential says of such
+atoms is right for hydrogen and helium, and void for the structure that was meant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.lammps.unitconvert import UNITSETS
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import atomic_numbers
+from ase.io.formats import open_with_compression
+
+from uqcalc.errors import RecordError
+
+
+DUMPS = ("lammps-dump-text", "lammps-dump-binary")
+DATA = "lammps-data"
+REMEDY = (
+    "give the element of each type, in order: --species Na,Cl on the command line, "
+    "species=['Na', 'Cl'] in Python, species: [Na, Cl] in a run file"
+)
+_HEADER_LINES = 40
+# What LAMMPS writes for every type where `dump_modify element` was left out.
+_UNSET = "C"
+
+
+def checked_species(species: str | Sequence[str] | None) -> list[str] | None:
+    """Return the symbols of ``"Na,Cl"`` or ``["Na", "Cl"]``, checked.
+
+    Raises
+    ------
+    RecordError
+        If there are none, or one is not a chemical symbol.
+    """
+    if species is None:
+        return None
+    names = species.split(",") if isinstance(species, str) else list(species)
+    names = [name.strip() for name in names]
+    if not names or any(atomic_numbers.get(name, 0) < 1 for name in names):
+        msg = (
+            "species must be chemical symbols, one for each type in order, got "
+            f"{species!r}; write them as Na,Cl"
+        )
+        raise RecordError(msg)
+    return names
+
+
+@dataclass(frozen=True)
+class Elements:
+    """How the frames of one file get their elements.
+
+    Attributes
+    ----------
+    path, form : str
+        The file, and the name of its format in ASE.
+    species : list of str or None
+        Symbol of type 1, 2, ..., in place of what the file says.
+    named : bool
+        Whether the file says by itself which elements its atoms are.
+    options : dict
+        What ASE's reader of the format is to be told.
+    """
+
+    path: str
+    form: str
+    species: list[str] | None
+    named: bool
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, path: str, form: str, species: list[str] | None) -> Elements:
+        """Look at the head of a file.
+
+        Raises
+        ------
+        RecordError
+            If a file by type comes without species, or in units without lengths.
+        """
+        named, options = True, {}
+        if form == "lammps-dump-text":
+            columns, units = _dump_header(path)
+            named = bool({"element", "mass"} & set(columns))
+            if units is not None:
+                options["units"] = units
+        elif form == "lammps-dump-binary":
+            named = False
+        elif form == DATA:
+            named = _data_names_elements(path)
+        if not named and species is None:
+            msg = (
+                "elements must be known, got a LAMMPS file that numbers its types and "
+                f"names none: {path}; {REMEDY}"
+            )
+            raise RecordError(msg)
+        return cls(path, form, species, named, options)
+
+    def given(self, atoms: Atoms) -> Atoms:
+        """Return a frame with the elements that its types stand for.
+
+        Velocities stay, and so do forces; the energy of 0 eV that ASE notes for a
+        dump, which has none, goes.
+
+        Raises
+        ------
+        RecordError
+            If there are species and no types, or a type without its species, or only
+            types in a file of any other format, or carbon alone on several types.
+        """
+        types = atoms.arrays.get("type")
+        if self.species is not None:
+            if types is None:
+                msg = (
+                    "species must be left out for a file without types, got "
+                    f"{','.join(self.species)} for {self.path}"
+                )
+                raise RecordError(msg)
+            self._relabel(atoms, np.asarray(types))
+        elif types is not None and self._not_meant(atoms, np.asarray(types)):
+            msg = (
+                f"elements must be known, got types {np.unique(types).tolist()} that "
+                f"are all {atoms.symbols[0]} in {self.path}, as where no element was "
+                f"ever set; {REMEDY}"
+            )
+            raise RecordError(msg)
+        if self.form in DUMPS and atoms.calc is not None:
+            atoms.calc.results.pop("energy", None)
+        return atoms
+
+    def _not_meant(self, atoms: Atoms, types: np.ndarray) -> bool:
+        if len(atoms) == 0:
+            return False
+        several = len(np.unique(types)) > 1
+        unset = self.form in DUMPS and bool((atoms.symbols == _UNSET).all())
+        return bool((atoms.numbers == 0).all()) or (several and unset)
+
+    def _relabel(self, atoms: Atoms, types: np.ndarray) -> None:
+        velocities = atoms.get_velocities() if atoms.has("momenta") else None
+        atoms.numbers = self._numbers(types)
+        if velocities is not None:
+            atoms.set_velocities(velocities)
+        if atoms.calc is not None:  # labels hold for the atoms they were made for
+            atoms.calc = SinglePointCalculator(atoms, **atoms.calc.results)
+
+    def _numbers(self, types: np.ndarray) -> np.ndarray:
+        species = self.species or []
+        whole = types.dtype.kind in "iu"
+        if not whole or types.min(initial=1) < 1 or types.max(initial=1) > len(species):
+            msg = (
+                f"species must name the element of every type from 1 on, got "
+                f"{','.join(species)} for types {np.unique(types).tolist()} in "
+                f"{self.path}; {REMEDY}"
+            )
+            raise RecordError(msg)
+        numbers = np.array([atomic_numbers[name] for name in species])
+        chosen: np.ndarray = numbers[types - 1]
+        return chosen
+
+
+def _dump_header(path: str) -> tuple[list[str], str | None]:
+    """Return the columns of the first frame of a text dump, and its units if named."""
+    units = None
+    with open_with_compression(path, "r") as file:
+        for _ in range(_HEADER_LINES):
+            line = file.readline()
+            if line.startswith("ITEM: ATOMS"):
+                return line.split()[2:], units
+            if line.startswith("ITEM: UNITS"):
+                units = _known_units(path, file.readline().strip())
+    return [], units
+
+
+def _known_units(path: str, units: str) -> str:
+    if units not in UNITSETS:
+        msg = (
+            "units of a LAMMPS dump must be those of real lengths, got "
+            f"{units!r} in {path}; write it in metal units"
+        )
+        raise RecordError(msg)
+    return units
+
+
+def _data_names_elements(path: str) -> bool:
+    with open_with_compression(path, "r") as file:
+        for line in file:
+            words = line.partition("#")[0].strip()
+            if re.fullmatch(r"Masses|Atom\s+Type\s+Labels", words):
+                return True
+    return False
