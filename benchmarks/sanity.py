@@ -23,7 +23,8 @@ from common import print_table, print_targets, target, water_box, write_result
 
 from uqcalc import Sanity
 from uqcalc.backbones.prediction import Prediction, geometry
-from uqcalc.signals.sanity import ABSURD_FORCE, EXTENT, FORCE, FUSED
+from uqcalc.signals.sanity import ABSURD_FORCE, CROWDED, EXTENT, FORCE, FUSED
+from uqcalc.surroundings import surroundings
 
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
@@ -36,6 +37,7 @@ SOLIDS = {
     "W": bulk("W", cubic=True) * 2,
     "MgO": bulk("MgO", "rocksalt", a=4.21, cubic=True),
 }
+_WRONG = ("unreliable", "absurd")
 MOLECULES = ("CH3CH2OH", "C6H6", "CH3COOH", "H2O", "NH3", "C4H4S", "CH3Cl", "SiH4")
 
 
@@ -84,6 +86,10 @@ def verdict(reading) -> str:
     return "suspect" if reading.doubts else "sane"
 
 
+def _arrays(atoms: Atoms) -> tuple:
+    return atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc
+
+
 def read_labelled() -> tuple[list[dict], list[dict]]:
     """Return a row for each file, and the frames that are not sane."""
     signal = Sanity(CUTOFF, frozenset())
@@ -94,31 +100,36 @@ def read_labelled() -> tuple[list[dict], list[dict]]:
         reading = signal(prediction(atoms, energy, forces))
         size = 0.0 if forces is None else np.linalg.norm(forces, axis=1).max()
         spread = np.nan if energy is None else energy / len(atoms)
-        seen[name].append((reading.results["sanity_contact"], size, spread))
+        second = surroundings(*_arrays(atoms), CUTOFF).seconds.min()
+        contact = reading.results["sanity_contact"]
+        seen[name].append((contact, second, size, spread))
         level = verdict(reading)
         by_symmetry = any("by symmetry" in why for why in reading.doubts)
-        single = len(atoms) == 1 or any("no atom has" in why for why in reading.doubts)
-        why = "vanishing" if by_symmetry else "alone" if single else level
+        unseen = reading.results["sanity_unseen"]
+        unjudged = "vanishing" if by_symmetry else "unseen" if unseen else ""
+        why = unjudged if unjudged and level == "suspect" else level
         called[name][why] += 1
-        if why not in ("sane", "vanishing", "alone"):
+        if why not in ("sane", "vanishing") and unseen < len(atoms):
             words = (*reading.absurd, *reading.faults, *reading.doubts)
             named.append(
                 {"file": name, "frame": str(atoms.symbols), "why": "; ".join(words)}
             )
     rows = []
     for name, values in seen.items():
-        contact, size, energy = np.array(values).T
+        contact, second, size, energy = np.array(values).T
         rows.append(
             {
                 "kind": "labelled",
                 "name": name,
                 "frames": len(values),
                 "smallest_contact": np.nanmin(contact) if len(contact) else np.nan,
+                "smallest_second": float(second.min()),
                 "largest_force": float(size.max()),
                 "lowest_energy": float(np.nanmin(energy)),
                 "highest_energy": float(np.nanmax(energy)),
-                **{k: called[name][k] for k in ("sane", "vanishing", "alone")},
-                "lost": len([row for row in named if row["file"] == name]),
+                **{k: called[name][k] for k in ("sane", "vanishing", "unseen")},
+                # for another reason than that nothing, or not all, was judged
+                "lost": sum(called[name][k] for k in ("suspect", *_WRONG)),
             }
         )
     return rows, named
@@ -161,7 +172,7 @@ def garbage(seed: int, each: int) -> Iterator[tuple[str, Atoms, float, float]]:
             thrown.positions[0] += 40.0 * np.array([0, 0.6, 0.8])
             thrown.pbc = False
             yield "an atom has left", thrown, -1.0, 1.0
-            wrong = float(-(10 ** rng.uniform(6.2, 9)) * len(base))
+            wrong = float(-(10 ** rng.uniform(5.5, 9)) * len(base))
             yield "energy", base, wrong, 1.0
             yield "forces", base, -1.0, 10 ** rng.uniform(3.1, 9)
             far = base.copy()
@@ -175,7 +186,7 @@ def garbage(seed: int, each: int) -> Iterator[tuple[str, Atoms, float, float]]:
             apart = _scaled(atoms, rng.uniform(4.0, 9.0))
             apart.rattle(0.1, rng=rng)
             yield "blown up", apart, -1.0, 1.0
-            crushed = _scaled(atoms, rng.uniform(0.05, 0.25))
+            crushed = _scaled(atoms, rng.uniform(0.05, 0.28))
             crushed.rattle(0.005, rng=rng)
             yield "crushed", crushed, -1.0, 1.0
         for periodic in (True, False):
@@ -198,14 +209,26 @@ def _charged(atoms: Atoms, rng: np.random.Generator) -> Atoms:
     return charged
 
 
-def read_garbage(seed: int, each: int) -> list[dict]:
-    """Return how many of each kind are called what."""
+def read_garbage(seeds: list[int], each: int) -> tuple[list[dict], list[dict]]:
+    """Return how many of each kind are called what, and those called sane."""
     signal = Sanity(CUTOFF, frozenset())
     called: dict[str, Counter] = defaultdict(Counter)
-    for kind, atoms, energy, size in garbage(seed, each):
+    missed = []
+    made = (row for seed in seeds for row in garbage(seed, each))
+    for kind, atoms, energy, size in made:
         forces = np.zeros((len(atoms), 3))
         forces[0, 0] = size
-        called[kind][verdict(signal(prediction(atoms, energy, forces)))] += 1
+        reading = signal(prediction(atoms, energy, forces))
+        called[kind][verdict(reading)] += 1
+        if verdict(reading) == "sane":
+            missed.append(
+                {
+                    "kind": kind,
+                    "structure": str(atoms.symbols),
+                    "contact": reading.results["sanity_contact"],
+                    "eV_per_atom": energy / len(atoms),
+                }
+            )
     levels = ("sane", "suspect", "unreliable", "absurd")
     return [
         {
@@ -215,7 +238,7 @@ def read_garbage(seed: int, each: int) -> list[dict]:
             **{level: counts[level] for level in levels},
         }
         for kind, counts in called.items()
-    ]
+    ], missed
 
 
 def timings(repeats: int) -> list[dict]:
@@ -254,14 +277,15 @@ def timings(repeats: int) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--each", type=int, default=20, help="of each base and kind")
     parser.add_argument("--repeats", type=int, default=50)
     options = parser.parse_args()
-    made = read_garbage(options.seed, options.each)
+    made, missed = read_garbage(options.seeds, options.each)
     timed = timings(options.repeats)
     print_table("garbage", made, {k: k for k in made[0] if k != "kind"})
     print_table("times", timed, {k: k for k in timed[0] if k != "kind"})
+    print_table("called sane", missed, {k: k for k in missed[0]} if missed else {})
     files, named = read_labelled()
     print_table("labelled frames", files, {k: k for k in files[0] if k != "kind"})
     print_table("not sane", named, {"file": "file", "frame": "frame", "why": "why"})
@@ -275,13 +299,15 @@ def main() -> None:
     print_targets(targets)
     path = write_result(
         "sanity",
-        seeds=[options.seed],
+        seeds=options.seeds,
         rows=[*files, *made, *timed],
         targets=targets,
         more={
             "not_sane": named,
+            "garbage_called_sane": missed,
             "limits": {
                 "contact": FUSED,
+                "second_contact": CROWDED,
                 "force_eV_per_A": FORCE,
                 "absurd_force_eV_per_A": ABSURD_FORCE,
                 "extent_A": EXTENT,

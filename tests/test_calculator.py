@@ -101,6 +101,7 @@ def test_results_are_bitwise_those_of_the_base(base, wrapped, atoms):
         "max_force",
         "reliability_level",
         "sanity_contact",
+        "sanity_unseen",
     }
     assert wrapped.results["probe_importance"].shape == (len(atoms),)
 

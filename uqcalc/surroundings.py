@@ -10,32 +10,39 @@ from ase.geometry import complete_cell
 from scipy.spatial import cKDTree
 
 
-# Neighbours of an atom that are looked at: the closest contact is among them unless
-# eight others are closer still, and then theirs are as bad.
+# Neighbours of an atom that are looked at where radii differ: the closest contacts are
+# among them unless eight others are closer still, and then theirs are as bad. Of atoms
+# of one radius the closest by distance are so by contact.
 _NEAREST = 9
+_NEAREST_OF_ONE_RADIUS = 2
 # Reach of the first look, in units of the longest covalent bond there could be.
 _FIRST_LOOK = 1.3
+_MOST_PAIRS = 4096  # up to so many are formed all at once, which is faster than a tree
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Surroundings:
     """The nearest neighbour of each atom, periodic images included.
 
+    Contacts are distances in units of the sum of the covalent radii of both atoms
+    (doi:10.1039/b801115j, as in ASE).
+
     Attributes
     ----------
     nearest : array (atoms,)
         Distance to the nearest atom in Å; infinite where there is none within reach.
-    contacts : array (atoms,)
-        Smallest distance to another atom, in units of the sum of the covalent radii of
-        both (doi:10.1039/b801115j, as in ASE); infinite where there is none.
+    contacts, seconds : array (atoms,)
+        The closest contact of each atom, and the next one; infinite where there is
+        none.
     partners : array (atoms,) of int
-        The atom that this contact is with; -1 where there is none.
+        The atom that the closest contact is with; -1 where there is none.
     distances : array (atoms,)
         Its distance in Å.
     """
 
     nearest: np.ndarray
     contacts: np.ndarray
+    seconds: np.ndarray
     partners: np.ndarray
     distances: np.ndarray
 
@@ -66,32 +73,67 @@ def _look(
     pbc: np.ndarray,
     reach: float,
 ) -> Surroundings:
+    pairs = _all_pairs(positions, cell, pbc, reach)
+    distances, partners = pairs or _by_tree(radii, positions, cell, pbc, reach)
+    distances[distances > reach] = np.inf
+    contacts = distances / (radii[:, None] + radii[partners])
+    atoms = np.arange(len(radii))
+    best = contacts.argmin(axis=1)
+    own, apart = contacts[atoms, best], distances[atoms, best]
+    with_ = np.where(np.isinf(own), -1, partners[atoms, best])
+    contacts[atoms, best] = np.inf
+    return Surroundings(distances.min(axis=1), own, contacts.min(axis=1), with_, apart)
+
+
+def _all_pairs(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reach: float
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return distances and partners of each atom; None where they are too many."""
+    count = len(positions)
+    if count**2 > _MOST_PAIRS:
+        return None
+    apart = (positions - positions[:, None])[:, None]
+    own = 0
+    if pbc.any():
+        whole = cell if cell.any(axis=1).all() else complete_cell(cell)
+        inverse = np.linalg.inv(whole)
+        # in fractions of the cell each is brought within a half; what is within reach
+        # of there lies so many cells away at most
+        fractions = reach * np.sqrt((inverse * inverse).sum(axis=0))
+        most = ((fractions + 0.5 + 1e-9) * pbc).astype(int)
+        shifts = int((2 * most + 1).prod())
+        if shifts * count**2 > _MOST_PAIRS:
+            return None
+        scaled = apart @ inverse
+        scaled -= scaled.round() * pbc
+        if shifts > 1:
+            images = np.indices(2 * most + 1).reshape(3, -1).T - most
+            scaled = scaled + images[None, :, None]
+            own = shifts // 2
+        apart = scaled @ whole
+    distances = np.sqrt(np.einsum("ijkx,ijkx->ijk", apart, apart))
+    atoms = np.arange(count)
+    distances[atoms, own, atoms] = np.inf
+    partners = np.broadcast_to(atoms, distances.shape).reshape(count, -1)
+    return distances.reshape(count, -1), partners
+
+
+def _by_tree(
+    radii: np.ndarray,
+    positions: np.ndarray,
+    cell: np.ndarray,
+    pbc: np.ndarray,
+    reach: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return distances and partners of the nearest neighbours of each atom."""
     count = len(positions)
     points, owners = with_images(positions, cell, pbc, reach)
-    nearest = min(_NEAREST, len(points) - 1)
-    if nearest == 0:
-        inf = np.full(count, np.inf)
-        return Surroundings(inf, inf, np.full(count, -1), inf)
-    distances, found = cKDTree(points).query(
-        points[:count], nearest + 1, distance_upper_bound=reach
-    )
-    # beyond reach: index len(points), at infinity; an atom is no neighbour of its own
+    most = _NEAREST_OF_ONE_RADIUS if np.ptp(radii) == 0.0 else _NEAREST
+    tree = cKDTree(points, balanced_tree=False, compact_nodes=False)
+    distances, found = tree.query(points[:count], most + 1, distance_upper_bound=reach)
+    # where there are fewer: index len(points); an atom is no neighbour of its own
     none = (found == len(points)) | (found == np.arange(count)[:, None])
-    distances = np.where(none, np.inf, distances)
-    partners = owners[np.where(none, 0, found)]
-    contacts = distances / (radii[:, None] + radii[partners])
-    best = contacts.argmin(axis=1)[:, None]
-
-    def of_best(values: np.ndarray) -> np.ndarray:
-        return np.take_along_axis(values, best, axis=1)[:, 0]
-
-    own = of_best(contacts)
-    return Surroundings(
-        distances.min(axis=1),
-        own,
-        np.where(np.isinf(own), -1, of_best(partners)),
-        of_best(distances),
-    )
+    return np.where(none, np.inf, distances), owners[np.where(none, 0, found)]
 
 
 def with_images(
@@ -129,7 +171,7 @@ def with_images(
         most = int(np.ceil(margins[axis]))
         for shift in (*range(-most, 0), *range(1, most + 1)):
             place = scaled[:, axis] + shift
-            inside = (place >= low) & (place < high)
+            inside = np.flatnonzero((place >= low) & (place < high))
             moved = scaled[inside]
             moved[:, axis] += shift
             pieces.append(moved)

@@ -73,7 +73,9 @@ def test_the_closest_contact_is_in_covalent_radii_and_crosses_the_cell():
     assert np.isnan(read(apart).results["sanity_contact"])
 
 
-def test_neighbours_are_those_of_a_list_of_all_pairs():
+@pytest.mark.parametrize("most_pairs", [4096, 0])
+def test_neighbours_are_those_of_a_list_of_all_pairs(monkeypatch, most_pairs):
+    monkeypatch.setattr("uqcalc.surroundings._MOST_PAIRS", most_pairs)
     rng = np.random.default_rng(0)
     for _ in range(40):
         count = int(rng.integers(1, 20))
@@ -90,16 +92,20 @@ def test_neighbours_are_those_of_a_list_of_all_pairs():
         i, j, distances = primitive_neighbor_list("ijd", *args)
         nearest = np.full(count, np.inf)
         np.minimum.at(nearest, i, distances)
-        contacts = np.full(count, np.inf)
         radii = covalent_radii[atoms.numbers]
-        np.minimum.at(contacts, i, distances / (radii[i] + radii[j]))
+        pairs = distances / (radii[i] + radii[j])
+        of_each = [np.sort(pairs[i == atom]) for atom in range(count)]
+        second = min((c[1] for c in of_each if len(c) > 1), default=np.inf)
         found = surroundings(
             atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, 5.0
         )
         seen = np.isfinite(nearest)
         assert np.array_equal(np.isfinite(found.nearest), seen)
         np.testing.assert_allclose(found.nearest[seen], nearest[seen], rtol=1e-9)
-        assert found.contacts.min() == pytest.approx(contacts.min(), rel=1e-9)
+        closest = min((c[0] for c in of_each if len(c)), default=np.inf)
+        assert found.contacts.min() == pytest.approx(closest, rel=1e-9)
+        if second < 1.3:  # the first look goes no farther
+            assert found.seconds.min() == pytest.approx(second, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -117,11 +123,26 @@ def test_fused_atoms_are_faults_and_the_same_structure_whole_is_none(atoms):
     assert read(atoms).absurd
 
 
+def test_an_atom_crushed_from_two_sides_is_a_fault():
+    metal = bulk("Al", cubic=True)
+    metal.rattle(0.01, seed=0)
+    metal.set_cell(0.28 * metal.cell, scale_atoms=True)
+    reading = read(metal)  # 4.05 / sqrt(2) * 0.28 / (2 * 1.21) = 0.33
+    assert reading.results["sanity_contact"] == pytest.approx(0.33, abs=0.02)
+    [why] = reading.faults
+    assert "two neighbours at less than 0.40" in why
+    pair = Atoms("Al2", [[0, 0, 0], [0, 0, 0.33 * 2.42]])
+    assert is_sane(read(pair))
+
+
 def test_atoms_out_of_sight():
     left = molecule("CH3OH")
     left.positions[5] += [0, 0, 30.0]
-    [why] = read(left).faults
+    reading = read(left)
+    [why] = reading.doubts
     assert why.startswith("H5 has no neighbour within 5 Å")
+    assert why.endswith("nothing of it was judged")
+    assert reading.results["sanity_unseen"] == 1
     alone = read(Atoms("N"))
     assert not alone.faults
     assert "nothing was judged" in alone.doubts[0]
@@ -145,12 +166,28 @@ def test_energies_and_forces_that_nothing_has(options, words):
     assert bool(reading.absurd) == (options.get("force") != 2e3)
 
 
+# Dirac-Fock (doi:10.1006/adnd.1997.0751), rounded; that of U with Breit's term
 @pytest.mark.parametrize(
-    ("symbol", "hartree"), [("H", -0.5), ("C", -37.84), ("O", -75.06), ("U", -28070.0)]
+    ("symbol", "hartree"),
+    [
+        ("H", -0.5),
+        ("He", -2.862),
+        ("C", -37.8),
+        ("Ne", -128.7),
+        ("Ar", -528.7),
+        ("Kr", -2788.9),
+        ("Xe", -7446.9),
+        ("Hg", -19649.0),
+        ("Rn", -23602.0),
+        ("U", -28070.0),
+    ],
 )
 def test_the_energies_of_all_electrons_are_within_the_limit(symbol, hartree):
-    reading = read(Atoms(f"{symbol}2", [[0, 0, 0], [0, 0, 1.6]]), energy=54.4 * hartree)
-    assert not reading.absurd
+    pair = Atoms(f"{symbol}2", [[0, 0, 0], [0, 0, 2.6]])
+    assert not read(pair, energy=2 * 27.2114 * hartree).absurd
+    # 100 eV are for bonds
+    beyond = 2 * (1.2 * 27.2114 * hartree - 100.0)
+    assert read(pair, energy=beyond).absurd
 
 
 def test_nobody_simulates_a_metre():
@@ -206,7 +243,7 @@ def test_it_is_on_by_default_and_enters_a_policy_without_it(calculator):
     ion.info.clear()
     ion.positions[5] += [0, 0, 30.0]
     assessment = calculator.assess(ion)
-    assert assessment.level is Level.UNRELIABLE
+    assert assessment.level is Level.SUSPECT
     [frame] = annotate([ion], calculator)
     assert read_assessment(frame).verdict == assessment.verdict
     off = ReliableCalculator(

@@ -102,6 +102,22 @@ def test_energy_lost_in_a_step_stops_it():
     assert "eV/atom off that of the first step" in monitor.reason
 
 
+def test_an_atom_that_leaves_is_unreliable_and_one_that_was_away_suspect():
+    atoms = watched(after=GOOD)
+    atoms.pbc = False
+    dynamics = VelocityVerlet(atoms, FEMTO)
+    monitor = Monitor(dynamics, patience=9)
+    dynamics.attach(lambda: atoms.positions.__setitem__(0, [30.0, 30.0, 30.0]))
+    dynamics.run(2)
+    levels = [event.level for event in monitor.history]
+    assert levels == [Level.RELIABLE, Level.UNRELIABLE, Level.UNRELIABLE]
+    assert "atoms have left: 1 more" in monitor.history[-1].reasons[-1]
+    again = VelocityVerlet(atoms, FEMTO)
+    later = Monitor(again, patience=9)
+    again.run(2)
+    assert {event.level for event in later.history} == {Level.SUSPECT}
+
+
 def barostats(atoms):
     bath = {"temperature_K": 300, "tdamp": 100 * FEMTO, "pdamp": 500 * FEMTO}
     yield NPTBerendsen(

@@ -18,6 +18,7 @@ from uqcalc.symmetry import forces_vanish
 
 # How each limit was found, and what lies on both sides of it: benchmarks/sanity.py.
 FUSED = 0.30  # distance / (sum of covalent radii)
+CROWDED = 0.40  # two such contacts of one atom
 ABSURD_CONTACT = 0.15
 LOOSE = 1.30  # the longest bonds of labelled crystals and metals reach 1.2
 FORCE, ABSURD_FORCE = 1e3, 1e4  # eV/Å, on one atom
@@ -27,9 +28,17 @@ VANISHING = 1e-3  # eV/Å; symmetry is asked for below
 
 # Å; of models that do not say how far they see.
 USUAL_CUTOFF = 5.0
-# Thomas-Fermi energy of a neutral atom, -20.9 Z^(7/3) eV, is below every true one
-# (doi:10.1103/RevModPhys.53.603). A fifth more covers relativity in the heaviest.
-_THOMAS_FERMI = 1.2 * 20.9
+# Ground states of atoms: with the terms of Thomas and Fermi, Scott and Schwinger
+# (doi:10.1103/PhysRevA.24.2353) in eV within 1 % of Hartree-Fock energies, 8 % for
+# Z < 3; 1 + (Z / 137)^2 / 4 covers relativity in the heaviest, a tenth the rest.
+_HARTREE = 27.2114
+_CHARGES = np.arange(len(chemical_symbols), dtype=float)
+_LOWEST = (
+    -1.1
+    * _HARTREE
+    * (0.768745 * _CHARGES ** (7 / 3) - _CHARGES**2 / 2 + 0.2699 * _CHARGES ** (5 / 3))
+    * (1 + (_CHARGES / 137) ** 2 / 4)
+)
 _BINDING = 100.0  # eV an atom; bonds give a tenth of it
 _MOST_NAMED = 5
 _NOBLE = (2, 10, 18, 36, 54, 86)  # their liquids and crystals have no bonds
@@ -42,13 +51,17 @@ class _Findings:
     doubts: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     absurd: list[str] = field(default_factory=list)
-    excess: list[float] = field(default_factory=list)
+    excess: float = 0.0
 
-    def note(self, excess: float, why: str, *, absurd: bool) -> None:
+    def passed(self, excess: float) -> bool:
         """Take note of a quantity that is ``excess`` times its limit."""
-        self.excess.append(excess)
-        if excess > 1.0:
-            (self.absurd if absurd else self.faults).append(why)
+        if not (excess <= self.excess or np.isnan(self.excess)):
+            self.excess = excess
+        return excess > 1.0
+
+    def note(self, why: str, *, absurd: bool) -> None:
+        """Take note of the reason."""
+        (self.absurd if absurd else self.faults).append(why)
 
 
 @final
@@ -59,23 +72,27 @@ class Sanity:
     every verdict, also of a policy without a threshold for it, and says
 
     - UNRELIABLE: two atoms are fused, closer than 0.30 of the sum of their covalent
-      radii; an atom has no neighbour within the cutoff while others have; a force is
-      above 1 000 eV/Å; the structure reaches over more than 10 000 Å.
+      radii, or one has two others closer than 0.40; a force is above 1 000 eV/Å; the
+      structure reaches over more than 10 000 Å.
     - UNRELIABLE, and a `uqcalc.Monitor` stops in that very step: atoms closer than 0.15
-      of that sum, a force above 10 000 eV/Å, an energy below that of all electrons in
-      the fields of bare nuclei (Thomas-Fermi) or above 1 000 eV an atom.
-    - SUSPECT: no atom has a neighbour within the cutoff, so that nothing was judged;
-      no two atoms are bonded, noble gases apart: the closest contact is longer than
-      1.3 of the sum of the covalent radii, as in a crystal that was blown up;
-      all forces vanish by symmetry, likewise; ``atoms.info`` names a charge or a spin
-      that the model does not read.
+      of that sum, a force above 10 000 eV/Å, an energy below that of all electrons of
+      the free atoms by a tenth, or above 1 000 eV an atom.
+    - SUSPECT: an atom has no neighbour within the cutoff: the model gives it the same
+      energy and no force wherever it is, so that nothing of it was judged (in a run,
+      one that has left the others' sight is UNRELIABLE: `uqcalc.Monitor`); no two
+      atoms are bonded, noble gases apart: the closest contact is longer than 1.3 of
+      the sum of the covalent radii, as in a crystal that was blown up; all forces
+      vanish by symmetry; ``atoms.info`` names a charge or a spin that the
+      model does not read.
 
     The risk is by how much the largest quantity exceeds its limit, as a fraction of the
     limit; 0 where none does. ``sanity_contact`` is the closest contact of two atoms, in
     units of the sum of their covalent radii; NaN where no two are within the cutoff.
+    ``sanity_unseen`` is how many atoms have no neighbour there.
 
     A contact cannot tell compression: labelled crystals reach down to 0.32 under
-    pressure. Nor does it see a broken bond, until an atom is out of sight.
+    pressure, and an atom's second contact down to 0.48. Nor does it see a broken bond,
+    until an atom is out of sight.
 
     Parameters
     ----------
@@ -121,7 +138,7 @@ class Sanity:
             self.cutoff,
         )
         contact = _judge_contacts(around, prediction.numbers, found)
-        self._judge_neighbours(around, prediction.numbers, found)
+        unseen = self._judge_neighbours(around, prediction.numbers, found)
         _judge_bonds(around, prediction.numbers, found)
         largest = _judge_forces(prediction, found)
         _judge_energy(prediction, found)
@@ -132,9 +149,8 @@ class Sanity:
             found.doubts.extend(unread(prediction.told, self.reads))
         return TensorReading(
             signal=self.name,
-            # NaN stays one
-            risk=float(np.maximum(np.max(found.excess) - 1.0, 0.0)),
-            results={"sanity_contact": contact},
+            risk=0.0 if found.excess <= 1.0 else found.excess - 1.0,
+            results={"sanity_contact": contact, "sanity_unseen": float(unseen)},
             doubts=tuple(found.doubts),
             faults=tuple(found.faults),
             absurd=tuple(found.absurd),
@@ -143,22 +159,22 @@ class Sanity:
 
     def _judge_neighbours(
         self, around: Surroundings, numbers: np.ndarray, found: _Findings
-    ) -> None:
-        lone = np.flatnonzero(np.isinf(around.nearest))
-        if not len(lone):
-            return
+    ) -> int:
+        """Doubt what is said of atoms out of sight, and return how many these are."""
+        lone = np.flatnonzero(around.nearest == np.inf)
+        if len(lone) == 0:
+            return 0
         within = f"within {self.cutoff:.3g} Å, which is as far as the model sees"
-        if len(lone) == len(numbers):
-            which = "the only atom has" if len(lone) == 1 else "no atom has"
-            any_ = "no" if len(lone) == 1 else "a"
-            found.doubts.append(
-                f"{which} {any_} neighbour {within}: nothing was judged"
-            )
-            return
-        verb = "has" if len(lone) == 1 else "have"
-        found.faults.append(
-            f"{named_atoms(numbers, lone)} {verb} no neighbour {within}"
-        )
+        if len(lone) < len(numbers):
+            verb = "has" if len(lone) == 1 else "have"
+            which = f"{named_atoms(numbers, lone)} {verb} no"
+            judged = "nothing of it" if len(lone) == 1 else "nothing of them"
+        elif len(lone) == 1:
+            which, judged = "the only atom has no", "nothing"
+        else:
+            which, judged = "no atom has a", "nothing"
+        found.doubts.append(f"{which} neighbour {within}: {judged} was judged")
+        return len(lone)
 
 
 def named_atoms(numbers: np.ndarray, indices: Sequence[int] | np.ndarray) -> str:
@@ -171,26 +187,37 @@ def named_atoms(numbers: np.ndarray, indices: Sequence[int] | np.ndarray) -> str
 def _judge_contacts(
     around: Surroundings, numbers: np.ndarray, found: _Findings
 ) -> float:
-    """Take note of fused atoms, and return the closest contact."""
+    """Take note of fused and of crowded atoms, and return the closest contact."""
     atom = int(around.contacts.argmin())
     contact = float(around.contacts[atom])
-    if np.isinf(contact):
+    if contact == np.inf:
         return np.nan
-    absurd = contact < ABSURD_CONTACT
-    fused = int((around.contacts < FUSED).sum())
-    pair = named_atoms(numbers, [atom, int(around.partners[atom])])
-    others = f" (and {fused - 2} other atoms)" if fused > 2 else ""
-    found.note(
-        FUSED / max(contact, 1e-9),
-        f"{pair.replace(', ', ' and ')} are {around.distances[atom]:.3g} Å apart, "
-        f"{contact:.2f} of the sum of their covalent radii < {FUSED:.2f}{others}",
-        absurd=absurd,
-    )
+    if found.passed(FUSED / max(contact, 1e-9)):
+        fused = int((around.contacts < FUSED).sum())
+        pair = named_atoms(numbers, [atom, int(around.partners[atom])])
+        others = f" (and {fused - 2} other atoms)" if fused > 2 else ""
+        found.note(
+            f"{pair.replace(', ', ' and ')} are {around.distances[atom]:.3g} Å apart, "
+            f"{contact:.2f} of the sum of their covalent radii < {FUSED:.2f}{others}",
+            absurd=contact < ABSURD_CONTACT,
+        )
+        return contact
+    second = float(around.seconds.min())
+    if found.passed(CROWDED / max(second, 1e-9)):
+        crowded = np.flatnonzero(around.seconds < CROWDED)
+        found.note(
+            f"{named_atoms(numbers, crowded)}: two neighbours at less than "
+            f"{CROWDED:.2f} of the sum of the covalent radii ({second:.2f})",
+            absurd=False,
+        )
     return contact
 
 
 def _judge_bonds(around: Surroundings, numbers: np.ndarray, found: _Findings) -> None:
     """Take note of atoms none of which is bonded to another."""
+    atom = int(around.contacts.argmin())
+    if around.contacts[atom] <= LOOSE and numbers[atom] not in _NOBLE:
+        return
     contacts = np.where(np.isin(numbers, _NOBLE), np.inf, around.contacts)
     atom = int(contacts.argmin())
     contact = float(contacts[atom])
@@ -206,48 +233,46 @@ def _judge_bonds(around: Surroundings, numbers: np.ndarray, found: _Findings) ->
 
 def _judge_forces(prediction: Prediction, found: _Findings) -> float:
     """Take note of forces beyond anything labelled, and return the largest."""
+    forces = np.asarray(prediction.forces, dtype=float)
     with np.errstate(over="ignore", invalid="ignore"):
-        sizes = np.linalg.norm(np.asarray(prediction.forces, dtype=float), axis=1)
+        sizes = np.sqrt(np.einsum("ij,ij->i", forces, forces))
     atom = int(sizes.argmax())  # of NaN the first
     largest = float(sizes[atom])
-    absurd = not largest <= ABSURD_FORCE
-    limit = ABSURD_FORCE if absurd else FORCE
-    found.note(
-        largest / FORCE,
-        f"the force on {named_atoms(prediction.numbers, [atom])} is {largest:.3g} "
-        f"eV/Å > {limit:g} eV/Å",
-        absurd=absurd,
-    )
+    if found.passed(largest / FORCE):
+        absurd = largest > ABSURD_FORCE
+        limit = ABSURD_FORCE if absurd else FORCE
+        found.note(
+            f"the force on {named_atoms(prediction.numbers, [atom])} is {largest:.3g} "
+            f"eV/Å > {limit:g} eV/Å",
+            absurd=absurd,
+        )
     return largest
 
 
 def _judge_energy(prediction: Prediction, found: _Findings) -> None:
     """Take note of an energy that no electrons have, whatever it is counted from."""
-    numbers, energy = prediction.numbers, prediction.energy
-    count = len(numbers)
-    lowest = -_THOMAS_FERMI * float((numbers ** (7 / 3)).sum()) - _BINDING * count
-    highest = ABSURD_ENERGY * count
-    bound = highest if energy > 0 else lowest
-    sign = ">" if energy > 0 else "<"
-    found.note(
-        energy / bound,
-        f"the energy is {energy / count:.3g} eV/atom {sign} {bound / count:.3g} "
-        "eV/atom, the limit for these elements",
-        absurd=True,
-    )
+    energy, count = prediction.energy, len(prediction.numbers)
+    lowest = float(_LOWEST[prediction.numbers].sum()) - _BINDING * count
+    bound = ABSURD_ENERGY * count if energy > 0 else lowest
+    if found.passed(energy / bound):
+        found.note(
+            f"the energy is {energy / count:.3g} eV/atom {'>' if energy > 0 else '<'} "
+            f"{bound / count:.3g} eV/atom, the limit for these elements",
+            absurd=True,
+        )
 
 
 def _judge_extent(prediction: Prediction, found: _Findings) -> None:
     """Take note of a structure larger than any that is simulated."""
-    spans = np.ptp(prediction.positions, axis=0)
-    spans = np.where(prediction.pbc, 0.0, spans)  # there atoms may have drifted
-    edges = np.linalg.norm(prediction.cell, axis=1)
-    extent = float(max(spans.max(), edges.max()))
-    found.note(
-        extent / EXTENT,
-        f"the structure reaches over {extent:.3g} Å > {EXTENT:g} Å",
-        absurd=False,
-    )
+    positions, cell = prediction.positions, prediction.cell
+    spans = positions.max(axis=0) - positions.min(axis=0)
+    spans *= ~prediction.pbc  # along the others atoms may have drifted
+    edges = np.sqrt((cell * cell).sum(axis=1))
+    extent = max(float(spans.max()), float(edges.max()))
+    if found.passed(extent / EXTENT):
+        found.note(
+            f"the structure reaches over {extent:.3g} Å > {EXTENT:g} Å", absurd=False
+        )
 
 
 def _judge_symmetry(

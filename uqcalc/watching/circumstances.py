@@ -34,9 +34,10 @@ class Circumstances:
 
     UNRELIABLE, and to be acted on in that very step: a temperature above 100 000 K, an
     atom that moves by more than 1 Å in a time step, an energy that is off by more than
-    100 eV an atom since the first step. SUSPECT: the cell moves (a barostat, a cell
-    filter, or a cell that has changed since the first step), and the policy has no
-    threshold for a signal with ``judges_stress``.
+    100 eV an atom since the first step. UNRELIABLE: an atom has left, beyond the sight
+    of all others that it had at the first step (`uqcalc.Sanity`). SUSPECT: the cell
+    moves (a barostat, a cell filter, or a cell that has changed since the first step),
+    and the policy has no threshold for a signal with ``judges_stress``.
 
     Parameters
     ----------
@@ -57,25 +58,37 @@ class Circumstances:
             if signal.name in judged
         )
         self._by_design = moves_cell(dynamics)
-        self._first: tuple[float, np.ndarray] | None = None
+        self._first: tuple[float, np.ndarray, float] | None = None
 
     def __call__(self, atoms: Atoms, assessment: Assessment) -> Assessment:
         """Return the assessment with what else there is to say of this step."""
         energy = float(atoms.calc.results["energy"]) / len(atoms)
+        unseen = float(assessment.results().get("sanity_unseen", 0.0))
         if self._first is None:
-            self._first = energy, atoms.cell.array.copy()
-        absurd = self._motion(atoms)
+            self._first = energy, atoms.cell.array.copy(), unseen
+        risk, absurd = self._motion(atoms)
         change = energy - self._first[0]
         if abs(change) > STEEPEST:  # NaN is said elsewhere
             absurd.append(
                 f"the energy is {change:+.3g} eV/atom off that of the first step, more "
                 f"than {STEEPEST:g} eV/atom"
             )
+        left = unseen - self._first[2]
+        faults = (
+            [f"atoms have left: {left:.0f} more without a neighbour than at the start"]
+            if left > 0
+            else []
+        )
         doubts = [CELL_MOVES] if self._unjudged(atoms) else []
-        if not absurd and not doubts:
+        if not (absurd or faults or doubts):
             return assessment
         reading = Reading(
-            NAME, 0.0, doubts=tuple(doubts), absurd=tuple(absurd), always=True
+            NAME,
+            risk,
+            doubts=tuple(doubts),
+            faults=tuple(faults),
+            absurd=tuple(absurd),
+            always=True,
         )
         return extended(assessment, reading)
 
@@ -89,23 +102,26 @@ class Circumstances:
     def _unjudged(self, atoms: Atoms) -> bool:
         return not self._stress_judged and self.moves_cell(atoms)
 
-    def _motion(self, atoms: Atoms) -> list[str]:
+    def _motion(self, atoms: Atoms) -> tuple[float, list[str]]:
+        """Return a risk, NaN where velocities are, and what is absurd of them."""
         timestep = timestep_fs(self._dynamics)
         if timestep is None or not atoms.has("momenta"):
-            return []
+            return 0.0, []
+        if not np.isfinite(atoms.get_momenta()).all():
+            return np.nan, ["the velocities are not all finite numbers"]
         reasons = []
         temperature = float(atoms.get_temperature())
-        if not temperature <= HOTTEST:
+        if temperature > HOTTEST:
             reasons.append(f"the temperature is {temperature:.3g} K > {HOTTEST:g} K")
         moves = np.linalg.norm(atoms.get_velocities(), axis=1) * timestep * units.fs
-        fastest = int(moves.argmax())  # of NaN the first
-        if not moves[fastest] <= FARTHEST:
+        fastest = int(moves.argmax())
+        if moves[fastest] > FARTHEST:
             symbol = chemical_symbols[atoms.numbers[fastest]]
             reasons.append(
                 f"{symbol}{fastest} moves by {moves[fastest]:.3g} Å in one time step > "
                 f"{FARTHEST:g} Å"
             )
-        return reasons
+        return 0.0, reasons
 
 
 def moves_cell(dynamics: Any) -> bool:
