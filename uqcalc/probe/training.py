@@ -29,7 +29,11 @@ from uqcalc.probe.fitting.single import fit_single
 from uqcalc.probe.labelling.chained import Chained
 from uqcalc.probe.labelling.defects import check_frames
 from uqcalc.probe.labelling.groups import group_names, refuse_shared_groups
-from uqcalc.probe.labelling.kinds import refuse_one_kind, warn_of_one_kind
+from uqcalc.probe.labelling.kinds import (
+    refuse_alike,
+    refuse_one_kind,
+    warn_of_one_kind,
+)
 from uqcalc.probe.labelling.labels import Labels
 from uqcalc.probe.labelling.leaks import drop_leaks
 from uqcalc.probe.labelling.offsets import missing_span, warn_of_span
@@ -132,6 +136,7 @@ def fit_datasets(
             data.check(backbone.fingerprint)
     train = train.crossed()
     boundary = labels.chosen_boundary(train.errors)
+    refuse_alike(train.errors, boundary, labels)
     refuse_one_kind(train.errors, boundary)
     _refuse_untestable(train, test)
     warn_of_one_kind(train.errors, boundary, labels)

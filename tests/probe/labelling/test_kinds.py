@@ -9,7 +9,11 @@ from builders import rattled
 from uqcalc import Labels, LabelWarning
 from uqcalc.errors import LabelError
 from uqcalc.probe.dataset import Dataset
-from uqcalc.probe.labelling.kinds import refuse_one_kind, warn_of_one_kind
+from uqcalc.probe.labelling.kinds import (
+    refuse_alike,
+    refuse_one_kind,
+    warn_of_one_kind,
+)
 from uqcalc.probe.labelling.leaks import drop_leaks
 from uqcalc.probe.labelling.offsets import fit_offsets, missing_span, warn_of_span
 from uqcalc.probe.training import _both_kinds
@@ -65,6 +69,25 @@ def test_the_default_boundary_is_one_that_usual_frames_keep():
     assert Labels().chosen_boundary([np.nan, *wide]) == boundary
     assert "times the median" in Labels().boundary_rule
     assert Labels(boundary=1.0).boundary_rule == ""
+
+
+def test_a_boundary_among_errors_that_are_all_alike_is_not_taken_unasked():
+    """Labels of one temperature: nothing exceeds a multiple of their median."""
+    rng = np.random.default_rng(0)
+    alike = rng.lognormal(np.log(0.03), 0.25, 500)
+    boundary = Labels().chosen_boundary(alike)
+    named = f"all alike, .* boundary={3 * np.median(alike):.2g},"
+    with pytest.raises(LabelError, match=named):
+        refuse_alike(alike, boundary, Labels())
+    for given in (Labels(boundary=boundary), Labels(percentile=50)):
+        refuse_alike(alike, boundary, given)
+    hotter = np.concatenate([alike, rng.lognormal(np.log(0.1), 0.25, 150)])
+    boundary = Labels().chosen_boundary(hotter)
+    refuse_alike(hotter, boundary, Labels())
+    assert np.mean(alike > boundary) < 0.01
+    assert np.sum(hotter > boundary) >= 30
+    with pytest.warns(LabelWarning, match="add such frames$"):  # no better boundary
+        warn_of_one_kind(alike, 0.06, Labels(boundary=0.06))
 
 
 def test_a_geometry_in_two_sets_is_named_and_left_out_of_the_earlier_one():

@@ -10,9 +10,13 @@ from numpy.typing import NDArray
 
 from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.probe.labelling.labels import Labels
+from uqcalc.quantities import UNITS
 
 
 FEWEST, FEW, SMALL_SHARE = 5, 30, 0.05
+# A default boundary that is fewer medians than this lies among errors that are all
+# alike, as those of runs at one temperature are (90th percentile: 1.3 to 1.5 medians).
+_ALIKE = 1.5
 _BALANCED = 0.25  # few labels in all have a warning of their own
 
 
@@ -48,6 +52,34 @@ def refuse_one_kind(errors: NDArray[np.float64], boundary: float) -> None:
     raise LabelError(msg)
 
 
+def refuse_alike(errors: NDArray[np.float64], boundary: float, labels: Labels) -> None:
+    """Refuse a default boundary that lies among errors which are all alike.
+
+    Frames of sound runs lie on both sides of it, and a monitor would halt such runs.
+    A boundary or a percentile that is given is taken as it is.
+
+    Raises
+    ------
+    LabelError
+        With the smallest boundary that sound runs would keep, by these labels.
+    """
+    middle, high = np.percentile(errors, (50, 100))
+    chosen = labels.boundary is not None or labels.percentile is not None
+    if chosen or boundary >= _ALIKE * middle:
+        return
+    unit = UNITS[labels.target]
+    msg = (
+        "errors of the training labels must spread for a boundary to be chosen from "
+        f"them, got {middle:.3g} {unit} at the median, {boundary:.3g} where the few "
+        f"largest begin and {high:.3g} at most: they are all alike, and a boundary "
+        "among them would halt sound runs; add frames on which the potential fails "
+        "(hotter runs, stretched bonds) and name the error you can live with, such "
+        f"as boundary={3 * middle:.2g}, or pass percentile=50 for a probe that ranks "
+        "and watches no runs"
+    )
+    raise LabelError(msg)
+
+
 def warn_of_one_kind(
     errors: NDArray[np.float64], boundary: float, labels: Labels
 ) -> None:
@@ -61,11 +93,12 @@ def warn_of_one_kind(
         return
     better = replace(labels, boundary=None, percentile=None).chosen_boundary(errors)
     rule = f" ({labels.boundary_rule})" if labels.boundary_rule else ""
+    apart = better >= _ALIKE * float(np.median(errors))
+    other = f"choose another boundary (these errors suggest {better:.3g})"
     msg = (
         f"labels should hold at least {FEW} structures of each kind and one in twenty, "
         f"but of the training labels {text} at the boundary {boundary:.4g}{rule}: the "
         "probe hardly learns what that kind looks like, and will say the other of what "
-        f"it has not seen; add such frames, or choose another boundary (these "
-        f"errors suggest {better:.3g})"
+        f"it has not seen; add such frames{', or ' + other if apart else ''}"
     )
     warnings.warn(msg, LabelWarning, stacklevel=3)
