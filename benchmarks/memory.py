@@ -4,14 +4,14 @@
 
 A harmonic dimer under velocity Verlet, with the cheapest backbone there is, so that
 what is measured is `ReliableCalculator` and `Monitor`: resident memory every hundredth
-of the run. Writes `benchmarks/memory.json`, which is replaced while the run goes on.
+of the run, with a log on disk. A million steps take some twenty minutes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +22,7 @@ import torch
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator, all_changes
 from ase.md.verlet import VelocityVerlet
+from common import print_targets, target, write_result
 
 from uqcalc import Backbone, MaxForce, Monitor, Policy, ReliableCalculator, Threshold
 from uqcalc.backbones.base import Capture
@@ -73,32 +74,36 @@ def main() -> None:
     )
     dynamics = VelocityVerlet(atoms, 0.5 * units.fs)
     options = {} if given.history == "bounded" else {"history": None}
-    monitor = Monitor(dynamics, **options)
-    target = Path(__file__).with_suffix(".json")
-    if given.history == "all":
-        target = target.with_name("memory_all.json")
-    every, began, samples = max(1, given.steps // 100), time.time(), []
-
-    def sample() -> None:
-        samples.append([dynamics.nsteps, round(resident_mb(), 2)])
-        report = {
-            "steps": dynamics.nsteps,
+    every, began = max(1, given.steps // 100), time.time()
+    rows: list[dict[str, float]] = []
+    dynamics.attach(
+        lambda: rows.append({"step": dynamics.nsteps, "resident_MB": resident_mb()}),
+        interval=every,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "run.jsonl"
+        monitor = Monitor(dynamics, log=log, **options)
+        dynamics.run(given.steps)
+        logged = log.stat().st_size
+    # the history is full from here on
+    full = [r["resident_MB"] for r in rows if r["step"] >= 20_000]
+    growth = full[-1] - full[0] if len(full) > 1 else float("nan")
+    targets = [target("growth of resident memory, MB per 10^6 steps", growth, 1.0)]
+    print_targets(targets)
+    write_result(
+        "memory" if given.history == "bounded" else "memory_all",
+        seeds=[],
+        rows=rows,
+        targets=targets if given.history == "bounded" else [],
+        notes=["the growth is from step 20 000 to the end"],
+        more={
+            "steps": given.steps,
+            "seconds": round(time.time() - began),
             "kept_events": len(monitor.history),
             "counted": monitor.history.seen,
-            "seconds": round(time.time() - began, 1),
-            "resident_mb_by_step": samples,
-        }
-        full = [mb for step, mb in samples if step >= 20_000]
-        if len(full) > 1:
-            report["growth_mb_once_the_history_is_full"] = round(full[-1] - full[0], 2)
-        partial = target.with_suffix(".part")
-        partial.write_text(json.dumps(report, indent=1) + "\n")
-        partial.replace(target)
-
-    dynamics.attach(sample, interval=every)
-    dynamics.run(given.steps)
-    print(monitor.summary())
-    print(f"{samples[0][1]} MB at the start, {samples[-1][1]} MB at the end")
+            "log_bytes_a_step": logged / given.steps,
+        },
+    )
 
 
 if __name__ == "__main__":
