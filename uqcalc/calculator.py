@@ -21,7 +21,7 @@ from uqcalc.choosing import AUTO, choose_policy, choose_signals, probes_of
 from uqcalc.policy import Policy
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.records import Assessment, Level, Reading, Verdict
-from uqcalc.remembering import Answer, Recent, frozen, same
+from uqcalc.remembering import Answer, Recent, frozen, identical, same
 from uqcalc.signals.base import Signal, TensorReading, to_host, to_host_asking
 from uqcalc.signals.probe import ProbeSignal
 
@@ -128,8 +128,12 @@ class ReliableCalculator(BaseCalculator):
         does, costs no second pass. Threads take turns.
         """
         with self.backbone.alone(self):
-            if atoms is not None and self.use_cache and self.check_state(atoms):
-                self._recall(atoms)
+            if atoms is not None and self.use_cache:
+                if self.check_state(atoms):
+                    self._recall(atoms)
+                if name in self.results and name in self.implemented_properties:
+                    value = self.results[name]  # ASE would compare all once more
+                    return value.copy() if isinstance(value, np.ndarray) else value
             return super().get_property(name, atoms, allow_calculation)  # type: ignore[no-untyped-call]
 
     def judge(
@@ -187,11 +191,13 @@ class ReliableCalculator(BaseCalculator):
         charge in ``info``; which atoms are held; and who judges. The wrapper's own copy
         is compared, never the base calculator's, which other wrappers may share.
         """
-        changes = [
-            name
-            for name in super().check_state(atoms, tol)  # type: ignore[no-untyped-call]
-            if not self._alike(name, atoms)
-        ]
+        changes = []
+        if self.atoms is None or not identical(self.atoms, atoms):
+            changes = [
+                name
+                for name in super().check_state(atoms, tol)  # type: ignore[no-untyped-call]
+                if not self._alike(name, atoms)
+            ]
         if not changes and self._state != self._read(atoms):
             changes.append("info")
         return changes

@@ -16,7 +16,14 @@ from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from uqcalc.backbones.load import Costs, check_load
-from uqcalc.backbones.locks import entered, held, models_in, parts_of
+from uqcalc.backbones.locks import (
+    entered,
+    held,
+    is_mine,
+    models_in,
+    noted,
+    parts_of,
+)
 from uqcalc.backbones.prediction import Capture, Prediction, geometry
 from uqcalc.backbones.structure import check_atoms, check_cell, check_finite
 from uqcalc.backbones.told import check_told
@@ -180,10 +187,14 @@ class Backbone(ABC):
         Of all backbones that share a calculator, a torch module or a part of one, in
         whatever thread, one at a time is inside; the same thread may enter again.
         """
+        if is_mine((self, *others)):  # entered again: looking for models takes time
+            yield
+            return
         with (
             entered(alone=self.changes_process),
             held([*others, *self.calculators()]),
             held(self.models()),
+            noted((self, *others)),
         ):
             yield
 

@@ -19,7 +19,8 @@ import itertools
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -122,10 +123,39 @@ class _Gate:
 _locks, _gate = _Locks(), _Gate()
 
 
+class _Mine(threading.local):
+    """What this very thread holds: objects by identity, and how often."""
+
+    def __init__(self) -> None:
+        self.held: Counter[int] = Counter()
+
+
+_mine = _Mine()
+
+
+@contextmanager
+def noted(things: Sequence[object]) -> Iterator[None]:
+    """Take note that this thread holds all that stands for these objects."""
+    keys = [id(thing) for thing in things]
+    _mine.held.update(keys)
+    try:
+        yield
+    finally:
+        _mine.held.subtract(keys)
+        for key in keys:
+            if not _mine.held[key]:
+                del _mine.held[key]
+
+
+def is_mine(things: Sequence[object]) -> bool:
+    """Say whether this thread holds all of these already: `noted` of each."""
+    return all(id(thing) in _mine.held for thing in things)
+
+
 def _forget() -> None:
     """Begin anew: what other threads held at a fork is never released in the child."""
-    global _locks, _gate
-    _locks, _gate = _Locks(), _Gate()
+    global _locks, _gate, _mine
+    _locks, _gate, _mine = _Locks(), _Gate(), _Mine()
 
 
 if hasattr(os, "register_at_fork"):
