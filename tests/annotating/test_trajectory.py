@@ -490,6 +490,34 @@ def test_a_killed_command_is_continued_to_what_it_would_have_been(tmp_path):
         same(frame, other, but=["uqcalc_model"])
 
 
+def strained(count):
+    frames = [salt().copy() for _ in range(count)]
+    for index, frame in enumerate(frames):
+        frame.set_cell(frame.cell * (1 + 1e-3 * (index // 2)), scale_atoms=True)
+    return frames
+
+
+def test_a_cell_that_moves_from_frame_to_frame_is_a_doubt(mace, tmp_path):
+    def doubted(frames):
+        return [
+            any("the cell moves" in why for why in read_assessment(f).verdict.reasons)
+            for f in frames
+        ]
+
+    moving = strained(5)  # a barostat that acts at every second frame
+    assert doubted(annotate(moving, mace)) == [False, False, True, True, True]
+    assert not any(doubted(annotate(moving, mace, moving_cell=False)))
+    assert all(doubted(annotate(moving, mace, moving_cell=True)))
+    # others, and the cell of the first again: no trajectory
+    assert not any(doubted(annotate([moving[0], *mixed(), moving[-1]], mace)))
+    source, target = tmp_path / "npt.xyz", tmp_path / "out.xyz"
+    write(source, moving[:3])
+    annotate_file(source, target, mace)
+    write(source, moving)
+    annotate_file(source, target, mace)  # goes on, and knows what came before
+    assert doubted(read(target, ":")) == [False, False, True, True, True]
+
+
 def test_exit_status_says_whether_every_frame_could_be_judged(tmp_path):
     write(tmp_path / "good.xyz", molecules(1))
     target = str(tmp_path / "out.xyz")

@@ -447,7 +447,7 @@ def test_a_model_that_gives_out_ends_the_path(monkeypatch, kind):
     assert (
         path.reason
         == {
-            "energy": "energy and forces must be finite, got NaN or infinity",
+            "energy": "energy must be finite, got NaN or infinity",
             "exception": "OutOfMemoryError: full",
         }[kind]
     )

@@ -223,3 +223,16 @@ def test_a_model_with_a_coulomb_term_is_tapped_and_not_differentiated():
     assert backbone.feature_dim == SMALL["latent_dim"]
     with pytest.raises(BackboneError, match="Coulomb term"):
         backbone.differentiable(frames["molecule"])
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float32, np.array])
+def test_numpy_numbers_of_charge_and_spin_are_read_as_python_s(kind):
+    backbone = tap(orb_calculator(orb_model(dtype=torch.float32)))
+    plain, atoms = rattled(), rattled()
+    plain.info |= {"charge": 1, "spin": 2}
+    atoms.info |= {"charge": kind(1), "spin": kind(2)}
+    expected = backbone(plain, ["energy", "forces"])
+    close(backbone(atoms, ["energy", "forces"]).forces, expected.forces, NETWORK)
+    for got in backbone.predict_many([atoms, atoms]):
+        close(got.forces, expected.forces, NETWORK)
+    assert isinstance(atoms.info["charge"], np.generic | np.ndarray)

@@ -217,6 +217,23 @@ def test_a_charge_that_is_not_read_is_a_doubt(value):
     assert is_sane(read(ion, Sanity(5.0)))  # it is not known what the model reads
 
 
+@pytest.mark.parametrize(
+    ("charge", "spin", "possible"),
+    [(0, 1, True), (0, 2, False), (1, 2, True), (1, 1, False), (0, 3, True)],
+)
+def test_a_multiplicity_has_the_parity_of_the_electrons(charge, spin, possible):
+    ion = molecule("CH3OH")  # 18 electrons
+    ion.info |= {"charge": np.int64(charge), "spin": spin}
+    reading = read(ion, Sanity(5.0, frozenset({"charge", "spin"})))
+    assert is_sane(reading) == possible
+    if not possible:
+        assert f"{18 - charge} electrons cannot have" in reading.doubts[0]
+    assert read(
+        Atoms("HH", [[0, 0, 0], [0, 0, 0.74]], info={"spin": 5}),
+        Sanity(5.0, frozenset({"spin"})),
+    ).doubts  # four electrons would be alike
+
+
 def test_neutral_singlets_are_none_and_initial_charges_count():
     plain = molecule("CH3OH")
     plain.info |= {"charge": 0, "spin": 1, "multiplicity": np.int64(1), "mult": None}

@@ -17,7 +17,7 @@ from uqcalc.annotating.copies import MODEL_KEY, left_out_of
 from uqcalc.annotating.frames import append_frame, cut_torn_frame, whole_frames
 from uqcalc.annotating.frametext import held_numbers
 from uqcalc.annotating.tally import AnnotationSummary, Tally
-from uqcalc.annotating.trajectory import annotate, check_calculator
+from uqcalc.annotating.trajectory import Cells, annotated, check_calculator
 from uqcalc.backbones.batching import BATCH_ATOMS
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import RecordError, SourceError, UqcalcError
@@ -38,6 +38,7 @@ def annotate_file(
     species: str | Sequence[str] | None = None,
     worst: int = 10,
     batch_atoms: int = BATCH_ATOMS,
+    moving_cell: bool | None = None,
 ) -> AnnotationSummary:
     """Annotate a trajectory into an extended XYZ file, in constant memory.
 
@@ -58,7 +59,7 @@ def annotate_file(
         types: without it such a file is refused.
     worst : int
         How many of the worst frames the summary lists.
-    batch_atoms : int
+    batch_atoms, moving_cell
         As for `annotate`.
 
     Raises
@@ -76,16 +77,17 @@ def annotate_file(
     reading = _Source(Path(source), species)
     frames = iter(reading)
     identity = _identity(calculator)
-    tally = Tally(worst)
+    tally, cells = Tally(worst), Cells(moving_cell)
     count = "{task.completed:.0f} frames annotated"  # of how many, only the end tells
     bar = progress_bar(SpinnerColumn(), count, TimeElapsedColumn())
     with writer, bar as progress:
         task = progress.add_task("", total=None)
         for done in _standing(output, reading, frames, identity):
             tally.add(done, left_out_of(done))
+            cells.moving(done)
             progress.advance(task)
         resumed_from = tally.frames
-        for frame in annotate(frames, calculator, batch_atoms=batch_atoms):
+        for frame in annotated(frames, calculator, batch_atoms, cells):
             frame.info[MODEL_KEY] = identity
             left_out = append_frame(output, frame, f"frame {tally.frames}")
             tally.add(frame, left_out)

@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 from ase import Atoms
 
 from uqcalc.annotating.copies import annotated_copy, cleared_copy, refused_copy
 from uqcalc.backbones.base import Prediction
 from uqcalc.backbones.batching import BATCH_ATOMS, batches, predict_each
 from uqcalc.calculator import ReliableCalculator
+from uqcalc.policy import extended
+from uqcalc.records import Assessment, Reading
+from uqcalc.watching.circumstances import CELL_MOVES, NAME, stress_judged
+
+
+# Å; what formats keep of a cell
+_SAME_CELL = 1e-5
 
 
 def annotate(
@@ -18,6 +26,7 @@ def annotate(
     calculator: ReliableCalculator,
     *,
     batch_atoms: int = BATCH_ATOMS,
+    moving_cell: bool | None = None,
 ) -> Iterator[Atoms]:
     """Yield an annotated copy of every frame, in order, holding one batch at a time.
 
@@ -31,6 +40,10 @@ def annotate(
     exception of the model, NaN results) is UNRELIABLE with NaN risks, has neither
     energy nor forces, and carries the reason in ``info["uqcalc_error"]``.
 
+    Where the cell moves, as in NPT, a cell relaxation or an equation of state, and the
+    policy has no threshold for a signal with ``judges_stress``, a frame is at least
+    SUSPECT, as in `uqcalc.Monitor`.
+
     Parameters
     ----------
     frames : iterable of Atoms
@@ -38,6 +51,9 @@ def annotate(
     calculator : ReliableCalculator
     batch_atoms : int
         Atoms evaluated together; one larger frame is evaluated by itself.
+    moving_cell : bool, optional
+        Whether the cell moves. By default it does from the first frame on whose cell
+        is not that of the frame before, of the same atoms in the same order.
 
     Raises
     ------
@@ -62,27 +78,70 @@ def annotate(
         )
         raise TypeError(msg)
     check_calculator(calculator, batch_atoms)
-    return _annotated(frames, calculator, batch_atoms)
+    return annotated(frames, calculator, batch_atoms, Cells(moving_cell))
 
 
-def _annotated(
-    frames: Iterable[Atoms], calculator: ReliableCalculator, batch_atoms: int
+class Cells:
+    """Whether the cell moves, from frame to frame.
+
+    Parameters
+    ----------
+    moving : bool or None
+        Whether it does; None where the frames are to tell.
+    """
+
+    def __init__(self, moving: bool | None = None) -> None:  # noqa: FBT001
+        self._given = moving
+        self._before: Atoms | None = None
+        self._moving = False
+
+    def moving(self, frame: Atoms) -> bool:
+        """Take the next frame, and say whether the cell moves in it."""
+        before, self._before = self._before, frame
+        if self._given is not None:
+            return self._given and bool(frame.pbc.any())
+        same = before is not None and np.array_equal(before.numbers, frame.numbers)
+        if before is None or not same or not frame.pbc.any():
+            self._moving = False
+        elif not np.allclose(before.cell, frame.cell, rtol=0.0, atol=_SAME_CELL):
+            self._moving = True
+        return self._moving
+
+
+def annotated(
+    frames: Iterable[Atoms],
+    calculator: ReliableCalculator,
+    batch_atoms: int,
+    cells: Cells,
 ) -> Iterator[Atoms]:
+    """Yield what `annotate` does; ``cells`` has seen the frames before."""
     # copied as they come: a generator may yield the same atoms, moved, again and again
     copies = (cleared_copy(_checked(frame)) for frame in frames)
     for batch in batches(copies, len, batch_atoms):
         outcomes = predict_each(calculator.backbone, batch, calculator.wanted())
         for frame, outcome in zip(batch, outcomes, strict=True):
-            yield _with_outcome(frame, outcome, calculator)
+            moving = cells.moving(frame)
+            yield _with_outcome(frame, outcome, calculator, moving_cell=moving)
 
 
 def _with_outcome(
-    frame: Atoms, outcome: Prediction | str, calculator: ReliableCalculator
+    frame: Atoms,
+    outcome: Prediction | str,
+    calculator: ReliableCalculator,
+    *,
+    moving_cell: bool,
 ) -> Atoms:
     if isinstance(outcome, str):
         return refused_copy(frame, calculator.refusal(outcome), outcome)
     results = {key: outcome.results[key] for key in ("energy", "forces")}
-    return annotated_copy(frame, calculator.judge(outcome), results)
+    assessment = calculator.judge(outcome)
+    if moving_cell and not stress_judged(calculator.signals, calculator.policy.signals):
+        assessment = _of_a_moving_cell(assessment)
+    return annotated_copy(frame, assessment, results)
+
+
+def _of_a_moving_cell(assessment: Assessment) -> Assessment:
+    return extended(assessment, Reading(NAME, 0.0, doubts=(CELL_MOVES,), always=True))
 
 
 def check_calculator(calculator: object, batch_atoms: int) -> None:

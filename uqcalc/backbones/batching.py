@@ -99,7 +99,8 @@ def _evaluate(
     if not finite or all(prediction.finite for prediction in predictions):
         return list(predictions)
     if len(frames) == 1:
-        return ["energy and forces must be finite, got NaN or infinity"]
+        broken = " and ".join(predictions[0].broken())
+        return [f"{broken} must be finite, got NaN or infinity"]
     return _one_by_one(backbone, frames, wanted, finite=finite)
 
 

@@ -18,6 +18,7 @@ from uqcalc.backbones.orb_passes import differentiable_pass, with_gradient
 from uqcalc.backbones.orb_release import orb_batch, orb_graph, orb_reach
 from uqcalc.backbones.prediction import Capture, Prediction, geometry
 from uqcalc.backbones.structure import check_pbc_alike
+from uqcalc.backbones.told import plain_numbers
 from uqcalc.errors import BackboneError
 
 
@@ -153,6 +154,9 @@ class OrbBackbone(Backbone):
             )
             raise BackboneError(msg)
 
+    def _evaluate(self, atoms: Atoms, wanted: Sequence[str]) -> Capture:
+        return super()._evaluate(plain_numbers(atoms, self.parses), wanted)
+
     def extra_state(self, atoms: Atoms) -> dict[str, Any]:
         """Charge and spin, which Orb's own cache does not look at."""
         return {key: atoms.info.get(key) for key in ("charge", "spin")}
@@ -167,7 +171,8 @@ class OrbBackbone(Backbone):
         alike = len({frozenset({"charge", "spin"} & set(f.info)) for f in frames}) == 1
         if not whole or not alike or not self.may_batch(frames):
             return super().predict_many(frames, wanted)
-        batch = orb_batch([orb_graph(owner, frame) for frame in frames])
+        plain = [plain_numbers(frame, self.parses) for frame in frames]
+        batch = orb_batch([orb_graph(owner, frame) for frame in plain])
         with self.armed_for(self.on_demand & {*wanted}) as captured:
             output = self._regressor.predict(batch)
         self.passes += len(captured.features)
@@ -198,7 +203,7 @@ class OrbBackbone(Backbone):
             raise BackboneError(msg)
         graph = differentiable_pass(
             self._regressor,
-            orb_graph(self.model_calculator, atoms),
+            orb_graph(self.model_calculator, plain_numbers(atoms, self.parses)),
             torch.as_tensor(atoms.positions),
             (self._energy, self._direct),
         )

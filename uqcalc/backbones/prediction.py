@@ -85,10 +85,8 @@ class Prediction:
 
     @property
     def finite(self) -> bool:
-        """Whether energies and forces are all finite numbers."""
-        whole = (self.results.get("energy", 0.0), self.results.get("forces", 0.0))
-        given = (self.energy, self.forces, *whole)
-        return all(bool(np.all(np.isfinite(value))) for value in given)
+        """Whether all numbers on the host are finite: none is `broken`."""
+        return not self.broken()
 
     def broken(self) -> tuple[str, ...]:
         """Return the names of the quantities on the host that are not all finite.
@@ -103,7 +101,7 @@ class Prediction:
             if entry.name not in _GEOMETRY
         }
         given |= self.results
-        solid = bool(self.pbc.any()) and np.linalg.matrix_rank(self.cell) == 3
+        solid = bool(self.pbc.any()) and abs(np.linalg.det(self.cell)) > _NOTHING
         return tuple(
             name
             for name, value in given.items()

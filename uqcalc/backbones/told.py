@@ -1,4 +1,9 @@
-"""What a structure says of its charge and its spin, and whether a model can read it."""
+"""What a structure says of its charge and its spin, and whether a model can read it.
+
+Initial magnetic moments are no such thing: they are where a self-consistent
+calculation begins, structures from databases carry them as a rule, and the state that
+it ends in is what models are fitted to.
+"""
 
 from __future__ import annotations
 
@@ -55,6 +60,31 @@ def unread(said: Mapping[str, Any], reads: Collection[str]) -> tuple[str, ...]:
     return tuple(reasons)
 
 
+def impossible(
+    said: Mapping[str, Any], numbers: np.ndarray, reads: Collection[str]
+) -> tuple[str, ...]:
+    """Say which multiplicities that a model reads no state of these electrons has.
+
+    2 S + 1 is odd for an even number of electrons, even for an odd one, and the number
+    of electrons plus one at most.
+    """
+    charge = next(
+        (_whole(said[key]) for key in CHARGES if key in {*said} & {*reads}), 0
+    )
+    electrons = int(numbers.sum()) - (charge or 0)
+    reasons = []
+    for name in (key for key in SPINS if key in said and key in reads):
+        spin = _whole(said[name])
+        if not spin:  # 0: not said
+            continue
+        if (electrons + spin) % 2 == 0 or spin > electrons + 1:
+            reasons.append(
+                f"info[{name!r}] is {spin}, a multiplicity that {electrons} electrons "
+                "cannot have"
+            )
+    return tuple(reasons)
+
+
 def check_told(atoms: Atoms, parsed: Collection[str]) -> None:
     """Refuse a charge or a spin that a calculator takes, but cannot be one.
 
@@ -77,6 +107,23 @@ def check_told(atoms: Atoms, parsed: Collection[str]) -> None:
             )
             msg = f"info[{name!r}] must be {wanted}, got {value!r}; set it or remove it"
             raise BackboneError(msg)
+
+
+def plain_numbers(atoms: Atoms, names: Collection[str]) -> Atoms:
+    """Return the atoms with whole numbers of these entries as Python has them.
+
+    Some calculators refuse NumPy's. Where there are none, the atoms themselves.
+    """
+    found = {
+        name: _whole(atoms.info[name])
+        for name in names
+        if not isinstance(atoms.info.get(name), int | float | None)
+    }
+    if not found:
+        return atoms
+    copy: Atoms = atoms.copy()
+    copy.info |= found
+    return copy
 
 
 def _whole(value: Any) -> int | None:

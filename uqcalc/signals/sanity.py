@@ -10,7 +10,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from uqcalc.backbones.base import Backbone, Prediction
-from uqcalc.backbones.told import unread
+from uqcalc.backbones.told import impossible, unread
 from uqcalc.signals.base import TensorReading
 from uqcalc.surroundings import Surroundings, surroundings
 from uqcalc.symmetry import forces_vanish
@@ -82,8 +82,8 @@ class Sanity:
       one that has left the others' sight is UNRELIABLE: `uqcalc.Monitor`); no two
       atoms are bonded, noble gases apart: the closest contact is longer than 1.3 of
       the sum of the covalent radii, as in a crystal that was blown up; all forces
-      vanish by symmetry; ``atoms.info`` names a charge or a spin that the
-      model does not read.
+      vanish by symmetry; ``atoms.info`` names a charge or a spin that the model does
+      not read, or a multiplicity that so many electrons cannot have.
 
     The risk is by how much the largest quantity exceeds its limit, as a fraction of the
     limit; 0 where none does. ``sanity_contact`` is the closest contact of two atoms, in
@@ -147,6 +147,9 @@ class Sanity:
             _judge_symmetry(prediction, around, largest, found)
         if self.reads is not None:
             found.doubts.extend(unread(prediction.told, self.reads))
+            found.doubts.extend(
+                impossible(prediction.told, prediction.numbers, self.reads)
+            )
         return TensorReading(
             signal=self.name,
             risk=0.0 if found.excess <= 1.0 else found.excess - 1.0,

@@ -24,6 +24,7 @@ from uqcalc.testing.instruments import (
     wanted,
     ways_to_copy,
 )
+from uqcalc.testing.telling import check_told_apart
 
 
 # (rtol, atol, force_atol in eV/Å, step in Å) that a model's own round-off allows.
@@ -120,6 +121,7 @@ def check_backbone(
         _check_on_demand(backbone, atoms, limits)
         check_forces(backbone, atoms, limits)
         check_stress(backbone, atoms, limits)
+    check_told_apart(backbone, next(iter(named.values())), limits)
     _check_batches(backbone, list(named.values()), limits)
     _check_threads(backbone, list(named.values()), limits)
     # of a used one: some calculators are no longer copyable after their first pass

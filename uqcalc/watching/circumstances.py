@@ -52,11 +52,7 @@ class Circumstances:
         self, dynamics: Any, signals: Sequence[Any], judged: Sequence[str]
     ) -> None:
         self._dynamics = dynamics
-        self._stress_judged = any(
-            getattr(signal, "judges_stress", False)
-            for signal in signals
-            if signal.name in judged
-        )
+        self._stress_judged = stress_judged(signals, judged)
         self._by_design = moves_cell(dynamics)
         self._first: tuple[float, np.ndarray, float] | None = None
 
@@ -122,6 +118,15 @@ class Circumstances:
                 f"{FARTHEST:g} Å"
             )
         return 0.0, reasons
+
+
+def stress_judged(signals: Sequence[Any], judged: Sequence[str]) -> bool:
+    """Say whether one of the signals with a threshold judges the stress."""
+    return any(
+        getattr(signal, "judges_stress", False)
+        for signal in signals
+        if signal.name in judged
+    )
 
 
 def moves_cell(dynamics: Any) -> bool:

@@ -1,0 +1,50 @@
+"""Whether a backbone reads of charge and spin what it says it reads."""
+
+from __future__ import annotations
+
+from ase import Atoms
+
+from uqcalc.backbones.base import Backbone
+from uqcalc.backbones.told import CHARGES, INITIAL, NAMES
+from uqcalc.errors import BackboneError
+from uqcalc.testing.clauses import Limits
+from uqcalc.testing.instruments import predict
+
+
+# Some models want both: charge and spin are then named together.
+_TOLD = (*((name,) for name in (*NAMES, INITIAL)), ("charge", "spin"))
+
+
+def check_told_apart(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
+    """Tell of a charge and of a spin: the energy changes where it is read, only there.
+
+    A backbone that does not know what its model reads is not asked.
+    """
+    if backbone.reads is None:
+        return
+    plain = predict(backbone, atoms)
+    for names in _TOLD:
+        said = atoms.copy()
+        for name in names:
+            _tell(said, name)
+        try:
+            got = predict(backbone, said)
+        except BackboneError:  # refused, which is an answer
+            continue
+        noise = 10 * (limits.atol + limits.rtol * abs(plain.energy))
+        changed = abs(got.energy - plain.energy) > noise
+        read = bool(backbone.reads & {*names})
+        where = " and ".join(names)
+        message = (
+            f"{where} must be among reads exactly where it changes the energy, got "
+            f"{sorted(backbone.reads)} and a change of {got.energy - plain.energy:.2g} "
+            "eV"
+        )
+        limits.require("told", changed == read, message)
+
+
+def _tell(atoms: Atoms, name: str) -> None:
+    if name == INITIAL:
+        atoms.set_initial_charges([1.0] + [0.0] * (len(atoms) - 1))
+    else:
+        atoms.info[name] = 1 if name in CHARGES else 2
