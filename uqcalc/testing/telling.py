@@ -48,4 +48,5 @@ def _tell(atoms: Atoms, name: str) -> None:
     if name == INITIAL:
         atoms.set_initial_charges([1.0] + [0.0] * (len(atoms) - 1))
     else:
-        atoms.info[name] = 1 if name in CHARGES else 2
+        usual = 0 if name in CHARGES else 1
+        atoms.info[name] = 1 + int(atoms.info.get(name, usual))  # another one
