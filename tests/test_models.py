@@ -1,20 +1,32 @@
 """Potentials by name: what each opens, and what is said where it cannot."""
 
+import json
 import logging
 import sys
 import warnings
+from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from ase.build import bulk, molecule
 from builders import import_mace, tiny_mace
 
-from uqcalc import MissingExtraError, ModelError, open_model
+from uqcalc import (
+    FileWarning,
+    MissingExtraError,
+    ModelError,
+    open_model,
+    save_safe_mace,
+    tap,
+)
 from uqcalc.default import bare_calculator
 from uqcalc.shipped import shipped_probe
 
 
 import_mace()
+from mace.calculators import MACECalculator  # noqa: E402
 
 
 def test_default_is_the_bundled_potential():
@@ -32,13 +44,110 @@ def test_chgnet_opens_and_its_probe_fits():
     assert backbone(bulk("NaCl", "rocksalt", a=5.64), ["energy"]).energy < -6
 
 
-@pytest.mark.parametrize("prefix", ["mace:", ""])
-def test_a_mace_file_opens_with_and_without_its_prefix(prefix, tmp_path):
-    path = tmp_path / "my.model"
-    model = tiny_mace("4x0e")
+@contextmanager
+def told_to_trust():
+    """Expect our word on pickles, and torch's own, where it has one."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    words = [str(w.message) for w in caught if w.category is FileWarning]
+    assert len(words) == 1
+    assert words[0].startswith("a MACE model file can run code; open only files you")
+    others = [w for w in caught if w.category is not FileWarning]
+    assert all("weights_only" in str(w.message) for w in others)
+
+
+def saved(path, hidden="4x0e + 4x1o", **options):
+    model = tiny_mace(hidden, **options)
     torch.save(model, path)
-    opened = open_model(f"{prefix}{path}", device="cpu")
+    return model
+
+
+def test_a_mace_file_opens_with_a_word_on_trust_and_only_by_its_prefix(tmp_path):
+    path = tmp_path / "my.model"
+    saved(path)
+    with told_to_trust():
+        opened = open_model(f"mace:{path}", device="cpu")
     assert opened.get_potential_energy(molecule("CH4")) < 0
+    with pytest.raises(ModelError, match=f"a file; .* trust it, write mace:{path}$"):
+        open_model(str(path), device="cpu")
+
+
+class Trap:
+    """What runs code when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_written_as_numbers_is_the_same_and_runs_no_code(tmp_path, dtype):
+    model = saved(tmp_path / "my.model", dtype=dtype)
+    with told_to_trust():
+        written = save_safe_mace(tmp_path / "my.model", tmp_path / "safe.json")
+    assert [path.name for path in written] == ["safe.json", "safe.safetensors"]
+    opened = open_model(f"mace:{tmp_path / 'safe.json'}", device="cpu")
+    original = MACECalculator(models=model, device="cpu", default_dtype="")
+    atoms = molecule("CH3Cl")
+    atoms.rattle(0.1, seed=0)
+    tolerance = 1e-5 if dtype is torch.float32 else 1e-9
+    forces = original.get_forces(atoms)
+    close = {"rtol": tolerance, "atol": tolerance * np.abs(forces).max()}
+    np.testing.assert_allclose(opened.get_forces(atoms), forces, **close)
+    # a probe of the one is a probe of the other
+    assert tap(opened).fingerprint == tap(original).fingerprint
+    trap = tmp_path / "sprung"
+    torch.save(Trap(trap), tmp_path / "safe.safetensors")
+    with pytest.raises(
+        ModelError, match="must be a ScaleShiftMACE whose configuration"
+    ):
+        open_model(f"mace:{tmp_path / 'safe.json'}", device="cpu")
+    assert not trap.exists()
+
+
+def test_what_cannot_be_rebuilt_from_numbers_is_not_written(tmp_path):
+    class Other(type(tiny_mace("4x0e"))):
+        """An architecture of one's own."""
+
+    model = tiny_mace("4x0e")
+    model.__class__ = Other
+    with pytest.raises(ModelError, match=r"got a Other .*other architectures"):
+        save_safe_mace(model, tmp_path / "my.json")
+    model = tiny_mace("4x0e")
+    readout = model.readouts[-1]
+    plain = type(readout).forward
+    model.readouts[-1].forward = lambda *args: 2 * plain(readout, *args)
+    with pytest.raises(ModelError, match=r"rebuilt, it gives .* differ by"):
+        save_safe_mace(model, tmp_path / "my.json")
+    with pytest.raises(ModelError, match=r"target must end in .json"):
+        save_safe_mace(model, tmp_path / "my.model")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c["model"].update(r_max="far"), "must be a ScaleShiftMACE whose"),
+        (lambda c: c["model"].update(hidden_irreps="8x0e"), "size mismatch"),
+        (lambda c: c["model"].update(interaction_cls="os.system"), "KeyError"),
+        (lambda c: c["model"].update(gate="print"), "KeyError"),
+        (lambda c: c.update(architecture="MACE"), "its architecture is 'MACE'"),
+        (lambda c: c.pop("model"), "has no entry 'model'"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(tmp_path, change, words):
+    path, _ = save_safe_mace(tiny_mace("4x0e"), tmp_path / "my.json")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    change(config)
+    path.write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ModelError, match=words):
+        open_model(f"mace:{path}", device="cpu")
+    path.with_suffix(".safetensors").unlink()
+    with pytest.raises(ModelError, match=r"weights in .safetensors, got no file"):
+        open_model(f"mace:{path}", device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from uqcalc.records import Assessment, Level, Reading, Verdict
     from uqcalc.runfile.running import RunOutcome, run_file
     from uqcalc.runlimits import RunLimits
+    from uqcalc.safemace import save_safe_mace
     from uqcalc.signals import (
         ConformalInterval,
         EnergySpread,
@@ -140,6 +141,7 @@ _HOME = {
     "read_log": "watching.eventlog",
     "relax": "watching.relaxation",
     "run_file": "runfile.running",
+    "save_safe_mace": "safemace",
     "tap": "backbones",
 }
 
@@ -213,6 +215,7 @@ __all__ = [
     "read_log",
     "relax",
     "run_file",
+    "save_safe_mace",
     "tap",
 ]
 __version__ = "0.1.0"

@@ -67,10 +67,14 @@ def build_model(config: dict[str, Any]) -> torch.nn.Module:
 
     options = dict(config["model"])
     dtype = _DTYPES[options.pop("dtype")]
-    for name in ("hidden_irreps", "MLP_irreps"):
-        options[name] = o3.Irreps(options[name])
+    for name in {"hidden_irreps", "MLP_irreps", "edge_irreps"} & set(options):
+        if options[name] is not None:
+            options[name] = o3.Irreps(options[name])
     for name in ("interaction_cls", "interaction_cls_first"):
         options[name] = modules.interaction_classes[options[name]]
+    if "readout_cls" in options:
+        options["readout_cls"] = modules.readout_classes[options["readout_cls"]]
+    options["gate"] = modules.gate_dict[options.get("gate", "silu")]
     options["atomic_energies"] = np.asarray(options["atomic_energies"])
     options["num_elements"] = len(options["atomic_numbers"])
     previous = torch.get_default_dtype()
@@ -79,7 +83,7 @@ def build_model(config: dict[str, Any]) -> torch.nn.Module:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit.*")
             torch.manual_seed(int(config.get("seed", 0)))
-            model = modules.ScaleShiftMACE(gate=torch.nn.functional.silu, **options)
+            model = modules.ScaleShiftMACE(**options)
     finally:
         torch.set_default_dtype(previous)
     module: torch.nn.Module = model.to(dtype).eval()

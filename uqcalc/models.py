@@ -19,7 +19,7 @@ from typing import Any
 from ase.calculators.calculator import BaseCalculator
 
 from uqcalc.default import bare_calculator, import_mace
-from uqcalc.errors import MissingExtraError, ModelError
+from uqcalc.errors import FileWarning, MissingExtraError, ModelError
 from uqcalc.shipped import SHIPPED_PROBES
 
 
@@ -45,11 +45,13 @@ def open_model(
     Parameters
     ----------
     name : str
-        ``"default"`` (the bundled MACE), ``"chgnet"``, ``"mace:FILE"`` (or the file
-        alone), ``"mace_off:SIZE"`` or ``"mace_mp:SIZE"`` with a size that MACE knows;
+        ``"default"`` (the bundled MACE), ``"chgnet"``, ``"mace:FILE"``,
+        ``"mace_off:SIZE"`` or ``"mace_mp:SIZE"`` with a size that MACE knows;
         ``"orb:NAME"`` with a name of Orb's (``"orb:orb-v3-direct-20-mpa"``), and
-        ``"orb:NAME:FILE"`` for its weights in a file.
-        MACE's files are Python pickles: open only those whose source you trust.
+        ``"orb:NAME:FILE"`` for its weights in a file, which torch reads as numbers.
+        A file that MACE saved is a Python pickle and can run code: open only files
+        you trust. ``"mace:FILE.json"`` opens the form without code that
+        `uqcalc.save_safe_mace` writes.
     device : str
         Torch device; "auto" is "cuda" where there is one, else "cpu".
     dtype : {"float32", "float64"}, optional
@@ -61,18 +63,20 @@ def open_model(
         For an unknown name, a missing file, or weights that cannot be fetched.
     MissingExtraError
         If the package of the potential is not installed.
+
+    Warns
+    -----
+    FileWarning
+        Before a MACE file is unpickled.
     """
     if dtype is not None and dtype not in DTYPES:
         msg = f"dtype must be one of {DTYPES}, got {dtype!r}"
         raise ModelError(msg)
     kind, _, detail = name.partition(":")
-    if kind not in _OPENERS and Path(name).is_file():
-        kind, detail = "mace", name
     if kind not in _OPENERS or (kind in SHIPPED_PROBES and detail):
-        msg = (
-            f"model must be one of {', '.join(_USAGE)}, got {name!r}; a MACE file that "
-            "does not exist is read as a name, too"
-        )
+        msg = f"model must be one of {', '.join(_USAGE)}, got {name!r}"
+        if kind not in _OPENERS and Path(name).is_file():
+            msg += f", a file; if MACE saved it, and you trust it, write mace:{name}"
         raise ModelError(msg)
     import torch
 
@@ -135,6 +139,16 @@ def _mace_file(detail: str, device: str, dtype: str | None) -> BaseCalculator:
     import_mace("the model 'mace'")
     from mace.calculators import MACECalculator
 
+    if Path(detail).suffix == ".json":
+        from uqcalc.safemace import load_safe_mace
+
+        model = load_safe_mace(detail).to(device)
+        return MACECalculator(models=model, device=device, default_dtype=dtype or "")
+    text = (
+        "a MACE model file can run code; open only files you trust, got "
+        f"{detail}; uqcalc.save_safe_mace writes a form that cannot"
+    )
+    warnings.warn(text, FileWarning, stacklevel=4)
     try:
         with _quiet():
             return MACECalculator(
@@ -251,12 +265,14 @@ def _orb_manners() -> Iterator[None]:
 
 
 class _quiet(warnings.catch_warnings):
-    """Leave out what MACE and Orb say of TorchScript and pickles at every start."""
+    """Leave out what MACE and Orb say of TorchScript at every start.
+
+    What torch says of a pickle that can run code is for the user, and stays.
+    """
 
     def __enter__(self) -> None:
         super().__enter__()
         warnings.filterwarnings("ignore", message=".*torch.jit.*")
-        warnings.filterwarnings("ignore", message=".*weights_only.*")
 
 
 _OPENERS: dict[str, Callable[[str, str, str | None], BaseCalculator]] = {
@@ -272,7 +288,8 @@ _USAGE = (
     "default",
     "chgnet",
     "sevennet",
-    "mace:FILE",
+    "mace:FILE (trusted: it can run code)",
+    "mace:FILE.json (which cannot)",
     "mace_off:SIZE",
     "mace_mp:SIZE",
     "orb:NAME",

@@ -18,7 +18,9 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         help="Potential: default, chgnet, sevennet, mace:FILE, mace_off:SIZE, "
-        "mace_mp:SIZE, or orb:NAME such as orb:orb-v3-direct-20-mpa.",
+        "mace_mp:SIZE, or orb:NAME such as orb:orb-v3-direct-20-mpa. A MACE model file "
+        "can run code; open only files you trust, or mace:FILE.json, which cannot "
+        "(uqcalc.save_safe_mace).",
     ),
 ]
 DeviceOption = Annotated[
@@ -50,7 +52,7 @@ def errors_as_messages(
     ``stopped`` is what to say of the work that a Ctrl-C leaves behind. Warnings of
     labels are shown at once, and kept in the list that this gives.
     """
-    from uqcalc.errors import LabelWarning, UqcalcError
+    from uqcalc.errors import FileWarning, LabelWarning, UqcalcError
 
     try:
         heard: list[str] = []
@@ -60,6 +62,8 @@ def errors_as_messages(
             def show(message: Any, category: Any, *where: Any, **how: Any) -> None:
                 if issubclass(category, LabelWarning):
                     heard.append(str(message))
+                    _say(f"warning: {message}", "yellow")
+                elif issubclass(category, FileWarning):
                     _say(f"warning: {message}", "yellow")
                 else:
                     usual(message, category, *where, **how)

@@ -134,7 +134,7 @@ class RunFile(Section):
             name, _, weights = detail.partition(":")
             return f"orb:{name}:{self.at(weights)}"
         file = self.at(self.model)
-        return f"mace:{file}" if file.is_file() else self.model
+        return str(file) if file.is_file() else self.model
 
     def echo(self) -> dict[str, Any]:
         """Return the whole file with its defaults, JSON-able."""
