@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from importlib.resources import files
 
 import pytest
@@ -16,6 +17,7 @@ from uqcalc.cli.info import info
 from uqcalc.facts import file_facts, log_facts
 from uqcalc.probe.reporting.cardfacts import card_facts
 from uqcalc.shipped import shipped_probe
+from uqcalc.watching.eventlog import EventLog
 from uqcalc.watching.logsummary import summarise_log
 
 
@@ -165,3 +167,112 @@ def test_json_lines_of_something_else_are_no_log(tmp_path, first):
     with pytest.raises(RecordError, match="must begin with a header record"):
         file_facts(path)
     assert list(read_log(path)) == [first]
+
+
+# ---------------------------------------------------------- what is no log of ours
+
+
+def shown(path):
+    app = Typer(pretty_exceptions_enable=False)
+    app.command()(info)
+    result = CliRunner().invoke(app, [str(path)])
+    assert isinstance(result.exception, SystemExit | None), result.exception
+    return result
+
+
+def as_it_was_before_checksums(path):
+    """Return the records of a log, and leave them in it without their checksums."""
+    records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    for record in records:
+        record.pop("crc32", None)
+    written(path, records)
+    return records
+
+
+def written(path, records):
+    path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+
+
+OTHERS = (None, 1e400, "x", [1], {"a": 1})
+
+
+def mutants(value):
+    """Yield a value with each of its entries, at any depth, of other types."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            for other in (*OTHERS, *mutants(entry)):
+                yield value | {key: other}
+            yield {k: v for k, v in value.items() if k != key}
+    elif isinstance(value, list):
+        for i, entry in enumerate(value):
+            for other in mutants(entry):
+                yield [*value[:i], other, *value[i + 1 :]]
+
+
+def test_a_log_with_wrong_types_is_an_error_of_ours_or_is_read(tmp_path):
+    path = ran(tmp_path / "run.jsonl", [GOOD, BAD, BAD, BAD])
+    records = as_it_was_before_checksums(path)
+    assert file_facts(path).table
+    kinds = {record["event"]: i for i, record in enumerate(records)}
+    tried = refused = 0
+    for number in kinds.values():
+        for mutant in mutants(records[number]):
+            written(path, [*records[:number], mutant, *records[number + 1 :]])
+            tried += 1
+            try:
+                file_facts(path)
+            except RecordError:
+                refused += 1
+            with suppress(RecordError):  # one that goes on with it
+                EventLog(path, {"run": records[0]["run"]}, "append")
+    assert refused > tried / 4
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}\n",
+        b'{"level": "info", "msg": "started"}\n',
+        b'{"event": "step"}\n',
+        b'{"event": "header", "run": []}\n',
+        b'{"event": ["header"], "run": {}}\n',
+        b'{"event": "header", "run": {}}\n{"event": {}}\n{"event": "step"}\n',
+        b"[1, 2]\n",
+        b"{" * 100_000 + b"\n",
+        b'{"event": "header", "run": {}, "n": ' + b"9" * 5000 + b"}\n",
+        b'{"event": "header", "run": {}}\n\xff\xfe\n',
+        b"\x00" * 8 + b"{",
+        b"\xff" * 8 + b"{",
+    ],
+)
+def test_a_file_of_another_program_gets_a_message(tmp_path, content):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    result = shown(path)
+    assert result.exit_code == 1
+    assert str(path) in result.output.replace("\n", "")
+
+
+def test_a_folder_gets_a_message(tmp_path):
+    result = shown(tmp_path)
+    assert result.exit_code == 1
+    assert "which is a folder" in result.output
+
+
+def test_escape_sequences_in_a_file_do_not_reach_the_terminal(tmp_path):
+    path = ran(tmp_path / "run.jsonl", [GOOD, BAD, BAD, BAD])
+    records = as_it_was_before_checksums(path)
+    evil = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e"
+    records[0]["run"] |= {"formula": f"Cu4{evil}"}
+    records[-1]["reason"] = evil
+    records[2]["reasons"] = [evil]
+    written(path, records)
+    result = shown(path)
+    assert result.exit_code == 0
+    assert "Cu4\\x1b[2J" in result.output
+    assert not set(result.output) & set(evil) - set("[2J]0;owned31m")
+    path.write_text(f"{{{evil}\n", encoding="utf-8")
+    result = shown(path)
+    assert result.exit_code == 1
+    assert not set(result.output) & set(evil) - set("[2J]0;owned31m")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 
 import numpy as np
@@ -13,7 +14,13 @@ from ase.io import read, write
 from toys import POLICY, OfGeometry, ToyBackbone, copper
 from typer.testing import CliRunner
 
-from uqcalc import RecordError, ReliableCalculator, RunFileError, annotate_file
+from uqcalc import (
+    RecordError,
+    ReliableCalculator,
+    RunFileError,
+    UqcalcError,
+    annotate_file,
+)
 from uqcalc.cli import app
 from uqcalc.reading import frames_of, read_frames
 from uqcalc.runfile.file import read_run_file
@@ -205,3 +212,58 @@ def test_commands_and_run_files_take_species(tmp_path, trajectory):
         open_structure(read_run_file(run))
     run.write_text(f"{text}species: [Na, Cl]\n")
     assert set(open_structure(read_run_file(run)).symbols) == {"Na", "Cl"}
+
+
+# ------------------------------------------------------------------ damaged files
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), NotImplementedError("no Na"), KeyError(3)]
+)
+def test_a_frame_that_the_model_cannot_do_fails_by_itself(tmp_path, error):
+    class Limited(EMT):
+        def calculate(self, atoms=None, *args):
+            if "Au" in atoms.symbols:
+                raise error
+            super().calculate(atoms, *args)
+
+    good = copper()
+    bad = good.copy()
+    bad.symbols[0] = "Au"
+    write(tmp_path / "t.traj", [good, bad, good])
+    judge = ReliableCalculator(
+        ToyBackbone(Limited()), signals=[OfGeometry(lambda _: 0.1)], policy=POLICY
+    )
+    summary = annotate_file(tmp_path / "t.traj", tmp_path / "out.xyz", judge)
+    assert summary.frames == 3
+    assert [index for index, _ in summary.failed] == [1]
+    assert type(error).__name__ in read(tmp_path / "out.xyz", 1).info["uqcalc_error"]
+
+
+@pytest.mark.parametrize("ending", ["traj", "extxyz", "lammpstrj", "cif", "json"])
+def test_a_damaged_file_is_an_error_that_names_it(tmp_path, ending):
+    source, rng = tmp_path / f"t.{ending}", np.random.default_rng(0)
+    if ending == "lammpstrj":
+        source.write_text(dump(salt()) * 2)
+    else:
+        write(source, salt())
+    whole = source.read_bytes()
+    judge = ReliableCalculator(
+        ToyBackbone(EMT()), signals=[OfGeometry(lambda _: 0.1)], policy=POLICY
+    )
+    for trial in range(25):
+        content = bytearray(whole)
+        for place in rng.integers(0, len(whole), 1 + trial % 4):
+            content[place] = rng.integers(256)
+        source.write_bytes(
+            content[: len(content) if trial % 3 else rng.integers(len(whole))]
+        )
+        target = tmp_path / f"{trial}.xyz"
+        species = "Na,Cl" if ending == "lammpstrj" else None
+        try:
+            annotate_file(source, target, judge, species=species)
+        except UqcalcError as error:
+            assert str(source) in str(error)  # noqa: PT017
+        for path in (source, target):  # what was written is as sound
+            with contextlib.suppress(RecordError):
+                read_frames(path)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
 from typing import Any, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from uqcalc.errors import UqcalcError
 
@@ -30,7 +31,8 @@ def checked(
     ----------
     record : dataclass
         Its annotations say what each entry must be. Whole numbers pass for floats;
-        nothing else is converted.
+        nothing else is converted. Numbers must be finite, but for entries whose
+        default is NaN, and within dictionaries of anything.
     data : object
         What ``json.loads`` gave.
     what : str
@@ -98,7 +100,16 @@ def _entry(
 
 @lru_cache(maxsize=64)
 def _types(record: type) -> dict[str, TypeAdapter[Any]]:
-    return {name: TypeAdapter(hint) for name, hint in get_type_hints(record).items()}
+    hints = get_type_hints(record)
+    return {e.name: _adapter(hints[e.name], e.default) for e in fields(record)}
+
+
+def _adapter(hint: Any, default: object) -> TypeAdapter[Any]:
+    """Return what validates an entry; records within take no settings of ours."""
+    unknown = isinstance(default, float) and not math.isfinite(default)
+    if unknown or is_dataclass(hint):
+        return TypeAdapter(hint)
+    return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
 
 
 def _shown(value: object) -> str:

@@ -56,13 +56,16 @@ def _kind(path: Path) -> str:
     if path.is_file():
         with path.open("rb") as file:
             start = file.read(9)
-    if start[8:] == b"{":  # safetensors: the length of a JSON header, and the header
+    if start[8:] == b"{" and path.stat().st_size >= int.from_bytes(
+        start[:8], "little"
+    ):  # safetensors: the length of a JSON header, and the header
         return "probe"
     if start[:1] == b"{":
         return "log"
+    what = "a folder" if path.is_dir() else "something else"
     msg = (
         "file must be a probe (safetensors) or an event log (JSON lines), got "
-        f"{path}, which is {'something else' if start else 'empty or not there'}; "
+        f"{path}, which is {what if start or path.is_dir() else 'empty or not there'}; "
         "pass a probe of uqcalc fit, or a log of uqcalc run or of a Monitor"
     )
     raise RecordError(msg)
@@ -78,15 +81,25 @@ def head_facts(card: HeadCard) -> Facts:
         ("for the backbone", card.fingerprint),
         ("elements", " ".join(chemical_symbols[z] for z in card.elements)),
         ("cutoff", f"{card.cutoff:g} Å"),
-        ("frames", f"{training['frames']}, and {training['held_out']} held out"),
+        (
+            "frames",
+            f"{_known(training, 'frames')}, held out {_known(training, 'held_out')}",
+        ),
         (
             "on these",
-            f"RMSE {report['rmse_ev_per_angstrom']:.3f} eV/Å of forces of "
-            f"{report['force_rms_ev_per_angstrom']:.3f}, R² {report['r2']:.3f}",
+            f"RMSE {_known(report, 'rmse_ev_per_angstrom')} eV/Å of forces of "
+            f"{_known(report, 'force_rms_ev_per_angstrom')}, R² {_known(report, 'r2')}",
         ),
         ("uqcalc", card.uqcalc_version or "not stated"),
     ]
     return Facts("Distilled head", rows)
+
+
+def _known(entries: Mapping[str, Any], name: str) -> str:
+    value = entries.get(name)
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return str(value) if isinstance(value, int) else "not stated"
 
 
 def log_facts(log: LogSummary, name: str = "Run") -> Facts:
@@ -124,9 +137,10 @@ def _how(log: LogSummary) -> str:
             f"not yet, or killed after step {log.last_step}: the log has no end record"
         )
     if log.end["how"] == "halted":
-        return f"halted: {log.end['reason']}"
+        return f"halted: {log.end.get('reason', 'no reason given')}"
     words = {True: ", converged", False: ", not converged", None: ""}
-    return f"finished at step {log.end['step']}{words[log.end.get('converged')]}"
+    step = log.end.get("step")
+    return f"finished at step {step}{words[log.end.get('converged')]}"
 
 
 def _dynamics(run: Mapping[str, Any]) -> str:
@@ -138,11 +152,15 @@ def _dynamics(run: Mapping[str, Any]) -> str:
 def _limits(run: Mapping[str, Any]) -> str:
     thresholds = run.get("policy", {}).get("thresholds", ())
     return "; ".join(
-        f"{t['signal']}: SUSPECT above {t['suspect']:.4g}"
+        f"{t['signal']}: SUSPECT above {_limit(t['suspect'])}"
         f"{' and outside its promise' if t.get('promise') else ''}, UNRELIABLE above "
-        f"{t['unreliable']:.4g}"
+        f"{_limit(t['unreliable'])}"
         for t in thresholds
     )
+
+
+def _limit(value: float | None) -> str:
+    return "infinity" if value is None else f"{value:.4g}"
 
 
 def _target(probe: Mapping[str, Any]) -> str:
@@ -177,12 +195,12 @@ def _worst_row(record: Mapping[str, Any]) -> tuple[str, ...]:
         f"{name} {'not a number' if risk is None else f'{risk:.3g}'}"
         for name, risk in readings.items()
     ]
-    time, temperature = record["time_fs"], record["temperature_K"]
+    time, temperature = record["time_fs"], record.get("temperature_K")
     return (
         str(record["step"]),
         "" if time is None else f"{time:g}",
         "" if temperature is None else f"{temperature:.0f}",
         record["level"],
-        "; ".join(record["reasons"] or risks),
-        " ".join(map(str, record["worst_atoms"])),
+        "; ".join(record.get("reasons") or risks),
+        " ".join(map(str, record.get("worst_atoms", ()))),
     )

@@ -246,3 +246,14 @@ def test_a_promise_of_the_probe_is_the_policy_where_that_is_asked_for(read, tmp_
     assert threshold.promise == plain.card.meaning
     assert threshold.suspect == pytest.approx(0.16)
     assert threshold.unreliable == pytest.approx(0.9)
+
+
+def test_what_would_fill_the_memory_is_refused_before_it_is_read(read):
+    bomb = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    bomb += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    [problem] = problems(read, MD + "\n".join(bomb))
+    assert problem.startswith("line 4: the alias *a0 must be what it stands for")
+    [problem] = problems(read, MD + "# " + "x" * 300_000)
+    assert problem.startswith("must be at most 200000 bytes, got 300")
+    [problem] = problems(read, "a: " + "[" * 50_000)
+    assert "without end" in problem or "line 1" in problem

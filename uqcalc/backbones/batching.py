@@ -17,16 +17,20 @@ T = TypeVar("T")
 # Atoms in one native batch: enough to fill two cores, little enough for any memory.
 BATCH_ATOMS = 512
 
-# How a single geometry makes a model or its neighbour list fail ...
-_FRAME_FAULTS = (BackboneError, RuntimeError, ValueError, ArithmeticError, LookupError)
-# ... and what passes through, as it would befall the next one as well: full memory, a
-# broken device, a programming error. All are RuntimeErrors.
-_NOT_THE_FRAME = (
-    torch.OutOfMemoryError,
-    torch.AcceleratorError,
-    NotImplementedError,
-    RecursionError,
+# How a single geometry makes a model or its neighbour list fail; EMT, for one, raises
+# NotImplementedError for an element it does not know, and NumPy MemoryError for arrays
+# of a geometry that are too large ...
+_FRAME_FAULTS = (
+    BackboneError,
+    RuntimeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    MemoryError,
 )
+# ... and what passes through, as it would befall the next one as well: a full or broken
+# device, a programming error. All are RuntimeErrors.
+_NOT_THE_FRAME = (torch.OutOfMemoryError, torch.AcceleratorError, RecursionError)
 _LONGEST_REASON = 1000
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +41,28 @@ SpeciesOption = Annotated[
 
 def out() -> Console:
     """Return a console for results: paths and numbers stay as they are."""
-    return Console(soft_wrap=True, highlight=False, markup=False)
+    return _Plain(soft_wrap=True, highlight=False, markup=False)
+
+
+class _Plain(Console):
+    """A console on which foreign text cannot move the cursor or change colours."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(harmless(text), **options)
+
+
+def harmless(text: str) -> str:
+    r"""Return text whose control characters are spelled out, such as ``\x1b``.
+
+    Names in files, reasons in logs and messages of readers are foreign: an escape
+    sequence among them could hide a line, or rename a window. Line ends and tabs stay.
+    """
+    return "".join(
+        letter
+        if letter in "\n\t" or unicodedata.category(letter) not in {"Cc", "Cf", "Cs"}
+        else letter.encode("unicode_escape", "surrogatepass").decode()
+        for letter in text
+    )
 
 
 @contextmanager
@@ -79,4 +101,5 @@ def errors_as_messages(
 
 
 def _say(text: str, style: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(Text(text, style=style))
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(Text(harmless(text), style=style))

@@ -30,6 +30,10 @@ from uqcalc.runfile.sections import (
 from uqcalc.runfile.signals import ForceDeltaSection
 
 
+# Bytes of a run file; a long one with comments has two thousand.
+LARGEST = 200_000
+
+
 class RunFile(Section):
     """A whole run file: exactly one of ``md`` and ``relax``, the rest by default.
 
@@ -177,7 +181,19 @@ def read_run_file(path: str | os.PathLike[str]) -> RunFile:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Plain YAML in which a key may not be given twice."""
+    """Plain YAML without aliases, in which a key may not be given twice.
+
+    A few lines of aliases of aliases stand for more than any memory holds.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.get_event()
+            raise yaml.MarkedYAMLError(
+                problem=f"the alias *{event.anchor} must be what it stands for",
+                problem_mark=event.start_mark,
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:  # noqa: FBT001, FBT002
         seen = set()
@@ -194,8 +210,15 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 def _parsed(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise RunFileError(str(file), ["must be a file that exists"])
+    size = file.stat().st_size
+    if size > LARGEST:
+        problem = f"must be at most {LARGEST} bytes, got {size}: it is no run file"
+        raise RunFileError(str(file), [problem])
     try:
         data = yaml.load(file.read_bytes(), Loader=_Loader)
+    except RecursionError as error:
+        problem = "must be sections of key: value, got sections without end"
+        raise RunFileError(str(file), [problem]) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = "" if mark is None else f"line {mark.line + 1}: "

@@ -17,6 +17,7 @@ import numpy as np
 
 from uqcalc.errors import RecordError
 from uqcalc.files import GrowingFile, OneWriter, strict_json, writable
+from uqcalc.watching.logrecords import checked_step
 
 
 _MOST_NAMED = 6  # entries: another probe differs in dozens
@@ -94,9 +95,10 @@ class EventLog:
                 "choose another name"
             )
             raise RecordError(msg)
-        check_same_run(self.path, records[0]["run"], header["run"])
-        steps = [r["step"] for r in records if r.get("event") == "step"]
-        self.last_step = int(steps[-1]) if steps else None
+        check_same_run(self.path, records[0].get("run"), header["run"])
+        steps = [r for r in records if r.get("event") == "step"]
+        where = f"the last step in {self.path}"
+        self.last_step = checked_step(steps[-1], where) if steps else None
         self._checksum = found[-1][1]
         cut_torn_record(self.path)
 
@@ -230,11 +232,13 @@ def read_standing(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     """
     standing: list[tuple[int, int]] = []
     for number, record in enumerate(read_log(path)):
-        if record.get("event") == "step":
-            while standing and standing[-1][0] >= record["step"]:
-                standing.pop()
-        if record.get("event") in {"step", "warning"}:
-            standing.append((record["step"], number))
+        kind = record.get("event")
+        if kind not in ("step", "warning"):
+            continue
+        step = checked_step(record, f"record {number + 1} of {path}")
+        while kind == "step" and standing and standing[-1][0] >= step:
+            standing.pop()
+        standing.append((step, number))
     numbers = {number for _, number in standing}
     yield from (r for n, r in enumerate(read_log(path)) if n in numbers)
 
@@ -242,7 +246,7 @@ def read_standing(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
 def _parsed(line: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also of a number with too many digits
         record = None
     if not isinstance(record, dict):
         msg = (

@@ -13,6 +13,7 @@ from typing import Any
 from uqcalc.errors import RecordError
 from uqcalc.records import Level
 from uqcalc.watching.eventlog import read_log, read_standing
+from uqcalc.watching.logrecords import check_record
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,10 +73,10 @@ def summarise_log(path: str | os.PathLike[str], worst: int = 5) -> LogSummary:
     worst_first: list[tuple[tuple[int, float, int], dict[str, Any]]] = []
     warnings = 0
     for record in read_standing(path):
+        check_record(record, path)
         if record["event"] == "warning":
             warnings += 1
             continue
-        _check_step(record, path)
         first, last = first or record, record
         levels[record["level"]] += 1
         ranked = (_badness(record), record)
@@ -108,9 +109,11 @@ def _frame(
         kind = record.get("event")
         if header is None and (kind != "header" or "run" not in record):
             break
+        if kind in ("header", "end"):
+            check_record(record, path)
         if kind == "header":
             header, sessions = record, sessions + 1
-        if kind in {"header", "step", "end"}:
+        if kind in ("header", "step", "end"):
             end = record if kind == "end" else None
     if header is None:
         msg = (
@@ -119,15 +122,6 @@ def _frame(
         )
         raise RecordError(msg)
     return header, sessions, end
-
-
-def _check_step(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    if missing := {"step", "level", "readings", "time_fs"} - set(record):
-        msg = (
-            f"step records must have the entries {sorted(missing)}, got {path} with "
-            f"one that has only {sorted(record)}; the log is damaged, or not of uqcalc"
-        )
-        raise RecordError(msg)
 
 
 def _badness(record: Mapping[str, Any]) -> tuple[int, float, int]:

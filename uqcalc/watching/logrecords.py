@@ -1,0 +1,131 @@
+"""What the records of an event log must hold before anything is read from them.
+
+A log may be of another program, damaged, or edited by hand; those of versions before
+0.2 have no checksums. What a reader takes for a number must be one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from uqcalc.errors import RecordError
+
+
+_SHOWN = 60  # letters of a value in a message
+
+
+class _Entries(BaseModel):
+    """Some entries of a record; others are let through."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _Threshold(_Entries):
+    signal: str
+    suspect: float | None  # null: infinite
+    unreliable: float | None
+
+
+class _Policy(_Entries):
+    thresholds: list[_Threshold] = Field(default_factory=list)
+
+
+class _Probe(_Entries):
+    target: str
+    boundary: float
+    unit: str = ""
+
+
+class _About(_Entries):
+    input: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Run(_Entries):
+    policy: _Policy = _Policy()
+    probe: _Probe | None = None
+    about: _About | None = None
+    timestep_fs: float | None = None
+
+
+class _Header(_Entries):
+    run: _Run
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class _Step(_Entries):
+    step: int
+    level: Literal["RELIABLE", "SUSPECT", "UNRELIABLE"]
+    readings: dict[str, float | None]
+    time_fs: float | None
+    temperature_K: float | None = None
+    reasons: list[str] = Field(default_factory=list)
+    worst_atoms: list[int] = Field(default_factory=list)
+
+
+class _Warning(_Entries):
+    step: int
+
+
+class _Ended(_Entries):
+    how: Literal["finished", "halted"]
+    step: int | None = None
+    reason: str = ""
+    converged: bool | None = None
+    flagged_written: int = 0
+
+
+_KINDS: Mapping[str, type[_Entries]] = {
+    "header": _Header,
+    "step": _Step,
+    "warning": _Warning,
+    "end": _Ended,
+}
+
+
+def check_record(record: Mapping[str, Any], path: object) -> None:
+    """Refuse a record whose entries are missing or of another type.
+
+    Raises
+    ------
+    RecordError
+        Naming the entry, and what it is.
+    """
+    kind = record.get("event")
+    model = _KINDS.get(kind) if isinstance(kind, str) else None
+    if model is None:
+        return
+    try:
+        model.model_validate(record)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        shown = json.dumps(first["input"], ensure_ascii=False, default=repr)
+        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+        msg = (
+            f"{kind} records of an event log must hold what uqcalc writes, got {path} "
+            f"with {where} = {shown} ({first['msg'].lower()}); the log is damaged, "
+            "or not of uqcalc"
+        )
+        raise RecordError(msg) from error
+
+
+def checked_step(record: Mapping[str, Any], where: str) -> int:
+    """Return the step of a record.
+
+    Raises
+    ------
+    RecordError
+        If it has none.
+    """
+    step = record.get("step")
+    if not isinstance(step, int) or isinstance(step, bool):
+        msg = (
+            f"{where} must say of which step it is, got {json.dumps(step)[:_SHOWN]}; "
+            "the log is damaged, or not of uqcalc"
+        )
+        raise RecordError(msg)
+    return step
