@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import bulk
+from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from ase.io import read, write
 from toys import POLICY, OfGeometry, ToyBackbone, copper
@@ -240,6 +241,16 @@ def test_a_frame_that_the_model_cannot_do_fails_by_itself(tmp_path, error):
     assert type(error).__name__ in read(tmp_path / "out.xyz", 1).info["uqcalc_error"]
 
 
+class Flat(Calculator):
+    """Knows every element and structure: only the reading can fail."""
+
+    implemented_properties = ("energy", "forces")
+
+    def calculate(self, atoms=None, *args):
+        super().calculate(atoms, *args)
+        self.results = {"energy": 0.0, "forces": np.zeros((len(atoms), 3))}
+
+
 @pytest.mark.parametrize("ending", ["traj", "extxyz", "lammpstrj", "cif", "json"])
 def test_a_damaged_file_is_an_error_that_names_it(tmp_path, ending):
     source, rng = tmp_path / f"t.{ending}", np.random.default_rng(0)
@@ -249,7 +260,7 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path, ending):
         write(source, salt())
     whole = source.read_bytes()
     judge = ReliableCalculator(
-        ToyBackbone(EMT()), signals=[OfGeometry(lambda _: 0.1)], policy=POLICY
+        ToyBackbone(Flat()), signals=[OfGeometry(lambda _: 0.1)], policy=POLICY
     )
     for trial in range(25):
         content = bytearray(whole)

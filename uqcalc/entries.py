@@ -66,6 +66,30 @@ def checked(
     }
 
 
+def check_some(
+    hints: Mapping[str, Any],
+    data: Mapping[str, Any],
+    what: str,
+    error: type[UqcalcError],
+    remedy: str = "the file is damaged, make it again",
+) -> None:
+    """Refuse entries that are missing, of another type, or not finite.
+
+    ``hints`` gives the type of each that is read; others pass.
+
+    Raises
+    ------
+    UqcalcError
+        Of the class ``error``; the entry is named.
+    """
+    for name, hint in hints.items():
+        if name not in data:
+            msg = f"{what} must have the entry {name!r}, got {sorted(data)}; {remedy}"
+            raise error(msg)
+        kind = _adapter(hint, None)
+        _entry(kind, data[name], f"entry {name!r} of {what}", error, remedy)
+
+
 def check_elements(
     numbers: object, what: str, error: type[UqcalcError], remedy: str
 ) -> None:

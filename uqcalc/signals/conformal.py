@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Self, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, final
 
 import numpy as np
 import torch
@@ -66,6 +66,14 @@ class ConformalInterval(FittedSignal):
     """
 
     kind = "conformal_interval"
+    settings_read: ClassVar[Mapping[str, Any]] = {
+        "target": Literal["forces", "energy", "energy_per_atom", "atom_forces"],
+        "coverage": float,
+        "factor": float,
+        "floor": float,
+        "signal": str,
+        "base": dict[str, Any],
+    }
 
     def __init__(
         self, card: SignalCard, base: Signal, held_out: HeldOut | None = None

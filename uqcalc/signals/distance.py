@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self, final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, final
 
 import numpy as np
 import torch
@@ -55,6 +55,10 @@ class LatentDistance(FittedSignal):
     """
 
     kind = "latent_distance"
+    settings_read: ClassVar[Mapping[str, Any]] = {
+        "kind": Literal["mahalanobis", "nearest"],
+        "reduce": Literal["mean", "max"],
+    }
 
     def __init__(
         self, card: SignalCard, distance: PerElement, held_out: HeldOut | None = None

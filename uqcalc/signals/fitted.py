@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.elements import ElementsSeen
+from uqcalc.entries import check_some
 from uqcalc.errors import LabelError, SignalError
 from uqcalc.policy import Threshold
 from uqcalc.quantiles import group_quantile
@@ -39,6 +40,8 @@ class FittedSignal(ABC):
 
     kind: ClassVar[str]
     kinds: ClassVar[dict[str, type[FittedSignal]]] = {}
+    # Types of the settings on its card that it reads.
+    settings_read: ClassVar[Mapping[str, Any]] = {}
     name: str
     remedy = "fit the signal for a backbone that gives them"
     requires: frozenset[str] = frozenset({"features"})
@@ -48,6 +51,8 @@ class FittedSignal(ABC):
         cls.kinds[cls.kind] = cls
 
     def __init__(self, card: SignalCard, held_out: HeldOut | None = None) -> None:
+        what = f"settings of {card.kind}"
+        check_some(self.settings_read, card.settings, what, SignalError, FILE.otherwise)
         self.card = card
         self.held_out = held_out or HeldOut.none()
         self.name = card.kind

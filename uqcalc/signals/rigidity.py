@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self, final
+from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
 import numpy as np
 import torch
@@ -54,6 +54,7 @@ class PredictionRigidity(FittedSignal):
     """
 
     kind = "prediction_rigidity"
+    settings_read: ClassVar[Mapping[str, Any]] = {"per_atom": bool}
 
     def __init__(
         self, card: SignalCard, rigidity: Rigidity, held_out: HeldOut | None = None
