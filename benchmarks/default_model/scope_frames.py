@@ -2,10 +2,12 @@
 
 Kinds: ``small`` (2 to 7 atoms, rattled and scaled), ``mmff`` (thermal frames of a force
 field, 300 to 2500 K, all molecules), ``stretch`` (one bond at 0.6 to 2.5 times its
-length, hydrogens pulled off to 8 Å among them), ``dimer`` (two molecules, 1.2 to 8 Å
-apart), ``cluster`` (2 to 12 equal molecules), ``scaled`` (the whole molecule at 0.75 to
-1.5 times its size) and ``large`` (drugs of 27 to 50 atoms, as ``mmff`` and
-``stretch``). Every split has molecules of its own; a dimer belongs to its first one.
+length, hydrogens pulled off to 8 Å among them; of training molecules also of nearly
+relaxed ones at 1.2 to 1.6 times, where the potential begins to fail), ``dimer`` (two
+molecules, 1.2 to 8 Å apart), ``cluster`` (2 to 12 equal molecules), ``scaled`` (the
+whole molecule at 0.75 to 1.5 times its size) and ``large`` (drugs of 27 to 50 atoms, as
+``mmff`` and ``stretch``). Every split has molecules of its own; a dimer belongs to its
+first one.
 
 The reference is what the backbone was trained on: GFN2-xTB of the whole system with as
 few unpaired electrons as its number allows (none, one for radicals), smeared over
@@ -73,13 +75,22 @@ LARGE = {
         "CC12CCC(CC1CCC2O)C(=O)OC",
     ],
 }  # fmt: skip
+# Of training alone: molecules of 15 to 30 atoms, with a few stretched bonds each.
+PARTLY = [
+    "CCOC(=O)c1ccccc1", "CC(C)CC(N)C(=O)O", "OCCc1ccccc1", "CCCCCC(=O)O",
+    "CC(=O)Oc1ccccc1", "NC(=O)c1cccnc1", "COc1ccc(C=O)cc1O", "CC1CCCCC1O",
+    "CCCNC(=O)CC", "CN(C)CCO", "CC(O)CN1CCOCC1", "NCCc1c[nH]cn1", "CCC(C)OC(C)=O",
+    "Cc1ccc(O)c(C)c1", "CC(C)=CCCC(C)=CCO", "CCN(CC)C(=O)c1ccccc1",
+]  # fmt: skip
 COUNTS = {
     "small": 16, "small_stretch": 12, "mmff": 12, "stretch": 8, "dimer": 3,
     "cluster": 8, "scaled": 2, "large_mmff": 10, "large_stretch": 16,
+    "partly": 4, "more_partly": 12,
 }  # fmt: skip
 START_K, END_K, MMFF_STEPS, STEP_FS = 300.0, 2500.0, 1400, 0.5
 FRICTION_PER_FS = 0.05
 KCAL_MOL = units.kcal / units.mol
+_LEAST_PARTLY = 12  # atoms; smaller molecules have stretched bonds enough
 
 
 @dataclass(frozen=True)
@@ -128,12 +139,17 @@ def side(atoms: Atoms, bond: tuple[int, int]) -> np.ndarray | None:
     return None if bond[0] in seen else np.array(sorted(seen))
 
 
-def stretched(atoms: Atoms, rng: np.random.Generator) -> tuple[Atoms, float]:
+def stretched(
+    atoms: Atoms,
+    rng: np.random.Generator,
+    factors: tuple[float, float] = (0.6, 2.5),
+    off: float = 0.125,
+) -> tuple[Atoms, float]:
     """Return a copy with one bond shorter or longer, and the factor.
 
     Half of the time the bond is to hydrogen where there is one. A fragment moves as a
-    whole; in rings, and in one of four, the atom moves alone. One in eight atoms or
-    fragments is pulled off to 8 Å.
+    whole; in rings, and in one of four, the atom moves alone. The share ``off`` of
+    atoms or fragments is pulled off to 8 Å.
     """
     known = bonds(atoms) or [nearest(atoms)]
     of_hydrogen = [b for b in known if 1 in atoms.numbers[list(b)]]
@@ -150,8 +166,8 @@ def stretched(atoms: Atoms, rng: np.random.Generator) -> tuple[Atoms, float]:
         moving = np.array([second])
     along = atoms.positions[second] - atoms.positions[first]
     length = float(np.linalg.norm(along))
-    factor = rng.uniform(0.6, 2.5)
-    if rng.random() < 0.125:
+    factor = rng.uniform(*factors)
+    if rng.random() < off:
         factor = rng.uniform(2.5, 8.0) / length
     copy = atoms.copy()
     copy.positions[moving] += (factor - 1) * along
@@ -287,6 +303,18 @@ def of_molecule(smiles: str, partners: list[str], *, large: bool) -> Iterator[Ma
         yield Made("dimer", beside(mine, other, gap, rng), factor=gap)
 
 
+def partly_stretched(smiles: str, count: int) -> Iterator[Made]:
+    """Make bonds at 1.2 to 1.6 times their length, and the molecule as it relaxes."""
+    atoms = embed(smiles, seed_of(smiles, "partly"))
+    if len(atoms) < _LEAST_PARTLY:
+        return
+    rng = np.random.default_rng(seed_of(smiles, "partly"))
+    yield Made("mmff", atoms)
+    for _ in range(count):
+        copy, factor = stretched(rattled(atoms, rng, 0.01), rng, (1.2, 1.6), 0.0)
+        yield Made("stretch", copy, factor=factor)
+
+
 def of_clusters(split: str) -> Iterator[tuple[str, Made]]:
     """Make the clusters of a split; each size is a group of its own."""
     for smiles, sizes in CLUSTERS[split].items():
@@ -313,6 +341,12 @@ def of_split(split: str, molecules: list[str]) -> Iterator[tuple[str, Made]]:
     for smiles in LARGE[split]:
         for made in of_molecule(smiles, [], large=True):
             yield smiles, made
+    if split != "probe_train":
+        return
+    counts = dict.fromkeys(molecules, COUNTS["partly"])
+    counts |= dict.fromkeys(PARTLY, COUNTS["more_partly"])
+    for smiles, count in counts.items():
+        yield from ((smiles, made) for made in partly_stretched(smiles, count))
 
 
 def zlib_even(smiles: str) -> bool:
