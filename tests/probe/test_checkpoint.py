@@ -251,7 +251,7 @@ def test_unseen_element_gives_no_number(saved, backbone):
     atoms = rattled("CH3SH")
     atoms.calc = ReliableCalculator(backbone, saved)
     assessment = atoms.calc.assess(atoms)
-    (reading,) = assessment.readings
+    reading = assessment.reading("probe")
     assert math.isnan(reading.risk)
     assert "['S']" in reading.note
     assert math.isnan(atoms.calc.results["probe_reliability"])
