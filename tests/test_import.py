@@ -3,10 +3,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
+from importlib.resources import files
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 import uqcalc
+import uqcalc.distillation
+import uqcalc.signals
+from uqcalc.distillation.card import FILE as HEAD, HeadCard
+from uqcalc.signals.card import FILE as SIGNAL, SignalCard
+from uqcalc.tensorfile import CHECKSUM, checksum
 
 
 PROBE = """
@@ -47,12 +56,68 @@ def test_names_that_do_not_exist_are_attribute_errors():
     assert set(uqcalc.__all__) <= set(dir(uqcalc))
 
 
-def test_static_and_lazy_names_agree():
+@pytest.mark.parametrize("package", [uqcalc, uqcalc.signals, uqcalc.distillation])
+def test_static_and_lazy_names_agree(package):
     """What type checkers see under TYPE_CHECKING is what is loaded at run time."""
     import ast
     from pathlib import Path
 
-    tree = ast.parse(Path(uqcalc.__file__).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(package.__file__).read_text(encoding="utf-8"))
     [block] = [node for node in tree.body if isinstance(node, ast.If)]
     static = {alias.name: node.module for node in block.body for alias in node.names}
-    assert static == {name: f"uqcalc.{home}" for name, home in uqcalc._HOME.items()}
+    at = package.__name__
+    assert static == {name: f"{at}.{home}" for name, home in package._HOME.items()}
+    assert set(package.__all__) <= set(dir(package))
+    assert all(getattr(package, name).__name__ == name for name in package.__all__)
+
+
+CARD = """
+import sys
+sys.modules["torch"] = sys.modules["sklearn"] = None  # an import of them fails
+from typer.testing import CliRunner
+from uqcalc.cli import app
+done = CliRunner().invoke(app, ["info", sys.argv[1]])
+print(done.output)
+if done.exception is not None:
+    raise done.exception
+"""
+
+
+def card_without_torch(path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", CARD, str(path)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_card_of_a_probe_is_told_without_torch():
+    told = card_without_torch(files("uqcalc") / "data" / "default.probe")
+    assert "P(RMS force error" in told
+
+
+def write(path, key, card):
+    """Write a file of one tensor that has a card and its checksum, without torch."""
+    tensors = {"a": np.zeros(2)}
+    metadata = {key: json.dumps(card)}
+    metadata[CHECKSUM] = checksum(save(tensors, metadata))
+    path.write_bytes(save(tensors, metadata))
+
+
+def test_cards_of_heads_and_signals_are_told_without_torch(tmp_path):
+    path = tmp_path / "file"
+    given = {"fingerprint": "toy", "elements": [29]}
+    head = HeadCard(**given, features=3, vectors=0, cutoff=5.0, hidden=8)
+    write(path, HEAD.key, asdict(head))
+    assert "Distilled head" in card_without_torch(path)
+    signal = SignalCard("latent_distance", **given, feature_dim=3, risk="distance")
+    write(path, SIGNAL.key, asdict(signal))
+    assert "latent distance" in card_without_torch(path)
+    # a class is known by the name on a card, though nothing has imported it
+    code = "import sys, uqcalc; uqcalc.load_signal(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True
+    )
+    assert "must hold all it was saved with" in done.stderr

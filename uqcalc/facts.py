@@ -15,7 +15,7 @@ from uqcalc.watching.logsummary import LogSummary, summarise_log
 
 
 if TYPE_CHECKING:
-    from uqcalc.distillation.head import HeadCard
+    from uqcalc.distillation.card import HeadCard
 
 
 def file_facts(path: str | os.PathLike[str]) -> Facts:
@@ -36,9 +36,8 @@ def file_facts(path: str | os.PathLike[str]) -> Facts:
 
 def _card_facts(path: str | os.PathLike[str]) -> Facts:
     """Say what the card of a file of tensors holds; a probe, if it is none of ours."""
-    from uqcalc.distillation.head import FILE as HEAD_FILE, HeadCard
-    from uqcalc.probe.card import Card
-    from uqcalc.probe.checkpoint import FILE as PROBE_FILE
+    from uqcalc.distillation.card import FILE as HEAD_FILE, HeadCard
+    from uqcalc.probe.card import FILE as PROBE_FILE, Card
     from uqcalc.probe.reporting.cardfacts import card_facts
     from uqcalc.signals.card import FILE as SIGNAL_FILE, SignalCard
     from uqcalc.signals.facts import signal_facts

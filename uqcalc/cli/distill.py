@@ -43,7 +43,7 @@ def distill(  # noqa: PLR0913  (one option each)
     """
     with errors_as_messages():
         import uqcalc
-        from uqcalc.distillation.head import FILE
+        from uqcalc.distillation.card import FILE
         from uqcalc.reading import read_frames
 
         FILE.target(output)

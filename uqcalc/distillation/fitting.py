@@ -17,7 +17,8 @@ from ase.calculators.calculator import BaseCalculator
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.batching import batches, predict_each
 from uqcalc.backbones.registry import tap
-from uqcalc.distillation.head import DistilledHead, HeadCard, make_network
+from uqcalc.distillation.card import HeadCard
+from uqcalc.distillation.head import DistilledHead, make_network
 from uqcalc.distillation.network import DirectNetwork, neighbours
 from uqcalc.errors import LabelWarning, ModelError
 from uqcalc.nodraws import NoDraws

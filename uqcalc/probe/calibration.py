@@ -1,24 +1,25 @@
-"""From a score to a probability: Platt or isotonic, at any boundary, monotone."""
+"""From a score to a probability: Platt or isotonic, at any boundary, monotone.
+
+Every card holds one: what only fits or applies it (torch, scikit-learn, SciPy) is
+imported there, so that a card is read without.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
-from scipy.special import expit, logit
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold
 
 from uqcalc.entries import checked
 from uqcalc.errors import LabelError, ProbeError
 
+
+if TYPE_CHECKING:
+    import torch
 
 # Steps of an isotonic curve hold this many labels, and it is tried only where there
 # are so many steps: fewer would be noise.
@@ -140,7 +141,7 @@ class Calibration:
         knots = _isotonic(straight, reliable, groups)
         bent = straight
         if knots:
-            bent = _interpolate(torch.from_numpy(straight), knots).numpy()
+            bent = _bent(straight, knots)
         boundaries, shifts = _shifts(bent, truth, boundary)
         return cls(slope, intercept, knots, boundaries, shifts, len(scores))
 
@@ -149,6 +150,9 @@ def _widened(
     slope: float, intercept: float, scores: NDArray[np.float64], factor: float
 ) -> tuple[float, float]:
     """Return slope and intercept of ``factor`` times the slope, of the same mean P."""
+    from scipy.optimize import brentq
+    from scipy.special import expit
+
     wanted = float(expit(slope * scores + intercept).mean())
     centred = factor * slope * (scores - scores.mean())
     level = brentq(lambda c: expit(centred + c).mean() - wanted, -60.0, 60.0)
@@ -159,6 +163,9 @@ def _shifts(
     logits: NDArray[np.float64], errors: NDArray[np.float64], boundary: float
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return boundaries and the shift at which each is right in the mean."""
+    from scipy.optimize import brentq
+    from scipy.special import expit
+
     wanted = np.percentile(errors, _PERCENTILES)
     levels = np.unique([*wanted[wanted > 0], boundary])
     shifts = []
@@ -177,13 +184,13 @@ def _isotonic(
     """Return knots if, on groups left out, they beat the straight line; else none."""
     if len(logits) < _STEP * _FEWEST_STEPS or len(set(groups)) < _STEP * _FOLDS:
         return ()
+    from sklearn.model_selection import GroupKFold
+
     gain = 0.0
     for fit, judge in GroupKFold(_FOLDS).split(logits, groups=groups):
-        bent = _interpolate(
-            torch.from_numpy(logits[judge]), _knots(logits[fit], reliable[fit])
-        )
+        bent = _bent(logits[judge], _knots(logits[fit], reliable[fit]))
         truth = reliable[judge]
-        gain += float(np.sum(_loss(logits[judge], truth) - _loss(bent.numpy(), truth)))
+        gain += float(np.sum(_loss(logits[judge], truth) - _loss(bent, truth)))
     # one unit of log likelihood a parameter, as Akaike's criterion asks
     return _knots(logits, reliable) if gain > 2.0 else ()
 
@@ -195,6 +202,9 @@ def _loss(logits: NDArray[np.float64], truth: NDArray[np.bool_]) -> NDArray[np.f
 def _knots(
     logits: NDArray[np.float64], reliable: NDArray[np.bool_]
 ) -> tuple[tuple[float, float], ...]:
+    from scipy.special import logit
+    from sklearn.isotonic import IsotonicRegression
+
     order = np.argsort(logits, kind="stable")
     steps = np.array_split(order, len(order) // _STEP)
     before = np.array([logits[step].mean() for step in steps])
@@ -213,6 +223,8 @@ def _knots(
 def _on(
     knots: tuple[tuple[float, float], ...], device: torch.device, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
     with torch.inference_mode(mode=False):
         before, after = torch.tensor(knots, device=device, dtype=dtype).unbind(dim=1)
     return before.contiguous(), after.contiguous()
@@ -222,12 +234,24 @@ def _interpolate(
     values: torch.Tensor, knots: tuple[tuple[float, float], ...]
 ) -> torch.Tensor:
     """Return the piecewise straight line through ``knots``; NaN stays NaN."""
+    import torch
+
     before, after = _on(knots, values.device, values.dtype)
     right = torch.searchsorted(before, values.detach()).clamp(1, len(knots) - 1)
     left = right - 1
     slope = (after[right] - after[left]) / (before[right] - before[left])
     inside = values.clamp(before[0], before[-1])
     return after[left] + slope * (inside - before[left]) + (values - inside)
+
+
+def _bent(
+    logits: NDArray[np.float64], knots: tuple[tuple[float, float], ...]
+) -> NDArray[np.float64]:
+    """Return `_interpolate` of numbers that are not in a tensor."""
+    import torch
+
+    bent: NDArray[np.float64] = _interpolate(torch.from_numpy(logits), knots).numpy()
+    return bent
 
 
 def platt(margin: ArrayLike, reliable: ArrayLike) -> tuple[float, float]:
@@ -261,6 +285,8 @@ def platt(margin: ArrayLike, reliable: ArrayLike) -> tuple[float, float]:
         raise LabelError(msg)
     hits, misses = int(truth.sum()), int((~truth).sum())
     target = np.where(truth, (hits + 1) / (hits + 2), 1 / (misses + 2))
+    from sklearn.linear_model import LogisticRegression
+
     # a soft target is both classes at once, weighted
     scale = float(margins.std()) or 1.0
     model = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(

@@ -19,11 +19,22 @@ from uqcalc.probe.promise import Promise
 from uqcalc.probe.scope import Scope
 from uqcalc.probe.worst import AtomFloor
 from uqcalc.quantities import UNITS
+from uqcalc.tensorfile import Kind
 
 
 SCHEMA = 4
 CHECKED_SINCE = 4  # files of earlier schemas may lack a checksum
 _JOINED_SINCE = 3  # earlier ones read their numbers otherwise
+FILE = Kind(
+    name="probe",
+    key="uqcalc_probe",
+    error=ProbeError,
+    make="fit one with uqcalc.fit",
+    otherwise="copy it again, or use Probe.from_official for a checkpoint of the PROBE "
+    "authors",
+    checked_since=CHECKED_SINCE,
+    infinite=("joined.limit", "joined.known"),  # of probes that have no scope
+)
 ARCHITECTURES = ("joined", "standard", "probe-2026")
 JOINED_ARCHITECTURE = "joined"  # attention and other paths
 RAW_ARCHITECTURE = "probe-2026"  # published layout: energy and atom count enter raw

@@ -17,25 +17,13 @@ from uqcalc.backbones.prediction import Prediction
 from uqcalc.elements import ElementsSeen
 from uqcalc.errors import ProbeError
 from uqcalc.nodraws import NoDraws
-from uqcalc.probe.card import CHECKED_SINCE, Card
+from uqcalc.probe.card import FILE, Card
 from uqcalc.probe.inputs import Statistics
 from uqcalc.probe.joined import Joined, JoinedShape
 from uqcalc.probe.labelling.seen import Seen
 from uqcalc.probe.network import ProbeNetwork, Shape
 from uqcalc.probe.paths import ProbePaths
-from uqcalc.tensorfile import Kind, load_state
-
-
-FILE = Kind(
-    name="probe",
-    key="uqcalc_probe",
-    error=ProbeError,
-    make="fit one with uqcalc.fit",
-    otherwise="copy it again, or use Probe.from_official for a checkpoint of the PROBE "
-    "authors",
-    checked_since=CHECKED_SINCE,
-    infinite=("joined.limit", "joined.known"),  # of probes that have no scope
-)
+from uqcalc.tensorfile import load_state
 
 
 class Probe(ProbePaths):

@@ -34,7 +34,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 from uqcalc.entries import checked
 from uqcalc.errors import LabelError, ProbeError
@@ -432,7 +432,9 @@ def groups_enough(
         tested = (n >= 1) & (level > 0) & (errs < risk)
         n = np.where(tested, n, 1.0).astype(np.int64)
         level = np.where(tested, level, 0.5)
-        allowed = stats.binom.ppf(level, n, risk)
+        from scipy.stats import binom  # slow to import; cards need none of it
+
+        allowed = binom.ppf(level, n, risk)
         allowed -= special.bdtr(allowed, n, risk) > level
         chance = special.bdtr(np.maximum(allowed, 0), n, errs)
         likely |= tested & (allowed >= 0) & (chance >= _SURE)

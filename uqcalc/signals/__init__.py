@@ -1,19 +1,46 @@
 """Signals: what one forward pass says about its own reliability."""
 
-from uqcalc.signals.base import Signal, TensorReading
-from uqcalc.signals.card import SignalCard
-from uqcalc.signals.confidence import OrbConfidence
-from uqcalc.signals.conformal import ConformalInterval
-from uqcalc.signals.distance import LatentDistance
-from uqcalc.signals.fitted import FittedSignal, load_signal
-from uqcalc.signals.force_delta import ForceDelta
-from uqcalc.signals.physics import MaxForce
-from uqcalc.signals.probe import ProbeSignal
-from uqcalc.signals.rigidity import PredictionRigidity
-from uqcalc.signals.samples import Split
-from uqcalc.signals.sanity import Sanity
-from uqcalc.signals.spread import EnergySpread, ForceSpread, StressSpread
+from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from uqcalc.signals.base import Signal, TensorReading
+    from uqcalc.signals.card import SignalCard
+    from uqcalc.signals.confidence import OrbConfidence
+    from uqcalc.signals.conformal import ConformalInterval
+    from uqcalc.signals.distance import LatentDistance
+    from uqcalc.signals.fitted import FittedSignal, load_signal
+    from uqcalc.signals.force_delta import ForceDelta
+    from uqcalc.signals.physics import MaxForce
+    from uqcalc.signals.probe import ProbeSignal
+    from uqcalc.signals.rigidity import PredictionRigidity
+    from uqcalc.signals.samples import Split
+    from uqcalc.signals.sanity import Sanity
+    from uqcalc.signals.spread import EnergySpread, ForceSpread, StressSpread
+
+# Public name -> module, loaded on first use: cards are read without torch.
+_HOME = {
+    "ConformalInterval": "conformal",
+    "EnergySpread": "spread",
+    "FittedSignal": "fitted",
+    "ForceDelta": "force_delta",
+    "ForceSpread": "spread",
+    "LatentDistance": "distance",
+    "MaxForce": "physics",
+    "OrbConfidence": "confidence",
+    "PredictionRigidity": "rigidity",
+    "ProbeSignal": "probe",
+    "Sanity": "sanity",
+    "Signal": "base",
+    "SignalCard": "card",
+    "Split": "samples",
+    "StressSpread": "spread",
+    "TensorReading": "base",
+    "load_signal": "fitted",
+}
 
 __all__ = [
     "ConformalInterval",
@@ -34,3 +61,14 @@ __all__ = [
     "TensorReading",
     "load_signal",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

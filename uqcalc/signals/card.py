@@ -1,4 +1,7 @@
-"""The card of a fitted signal, and what was held out of its fit."""
+"""The card of a fitted signal, and what was held out of its fit.
+
+Reading a card takes no torch.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
@@ -17,6 +19,9 @@ from uqcalc.entries import check_elements, checked
 from uqcalc.errors import SignalError
 from uqcalc.tensorfile import Kind
 
+
+if TYPE_CHECKING:
+    import torch
 
 SCHEMA = 2
 FILE = Kind(
@@ -106,6 +111,8 @@ class HeldOut:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return both for a file."""
+        import torch
+
         return {
             "held_out.risks": torch.from_numpy(np.asarray(self.risks, dtype=float)),
             "held_out.groups": torch.from_numpy(np.asarray(self.groups, dtype=int)),

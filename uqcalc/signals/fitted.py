@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -25,6 +26,7 @@ from uqcalc.signals.card import FILE, SCHEMA, HeldOut, SignalCard, read_signal
 from uqcalc.signals.samples import Samples
 
 
+_OWN = ("conformal", "distance", "rigidity")  # modules of the classes of our own
 Fitted = TypeVar("Fitted", bound="FittedSignal")
 
 
@@ -201,6 +203,8 @@ def load_signal(path: str | os.PathLike[str]) -> FittedSignal:
 
 def known_kind(card: SignalCard) -> type[FittedSignal]:
     """Return the class that a card is of."""
+    for name in _OWN:  # a class is known once its module was imported
+        import_module(f"uqcalc.signals.{name}")
     if card.kind not in FittedSignal.kinds:
         msg = (
             f"fitted signal must be one of {sorted(FittedSignal.kinds)}, got "

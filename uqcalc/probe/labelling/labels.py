@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 from ase import Atoms
 from numpy.typing import ArrayLike, NDArray
 
-from uqcalc.backbones.base import Prediction
 from uqcalc.errors import LabelError
 from uqcalc.quantities import ENERGY_TARGETS, check_target, parse_quantity
 
+
+if TYPE_CHECKING:
+    from uqcalc.backbones.base import Prediction
 
 # A choice, not a measurement: what runs do at it has not been counted yet. Errors of
 # sound runs of ethanol at 300 K were 20 to 57 meV/Å; labels at 300 to 1500 K had 51 at
