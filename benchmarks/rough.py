@@ -138,7 +138,7 @@ def kept(old: Path, data: Path, count: int, seed: int) -> tuple[int, int, int] |
     then = ReliableCalculator(backbone, Probe.load(old))
     boundary = Probe.load(old).card.boundary
     was, still, sanity = 0, 0, 0
-    for row in chosen[: 4 * count]:
+    for row in chosen[: 12 * count]:
         atoms = frames[row]
         reference = np.asarray(atoms.arrays.get("forces", atoms.get_forces()))
         try:
