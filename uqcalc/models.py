@@ -76,7 +76,10 @@ def open_model(
     if kind not in _OPENERS or (kind in SHIPPED_PROBES and detail):
         msg = f"model must be one of {', '.join(_USAGE)}, got {name!r}"
         if kind not in _OPENERS and Path(name).is_file():
-            msg += f", a file; if MACE saved it, and you trust it, write mace:{name}"
+            msg += (
+                f", which is a file; if MACE saved it and you trust it, write "
+                f"mace:{name}; a probe goes to --probe"
+            )
         raise ModelError(msg)
     import torch
 

@@ -116,7 +116,7 @@ def broken():
         r"got \['S'\]": molecule("SH2"),
         r"positions must be finite.* at atoms \[2\]": nan,
         "cell must be finite": cell,
-        "energy and forces must be finite": twice,
+        "energy and forces .*must be finite": twice,
         "at least one atom": Atoms(),
     }
 
@@ -182,7 +182,6 @@ def test_what_a_model_raises_on_a_frame_is_its_reason(error):
     "error",
     [
         KeyboardInterrupt(),
-        MemoryError(),
         torch.OutOfMemoryError(),
         torch.AcceleratorError("device-side assert"),
         AttributeError("a bug"),

@@ -36,7 +36,7 @@ def test_distill_writes_a_head_and_says_how_good_it_is(frames, tmp_path):
     told = CliRunner().invoke(app, ["info", str(output)])
     assert told.exit_code == 0, told.output
     assert "Distilled head" in told.stdout
-    assert "27, and 3 held out" in told.stdout
+    assert "27, held out 3" in told.stdout
 
 
 def test_nothing_else_is_written_over(frames):

@@ -112,7 +112,7 @@ def test_a_probe_given_as_the_model_is_recognised(data, tmp_path):
     words = ["fit", data, "-o", tmp_path / "my.probe", "--device", "cpu"]
     done = invoke(*words, "--model", data)
     assert done.exit_code == 1
-    assert "must be a file that MACE saved" in done.stderr
+    assert "if MACE saved it and you trust it, write mace:" in done.stderr
     assert "a probe goes to --probe" in done.stderr
 
 

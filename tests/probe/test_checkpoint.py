@@ -199,7 +199,7 @@ def test_files_that_are_no_probe_are_refused(tmp_path):
         ({"target": "stress"}, "target must be .* got 'stress'"),
         ({"architecture": "probe-2031"}, "got 'probe-2031'"),
         ({"architecture": "probe-2026"}, "input statistics"),
-        ({"boundary": math.nan}, "boundary .* got nan eV/Å"),
+        ({"boundary": math.nan}, "boundary.* got nan"),
         ({"boundary": -0.1}, "boundary .* got -0.1 eV/Å"),
         ({"suspect": 0.3}, "cutoffs .* suspect=0.3"),
         ({"colour": "red"}, "must have the entries .* got .*colour"),

@@ -131,7 +131,12 @@ def percent_encoded(text: str) -> str:
 def left_out_of(atoms: Atoms) -> tuple[str, ...]:
     """Return what of a frame its file does not hold, as ``info`` names it."""
     text = atoms.info.get(LEFT_OUT_KEY)
-    return () if text is None else tuple(unquote(str(text)).split("; "))
+    if text is None:
+        return ()
+    try:
+        return tuple(map(str, json.loads(unquote(str(text)))))
+    except (ValueError, TypeError):
+        return (str(text),)  # of somebody else
 
 
 def read_error(atoms: Atoms) -> str | None:

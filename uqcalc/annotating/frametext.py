@@ -65,7 +65,8 @@ class FrameText:
 def frame_text(frame: Atoms, what: str = "frame") -> FrameText:
     """Return the text of a frame, without the entries that a file cannot hold.
 
-    What is left out is also in the text, as ``info["uqcalc_left_out"]``.
+    What is left out is also in the text, as ``info["uqcalc_left_out"]``: a JSON list,
+    percent-encoded.
 
     Raises
     ------
@@ -100,7 +101,7 @@ def _mended(frame: Atoms, what: str, lost: list[str]) -> FrameText:
     told = _add_info(kept, frame.info, lost)
     kept = _with_arrays(kept, frame, told, lost)
     if lost:
-        kept.info[LEFT_OUT_KEY] = percent_encoded("; ".join(lost))
+        kept.info[LEFT_OUT_KEY] = percent_encoded(json.dumps(lost, ensure_ascii=False))
     return FrameText(_text(kept) or "", tuple(lost))
 
 
