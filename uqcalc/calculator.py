@@ -10,10 +10,15 @@ from typing import Any, Literal
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import BaseCalculator, all_changes
+from ase.calculators.calculator import (
+    BaseCalculator,
+    PropertyNotImplementedError,
+    all_changes,
+)
 from ase.outputs import Properties, all_outputs
 
 from uqcalc.backbones.base import Backbone, Prediction
+from uqcalc.backbones.locks import held
 from uqcalc.backbones.prediction import fixed_atoms
 from uqcalc.backbones.registry import tap
 from uqcalc.backbones.told import told
@@ -21,7 +26,7 @@ from uqcalc.choosing import AUTO, choose_policy, choose_signals, probes_of
 from uqcalc.policy import Policy
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.records import Assessment, Level, Reading, Verdict
-from uqcalc.remembering import Answer, Recent, frozen, identical, same
+from uqcalc.remembering import Answer, Recent, changed, frozen, same
 from uqcalc.signals.base import Signal, TensorReading, to_host, to_host_asking
 from uqcalc.signals.probe import ProbeSignal
 
@@ -99,12 +104,12 @@ class ReliableCalculator(BaseCalculator):
         ValueError
             If no atoms are given and none were before.
         """
-        del system_changes  # relative to this wrapper; the base asks its own
+        del system_changes  # relative to this wrapper's geometry, not to the model's
         given = self.atoms if atoms is None else atoms
         if given is None:
             msg = "atoms must be given for the first calculation, got None; pass them"
             raise ValueError(msg)
-        with self.backbone.alone(self):
+        with held([self]), self.backbone.alone():
             self._drop()
             self.atoms, self._state = given.copy(), self._read(given)
             due = self._due()
@@ -127,14 +132,19 @@ class ReliableCalculator(BaseCalculator):
         The last few geometries are remembered: what returns to one of them, as a dimer
         does, costs no second pass. Threads take turns.
         """
-        with self.backbone.alone(self):
-            if atoms is not None and self.use_cache:
-                if self.check_state(atoms):
-                    self._recall(atoms)
-                if name in self.results and name in self.implemented_properties:
-                    value = self.results[name]  # ASE would compare all once more
-                    return value.copy() if isinstance(value, np.ndarray) else value
-            return super().get_property(name, atoms, allow_calculation)  # type: ignore[no-untyped-call]
+        with held([self]):
+            if atoms is None or not self.use_cache:
+                return super().get_property(name, atoms, allow_calculation)  # type: ignore[no-untyped-call]
+            if self.check_state(atoms):
+                self._recall(atoms)
+            known = name in self.results or name not in self.implemented_properties
+            if allow_calculation and not known:
+                self.calculate(atoms, [name])
+                if name not in self.results:
+                    msg = f"{name} is not among the results of this calculation"
+                    raise PropertyNotImplementedError(msg)
+            # without the atoms, which ASE would compare once more
+            return super().get_property(name, None, allow_calculation=False)  # type: ignore[no-untyped-call]
 
     def judge(
         self, prediction: Prediction, signals: Sequence[Signal] | None = None
@@ -177,7 +187,7 @@ class ReliableCalculator(BaseCalculator):
 
     def assess(self, atoms: Atoms) -> Assessment:
         """Return the assessment of exactly this geometry, evaluating if needed."""
-        with self.backbone.alone(self):
+        with held([self]):
             self.get_property("energy", atoms)
             if self.assessment is None:
                 msg = "results are cached without an assessment; call reset() first"
@@ -191,13 +201,9 @@ class ReliableCalculator(BaseCalculator):
         charge in ``info``; which atoms are held; and who judges. The wrapper's own copy
         is compared, never the base calculator's, which other wrappers may share.
         """
-        changes = []
-        if self.atoms is None or not identical(self.atoms, atoms):
-            changes = [
-                name
-                for name in super().check_state(atoms, tol)  # type: ignore[no-untyped-call]
-                if not self._alike(name, atoms)
-            ]
+        if self.atoms is None or not self.use_cache:
+            return [*all_changes]
+        changes = changed(self.atoms, atoms, tol)
         if not changes and self._state != self._read(atoms):
             changes.append("info")
         return changes
@@ -240,16 +246,10 @@ class ReliableCalculator(BaseCalculator):
 
     def _read(self, atoms: Atoms) -> Hashable:
         """Return what an answer depends on beyond the geometry."""
-        with self.backbone.alone():  # some calculators change it during a pass
+        with self.backbone.at_rest():
             state = frozen(self.backbone.extra_state(atoms))
         judges = [same(judge) for judge in (self.policy, *self.signals)]
         return (state, frozen(told(atoms)), frozen(fixed_atoms(atoms)), *judges)
-
-    def _alike(self, name: str, atoms: Atoms) -> bool:
-        """Say whether an array that ASE calls changed is so for holding NaN alone."""
-        if self.atoms is None or name not in {"initial_charges", "initial_magmoms"}:
-            return False
-        return frozen(self.atoms.arrays.get(name)) == frozen(atoms.arrays.get(name))
 
     def _due(self) -> list[Signal]:
         """Return the signals to read now: some run at every k-th geometry only."""

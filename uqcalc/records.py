@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from typing import Any
 
@@ -197,4 +197,5 @@ class Event:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record for the event log."""
-        return asdict(self) | {"event": "step", "level": self.level.name}
+        entries = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return entries | {"event": "step", "level": self.level.name}

@@ -54,12 +54,26 @@ class Recent:
         self._answers.clear()
 
 
-def identical(ours: Atoms, theirs: Atoms) -> bool:
-    """Say whether two structures hold the very same numbers, bit by bit.
+def changed(ours: Atoms, theirs: Atoms, tolerance: float) -> list[str]:
+    """Return what differs between two structures, by the names that ASE gives it.
 
-    ASE's comparison finds such structures equal, too, and takes twenty times as long.
+    The answer is that of `ase.calculators.calculator.compare_atoms`, except that NaN
+    equals NaN; it takes a twentieth of the time where all is equal.
     """
-    return _geometry(ours) == _geometry(theirs)
+    pairs = {name: (ours.arrays.get(name), theirs.arrays.get(name)) for name in _ARRAYS}
+    pairs["cell"] = ours.cell.array, theirs.cell.array
+    pairs["pbc"] = ours.pbc, theirs.pbc
+    return [name for name, both in pairs.items() if not _equal(*both, tolerance)]
+
+
+def _equal(ours: np.ndarray | None, theirs: np.ndarray | None, within: float) -> bool:
+    if ours is None or theirs is None or ours.shape != theirs.shape:
+        return ours is theirs
+    if ours.dtype == theirs.dtype and ours.tobytes() == theirs.tobytes():
+        return True
+    if ours.dtype == bool:
+        return False
+    return bool((np.abs(ours - theirs) <= within).all())
 
 
 def _geometry(atoms: Atoms) -> tuple[Hashable, ...]:

@@ -170,7 +170,8 @@ class Backbone(ABC):
     def calculators(self) -> list[object]:
         """Return every calculator that a pass goes through, parts of sums included."""
         parts = parts_of(self.calculator)
-        return [self.calculator, self.model_calculator, *parts]
+        every = [self.calculator, self.model_calculator, *parts]
+        return [*{id(calculator): calculator for calculator in every}.values()]
 
     def models(self) -> list[object]:
         """Return every torch module that a pass goes through, and what holds it.
@@ -181,21 +182,33 @@ class Backbone(ABC):
         return [m for calculator in self.calculators() for m in models_in(calculator)]
 
     @contextmanager
-    def alone(self, *others: object) -> Iterator[None]:
-        """Keep other threads away from the model, and from ``others``, meanwhile.
+    def alone(self) -> Iterator[None]:
+        """Keep other threads away from the model meanwhile.
 
         Of all backbones that share a calculator, a torch module or a part of one, in
         whatever thread, one at a time is inside; the same thread may enter again.
         """
-        if is_mine((self, *others)):  # entered again: looking for models takes time
+        if is_mine(self):  # entered again: looking for models takes time
             yield
             return
         with (
             entered(alone=self.changes_process),
-            held([*others, *self.calculators()]),
+            held(self.calculators()),
             held(self.models()),
-            noted((self, *others)),
+            noted(self),
         ):
+            yield
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Let no other thread's pass change the calculators meanwhile.
+
+        No evaluation may begin inside: for that there is `alone`.
+        """
+        if is_mine(self):
+            yield
+            return
+        with held(self.calculators()):
             yield
 
     def extra_state(self, atoms: Atoms) -> dict[str, Any]:

@@ -8,9 +8,9 @@ threads in one of either would read what belongs to the other. Every evaluation 
 2. the locks of the calculators it goes through, and
 3. those of the torch modules in them,
 
-in this order, and within each kind in the order in which the locks were made, so that
-no two threads wait for each other. The locks are kept here: nothing stays on the
-objects, which may be pickled and copied.
+in this order, after the lock of the wrapper that asks, and within each kind in the
+order in which the locks were made, so that no two threads wait for each other. The
+locks are kept here: nothing stays on the objects, which may be pickled and copied.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import os
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -134,22 +134,21 @@ _mine = _Mine()
 
 
 @contextmanager
-def noted(things: Sequence[object]) -> Iterator[None]:
-    """Take note that this thread holds all that stands for these objects."""
-    keys = [id(thing) for thing in things]
-    _mine.held.update(keys)
+def noted(thing: object) -> Iterator[None]:
+    """Take note that this thread holds all that stands for this object."""
+    key = id(thing)
+    _mine.held[key] += 1
     try:
         yield
     finally:
-        _mine.held.subtract(keys)
-        for key in keys:
-            if not _mine.held[key]:
-                del _mine.held[key]
+        _mine.held[key] -= 1
+        if not _mine.held[key]:
+            del _mine.held[key]
 
 
-def is_mine(things: Sequence[object]) -> bool:
-    """Say whether this thread holds all of these already: `noted` of each."""
-    return all(id(thing) in _mine.held for thing in things)
+def is_mine(thing: object) -> bool:
+    """Say whether this thread holds all that stands for it already: `noted`."""
+    return id(thing) in _mine.held
 
 
 def _forget() -> None:

@@ -91,7 +91,7 @@ class Trigger:
         if not (bad or whole):
             return False
         self._recent.append(self._step, float(bad), whole=whole)
-        return self._recent.peak() >= 1
+        return bad and self._recent.peak() >= 1
 
     def replay(
         self, records: Iterable[Mapping[str, Any]], judged: Collection[str]
