@@ -1,0 +1,122 @@
+"""What does watching a step cost beside the model? A model that costs nothing, watched.
+
+    python benchmarks/step.py
+
+Velocity Verlet on springs. Three runs of each size take turns: the bare calculator,
+`ReliableCalculator` with `MaxForce` and `Sanity`, and the same under `Monitor` with a
+log. What a real model adds is its own pass and its probe: benchmarks/overhead.py.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms, units
+from ase.build import bulk
+from ase.calculators.calculator import Calculator, all_changes
+from ase.md.verlet import VelocityVerlet
+from common import print_table, print_targets, target, write_result
+
+from uqcalc import Backbone, MaxForce, Monitor, Policy, ReliableCalculator, Threshold
+from uqcalc.backbones.base import Capture
+
+
+ROUNDS, STEPS = 15, 60
+# Goals; a pass of the bundled model takes 13 ms at 21 atoms, of CHGNet some 0.3 s at
+# 864.
+LIMIT_MS = {21: 1.3, 864: 2.6}
+
+
+class Springs(Calculator):
+    """Each atom on a spring to its place."""
+
+    implemented_properties = ("energy", "forces")
+
+    def __init__(self, places: np.ndarray) -> None:
+        super().__init__()
+        self.places = places
+
+    def calculate(self, atoms=None, properties=None, system_changes=all_changes):
+        """Give energy and forces."""
+        super().calculate(atoms, properties, system_changes)
+        apart = self.atoms.positions - self.places
+        energy = 2.5 * float((apart * apart).sum())
+        self.results = {"energy": energy, "forces": -5.0 * apart}
+
+
+class Bare(Backbone):
+    """One feature of ones for each atom."""
+
+    name = "springs"
+
+    @contextmanager
+    def armed(self) -> Iterator[Capture]:
+        """Stand for the one call."""
+        yield Capture([torch.ones(len(self.calculator.places), 1)], [])
+
+
+def structure(count: int) -> Atoms:
+    """Return copper, or a grid of hydrogen and carbon, a little off its places."""
+    if count > 100:
+        return bulk("Cu", cubic=True).repeat(6)
+    grid = np.indices((3, 3, 3)).reshape(3, -1).T[:count] * 1.3
+    return Atoms(["C", "H", "H"] * (count // 3), positions=grid)
+
+
+def run_of(count: int, what: str, folder: Path) -> VelocityVerlet:
+    """Return dynamics whose steps are to be timed."""
+    atoms = structure(count)
+    base = Springs(atoms.positions.copy())
+    atoms.calc = base
+    if what != "bare":
+        atoms.calc = ReliableCalculator(
+            Bare(base, base, feature_dim=1, fingerprint="springs:1"),
+            signals=[MaxForce()],
+            policy=Policy([Threshold("max_force", 10.0, 20.0)]),
+        )
+    atoms.rattle(0.02, seed=1)
+    dynamics = VelocityVerlet(atoms, 0.5 * units.fs)
+    if what == "watched":
+        Monitor(dynamics, log=folder / f"{count}.jsonl")
+    dynamics.run(STEPS)  # warm-up
+    return dynamics
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    rows, targets = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for count, limit in LIMIT_MS.items():
+            runs = {
+                what: run_of(count, what, Path(folder))
+                for what in ("bare", "wrapped", "watched")
+            }
+            times: dict[str, list[float]] = {what: [] for what in runs}
+            for _ in range(ROUNDS):
+                for what, dynamics in runs.items():
+                    start = time.perf_counter()
+                    dynamics.run(STEPS)
+                    times[what].append((time.perf_counter() - start) / STEPS)
+            median = {what: 1e3 * float(np.median(t)) for what, t in times.items()}
+            added = {w: median[w] - median["bare"] for w in ("wrapped", "watched")}
+            rows.append(
+                {"atoms": count}
+                | {f"{what}_ms": ms for what, ms in median.items()}
+                | {f"{what}_adds_ms": ms for what, ms in added.items()}
+            )
+            targets.append(
+                target(f"{count} atoms: watching adds, ms", added["watched"], limit)
+            )
+    print_table("a step", rows, {name: name.replace("_", " ") for name in rows[0]})
+    print_targets(targets)
+    write_result("step", seeds=[1], rows=rows, targets=targets, notes=[])
+
+
+if __name__ == "__main__":
+    main()
