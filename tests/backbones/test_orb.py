@@ -219,7 +219,8 @@ def test_a_model_with_a_coulomb_term_is_tapped_and_not_differentiated():
     # charges in 1/r: the finite difference itself is good to 1e-5 eV/Å
     check_backbone(lambda: orb_calculator(model), frames, force_atol=1e-5, rtol=1e-6)
     backbone = tap(orb_calculator(model))
-    assert backbone(frames["molecule"]).features.shape[1] == SMALL["latent_dim"]
+    prediction = backbone(frames["molecule"], ["energy"])
+    assert prediction.features.shape[1] == SMALL["latent_dim"]
     assert backbone.feature_dim == SMALL["latent_dim"]
     with pytest.raises(BackboneError, match="Coulomb term"):
         backbone.differentiable(frames["molecule"])

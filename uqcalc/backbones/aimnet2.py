@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any, final
 
 import numpy as np
 import torch
 from ase import Atoms
+from packaging.version import Version
 
 from uqcalc.backbones.base import Capture, Prediction, one_at_a_time
 from uqcalc.backbones.fingerprint import fingerprint
@@ -17,6 +19,9 @@ from uqcalc.backbones.lazy import LazyBackbone
 from uqcalc.backbones.load import Costs
 from uqcalc.backbones.prediction import geometry
 from uqcalc.errors import BackboneError
+
+
+_SOUND = Version("0.2.6")  # the first of which every neighbour list was right
 
 
 @final
@@ -92,7 +97,10 @@ class AIMNet2Backbone(LazyBackbone):
         others = vars(base).get("process_output")
         process_output = base.process_output
 
+        room = _room_for_neighbours(base)
+
         def listen(data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            _check_neighbours(data, room)
             captured.features.append(_rows(data, "aim"))
             captured.charges.append(_rows(data, "charges"))
             trimmed: dict[str, torch.Tensor] = process_output(data)
@@ -141,6 +149,34 @@ class AIMNet2Backbone(LazyBackbone):
             _prediction(*parts)
             for parts in zip(frames, energies, forces, features, charges, strict=True)
         ]
+
+
+def _room_for_neighbours(base: Any) -> int | None:
+    """Enlarge the buffer for neighbours where aimnet would drop those beyond it.
+
+    aimnet before 0.2.6 makes its buffer smaller after a small structure, and with
+    nvalchemi-toolkit-ops 0.3 it then leaves the neighbours of a larger one out: the
+    energy of NaCl after one of water was wrong by 0.8 meV, the forces threefold. The
+    size returned is that of a new calculator, or the present one if larger; None where
+    the version is sound.
+    """
+    if Version(version("aimnet")) >= _SOUND:
+        return None
+    cutoff = float(base._nblist.cutoff)
+    fresh = type(base._nblist)(cutoff).max_neighbors
+    base._nblist.max_neighbors = max(base._nblist.max_neighbors, fresh)
+    return int(base._nblist.max_neighbors)
+
+
+def _check_neighbours(data: dict[str, torch.Tensor], room: int | None) -> None:
+    """Refuse a pass whose buffer for neighbours was full: some may be missing."""
+    if room is not None and data["nbmat"].shape[-1] >= room:
+        msg = (
+            f"an atom must have fewer than {room} neighbours with aimnet "
+            f"{version('aimnet')}, which drops the others, got {room} or more; install "
+            f"aimnet {_SOUND} or later"
+        )
+        raise BackboneError(msg)
 
 
 def _rows(data: dict[str, torch.Tensor], key: str) -> torch.Tensor:
