@@ -172,7 +172,9 @@ def garbage(seed: int, each: int) -> Iterator[tuple[str, Atoms, float, float]]:
             thrown.positions[0] += 40.0 * np.array([0, 0.6, 0.8])
             thrown.pbc = False
             yield "an atom has left", thrown, -1.0, 1.0
-            wrong = float(-(10 ** rng.uniform(6, 9)) * len(base))  # of W's electrons -4e5
+            wrong = float(
+                -(10 ** rng.uniform(6, 9)) * len(base)
+            )  # of W's electrons -4e5
             yield "energy", base, wrong, 1.0
             yield "forces", base, -1.0, 10 ** rng.uniform(3.1, 9)
             far = base.copy()
