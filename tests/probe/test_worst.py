@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from uqcalc import shipped_probe
 from uqcalc.errors import ProbeError
+from uqcalc.probe.card import Card
 from uqcalc.probe.worst import AtomFloor, learn_floor
 
 
@@ -59,3 +61,12 @@ def test_a_floor_is_json_and_finite():
     assert floor.at(3) == pytest.approx(-1.5 - 0.25 * math.log(3), rel=1e-12)
     with pytest.raises(ProbeError, match="must have finite numbers"):
         AtomFloor(0.99, math.nan, 0.0, 3, 200)
+
+
+@pytest.mark.parametrize("entry", ["scope", "atom_calibration", "atom_floor"])
+def test_a_card_without_a_limit_that_was_learned_is_refused(entry):
+    """It would call RELIABLE what the probe that was fitted does not."""
+    card = shipped_probe("default").card.to_dict()
+    assert Card.from_dict(card).atom_floor is not None
+    with pytest.raises(ProbeError, match=entry):
+        Card.from_dict(card | {entry: None})

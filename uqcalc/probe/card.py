@@ -25,6 +25,7 @@ from uqcalc.tensorfile import Kind
 SCHEMA = 4
 CHECKED_SINCE = 4  # files of earlier schemas may lack a checksum
 _JOINED_SINCE = 3  # earlier ones read their numbers otherwise
+_COMPLETE_SINCE = 4  # a card without a limit that the fit learned is damaged
 FILE = Kind(
     name="probe",
     key="uqcalc_probe",
@@ -237,6 +238,26 @@ class Card:
         meaning = self._meaning_at(promise.boundary)
         return Policy([Threshold("probe", *limits, promise=meaning)])
 
+    def _check_complete(self) -> None:
+        """Refuse a card that lacks what limits its verdicts: it would trust more."""
+        floor = self.atom_floor is not None
+        learned = self.training.get("atom_floor_learned", self.atom_calibration)
+        missing = [
+            name
+            for name, lost in {
+                "scope": self.scope is None,
+                "atom_calibration": self.atom_boundary and not self.atom_calibration,
+                "atom_floor": learned and not floor,
+            }.items()
+            if lost
+        ]
+        if missing:
+            msg = (
+                f"card of a probe must have the entries {missing}, got None; the file "
+                "is damaged, take an earlier copy or fit the probe again"
+            )
+            raise ProbeError(msg)
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able form with the unit spelled out."""
         records = {
@@ -290,6 +311,8 @@ class Card:
         entries |= {name: _record(name, value) for name, value in nested.items()}
         card = cls(**entries)
         card.promised  # noqa: B018  (refuses a damaged one)
+        if schema >= _COMPLETE_SINCE and card.architecture == JOINED_ARCHITECTURE:
+            card._check_complete()
         if unit != card.unit:
             msg = (
                 f"boundary of a probe for {card.target} must be in {card.unit}, got "

@@ -20,7 +20,7 @@ from uqcalc.symmetry import forces_vanish
 FUSED = 0.30  # distance / (sum of covalent radii)
 CROWDED = 0.40  # two such contacts of one atom
 ABSURD_CONTACT = 0.15
-LOOSE = 1.40  # the shortest contact of a labelled frame reaches 1.35
+LOOSE = 1.36  # the closest contact of a labelled frame reaches 1.351
 FORCE, ABSURD_FORCE = 1e3, 1e4  # eV/Å, on one atom
 ABSURD_ENERGY = 1e3  # eV an atom, above every zero of energy
 EXTENT = 1e4  # Å
@@ -83,7 +83,7 @@ class Sanity:
     - SUSPECT: an atom has no neighbour within the cutoff: the model gives it the same
       energy and no force wherever it is, so that nothing of it was judged (in a run,
       one that has left the others' sight is UNRELIABLE: `uqcalc.Monitor`); no two
-      atoms are bonded, noble gases apart: the closest contact is longer than 1.4 of
+      atoms are bonded, noble gases apart: the closest contact is longer than 1.36 of
       the sum of the covalent radii, as in a crystal that was blown up; all forces
       vanish by symmetry; ``atoms.info`` names a charge or a spin that the model does
       not read, or a multiplicity that so many electrons cannot have.

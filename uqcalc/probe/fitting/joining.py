@@ -174,6 +174,7 @@ def _weigh(
     return probe.with_card(
         atom_floor=floor,
         training={
+            "atom_floor_learned": floor is not None,
             "paths": [
                 {
                     "path": name,
@@ -187,7 +188,7 @@ def _weigh(
                     paths.T,
                     strict=True,
                 )
-            ]
+            ],
         },
     )
 
