@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from uqcalc import shipped_probe
 from uqcalc.errors import ProbeError
 from uqcalc.probe.card import Card
 from uqcalc.probe.worst import AtomFloor, learn_floor
+from uqcalc.shipped import shipped_probe
 
 
 def lowest_of(sizes, rng):
