@@ -80,7 +80,7 @@ def write(folder: Path, structures: int, width: int) -> float:
     """Write the shards and return the seconds it took."""
     started = time.perf_counter()
     shutil.rmtree(folder, ignore_errors=True)
-    with ShardWriter(folder, FINGERPRINT, precision="float16") as writer:
+    with ShardWriter(folder, FINGERPRINT) as writer:
         for index in range(structures):
             writer.add(generated(index, ATOMS, width))
     return time.perf_counter() - started

@@ -320,3 +320,10 @@ def test_recipes_are_checked_before_any_work():
         Recipe(architecture="probe")
     with pytest.raises(TypeError, match="epoch"):
         Recipe.published(epoch=3)
+
+
+def test_devices_of_earlier_versions_are_ignored_with_a_warning():
+    with pytest.warns(DeprecationWarning, match="trains on the CPU, in one process"):
+        recipe = Recipe(devices=4, accelerator="cuda")
+    assert recipe == Recipe()
+    assert replace(recipe, epochs=2) == Recipe(epochs=2)

@@ -8,8 +8,7 @@ from scipy.stats import rankdata
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
-from uqcalc.probe.linear import LinearPath
-from uqcalc.probe.regression import ranks
+from uqcalc.probe.regressions import LinearPath, ranks
 
 
 def sample(rows, width, seed=0):

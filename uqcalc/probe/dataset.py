@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.errors import LabelError
+from uqcalc.probe.card import Card
 from uqcalc.probe.labelling.comparison import ENOUGH, compare
 from uqcalc.probe.labelling.defects import (
     NO_INFORMATION,
@@ -29,12 +30,11 @@ from uqcalc.probe.labelling.offsets import (
     fit_offsets,
     offset_energies,
     warn_of_offsets,
+    warn_of_span,
 )
 from uqcalc.probe.labelling.seen import geometry_hashes
-from uqcalc.probe.storage.atomrows import AtomRows
-from uqcalc.probe.storage.featurecache import Cache, predict_cached
-from uqcalc.probe.storage.features import Evaluated, predict_all
-from uqcalc.probe.storage.shards import evenly, numbers_of, sizes_of, taken
+from uqcalc.probe.storage.features import Evaluated, predict_all, predict_cached
+from uqcalc.probe.storage.shards import AtomRows, evenly, numbers_of, sizes_of, taken
 
 
 @dataclass(slots=True, eq=False)
@@ -217,7 +217,7 @@ def build_dataset(
     exclude: Collection[str] = (),
     offsets: Mapping[str, float] | None = None,
     title: str = "features",
-    cache: str | os.PathLike[str] | Cache | None = None,
+    cache: str | os.PathLike[str] | None = None,
 ) -> Dataset:
     """Evaluate labelled frames, in native batches where the backbone has them.
 
@@ -233,7 +233,7 @@ def build_dataset(
         eV per element (atomic number as a string) to remove from energies as they are,
         because they were fitted to other labels of this kind (`Dataset.offsets`).
         Without them ``labels.offsets`` fits them to these frames.
-    cache : path or Cache, optional
+    cache : path, optional
         A folder that keeps the features: what is in it is not evaluated again, and
         none of it is held in memory. ``frames`` may then be any sequence, such as an
         ``ase.io.Trajectory`` of more frames than fit into memory.
@@ -255,8 +255,7 @@ def build_dataset(
     def predict(kept: list[int]) -> Evaluated:
         if cache is None:
             return predict_all(frames, kept, backbone, title)
-        place = cache if isinstance(cache, Cache) else Cache(cache)
-        return predict_cached(frames, kept, backbone, place, title, labels.energy_key)
+        return predict_cached(frames, kept, backbone, cache, title, labels.energy_key)
 
     data = _labelled(frames, predict, backbone, labels, exclude)
     if data.residuals is None:
@@ -325,3 +324,43 @@ def _kept(frames: Sequence[Atoms], found: dict[str, list[int]]) -> list[int]:
         )
         raise LabelError(msg)
     return kept
+
+
+def labels_for(card: Card, labels: Labels | None) -> Labels:
+    """Return the labels that a probe can be held against; by default of its target.
+
+    Raises
+    ------
+    LabelError
+        If they are of another target, or ask for offsets that the probe has not: fitted
+        to the very labels it is held against, they would flatter it.
+    """
+    wanted = labels or Labels(card.target)
+    if wanted.target != card.target:
+        msg = (
+            f"labels must be of the probe's own target {card.target!r}, got "
+            f"{wanted.target!r}"
+        )
+        raise LabelError(msg)
+    if wanted.offsets and not card.offsets:
+        msg = (
+            "offsets must be the probe's own, fitted to its labels, got offsets=True "
+            "for a probe without any; fit the probe with Labels(offsets=True), or "
+            "compare energies as they are"
+        )
+        raise LabelError(msg)
+    return wanted
+
+
+def held_out_dataset(
+    card: Card,
+    frames: Sequence[Atoms],
+    backbone: Backbone,
+    labels: Labels,
+    exclude: Collection[str],
+) -> Dataset:
+    """Evaluate ``frames``, energies taken after the offsets of the probe."""
+    offsets = card.offsets or None
+    data = build_dataset(frames, backbone, labels, exclude=exclude, offsets=offsets)
+    warn_of_span(data.numbers, card.training.get("offset_span") if offsets else None)
+    return data

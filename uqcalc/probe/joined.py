@@ -10,12 +10,17 @@ from torch import nn
 
 from uqcalc.entries import checked
 from uqcalc.errors import ProbeError
-from uqcalc.probe.hostnumbers import FromHost
 from uqcalc.probe.inputs import Statistics
-from uqcalc.probe.kernel import KernelPaths, KernelShape
-from uqcalc.probe.linear import LinearPath
 from uqcalc.probe.network import check_sizes
-from uqcalc.probe.numbers import ATOM_NAMES, ATOM_TREND, NAMES, TREND, PlainNumbers
+from uqcalc.probe.numbers import (
+    ATOM_NAMES,
+    ATOM_TREND,
+    NAMES,
+    TREND,
+    FromHost,
+    PlainNumbers,
+)
+from uqcalc.probe.regressions import KernelPaths, KernelShape, LinearPath
 
 
 PATHS = ("attention", "linear", "trend", "local")
@@ -99,10 +104,10 @@ class JoinedShape:
 class Joined(nn.Module):
     """Adds other paths to the attention of a `ProbeNetwork`.
 
-    The score of a structure is a weighted sum of the attention's margin, a linear path
-    (`uqcalc.probe.linear`), the trend and the local path (`uqcalc.probe.kernel`), with
-    weights of one sign that were fitted to predictions for groups left out (stacking;
-    Wolpert 1992, doi:10.1016/S0893-6080(05)80023-1). Outside the scope the answers of
+    The score of a structure is a weighted sum of the attention's margin, the linear
+    path, the trend and the local path (`uqcalc.probe.regressions`), with weights of one
+    sign that were fitted to predictions for groups left out (stacking; Wolpert 1992,
+    doi:10.1016/S0893-6080(05)80023-1). Outside the scope the answers of
     a network and of a line are arbitrary: there what attention and line say in favour
     of a structure fades with the distance, as the local path does by itself, and what
     they say against it stays. Where the farthest atom, or the geometric mean of all, is

@@ -11,7 +11,6 @@ import torch
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.errors import ProbeError
 from uqcalc.probe.card import JOINED_ARCHITECTURE, RAW_ARCHITECTURE, Card
-from uqcalc.probe.hostnumbers import FromHost
 from uqcalc.probe.inputs import (
     HOST_SCALARS,
     Statistics,
@@ -21,6 +20,7 @@ from uqcalc.probe.inputs import (
 )
 from uqcalc.probe.joined import REMOTE, Joined, JoinedOutput
 from uqcalc.probe.network import ProbeNetwork
+from uqcalc.probe.numbers import FromHost
 from uqcalc.probe.ragged import Ragged
 
 

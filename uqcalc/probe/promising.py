@@ -16,10 +16,9 @@ from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.probe.checkpoint import Probe
-from uqcalc.probe.dataset import Dataset
+from uqcalc.probe.dataset import Dataset, held_out_dataset, labels_for
 from uqcalc.probe.labelling.defects import check_frames, usable_rows
 from uqcalc.probe.labelling.groups import BY_FORMULA, group_names, reduced_formula
-from uqcalc.probe.labelling.heldout import held_out_dataset, labels_for
 from uqcalc.probe.labelling.labels import Labels
 from uqcalc.probe.labelling.prospects import find_series
 from uqcalc.probe.promise import Starts, control_risk, exceeds, units_needed

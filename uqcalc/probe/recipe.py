@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 from typing import Any
 
 from uqcalc.probe.card import (
@@ -33,16 +34,9 @@ class Recipe:
         Passes over the labels, and how many without a gain end them. A pass over more
         than 500 batches counts as several.
     batch_size : int
-        Structures of a step, over all devices.
+        Structures of a step.
     most_steps : int or None
         Gradient steps that are enough, however many labels there are.
-    devices : int
-        Processes that train the attention, each on a device of its own; more than one
-        need Lightning Fabric (extra "multi"), and a script whose work is under
-        ``if __name__ == "__main__"``.
-    accelerator : str
-        Where they run, as Fabric names it: "auto", "cpu", "cuda", ...; one process is
-        on the CPU unless another is named.
     atomic_energies : mapping or None
         Of "probe-2026" alone: eV by atomic number or symbol, taken off the predicted
         energy. None takes what an AIMNet2 model carries, and nothing for other models
@@ -63,21 +57,28 @@ class Recipe:
     dropout: float = 0.1
     size_normalised: bool = False
     most_steps: int | None = 30_000
-    devices: int = 1
-    accelerator: str = "auto"
     atomic_energies: Mapping[int | str, float] | None = None
     suspect: float = 0.8
     unreliable: float = 0.5
     seed: int = 0
+    devices: InitVar[int | None] = None
+    accelerator: InitVar[str | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, devices: int | None, accelerator: str | None) -> None:
+        if devices is not None or accelerator is not None:
+            text = (
+                f"Recipe takes no devices and no accelerator any more, got {devices!r} "
+                f"and {accelerator!r}, which are ignored: a probe trains on the CPU, "
+                "in one process"
+            )
+            warnings.warn(text, DeprecationWarning, stacklevel=3)
         if self.architecture not in ARCHITECTURES:
             msg = (
                 f"architecture must be one of {ARCHITECTURES}, got "
                 f"{self.architecture!r}"
             )
             raise ValueError(msg)
-        for name in ("epochs", "patience", "batch_size", "most_steps", "devices"):
+        for name in ("epochs", "patience", "batch_size", "most_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 msg = f"{name} must be at least 1, got {value}"
@@ -94,11 +95,6 @@ class Recipe:
                 f"folds must be at least 2, got {self.folds}; one is left out at a time"
             )
             raise ValueError(msg)
-
-    @property
-    def single_process(self) -> bool:
-        """Whether training needs neither another process nor another device."""
-        return self.devices == 1 and self.accelerator in {"auto", "cpu"}
 
     @classmethod
     def published(cls, **changes: Any) -> Recipe:

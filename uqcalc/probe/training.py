@@ -26,9 +26,8 @@ from uqcalc.probe.dataset import Dataset, build_dataset
 from uqcalc.probe.fitting.joining import fit_joined
 from uqcalc.probe.fitting.optimise import margins
 from uqcalc.probe.fitting.single import fit_single
-from uqcalc.probe.labelling.chained import Chained
 from uqcalc.probe.labelling.defects import check_frames
-from uqcalc.probe.labelling.groups import group_names, refuse_shared_groups
+from uqcalc.probe.labelling.groups import Chained, group_names, refuse_shared_groups
 from uqcalc.probe.labelling.kinds import (
     refuse_alike,
     refuse_one_kind,
@@ -44,7 +43,6 @@ from uqcalc.probe.released import released_energies
 from uqcalc.probe.reporting.evaluation import Evaluation, evaluate_dataset
 from uqcalc.probe.reporting.judged import judge
 from uqcalc.probe.starts import held_out_logits
-from uqcalc.probe.storage.featurecache import Cache
 
 
 __all__ = ["FitReport", "Recipe", "fit", "fit_datasets"]
@@ -74,7 +72,7 @@ def fit(  # noqa: PLR0913  (as many choices as the command has)
     calibration: Sequence[Atoms] | None = None,
     test: Sequence[Atoms] | None = None,
     exclude: Collection[str] = (),
-    cache: str | os.PathLike[str] | Cache | None = None,
+    cache: str | os.PathLike[str] | None = None,
 ) -> FitReport:
     """Fit a probe for ``calculator`` on labelled frames.
 
@@ -90,7 +88,7 @@ def fit(  # noqa: PLR0913  (as many choices as the command has)
         "standard" and "probe-2026" need the first; without it 15 % are taken for it.
     exclude : collection of str
         Defects of frames to leave out instead of refusing (see `build_dataset`).
-    cache : path or Cache, optional
+    cache : path, optional
         A folder that keeps the features of this potential. Frames whose features are
         there already are not evaluated again, an interrupted evaluation goes on where
         it stopped, and training reads from there instead of holding all in memory.

@@ -1,7 +1,6 @@
 """Features on disk: nothing is lost, evaluated twice, or held in memory at once."""
 
 import pickle
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,21 +9,18 @@ import pytest
 import torch
 from ase import Atoms
 from builders import rattled
-from closeness import NETWORK, close
+from closeness import close
 from probe.toys import ToyBackbone, random_prediction
 
-from uqcalc import Labels, MissingExtraError, Recipe, fit
+from uqcalc import Labels, Recipe, fit
 from uqcalc.errors import LabelError, RecordError
 from uqcalc.probe.dataset import Dataset, build_dataset
 from uqcalc.probe.fitting import feeding
 from uqcalc.probe.fitting.feeding import Feed, passes
 from uqcalc.probe.fitting.single import fit_single
-from uqcalc.probe.storage import featurecache, shardfile, shards as module
-from uqcalc.probe.storage.atomrows import AtomRows
-from uqcalc.probe.storage.featurecache import Cache
-from uqcalc.probe.storage.shardfile import ShardWriter, read_shard
-from uqcalc.probe.storage.shards import Shards, evenly
-from uqcalc.probe.storage.stored import open_dataset, save_dataset
+from uqcalc.probe.storage import features as featurecache, shardfile, shards as module
+from uqcalc.probe.storage.shardfile import ShardWriter
+from uqcalc.probe.storage.shards import AtomRows, Shards, evenly
 from uqcalc.probe.training import fit_datasets
 
 
@@ -41,8 +37,8 @@ def some_predictions(count=30, width=5, *, charges=False):
     ]
 
 
-def written(folder, predictions, precision="float32"):
-    with ShardWriter(folder, "toy:0", precision=precision) as writer:
+def written(folder, predictions):
+    with ShardWriter(folder, "toy:0") as writer:
         for prediction in predictions:
             writer.add(prediction)
     return Shards.open(folder)
@@ -79,19 +75,21 @@ def test_predictions_come_back_as_they_were(tmp_path, charges):
         shards[30]
 
 
-def test_half_precision_keeps_what_is_small_beside_its_mean(tmp_path):
-    predictions = some_predictions()
-    for prediction in predictions:  # float16 as such would see nothing of column 1
-        prediction.features[:, 1] = 1000 + 1e-2 * prediction.features[:, 1]
-        prediction.features[:, 2] = 7.25
-    shards = written(tmp_path / "a", predictions, "float16")
-    before = torch.cat([p.features for p in predictions])
-    after = torch.cat([p.features for p in shards])
-    gap = (before - after).abs().amax(dim=0) / before.std(dim=0).clamp(min=1e-9)
-    assert gap[[0, 1, 3, 4]].max() < 4 * 2**-11  # of up to four standard deviations
-    assert torch.equal(after[:, 2], before[:, 2])
-    with pytest.raises(ValueError, match="precision must be one of"):
-        ShardWriter(tmp_path / "b", "toy:0", precision="int8")
+def test_a_shard_of_half_precision_is_still_read(tmp_path):
+    """An earlier version could write features after their mean and spread."""
+    predictions = some_predictions(5)
+    [path] = written(tmp_path / "a", predictions).folder.path.iterdir()
+    tensors, card = shardfile.FILE.read(path)
+    features = tensors["features"]
+    tensors["centre"], tensors["scale"] = features.mean(dim=0), features.std(dim=0)
+    tensors["features"] = (features - tensors["centre"]) / tensors["scale"]
+    tensors["features"] = tensors["features"].half()
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    card["checksum"] = shardfile._checksum(arrays)
+    shardfile.FILE.write(path, tensors, card)
+    after = torch.cat([p.features for p in Shards.open(tmp_path / "a")])
+    gap = (features - after).abs() / tensors["scale"]
+    assert gap.max() < 4 * 2**-11  # of up to four standard deviations
 
 
 def test_selections_are_views_in_any_order_and_travel_to_other_processes(tmp_path):
@@ -325,49 +323,6 @@ def test_what_a_potential_fails_on_is_not_kept_and_named_each_time(tmp_path):
     assert data.groups == plain.groups == [str(i) for i in range(30) if i not in (3, 8)]
 
 
-def test_a_dataset_is_not_joined_with_features_of_other_frames(tmp_path):
-    """Also not by a shard of the same name, with as many structures."""
-    frames = labelled(60)
-    data = build_dataset(frames[:30], Counting(), Labels(), cache=tmp_path / "a")
-    last = save_dataset(data) / "shard-000003.safetensors"
-    before = len(read_shard(last).sizes)
-    last.unlink()
-    build_dataset(frames[30 : 30 + before], Counting(), Labels(), cache=tmp_path / "a")
-    assert len(read_shard(last).sizes) == before
-    with pytest.raises(RecordError, match="must be those that the dataset was saved"):
-        open_dataset(tmp_path / "a")
-
-
-@pytest.mark.parametrize("target", ["forces", "energy_per_atom"])
-def test_a_dataset_is_kept_beside_its_features(tmp_path, target):
-    frames = labelled()
-    labels = Labels(target, group_key="run", boundary=0.5, offsets=target != "forces")
-    data = build_dataset(frames, Counting(), labels, cache=tmp_path / "a")
-    data = data.subset(np.random.default_rng(0).permutation(30)[:21])
-    again = open_dataset(save_dataset(data))
-    for name in ("groups", "offsets", "offsets_fitted", "excluded", "labels"):
-        assert getattr(again, name) == getattr(data, name)
-    np.testing.assert_array_equal(again.errors, data.errors)
-    np.testing.assert_array_equal(again.residuals, data.residuals)
-    for one, other in zip(data.atom_errors, again.atom_errors, strict=True):
-        np.testing.assert_array_equal(one, other)
-    for one, other in zip(data.predictions, again.predictions, strict=True):
-        same(one, other)
-    save_dataset(data.subset(np.arange(5)))  # takes the place of the last
-    assert len(open_dataset(tmp_path / "a").atom_errors) == 5
-    [of_atoms] = (tmp_path / "a").glob("*.npy")
-    of_atoms.unlink()
-    with pytest.raises(RecordError, match="errors of atoms must be beside their dat"):
-        open_dataset(tmp_path / "a")
-    sorted((tmp_path / "a").glob("shard*"))[0].unlink()
-    with pytest.raises(RecordError, match="must be those that the dataset was saved"):
-        open_dataset(tmp_path / "a")
-    with pytest.raises(RecordError, match="dataset must be an existing file"):
-        open_dataset(tmp_path)
-    with pytest.raises(LabelError, match="must have its features on disk"):
-        save_dataset(build_dataset(frames, Counting(), Labels()))
-
-
 @pytest.mark.filterwarnings("ignore::uqcalc.LabelWarning")  # they are very few
 def test_a_fit_reads_what_an_earlier_fit_left(tmp_path):
     frames, labels = labelled(60), Labels(group_key="run", percentile=50)
@@ -392,8 +347,7 @@ def test_frames_may_come_from_disk_one_by_one(tmp_path):
             return read[-1]
 
     plain = build_dataset(frames, Counting(), Labels())
-    cache = Cache(tmp_path / "a", precision="float16")
-    data = build_dataset(Lazy(), Counting(), Labels(), cache=cache)
+    data = build_dataset(Lazy(), Counting(), Labels(), cache=tmp_path / "a")
     assert read
     np.testing.assert_array_equal(data.errors, plain.errors)
 
@@ -468,25 +422,3 @@ def test_steps_are_capped_however_many_labels_there_are():
     assert len(curve) == 3  # epochs of 23 batches
     np.testing.assert_array_equal(evenly(5, 9), np.arange(5))
     np.testing.assert_array_equal(evenly(9, 3), [0, 4, 8])
-
-
-def test_several_devices_ask_for_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "lightning_fabric", None)
-    data, backbone = toy_data(some_predictions(20))
-    with pytest.raises(MissingExtraError, match=r"uqcalc\[multi\]"):
-        fit_single(data, backbone, Labels(), Recipe("standard", devices=2), 5.0)
-    with pytest.raises(ValueError, match="devices must be at least 1"):
-        Recipe(devices=0)
-
-
-@pytest.mark.slow
-def test_two_processes_learn_what_one_does(tmp_path):
-    pytest.importorskip("lightning_fabric")
-    data, backbone = toy_data(some_predictions(101))
-    # without dropout the gradient of a batch is the same, however it is shared
-    recipe = Recipe("standard", epochs=4, dropout=0.0, batch_size=16, accelerator="cpu")
-    alone, curve = fit_single(data, backbone, Labels(), recipe, 5.0)
-    both, again = fit_single(data, backbone, Labels(), replace(recipe, devices=2), 5.0)
-    # roundings grow with each step of Adam
-    close(again, curve, 10 * NETWORK)
-    close(both.scores(data.predictions), alone.scores(data.predictions), 10 * NETWORK)

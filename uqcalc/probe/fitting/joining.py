@@ -27,12 +27,11 @@ from uqcalc.probe.fitting.learning import learn_numbers, standard_and_distances
 from uqcalc.probe.fitting.single import fit_single
 from uqcalc.probe.inputs import Statistics
 from uqcalc.probe.joined import ATOM_CENTRES, CENTRES, PATHS, Joined, JoinedShape
-from uqcalc.probe.kernel import KernelPaths
 from uqcalc.probe.labelling.labels import Labels
-from uqcalc.probe.linear import LinearPath
 from uqcalc.probe.moments import Moments, chunks
 from uqcalc.probe.numbers import Described, PlainNumbers
 from uqcalc.probe.recipe import Recipe
+from uqcalc.probe.regressions import KernelPaths, LinearPath
 from uqcalc.probe.scope import Scope, held_out_limit, learn_scope, warn_of_wide_scope
 from uqcalc.probe.starts import held_out_logits
 from uqcalc.probe.storage.shards import evenly

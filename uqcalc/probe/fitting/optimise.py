@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from uqcalc.errors import LabelError
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.dataset import Dataset
-from uqcalc.probe.fitting.loop import Alone, Task, train
+from uqcalc.probe.fitting.loop import Task, train
 from uqcalc.probe.recipe import Recipe
 
 
@@ -30,17 +30,10 @@ def optimise(
     ------
     LabelError
         If labels come in one group, or no epoch had a finite loss.
-    MissingExtraError
-        If the recipe wants several devices, and Lightning Fabric is absent.
     """
     fitting, watching = validation_split(data, np.random.default_rng(recipe.seed))
     task = Task(torch.from_numpy((~reliable).astype(np.int64)), fitting, watching)
-    if recipe.single_process:
-        state, curve = train(Alone(), probe, data.predictions, task, recipe)
-    else:
-        from uqcalc.probe.fitting.multi import train_on_many
-
-        state, curve = train_on_many(probe, data.predictions, task, recipe)
+    state, curve = train(probe, data.predictions, task, recipe)
     if not np.isfinite([watched for _, watched in curve]).any():
         msg = (
             f"validation loss must become finite, got {curve[-1][1]} after "

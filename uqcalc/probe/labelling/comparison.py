@@ -15,8 +15,7 @@ from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.probe.labelling.information import vanishing
 from uqcalc.probe.labelling.labels import Labels, force_errors
 from uqcalc.probe.labelling.units import warn_of_units
-from uqcalc.probe.storage.atomrows import AtomRows
-from uqcalc.probe.storage.shards import Shards, evenly, sizes_of, taken
+from uqcalc.probe.storage.shards import AtomRows, Shards, evenly, sizes_of, taken
 
 
 ENOUGH = 5000  # structures that a unit, or a level of theory, shows in

@@ -22,9 +22,8 @@ from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
 from uqcalc.files import strict_json, whole
 from uqcalc.probe.checkpoint import Probe
-from uqcalc.probe.dataset import Dataset
+from uqcalc.probe.dataset import Dataset, held_out_dataset, labels_for
 from uqcalc.probe.labelling.defects import check_frames
-from uqcalc.probe.labelling.heldout import held_out_dataset, labels_for
 from uqcalc.probe.labelling.labels import Labels
 from uqcalc.probe.reporting.judged import Judged, judge
 from uqcalc.probe.reporting.scored import Scored, Tested

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +16,89 @@ from safetensors import SafetensorError, safe_open
 
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.errors import RecordError
-from uqcalc.probe.storage.packing import check_precision, pack
 from uqcalc.tensorfile import Kind
+
+
+_OF_ATOMS = {"numbers", "positions", "forces", "total_forces", "features", "charges"}
+
+
+def pack(predictions: Sequence[Prediction]) -> dict[str, NDArray[Any]]:
+    """Return the arrays of the predictions that a probe reads, in order of the atoms.
+
+    Energies and forces are kept twice where a sum of calculators has others than its
+    tapped part.
+    """
+    forces = np.concatenate([p.forces for p in predictions])
+    whole = np.concatenate([p.results.get("forces", p.forces) for p in predictions])
+    arrays: dict[str, NDArray[Any]] = {
+        "sizes": np.array([len(p.numbers) for p in predictions], dtype=np.int32),
+        "numbers": np.concatenate([p.numbers for p in predictions]).astype(np.uint8),
+        "positions": np.concatenate([p.positions for p in predictions]).astype(float),
+        "cells": np.stack([p.cell for p in predictions]).astype(float),
+        "pbc": np.stack([p.pbc for p in predictions]).astype(np.uint8),
+        "energies": np.array(
+            [(p.energy, p.results.get("energy", p.energy)) for p in predictions],
+            dtype=float,
+        ),
+        "forces": forces.astype(float),
+    }
+    if not np.array_equal(forces, whole, equal_nan=True):
+        arrays["total_forces"] = whole.astype(float)
+    if predictions[0].charges is not None:
+        rows = [_host(p.charges) for p in predictions if p.charges is not None]
+        arrays["charges"] = np.concatenate(rows)
+    arrays["features"] = np.concatenate([_host(p.features) for p in predictions])
+    return arrays
+
+
+class OpenShard:
+    """A shard mapped into memory; what is of whole structures is read at once."""
+
+    def __init__(self, path: Path) -> None:
+        file: Any = safe_open(path, framework="np")
+        names = set(file.keys())
+        # made once: they cost as much as what is read through them
+        self._rows = {name: file.get_slice(name) for name in names & _OF_ATOMS}
+        self._energies = file.get_tensor("energies")
+        self._cells = file.get_tensor("cells")
+        self._pbc = file.get_tensor("pbc").astype(bool)
+        self._scaling: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+        if "centre" in names:  # an earlier version wrote features in half precision
+            self._scaling = file.get_tensor("scale"), file.get_tensor("centre")
+
+    def numbers(self, atoms: slice) -> NDArray[np.int64]:
+        """Return the atomic numbers in those rows."""
+        return np.asarray(self._rows["numbers"][atoms].astype(np.int64))
+
+    def prediction(self, place: int, atoms: slice) -> Prediction:
+        """Return the prediction at ``place``, whose rows of atoms are ``atoms``."""
+        rows = self._rows
+        energy, total = self._energies[place].tolist()
+        forces = rows["forces"][atoms]
+        whole = rows["total_forces"][atoms] if "total_forces" in rows else forces
+        features = rows["features"][atoms].astype(np.float32)
+        if self._scaling is not None:
+            scale, centre = self._scaling
+            features *= scale
+            features += centre
+        charges = None
+        if "charges" in rows:
+            charges = torch.tensor(rows["charges"][atoms])
+        return Prediction(
+            numbers=self.numbers(atoms),
+            positions=rows["positions"][atoms],
+            cell=self._cells[place],
+            pbc=self._pbc[place],
+            results={"energy": total, "forces": whole},
+            energy=energy,
+            forces=forces,
+            features=torch.from_numpy(features),
+            charges=charges,
+        )
+
+
+def _host(tensor: torch.Tensor) -> NDArray[np.float32]:
+    return np.asarray(tensor.detach().to("cpu", torch.float32).numpy())
 
 
 SCHEMA = 1
@@ -52,9 +133,6 @@ class ShardWriter:
         The folder; it is made where its own folder exists.
     fingerprint : str
         Of the backbone that made them.
-    precision : {"float32", "float16"}
-        Of the features. Half precision is kept after the mean and scale of each
-        feature in its shard, so that it loses a 2000th of their spread at most.
 
     Raises
     ------
@@ -68,17 +146,9 @@ class ShardWriter:
     ...         writer.add(prediction)
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        fingerprint: str,
-        *,
-        precision: str = "float32",
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], fingerprint: str) -> None:
         self.path = make_folder(path)
         self.fingerprint = fingerprint
-        check_precision(precision)
-        self.precision = precision
         self._waiting: list[tuple[Prediction, bytes]] = []
         self._atoms = 0
         taken = [int(file.stem.partition("-")[2]) for file in shard_files(self.path)]
@@ -103,7 +173,7 @@ class ShardWriter:
         if not self._waiting:
             return
         predictions, keys = zip(*self._waiting, strict=True)
-        tensors = pack(predictions, self.precision)
+        tensors = pack(predictions)
         filed = np.array(keys, dtype="S16")
         tensors["keys"] = filed.view(np.uint8).reshape(len(keys), 16)
         card = {

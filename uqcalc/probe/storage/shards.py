@@ -20,8 +20,13 @@ from safetensors import SafetensorError, safe_open
 
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.errors import RecordError
-from uqcalc.probe.storage.packing import OpenShard
-from uqcalc.probe.storage.shardfile import FILE, ShardFile, read_shard, shard_files
+from uqcalc.probe.storage.shardfile import (
+    FILE,
+    OpenShard,
+    ShardFile,
+    read_shard,
+    shard_files,
+)
 
 
 OPEN_BYTES = 2**28  # of shards mapped at once ...
@@ -255,3 +260,43 @@ def open_folder(
         )
         raise RecordError(msg)
     return Folder(folder, whole), damaged
+
+
+class AtomRows(Sequence[NDArray[Any]]):
+    """The values of each structure's atoms, or of some structures in any order.
+
+    Parameters
+    ----------
+    flat : array (atoms of all structures,)
+    ends : array (structures,)
+        Where in it the atoms of each structure end.
+    rows : array, optional
+        Which of the structures, by default all.
+    """
+
+    def __init__(
+        self,
+        flat: NDArray[Any],
+        ends: NDArray[np.int64],
+        rows: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.flat, self.ends = flat, ends
+        self.rows = np.arange(len(ends)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> AtomRows: ...
+    def __getitem__(self, index: int | slice) -> NDArray[Any] | AtomRows:
+        if isinstance(index, slice):
+            return AtomRows(self.flat, self.ends, self.rows[index])
+        row = self.rows[index]
+        first = self.ends[row - 1] if row else 0
+        return self.flat[first : self.ends[row]]
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> AtomRows:
+        """Return those at ``indices``, in that order."""
+        return AtomRows(self.flat, self.ends, self.rows[np.asarray(indices, int)])

@@ -9,8 +9,13 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import laplacian_kernel
 
-from uqcalc.probe.kernel import KernelPaths, KernelShape
-from uqcalc.probe.regression import LIMIT, ranks, standardised
+from uqcalc.probe.regressions import (
+    LIMIT,
+    KernelPaths,
+    KernelShape,
+    ranks,
+    standardised,
+)
 
 
 NUMBERS, FEATURES, TREND = 5, 3, (0, 2, 3)

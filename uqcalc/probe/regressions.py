@@ -1,30 +1,107 @@
-"""Kernel paths: a trend that reaches beyond the labels, and what holds near them.
+"""The regressions of a probe: the linear path, the trend and the local path.
 
-The trend is half a linear model and half a wide kernel machine, both on the numbers
-whose relation to the error keeps its direction. A narrow Laplacian kernel on all
-numbers and on the principal components of the features learns what is left. It fades
-with the distance from the labels, so that far outside the trend alone is left of the
-two. Both are
-ridge regressions of the rank of the error, which no outlier can dominate; with more
-labels than centres they are the subset-of-regressors approximation, whose cost is
-linear in the labels (Rudi et al. 2017, arXiv:1705.10958). Laplacian kernels are as good
-as trees on such inputs (Radhakrishnan et al. 2024, doi:10.1126/science.adi5639) and far
-smaller in a file.
+All of them are ridge regressions of the rank of the error, which no outlier can
+dominate. The linear path reads the mean and the spread of the features. The trend is
+half a linear model and half a wide kernel machine, both on the numbers whose relation
+to the error keeps its direction. The local path is a narrow Laplacian kernel on all
+numbers and on the principal components of the features; it learns what the trend
+leaves. It fades with the distance from the labels, so that the trend alone remains far
+outside.
+
+With more labels than centres the kernel machines are the subset-of-regressors
+approximation, whose cost is linear in the labels (Rudi et al. 2017, arXiv:1705.10958).
+Laplacian kernels are as good as trees on such inputs (Radhakrishnan et al. 2024,
+doi:10.1126/science.adi5639) and far smaller in a file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self, final
 
 import torch
 from torch import nn
 
-from uqcalc.probe.regression import LIMIT, ranks, ridge
 
-
+LIMIT = 6.0  # standard deviations: what is beyond is far from the labels
+_PENALTY = 1.0  # of the slopes of standardised features, per feature
+# Below this share of the largest spread a number is constant but for rounding.
+_CONSTANT = 1e-4
 _ROWS = 4096  # rows of the kernel matrix held at once
+
+
+def standardised(
+    rows: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """Return rows in standard deviations, and in their logarithm far from the mean.
+
+    Labels of one crystal are narrow, and all of its melt is far away. Clipping would
+    map the whole melt to one value; the logarithm keeps the order. NaN stays NaN.
+    """
+    standard = (rows - mean) / scale
+    # inf - inf is NaN: what overflowed must not pass for a large number
+    return LIMIT * (standard / LIMIT).asinh() + (standard - standard)
+
+
+def ranks(errors: torch.Tensor) -> torch.Tensor:
+    """Return ranks scaled to -½ ... ½; the same errors get the same one, on average."""
+    _, inverse, counts = errors.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    middle: torch.Tensor = last - counts.double() / 2
+    scaled: torch.Tensor = middle[inverse] / len(errors) - 0.5
+    return scaled
+
+
+def ridge(rows: torch.Tensor, values: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Return slopes and the intercept, which is not penalised, (width + 1,)."""
+    centre, level = rows.mean(dim=0), values.mean()
+    centred = rows - centre
+    gram = centred.T @ centred + penalty * torch.eye(rows.shape[1], dtype=rows.dtype)
+    slopes = torch.linalg.solve(gram, centred.T @ (values - level))
+    return torch.cat([slopes, (level - centre @ slopes)[None]])
+
+
+@final
+class LinearPath(nn.Module):
+    """Expected rank of the error from mean and spread of the features, linearly.
+
+    Where errors belong to kinds of molecules, or grow along a direction of the
+    features, it finds that with few labels and holds beyond them
+    (`benchmarks/README.md`).
+    """
+
+    centre: torch.Tensor
+    scale: torch.Tensor
+    slope: torch.Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.register_buffer("slope", torch.zeros(width + 1))
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Return the expected rank, (rows,), from (rows, width).
+
+        The labels' are from -½ to ½; unlike them it has no bounds.
+        """
+        standard = standardised(pooled, self.centre, self.scale)
+        return standard @ self.slope[:-1] + self.slope[-1]
+
+    @classmethod
+    @torch.no_grad()
+    def fit(cls, pooled: torch.Tensor, errors: torch.Tensor) -> Self:
+        """Fit to errors (rows,), of which only the ranks matter."""
+        path = cls(pooled.shape[1]).double()
+        rows = pooled.double()
+        spread = rows.std(dim=0)
+        constant = spread <= _CONSTANT * spread.max()
+        path.centre.copy_(rows.mean(dim=0))
+        path.scale.copy_(spread.masked_fill(constant, 1.0))
+        standard = standardised(rows, path.centre, path.scale)
+        path.slope.copy_(ridge(standard, ranks(errors), _PENALTY * rows.shape[1]))
+        return path.float()
 
 
 @dataclass(frozen=True, slots=True)
