@@ -32,11 +32,10 @@ from ramp import BatchedForces, Schedule, batched, new_ramp, run_ramps
 import uqcalc
 from uqcalc import LabelError, Labels, Probe, Recipe
 from uqcalc.backbones import Backbone, Prediction
-from uqcalc.default import bare_calculator, load_model
-from uqcalc.probe.dataset import Dataset, build_dataset
-from uqcalc.probe.scope import FAR
-from uqcalc.probe.training import fit_datasets
-from uqcalc.probe.worst import FAR_LOWEST
+from uqcalc.fitting.training import fit_datasets
+from uqcalc.labels.dataset import Dataset, build_dataset
+from uqcalc.models.bundled import bare_calculator, load_model
+from uqcalc.probe.scope import FAR, FAR_LOWEST
 from uqcalc.watching.trigger import Trigger
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from common import print_table, target, write_result
 
-from uqcalc import LabelError, scores
+from uqcalc import LabelError
+from uqcalc.defaults import shipped_probe
 from uqcalc.probe.calibration import platt
-from uqcalc.shipped import shipped_probe
+from uqcalc.statistics import scores
 
 
 EVERY = 20  # frames of 5 fs

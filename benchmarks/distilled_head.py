@@ -31,7 +31,7 @@ from distilled.ranking import SIGNALS, Readings, mean_rank, rows
 from distilled.reading import fit_distance, predict, read_signals
 
 from uqcalc import Backbone, DistilledHead, Prediction, distill, tap
-from uqcalc.default import bare_calculator
+from uqcalc.models.bundled import bare_calculator
 
 
 NAME = "distilled_head"

@@ -20,8 +20,8 @@ from common import write_result
 from scipy.special import expit
 
 from uqcalc.errors import LabelError
+from uqcalc.fitting.crossfit import slope_on_new_groups, stack
 from uqcalc.probe.calibration import Calibration, platt
-from uqcalc.probe.fitting.crossfit import slope_on_new_groups, stack
 
 
 LABELS, NEW_GROUPS = 900, 300

@@ -220,7 +220,7 @@ def run_pretrained(name: str, frames: Path | None) -> None:
     """Print the paper's table beside one's own, for official weights."""
     from uqcalc import ForceDelta, Policy, ReliableCalculator, Threshold, UqcalcError
     from uqcalc.annotating.trajectory import annotate
-    from uqcalc.models import open_model
+    from uqcalc.models.named import open_model
 
     try:
         calculator = open_model(f"orb:{name}")

@@ -40,15 +40,15 @@ from common import (
 from uqcalc import ReliableCalculator
 from uqcalc.backbones.base import Prediction
 from uqcalc.backbones.registry import tap
+from uqcalc.fitting.training import Recipe
 from uqcalc.policy import Policy, Threshold
 from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.card import Card
-from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.inputs import Statistics
 from uqcalc.probe.joined import ATOM_CENTRES, CENTRES, Joined, JoinedShape
 from uqcalc.probe.network import ProbeNetwork
+from uqcalc.probe.probe import Probe
 from uqcalc.probe.scope import Scope
-from uqcalc.probe.training import Recipe
 from uqcalc.signals.probe import ProbeSignal
 
 

@@ -26,12 +26,12 @@ import torch
 from common import print_table, target, write_result
 
 from uqcalc.backbones import Backbone, Prediction
-from uqcalc.probe.dataset import Dataset
-from uqcalc.probe.labelling.labels import Labels
-from uqcalc.probe.recipe import Recipe
-from uqcalc.probe.storage.shardfile import ShardWriter
-from uqcalc.probe.storage.shards import Shards
-from uqcalc.probe.training import fit_datasets
+from uqcalc.fitting.recipe import Recipe
+from uqcalc.fitting.training import fit_datasets
+from uqcalc.labels.dataset import Dataset
+from uqcalc.labels.labels import Labels
+from uqcalc.labels.shardfile import ShardWriter
+from uqcalc.labels.shards import Shards
 
 
 ATOMS, WIDTH = 30, 256

@@ -18,7 +18,7 @@ from ase.calculators.calculator import BaseCalculator
 from common import write_result
 
 import uqcalc
-from uqcalc.reading import read_frames
+from uqcalc.files.structures import read_frames
 
 
 def opened(model: str) -> BaseCalculator:

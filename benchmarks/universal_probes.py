@@ -31,19 +31,18 @@ from ase.io import read
 from common import target, write_result
 
 import uqcalc
-from uqcalc import scores
 from uqcalc.backbones import Backbone, Prediction
 from uqcalc.errors import LabelError
-from uqcalc.probe.dataset import Dataset, build_dataset
-from uqcalc.probe.labelling.defects import NO_INFORMATION
-from uqcalc.probe.labelling.groups import reduced_formula
-from uqcalc.probe.labelling.information import vanishing
-from uqcalc.probe.labelling.seen import geometry_hashes
+from uqcalc.evaluation.evaluation import Evaluation, evaluate_dataset
+from uqcalc.evaluation.guarantee import calibrate_dataset
+from uqcalc.evaluation.readings import read_structures
+from uqcalc.fitting.training import fit_datasets
+from uqcalc.labels.dataset import Dataset, build_dataset
+from uqcalc.labels.defects import NO_INFORMATION, vanishing
+from uqcalc.labels.groups import reduced_formula
 from uqcalc.probe.moments import chunks
-from uqcalc.probe.promising import calibrate_dataset
-from uqcalc.probe.reporting.evaluation import Evaluation, evaluate_dataset
-from uqcalc.probe.reporting.judged import judge
-from uqcalc.probe.training import fit_datasets
+from uqcalc.probe.seen import geometry_hashes
+from uqcalc.statistics import scores
 
 
 REGIMES = {
@@ -208,7 +207,7 @@ def by_regime(
 
 def called_reliable(probe: uqcalc.Probe, data: Dataset) -> np.ndarray:
     """Return whom the probe's own policy calls RELIABLE."""
-    seen = judge(probe, data.predictions)
+    seen = read_structures(probe, data.predictions)
     return ~seen.outside & ~seen.weak & (seen.probability >= probe.card.suspect)
 
 

@@ -11,7 +11,7 @@ from ase.build import molecule
 from tblite.ase import TBLite
 
 from uqcalc import Labels, Recipe, ReliableCalculator, fit
-from uqcalc.default import bare_calculator
+from uqcalc.models.bundled import bare_calculator
 
 
 parser = argparse.ArgumentParser(description=__doc__)

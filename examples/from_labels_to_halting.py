@@ -17,7 +17,7 @@ from ase.md.verlet import VelocityVerlet
 
 import uqcalc
 from uqcalc import Labels, Monitor, Promise, Recipe, ReliableCalculator, plotting
-from uqcalc.default import bare_calculator
+from uqcalc.models.bundled import bare_calculator
 
 
 try:

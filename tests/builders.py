@@ -12,11 +12,11 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from uqcalc.backbones.base import Backbone
+from uqcalc.fitting.training import Recipe
 from uqcalc.probe.card import Card
-from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.inputs import Statistics
 from uqcalc.probe.network import ProbeNetwork
-from uqcalc.probe.training import Recipe
+from uqcalc.probe.probe import Probe
 
 
 def run_and_kill(command, ready, within_s=240):

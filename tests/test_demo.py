@@ -22,7 +22,7 @@ from uqcalc import (
     read_assessment,
 )
 from uqcalc.cli import app
-from uqcalc.shipped import shipped_probe
+from uqcalc.defaults import shipped_probe
 
 
 mpl.use("Agg")

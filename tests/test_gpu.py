@@ -29,8 +29,8 @@ from uqcalc import (
     fit,
     tap,
 )
-from uqcalc.probe.dataset import build_dataset
-from uqcalc.probe.fitting.single import fit_single
+from uqcalc.fitting.single import fit_single
+from uqcalc.labels.dataset import build_dataset
 from uqcalc.signals.base import to_host
 from uqcalc.signals.probe import ProbeSignal
 from uqcalc.testing import check_backbone, contract_frames

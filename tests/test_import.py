@@ -14,8 +14,8 @@ import uqcalc
 import uqcalc.distillation
 import uqcalc.signals
 from uqcalc.distillation.card import FILE as HEAD, HeadCard
+from uqcalc.files.tensorfile import CHECKSUM, checksum
 from uqcalc.signals.card import FILE as SIGNAL, SignalCard
-from uqcalc.tensorfile import CHECKSUM, checksum
 
 
 PROBE = """

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from uqcalc import Level, Monitor, RecordError, read_log
 from uqcalc.cli.info import info
-from uqcalc.facts import file_facts, log_facts
-from uqcalc.probe.reporting.cardfacts import card_facts
-from uqcalc.shipped import shipped_probe
+from uqcalc.defaults import shipped_probe
+from uqcalc.evaluation.cardfacts import card_facts
+from uqcalc.info import file_facts, log_facts
 from uqcalc.watching.eventlog import EventLog
 from uqcalc.watching.logsummary import summarise_log
 

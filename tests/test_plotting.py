@@ -8,8 +8,9 @@ import pytest
 from ase.build import molecule
 from closeness import FLOAT64, close
 
-from uqcalc import plotting, scores
+from uqcalc import plotting
 from uqcalc.records import Event, Level
+from uqcalc.statistics import scores
 
 
 mpl.use("Agg")

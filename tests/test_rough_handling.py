@@ -146,7 +146,7 @@ def test_missing_labels_in_half_of_the_frames_are_counted_and_named():
 
 def test_labels_in_kcal_per_mol_are_given_away_by_their_scale():
     from uqcalc import Labels
-    from uqcalc.probe.dataset import build_dataset
+    from uqcalc.labels.dataset import build_dataset
 
     with pytest.warns(LabelWarning, match="as labels in kcal/mol/Å would be"):
         build_dataset(labelled(factor=23.06), tap(mace_calculator(0)), Labels())
@@ -313,7 +313,7 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
     import errno
     import fcntl
 
-    from uqcalc.files import OneWriter
+    from uqcalc.files.writing import OneWriter
 
     def absent(*_):
         raise OSError(errno.ENOSYS, "no locks here")

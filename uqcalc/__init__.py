@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from uqcalc.backbones import Backbone, Prediction, tap
     from uqcalc.backbones.committee import Committee
     from uqcalc.backbones.rotation import RotationAverage
-    from uqcalc.calculator import ReliableCalculator
-    from uqcalc.default import default_calculator
+    from uqcalc.calculator import ReliableCalculator, default_calculator
     from uqcalc.distillation import DistilledHead, distill
     from uqcalc.errors import (
         BackboneError,
@@ -35,19 +34,20 @@ if TYPE_CHECKING:
         UnreliableError,
         UqcalcError,
     )
-    from uqcalc.models import open_model
+    from uqcalc.evaluation.evaluation import Evaluation, evaluate
+    from uqcalc.evaluation.guarantee import calibrate
+    from uqcalc.fitting.recipe import Recipe
+    from uqcalc.fitting.training import fit
+    from uqcalc.labels.labels import Labels
+    from uqcalc.limits.runlimits import RunLimits
+    from uqcalc.limits.thresholds import ErrorCurve, calibrate_threshold, error_curve
+    from uqcalc.models.named import open_model
+    from uqcalc.models.safemace import save_safe_mace
     from uqcalc.policy import Policy, Threshold
-    from uqcalc.probe.checkpoint import Probe
-    from uqcalc.probe.labelling.labels import Labels
-    from uqcalc.probe.promise import Promise
-    from uqcalc.probe.promising import calibrate
-    from uqcalc.probe.recipe import Recipe
-    from uqcalc.probe.reporting.evaluation import Evaluation, evaluate
-    from uqcalc.probe.training import fit
+    from uqcalc.probe.card import Promise
+    from uqcalc.probe.probe import Probe
     from uqcalc.records import Assessment, Level, Reading, Verdict
     from uqcalc.runfile.running import RunOutcome, run_file
-    from uqcalc.runlimits import RunLimits
-    from uqcalc.safemace import save_safe_mace
     from uqcalc.signals import (
         ConformalInterval,
         EnergySpread,
@@ -64,7 +64,6 @@ if TYPE_CHECKING:
         StressSpread,
         load_signal,
     )
-    from uqcalc.thresholds import ErrorCurve, calibrate_threshold, error_curve
     from uqcalc.watching.eventlog import read_log
     from uqcalc.watching.monitor import Monitor
     from uqcalc.watching.relaxation import Outcome, Relaxation, relax
@@ -82,14 +81,14 @@ _HOME = {
     "ConformalInterval": "signals",
     "DistilledHead": "distillation",
     "EnergySpread": "signals",
-    "ErrorCurve": "thresholds",
-    "Evaluation": "probe.reporting.evaluation",
+    "ErrorCurve": "limits.thresholds",
+    "Evaluation": "evaluation.evaluation",
     "FileWarning": "errors",
     "ForceDelta": "signals",
     "ForceSpread": "signals",
     "LabelError": "errors",
     "LabelWarning": "errors",
-    "Labels": "probe.labelling.labels",
+    "Labels": "labels.labels",
     "LatentDistance": "signals",
     "Level": "records",
     "MaxForce": "signals",
@@ -101,19 +100,19 @@ _HOME = {
     "Policy": "policy",
     "Prediction": "backbones",
     "PredictionRigidity": "signals",
-    "Probe": "probe.checkpoint",
+    "Probe": "probe.probe",
     "ProbeError": "errors",
     "ProbeSignal": "signals",
     "Sanity": "signals",
-    "Promise": "probe.promise",
+    "Promise": "probe.card",
     "Reading": "records",
-    "Recipe": "probe.recipe",
+    "Recipe": "fitting.recipe",
     "RecordError": "errors",
     "Relaxation": "watching.relaxation",
     "ReliableCalculator": "calculator",
     "RotationAverage": "backbones.rotation",
     "RunFileError": "errors",
-    "RunLimits": "runlimits",
+    "RunLimits": "limits.runlimits",
     "RunOutcome": "runfile.running",
     "Signal": "signals",
     "SignalError": "errors",
@@ -128,20 +127,20 @@ _HOME = {
     "annotate_file": "annotating.file",
     "annotated_copy": "annotating.copies",
     "attack": "attacking.attack",
-    "calibrate": "probe.promising",
-    "calibrate_threshold": "thresholds",
-    "default_calculator": "default",
+    "calibrate": "evaluation.guarantee",
+    "calibrate_threshold": "limits.thresholds",
+    "default_calculator": "calculator",
     "distill": "distillation",
-    "error_curve": "thresholds",
-    "evaluate": "probe.reporting.evaluation",
-    "fit": "probe.training",
+    "error_curve": "limits.thresholds",
+    "evaluate": "evaluation.evaluation",
+    "fit": "fitting.training",
     "load_signal": "signals",
-    "open_model": "models",
+    "open_model": "models.named",
     "read_assessment": "annotating.copies",
     "read_log": "watching.eventlog",
     "relax": "watching.relaxation",
     "run_file": "runfile.running",
-    "save_safe_mace": "safemace",
+    "save_safe_mace": "models.safemace",
     "tap": "backbones",
 }
 

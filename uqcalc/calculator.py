@@ -22,9 +22,9 @@ from uqcalc.backbones.locks import held
 from uqcalc.backbones.prediction import fixed_atoms
 from uqcalc.backbones.registry import tap
 from uqcalc.backbones.told import told
-from uqcalc.choosing import AUTO, choose_policy, choose_signals, probes_of
+from uqcalc.defaults import AUTO, choose_policy, choose_signals, probes_of
 from uqcalc.policy import Policy
-from uqcalc.probe.checkpoint import Probe
+from uqcalc.probe.probe import Probe
 from uqcalc.records import Assessment, Level, Reading, Verdict
 from uqcalc.remembering import Answer, Recent, changed, frozen, same
 from uqcalc.signals.base import Signal, TensorReading, to_host, to_host_asking
@@ -288,6 +288,26 @@ class ReliableCalculator(BaseCalculator):
             else reading
             for reading in readings
         )
+
+
+def default_calculator(
+    device: str = "cpu", dtype: str = "float32"
+) -> ReliableCalculator:
+    """Return the bundled potential with its probe, ready to run and offline.
+
+    It is for demonstrations, tests and learning: neutral molecules of H, C, N and O,
+    with GFN2-xTB as its truth. Use a potential and a probe of your own for research.
+
+    Parameters
+    ----------
+    device, dtype : str
+        As for `bare_calculator`.
+    """
+    from uqcalc.defaults import shipped_probe
+    from uqcalc.models.bundled import bare_calculator
+
+    probe = shipped_probe("default")
+    return ReliableCalculator(bare_calculator(device, dtype), probe=probe)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -6,18 +6,20 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from uqcalc.records import Assessment, Level, Reading, Verdict
-
-
-if TYPE_CHECKING:
-    from uqcalc.probe.checkpoint import Probe
 
 
 # Limits on a risk of which nobody has said what is reliable: nothing is, not even a
 # risk of zero, and what is not a number is UNRELIABLE all the same.
 TRUST_NOTHING = (-1.0, sys.float_info.max)
+# Name of the reading that says what a run or a trajectory shows beside its geometries.
+RUN = "run"
+CELL_MOVES = (
+    "the cell moves with a stress that no signal of the policy judges: a probe for "
+    "forces or energies says nothing of it"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,17 @@ class Threshold:
         return f"{self.signal}: risk {reading.risk:.3g}{unit} > {limit:.3g}{unit}"
 
 
+class _Card(Protocol):
+    def promise_policy(self) -> Policy: ...
+
+
+class _Promised(Protocol):
+    """A `uqcalc.Probe`, as far as a policy reads it."""
+
+    @property
+    def card(self) -> _Card: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """Pure map from readings to a verdict: the worst level over all thresholds.
@@ -175,7 +188,7 @@ class Policy:
         return cls(Threshold(**row) for row in data["thresholds"])
 
     @classmethod
-    def from_promise(cls, probe: Probe) -> Policy:
+    def from_promise(cls, probe: _Promised) -> Policy:
         """Return a policy that calls RELIABLE what the probe's promise covers alone.
 
         What it does not cover is at least SUSPECT, and UNRELIABLE where the probability
@@ -203,6 +216,15 @@ def _published(key: str, readings: Sequence[Reading]) -> Reading | None:
         if key in reading.results:
             return Reading(key, float(reading.results[key]))
     return None
+
+
+def stress_judged(signals: Sequence[Any], judged: Sequence[str]) -> bool:
+    """Say whether one of the signals with a threshold judges the stress."""
+    return any(
+        getattr(signal, "judges_stress", False)
+        for signal in signals
+        if signal.name in judged
+    )
 
 
 def extended(assessment: Assessment, reading: Reading) -> Assessment:

@@ -16,7 +16,7 @@ from molecules import HELD_OUT, write_text
 from sample import embed, run_plan
 from train_backbone import evaluate, prepare
 
-from uqcalc.default import bare_calculator, load_model
+from uqcalc.models.bundled import bare_calculator, load_model
 
 
 SPEED_SMILES = "CC(=O)Oc1ccc(C(=O)O)cc1"  # 21 atoms

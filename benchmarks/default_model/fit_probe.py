@@ -22,13 +22,14 @@ from ase.io import read
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from common import print_table, target, write_result
 
-from uqcalc import LabelError, Labels, Level, Recipe, ReliableCalculator, scores, tap
+from uqcalc import LabelError, Labels, Level, Recipe, ReliableCalculator, tap
 from uqcalc.backbones import Backbone
-from uqcalc.default import bare_calculator
-from uqcalc.probe.checkpoint import Probe
-from uqcalc.probe.dataset import Dataset, build_dataset
-from uqcalc.probe.promising import calibrate_dataset
-from uqcalc.probe.training import fit_datasets
+from uqcalc.evaluation.guarantee import calibrate_dataset
+from uqcalc.fitting.training import fit_datasets
+from uqcalc.labels.dataset import Dataset, build_dataset
+from uqcalc.models.bundled import bare_calculator
+from uqcalc.probe.probe import Probe
+from uqcalc.statistics import scores
 
 
 EXCLUDE = ("duplicate",)

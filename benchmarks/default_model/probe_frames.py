@@ -31,7 +31,7 @@ from sample import (
     xtb,
 )
 
-from uqcalc.default import load_model
+from uqcalc.models.bundled import load_model
 
 
 SPLITS = ("probe_train", "probe_calibration", "probe_test")

@@ -17,7 +17,7 @@ from fast import accelerate, set_pairs
 from molecules import write_text
 from safetensors.torch import save
 
-from uqcalc.default import build_model
+from uqcalc.models.bundled import build_model
 
 
 ELEMENTS = [1, 6, 7, 8]

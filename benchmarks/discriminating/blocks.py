@@ -33,7 +33,7 @@ from ase import Atoms
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from uqcalc import tap
 from uqcalc.backbones import Backbone
-from uqcalc.default import bare_calculator
+from uqcalc.models.bundled import bare_calculator
 
 
 Rows = dict[str, np.ndarray]

@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 
 from discriminating.rows import OURS, ROWS, judged, ours
 from discriminating.tasks import TARGETS, Task, divide, opened
-from uqcalc.plotting import plot_reliability_diagram, plot_risk_coverage, save_figure
-from uqcalc.probe.fitting.optimise import margins
+from uqcalc.evaluation.panels import plot_reliability_diagram, plot_risk_coverage
+from uqcalc.fitting.loop import margins
+from uqcalc.plotting import save_figure
 
 
 SHOWN = (

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from uqcalc import scores
+from uqcalc.statistics import scores
 
 
 def judge(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from uqcalc.backbones import Prediction
-from uqcalc.probe.dataset import Dataset
+from uqcalc.labels.dataset import Dataset
 
 
 SPREADS = ("energy_spread", "forces_spread")  # of a committee, eV and eV/Å

@@ -24,7 +24,7 @@ from ase import Atoms
 sys.path.insert(0, str(Path(__file__).parents[1] / "default_model"))
 from fast import accelerate, set_pairs
 
-from uqcalc.default import build_model, import_mace
+from uqcalc.models.bundled import build_model, import_mace
 
 
 Batch = dict[str, torch.Tensor]
@@ -196,7 +196,7 @@ def collate(samples: Sequence[Batch], r_max: float) -> Batch:
 def configuration(
     samples: Sequence[Batch], elements: Sequence[int], e0: np.ndarray, how: Training
 ) -> dict[str, Any]:
-    """Return the configuration from which `uqcalc.default.build_model` rebuilds."""
+    """Return the configuration that `uqcalc.models.bundled.build_model` reads."""
     edges = sum(int((s["senders"] >= 0).sum()) for s in samples)
     nodes = sum(len(s["positions"]) for s in samples)
     square = float(torch.cat([s["forces"].flatten() for s in samples]).square().mean())

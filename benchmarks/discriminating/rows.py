@@ -15,17 +15,17 @@ from sklearn.preprocessing import StandardScaler
 
 from discriminating.labelled import SPREADS
 from uqcalc.backbones import Backbone, Prediction
-from uqcalc.latent.distances import Mahalanobis, Neighbours
-from uqcalc.latent.rigidity import Rigidity
+from uqcalc.fitting.crossfit import group_folds
+from uqcalc.fitting.loop import margins, validation_split
+from uqcalc.fitting.recipe import Recipe
+from uqcalc.fitting.single import fit_single
+from uqcalc.fitting.training import fit_datasets
+from uqcalc.labels.dataset import Dataset
+from uqcalc.labels.labels import Labels
 from uqcalc.probe.calibration import platt
-from uqcalc.probe.checkpoint import Probe
-from uqcalc.probe.dataset import Dataset
-from uqcalc.probe.fitting.crossfit import group_folds
-from uqcalc.probe.fitting.optimise import margins, validation_split
-from uqcalc.probe.fitting.single import fit_single
-from uqcalc.probe.labelling.labels import Labels
-from uqcalc.probe.recipe import Recipe
-from uqcalc.probe.training import fit_datasets
+from uqcalc.probe.probe import Probe
+from uqcalc.signals.distance import Mahalanobis, Neighbours
+from uqcalc.signals.rigidity import Rigidity
 
 
 BACKBONE = cast(

@@ -13,12 +13,12 @@ import torch
 from discriminating.judging import judge
 from discriminating.labelled import Labelled, load
 from discriminating.rows import KINDS, OURS, Row, judged, ours, refitted
-from uqcalc.latent.distances import Mahalanobis
-from uqcalc.latent.rigidity import Rigidity
-from uqcalc.probe.checkpoint import Probe
-from uqcalc.probe.dataset import Dataset
-from uqcalc.probe.fitting.optimise import margins
+from uqcalc.fitting.loop import margins
+from uqcalc.labels.dataset import Dataset
 from uqcalc.probe.moments import chunks
+from uqcalc.probe.probe import Probe
+from uqcalc.signals.distance import Mahalanobis
+from uqcalc.signals.rigidity import Rigidity
 
 
 SEVENNET = Path("../shared/data/sevennet0_mattersim")

@@ -25,7 +25,7 @@ from probe_frames import PLAN, label
 from ramp import Ramp, Schedule, batched, new_ramp, run_ramps
 from sample import Sampled, embed, run_plan, seed_of, write_frames
 
-from uqcalc.default import load_model
+from uqcalc.models.bundled import load_model
 
 
 UNSEEN = ("probe_train", "probe_calibration", "probe_test")

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uqcalc.default import build_model
+from uqcalc.models.bundled import build_model
 
 
 if TYPE_CHECKING:

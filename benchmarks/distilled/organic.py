@@ -118,7 +118,7 @@ def relaxed() -> list[tuple[str, Atoms]]:
     """Return the molecules to distort, relaxed on the bundled potential."""
     from sample import embed
 
-    from uqcalc.default import bare_calculator
+    from uqcalc.models.bundled import bare_calculator
 
     calculator = bare_calculator()
     found = []
@@ -209,7 +209,7 @@ def _heated(task: tuple[str, int, list[tuple[str, str]]]) -> list[Atoms]:
     from ramp import Schedule, batched, new_ramp, run_ramps
     from sample import embed
 
-    from uqcalc.default import load_model
+    from uqcalc.models.bundled import load_model
 
     torch.set_num_threads(1)
     name, first, listed = task

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from uqcalc import scores
+from uqcalc.statistics import scores
 
 
 SIGNALS = ("force_delta", "committee", "latent distance", "largest force")

@@ -29,7 +29,7 @@ from halting.judging import (
 )
 from halting.runs import FRAME_FS
 from halting.strips import draw_curves, draw_strips
-from uqcalc.shipped import shipped_probe
+from uqcalc.defaults import shipped_probe
 
 
 MOST_FALSE_PER_PS = 0.01

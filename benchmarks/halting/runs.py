@@ -24,7 +24,7 @@ from molecules import HELD_OUT, split
 from ramp import Ramp, Schedule, batched, new_ramp, run_ramps
 from sample import FAILURES, embed, seed_of, xtb
 
-from uqcalc.default import load_model
+from uqcalc.models.bundled import load_model
 
 
 FRAME_FS = 5.0

@@ -20,12 +20,9 @@ from safetensors.torch import load
 
 from halting.runs import Run
 from uqcalc.backbones import Prediction
-from uqcalc.default import (
-    build_model,
-    default_calculator,
-    load_model,
-)
-from uqcalc.shipped import shipped_probe
+from uqcalc.calculator import default_calculator
+from uqcalc.defaults import shipped_probe
+from uqcalc.models.bundled import build_model, load_model
 
 
 BATCH = 32

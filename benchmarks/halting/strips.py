@@ -12,9 +12,9 @@ from matplotlib.colors import ListedColormap, TwoSlopeNorm
 from halting.cached import Cached
 from halting.judging import TOLERANCE, Rule, find_halt, judge
 from halting.runs import FRAME_FS, RMD17
+from uqcalc.defaults import shipped_probe
 from uqcalc.plotting import COLOURS, INK, QUIET, save_figure
 from uqcalc.records import Level
-from uqcalc.shipped import shipped_probe
 
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from roughness.outcomes import SAME, Tally, attempt
 from uqcalc import annotate_file, read_log
 from uqcalc.backbones import Prediction
 from uqcalc.calculator import ReliableCalculator
-from uqcalc.facts import file_facts
-from uqcalc.probe.checkpoint import FILE, Probe
+from uqcalc.info import file_facts
+from uqcalc.probe.probe import FILE, Probe
 from uqcalc.runfile.file import read_run_file
 
 

@@ -424,7 +424,7 @@ def test_what_the_format_cannot_hold_is_left_out_and_named(tmp_path):
 
 def test_chgnet_annotates_crystals_and_marks_molecules(tmp_path):
     pytest.importorskip("chgnet")
-    from uqcalc.shipped import shipped_probe
+    from uqcalc.defaults import shipped_probe
 
     calculator = ReliableCalculator(
         open_model("chgnet", device="cpu"), shipped_probe("chgnet")

@@ -25,8 +25,8 @@ from uqcalc import (
     tap,
 )
 from uqcalc.backbones.aimnet2 import AIMNet2Backbone, _rows
-from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.network import ProbeNetwork, Shape
+from uqcalc.probe.probe import Probe
 from uqcalc.signals import MaxForce
 from uqcalc.testing import check_backbone, contract_frames
 

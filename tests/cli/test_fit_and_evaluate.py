@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from uqcalc import Probe
 from uqcalc.cli import app
-from uqcalc.default import bare_calculator
+from uqcalc.models.bundled import bare_calculator
 
 
 # 90 frames are few: warnings of labels are lines on the error stream

@@ -18,10 +18,10 @@ from scipy.special import expit
 from uqcalc import Labels, Level, Probe, Recipe, ReliableCalculator
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import ProbeError
-from uqcalc.probe.checkpoint import FILE
-from uqcalc.probe.dataset import build_dataset
+from uqcalc.fitting.training import fit_datasets
+from uqcalc.labels.dataset import build_dataset
 from uqcalc.probe.joined import PATHS, REMOTE, Joined, JoinedShape
-from uqcalc.probe.training import fit_datasets
+from uqcalc.probe.probe import FILE
 from uqcalc.signals.base import to_host
 from uqcalc.signals.probe import ProbeSignal
 

@@ -12,9 +12,9 @@ from probe.toys import ToyBackbone, dense_network
 
 from uqcalc import ReliableCalculator
 from uqcalc.errors import ProbeError
-from uqcalc.probe.checkpoint import Probe
+from uqcalc.evaluation.cardfacts import card_facts
 from uqcalc.probe.network import ProbeNetwork, Shape
-from uqcalc.probe.reporting.cardfacts import card_facts
+from uqcalc.probe.probe import Probe
 
 
 WIDTH = 6

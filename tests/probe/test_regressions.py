@@ -3,16 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from closeness import NETWORK, close
+from closeness import FLOAT64, NETWORK, close
 from scipy.stats import rankdata
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import laplacian_kernel
+from sklearn.preprocessing import StandardScaler
 
 from uqcalc.probe.regressions import (
     LIMIT,
     KernelPaths,
     KernelShape,
+    LinearPath,
     ranks,
     standardised,
 )
@@ -163,3 +165,60 @@ def test_standardised_numbers_keep_their_order_and_none_that_is_no_number():
     assert found.abs().max() < 60
     bad = torch.tensor([torch.nan, torch.inf, -torch.inf])
     assert standardised(bad, torch.zeros(3), torch.ones(3)).isnan().all()
+
+
+def sample_of_linear(rows, width, seed=0):
+    rng = np.random.default_rng(seed)
+    scales = np.random.default_rng(99).lognormal(size=width)
+    pooled = rng.normal(size=(rows, width)) * scales + 3.0
+    errors = np.exp(pooled[:, 0] + rng.normal(size=rows))
+    return pooled, errors
+
+
+def read_of_linear(path, pooled):
+    return path(torch.from_numpy(pooled).float()).double().numpy()
+
+
+def test_it_is_the_ridge_regression_of_the_rank():
+    pooled, errors = sample_of_linear(60, 80)  # fewer labels than numbers
+    path = LinearPath.fit(torch.from_numpy(pooled), torch.from_numpy(errors))
+    new = sample_of_linear(40, 80, seed=1)[0]
+    scaler = StandardScaler().fit(pooled)
+    scaler.scale_ *= np.sqrt(60 / 59)  # of a sample_of_linear
+    rank = (rankdata(errors) - 0.5) / 60 - 0.5
+
+    def standard(rows):  # nearly straight where the labels are
+        return 6 * np.arcsinh(scaler.transform(rows) / 6)
+
+    known = Ridge(alpha=80.0).fit(standard(pooled), rank)
+    expected = known.predict(standard(new))
+    close(read_of_linear(path, new), expected, NETWORK)
+    assert expected.std() > 0.01  # or agreement would say nothing
+    # labels in another unit, or bent: the same ranks
+    bent = LinearPath.fit(torch.from_numpy(pooled), torch.from_numpy(errors**0.5))
+    np.testing.assert_array_equal(read_of_linear(bent, new), read_of_linear(path, new))
+
+
+def test_what_never_varied_says_nothing_and_far_away_the_order_is_kept():
+    pooled, errors = sample_of_linear(60, 5)
+    pooled[:, 3] = 7.0
+    path = LinearPath.fit(torch.from_numpy(pooled), torch.from_numpy(errors))
+    new = pooled.copy()
+    new[:, 3] = 7.001
+    close(read_of_linear(path, new), read_of_linear(path, pooled), NETWORK)
+    away = np.array([1.0, 10.0, 1e2, 1e4])[:, None] * pooled.std(axis=0)
+    steps = np.diff(read_of_linear(path, pooled.mean(axis=0) + away))
+    assert np.all(steps * steps[0] > 0)
+    assert steps[2] == pytest.approx(2 * steps[1], rel=0.15)  # as the logarithm
+    new[0, 1] = np.nan
+    assert np.isnan(read_of_linear(path, new)[0])
+    assert np.isfinite(read_of_linear(path, new)[1:]).all()
+
+
+def test_ranks_are_scipys_centred_and_only_the_order_matters():
+    rng = np.random.default_rng(0)
+    errors = rng.integers(0, 12, 50).astype(float)  # with ties
+    ours = ranks(torch.from_numpy(errors)).numpy()
+    close(ours, (rankdata(errors) - 0.5) / 50 - 0.5, FLOAT64)
+    close(ours, -ranks(torch.from_numpy(-errors)), FLOAT64)
+    np.testing.assert_array_equal(ours, ranks(torch.from_numpy(np.exp(errors))))

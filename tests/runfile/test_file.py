@@ -8,6 +8,7 @@ import pytest
 from ase.build import molecule
 
 from uqcalc import Promise, RunFileError
+from uqcalc.defaults import shipped_probe
 from uqcalc.runfile.file import RunFile, read_run_file
 from uqcalc.runfile.opening import open_calculator
 from uqcalc.runfile.sections import (
@@ -16,7 +17,6 @@ from uqcalc.runfile.sections import (
     PolicySection,
     RelaxSection,
 )
-from uqcalc.shipped import shipped_probe
 
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "run.yaml"

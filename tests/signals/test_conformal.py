@@ -31,9 +31,9 @@ from uqcalc import (
     load_signal,
     tap,
 )
-from uqcalc.probe.dataset import build_dataset
-from uqcalc.quantiles import group_quantile
+from uqcalc.labels.dataset import build_dataset
 from uqcalc.signals.base import TensorReading, to_host
+from uqcalc.statistics.quantiles import group_quantile
 from uqcalc.testing import check_signal
 
 

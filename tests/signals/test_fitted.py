@@ -29,11 +29,11 @@ from uqcalc import (
     tap,
 )
 from uqcalc.cli.info import info
-from uqcalc.latent import Mahalanobis
-from uqcalc.probe.dataset import build_dataset
-from uqcalc.quantiles import group_quantile
-from uqcalc.shipped import shipped_probe
+from uqcalc.defaults import shipped_probe
+from uqcalc.labels.dataset import build_dataset
 from uqcalc.signals.base import to_host
+from uqcalc.signals.distance import Mahalanobis
+from uqcalc.statistics.quantiles import group_quantile
 from uqcalc.testing import check_signal
 
 

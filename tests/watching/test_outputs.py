@@ -13,7 +13,7 @@ from ase.md.verlet import VelocityVerlet
 from toys import BAD, GOOD, watched
 
 from uqcalc import FileWarning, Monitor, RecordError, read_log, relax
-from uqcalc.files import GrowingFile, OneWriter, strict_json, whole
+from uqcalc.files.writing import GrowingFile, OneWriter, strict_json, whole
 
 
 def verlet(atoms):

@@ -21,9 +21,9 @@ from uqcalc.annotating.trajectory import Cells, annotated, check_calculator
 from uqcalc.backbones.batching import BATCH_ATOMS
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import RecordError, SourceError, UqcalcError
-from uqcalc.files import OneWriter, writable
+from uqcalc.files.structures import UNREADABLE, frames_of
+from uqcalc.files.writing import OneWriter, writable
 from uqcalc.progress import progress_bar
-from uqcalc.reading import UNREADABLE, frames_of
 
 
 # Where an annotation keeps all it says: others drop per-atom readings.

@@ -11,7 +11,7 @@ from ase.io.extxyz import key_val_str_to_dict
 from uqcalc.annotating.copies import INFO_KEY
 from uqcalc.annotating.frametext import frame_text
 from uqcalc.errors import RecordError
-from uqcalc.files import GrowingFile
+from uqcalc.files.writing import GrowingFile
 
 
 def append_frame(path: Path, frame: Atoms, what: str = "frame") -> tuple[str, ...]:

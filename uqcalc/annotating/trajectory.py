@@ -12,9 +12,8 @@ from uqcalc.annotating.copies import annotated_copy, cleared_copy, refused_copy
 from uqcalc.backbones.base import Prediction
 from uqcalc.backbones.batching import BATCH_ATOMS, batches, predict_each
 from uqcalc.calculator import ReliableCalculator
-from uqcalc.policy import extended
+from uqcalc.policy import CELL_MOVES, RUN, extended, stress_judged
 from uqcalc.records import Assessment, Reading
-from uqcalc.watching.circumstances import CELL_MOVES, NAME, stress_judged
 
 
 # Å; what formats keep of a cell
@@ -141,7 +140,7 @@ def _with_outcome(
 
 
 def _of_a_moving_cell(assessment: Assessment) -> Assessment:
-    return extended(assessment, Reading(NAME, 0.0, doubts=(CELL_MOVES,), always=True))
+    return extended(assessment, Reading(RUN, 0.0, doubts=(CELL_MOVES,), always=True))
 
 
 def check_calculator(calculator: object, batch_atoms: int) -> None:

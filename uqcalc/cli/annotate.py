@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from uqcalc.annotating.tally import AnnotationSummary
     from uqcalc.calculator import ReliableCalculator
-    from uqcalc.probe.checkpoint import Probe
+    from uqcalc.probe.probe import Probe
 
 
 def annotate(  # noqa: PLR0913  (one option each)
@@ -88,8 +88,9 @@ def annotate(  # noqa: PLR0913  (one option each)
 
 def _probe(name: str, probe: Path | None, *, needed: bool) -> Probe | None:
     """Return the probe that was named, or the one that the model brings."""
-    from uqcalc.probe.checkpoint import Probe
-    from uqcalc.shipped import SHIPPED_PROBES, shipped_probe
+    from uqcalc.defaults import shipped_probe
+    from uqcalc.models.named import SHIPPED_PROBES
+    from uqcalc.probe.probe import Probe
 
     if probe is not None:
         return Probe.load(probe)

@@ -102,7 +102,7 @@ def attack(  # noqa: PLR0913  (one option each)
 
 def _new_file(output: Path) -> Path:
     from uqcalc.errors import RecordError
-    from uqcalc.files import writable
+    from uqcalc.files.writing import writable
 
     target = writable(output, "output")
     if target.suffix not in {".xyz", ".extxyz"}:
@@ -115,7 +115,7 @@ def _new_file(output: Path) -> Path:
 
 
 def _last_frame(structure: Path, species: str | None) -> Atoms:
-    from uqcalc.reading import read_frames
+    from uqcalc.files.structures import read_frames
 
     return read_frames(structure, species=species)[-1]
 
@@ -127,7 +127,7 @@ def _attacked(
     import uqcalc
     from uqcalc.annotating.frames import append_frame
     from uqcalc.attacking.path import START_KEY, STEP_KEY
-    from uqcalc.files import OneWriter
+    from uqcalc.files.writing import OneWriter
 
     each = settings.steps + 1
     lost: set[str] = set()

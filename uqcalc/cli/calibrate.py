@@ -64,8 +64,8 @@ def calibrate(  # noqa: PLR0913  (one option each)
     """
     with errors_as_messages():
         import uqcalc
-        from uqcalc.probe.checkpoint import check_output
-        from uqcalc.reading import read_frames
+        from uqcalc.files.structures import read_frames
+        from uqcalc.probe.probe import check_output
 
         target = check_output(output or probe)
         loaded = uqcalc.Probe.load(probe)

@@ -44,7 +44,7 @@ def distill(  # noqa: PLR0913  (one option each)
     with errors_as_messages():
         import uqcalc
         from uqcalc.distillation.card import FILE
-        from uqcalc.reading import read_frames
+        from uqcalc.files.structures import read_frames
 
         FILE.target(output)
         head = uqcalc.distill(

@@ -46,8 +46,8 @@ def evaluate(  # noqa: PLR0913  (one option each)
     """
     with errors_as_messages() as heard:
         import uqcalc
-        from uqcalc.files import writable
-        from uqcalc.reading import read_frames
+        from uqcalc.files.structures import read_frames
+        from uqcalc.files.writing import writable
 
         stem = output or Path(f"{probe.stem}-{data.stem}")
         writable(stem, "output")

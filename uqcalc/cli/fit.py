@@ -86,8 +86,8 @@ def fit(  # noqa: PLR0913  (one option each)
     """
     with errors_as_messages() as heard:
         import uqcalc
-        from uqcalc.probe.checkpoint import check_output
-        from uqcalc.reading import read_frames
+        from uqcalc.files.structures import read_frames
+        from uqcalc.probe.probe import check_output
 
         check_output(output)
         labels = uqcalc.Labels(

@@ -17,7 +17,7 @@ def info(
     from rich.table import Table
 
     with errors_as_messages():
-        from uqcalc.facts import file_facts
+        from uqcalc.info import file_facts
 
         facts = file_facts(file)
     rows = Table(title=facts.title, title_justify="left", show_header=False)

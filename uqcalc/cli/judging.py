@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from uqcalc.calculator import ReliableCalculator
     from uqcalc.policy import Threshold
-    from uqcalc.probe.checkpoint import Probe
+    from uqcalc.probe.probe import Probe
 
 
 HeadOption = Annotated[

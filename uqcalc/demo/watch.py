@@ -15,14 +15,13 @@ from ase.io import read, write
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 
-from uqcalc.calculator import ReliableCalculator
-from uqcalc.default import default_calculator
+from uqcalc.calculator import ReliableCalculator, default_calculator
+from uqcalc.defaults import shipped_probe
 from uqcalc.errors import MissingExtraError
-from uqcalc.files import whole
-from uqcalc.models import open_model
+from uqcalc.files.writing import whole
+from uqcalc.models.named import open_model
 from uqcalc.probe.card import Card
 from uqcalc.progress import progress_bar
-from uqcalc.shipped import shipped_probe
 from uqcalc.signals.probe import ProbeSignal
 from uqcalc.watching.monitor import Monitor
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from uqcalc.entries import check_elements, checked
 from uqcalc.errors import ModelError
-from uqcalc.tensorfile import Kind
+from uqcalc.files.entries import check_elements, checked
+from uqcalc.files.tensorfile import Kind
 
 
 SCHEMA = 2

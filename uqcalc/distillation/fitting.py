@@ -21,7 +21,7 @@ from uqcalc.distillation.card import HeadCard
 from uqcalc.distillation.head import DistilledHead, make_network
 from uqcalc.distillation.network import DirectNetwork, neighbours
 from uqcalc.errors import LabelWarning, ModelError
-from uqcalc.nodraws import NoDraws
+from uqcalc.files.nodraws import NoDraws
 from uqcalc.progress import progress_bar
 
 

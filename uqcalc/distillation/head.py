@@ -15,10 +15,10 @@ from uqcalc.backbones.differentiable import Differentiable, strained
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.distillation.card import FILE, SCHEMA, HeadCard
 from uqcalc.distillation.network import DirectNetwork, neighbours
-from uqcalc.elements import ElementsSeen
 from uqcalc.errors import ModelError
-from uqcalc.nodraws import NoDraws
-from uqcalc.tensorfile import load_state
+from uqcalc.files.entries import ElementsSeen
+from uqcalc.files.nodraws import NoDraws
+from uqcalc.files.tensorfile import load_state
 
 
 class DistilledHead:

@@ -1,1 +1,1 @@
-"""PROBE: a small classifier on a potential's own frozen features."""
+"""A fitted probe: what it computes in a step, and the file that keeps it."""

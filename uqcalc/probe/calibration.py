@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from uqcalc.entries import checked
 from uqcalc.errors import LabelError, ProbeError
+from uqcalc.files.entries import checked
 
 
 if TYPE_CHECKING:

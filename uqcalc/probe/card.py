@@ -11,15 +11,13 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from uqcalc.entries import check_elements, checked
 from uqcalc.errors import ProbeError
+from uqcalc.files.entries import check_elements, checked
+from uqcalc.files.tensorfile import Kind
 from uqcalc.policy import Policy, Threshold
 from uqcalc.probe.calibration import Calibration
-from uqcalc.probe.promise import Promise
-from uqcalc.probe.scope import Scope
-from uqcalc.probe.worst import AtomFloor
+from uqcalc.probe.scope import AtomFloor, Scope
 from uqcalc.quantities import UNITS
-from uqcalc.tensorfile import Kind
 
 
 SCHEMA = 4
@@ -45,6 +43,104 @@ MEANINGS = {
     "forces": "RMS force error",
     "atom_forces": "largest force error of an atom",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """Of one accepted structure a new group, few err by more than ``tolerance``.
+
+    With probability ``confidence`` over the draw of the calibration set, at most a
+    share ``risk`` of them does: groups drawn like those of that set. Where
+    groups are of unequal size, the share among all accepted structures may be another.
+    It says nothing of a run that leaves them.
+
+    Attributes
+    ----------
+    cutoff : float
+        Structures are accepted whose probability is at least this.
+    risk, confidence : float
+    groups : int
+        Groups of the calibration set; one structure of each was used.
+    accepted, wrong : int
+        How many of those structures were accepted, and erred all the same.
+    bound : float
+        Upper bound on the risk (Clopper & Pearson 1934) at the part of the error
+        budget that was spent on it; no larger than ``risk``.
+    tolerance : float or None
+        Larger errors are wrong, in ``unit``; None where only right and wrong are known.
+    unit : str
+    boundary : float or None
+        The probability is P(error <= boundary), and of structures outside the probe's
+        scope it does not count; None where it is any other number.
+    """
+
+    cutoff: float
+    risk: float
+    confidence: float
+    groups: int
+    accepted: int
+    wrong: int
+    bound: float
+    tolerance: float | None = None
+    unit: str = ""
+    boundary: float | None = None
+
+    def __post_init__(self) -> None:
+        shares = (self.cutoff, self.risk, self.confidence, self.bound)
+        if not all(0 <= share <= 1 for share in shares):
+            msg = (
+                "cutoff, risk, confidence and bound of a promise must be from 0 to 1, "
+                f"got {shares}; calibrate the probe again"
+            )
+            raise ProbeError(msg)
+
+    @property
+    def coverage(self) -> float:
+        """Share of the groups whose structure was accepted."""
+        return self.accepted / self.groups
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able form, the statement in words included."""
+        return asdict(self) | {"coverage": self.coverage, "statement": str(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Promise:
+        """Rebuild from `to_dict`.
+
+        Raises
+        ------
+        ProbeError
+            Naming an entry that is missing, unknown or of another type.
+        """
+        entries = {k: v for k, v in data.items() if k not in {"coverage", "statement"}}
+        return cls(
+            **checked(
+                cls,
+                entries,
+                "promise of a probe",
+                ProbeError,
+                "calibrate the probe again",
+            )
+        )
+
+    def __str__(self) -> str:
+        how = "are wrong"
+        if self.tolerance is not None:
+            how = f"err by more than {self.tolerance:.4g} {self.unit}".rstrip()
+        which = f"probability at least {self.cutoff:.4g}"
+        if self.boundary is not None:
+            which = (
+                f"P(error <= {self.boundary:.4g} {self.unit}) at least "
+                f"{self.cutoff:.4g}, within the scope of the probe"
+            )
+        return (
+            f"of one structure from each new group, if accepted ({which}), at "
+            f"most {self.risk:.3g} {how}, with confidence {self.confidence:.3g}; seen: "
+            f"{self.wrong} wrong of {self.accepted} accepted, one structure of each of "
+            f"{self.groups} groups (coverage {self.coverage:.3g}, upper bound "
+            f"{self.bound:.3g}); it holds for groups drawn like the calibration set, "
+            "not along a run that leaves it"
+        )
 
 
 _REMEDY = "the file is damaged, or is no probe: fit one again"
@@ -90,7 +186,7 @@ class Card:
         `uqcalc.Promise` made with this probe; `promised` reads it.
     held_out : list of [share, logit]
         The surest ``share`` of groups that it was not fitted to have at least this
-        logit of P(reliable) (`uqcalc.probe.starts`); empty where nobody knows.
+        logit of P(reliable); empty where nobody knows.
     offsets : dict
         eV per element (by atomic number) that separate the labels' level of theory from
         the backbone's.

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from uqcalc.entries import checked
 from uqcalc.errors import ProbeError
+from uqcalc.files.entries import checked
 from uqcalc.probe.inputs import Statistics
 from uqcalc.probe.network import check_sizes
 from uqcalc.probe.numbers import (

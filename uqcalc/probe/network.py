@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from uqcalc.entries import checked
 from uqcalc.errors import ProbeError
+from uqcalc.files.entries import checked
 from uqcalc.probe.attention import attend, attend_and_explain
 
 

@@ -15,7 +15,7 @@ from ase.data import chemical_symbols
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import ProbeError
-from uqcalc.nodraws import NoDraws
+from uqcalc.files.nodraws import NoDraws
 from uqcalc.probe.card import RAW_ARCHITECTURE, Card
 from uqcalc.probe.network import ProbeNetwork, Shape
 from uqcalc.probe.released import released_energies

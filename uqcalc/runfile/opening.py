@@ -9,13 +9,13 @@ from ase import Atoms
 
 from uqcalc.annotating.copies import unlabelled_copy
 from uqcalc.calculator import ReliableCalculator
+from uqcalc.defaults import shipped_probe
 from uqcalc.errors import ProbeError, RecordError, RunFileError
-from uqcalc.models import open_model
+from uqcalc.files.structures import UNREADABLE, frames_of
+from uqcalc.models.named import SHIPPED_PROBES, open_model
 from uqcalc.policy import Policy, Threshold
-from uqcalc.probe.checkpoint import Probe
-from uqcalc.reading import UNREADABLE, frames_of
+from uqcalc.probe.probe import Probe
 from uqcalc.runfile.file import RunFile
-from uqcalc.shipped import SHIPPED_PROBES, shipped_probe
 from uqcalc.signals import ForceDelta, Signal
 
 

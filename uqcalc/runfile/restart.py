@@ -14,7 +14,7 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from uqcalc.errors import RecordError
-from uqcalc.files import whole
+from uqcalc.files.writing import whole
 
 
 # What the barostat of `ase.md.langevinbaoab` carries from step to step.

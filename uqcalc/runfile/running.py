@@ -14,7 +14,7 @@ from ase import Atoms
 
 from uqcalc.annotating.frames import append_frame, cut_frames
 from uqcalc.errors import RecordError
-from uqcalc.files import OneWriter, whole
+from uqcalc.files.writing import OneWriter, whole
 from uqcalc.runfile.dynamics import molecular_dynamics, optimiser
 from uqcalc.runfile.file import RunFile, read_run_file
 from uqcalc.runfile.opening import check_structure, open_calculator, open_structure

@@ -9,35 +9,39 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from uqcalc.signals.base import Signal, TensorReading
     from uqcalc.signals.card import SignalCard
-    from uqcalc.signals.confidence import OrbConfidence
     from uqcalc.signals.conformal import ConformalInterval
     from uqcalc.signals.distance import LatentDistance
     from uqcalc.signals.fitted import FittedSignal, load_signal
     from uqcalc.signals.force_delta import ForceDelta
-    from uqcalc.signals.physics import MaxForce
+    from uqcalc.signals.label_free import (
+        EnergySpread,
+        ForceSpread,
+        MaxForce,
+        OrbConfidence,
+        StressSpread,
+    )
     from uqcalc.signals.probe import ProbeSignal
     from uqcalc.signals.rigidity import PredictionRigidity
     from uqcalc.signals.samples import Split
     from uqcalc.signals.sanity import Sanity
-    from uqcalc.signals.spread import EnergySpread, ForceSpread, StressSpread
 
 # Public name -> module, loaded on first use: cards are read without torch.
 _HOME = {
     "ConformalInterval": "conformal",
-    "EnergySpread": "spread",
+    "EnergySpread": "label_free",
     "FittedSignal": "fitted",
     "ForceDelta": "force_delta",
-    "ForceSpread": "spread",
+    "ForceSpread": "label_free",
     "LatentDistance": "distance",
-    "MaxForce": "physics",
-    "OrbConfidence": "confidence",
+    "MaxForce": "label_free",
+    "OrbConfidence": "label_free",
     "PredictionRigidity": "rigidity",
     "ProbeSignal": "probe",
     "Sanity": "sanity",
     "Signal": "base",
     "SignalCard": "card",
     "Split": "samples",
-    "StressSpread": "spread",
+    "StressSpread": "label_free",
     "TensorReading": "base",
     "load_signal": "fitted",
 }

@@ -15,9 +15,9 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from uqcalc.entries import check_elements, checked
 from uqcalc.errors import SignalError
-from uqcalc.tensorfile import Kind
+from uqcalc.files.entries import check_elements, checked
+from uqcalc.files.tensorfile import Kind
 
 
 if TYPE_CHECKING:

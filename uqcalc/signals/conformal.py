@@ -14,22 +14,25 @@ from ase.calculators.calculator import BaseCalculator
 
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.errors import LabelError, SignalError
+from uqcalc.labels.labels import Labels
 from uqcalc.policy import Threshold
-from uqcalc.probe.labelling.labels import Labels
-from uqcalc.quantiles import conformal_factor, groups_needed
 from uqcalc.quantities import UNITS
 from uqcalc.signals.base import Signal, TensorReading, check_readable
 from uqcalc.signals.card import HeldOut, SignalCard, read_signal
-from uqcalc.signals.confidence import OrbConfidence
 from uqcalc.signals.fitted import FittedSignal, fit_card, known_kind, rebuilt
-from uqcalc.signals.physics import MaxForce
-from uqcalc.signals.risks import Risks
-from uqcalc.signals.samples import Samples
-from uqcalc.signals.spread import EnergySpread, ForceSpread, StressSpread
+from uqcalc.signals.label_free import (
+    EnergySpread,
+    ForceSpread,
+    MaxForce,
+    OrbConfidence,
+    StressSpread,
+)
+from uqcalc.signals.samples import Risks, Samples
+from uqcalc.statistics.quantiles import conformal_factor, groups_needed
 
 
 if TYPE_CHECKING:
-    from uqcalc.probe.dataset import Dataset
+    from uqcalc.labels.dataset import Dataset
 
 
 # What is bounded; the units are those of the targets.
@@ -50,7 +53,7 @@ class ConformalInterval(FittedSignal):
     without one, holds with at least the probability ``coverage`` for a structure of a
     new group drawn like those of the fit, whatever the errors' distribution (Lei et al.
     2018, doi:10.1080/01621459.2017.1307116; groups as in
-    `uqcalc.quantiles.group_quantile`).
+    `uqcalc.statistics.quantiles.group_quantile`).
     The bound is the risk, so that a `Policy` may limit it in units of the error:
     ``Threshold("conformal_forces", suspect=0.1, unreliable=0.3)``.
 

@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.fingerprint import same_model
-from uqcalc.elements import ElementsSeen
-from uqcalc.entries import check_some
 from uqcalc.errors import LabelError, SignalError
+from uqcalc.files.entries import ElementsSeen, check_some
 from uqcalc.policy import Threshold
-from uqcalc.quantiles import group_quantile
 from uqcalc.signals.base import TensorReading
 from uqcalc.signals.card import FILE, SCHEMA, HeldOut, SignalCard, read_signal
 from uqcalc.signals.samples import Samples
+from uqcalc.statistics.quantiles import group_quantile
 
 
 _OWN = ("conformal", "distance", "rigidity")  # modules of the classes of our own
@@ -106,8 +105,8 @@ class FittedSignal(ABC):
 
         Of structures of new groups drawn like these, a share of at most
         ``1 - suspect`` will be SUSPECT or worse and ``1 - unreliable`` UNRELIABLE, on
-        average (`uqcalc.quantiles.group_quantile`). That says how unusual a structure
-        is, not how wrong its forces are.
+        average (`uqcalc.statistics.quantiles.group_quantile`). That says how unusual a
+        structure is, not how wrong its forces are.
 
         Raises
         ------

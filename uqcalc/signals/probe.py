@@ -11,11 +11,9 @@ import torch
 from ase.data import atomic_numbers
 
 from uqcalc.backbones.base import Backbone, Prediction
-from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.joined import PATHS
-from uqcalc.probe.paths import ProbeReading
-from uqcalc.probe.scope import CHARGE_GAP, FAR, FARTHEST
-from uqcalc.probe.worst import FAR_LOWEST, LOWEST
+from uqcalc.probe.probe import Probe, ProbeReading
+from uqcalc.probe.scope import CHARGE_GAP, FAR, FAR_LOWEST, FARTHEST, LOWEST
 from uqcalc.signals.base import TensorReading
 
 

@@ -16,16 +16,61 @@ from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.batching import batches, predict_each
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
-from uqcalc.probe.labelling.groups import group_names
-from uqcalc.probe.labelling.information import vanishing, warn_of_no_information
+from uqcalc.labels.defects import vanishing, warn_of_no_information
+from uqcalc.labels.groups import group_names
 from uqcalc.progress import progress_bar
 from uqcalc.signals.base import Signal, to_host
-from uqcalc.signals.risks import Risks
 
 
 if TYPE_CHECKING:
-    from uqcalc.probe.dataset import Dataset
-    from uqcalc.probe.labelling.labels import Labels
+    from uqcalc.labels.dataset import Dataset
+    from uqcalc.labels.labels import Labels
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Risks:
+    """What a signal says of some samples, in the order they were read.
+
+    Attributes
+    ----------
+    order, risks, errors : arrays (structures,)
+        Index of each; the risk, NaN where the signal does not run; and the error, NaN
+        where there is no label.
+    elements : list of sets
+        Atomic numbers of each.
+    """
+
+    order: NDArray[np.int64]
+    risks: NDArray[np.float64]
+    errors: NDArray[np.float64]
+    elements: list[set[int]]
+
+    def where(self, chosen: NDArray[np.bool_]) -> Risks:
+        """Return those of the samples."""
+        elements = [self.elements[i] for i in np.flatnonzero(chosen)]
+        return Risks(
+            self.order[chosen], self.risks[chosen], self.errors[chosen], elements
+        )
+
+    def refuse_missing(self, target: str) -> None:
+        """Refuse samples without an error (LabelError)."""
+        if len(missing := self.order[np.isnan(self.errors)]):
+            msg = (
+                f"every frame must have a finite reference for {target}, got none in "
+                f"{len(missing)} (the first: frame {missing.min()}); leave them out, "
+                "or name the key in labels"
+            )
+            raise LabelError(msg)
+
+    def refuse_unknown(self, name: str, everything: Risks) -> None:
+        """Say that these are few because ``name`` knows no risk of the others."""
+        if lost := len(everything.order) - len(self.order):
+            msg = (
+                f"the signal {name!r} must know the risk of enough frames, got none "
+                f"for {lost} of {len(everything.order)}, such as frames of elements "
+                "that it was not fitted on; fit it on these, or choose another signal"
+            )
+            raise LabelError(msg)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +130,7 @@ class Samples:
         labels: Labels | None = None,
         group_key: str | None = None,
     ) -> None:
-        from uqcalc.probe.dataset import Dataset  # which brings much else
+        from uqcalc.labels.dataset import Dataset  # which brings much else
 
         if isinstance(source, (str, Path, Atoms)):
             msg = (
@@ -154,7 +199,7 @@ class Samples:
         ``requires`` are capabilities that the predictions must have.
 
         Frames whose forces vanish by symmetry are left out where their errors are
-        wanted (`uqcalc.probe.labelling.information`).
+        wanted (`uqcalc.labels.defects`).
 
         Raises
         ------

@@ -12,8 +12,8 @@ from ase.data import chemical_symbols
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.told import impossible, unread
 from uqcalc.signals.base import TensorReading
-from uqcalc.surroundings import Geometry, SamePairs, Surroundings, surroundings
-from uqcalc.symmetry import forces_vanish
+from uqcalc.signals.surroundings import Geometry, SamePairs, Surroundings, surroundings
+from uqcalc.signals.symmetry import forces_vanish
 
 
 # How each limit was found, and what lies on both sides of it: benchmarks/sanity.py.

@@ -11,22 +11,17 @@ from ase.data import chemical_symbols
 from ase.filters import StrainFilter, UnitCellFilter
 from ase.md.md import MolecularDynamics
 
-from uqcalc.policy import extended
+from uqcalc.policy import CELL_MOVES, RUN, extended, stress_judged
 from uqcalc.records import Assessment, Reading
 from uqcalc.watching.watched import timestep_fs
 
 
-NAME = "run"
 # K. Electrons are excited there (8.6 eV), and no potential of their ground state holds.
 HOTTEST = 1e5
 # Å in one time step: more than half a bond, so that the integration is void.
 FARTHEST = 1.0
 # eV an atom, up or down since the first step: ten times what a bond holds.
 STEEPEST = 100.0
-CELL_MOVES = (
-    "the cell moves with a stress that no signal of the policy judges: a probe for "
-    "forces or energies says nothing of it"
-)
 
 
 class Circumstances:
@@ -79,7 +74,7 @@ class Circumstances:
         if not (absurd or faults or doubts):
             return assessment
         reading = Reading(
-            NAME,
+            RUN,
             risk,
             doubts=tuple(doubts),
             faults=tuple(faults),
@@ -118,15 +113,6 @@ class Circumstances:
                 f"{FARTHEST:g} Å"
             )
         return 0.0, reasons
-
-
-def stress_judged(signals: Sequence[Any], judged: Sequence[str]) -> bool:
-    """Say whether one of the signals with a threshold judges the stress."""
-    return any(
-        getattr(signal, "judges_stress", False)
-        for signal in signals
-        if signal.name in judged
-    )
 
 
 def moves_cell(dynamics: Any) -> bool:

@@ -16,7 +16,7 @@ import ase
 import numpy as np
 
 from uqcalc.errors import RecordError
-from uqcalc.files import GrowingFile, OneWriter, strict_json, writable
+from uqcalc.files.writing import GrowingFile, OneWriter, strict_json, writable
 from uqcalc.watching.logrecords import checked_step
 
 

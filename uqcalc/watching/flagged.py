@@ -10,7 +10,7 @@ from ase import Atoms
 from uqcalc.annotating.frames import cut_torn_frame
 from uqcalc.annotating.frametext import frame_text
 from uqcalc.errors import RecordError
-from uqcalc.files import GrowingFile, OneWriter, writable
+from uqcalc.files.writing import GrowingFile, OneWriter, writable
 
 
 class FrameFile:

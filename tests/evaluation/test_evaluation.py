@@ -1,0 +1,308 @@
+"""Scoring a probe on frames of one's own, and what it writes."""
+
+import base64
+import json
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from ase.build import molecule
+from builders import mace_calculator, rattled, tiny_probe
+from closeness import FLOAT64, NETWORK, close
+from probe.toys import ToyBackbone
+from sklearn import metrics
+
+from uqcalc import (
+    LabelError,
+    Labels,
+    ProbeError,
+    Recipe,
+    ReliableCalculator,
+    evaluate,
+    fit,
+    tap,
+)
+from uqcalc.errors import LabelWarning
+from uqcalc.evaluation.readings import read_structures
+from uqcalc.evaluation.words import findings
+from uqcalc.probe.calibration import Calibration
+from uqcalc.statistics import scores
+
+
+def labelled(count=24):
+    """Frames with errors of 0.02 to 0.2 eV/Å on every force component."""
+    calculator = mace_calculator(0)
+    rng = np.random.default_rng(0)
+    frames = []
+    for index, error in enumerate(np.linspace(0.02, 0.2, count)):
+        atoms = rattled("CH3OH", seed=index, amount=0.1)
+        atoms.calc = calculator
+        sign = rng.choice([-1, 1], size=(len(atoms), 3))
+        atoms.arrays["REF_forces"] = atoms.get_forces() + error * sign
+        atoms.calc = None
+        frames.append(atoms)
+    return frames
+
+
+@pytest.fixture(scope="module")
+def probe():
+    return tiny_probe(tap(mace_calculator(0)), bias=0.1)
+
+
+def test_scores_what_the_calculator_says_against_the_labels(probe, tmp_path):
+    frames = labelled()
+    result = evaluate(probe, frames, mace_calculator(0))
+    close(result.errors, np.linspace(0.02, 0.2, 24), FLOAT64, of=1.0)  # eV/Å, of forces
+    live = ReliableCalculator(mace_calculator(0), probe)
+    for index in (0, 11, 23):
+        live.assess(frames[index])
+        expected = live.results["probe_reliability"]
+        close(result.probability[index], expected, NETWORK, of=1.0)
+    truth = result.errors <= probe.card.boundary
+    close(result.report["brier"], np.mean((result.probability - truth) ** 2))
+    assert result.report["auroc"] == scores.auroc(truth, result.probability)
+    numbers, picture, page = result.write(tmp_path / "my.test", ["labels are few"])
+    assert picture.read_bytes()[1:4] == b"PNG"
+    assert "labels are few" in page.read_text(encoding="utf-8")
+    written = json.loads(numbers.read_text(encoding="utf-8"))
+    assert written["warnings"] == ["labels are few"]
+    assert written["report"]["brier"] == result.report["brier"]
+    assert written["card"]["fingerprint"] == probe.card.fingerprint
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "my.test.html",
+        "my.test.json",
+        "my.test.png",
+    ]
+
+
+def test_structures_of_unseen_elements_are_counted_and_not_scored():
+    probe = tiny_probe(tap(mace_calculator(0)), elements=[1, 6, 8])
+    frames = labelled(6)
+    ammonia = molecule("NH3")
+    ammonia.arrays["REF_forces"] = np.zeros((4, 3))
+    result = evaluate(probe, [*frames, ammonia], mace_calculator(0))
+    assert result.report["unseen_elements"] == 1
+    assert result.report["structures"] == 6
+    with pytest.raises(LabelError, match="must be made of the probe's elements"):
+        evaluate(probe, [ammonia], mace_calculator(0))
+
+
+@pytest.fixture(scope="module")
+def joined():
+    """A default probe on a toy backbone, and frames of which two are far away."""
+    frames = spread(150, seed=0)
+    recipe = Recipe(epochs=5)
+    with pytest.warns(LabelWarning, match="at least 200"):
+        probe = fit(
+            frames, ToyBackbone(), Labels(group_key="pair", percentile=50), recipe
+        ).probe
+    far = spread(40, seed=1)
+    for atoms in far[:2]:
+        atoms.positions *= 0.3
+        relabel(atoms, 5.0)
+    return probe, far
+
+
+def spread(count, *, seed):
+    rng = np.random.default_rng(seed)
+    frames = []
+    for index in range(count):
+        amount = rng.uniform(0.01, 0.3)
+        name = ["H2O", "CH3OH", "NH3", "C2H6"][index % 4]
+        atoms = rattled(name, seed=1000 * seed + index, amount=amount)
+        relabel(atoms, amount)
+        atoms.info["pair"] = f"<{index // 2} & more>"
+        frames.append(atoms)
+    return frames
+
+
+def relabel(atoms, error):
+    """Put the reference ``error`` away from the prediction, on every component."""
+    sign = np.random.default_rng(len(atoms)).choice([-1, 1], size=(len(atoms), 3))
+    atoms.arrays["REF_forces"] = ToyBackbone().calculator.get_forces(atoms) + (
+        error * sign
+    )
+
+
+def test_scope_is_counted_as_the_live_verdict_has_it(joined):
+    probe, frames = joined
+    result = evaluate(probe, frames, ToyBackbone())
+    live = ReliableCalculator(ToyBackbone(), probe)
+    doubts = [live.assess(atoms).readings[0].out_of_scope for atoms in frames]
+    # a doubtful atom is a doubt of its own, inside and outside
+    weak = [any("probe_worst_atom" in d for d in found) for found in doubts]
+    expected = [len(d) > w for d, w in zip(doubts, weak, strict=True)]
+    assert result.tested.outside.tolist() == expected
+    backbone = ToyBackbone()
+    assert read_structures(probe, backbone.predict_many(frames)).weak.tolist() == weak
+    assert all(doubts[:2])
+    assert any(expected[:2])
+    assert result.report["outside_scope"] == np.mean(expected)
+    boundary, suspect = probe.card.boundary, probe.card.suspect
+    trusted = (result.probability >= suspect) & (result.errors > boundary)
+    assert result.report["false_trust"] == trusted.sum()
+    told = result.report["false_trust_outside"]
+    if trusted.any():
+        assert told == np.mean(np.array(expected)[trusted])
+    else:
+        assert np.isnan(told)
+
+
+def test_trusted_and_wrong_outside_the_scope(joined):
+    """All are trusted by a probe that is always sure: the scope tells the far ones."""
+    probe, frames = joined
+    sure = probe.with_card(calibration=Calibration(1e-6, 9.0))
+    report = evaluate(sure, frames, ToyBackbone()).report
+    wrong = evaluate(probe, frames, ToyBackbone()).errors > probe.card.boundary
+    outside = evaluate(probe, frames, ToyBackbone()).tested.outside
+    assert report["false_trust"] == wrong.sum() > 2
+    assert report["false_trust_outside"] == outside[wrong].mean() > 0
+
+
+def test_atoms_are_scored_by_their_own_errors(joined):
+    probe, frames = joined
+    report = evaluate(probe, frames[2:], ToyBackbone()).report["atoms"]
+    belief, right = [], []
+    live = ReliableCalculator(ToyBackbone(), probe)
+    for atoms in frames[2:]:
+        live.assess(atoms)
+        belief.append(live.results["probe_reliabilities"])
+        missed = live.results["forces"] - atoms.arrays["REF_forces"]
+        right.append(np.linalg.norm(missed, axis=1) <= probe.card.atom_boundary)
+    belief, right = np.concatenate(belief), np.concatenate(right)
+    assert report["atoms"] == len(right)
+    # live and in batches P parts by roundings, and a pair of neighbours may swap
+    pairs = right.sum() * (~right).sum()
+    assert abs(report["auroc"] - metrics.roc_auc_score(right, belief)) < 3 / pairs
+    ece = scores.expected_calibration_error(right, belief)
+    close(report["ece"], ece, of=1.0)
+
+
+class Page(HTMLParser):
+    """What a page shows, what it asks of others, and whether its tags close."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.shown, self.asked, self.open, self.tags = "", [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.asked += [v for k, v in attrs if k in {"src", "href", "srcset"}]
+        if tag not in {"meta", "img"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.shown += data
+
+
+def test_the_page_needs_nothing_and_says_it_all(joined, tmp_path):
+    probe, frames = joined
+    labels = Labels(group_key="pair", percentile=50)
+    result = evaluate(probe, frames, ToyBackbone(), labels)
+    text = result.write(tmp_path / "a", ["<script>alert(1)</script>"])[2].read_text(
+        encoding="utf-8"
+    )
+    page = Page(text)
+    assert page.open == []
+    assert "script" not in page.tags
+    assert "<script>alert(1)</script>" in page.shown  # as text
+    assert len(page.asked) == page.tags.count("img") == 6
+    for source in page.asked:
+        kind, _, data = source.partition(",")
+        assert kind == "data:image/svg+xml;base64"
+        ElementTree.fromstring(base64.b64decode(data))
+    assert "url(" not in text
+    report = result.report
+    worst = int(np.argmax(result.errors))
+    for part in (
+        f"{report['ece']:.3f}",
+        f"{report['ece_noise_floor']:.3f} (noise floor)",
+        f"{report['brier_decomposition']['resolution']:.3f}",
+        f"{report['outside_scope']:.1%} of the structures",
+        f"AUROC {report['atoms']['auroc']:.3f}",
+        "40 test structures are few",
+        result.tested.groups[worst],
+        "None was made",
+    ):
+        assert part in page.shown
+    again = result.write(tmp_path / "b")[0]
+    assert json.loads(again.read_text(encoding="utf-8"))["warnings"] == []
+
+
+def test_a_probe_of_one_path_has_a_shorter_page(probe, tmp_path):
+    result = evaluate(probe, labelled(), mace_calculator(0))
+    page = Page(result.write(tmp_path / "a")[2].read_text(encoding="utf-8"))
+    assert page.tags.count("img") == 3
+    assert "does not know what it was calibrated on" in page.shown
+    assert result.report["atoms"] is None
+
+
+def test_offsets_of_the_card_are_removed():
+    """Labels of another level of theory: 1 eV to each atom of H."""
+    card = {"target": "energy", "boundary": 0.5}
+    probe = tiny_probe(tap(mace_calculator(0)), offsets={"1": 1.0}, **card)
+    calculator, frames = mace_calculator(0), [rattled(seed=s) for s in range(5)]
+    for error, atoms in zip(np.linspace(0.1, 0.9, 5), frames, strict=True):
+        energy = calculator.get_potential_energy(atoms) + 4.0 + error
+        atoms.info["REF_energy"] = energy
+    others = {"6": 0.0, "8": 0.0}
+    probe = probe.with_card(offsets=probe.card.offsets | others)
+    result = evaluate(probe, frames, calculator)
+    close(result.errors, np.linspace(0.1, 0.9, 5), FLOAT64)
+
+
+def test_what_was_left_out_is_counted_and_shown(probe, tmp_path):
+    frames = labelled(6)
+    del frames[0].arrays["REF_forces"], frames[4].arrays["REF_forces"]
+    result = evaluate(probe, frames, mace_calculator(0), exclude=("missing",))
+    assert result.report["structures"] == 4
+    assert result.report["excluded"] == {"missing": 2}
+    for shown in (str(result), "\n".join(findings(result.report))):
+        assert "left out before scoring: 2 missing" in shown
+
+
+def test_refuses_another_backbone_and_another_target(probe):
+    with pytest.raises(ProbeError, match="must belong to this backbone"):
+        evaluate(probe, labelled(3), mace_calculator(1))
+    energies = probe.with_card(target="energy")
+    with pytest.raises(LabelError, match="offsets must be the probe's own"):
+        evaluate(energies, [], mace_calculator(0), Labels("energy", offsets=True))
+    with pytest.raises(LabelError, match="own target 'forces', got 'energy'"):
+        evaluate(probe, labelled(3), mace_calculator(0), Labels("energy"))
+
+
+def test_a_reader_is_told_what_to_mind(joined):
+    probe, frames = joined
+    report = evaluate(probe, frames, ToyBackbone()).report
+    good = report | {
+        "structures": 1000,
+        "accuracy": 0.9,
+        "majority_accuracy": 0.6,
+        "auroc": 0.95,
+        "ece": 0.031,
+        "ece_noise_floor": 0.03,
+        "ece_chance": 0.04,
+        "groups": 100,
+        "prevalence": 0.4,
+        "outside_scope": 0.01,
+        "atoms": None,
+    }
+    assert findings(good) == []
+    for change, words in (
+        ({"structures": 150}, "150 test structures are few"),
+        ({"accuracy": 0.6}, "no better than always naming the commoner class"),
+        ({"auroc": np.nan}, "all test structures are of one class"),
+        ({"ece": 0.2}, "off by more than chance explains (ECE 0.200"),
+        ({"atoms": {"ece": 0.4, "ece_noise_floor": 0.03}}, "of single atoms are off"),
+        ({"outside_scope": 0.4}, "40% of the structures lie outside the scope"),
+        ({"prevalence": 0.02}, "20 of 1000 are reliable"),
+        ({"groups": 12}, "12 groups, fewer than 30"),
+        ({"unseen_elements": 3}, "3 further structures hold elements"),
+    ):
+        (found,) = findings(good | change)
+        assert words in found

@@ -1,0 +1,320 @@
+"""`calibrate` end to end: the promise on the card is the one that the frames give."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ase.io import read, write
+from builders import rattled
+from closeness import NETWORK, close
+from probe.toys import ToyBackbone
+
+from uqcalc import (
+    Labels,
+    Level,
+    Policy,
+    Probe,
+    Promise,
+    Recipe,
+    ReliableCalculator,
+    annotated_copy,
+    calibrate,
+    fit,
+    read_assessment,
+)
+from uqcalc.errors import LabelError, LabelWarning, ProbeError
+from uqcalc.evaluation.guarantee import (
+    acceptance,
+    calibrate_dataset,
+    probability_boundary,
+)
+from uqcalc.labels.dataset import build_dataset
+from uqcalc.probe.seen import Seen, group_hash
+from uqcalc.signals import base
+
+
+NAMES = ["H2O", "CH3OH", "NH3", "C2H6"]
+LOOSE = {"risk": 0.3, "confidence": 0.9}
+OWN = Labels(group_key="own")  # each frame by itself, and said to be so
+
+
+def labelled(count, *, seed):
+    """RMS force error = amount of distortion / 2."""
+    rng = np.random.default_rng(seed)
+    frames = []
+    for index in range(count):
+        amount = rng.uniform(0.01, 0.3)
+        atoms = rattled(NAMES[index % 4], seed=1000 * seed + index, amount=amount)
+        atoms.calc = ToyBackbone().calculator
+        noise = rng.normal(size=(len(atoms), 3))
+        noise *= amount / 2 / np.sqrt(np.mean(noise**2))
+        atoms.arrays["REF_forces"] = atoms.get_forces() + noise
+        atoms.calc = None
+        atoms.info["pair"] = f"{seed} {index // 2}"
+        atoms.info["own"] = f"{seed} {index}"
+        frames.append(atoms)
+    return frames
+
+
+@pytest.fixture(scope="module")
+def probe():
+    sets = [labelled(n, seed=s) for n, s in ((160, 0), (60, 1), (60, 2))]
+    train, held, test = sets
+    recipe = Recipe(epochs=3)
+    with pytest.warns(LabelWarning, match="4 compositions and no group_key"):
+        return fit(train + held, ToyBackbone(), recipe=recipe, test=test).probe
+
+
+def test_the_promise_is_what_counting_by_hand_gives(probe, tmp_path):
+    frames = labelled(120, seed=3)
+    promised = calibrate(
+        probe, frames, ToyBackbone(), OWN, tolerance="90 meV/Å", **LOOSE
+    )
+    found = Promise.from_dict(promised.card.promise)
+    assert (found.tolerance, found.unit, found.risk) == (0.09, "eV/Å", 0.3)
+    assert found.boundary == 0.09
+    assert "P(error <= 0.09 eV/Å) at least" in str(found)
+    data = build_dataset(frames, ToyBackbone(), Labels())
+    kept = acceptance(probe, data, 0.09) >= found.cutoff
+    assert (found.groups, found.accepted) == (120, kept.sum())
+    assert found.wrong == np.sum(data.errors[kept] > 0.09)
+    assert found.bound <= 0.3
+    assert 0 < found.coverage < 1
+    loaded = Probe.load(promised.save(tmp_path / "my.probe"))
+    assert Promise.from_dict(loaded.card.promise) == found
+    assert probe.card.promise is None  # the old one promises nothing
+    at_boundary = calibrate(probe, frames, ToyBackbone(), OWN, **LOOSE).card.promise
+    assert at_boundary["tolerance"] == probe.card.boundary
+    grouped = calibrate(probe, frames, ToyBackbone(), Labels(group_key="pair"), **LOOSE)
+    assert grouped.card.promise["groups"] == 60
+
+
+def test_elements_that_the_labels_lacked_are_never_accepted(probe):
+    frames = labelled(8, seed=4)
+    for atoms in frames[::2]:
+        atoms.numbers[0] = 9
+    data = build_dataset(frames, ToyBackbone(), Labels())
+    np.testing.assert_array_equal(np.isnan(acceptance(probe, data, 0.1)), [1, 0] * 4)
+
+
+def test_what_lies_outside_the_scope_is_never_accepted(probe):
+    """Whatever its probability: the live verdict would be SUSPECT at best."""
+    frames = labelled(30, seed=6)
+    for atoms in frames[::3]:
+        atoms.positions *= 0.25  # far from most labels
+    frames[1].set_cell([4, 4, 4])
+    frames[1] = frames[1].repeat((3, 3, 1))  # more atoms than twice the largest
+    frames[1].set_cell(None)
+    frames[1].arrays["REF_forces"] = np.zeros((len(frames[1]), 3))
+    data = build_dataset(frames, ToyBackbone(), Labels())
+    live = ReliableCalculator(ToyBackbone(), probe)
+    outside = [bool(live.assess(a).readings[0].out_of_scope) for a in frames]
+    assert outside[1]
+    assert 3 < sum(outside) < 15
+    found = acceptance(probe, data, probe.card.boundary)
+    np.testing.assert_array_equal(np.isnan(found), outside)
+
+
+def test_the_probability_is_that_of_the_tolerance_where_labels_covered_it(probe):
+    data = build_dataset(labelled(20, seed=7), ToyBackbone(), Labels())
+    known = probe.card.calibration.boundaries
+    low, high = known[0], known[-1]
+    own = acceptance(probe, data, probe.card.boundary)
+    middle = (probe.card.boundary + high) / 2
+    scored = ~np.isnan(own)
+    expected = probe.reliability(data.predictions, boundary=middle).numpy()
+    at_middle = acceptance(probe, data, middle)
+    close(at_middle[scored], expected[scored], NETWORK)
+    assert np.all(at_middle[scored] > own[scored])
+    for uncovered in (low / 2, high * 2):
+        np.testing.assert_array_equal(acceptance(probe, data, uncovered), own)
+        assert probability_boundary(probe, uncovered) == probe.card.boundary
+
+
+def test_what_the_probe_was_made_from_is_refused(probe, tmp_path):
+    """Its own frames and groups, also after a file; others of its kind are not."""
+    frames = labelled(120, seed=8)
+    own = labelled(160, seed=0)[:27]
+    for atoms in own:
+        atoms.positions += 1e-7
+    loaded = Probe.load(probe.save(tmp_path / "my.probe"))
+    with pytest.raises(LabelError, match=r"147 frames .* got 27 of its own .frames 0,"):
+        calibrate(loaded, own + frames, Untouched(), OWN)
+    grouped = probe.with_seen(
+        replace(probe.seen, groups=np.array([group_hash("pair", "8 5")]))
+    )
+    with pytest.raises(LabelError, match=r"1 of its groups by 'pair' .group '8 5'"):
+        calibrate(grouped, frames, Untouched(), Labels(group_key="pair"))
+    # a dataset that is there already is asked as well
+    data = build_dataset(own, ToyBackbone(), OWN)
+    exact = probe.with_seen(replace(probe.seen, geometries=data.geometries))
+    with pytest.raises(LabelError, match="got 27 of its own"):
+        calibrate_dataset(exact, data)
+    # the test frames are no part of it, nor is it known of probes of earlier versions
+    assert not probe.seen.frames(labelled(60, seed=2), range(60))
+    with pytest.warns(LabelWarning, match="this probe does not say"):
+        calibrate(probe.with_seen(Seen.nothing()), frames, ToyBackbone(), OWN, **LOOSE)
+    with pytest.warns(LabelWarning, match="120 frames have 4 compositions"):
+        calibrate(probe, frames, ToyBackbone(), **LOOSE)
+    by_pair = probe.with_card(training=probe.card.training | {"group_key": "pair"})
+    with pytest.warns(LabelWarning, match="these frames have 'pair'"):
+        calibrate(by_pair, frames, ToyBackbone(), **LOOSE)
+
+
+@pytest.fixture(scope="module")
+def promises(probe):
+    """Of its own boundary, and of another tolerance."""
+    frames = labelled(120, seed=3)
+    return [
+        calibrate(probe, frames, ToyBackbone(), OWN, tolerance=wanted, **LOOSE)
+        for wanted in (None, "90 meV/Å")
+    ]
+
+
+def test_live_promises_are_those_that_were_counted(promises, tmp_path, monkeypatch):
+    """Also of the verdict, read back from a file, and in one transfer a step."""
+    promised = promises[1]
+    frames = labelled(120, seed=3) + labelled(9, seed=6)
+    for atoms in frames[120::3]:
+        atoms.numbers[0] = 9  # unseen
+    for atoms in frames[121::3]:
+        atoms.positions *= 0.25  # far from most labels
+    frames[-1].set_cell([4, 4, 4])
+    frames[-1] = frames[-1].repeat((3, 3, 1))  # more atoms than twice the largest
+    frames[-1].set_cell(None)
+    frames[-1].arrays["REF_forces"] = np.zeros((len(frames[-1]), 3))
+    data = build_dataset(frames, ToyBackbone(), Labels())
+    found = promised.card.promised
+    counted = acceptance(promised, data, 0.09) >= found.cutoff
+    assert counted[:120].sum() == found.accepted
+    policy = Policy.from_promise(promised)
+    assert Policy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
+    fetched = []
+    real = base._fetch
+
+    def counting(tensors):
+        fetched.extend([1] if tensors else [])
+        return real(tensors)
+
+    monkeypatch.setattr(base, "_fetch", counting)
+    calc = ReliableCalculator(ToyBackbone(), promised, policy=policy)
+    live = [calc.assess(atoms) for atoms in frames]
+    assert len(fetched) == len(frames)
+    said = [a.results()["probe_promised"] for a in live]
+    assert {type(one) for one in said} == {bool}
+    np.testing.assert_array_equal(said, counted)
+    sound = [a.reading("sanity").floor is Level.RELIABLE for a in live]
+    reliable = [a.level is Level.RELIABLE for a in live]
+    np.testing.assert_array_equal(reliable, counted & sound)
+    at_tolerance = [a.results()["probe_tolerance_reliability"] for a in live]
+    expected = promised.reliability(data.predictions, boundary=0.09).numpy()
+    close(np.array(at_tolerance), expected, NETWORK)
+    for atoms, assessment in zip(frames[::10], live[::10], strict=True):
+        path = tmp_path / "frame.xyz"
+        write(path, annotated_copy(atoms, assessment, {}))
+        assert policy(read_assessment(read(path)).readings) == assessment.verdict
+
+
+def test_outside_the_promise_is_suspect_and_says_so(promises, monkeypatch):
+    frames = labelled(40, seed=3)
+    own, wide = (promised.with_card(unreliable=0.02) for promised in promises)
+    meaning = r"P\(RMS force error <= [\d.]+ meV/Å\) = [\d.]+ < [\d.]+"
+    for promised in (own, wide):
+        calc = ReliableCalculator(
+            ToyBackbone(), promised, policy=Policy.from_promise(promised)
+        )
+        live = [calc.assess(atoms) for atoms in frames]
+        outside = [a for a in live if not a.results()["probe_promised"]]
+        assert Level.SUSPECT in {a.level for a in outside}
+        for assessment in outside:
+            assert assessment.level is not Level.RELIABLE
+            reasons = "; ".join(assessment.verdict.reasons)
+            assert re.match(f"probe: {meaning}, outside the promise", reasons) or (
+                "outside its calibration" in reasons
+            )
+    assert (
+        "probe_tolerance_reliability"
+        not in ReliableCalculator(ToyBackbone(), own).assess(frames[0]).results()
+    )
+    # what is no number is not promised: a broken pass, and one that did not run
+    run = calc.backbone.calculator.calculate
+
+    def broken(*given):
+        run(*given)
+        calc.backbone.calculator.results["forces"][0] = np.nan
+
+    monkeypatch.setattr(calc.backbone.calculator, "calculate", broken)
+    calc.reset()
+    for assessment in (calc.assess(frames[0]), calc.refusal("no answer")):
+        assert assessment.results()["probe_promised"] is False
+        assert np.isnan(assessment.results()["probe_tolerance_reliability"])
+        assert assessment.level is Level.UNRELIABLE
+
+
+def test_a_policy_of_a_promise_is_that_of_its_probe(probe, promises):
+    own, wide = promises
+    with pytest.raises(ProbeError, match="must carry a promise about its probability"):
+        Policy.from_promise(probe)
+    for other in (probe, own):
+        with pytest.raises((ProbeError, ValueError), match="promise"):
+            ReliableCalculator(ToyBackbone(), other, policy=Policy.from_promise(wide))
+    # the usual policy says of a frame what it said without a promise
+    calc, bare = (
+        ReliableCalculator(ToyBackbone(), wide),
+        ReliableCalculator(ToyBackbone(), probe),
+    )
+    for atoms in labelled(10, seed=3):
+        assert calc.assess(atoms).verdict == bare.assess(atoms).verdict
+    with pytest.raises(ProbeError, match="entry 'cutoff' of promise of a probe"):
+        Promise.from_dict(wide.card.promise | {"cutoff": "0.9"})
+    with pytest.raises(ProbeError, match="must be from 0 to 1"):
+        Promise.from_dict(wide.card.promise | {"cutoff": 9.0})
+
+
+class Untouched(ToyBackbone):
+    def predict_many(self, frames, wanted=("energy", "forces")):
+        raise AssertionError
+
+
+def test_defects_are_left_out_where_that_is_asked_for(probe):
+    frames = labelled(120, seed=3)
+    expected = calibrate(probe, frames[1:], ToyBackbone(), OWN, **LOOSE).card.promise
+    del frames[0].arrays["REF_forces"]
+    with pytest.raises(LabelError, match=r"missing: 1 \(frames 0\)"):
+        calibrate(probe, frames, ToyBackbone(), OWN, **LOOSE)
+    left_out = calibrate(
+        probe, frames, ToyBackbone(), OWN, exclude=["missing"], **LOOSE
+    )
+    assert left_out.card.promise == expected
+
+
+def test_what_no_promise_can_rest_on_is_refused_before_any_prediction(probe):
+    frames = labelled(120, seed=5)
+    with pytest.raises(LabelError, match=r"at least 59 groups .* got 58"):
+        calibrate(probe, frames[:58], Untouched())
+    with pytest.raises(LabelError, match="tolerance for the target 'forces' must be"):
+        calibrate(probe, frames, Untouched(), tolerance="1 kcal/mol")
+    offsets = Labels("energy", offsets=True)
+    with pytest.raises(LabelError, match="offsets must be the probe's own"):
+        calibrate(probe.with_card(target="energy"), frames, Untouched(), offsets)
+    with pytest.raises(LabelError, match="the probe's own target 'forces'"):
+        calibrate(probe, frames, Untouched(), Labels("energy"))
+    with pytest.raises(ProbeError, match="must belong to this backbone"):
+        calibrate(probe, frames, Untouched(identity="toy:1"))
+    few = [atoms.copy() for atoms in frames[:4]]
+    del few[0].arrays["REF_forces"]
+    del few[3].info["pair"]
+    with pytest.raises(LabelError, match="frame 3 must have the group key 'pair'"):
+        calibrate(
+            probe, few, Untouched(), Labels(group_key="pair"), exclude=["missing"]
+        )
+    with pytest.raises(LabelError, match="frames must be a list of Atoms"):
+        calibrate(probe, "frames.xyz", Untouched())
+    walk = np.cumsum(np.random.default_rng(0).normal(0, 0.02, (120, 3, 3)), axis=0)
+    run = [frames[0].copy() for _ in walk]
+    for atoms, away in zip(run, walk, strict=True):
+        atoms.positions += away
+    with pytest.raises(LabelError, match="must be independent where no group_key"):
+        calibrate(probe, run, Untouched())

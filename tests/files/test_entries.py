@@ -1,0 +1,69 @@
+"""Numbers on cards: finite where something is computed from them, and of their type."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from uqcalc import ProbeError, SignalError
+from uqcalc.defaults import shipped_probe
+from uqcalc.probe.card import Card
+from uqcalc.signals.card import SignalCard
+from uqcalc.signals.distance import LatentDistance
+
+
+# What a card keeps as it was found: scores may be NaN where there is one class only.
+FREE = {"report", "training", "shape", "joined"}
+
+
+def numbers(value, path=()):
+    """Yield the path of every float of a card."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield from numbers(entry, (*path, key))
+    elif isinstance(value, list):
+        for key, entry in enumerate(value):
+            yield from numbers(entry, (*path, key))
+    elif isinstance(value, float):
+        yield path
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf, "0.5", None, [1.0]])
+def test_no_number_of_a_card_that_is_none_is_read(wrong):
+    card = json.loads(json.dumps(shipped_probe("default").card.to_dict()))
+    card |= {"promise": None}
+    tried = {}
+    for path in numbers(card):
+        if path[0] not in FREE and path != ("scope", "outside"):
+            tried.setdefault(tuple(k for k in path if isinstance(k, str)), path)
+    optional = {("percentile",), ("atom_boundary",)}
+    assert {("calibration", "slope"), ("calibration", "intercept")} <= set(tried)
+    for names, path in tried.items():
+        if wrong is None and names in optional:
+            continue
+        changed = copy.deepcopy(card)
+        entry = changed
+        for key in path[:-1]:
+            entry = entry[key]
+        entry[path[-1]] = wrong
+        with pytest.raises(ProbeError):
+            Card.from_dict(changed)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"kind": "nearest"},
+        {"kind": "nearest", "reduce": "median"},
+        {"kind": 3, "reduce": "mean"},
+    ],
+)
+def test_settings_that_a_signal_reads_must_be_what_it_knows(settings):
+    card = SignalCard("latent_distance", "toy:1", 4, [1], "a distance")
+    with pytest.raises(SignalError, match=r"of settings of latent_dist|must have the"):
+        LatentDistance(replace(card, settings=settings), None)

@@ -1,0 +1,114 @@
+"""Which probe and policy a calculator takes when its user names none."""
+
+import logging
+
+import numpy as np
+import pytest
+from ase import Atoms
+
+from tests.builders import mace_calculator, rattled
+from tests.probe.toys import ToyBackbone
+from uqcalc import (
+    Level,
+    MaxForce,
+    Policy,
+    ProbeError,
+    ProbeSignal,
+    ReliableCalculator,
+    Threshold,
+)
+from uqcalc.defaults import find_probe, label_free, shipped_probe
+from uqcalc.models.bundled import bare_calculator
+from uqcalc.models.named import SHIPPED_PROBES
+
+
+POLICY = Policy([Threshold("max_force", 5.0, 20.0)])
+
+
+def test_the_probe_of_the_very_model_is_taken_and_named(caplog):
+    with caplog.at_level(logging.WARNING, logger="uqcalc"):
+        calc = ReliableCalculator(bare_calculator())
+    assert calc.signals[0].probe.card.fingerprint == calc.backbone.fingerprint
+    atoms = rattled()
+    atoms.calc = calc
+    assert 0 <= calc.assess(atoms).reading("probe").results["probe_reliability"] <= 1
+    said = [r.getMessage() for r in caplog.records if "took the probe" in r.message]
+    assert all(calc.backbone.fingerprint in text for text in said)
+
+
+def test_double_precision_is_the_same_model_and_other_weights_are_not():
+    double = ReliableCalculator(bare_calculator(dtype="float64"))
+    assert [signal.name for signal in double.signals] == ["probe", "sanity"]
+    assert (
+        find_probe(ReliableCalculator(mace_calculator(0)).backbone.fingerprint) is None
+    )
+
+
+def test_without_one_nothing_is_called_reliable_and_that_is_said(caplog):
+    atoms = rattled()
+    with caplog.at_level(logging.WARNING, logger="uqcalc"):
+        calc = ReliableCalculator(ToyBackbone())
+    assert any("no probe ships" in r.message for r in caplog.records)
+    assert [signal.name for signal in calc.signals] == ["max_force", "sanity"]
+    assert calc.assess(atoms).level is Level.SUSPECT
+    assert calc.refusal("no answer").level is Level.UNRELIABLE
+    assert calc.assess(Atoms("H")).level is Level.SUSPECT  # its force is zero
+
+
+def test_a_probe_among_the_signals_is_the_probe():
+    mine = shipped_probe("default")
+    calc = ReliableCalculator(bare_calculator(), signals=[ProbeSignal(mine)])
+    assert calc.signals[0].probe is mine
+    assert [signal.name for signal in calc.signals] == ["probe", "sanity"]
+    assert calc.policy == mine.card.policy()
+    with pytest.raises(ProbeError, match="the backbone's feature width"):
+        ReliableCalculator(mace_calculator(0), signals=[ProbeSignal(mine)])
+
+
+def test_a_committee_is_read_without_labels():
+    calc = ReliableCalculator(mace_calculator(0, 1))
+    names = [signal.name for signal in calc.signals]
+    assert names == ["max_force", "force_spread", "sanity"]
+    assert [s.name for s in label_free(calc.backbone)] == names[:2]
+
+
+def test_own_signals_stay_alone_where_no_probe_ships():
+    calc = ReliableCalculator(ToyBackbone(), signals=[MaxForce()], policy=POLICY)
+    assert [signal.name for signal in calc.signals] == ["max_force", "sanity"]
+    with pytest.raises(ValueError, match="policy must be given"):
+        ReliableCalculator(ToyBackbone(), signals=[MaxForce()])
+
+
+def test_none_means_no_probe():
+    calc = ReliableCalculator(
+        bare_calculator(), probe=None, signals=[MaxForce()], policy=POLICY, sanity=False
+    )
+    assert [signal.name for signal in calc.signals] == ["max_force"]
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED_PROBES))
+def test_shipped_probes_are_found_by_their_fingerprint(name):
+    card = shipped_probe(name).card
+    found = find_probe(card.fingerprint)
+    assert found is not None
+    assert found.card.fingerprint == card.fingerprint
+
+
+@pytest.mark.parametrize("name", ["chgnet", "sevennet"])
+def test_probes_of_universal_potentials_say_what_they_are_worth(name):
+    card = shipped_probe(name).card
+    assert card.target == "forces"
+    assert card.atom_boundary is not None
+    assert card.scope is not None
+    assert card.promise["bound"] <= card.promise["risk"]
+    regimes = {row["regime"]: row for row in card.report["regimes"]}
+    assert {"relaxed", "hot and dense", "random cells"} <= set(regimes)
+    assert all(np.isfinite(row["ece"]) for row in regimes.values())
+
+
+def test_all_shipped_probes_are_small():
+    from importlib.resources import files
+
+    data = files("uqcalc") / "data"
+    total = sum(len((data / name).read_bytes()) for name in SHIPPED_PROBES.values())
+    assert total < 8e6

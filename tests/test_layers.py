@@ -1,0 +1,124 @@
+"""The rooms of the package: each imports lower ones only, and none in a circle.
+
+A room is a folder of `uqcalc`, or a module beside the folders. `ROOMS` lists them from
+the lowest to the highest with the rooms that each may import. Imports inside functions
+and under ``TYPE_CHECKING`` count.
+"""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+import uqcalc
+
+
+PACKAGE = Path(uqcalc.__file__).parent
+BASE = {"errors", "records"}
+STEP = BASE | {"backbones", "files", "policy", "quantities", "statistics"}
+ROOMS = {
+    "records": set(),
+    "errors": {"records"},
+    "progress": set(),
+    "quantities": {"errors"},
+    "policy": BASE,
+    "statistics": BASE,
+    "files": BASE,
+    "plotting": BASE | {"files"},
+    "backbones": BASE,
+    "models": BASE | {"files", "backbones"},
+    # what is fitted to labels: the probe, its labels, its scores, its fit
+    "probe": STEP,
+    "labels": STEP | {"probe", "progress"},
+    "evaluation": STEP | {"probe", "labels", "plotting"},
+    "fitting": STEP | {"probe", "labels", "evaluation", "progress"},
+    # what judges a geometry, and what runs with it
+    "distillation": STEP | {"progress"},
+    "signals": STEP | {"probe", "labels", "distillation", "progress"},
+    "defaults": STEP | {"models", "probe", "signals"},
+    "remembering": BASE,
+    "calculator": STEP | {"models", "probe", "signals", "defaults", "remembering"},
+    "annotating": STEP | {"calculator", "progress"},
+    "attacking": STEP | {"calculator", "annotating"},
+    "watching": STEP | {"annotating"},
+    "limits": STEP | {"labels", "calculator", "watching", "progress"},
+    "info": STEP | {"probe", "evaluation", "distillation", "signals", "watching"},
+    "testing": BASE | {"backbones", "signals"},
+}
+# The highest rooms, which may import everything but each other.
+PUBLIC = {
+    "runfile": set(ROOMS),
+    "demo": set(ROOMS),
+    "__init__": {*ROOMS, "runfile"},
+    "cli": {*ROOMS, "runfile", "demo", "__init__"},
+}
+ALLOWED = ROOMS | PUBLIC
+
+
+def room_of(module: str) -> str:
+    """Return the room of a dotted module, ``uqcalc.probe.card`` for example."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imported(path: Path) -> set[str]:
+    """Return the modules of `uqcalc` that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} must import by full names"
+            inside = PACKAGE.parent / (node.module or "").replace(".", "/")
+            for alias in node.names:  # `from uqcalc import errors` names a module
+                name = f"{node.module}.{alias.name}"
+                module = (inside / alias.name).is_dir() or (
+                    inside / f"{alias.name}.py"
+                ).is_file()
+                found.add(name if module else str(node.module))
+    return {name for name in found if name.split(".")[0] == "uqcalc"}
+
+
+def arrows() -> dict[tuple[str, str], list[str]]:
+    """Return (room, imported room) -> the files in which such an import stands."""
+    found = defaultdict(list)
+    for path in sorted(PACKAGE.rglob("*.py")):
+        place = path.relative_to(PACKAGE)
+        here = place.parts[0].removesuffix(".py")
+        for module in imported(path):
+            if (there := room_of(module)) != here:
+                found[here, there].append(str(place))
+    return found
+
+
+def test_every_room_has_its_place_in_the_table():
+    present = {path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py")}
+    assert {name.removesuffix(".py") for name in present} == set(ALLOWED)
+
+
+def test_no_arrow_runs_back():
+    order = list(ALLOWED)
+    back = [
+        f"{room} -> {lower}"
+        for room, rooms in ALLOWED.items()
+        for lower in rooms
+        if order.index(lower) >= order.index(room)
+    ]
+    assert not back, "the table itself must go from the lowest room to the highest"
+    wrong = {
+        f"{here} -> {there}": files
+        for (here, there), files in arrows().items()
+        if there not in ALLOWED[here]
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize("line", ["from uqcalc.cli import app", "import uqcalc.cli"])
+def test_an_arrow_that_runs_back_is_found(tmp_path, line):
+    path = tmp_path / "module.py"
+    path.write_text(
+        f"from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    {line}\n"
+    )
+    assert {room_of(name) for name in imported(path)} == {"cli"}
+    assert "cli" not in set().union(*ROOMS.values())

@@ -1,0 +1,220 @@
+"""What runs where the user names nothing: the probe, the signals, the policy."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.resources import as_file, files
+
+from uqcalc.backbones.base import Backbone
+from uqcalc.backbones.fingerprint import same_model
+from uqcalc.errors import ModelError
+from uqcalc.models.named import SHIPPED_PROBES
+from uqcalc.policy import TRUST_NOTHING, Policy, Threshold
+from uqcalc.probe.card import MEANINGS, Card
+from uqcalc.probe.probe import Probe
+from uqcalc.quantities import ENERGY_TARGETS
+from uqcalc.signals.base import Signal, check_readable
+from uqcalc.signals.force_delta import ForceDelta
+from uqcalc.signals.label_free import ForceSpread, MaxForce
+from uqcalc.signals.probe import ProbeSignal
+from uqcalc.signals.sanity import Sanity
+
+
+def shipped_probe(name: str) -> Probe:
+    """Return the probe that the package brings for the potential ``name``.
+
+    Raises
+    ------
+    ModelError
+        If there is none.
+    """
+    if name not in SHIPPED_PROBES:
+        msg = (
+            f"probe must be given for the model {name!r}, got none (only "
+            f"{', '.join(SHIPPED_PROBES)} come with one); fit one: "
+            f"uqcalc fit labelled.xyz --model {name} -o my.probe"
+        )
+        raise ModelError(msg)
+    with as_file(files("uqcalc") / "data" / SHIPPED_PROBES[name]) as path:
+        return Probe.load(path)
+
+
+def find_probe(fingerprint: str) -> Probe | None:
+    """Return the probe that ships for the model of this fingerprint, if any does."""
+    for name, known in _fingerprints().items():
+        if same_model(known, fingerprint):
+            return shipped_probe(name)
+    return None
+
+
+@lru_cache(maxsize=1)
+def _fingerprints() -> dict[str, str]:
+    """Return the fingerprint on each card; the files are read once a process."""
+    return {name: shipped_probe(name).card.fingerprint for name in SHIPPED_PROBES}
+
+
+AUTO = "auto"
+
+
+def choose_signals(
+    backbone: Backbone,
+    probe: str | os.PathLike[str] | Probe | None,
+    signals: Sequence[Signal],
+    importance: str,
+    *,
+    sanity: bool = True,
+) -> tuple[Signal, ...]:
+    """Return the signals, the probe's first and `Sanity`, where it is wanted, last.
+
+    Raises
+    ------
+    ValueError, TypeError, ProbeError
+        As `ReliableCalculator`.
+    """
+    chosen = list(signals) if isinstance(signals, Sequence) else [signals]
+    for signal in chosen:
+        if isinstance(signal, type) or not isinstance(signal, Signal):
+            msg = (
+                f"signals must be signal objects, got {signal!r}; write for example "
+                "signals=[MaxForce()]"
+            )
+            raise TypeError(msg)
+    if probe == AUTO:
+        probe, chosen = _automatic(backbone, chosen)
+    if probe is not None:
+        loaded = probe if isinstance(probe, Probe) else Probe.load(probe)
+        chosen.insert(0, ProbeSignal(loaded, importance=importance == "always"))
+    if not chosen:
+        msg = (
+            "ReliableCalculator must have a probe or signals, got neither; pass "
+            'probe="my.probe" (fit one with uqcalc.fit), or signals from '
+            "uqcalc.signals such as [MaxForce()] or, for a committee, "
+            "[ForceSpread()] together with a policy; uqcalc.default_calculator() "
+            "brings its own"
+        )
+        raise ValueError(msg)
+    if sanity and not any(isinstance(signal, Sanity) for signal in chosen):
+        chosen.append(Sanity.of(backbone, forces=_judge_forces(chosen)))
+    names = [signal.name for signal in chosen]
+    if len(set(names)) != len(names):
+        msg = f"signals must have distinct names, got {names}"
+        raise ValueError(msg)
+    for signal in chosen:
+        check_readable(signal, backbone)
+    return tuple(chosen)
+
+
+def _judge_forces(signals: Sequence[Signal]) -> bool:
+    """Say whether forces are what the signals judge: energies need not vanish."""
+    probes = probes_of(signals)
+    return not probes or any(
+        probe.card.target not in ENERGY_TARGETS for probe in probes
+    )
+
+
+def _automatic(
+    backbone: Backbone, chosen: list[Signal]
+) -> tuple[Probe | None, list[Signal]]:
+    """Return the probe that ships, where the user brings none, and the signals."""
+    if probes_of(chosen):
+        return None, chosen
+    probe = find_probe(backbone.fingerprint)
+    if probe is None and not chosen:
+        chosen = label_free(backbone)
+        _say_once(
+            f"no probe ships for {backbone.fingerprint}: nothing here says how "
+            "large its errors are, so every geometry is at least SUSPECT; read "
+            f"are {', '.join(signal.name for signal in chosen)}. Fit one with "
+            "uqcalc.fit, or pass signals and a policy"
+        )
+    elif probe is not None:
+        _say_once(_taken(probe.card))
+    return probe, chosen
+
+
+def choose_policy(
+    signals: tuple[Signal, ...], policy: Policy | None, *, auto: bool
+) -> Policy:
+    """Return the policy given, the probe's own, or one that trusts nothing.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If there is none to take, or it judges a signal that does not run.
+    """
+    names = [s.name for s in signals if not isinstance(s, Sanity)]
+    if policy is None and not probes_of(signals) and auto:
+        # nobody has said what is reliable; NaN is UNRELIABLE all the same
+        return Policy(Threshold(name, *TRUST_NOTHING) for name in names)
+    if policy is None:
+        probes = probes_of(signals)
+        if not probes:
+            msg = (
+                f"policy must be given where there is no probe to bring one, got None "
+                f"for signals {names}; pass policy=Policy([Threshold("
+                f"{names[0]!r}, suspect=..., unreliable=...)])"
+            )
+            raise ValueError(msg)
+        return probes[0].card.policy()
+    checked: object = policy
+    if not isinstance(checked, Policy):
+        msg = (
+            f"policy must be a Policy, got {type(policy).__name__}; write "
+            "Policy([Threshold(...)])"
+        )
+        raise TypeError(msg)
+    names = [signal.name for signal in signals]
+    judged = [key for signal in signals for key in getattr(signal, "judged", ())]
+    if unread := set(policy.signals) - {*names, *judged}:
+        msg = (
+            f"policy must judge signals that run, got thresholds for {sorted(unread)} "
+            f"and signals {[*names, *judged]}; add the signal or drop the threshold"
+        )
+        raise ValueError(msg)
+    for threshold in policy.thresholds:
+        if threshold.promise:
+            _check_promise(threshold, probes_of(signals))
+    return policy
+
+
+def _check_promise(threshold: Threshold, probes: Sequence[Probe]) -> None:
+    """Refuse a policy made from the promise of another probe than the one that runs."""
+    own = [probe.card.promise_policy().thresholds[0] for probe in probes]
+    known = [(t.signal, t.suspect, t.promise) for t in own]
+    if (threshold.signal, threshold.suspect, threshold.promise) not in known:
+        msg = (
+            "policy of a promise must be that of the probe in use, got "
+            f"{threshold.promise} at least {1 - threshold.suspect:.4g}; make it with "
+            "Policy.from_promise(probe)"
+        )
+        raise ValueError(msg)
+
+
+def label_free(backbone: Backbone) -> list[Signal]:
+    """Return the signals that need no labels and cost nothing beside the pass."""
+    free = backbone.provides - backbone.on_demand
+    candidates: list[Signal] = [MaxForce(), ForceSpread(), ForceDelta()]
+    return [signal for signal in candidates if signal.requires <= free]
+
+
+def probes_of(signals: Sequence[Signal]) -> list[Probe]:
+    """Return the probes among the signals."""
+    return [signal.probe for signal in signals if isinstance(signal, ProbeSignal)]
+
+
+def _taken(card: Card) -> str:
+    smallest, largest = card.sizes
+    return (
+        f"took the probe that ships for {card.fingerprint}: P({MEANINGS[card.target]} "
+        f"<= {card.boundary:.4g} {card.unit}), fitted on structures of "
+        f"{len(card.elements)} elements and {smallest} to {largest} atoms"
+    )
+
+
+@lru_cache(maxsize=64)
+def _say_once(text: str) -> None:
+    """Tell the user on stderr, or where logs go: once, not for every image of NEB."""
+    logging.getLogger("uqcalc").warning(text)

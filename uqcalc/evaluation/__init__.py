@@ -1,0 +1,1 @@
+"""How good a probe is: scores, report, page, and the guarantee."""

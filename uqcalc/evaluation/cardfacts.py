@@ -1,0 +1,174 @@
+"""The card of a probe in words, for `uqcalc info` and for the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ase.data import chemical_symbols
+
+from uqcalc.evaluation.words import atom_line, scope_line
+from uqcalc.probe.card import MEANINGS, Card, Promise
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A title, rows of (name, text), and a table with a caption where there is one."""
+
+    title: str
+    rows: list[tuple[str, str]]
+    caption: str = ""
+    columns: tuple[str, ...] = ()
+    table: tuple[tuple[str, ...], ...] = ()
+
+
+def card_facts(card: Card) -> Facts:
+    """Say what a probe predicts, for what, and how good it is."""
+    symbols = " ".join(chemical_symbols[z] for z in card.elements)
+    boundary = f"{card.boundary:.4g} {card.unit}"
+    rule = card.training.get("boundary_rule", "")
+    if not rule and card.percentile is not None:
+        rule = f"percentile {card.percentile:g} of its training errors"
+    if rule:
+        boundary += f", {rule}"
+    rows = [
+        ("predicts", f"P({MEANINGS[card.target]} <= {card.boundary:.4g} {card.unit})"),
+        ("boundary", boundary),
+        *_boundary_rows(card),
+        ("for the backbone", card.fingerprint),
+        ("elements", symbols or "not stated"),
+        ("atoms per structure", " to ".join(map(str, card.sizes)) or "not stated"),
+        (
+            "cutoffs",
+            f"SUSPECT below {card.suspect:g}, UNRELIABLE below {card.unreliable:g}",
+        ),
+        ("calibration", _calibration(card)),
+        *_scope_rows(card),
+        *_training_rows(card.training),
+        *_score_rows(card.report),
+        *_regime_rows(card.report),
+        ("network", _network(card)),
+        ("uqcalc", f"{card.uqcalc_version or 'not stated'} (schema {card.schema})"),
+    ]
+    if card.promise is not None:
+        rows.insert(2, ("promise", str(Promise.from_dict(card.promise))))
+    if card.description:
+        rows.insert(0, ("description", card.description))
+    coverage = tuple(
+        (f"{row['cutoff']:.2f}", f"{row['coverage']:.1%}", f"{row['precision']:.1%}")
+        for row in card.report.get("coverage", ())
+    )
+    columns = ("P(reliable) at least", "kept", "of them right")
+    return Facts("Probe", rows, "On its test set", columns, coverage)
+
+
+def _boundary_rows(card: Card) -> list[tuple[str, str]]:
+    rows = []
+    if known := card.calibration.boundaries:
+        text = f"any from {known[0]:.3g} to {known[-1]:.3g} {card.unit}"
+        rows.append(("other boundaries", text))
+    if card.atom_boundary is not None:
+        text = f"P(|ΔF_i| <= {card.atom_boundary:.4g} eV/Å) of each atom"
+        rows.append(("single atoms", text))
+    if card.offsets:
+        rows.append(("energy offsets", f"of {len(card.offsets)} elements removed"))
+    return rows
+
+
+def _calibration(card: Card) -> str:
+    found = card.calibration
+    text = f"slope {found.slope:.3f}, intercept {found.intercept:.3f} of the logit"
+    if found.knots:
+        text += f", bent at {len(found.knots)} points (isotonic)"
+    return text + (f", {found.labels} held-out labels" if found.labels else "")
+
+
+def _scope_rows(card: Card) -> list[tuple[str, str]]:
+    scope = card.scope
+    if scope is None:
+        return []
+    text = (
+        f"feature distance to {scope.distance:.3g} ({scope.level:.0%} of held-out "
+        f"groups), {scope.smallest} to {scope.largest} atoms"
+    )
+    if scope.charges:
+        text += f", total charges {', '.join(f'{q:+d}' for q in scope.charges)}"
+    return [("scope", text)]
+
+
+def _training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    if sets := training.get("structures"):
+        groups = training.get("groups") or {}
+        parts = [
+            f"{n} {name}" + (f" in {groups[name]} groups" if groups.get(name) else "")
+            for name, n in sets.items()
+        ]
+        rows.append(("structures", ", ".join(parts)))
+    if excluded := training.get("excluded"):
+        parts = [f"{n} {defect}" for defect, n in excluded.items()]
+        rows.append(("excluded", ", ".join(parts)))
+    if paths := training.get("paths"):
+        parts = [
+            f"{row['path']} {row['weight']:.2f} (AUROC {row['auroc']:.3f})"
+            for row in paths
+        ]
+        rows.append(("weight of each path", ", ".join(parts)))
+    if recipe := training.get("recipe"):
+        rows.append(("recipe", ", ".join(f"{k} {v}" for k, v in recipe.items())))
+    return rows
+
+
+def _score_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Put each score beside what no skill at all would have given."""
+    pairs = [
+        ("accuracy", "majority_accuracy", "majority class"),
+        ("ece", "ece_noise_floor", "noise floor"),
+    ]
+    rows = []
+    if "structures" in report:
+        text = f"{report['structures']} structures, {report['prevalence']:.1%} reliable"
+        if unseen := report.get("unseen_elements"):
+            text += f"; {unseen} more with unseen elements not scored"
+        rows.append(("test set", text))
+    for name, floor, words in pairs:
+        if name in report:
+            beside = f" ({words} {report[floor]:.3f})" if floor in report else ""
+            label = "ECE" if name == "ece" else name
+            rows.append((label, f"{report[name]:.3f}{beside}"))
+    others = {
+        "mcc": "MCC",
+        "f1_unreliable": "F1 (unreliable)",
+        "f1_reliable": "F1 (reliable)",
+        "f1": "F1 (reliable)",  # of earlier versions
+        "auroc": "AUROC",
+        "brier": "Brier",
+    }
+    others |= {"spearman": "Spearman(error, risk)"}
+    scores = [f"{word} {report[k]:.3f}" for k, word in others.items() if k in report]
+    if scores:
+        rows.append(("further scores", ", ".join(scores)))
+    if not math.isnan(report.get("outside_scope", math.nan)):
+        rows.append(("scope on the test set", scope_line(report)))
+    if atoms := report.get("atoms"):
+        rows.append(("single atoms of it", atom_line(atoms)))
+    return rows
+
+
+def _regime_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for part in report.get("regimes", ()):
+        auroc = "-" if part["auroc"] is None else f"{part['auroc']:.3f}"
+        text = (
+            f"{part['structures']} structures, {part['prevalence']:.1%} reliable, "
+            f"accuracy {part['accuracy']:.3f}, AUROC {auroc}, ECE {part['ece']:.3f}"
+        )
+        rows.append((part["regime"], text))
+    return rows
+
+
+def _network(card: Card) -> str:
+    charges = ", reads charges" if card.charges else ""
+    return f"{card.architecture}, for {card.feature_dim} features{charges}"

@@ -1,0 +1,265 @@
+"""`evaluate`: how good a probe is on labelled structures it never saw."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
+from ase.symbols import Symbols
+from numpy.typing import NDArray
+
+from uqcalc.backbones.base import Backbone
+from uqcalc.backbones.registry import tap
+from uqcalc.errors import LabelError
+from uqcalc.evaluation.readings import StructureReadings, read_structures
+from uqcalc.files.writing import strict_json, whole
+from uqcalc.labels.dataset import Dataset, held_out_dataset, labels_for
+from uqcalc.labels.defects import check_frames
+from uqcalc.labels.labels import Labels
+from uqcalc.probe.probe import Probe
+from uqcalc.statistics import scores
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tested:
+    """Who the structures of an evaluation are, and what else was said of them.
+
+    Attributes
+    ----------
+    formulas, groups : lists of str
+        Without a group key the group is the place of the frame, from 0.
+    outside : boolean array (structures,)
+        Outside the scope of the probe (`uqcalc.evaluation.readings.Judged`).
+    novelty : array (structures,) or None
+        Largest distance of an atom, in units of the scope's limit.
+    atom_probability, atom_errors : arrays (atoms,) or None
+        P(|ΔF_i| <= the card's ``atom_boundary``), and |ΔF_i| in eV/Å, without the
+        atoms whose force vanishes by symmetry.
+    atom_groups : array (atoms,) or None
+        Which of those atoms belong together, as numbers.
+    """
+
+    formulas: list[str]
+    groups: list[str]
+    outside: NDArray[np.bool_]
+    novelty: NDArray[np.float64] | None = None
+    atom_probability: NDArray[np.float64] | None = None
+    atom_errors: NDArray[np.float64] | None = None
+    atom_groups: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """A probe, and how good it is on structures it never saw.
+
+    Attributes
+    ----------
+    probe : Probe
+    report : dict
+        `uqcalc.statistics.scores.classification_report` on the structures;
+        ``spearman`` of error and risk; ``outside_scope``, the share of structures
+        outside the scope;
+        ``false_trust``, how many are wrong although their P reaches the card's
+        ``suspect``, and ``false_trust_outside``, which share of those the scope tells;
+        ``atoms``, the scores of the probabilities of single atoms, or None;
+        ``excluded``, how many frames were left out for which defect.
+    probability, errors : arrays (structures,)
+        P(reliable), and the true errors in the unit of the boundary.
+    tested : Tested
+    """
+
+    probe: Probe
+    report: dict[str, Any]
+    probability: NDArray[np.float64]
+    errors: NDArray[np.float64]
+    tested: Tested
+
+    def __str__(self) -> str:
+        from uqcalc.evaluation.words import report_lines
+
+        return "\n".join([str(self.probe.card), *report_lines(self.report)])
+
+    def figure(self) -> Figure:
+        """Draw the reliability diagram, the risk-coverage curve, and all errors.
+
+        Below them, where the probe has these, the single atoms, the weight of each of
+        its paths, and the errors against the distance from the labels.
+        """
+        from uqcalc.evaluation.panels import draw_all
+
+        return draw_all(self)
+
+    def write(
+        self, stem: str | os.PathLike[str], warnings: Sequence[str] = ()
+    ) -> tuple[Path, Path, Path]:
+        """Write ``STEM.json``, ``STEM.png`` and ``STEM.html``; return their paths.
+
+        The first holds card and scores, the second is `figure`, the third is all of it
+        on one page that needs no network and no scripts.
+
+        Parameters
+        ----------
+        warnings : sequence of str
+            What was said on the way (`LabelWarning`), to be kept on the page.
+        """
+        from uqcalc.evaluation.page import render
+        from uqcalc.plotting import save_figure
+
+        base = Path(stem).absolute()
+        numbers, picture, page = (
+            base.with_name(f"{base.name}.{ending}")
+            for ending in ("json", "png", "html")
+        )
+        content = {
+            "card": self.probe.card.to_dict(),
+            "report": self.report,
+            "warnings": list(warnings),
+        }
+        text = json.dumps(strict_json(content), indent=1, ensure_ascii=False)
+        with whole(numbers) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
+        save_figure(self.figure(), picture)
+        with whole(page) as partial:
+            partial.write_text(render(self, warnings), encoding="utf-8")
+        return numbers, picture, page
+
+
+def evaluate(
+    probe: Probe,
+    frames: Sequence[Atoms],
+    calculator: BaseCalculator | Backbone,
+    labels: Labels | None = None,
+    *,
+    exclude: Collection[str] = (),
+) -> Evaluation:
+    """Score ``probe`` on labelled frames that it was not fitted on.
+
+    Parameters
+    ----------
+    frames : sequence of Atoms
+        With labels as `Labels` says.
+    calculator : ase calculator or Backbone
+        The potential that the probe belongs to.
+    labels : Labels, optional
+        Where the reference is; its boundary is the probe's own in any case.
+    exclude : collection of str
+        Defects of frames to leave out instead of refusing (see `build_dataset`).
+
+    Raises
+    ------
+    ProbeError
+        If the probe belongs to another backbone.
+    LabelError
+        For unusable labels, or labels of another target than the probe's.
+        For offsets that the probe has not.
+    """
+    check_frames(frames, exclude)
+    wanted = labels_for(probe.card, labels)
+    backbone = tap(calculator)
+    probe.check(backbone)
+    data = held_out_dataset(probe.card, frames, backbone, wanted, exclude)
+    return evaluate_dataset(probe, data)
+
+
+def evaluate_dataset(probe: Probe, data: Dataset) -> Evaluation:
+    """Do what `evaluate` does, from a dataset whose features are there already.
+
+    Structures with elements that the probe's labels lacked get no probability from
+    it; they are counted in ``report["unseen_elements"]`` and not scored.
+    """
+    data.check(probe.card.fingerprint)
+    seen = read_structures(probe, data.predictions)
+    known = np.flatnonzero(~seen.unseen)
+    if not len(known):
+        msg = (
+            f"at least one of the {len(data)} structures must be made of the probe's "
+            f"elements, got none; {probe.card}"
+        )
+        raise LabelError(msg)
+    probability, errors = seen.probability[known], data.errors[known]
+    tested = _tested(data, seen, known)
+    report = scores.classification_report(
+        errors <= probe.card.boundary, probability, tested.groups
+    )
+    report["spearman"] = scores.spearman(errors, 1 - probability)
+    report["median_error"] = float(np.median(errors))
+    report["groups"] = len(set(tested.groups))
+    report["unseen_elements"] = len(data) - len(known)
+    report["excluded"] = {k: len(v) for k, v in data.excluded.items() if v}
+    report |= _scope_report(probe, probability, errors, tested.outside)
+    report["atoms"] = _atom_report(probe, tested)
+    return Evaluation(probe, report, probability, errors, tested)
+
+
+def _tested(data: Dataset, seen: StructureReadings, known: NDArray[np.int64]) -> Tested:
+    numbers = data.numbers
+    atom_probability = atom_errors = atom_groups = None
+    if seen.atoms is not None and data.atom_errors is not None:
+        atom_probability = np.concatenate([seen.atoms[i] for i in known])
+        atom_errors = np.concatenate([data.atom_errors[i] for i in known])
+        said = np.isfinite(atom_errors)  # the others' forces vanish by symmetry
+        atom_probability, atom_errors = atom_probability[said], atom_errors[said]
+        _, which = np.unique([data.groups[i] for i in known], return_inverse=True)
+        atom_groups = np.repeat(which, data.sizes[known])[said]
+    return Tested(
+        formulas=[_formula(numbers[i]) for i in known],
+        groups=[data.groups[i] for i in known],
+        outside=seen.outside[known],
+        novelty=None if seen.novelty is None else seen.novelty[known],
+        atom_probability=atom_probability,
+        atom_errors=atom_errors,
+        atom_groups=atom_groups,
+    )
+
+
+def _formula(numbers: NDArray[np.int64]) -> str:
+    return str(Symbols(numbers).get_chemical_formula())
+
+
+def _scope_report(
+    probe: Probe,
+    probability: NDArray[np.float64],
+    errors: NDArray[np.float64],
+    outside: NDArray[np.bool_],
+) -> dict[str, Any]:
+    """Count who is outside, and who of those that are trusted and wrong."""
+    card = probe.card
+    trusted = (probability >= card.suspect) & (errors > card.boundary)
+    known = card.scope is not None
+    told = float(outside[trusted].mean()) if known and trusted.any() else math.nan
+    return {
+        "outside_scope": float(outside.mean()) if known else math.nan,
+        "false_trust": int(trusted.sum()),
+        "false_trust_outside": told,
+    }
+
+
+def _atom_report(probe: Probe, tested: Tested) -> dict[str, Any] | None:
+    belief, errors = tested.atom_probability, tested.atom_errors
+    boundary = probe.card.atom_boundary
+    if belief is None or errors is None or boundary is None or not len(errors):
+        return None
+    reliable = errors <= boundary
+    chance = scores.calibration_chance(reliable, belief, tested.atom_groups)
+    return {
+        "atoms": len(errors),
+        "boundary": boundary,
+        "prevalence": float(reliable.mean()),
+        "auroc": scores.auroc(reliable, belief),
+        "ece": scores.expected_calibration_error(reliable, belief),
+        "ece_noise_floor": chance.mean,
+        "ece_chance": chance.most,
+        "spearman": scores.spearman(errors, 1 - belief),
+    }

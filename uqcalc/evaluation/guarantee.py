@@ -1,0 +1,252 @@
+"""`calibrate`: labelled frames in, a probe with a promise on its card out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
+from numpy.typing import NDArray
+
+from uqcalc.backbones.base import Backbone
+from uqcalc.backbones.registry import tap
+from uqcalc.errors import LabelError, LabelWarning
+from uqcalc.evaluation.readings import read_structures
+from uqcalc.evaluation.riskcontrol import (
+    Starts,
+    control_risk,
+    exceeds,
+    starting_cutoffs,
+    units_needed,
+)
+from uqcalc.labels.dataset import Dataset, held_out_dataset, labels_for
+from uqcalc.labels.defects import check_frames, usable_rows
+from uqcalc.labels.groups import BY_FORMULA, group_names, reduced_formula
+from uqcalc.labels.labels import Labels
+from uqcalc.labels.prospects import find_series
+from uqcalc.probe.probe import Probe
+from uqcalc.quantities import parse_quantity
+
+
+_NAMED = 5  # frames, and groups, that a message names
+_ALIKE = 2  # frames of a composition, in the mean, are no accident
+
+
+def calibrate(  # noqa: PLR0913  (as many choices as the command has)
+    probe: Probe,
+    frames: Sequence[Atoms],
+    calculator: BaseCalculator | Backbone,
+    labels: Labels | None = None,
+    *,
+    tolerance: float | str | None = None,
+    risk: float = 0.05,
+    confidence: float = 0.95,
+    exclude: Collection[str] = (),
+) -> Probe:
+    """Return ``probe`` with a promise about the structures that it accepts.
+
+    With probability ``confidence``, of one structure from each new group, where it is
+    accepted, at most a share ``risk`` errs by more than ``tolerance``; see
+    `uqcalc.evaluation.riskcontrol` for what that rests on. It is on the card of the
+    probe (``card.promise``), and `uqcalc.Policy.from_promise` judges by it.
+
+    Parameters
+    ----------
+    frames : sequence of Atoms
+        Labelled, and none of those the probe was fitted, calibrated or chosen on: the
+        probe knows its own by `uqcalc.probe.seen`.
+    calculator : ase calculator or Backbone
+        The potential that the probe belongs to.
+    labels : Labels, optional
+        Where the reference is, and by ``group_key`` which frames are not independent
+        of each other; its boundary is not looked at.
+    tolerance : float or str, optional
+        In the unit of the probe's boundary, or with a unit of its own such as
+        "1 kcal/mol"; by default the boundary.
+    exclude : collection of str
+        Defects of frames to leave out instead of refusing (see `build_dataset`).
+
+    Raises
+    ------
+    ProbeError
+        If the probe belongs to another backbone.
+    LabelError
+        For unusable labels, offsets that the probe has not, frames or groups that the
+        probe was made from, frames of one run that no group key keeps together, or too
+        few frames for such a promise; it says how many would do.
+
+    Warns
+    -----
+    LabelWarning
+        If no group key is given although compositions repeat, and if the probe does
+        not say what it was fitted on.
+
+    Examples
+    --------
+    >>> probe = uqcalc.calibrate(  # doctest: +SKIP
+    ...     probe, frames, calculator, uqcalc.Labels(group_key="molecule"),
+    ...     tolerance="50 meV/angstrom",
+    ... )
+    >>> print(uqcalc.Promise.from_dict(probe.card.promise))  # doctest: +SKIP
+    """
+    check_frames(frames, exclude)
+    wanted = labels_for(probe.card, labels)
+    allowed = _allowed(probe, tolerance)
+    backbone = tap(calculator)
+    probe.check(backbone)
+    usable = usable_rows(frames, backbone, wanted, exclude)
+    _refuse_early(frames, usable, wanted, units_needed(risk, confidence))
+    names = group_names(frames, wanted.group_key, usable)
+    _refuse_seen(
+        probe, probe.seen.frames(frames, usable), names, wanted.group_key, len(frames)
+    )
+    _warn_of_groups(probe, [frames[i] for i in usable], wanted.group_key)
+    data = held_out_dataset(probe.card, frames, backbone, wanted, exclude)
+    return calibrate_dataset(
+        probe, data, tolerance=allowed, risk=risk, confidence=confidence
+    )
+
+
+def _refuse_early(
+    frames: Sequence[Atoms], rows: Sequence[int], wanted: Labels, fewest: int
+) -> None:
+    """Refuse, before any prediction, what no promise can rest on."""
+    usable = [frames[i] for i in rows]
+    if wanted.group_key is None and (series := find_series(usable)):
+        msg = (
+            "frames must be independent where no group_key is given, got frames of "
+            f"{series[0]} that follow each other as those of one run; name the info "
+            "entry that tells runs apart, and use many runs"
+        )
+        raise LabelError(msg)
+    groups = len(set(group_names(frames, wanted.group_key, rows)))
+    if groups < fewest:
+        msg = (
+            f"a promise like this must rest on at least {fewest} groups (distinct "
+            "frames without a group key) even if the probe never errs, got "
+            f"{groups}; label more, or raise the risk"
+        )
+        raise LabelError(msg)
+
+
+def _refuse_seen(
+    probe: Probe, rows: Sequence[int], names: Sequence[str], key: str | None, total: int
+) -> None:
+    """Refuse what the probe was made from: it would look better than it is."""
+    groups = probe.seen.names(key, names)
+    if rows or groups:
+        what = [f"{len(rows)} of its own ({_first(rows)})"] if rows else []
+        if groups:
+            what.append(f"{len(groups)} of its groups by {key!r} ({_first(groups)})")
+        msg = (
+            f"none of the {total} frames may be among those that the probe was fitted "
+            f"or calibrated on, got {' and '.join(what)}; leave them out, and label "
+            "others"
+        )
+        raise LabelError(msg)
+    if not len(probe.seen.geometries):
+        text = (
+            "frames should be held against those that the probe was fitted on, which "
+            "this probe does not say (an earlier version made it, or another "
+            "programme): a promise on its own frames is void; fit it again to be sure"
+        )
+        warnings.warn(text, LabelWarning, stacklevel=3)
+
+
+def _first(found: Sequence[int] | Sequence[str]) -> str:
+    listed = ", ".join(repr(one) for one in found[:_NAMED])
+    noun = "frame" if isinstance(found[0], int) else "group"
+    more = ", ..." if len(found) > _NAMED else ""
+    return f"{noun}{'' if len(found) == 1 else 's'} {listed}{more}"
+
+
+def _warn_of_groups(probe: Probe, frames: Sequence[Atoms], key: str | None) -> None:
+    """Say where frames that count one by one look as if they belonged together."""
+    if key is not None:
+        return
+    kinds = len({reduced_formula(frame) for frame in frames})
+    own = probe.card.training.get("group_key")
+    why = f"{len(frames)} frames have {kinds} compositions"
+    if own in BY_FORMULA or (own and all(own in frame.info for frame in frames)):
+        why = f"these frames have {own!r}, the group key of the probe's fit"
+    elif len(frames) < _ALIKE * kinds:
+        return
+    text = (
+        f"frames that are alike should count as one group, but no group_key is given "
+        f"and {why}: if those of one molecule, material or run err together, the "
+        "promise is broken more often than it says; pass "
+        f"group_key={(own or 'formula')!r} (--group), or the info entry that tells "
+        "them apart"
+    )
+    warnings.warn(text, LabelWarning, stacklevel=3)
+
+
+def _allowed(probe: Probe, tolerance: float | str | None) -> float:
+    if tolerance is None:
+        return float(probe.card.boundary)
+    return parse_quantity(tolerance, probe.card.target, "tolerance")
+
+
+def calibrate_dataset(
+    probe: Probe,
+    data: Dataset,
+    *,
+    tolerance: float | str | None = None,
+    risk: float = 0.05,
+    confidence: float = 0.95,
+) -> Probe:
+    """Do what `calibrate` does, from a dataset whose features are there already."""
+    card, allowed = probe.card, _allowed(probe, tolerance)
+    data.check(card.fingerprint)
+    kept = np.empty(0, int) if data.geometries is None else data.geometries
+    known = np.flatnonzero(np.isin(kept, probe.seen.geometries)).tolist()
+    _refuse_seen(probe, known, data.groups, data.group_key, len(data))
+    found = control_risk(
+        acceptance(probe, data, allowed),
+        exceeds(data.errors, allowed),
+        data.groups,
+        risk=risk,
+        confidence=confidence,
+        starts=starts_of(probe, allowed),
+    )
+    promise = replace(
+        found,
+        tolerance=allowed,
+        unit=card.unit,
+        boundary=probability_boundary(probe, allowed),
+    )
+    return probe.with_card(promise=promise.to_dict())
+
+
+def starts_of(probe: Probe, tolerance: float) -> Starts | None:
+    """Return where the sequence of cutoffs starts; None where the probe cannot say."""
+    card, boundary = probe.card, probability_boundary(probe, tolerance)
+    if not card.held_out:
+        return None
+    shift = 0.0 if boundary == card.boundary else card.calibration.shift(boundary)
+    return partial(starting_cutoffs, card.held_out, shift=shift)
+
+
+def acceptance(probe: Probe, data: Dataset, tolerance: float) -> NDArray[np.float64]:
+    """Return what structures are accepted by, (structures,); NaN is not accepted.
+
+    P(error <= tolerance) where the probe's calibration covers the tolerance, and else
+    its probability at its own boundary: a promise holds for any number that ranks them.
+    Never accepted are structures outside the scope of the probe
+    (`StructureReadings.outside`), which includes elements that its labels lacked, and
+    structures with an atom that the verdict doubts (`StructureReadings.weak`).
+    """
+    boundary = probability_boundary(probe, tolerance)
+    seen = read_structures(probe, data.predictions, boundary)
+    return np.where(seen.outside | seen.weak, np.nan, seen.probability)
+
+
+def probability_boundary(probe: Probe, tolerance: float) -> float:
+    """Return ``tolerance`` where the probe can answer for it, else its own boundary."""
+    known = probe.card.calibration.boundaries
+    covered = bool(known) and known[0] <= tolerance <= known[-1]
+    return tolerance if covered else probe.card.boundary

@@ -1,0 +1,338 @@
+"""Pictures of scores, and those of an evaluation together or one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from uqcalc.plotting import COLOURS, INK, QUIET, axes_of
+from uqcalc.records import Level
+from uqcalc.statistics import scores
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from uqcalc.evaluation.evaluation import Evaluation
+
+
+_DASHED = (0, (4, 3))
+_TALLEST = 0.16  # of the bars that show how many there are in a bin
+
+
+def plot_reliability_diagram(
+    reliable: ArrayLike,
+    probability: ArrayLike,
+    ax: Axes | None = None,
+    bins: int = 10,
+    *,
+    noise_floor: float | None = None,
+) -> Axes:
+    """Draw observed frequency against predicted P(reliable), with counts.
+
+    Error bars are 95 % Wilson intervals, as if structures were independent of each
+    other; grey bars and the numbers above are the structures in each bin. The noise
+    floor in the title is the one given, or that of independent structures.
+    """
+    axes = axes_of(ax)
+    found = scores.reliability_bins(reliable, probability, bins)
+    filled = np.flatnonzero(found.counts)
+    counts, observed = found.counts[filled], found.observed[filled]
+    low, high = scores.wilson_interval(observed * counts, counts)
+    heights = _TALLEST * counts / counts.max()
+    centres = (filled + 0.5) / bins
+    axes.bar(centres, heights, width=0.9 / bins, color=QUIET, alpha=0.3, lw=0)
+    for x, count in zip(centres, counts, strict=True):
+        axes.text(x, 1.05, str(count), ha="center", fontsize=7, color=QUIET)
+    axes.plot([0, 1], [0, 1], color=QUIET, lw=0.8, ls=_DASHED)
+    axes.errorbar(
+        found.predicted[filled],
+        observed,
+        yerr=np.clip([observed - low, high - observed], 0, None),
+        fmt="o-",
+        color=COLOURS[Level.RELIABLE],
+        lw=1,
+        ms=4,
+        elinewidth=1,
+        capsize=2,
+    )
+    ece = scores.expected_calibration_error(reliable, probability, bins)
+    floor = noise_floor
+    if floor is None:
+        floor = scores.calibration_noise_floor(probability, bins)
+    axes.set(
+        xlim=(0, 1),
+        ylim=(0, 1.11),
+        yticks=np.linspace(0, 1, 6),
+        xlabel="predicted P(reliable)",
+        ylabel="observed frequency",
+        title=f"ECE {ece:.3f} (noise floor {floor:.3f})",
+    )
+    return axes
+
+
+def plot_risk_coverage(
+    error: ArrayLike, risks: dict[str, Any], unit: str, ax: Axes | None = None
+) -> Axes:
+    """Draw mean true error of the kept structures against coverage, per risk."""
+    axes = axes_of(ax)
+    for name, risk in (risks | {"perfect": np.asarray(error)}).items():
+        coverage, kept = scores.risk_coverage(error, risk)
+        (line,) = axes.plot(coverage, kept, lw=1.2, label=name)
+        if name == "perfect":
+            line.set(color=QUIET, linestyle=_DASHED)
+    axes.set(xlim=(0, 1), xlabel="coverage", ylabel=f"mean error of the kept [{unit}]")
+    axes.legend(frameon=False)
+    return axes
+
+
+def plot_errors(
+    values: ArrayLike,
+    errors: ArrayLike,
+    boundary: float,
+    unit: str,
+    ax: Axes | None = None,
+    *,
+    outside: ArrayLike | None = None,
+) -> Axes:
+    """Draw true errors, on a logarithmic axis, against what was said of each.
+
+    Parameters
+    ----------
+    values, errors : arrays (structures,)
+        Such as P(reliable), and the errors in ``unit``. Errors beyond ``boundary`` are
+        red.
+    outside : boolean array (structures,), optional
+        Drawn as crosses: structures outside the scope of a probe.
+    """
+    axes = axes_of(ax)
+    x, y = np.asarray(values, dtype=float), np.asarray(errors, dtype=float)
+    away = np.zeros(len(x), bool) if outside is None else np.asarray(outside, bool)
+    # nothing is below zero, and a logarithm has no place for it
+    y = np.maximum(y, 1e-3 * boundary)
+    for wrong, level in ((False, Level.RELIABLE), (True, Level.UNRELIABLE)):
+        for crossed, marker in ((False, "."), (True, "x")):
+            rows = ((y > boundary) == wrong) & (away == crossed)
+            axes.scatter(
+                x[rows],
+                y[rows],
+                s=14,
+                marker=marker,
+                color=COLOURS[level],
+                alpha=0.7,
+                linewidths=0.8,
+                rasterized=True,  # thousands of points would swell an SVG
+            )
+    axes.axhline(boundary, color=INK, lw=0.8, ls=_DASHED)
+    axes.set(yscale="log", ylabel=f"true error [{unit}]")
+    plain_decades(axes.yaxis)
+    return axes
+
+
+def plain_decades(axis: Any) -> None:
+    """Write 0.1, 0.2, 0.5 on a logarithmic axis; over many decades these alone."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_data_interval()
+    wide = not 0 < high <= 100 * low
+    axis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5), numticks=7))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def plot_path_weights(weights: Mapping[str, float], ax: Axes | None = None) -> Axes:
+    """Draw the share that each path of a probe has in its verdicts."""
+    axes = axes_of(ax)
+    values = np.array(list(weights.values()), dtype=float)
+    shares = values / values.sum()
+    places = np.arange(len(shares))[::-1]
+    axes.barh(places, shares, height=0.55, color=COLOURS[Level.RELIABLE])
+    for place, share in zip(places, shares, strict=True):
+        axes.text(share + 0.015, place, f"{share:.0%}", va="center", fontsize=9)
+    axes.set(
+        xlim=(0, 1.12),
+        yticks=places,
+        yticklabels=list(weights),
+        xlabel="share of the spread in the score",
+    )
+    return axes
+
+
+class Panel(NamedTuple):
+    """One picture: its title, what to see in it, and what draws it."""
+
+    title: str
+    caption: str
+    draw: Callable[[Axes], object]
+
+
+def panels(seen: Evaluation) -> dict[str, Panel]:
+    """Return the pictures that there are numbers for, by name."""
+    drawn = {
+        "reliability": Panel(
+            "Is the probability right?",
+            "On the dashed line it is. Bars: 95 % Wilson intervals, as if structures "
+            "were independent of each other; the noise floor knows of groups. Grey: "
+            "structures in each bin.",
+            lambda ax: _reliability(seen, ax),
+        ),
+        "risk": Panel(
+            "What does it buy?",
+            "Mean true error of what is kept, where the least risky are kept first. "
+            "Dashed: what knowing every error would give.",
+            lambda ax: _risk(seen, ax),
+        ),
+        "errors": Panel(
+            "Error against probability",
+            "Each point a test structure; red are wrong, crosses lie outside the "
+            "scope. Wrong ones to the right were trusted.",
+            lambda ax: _errors(seen, ax),
+        ),
+    }
+    tested = seen.tested
+    errors, belief, novelty = (
+        tested.atom_errors,
+        tested.atom_probability,
+        tested.novelty,
+    )
+    if seen.report["atoms"] is not None and errors is not None and belief is not None:
+        right = errors <= seen.report["atoms"]["boundary"]
+        drawn["atoms"] = Panel(
+            "Single atoms",
+            "The same for the probability of each atom. Atoms of one structure are not "
+            "independent: the intervals are too narrow.",
+            lambda ax: _atoms(right, belief, seen.report["atoms"], ax),
+        )
+    if weights := path_weights(seen):
+        drawn["paths"] = Panel(
+            "Weight of each path",
+            "What the verdict rests on, from the spread that each path adds to the "
+            "score. The attention shown on atoms explains its own share alone.",
+            lambda ax: _paths(weights, ax),
+        )
+    if novelty is not None:
+        drawn["scope"] = Panel(
+            "Error against distance",
+            "Feature distance from the labels, in units of the scope's limit: to the "
+            "right of the line a structure is outside.",
+            lambda ax: _scope(seen, novelty, ax),
+        )
+    return drawn
+
+
+def path_weights(seen: Evaluation) -> dict[str, float]:
+    """Return the weight of each path of the probe; empty where it is all one."""
+    rows = seen.probe.card.training.get("paths") or []
+    return {row["path"]: float(row["weight"]) for row in rows}
+
+
+def draw_all(seen: Evaluation) -> Figure:
+    """Draw every picture there is into one figure, three in a row."""
+    import matplotlib.pyplot as plt
+
+    chosen = list(panels(seen).values())
+    rows = -(-len(chosen) // 3)
+    figure, axes = plt.subplots(
+        rows, 3, figsize=(13, 4.2 * rows), layout="constrained", squeeze=False
+    )
+    for place, ax in enumerate(axes.flat):
+        if place < len(chosen):
+            _draw(chosen[place], ax)
+        else:
+            ax.axis("off")
+    return figure
+
+
+def draw_one(panel: Panel) -> Figure:
+    """Draw one picture into a figure of its own."""
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(4.8, 3.9), layout="constrained")
+    _draw(panel, ax)
+    return figure
+
+
+def _draw(panel: Panel, ax: Axes) -> None:
+    panel.draw(ax)
+    said: Any = ax.get_title()
+    title = f"{panel.title}\n{said}" if said else panel.title
+    ax.set_title(title, fontsize=10, loc="left")
+    if said:
+        ax.set_title("")
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _reliability(seen: Evaluation, ax: Axes) -> None:
+    from uqcalc.evaluation.panels import plot_reliability_diagram
+
+    plot_reliability_diagram(
+        seen.errors <= seen.probe.card.boundary,
+        seen.probability,
+        ax,
+        noise_floor=seen.report["ece_noise_floor"],
+    )
+
+
+def _risk(seen: Evaluation, ax: Axes) -> None:
+    from uqcalc.evaluation.panels import plot_risk_coverage
+
+    plot_risk_coverage(
+        seen.errors, {"probe": 1 - seen.probability}, seen.probe.card.unit, ax
+    )
+
+
+def _errors(seen: Evaluation, ax: Axes) -> None:
+    from uqcalc.evaluation.panels import plot_errors
+
+    card = seen.probe.card
+    plot_errors(
+        seen.probability,
+        seen.errors,
+        card.boundary,
+        card.unit,
+        ax,
+        outside=seen.tested.outside,
+    )
+    ax.set(xlim=(-0.02, 1.02), xlabel="predicted P(reliable)")
+
+
+def _atoms(
+    right: NDArray[np.bool_],
+    belief: NDArray[np.float64],
+    scored: dict[str, Any],
+    ax: Axes,
+) -> None:
+    from uqcalc.evaluation.panels import plot_reliability_diagram
+
+    floor = scored["ece_noise_floor"]
+    plot_reliability_diagram(right, belief, ax, noise_floor=floor)
+    ax.set(xlabel="predicted P(reliable) of an atom")
+
+
+def _paths(weights: dict[str, float], ax: Axes) -> None:
+    from uqcalc.evaluation.panels import plot_path_weights
+
+    plot_path_weights(weights, ax)
+
+
+def _scope(seen: Evaluation, novelty: NDArray[np.float64], ax: Axes) -> None:
+    from uqcalc.evaluation.panels import plain_decades, plot_errors
+    from uqcalc.plotting import INK
+
+    card = seen.probe.card
+    plot_errors(
+        novelty,
+        seen.errors,
+        card.boundary,
+        card.unit,
+        ax,
+        outside=seen.tested.outside,
+    )
+    ax.axvline(1.0, color=INK, lw=0.8)
+    ax.set(xscale="log", xlabel="distance / limit of the scope")
+    plain_decades(ax.xaxis)

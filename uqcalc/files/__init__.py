@@ -1,0 +1,1 @@
+"""Files that uqcalc writes and reads: whole, checked, without pickle."""

@@ -1,0 +1,165 @@
+"""Entries of a card read from a file: there, known, and of the type they must have."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from functools import lru_cache
+from typing import Any, get_type_hints
+
+import numpy as np
+from ase.data import chemical_symbols
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from uqcalc.errors import UqcalcError
+
+
+ELEMENTS = range(1, 119)
+_SHOWN = 60  # letters of a value in a message
+
+
+def checked(
+    record: type,
+    data: object,
+    what: str,
+    error: type[UqcalcError],
+    remedy: str = "the file is damaged, make it again",
+) -> dict[str, Any]:
+    """Return the entries of a dataclass as JSON held them, lists as its tuples.
+
+    Parameters
+    ----------
+    record : dataclass
+        Its annotations say what each entry must be. Whole numbers pass for floats;
+        nothing else is converted. Numbers must be finite, but for entries whose
+        default is NaN, and within dictionaries of anything.
+    data : object
+        What ``json.loads`` gave.
+    what : str
+        Name of the record in messages.
+    error : subclass of UqcalcError
+
+    Raises
+    ------
+    UqcalcError
+        Of the class ``error``: entries are missing or unknown, or one has another
+        type; it is named.
+    """
+    if not isinstance(data, Mapping):
+        msg = f"{what} must have named entries, got {_shown(data)}; {remedy}"
+        raise error(msg)
+    required = {
+        entry.name
+        for entry in fields(record)
+        if entry.default is MISSING and entry.default_factory is MISSING
+    }
+    if not required <= set(data) <= {entry.name for entry in fields(record)}:
+        msg = (
+            f"{what} must have the entries {sorted(required)}, got {sorted(data)}; "
+            f"{remedy}"
+        )
+        raise error(msg)
+    types = _types(record)
+    return {
+        name: _entry(types[name], value, f"entry {name!r} of {what}", error, remedy)
+        for name, value in data.items()
+    }
+
+
+def check_some(
+    hints: Mapping[str, Any],
+    data: Mapping[str, Any],
+    what: str,
+    error: type[UqcalcError],
+    remedy: str = "the file is damaged, make it again",
+) -> None:
+    """Refuse entries that are missing, of another type, or not finite.
+
+    ``hints`` gives the type of each that is read; others pass.
+
+    Raises
+    ------
+    UqcalcError
+        Of the class ``error``; the entry is named.
+    """
+    for name, hint in hints.items():
+        if name not in data:
+            msg = f"{what} must have the entry {name!r}, got {sorted(data)}; {remedy}"
+            raise error(msg)
+        kind = _adapter(hint, None)
+        _entry(kind, data[name], f"entry {name!r} of {what}", error, remedy)
+
+
+def check_elements(
+    numbers: object, what: str, error: type[UqcalcError], remedy: str
+) -> None:
+    """Refuse what is no list of atomic numbers.
+
+    Raises
+    ------
+    UqcalcError
+        Of the class ``error``.
+    """
+    if not isinstance(numbers, (list, tuple)) or not set(numbers) <= set(ELEMENTS):
+        msg = f"{what} must be atomic numbers, got {_shown(numbers)}; {remedy}"
+        raise error(msg)
+
+
+def _entry(
+    kind: TypeAdapter[Any],
+    value: object,
+    what: str,
+    error: type[UqcalcError],
+    remedy: str,
+) -> Any:
+    try:
+        return kind.validate_json(json.dumps(value), strict=True)
+    except ValidationError as cause:
+        first = cause.errors(include_url=False)[0]
+        where = ".".join(str(step) for step in first["loc"])
+        reason = first["msg"].lower() + (f", at {where}" if where else "")
+        msg = f"{what} must be as it was written, got {_shown(value)} ({reason})"
+        raise error(f"{msg}; {remedy}") from cause
+
+
+@lru_cache(maxsize=64)
+def _types(record: type) -> dict[str, TypeAdapter[Any]]:
+    hints = get_type_hints(record)
+    return {e.name: _adapter(hints[e.name], e.default) for e in fields(record)}
+
+
+def _adapter(hint: Any, default: object) -> TypeAdapter[Any]:
+    """Return what validates an entry; records within take no settings of ours."""
+    unknown = isinstance(default, float) and not math.isfinite(default)
+    if unknown or is_dataclass(hint):
+        return TypeAdapter(hint)
+    return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+class ElementsSeen:
+    """Names the elements of a structure that are not among those known.
+
+    Parameters
+    ----------
+    elements : collection of int
+        Atomic numbers; an empty one knows all, for want of better knowledge.
+    """
+
+    def __init__(self, elements: Collection[int]) -> None:
+        self._elements = set(elements)
+        self._seen = np.full(119, fill_value=not elements)
+        self._seen[list(elements)] = True
+
+    def unseen(self, numbers: np.ndarray) -> list[str]:
+        """Return the symbols in ``numbers``, (atoms,), that are new."""
+        if self._seen[numbers].all():  # np.unique is slow at every step
+            return []
+        new = set(np.unique(numbers).tolist()) - self._elements
+        return [chemical_symbols[z] for z in sorted(new)]

@@ -1,0 +1,84 @@
+"""Structures from files, and what ASE's many readers raise where there are none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+from ase import Atoms
+from ase.io import iread
+from ase.io.formats import filetype
+
+from uqcalc.errors import RecordError, UqcalcError
+from uqcalc.files.lammps import Elements, checked_species
+
+
+# ASE has a hundred readers, and each raises what its parser happens to meet in a
+# damaged file: KeyError, IndexError, MemoryError of a header, sqlite3's and zlib's own.
+# Catch it only where nothing but such a reader runs.
+UNREADABLE = (Exception,)
+
+
+def frames_of(
+    path: str | os.PathLike[str],
+    index: slice | int = slice(None),
+    *,
+    species: str | Sequence[str] | None = None,
+) -> Iterator[Atoms]:
+    """Yield the frames of a file that ASE reads, one by one, with their elements.
+
+    Parameters
+    ----------
+    path : path
+    index : slice or int
+        Which frames.
+    species : str or list of str, optional
+        The element of each type in order, ``"Na,Cl"`` or ``["Na", "Cl"]``, for LAMMPS
+        files, which number their types.
+
+    Raises
+    ------
+    RecordError
+        If the file does not say which elements its atoms are, or species do not fit.
+        Whatever ASE's reader raises on a damaged file passes through (`UNREADABLE`).
+    """
+    symbols = checked_species(species)
+    name = os.fspath(path)
+    form = filetype(name)
+    elements = Elements.of(name, form, symbols)
+    for atoms in iread(
+        name, index, form, do_not_split_by_at_sign=True, **elements.options
+    ):
+        yield elements.given(atoms)
+
+
+def read_frames(
+    path: str | os.PathLike[str], *, species: str | Sequence[str] | None = None
+) -> list[Atoms]:
+    """Return all frames of a file that ASE reads.
+
+    Parameters
+    ----------
+    path : path
+    species : str or list of str, optional
+        As for `frames_of`.
+
+    Raises
+    ------
+    RecordError
+        If there are none, the file is damaged, or its elements are not known.
+    """
+    try:
+        frames = list(frames_of(path, species=species))
+    except UqcalcError:
+        raise
+    except UNREADABLE as error:
+        msg = (
+            f"file must hold structures in a format that ASE reads, got {path} "
+            f"({type(error).__name__}: {error}); check its name and its end"
+        )
+        raise RecordError(msg) from error
+    if not frames:
+        msg = f"file must hold at least one structure, got none in {path}; add some"
+        raise RecordError(msg)
+    return frames

@@ -1,0 +1,274 @@
+"""Files of ours that hold tensors and a card: safetensors under a checksum, no pickle.
+
+Reading a card takes no torch, so that `uqcalc info` answers at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, deserialize
+
+from uqcalc.errors import FileWarning, UqcalcError
+from uqcalc.files.writing import whole, writable
+
+
+if TYPE_CHECKING:
+    import torch
+
+# Key of the checksum in the metadata of a file.
+CHECKSUM = "uqcalc_checksum"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file: its name in messages, the key of its card, how to get one.
+
+    Attributes
+    ----------
+    name, key : str
+    error : subclass of UqcalcError
+        What is raised of such a file.
+    make, otherwise : str
+        How one is made, and what to do where one is damaged.
+    checked_since : int
+        Schema on its card from which such a file is written with a checksum: one
+        without is damaged, and an earlier one is read with a warning.
+    infinite : tuple of str
+        Ends of the names of tensors that may be +inf, such as limits not yet set.
+    unknown : tuple of str
+        Of those that may hold NaN and infinities, such as held-out risks.
+    """
+
+    name: str
+    key: str
+    error: type[UqcalcError]
+    make: str
+    otherwise: str
+    checked_since: int = 0
+    infinite: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+    def read(
+        self, path: str | os.PathLike[str]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Return all tensors, and the card.
+
+        Raises
+        ------
+        UqcalcError
+            If there is no such file, it is not a whole safetensors file, it has no
+            card of this kind, a byte is not what was written, or a number is not
+            finite.
+        """
+        from safetensors.torch import load
+
+        content = self._content(path)
+        card = self._card(path, content)
+        try:
+            tensors = load(content)
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise self._damaged(path, error) from error
+        self._check_numbers(tensors, path)
+        return tensors, card
+
+    def card(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Return the card alone, without torch, once the whole file was checked.
+
+        Raises
+        ------
+        UqcalcError
+            As `read`, but of numbers that are not finite.
+        """
+        return self._card(path, self._content(path))
+
+    def write(
+        self,
+        path: str | os.PathLike[str],
+        tensors: Mapping[str, torch.Tensor],
+        card: Mapping[str, Any],
+    ) -> Path:
+        """Write one file, whole or not at all, and return where.
+
+        Raises
+        ------
+        RecordError, UqcalcError
+            As `target`, and where a number that must be finite is not.
+        """
+        from safetensors.torch import save
+
+        target = self.target(path)
+        self._check_numbers(tensors, target)
+        contiguous = {k: v.cpu().contiguous() for k, v in tensors.items()}
+        metadata = {self.key: json.dumps(card, ensure_ascii=False)}
+        metadata[CHECKSUM] = checksum(save(contiguous, metadata))
+        with whole(target) as partial:
+            # by way of bytes: save_file would make the file private to its owner
+            partial.write_bytes(save(contiguous, metadata))
+        return target
+
+    def target(self, path: str | os.PathLike[str]) -> Path:
+        """Return where one may be written: a new file, or over one of its kind.
+
+        Raises
+        ------
+        RecordError
+            If the folder does not exist.
+        UqcalcError
+            If the file is something else, such as the labelled frames.
+        """
+        target = writable(path, self.name)
+        filled = target.exists() and target.stat().st_size > 0
+        if filled and self.key not in (metadata_of(target) or {}):
+            msg = (
+                f"{self.name} must be written to a new file or over a {self.name}, "
+                f"got {target}, which is something else; choose another name"
+            )
+            raise self.error(msg)
+        return target
+
+    def _content(self, path: str | os.PathLike[str]) -> bytes:
+        if not Path(path).is_file():
+            msg = f"{self.name} must be an existing file, got {path}; {self.make}"
+            raise self.error(msg)
+        return Path(path).read_bytes()
+
+    def _card(self, path: str | os.PathLike[str], content: bytes) -> dict[str, Any]:
+        """Return the card in a file's metadata, once its checksum was compared."""
+        try:
+            metadata = _metadata(content)
+            found = checksum(content)
+        except (SafetensorError, ValueError, RecursionError) as error:
+            raise self._damaged(path, error) from error
+        if self.key not in metadata:
+            msg = (
+                f"{path} must be a uqcalc {self.name}, got a safetensors file without "
+                f"a card; {self.make}"
+            )
+            raise self.error(msg)
+        if metadata.get(CHECKSUM, found) != found:
+            msg = (
+                f"{self.name} must be as it was written, got {path}, whose checksum "
+                f"differs: it was damaged or edited; {self.otherwise}"
+            )
+            raise self.error(msg)
+        try:
+            card = json.loads(metadata[self.key])
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(path, error) from error
+        if not isinstance(card, dict):
+            msg = f"its card is a {type(card).__name__}"
+            raise self._damaged(path, msg)
+        if CHECKSUM not in metadata:
+            early = set(metadata) == {self.key}  # nothing else beside the card
+            self._without_checksum(path, card.get("schema", 0), early=early)
+        return card
+
+    def _without_checksum(
+        self, path: str | os.PathLike[str], schema: object, *, early: bool
+    ) -> None:
+        """Refuse a file that must have a checksum, and warn of an earlier one."""
+        if not early or not isinstance(schema, int) or schema >= self.checked_since:
+            msg = (
+                f"{self.name} of schema {schema} must have its checksum, got {path} "
+                f"without one: it was damaged or edited; {self.otherwise}"
+            )
+            raise self.error(msg)
+        text = (
+            f"{self.name} {path} has no checksum, as an earlier version wrote it: "
+            "damage would go unseen; save it again to give it one"
+        )
+        warnings.warn(text, FileWarning, stacklevel=5)
+
+    def _check_numbers(
+        self, tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[str]
+    ) -> None:
+        for name, tensor in tensors.items():
+            if name.endswith(self.unknown):
+                continue
+            wrong = ~tensor.isfinite()
+            if name.endswith(self.infinite):
+                wrong &= ~tensor.isposinf()
+            if count := int(wrong.sum()):
+                msg = (
+                    f"numbers of a {self.name} must be finite, got {count} of "
+                    f"{tensor.numel()} in {name!r} of {path} that are not; "
+                    f"{self.otherwise}"
+                )
+                raise self.error(msg)
+
+    def _damaged(self, path: str | os.PathLike[str], why: object) -> UqcalcError:
+        msg = (
+            f"{self.name} must be a whole safetensors file, got {path} ({why}); "
+            f"{self.otherwise}"
+        )
+        return self.error(msg)
+
+
+def checksum(content: bytes) -> str:
+    """Return the SHA-256 of all that a safetensors file holds, as hexadecimal digits.
+
+    Over names, types, shapes and bytes of its tensors in the order of their names, and
+    over the metadata beside the checksum itself. The order in the file is free.
+
+    Raises
+    ------
+    SafetensorError
+        If it is not a whole safetensors file.
+    """
+    total = hashlib.sha256()
+    for name, tensor in sorted(deserialize(content), key=itemgetter(0)):
+        data = tensor["data"]
+        head = [name, tensor["dtype"], list(tensor["shape"]), len(data)]
+        total.update(json.dumps(head).encode())
+        total.update(data)
+    metadata = _metadata(content)
+    metadata.pop(CHECKSUM, None)
+    total.update(json.dumps(metadata, sort_keys=True).encode())
+    return total.hexdigest()
+
+
+def metadata_of(path: str | os.PathLike[str]) -> dict[str, str] | None:
+    """Return the metadata of a safetensors file; None if it is something else.
+
+    Nothing is checked but that the file is whole; only the header is looked at.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError:
+        return None
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """Return the metadata in the header of a safetensors file."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    return dict(header.get("__metadata__") or {})
+
+
+def load_state(
+    module: torch.nn.Module,
+    state: dict[str, torch.Tensor],
+    origin: str,
+    error: type[UqcalcError],
+) -> None:
+    """Load weights into ``module``, refusing what does not fit it."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as cause:
+        msg = (
+            f"weights in {origin} must fit the shape on its card, got: {cause}; "
+            "the file is damaged, make it again"
+        )
+        raise error(msg) from cause

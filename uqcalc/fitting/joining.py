@@ -1,0 +1,316 @@
+"""Fit the default probe: its paths, then what joins them, on groups left out."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from uqcalc.backbones.base import Backbone
+from uqcalc.errors import LabelError, LabelWarning
+from uqcalc.evaluation.riskcontrol import held_out_logits
+from uqcalc.fitting.crossfit import MOST, Unseen, cross_fit, slope_on_new_groups, stack
+from uqcalc.fitting.learning import learn_numbers, standard_and_distances
+from uqcalc.fitting.recipe import Recipe
+from uqcalc.fitting.single import fit_single
+from uqcalc.labels.dataset import Dataset
+from uqcalc.labels.labels import Labels
+from uqcalc.labels.shards import evenly
+from uqcalc.probe.calibration import Calibration
+from uqcalc.probe.card import JOINED_ARCHITECTURE
+from uqcalc.probe.inputs import Statistics
+from uqcalc.probe.joined import ATOM_CENTRES, CENTRES, PATHS, Joined, JoinedShape
+from uqcalc.probe.moments import Moments, chunks
+from uqcalc.probe.numbers import Described, PlainNumbers
+from uqcalc.probe.probe import Probe
+from uqcalc.probe.regressions import KernelPaths, LinearPath
+from uqcalc.probe.scope import (
+    AtomFloor,
+    Scope,
+    held_out_limit,
+    learn_floor,
+    learn_scope,
+    warn_of_wide_scope,
+)
+from uqcalc.statistics import scores
+
+
+# Labels of structures, and of atoms, that the other paths are fitted to: several for
+# each centre. More cost centres squared each, and it is the attention that profits.
+_MOST_FITTED, _MOST_ATOMS = 20_000, 20_000
+# Force errors of atoms below it are rounding, as in perfect crystals [eV/Å].
+_NO_ERROR = 1e-6
+
+
+def fit_joined(
+    data: Dataset,
+    backbone: Backbone,
+    labels: Labels,
+    recipe: Recipe,
+    boundary: float,
+) -> tuple[Probe, list[tuple[float, float]]]:
+    """Return a calibrated probe, and the attention's losses by epoch."""
+
+    def paths(part: Dataset) -> tuple[Probe, list[tuple[float, float]]]:
+        return _fit_paths(part, backbone, labels, recipe, boundary)
+
+    crossed = data.subset(_some(data, recipe.seed)) if len(data) > MOST else data
+    unseen = cross_fit(crossed, recipe.folds, recipe.seed, lambda part: paths(part)[0])
+    probe, curve = paths(data)
+    return _weigh(probe, crossed, unseen, boundary, labels), curve
+
+
+def _fit_paths(
+    data: Dataset,
+    backbone: Backbone,
+    labels: Labels,
+    recipe: Recipe,
+    boundary: float,
+) -> tuple[Probe, list[tuple[float, float]]]:
+    """Fit every path to the same structures; weights are still all 1.
+
+    Frames that have exploded are labels of the attention alone: in a regression they
+    would be levers far outside, where ranks are flat.
+    """
+    single, curve = fit_single(data, backbone, labels, recipe, boundary)
+    data = data.subset(np.flatnonzero(~data.exploded()))
+    statistics, card = single.statistics, single.card
+    if statistics is None:
+        msg = "input statistics must be there for further paths, got None"
+        raise ValueError(msg)
+    some = data.subset(evenly(len(data), _MOST_FITTED))
+    shape = JoinedShape(
+        card.feature_dim,
+        min(CENTRES, len(data)),
+        min(ATOM_CENTRES, int(_known_atoms(some).sum())),
+    )
+    joined = Joined(shape).float()  # whatever torch's default dtype is
+    moments = Moments(data.predictions)
+    energies = card.element_energies()
+    learn_numbers(joined.numbers, data.predictions, moments, statistics, energies)
+    joined = joined.double().float()  # everything learnt in one precision
+    chosen = _some_atoms(some, recipe.seed) if shape.atom_centres else None
+    seen = _describe(joined.numbers, some, statistics, energies, chosen)
+    errors = torch.from_numpy(some.errors)
+    joined.linear = LinearPath.fit(seen.pooled, errors)
+    joined.structure = KernelPaths.fit(
+        joined.structure.shape, seen.numbers, seen.components, errors, recipe.seed
+    )
+    if joined.atoms is not None and chosen is not None and some.atom_errors is not None:
+        errors = torch.from_numpy(np.concatenate(some.atom_errors))[chosen]
+        joined.atoms = KernelPaths.fit(
+            joined.atoms.shape, seen.atoms, seen.atom_features, errors, recipe.seed
+        )
+    card = replace(card, architecture=JOINED_ARCHITECTURE, joined=asdict(shape))
+    return Probe(card, single.network, statistics, joined), curve
+
+
+@torch.no_grad()
+def _describe(
+    plain: PlainNumbers,
+    data: Dataset,
+    statistics: Statistics,
+    energies: NDArray[np.float64],
+    chosen: torch.Tensor | None,
+) -> Described:
+    """Describe all structures, streaming, and those of their atoms that are chosen."""
+    parts = []
+    start = 0
+    for chunk in chunks(data.predictions):
+        standard, distances = standard_and_distances(chunk, statistics)
+        host = plain.host(chunk, energies)
+        seen = plain(host, standard, distances, statistics)
+        stop = start + len(standard)
+        if chosen is None:
+            kept = torch.zeros(len(standard), dtype=torch.bool)
+        else:
+            kept = chosen[start:stop]
+        parts.append(
+            seen._replace(
+                atoms=seen.atoms[kept], atom_features=seen.atom_features[kept]
+            )
+        )
+        start = stop
+    return Described(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _weigh(
+    probe: Probe, data: Dataset, unseen: Unseen, boundary: float, labels: Labels
+) -> Probe:
+    """Set weights, calibration and scope by what was said of groups left out."""
+    joined = probe.joined
+    if joined is None:
+        msg = "probe must have several paths to be weighed, got one"
+        raise ValueError(msg)
+    held = data.subset(unseen.rows)
+    reliable = held.errors <= boundary
+    sound = np.isfinite(unseen.paths).all(axis=1) & ~held.exploded()
+    paths = unseen.paths[sound]
+    weights = stack(paths, reliable[sound])
+    joined.weights.copy_(torch.from_numpy(weights))
+    joined.averages.copy_(torch.from_numpy(paths.mean(axis=0)))
+    scope = _scope(held, unseen, sound, labels.target)
+    joined.limit.fill_(scope.distance)
+    groups = [held.groups[i] for i in np.flatnonzero(sound)]
+    joined.known.fill_(held_out_limit(unseen.remoteness[sound], groups)[0])
+    score = _scores(joined, unseen, sound)
+    factor = slope_on_new_groups(paths, reliable[sound], groups)
+    calibration = Calibration.fit(score, held.errors, held.groups, boundary, factor)
+    logits = calibration.logits(torch.from_numpy(score)).numpy()
+    outside = ~(unseen.distance <= scope.distance)
+    atom_boundary, of_atoms = _atom_calibration(held, unseen, sound, labels)
+    probe = probe.with_card(
+        calibration=calibration,
+        held_out=held_out_logits(logits, outside, held.groups),
+        scope=scope,
+        atom_boundary=atom_boundary,
+        atom_calibration=of_atoms,
+    )
+    floor = _atom_floor(probe, held, unseen, score)
+    return probe.with_card(
+        atom_floor=floor,
+        training={
+            "atom_floor_learned": floor is not None,
+            "paths": [
+                {
+                    "path": name,
+                    "weight": float(weight * spread),
+                    "auroc": scores.auroc(reliable[sound], column),
+                }
+                for name, weight, spread, column in zip(
+                    PATHS,
+                    weights,
+                    paths.std(axis=0),
+                    paths.T,
+                    strict=True,
+                )
+            ],
+        },
+    )
+
+
+def _scope(
+    held: Dataset, unseen: Unseen, sound: NDArray[np.bool_], target: str
+) -> Scope:
+    """Return the scope of the structures that have not exploded.
+
+    Warns
+    -----
+    LabelWarning
+        If its limit is so far beyond the typical distance that little is outside.
+    """
+    rows = np.flatnonzero(sound)
+    some = held.subset(rows)
+    sums = [p.charges.sum().item() for p in some.predictions if p.charges is not None]
+    scope = learn_scope(
+        target, unseen.distance[rows], some.sizes.tolist(), some.groups, sums
+    )
+    warn_of_wide_scope(scope, unseen.distance[rows], some.groups)
+    return scope
+
+
+def _scores(
+    joined: Joined, unseen: Unseen, sound: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return the score of each structure, as it is read later.
+
+    Those that have exploded keep their say in how many are unreliable, and get the
+    lowest score of the others: a logarithm of the distance would tilt the calibration.
+    """
+    parts = joined.double().join(
+        *(
+            torch.from_numpy(column)
+            for column in (unseen.paths, unseen.distance, unseen.remoteness)
+        )
+    )
+    joined.float()
+    score = parts.sum(dim=1).numpy()
+    lowest, highest = score[sound].min(), score[sound].max()
+    return np.clip(np.where(sound, score, lowest), lowest, highest)
+
+
+def _atom_floor(
+    probe: Probe, held: Dataset, unseen: Unseen, score: NDArray[np.float64]
+) -> AtomFloor | None:
+    """Return what the least reliable atoms of right structures have at least.
+
+    Of those that would be called RELIABLE: the floor is to lower no other verdict.
+    """
+    card = probe.card
+    if unseen.atoms is None or card.atom_calibration is None or card.scope is None:
+        return None
+    logits = card.calibration.logits(torch.from_numpy(score))
+    called = torch.sigmoid(logits).numpy() >= card.suspect
+    right = called & (held.errors <= card.boundary)
+    rows = np.flatnonzero(right & (unseen.distance <= card.scope.distance))
+    lowest = [unseen.atoms[i].min() for i in rows]
+    return learn_floor(
+        card.atom_calibration.logits(torch.tensor(lowest, dtype=torch.float64)).numpy(),
+        held.sizes[rows],
+        [held.groups[i] for i in rows],
+    )
+
+
+def _atom_calibration(
+    held: Dataset, unseen: Unseen, sound: NDArray[np.bool_], labels: Labels
+) -> tuple[float | None, Calibration | None]:
+    """Return the boundary of single atoms and their calibration, where there is one.
+
+    Warns
+    -----
+    LabelWarning
+        If these labels cannot support one; the probe of structures does without it.
+    """
+    if held.atom_errors is None:
+        return None, None
+    errors = np.concatenate(held.atom_errors)
+    known = errors[errors > _NO_ERROR]  # NaN, and zeros of earlier datasets, are not
+    boundary, reason = None, "the forces on almost all vanish by symmetry"
+    if labels.target in {"forces", "atom_forces"}:
+        boundary = labels.boundary
+    if unseen.atoms is not None and len(known):
+        if boundary is None or not known.min() <= boundary < known.max():
+            boundary = replace(labels, boundary=None).chosen_boundary(known)
+        groups = np.repeat(np.asarray(held.groups), held.sizes)
+        score = np.concatenate(unseen.atoms)
+        # what has exploded would tilt the calibration, and counts as the worst of all
+        score = np.fmax(score, score[np.repeat(sound, held.sizes)].min())
+        chosen = np.flatnonzero(_some_atoms(held, 0).numpy())
+        try:
+            return boundary, Calibration.fit(
+                score[chosen], errors[chosen], groups[chosen].tolist(), boundary
+            )
+        except LabelError as error:
+            reason = str(error)
+    msg = (
+        "single atoms should have force errors that can be told apart, but "
+        f"{reason}: this probe has no probe_reliabilities"
+    )
+    warnings.warn(msg, LabelWarning, stacklevel=2)
+    return None, None
+
+
+def _known_atoms(data: Dataset) -> torch.Tensor:
+    """Return which atoms have an error that says something, (atoms,) of bool."""
+    if data.atom_errors is None:
+        return torch.zeros(int(data.sizes.sum()), dtype=torch.bool)
+    return torch.from_numpy(np.concatenate(data.atom_errors) > _NO_ERROR)
+
+
+def _some_atoms(data: Dataset, seed: int) -> torch.Tensor:
+    """Return which of those are fitted to, (atoms,) of bool."""
+    known = _known_atoms(data)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(known), generator=generator)
+    chosen = torch.zeros_like(known)
+    chosen[order[known[order]][:_MOST_ATOMS]] = True
+    return chosen
+
+
+def _some(data: Dataset, seed: int) -> NDArray[np.int64]:
+    """Return structures at random, as many as the weights can profit from."""
+    order = np.random.default_rng(seed).permutation(len(data))
+    return np.sort(order[:MOST])

@@ -1,0 +1,206 @@
+"""The training loop of the network: batches in, the weights of the best epoch out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from uqcalc.backbones.prediction import Prediction
+from uqcalc.errors import LabelError
+from uqcalc.fitting.feeding import Feed, passes
+from uqcalc.fitting.recipe import Recipe
+from uqcalc.labels.dataset import Dataset
+from uqcalc.labels.shards import like_sized
+from uqcalc.probe.probe import Probe
+from uqcalc.progress import progress_bar
+
+
+_MOST_WATCHED = 8192  # structures
+_BATCH = 256  # structures read together
+_ROUND = 500  # steps after which a pass over many labels is interrupted and watched
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """What is to be learned.
+
+    Attributes
+    ----------
+    targets : tensor (structures,)
+        1 is unreliable.
+    fitting, watching : arrays
+        Structures that steps are made by, and others that tell when to stop.
+    """
+
+    targets: torch.Tensor
+    fitting: NDArray[np.int64]
+    watching: NDArray[np.int64]
+
+
+def train(
+    probe: Probe,
+    predictions: Sequence[Prediction],
+    task: Task,
+    recipe: Recipe,
+) -> tuple[dict[str, torch.Tensor], list[tuple[float, float]]]:
+    """Return the weights of the lowest validation loss, and the losses by epoch."""
+    feed = Feed(probe, predictions)
+    network = probe.network.train().requires_grad_(requires_grad=True)
+    optimiser = torch.optim.AdamW(
+        network.parameters(),
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimiser, factor=0.9, patience=5, min_lr=recipe.learning_rate / 10
+    )
+    loss = _Loss(feed, task, recipe)
+    rng = np.random.default_rng([recipe.seed, 1])
+    stream = passes(task.fitting, feed, recipe.batch_size, rng)
+    watched_batches = like_sized(task.watching, feed.sizes, recipe.batch_size)
+    best, best_state, curve = np.inf, _copy(network), []
+    since = 0
+    with progress_bar() as progress:
+        bar = progress.add_task("probe", total=recipe.epochs)
+        for steps in _rounds(len(task.fitting), recipe):
+            trained = _epoch(network, optimiser, loss, islice(stream, steps))
+            watched = _evaluate(network, loss, watched_batches)
+            schedule.step(watched)
+            curve.append((trained, watched))
+            progress.update(bar, advance=1, description=f"probe, loss {watched:.4f}")
+            since += 1
+            if watched < best:
+                best, since, best_state = watched, 0, _copy(network)
+            if since >= recipe.patience:
+                break
+    return best_state, curve
+
+
+def _copy(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
+
+
+def _rounds(structures: int, recipe: Recipe) -> list[int]:
+    """Return the steps of each round; one is an epoch but where labels are many."""
+    epoch = -(-structures // recipe.batch_size)
+    if recipe.most_steps is None:
+        return [epoch] * recipe.epochs
+    steps = min(epoch, _ROUND, recipe.most_steps)
+    return [steps] * min(recipe.epochs, max(1, recipe.most_steps // steps))
+
+
+class _Loss:
+    """Cross-entropy with inverse-frequency class weights, as in the paper."""
+
+    def __init__(self, feed: Feed, task: Task, recipe: Recipe) -> None:
+        self.feed, self.targets = feed, task.targets
+        counts = torch.bincount(task.targets, minlength=2).float()
+        self.weights = counts.sum() / (2 * counts)
+        self.size_normalised = recipe.size_normalised
+
+    def __call__(self, network: nn.Module, indices: NDArray[np.int64]) -> torch.Tensor:
+        """Return the mean loss of the structures at ``indices``, shape ()."""
+        batch = self.feed.batch(indices)
+        losses = nn.functional.cross_entropy(
+            network(*batch).logits,
+            self.targets[indices],
+            weight=self.weights,
+            reduction="none",
+        )
+        if self.size_normalised:
+            losses = losses / torch.tensor(batch.sizes).sqrt()
+        return losses.sum() / len(indices)
+
+
+def _epoch(
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    loss: _Loss,
+    batches: Iterable[NDArray[np.int64]],
+) -> float:
+    """Make one gradient step for each batch; return the mean loss."""
+    network.train()
+    values, counts = [], []
+    for batch in batches:
+        optimiser.zero_grad()
+        value = loss(network, batch)
+        value.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        values.append(value.item())
+        counts.append(len(batch))
+    return float(np.average(values, weights=counts))
+
+
+def _evaluate(
+    network: nn.Module, loss: _Loss, batches: Sequence[NDArray[np.int64]]
+) -> float:
+    network.eval()
+    with torch.no_grad():
+        values = [loss(network, batch).item() for batch in batches]
+    return float(np.average(values, weights=[len(batch) for batch in batches]))
+
+
+def optimise(
+    probe: Probe, data: Dataset, reliable: NDArray[np.bool_], recipe: Recipe
+) -> list[tuple[float, float]]:
+    """Train the network in place, back to the epoch of the lowest validation loss.
+
+    Returns
+    -------
+    list of (training loss, validation loss)
+        One entry an epoch, or a round of it where there are very many labels.
+
+    Raises
+    ------
+    LabelError
+        If labels come in one group, or no epoch had a finite loss.
+    """
+    fitting, watching = validation_split(data, np.random.default_rng(recipe.seed))
+    task = Task(torch.from_numpy((~reliable).astype(np.int64)), fitting, watching)
+    state, curve = train(probe, data.predictions, task, recipe)
+    if not np.isfinite([watched for _, watched in curve]).any():
+        msg = (
+            f"validation loss must become finite, got {curve[-1][1]} after "
+            f"{len(curve)} epochs; lower the learning rate"
+        )
+        raise LabelError(msg)
+    probe.network.load_state_dict(state)
+    probe.network.eval().requires_grad_(requires_grad=False)
+    return curve
+
+
+def validation_split(
+    data: Dataset, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return structures for gradient steps, and a tenth of the groups to watch."""
+    groups = sorted(set(data.groups))
+    if len(groups) < 2:
+        msg = (
+            f"training labels must come in at least 2 groups, got {len(groups)}; pass "
+            "no group key where frames are independent"
+        )
+        raise LabelError(msg)
+    chosen = rng.permutation(len(groups))[: max(1, len(groups) // 10)]
+    held = {groups[i] for i in chosen}
+    watched = np.array([group in held for group in data.groups])
+    watching = np.flatnonzero(watched)
+    if len(watching) > _MOST_WATCHED:
+        watching = np.sort(rng.permutation(watching)[:_MOST_WATCHED])
+    return np.flatnonzero(~watched), watching
+
+
+def margins(probe: Probe, data: Dataset) -> NDArray[np.float64]:
+    """Return the scores that the calibration takes, (structures,)."""
+    found = np.empty(len(data))
+    for rows in like_sized(np.arange(len(data)), data.sizes, _BATCH):
+        chosen = [data.predictions[i] for i in rows]
+        found[rows] = probe.scores(chosen).double().numpy()
+    return found

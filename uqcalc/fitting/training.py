@@ -1,0 +1,322 @@
+"""`fit`: labelled frames in, a calibrated probe and its report out."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
+from ase.data import chemical_symbols
+
+from uqcalc.backbones.base import Backbone
+from uqcalc.backbones.registry import tap
+from uqcalc.errors import LabelError, LabelWarning
+from uqcalc.evaluation.evaluation import Evaluation, evaluate_dataset
+from uqcalc.evaluation.readings import read_structures
+from uqcalc.evaluation.riskcontrol import held_out_logits
+from uqcalc.fitting.joining import fit_joined
+from uqcalc.fitting.loop import margins
+from uqcalc.fitting.recipe import Recipe
+from uqcalc.fitting.single import fit_single
+from uqcalc.labels.dataset import Dataset, build_dataset
+from uqcalc.labels.defects import check_frames, drop_leaks
+from uqcalc.labels.groups import Chained, group_names, refuse_shared_groups
+from uqcalc.labels.labels import Labels
+from uqcalc.labels.offsets import missing_span, warn_of_span
+from uqcalc.labels.prospects import (
+    refuse_alike,
+    refuse_one_kind,
+    warn_of_one_kind,
+    warn_of_prospects,
+)
+from uqcalc.probe.calibration import Calibration
+from uqcalc.probe.card import JOINED_ARCHITECTURE, RAW_ARCHITECTURE
+from uqcalc.probe.probe import Probe
+from uqcalc.probe.released import released_energies
+from uqcalc.probe.seen import Seen
+
+
+__all__ = ["FitReport", "Recipe", "fit", "fit_datasets"]
+
+
+_DRAWS, _FURTHER = 20, 1000  # divisions that are tried, and how far apart their seeds
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FitReport(Evaluation):
+    """A fitted probe and how good it is on structures it never saw.
+
+    Attributes
+    ----------
+    curve : list of (training loss, validation loss)
+    """
+
+    curve: list[tuple[float, float]]
+
+
+def fit(  # noqa: PLR0913  (as many choices as the command has)
+    frames: Sequence[Atoms],
+    calculator: BaseCalculator | Backbone,
+    labels: Labels = Labels(),  # noqa: B008  (frozen)
+    recipe: Recipe = Recipe(),  # noqa: B008  (frozen)
+    *,
+    calibration: Sequence[Atoms] | None = None,
+    test: Sequence[Atoms] | None = None,
+    exclude: Collection[str] = (),
+    cache: str | os.PathLike[str] | None = None,
+) -> FitReport:
+    """Fit a probe for ``calculator`` on labelled frames.
+
+    Parameters
+    ----------
+    frames : sequence of Atoms
+        With labels as `Labels` says. Without ``test`` they are divided 85/15 by group;
+        weights and calibration then rest on predictions for groups left out.
+    calculator : ase calculator or Backbone
+        The potential whose errors are to be foreseen; it is not changed.
+    calibration, test : sequences of Atoms, optional
+        Held-out frames, for the calibration and for the report. The architectures
+        "standard" and "probe-2026" need the first; without it 15 % are taken for it.
+    exclude : collection of str
+        Defects of frames to leave out instead of refusing (see `build_dataset`).
+    cache : path, optional
+        A folder that keeps the features of this potential. Frames whose features are
+        there already are not evaluated again, an interrupted evaluation goes on where
+        it stopped, and training reads from there instead of holding all in memory.
+
+    Raises
+    ------
+    LabelError
+        For unusable labels, or where nothing that transfers can be learned.
+    RecordError
+        If the cache is of another potential.
+
+    Warns
+    -----
+    LabelWarning
+        Early, of what dooms a probe: too few labels, one molecule only, another unit or
+        level of theory, frames of one run without a group key.
+    """
+    check_frames(frames, exclude)
+    backbone = tap(calculator)
+    if recipe.architecture == RAW_ARCHITECTURE:  # refused before any prediction
+        released_energies(backbone, recipe.atomic_energies)
+    build = partial(
+        build_dataset, backbone=backbone, labels=labels, exclude=exclude, cache=cache
+    )
+    sets = (frames, calibration, test)
+    train, held, unseen = _datasets(build, labels, sets, recipe, exclude)
+    return fit_datasets(train, held, unseen, backbone, labels, recipe)
+
+
+def fit_datasets(
+    train: Dataset,
+    calibration: Dataset | None,
+    test: Dataset,
+    backbone: Backbone,
+    labels: Labels,
+    recipe: Recipe,
+) -> FitReport:
+    """Do what `fit` does, from datasets whose features are there already."""
+    if calibration is None:
+        _refuse_uncalibrated(recipe)
+    for data in (train, calibration, test):
+        if data is not None:
+            data.check(backbone.fingerprint)
+    train = train.crossed()
+    boundary = labels.chosen_boundary(train.errors)
+    refuse_alike(train.errors, boundary, labels)
+    refuse_one_kind(train.errors, boundary)
+    _refuse_untestable(train, test)
+    warn_of_one_kind(train.errors, boundary, labels)
+    span = missing_span(train.numbers, train.offsets)
+    warn_of_offset_span(span, (calibration, test))
+    if recipe.architecture == JOINED_ARCHITECTURE:
+        probe, curve = fit_joined(train, backbone, labels, recipe, boundary)
+    else:
+        probe, curve = fit_single(train, backbone, labels, recipe, boundary)
+    if calibration is not None:
+        probe = _recalibrated(probe, calibration, boundary)
+    summary = _training_summary(train, calibration, test, recipe, curve)
+    summary["boundary_rule"] = labels.boundary_rule
+    if span is not None:
+        summary["offset_span"] = span
+    probe = probe.with_card(
+        offsets=train.offsets, training=probe.card.training | summary
+    ).with_seen(Seen.of([train, calibration]))
+    seen = evaluate_dataset(probe, test)
+    probe = probe.with_card(report=seen.report)
+    return FitReport(
+        probe, seen.report, seen.probability, seen.errors, seen.tested, curve
+    )
+
+
+def _recalibrated(probe: Probe, held: Dataset, boundary: float) -> Probe:
+    """Calibrate on structures that were given for it."""
+    score = margins(probe, held)
+    calibration = Calibration.fit(score, held.errors, held.groups, boundary)
+    probe = probe.with_card(calibration=calibration)
+    logits = calibration.logits(torch.from_numpy(score)).numpy()
+    outside = read_structures(probe, held.predictions).outside
+    return probe.with_card(held_out=held_out_logits(logits, outside, held.groups))
+
+
+def _datasets(
+    build: Callable[..., Dataset],
+    labels: Labels,
+    sets: tuple[Sequence[Atoms], Sequence[Atoms] | None, Sequence[Atoms] | None],
+    recipe: Recipe,
+    exclude: Collection[str],
+) -> tuple[Dataset, Dataset | None, Dataset]:
+    frames, calibration, test = sets
+    if calibration is not None and test is None:
+        msg = "test frames must be given where calibration frames are, got none"
+        raise LabelError(msg)
+    given = [part for part in sets if part is not None]
+    alone = recipe.architecture != JOINED_ARCHITECTURE
+    if alone and test is not None and calibration is None:
+        _refuse_uncalibrated(recipe)
+    warn_of_prospects(Chained(given), labels)
+    if not alone:
+        _refuse_few_groups(frames, labels, recipe.folds + (test is None))
+    if test is None:
+        whole = build(frames)
+        shares = (0.7, 0.15, 0.15) if alone else (0.85, 0.15)
+        train, *held, unseen = _both_kinds(whole, shares, labels, recipe.seed)
+        return train, held[0] if held else None, unseen
+    dropped = drop_leaks(given, exclude)
+    kept = [f for i, f in enumerate(frames) if i not in dropped[0]]
+    train = build(kept if dropped[0] else frames)
+    others = []
+    for part, rows in zip(given[1:], dropped[1:], strict=True):
+        left = [f for i, f in enumerate(part) if i not in rows] if rows else part
+        others.append(build(left, offsets=train.offsets or None))
+    refuse_shared_groups(train, *others)
+    return train, others[0] if calibration is not None else None, others[-1]
+
+
+def _refuse_uncalibrated(recipe: Recipe) -> None:
+    if recipe.architecture != JOINED_ARCHITECTURE:
+        msg = (
+            "calibration structures must be given for the architecture "
+            f"{recipe.architecture!r}, got none; pass calibration="
+        )
+        raise LabelError(msg)
+
+
+def _refuse_few_groups(frames: Sequence[Atoms], labels: Labels, fewest: int) -> None:
+    """Refuse, before any prediction, what cannot be divided as the recipe asks."""
+    names = sorted(set(group_names(frames, labels.group_key)))
+    if 1 < len(names) < fewest:  # one alone has a message of its own
+        msg = (
+            f"frames must come in at least {fewest} groups for weights, calibration "
+            f"and test to rest on groups left out, got {len(names)} "
+            f"({', '.join(names)}); add molecules or materials, or name a group key "
+            "that divides these"
+        )
+        raise LabelError(msg)
+
+
+def warn_of_offset_span(
+    span: dict[str, Any] | None, held: Iterable[Dataset | None]
+) -> None:
+    """Warn where offsets of elements rest on too few compositions.
+
+    Warns
+    -----
+    LabelWarning
+    """
+    if span is None:
+        return
+    msg = (
+        f"energy offsets of {len(span['elements'])} elements should rest on as many "
+        f"independent compositions, got {len(span['basis'])}: of structures of other "
+        "compositions nobody knows the offset; add such frames"
+    )
+    warnings.warn(msg, LabelWarning, stacklevel=3)
+    for data in held:
+        if data is not None:
+            warn_of_span(data.numbers, span)
+
+
+def _both_kinds(
+    whole: Dataset, shares: Sequence[float], labels: Labels, seed: int
+) -> list[Dataset]:
+    """Divide by group, again by another seed where a part holds labels of one kind.
+
+    Warns
+    -----
+    LabelWarning
+        If no division that was tried gives each part reliable and unreliable ones.
+    """
+    first: list[Dataset] | None = None
+    for attempt in range(_DRAWS):
+        parts = whole.split(shares, seed + _FURTHER * attempt)
+        first = first or parts
+        boundary = labels.chosen_boundary(parts[0].crossed().errors)
+        counts = [int(np.sum(part.errors <= boundary)) for part in parts]
+        if all(0 < n < len(part) for n, part in zip(counts, parts, strict=True)):
+            return parts
+    msg = (
+        "test labels should hold reliable and unreliable structures, but none of "
+        f"{_DRAWS} divisions by group gives both: the scores will say little; add "
+        "groups, pass test frames, or choose another boundary"
+    )
+    warnings.warn(msg, LabelWarning, stacklevel=4)
+    return first or []
+
+
+def _refuse_untestable(train: Dataset, test: Dataset) -> None:
+    """Refuse, before training, a test that could say nothing of the probe."""
+    known = {z for numbers in train.numbers for z in numbers.tolist()}
+    if not any(known.issuperset(numbers.tolist()) for numbers in test.numbers):
+        symbols = [chemical_symbols[z] for z in sorted(known)]
+        msg = (
+            f"at least one of the {len(test)} test structures must be made of the "
+            f"training structures' elements ({' '.join(symbols)}), got none; divide by "
+            "another seed, pass test frames, or add groups that share their elements"
+        )
+        raise LabelError(msg)
+
+
+def _training_summary(
+    train: Dataset,
+    calibration: Dataset | None,
+    test: Dataset,
+    recipe: Recipe,
+    curve: list[tuple[float, float]],
+) -> dict[str, Any]:
+    sets = {"train": train, "calibration": calibration, "test": test}
+    present = {name: data for name, data in sets.items() if data is not None}
+    return {
+        "recipe": _choices(recipe),
+        "epochs_run": len(curve),
+        "validation_loss": min(watched for _, watched in curve),
+        "structures": {name: len(data) for name, data in present.items()},
+        "groups": {name: len(set(data.groups)) for name, data in present.items()},
+        "group_key": train.group_key,
+        "excluded": _excluded(present.values()),
+        "torch": torch.__version__,
+    }
+
+
+def _choices(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe but the atomic energies, which have a place on the card."""
+    return {k: v for k, v in asdict(recipe).items() if k != "atomic_energies"}
+
+
+def _excluded(sets: Iterable[Dataset]) -> dict[str, int]:
+    """Count the frames left out by defect; parts of one set share their counts."""
+    distinct = {id(data.excluded): data.excluded for data in sets}
+    counts: Counter[str] = Counter()
+    for excluded in distinct.values():
+        counts.update({defect: len(rows) for defect, rows in excluded.items()})
+    return dict(counts)

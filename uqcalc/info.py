@@ -1,0 +1,234 @@
+"""What a file of uqcalc holds, in words: probe, head, fitted signal or log."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ase.data import chemical_symbols
+
+from uqcalc.errors import RecordError
+from uqcalc.evaluation.cardfacts import Facts, card_facts
+from uqcalc.files.tensorfile import metadata_of
+from uqcalc.records import Level
+from uqcalc.signals.card import FILE as SIGNAL_FILE, SignalCard
+from uqcalc.watching.logsummary import LogSummary, summarise_log
+
+
+if TYPE_CHECKING:
+    from uqcalc.distillation.card import HeadCard
+
+
+def file_facts(path: str | os.PathLike[str]) -> Facts:
+    """Recognise a file by its content; say what it holds.
+
+    A probe, a distilled head, a fitted signal, or an event log.
+
+    Raises
+    ------
+    RecordError
+        If the file is none of these.
+    """
+    kind = _kind(Path(path))
+    if kind == "probe":
+        return _card_facts(path)
+    return log_facts(summarise_log(path), Path(path).name)
+
+
+def _card_facts(path: str | os.PathLike[str]) -> Facts:
+    """Say what the card of a file of tensors holds; a probe, if it is none of ours."""
+    from uqcalc.distillation.card import FILE as HEAD_FILE, HeadCard
+    from uqcalc.probe.card import FILE as PROBE_FILE, Card
+
+    metadata = metadata_of(path) or {}
+    if HEAD_FILE.key in metadata:
+        return head_facts(HeadCard.from_dict(HEAD_FILE.card(path)))
+    if SIGNAL_FILE.key in metadata:
+        return signal_facts(SignalCard.from_dict(SIGNAL_FILE.card(path)))
+    return card_facts(Card.from_dict(PROBE_FILE.card(path)))
+
+
+def _kind(path: Path) -> str:
+    start = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(9)
+    if start[8:] == b"{" and path.stat().st_size >= int.from_bytes(
+        start[:8], "little"
+    ):  # safetensors: the length of a JSON header, and the header
+        return "probe"
+    if start[:1] == b"{":
+        return "log"
+    what = "a folder" if path.is_dir() else "something else"
+    msg = (
+        "file must be a probe (safetensors) or an event log (JSON lines), got "
+        f"{path}, which is {what if start or path.is_dir() else 'empty or not there'}; "
+        "pass a probe of uqcalc fit, or a log of uqcalc run or of a Monitor"
+    )
+    raise RecordError(msg)
+
+
+def head_facts(card: HeadCard) -> Facts:
+    """Say whose forces a distilled head repeats, and how closely."""
+    from ase.data import chemical_symbols
+
+    report, training = card.report, card.training
+    rows = [
+        ("gives", "direct forces, for ForceDelta(head=...); experimental"),
+        ("for the backbone", card.fingerprint),
+        ("elements", " ".join(chemical_symbols[z] for z in card.elements)),
+        ("cutoff", f"{card.cutoff:g} Å"),
+        (
+            "frames",
+            f"{_known(training, 'frames')}, held out {_known(training, 'held_out')}",
+        ),
+        (
+            "on these",
+            f"RMSE {_known(report, 'rmse_ev_per_angstrom')} eV/Å of forces of "
+            f"{_known(report, 'force_rms_ev_per_angstrom')}, R² {_known(report, 'r2')}",
+        ),
+        ("uqcalc", card.uqcalc_version or "not stated"),
+    ]
+    return Facts("Distilled head", rows)
+
+
+def _known(entries: Mapping[str, Any], name: str) -> str:
+    value = entries.get(name)
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return str(value) if isinstance(value, int) else "not stated"
+
+
+def log_facts(log: LogSummary, name: str = "Run") -> Facts:
+    """Say what ran, how far, how it was judged, how it ended, and its worst steps."""
+    run = log.run
+    probe = run.get("probe") or {}
+    steps = "none yet"
+    if log.last_step is not None:
+        steps = f"{log.first_step} to {log.last_step}"
+        steps += "" if log.time_fs is None else f", {log.time_fs:g} fs"
+    levels = ", ".join(f"{n} {level.name}" for level, n in log.levels.items())
+    rows = [
+        ("ended", _how(log)),
+        ("steps", steps),
+        ("judged", levels),
+        ("structure", str(run.get("formula", "not stated"))),
+        ("dynamics", _dynamics(run)),
+        ("backbone", str(run.get("backbone", "not stated"))),
+        ("limits on the risk", _limits(run)),
+        *([("probe for", _target(probe))] if probe else []),
+        *_flagged_rows(log),
+        *([("warnings", str(log.warnings))] if log.warnings else []),
+        *([("sessions", str(log.sessions))] if log.sessions > 1 else []),
+        ("versions", ", ".join(f"{k} {v}" for k, v in log.versions.items())),
+        *_input_rows(run.get("about") or {}),
+    ]
+    columns = ("step", "time (fs)", "T (K)", "level", "why", "worst atoms")
+    table = tuple(_worst_row(record) for record in log.worst)
+    return Facts(name, rows, "Worst steps", columns, table)
+
+
+def _how(log: LogSummary) -> str:
+    if log.end is None:
+        return (
+            f"not yet, or killed after step {log.last_step}: the log has no end record"
+        )
+    if log.end["how"] == "halted":
+        return f"halted: {log.end.get('reason', 'no reason given')}"
+    words = {True: ", converged", False: ", not converged", None: ""}
+    step = log.end.get("step")
+    return f"finished at step {step}{words[log.end.get('converged')]}"
+
+
+def _dynamics(run: Mapping[str, Any]) -> str:
+    timestep = run.get("timestep_fs")
+    name = str(run.get("dynamics", "not stated"))
+    return name if timestep is None else f"{name}, {timestep:g} fs a step"
+
+
+def _limits(run: Mapping[str, Any]) -> str:
+    thresholds = run.get("policy", {}).get("thresholds", ())
+    return "; ".join(
+        f"{t['signal']}: SUSPECT above {_limit(t['suspect'])}"
+        f"{' and outside its promise' if t.get('promise') else ''}, UNRELIABLE above "
+        f"{_limit(t['unreliable'])}"
+        for t in thresholds
+    )
+
+
+def _limit(value: float | None) -> str:
+    return "infinity" if value is None else f"{value:.4g}"
+
+
+def _target(probe: Mapping[str, Any]) -> str:
+    unit = probe.get("unit", "")
+    return f"{probe['target']} within {probe['boundary']:.4g} {unit}".strip()
+
+
+def _flagged_rows(log: LogSummary) -> list[tuple[str, str]]:
+    if log.end is None or "flagged_written" not in log.end:
+        return []
+    written = log.end["flagged_written"]
+    left_out = max(0, log.levels[Level.UNRELIABLE] - written)
+    return [("flagged frames", f"{written} written, {left_out} left out")]
+
+
+def _input_rows(about: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the run file as it was echoed into the header, a row for each part."""
+    rows = []
+    for key, value in about.get("input", {}).items():
+        text = (
+            ", ".join(f"{k} {v}" for k, v in value.items())
+            if isinstance(value, Mapping)
+            else str(value)
+        )
+        rows.append((f"input: {key}", text))
+    return rows
+
+
+def _worst_row(record: Mapping[str, Any]) -> tuple[str, ...]:
+    readings = record["readings"]
+    risks = [
+        f"{name} {'not a number' if risk is None else f'{risk:.3g}'}"
+        for name, risk in readings.items()
+    ]
+    time, temperature = record["time_fs"], record.get("temperature_K")
+    return (
+        str(record["step"]),
+        "" if time is None else f"{time:g}",
+        "" if temperature is None else f"{temperature:.0f}",
+        record["level"],
+        "; ".join(record.get("reasons") or risks),
+        " ".join(map(str, record.get("worst_atoms", ()))),
+    )
+
+
+def signal_facts(card: SignalCard) -> Facts:
+    """Say what a fitted signal reads, and what it was fitted on."""
+    unit = card.unit or "a pure number"
+    rows = [
+        ("risk", f"{card.risk} ({unit})"),
+        ("for the backbone", card.fingerprint),
+        ("elements", " ".join(chemical_symbols[z] for z in card.elements)),
+        ("settings", _listed(card.settings)),
+        ("fitted on", _listed(card.training)),
+        *([("found", _listed(card.report))] if card.report else []),
+        *[("note", note) for note in card.notes],
+        ("uqcalc", f"{card.uqcalc_version} (schema {card.schema})"),
+    ]
+    return Facts(f"Fitted signal: {card.kind.replace('_', ' ')}", rows)
+
+
+def _listed(entries: Mapping[str, Any]) -> str:
+    """Return names and values; what is nested is left to the file."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} {_short(value)}"
+        for name, value in entries.items()
+        if value is not None and not isinstance(value, Mapping)
+    )
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

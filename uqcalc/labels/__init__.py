@@ -1,0 +1,1 @@
+"""Labelled frames: references, errors, groups, defects, features on disk."""

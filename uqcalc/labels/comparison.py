@@ -1,0 +1,211 @@
+"""Predictions compared with labels: errors, and labels in a wrong unit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms, units
+from numpy.typing import NDArray
+from scipy import stats
+
+from uqcalc.backbones.base import Prediction
+from uqcalc.errors import LabelError, LabelWarning
+from uqcalc.labels.defects import vanishing
+from uqcalc.labels.labels import Labels, force_errors
+from uqcalc.labels.offsets import without_elements
+from uqcalc.labels.shards import AtomRows, Shards, evenly, sizes_of, taken
+from uqcalc.quantities import ENERGY_TARGETS
+
+
+# How many of each fit into one eV, or into one eV/Å.
+ENERGY_SCALES = {
+    "kcal/mol": units.mol / units.kcal,
+    "kJ/mol": units.mol / units.kJ,
+    "hartree": 1 / units.Hartree,
+    "rydberg": 1 / units.Rydberg,
+    "meV": 1000.0,
+}
+FORCE_SCALES = {
+    "kcal/mol/Å": units.mol / units.kcal,
+    "kJ/mol/Å": units.mol / units.kJ,
+    "hartree/bohr": units.Bohr / units.Hartree,
+    "rydberg/bohr": units.Bohr / units.Rydberg,
+    "meV/Å": 1000.0,
+}
+# Potentials are seldom off by more; the closest two units differ by a factor of 1.9.
+_NEAR = 1.3
+_NOTHING = 1e-6  # eV or eV/Å
+# Of ranks; below it the labels are not a multiple of the predictions in any unit.
+_CORRELATED = 0.5
+
+
+def warn_of_units(
+    target: str,
+    predictions: Sequence[Prediction],
+    references: Sequence[NDArray[np.float64]],
+) -> bool:
+    """Warn where the labels are a unit's multiple of the predictions, and say so.
+
+    Medians and ranks are compared, so that single exploded predictions do not decide.
+    Energies are compared after the best energy of each element has been taken out of
+    both, so that another zero of energy does not matter.
+
+    Returns
+    -------
+    bool
+        Whether they are.
+
+    Warns
+    -----
+    LabelWarning
+        Naming the unit that the scale points to.
+    """
+    if target not in ENERGY_TARGETS:
+        predicted = np.concatenate([p.forces.ravel() for p in predictions])
+        labels = np.concatenate([r.ravel() for r in references])
+        scales, right = FORCE_SCALES, "eV/Å"
+    else:
+        numbers = [p.numbers for p in predictions]
+        predicted = without_elements(numbers, [p.energy for p in predictions])
+        labels = without_elements(numbers, [float(r) for r in references])
+        scales, right = ENERGY_SCALES, "eV"
+    unit = _guess(predicted, labels, scales)
+    if unit is None:
+        return False
+    ratio = _spread(labels) / _spread(predicted)
+    msg = (
+        f"labels must be in {right}, but theirs are {ratio:.3g} times as large as "
+        f"the predictions, as labels in {unit} would be (factor "
+        f"{scales[unit]:.4g}); convert them: as they are, errors, boundary and "
+        "probe mean nothing"
+    )
+    warnings.warn(msg, LabelWarning, stacklevel=5)
+    return True
+
+
+def _guess(
+    predicted: NDArray[np.float64],
+    labels: NDArray[np.float64],
+    scales: dict[str, float],
+) -> str | None:
+    # zero in both, as by symmetry, says nothing of the unit
+    told = (np.abs(predicted) > _NOTHING) | (np.abs(labels) > _NOTHING)
+    predicted, labels = predicted[told], labels[told]
+    if len(labels) < 3 or min(_spread(predicted), _spread(labels)) < _NOTHING:
+        return None
+    if stats.spearmanr(predicted, labels).statistic < _CORRELATED:
+        return None
+    ratio = _spread(labels) / _spread(predicted)
+    nearest = min(scales, key=lambda unit: abs(np.log(ratio / scales[unit])))
+    away = abs(np.log(ratio / scales[nearest]))
+    return nearest if away < min(np.log(_NEAR), abs(np.log(ratio))) else None
+
+
+def _spread(values: NDArray[np.float64]) -> float:
+    """Return the median distance from the median: single blunders do not move it."""
+    return float(np.median(np.abs(values - np.median(values))))
+
+
+ENOUGH = 5000  # structures that a unit, or a level of theory, shows in
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """What labels say of predictions.
+
+    Attributes
+    ----------
+    errors : array (structures,)
+        In the unit of the target; NaN where the prediction is not finite.
+    finite : array (structures,)
+    blank : array (structures,)
+        Whether the target is of forces and all of them vanish by symmetry; never where
+        the prediction is not finite.
+    residuals : array (structures,) or None
+        Reference minus predicted energy in eV; None for forces.
+    atom_errors : AtomRows or None
+        |ΔF_i| in eV/Å, NaN where the force on the atom vanishes by symmetry; None where
+        a frame has no finite forces.
+    """
+
+    errors: NDArray[np.float64]
+    finite: NDArray[np.bool_]
+    blank: NDArray[np.bool_]
+    residuals: NDArray[np.float64] | None
+    atom_errors: AtomRows | None
+
+
+def compare(
+    frames: Sequence[Atoms],
+    rows: Sequence[int],
+    predictions: Sequence[Prediction],
+    labels: Labels,
+) -> Comparison:
+    """Hold the predictions for ``frames[rows]`` against their labels.
+
+    Of predictions on disk, errors of atoms are kept in single precision.
+
+    Warns
+    -----
+    LabelWarning
+        If labels look as if in another unit, or only some frames carry forces.
+    """
+    ends = np.cumsum(sizes_of(predictions))
+    kind = np.float32 if isinstance(predictions, Shards) else np.float64
+    of_atoms = np.full(int(ends[-1]), np.nan, dtype=kind)
+    errors, residuals = np.full((2, len(rows)), np.nan)
+    finite, blank = np.zeros((2, len(rows)), dtype=bool)
+    with_forces = 0
+    for k, (row, prediction) in enumerate(zip(rows, predictions, strict=True)):
+        finite[k] = _finite(prediction)
+        if not finite[k]:
+            continue
+        reference = _reference(frames[row], labels)
+        errors[k] = labels.error(prediction, reference)
+        if labels.of_energy:
+            residuals[k] = float(reference) - float(prediction.results["energy"])
+        wanted = labels.reference_forces(frames[row])
+        if wanted is not None and np.all(np.isfinite(wanted)):
+            with_forces += 1
+            zero = vanishing(prediction.results["forces"], wanted)
+            blank[k] = zero.all() and not labels.of_energy
+            first = ends[k] - len(prediction.numbers)
+            found = force_errors(prediction, wanted)
+            of_atoms[first : ends[k]] = np.where(zero, np.nan, found)
+    sound = np.flatnonzero(finite)
+    if len(sound):
+        sample = sound[evenly(len(sound), ENOUGH)]
+        warn_of_units(
+            labels.target,
+            taken(predictions, sample),
+            [_reference(frames[rows[k]], labels) for k in sample],
+        )
+    if 0 < (missing := len(sound) - with_forces) < len(sound):
+        msg = (
+            f"frames should all carry finite reference forces, or none, but {missing} "
+            f"of {len(sound)} have none: no probabilities of single atoms come of "
+            "these labels; complete them or leave these frames out"
+        )
+        warnings.warn(msg, LabelWarning, stacklevel=4)
+    return Comparison(
+        errors,
+        finite,
+        blank,
+        residuals if labels.of_energy else None,
+        AtomRows(of_atoms, ends) if with_forces == len(sound) else None,
+    )
+
+
+def _finite(prediction: Prediction) -> bool:
+    return prediction.finite and bool(prediction.features.isfinite().all())
+
+
+def _reference(frame: Atoms, labels: Labels) -> NDArray[np.float64]:
+    reference = labels.reference(frame)
+    if reference is None:
+        msg = "frame must have a label, got none; build the dataset again"
+        raise LabelError(msg)
+    return reference

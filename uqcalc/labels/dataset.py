@@ -1,0 +1,366 @@
+"""Labelled frames -> features and errors, in one pass of the backbone each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from numpy.typing import NDArray
+
+from uqcalc.backbones.base import Backbone, Prediction
+from uqcalc.backbones.fingerprint import same_model
+from uqcalc.errors import LabelError
+from uqcalc.labels.comparison import ENOUGH, compare
+from uqcalc.labels.defects import (
+    NO_INFORMATION,
+    NOT_COMPUTABLE,
+    find_defects,
+    warn_of_no_information,
+)
+from uqcalc.labels.exploded import exploded, warn_of_exploded
+from uqcalc.labels.features import Evaluated, predict_all, predict_cached
+from uqcalc.labels.groups import divide, group_names
+from uqcalc.labels.labels import Labels
+from uqcalc.labels.offsets import (
+    crossed_energies,
+    fit_offsets,
+    offset_energies,
+    warn_of_offsets,
+    warn_of_span,
+)
+from uqcalc.labels.shards import AtomRows, evenly, numbers_of, sizes_of, taken
+from uqcalc.probe.card import Card
+from uqcalc.probe.seen import geometry_hashes
+
+
+@dataclass(slots=True, eq=False)
+class Dataset:
+    """Labelled structures as a probe sees them.
+
+    Attributes
+    ----------
+    predictions : sequence of Prediction
+        Features on the CPU in float32; a list, or `storage.shards.Shards`, which
+        leaves them on disk.
+    errors : array (structures,)
+        In the unit of the target (`uqcalc.quantities.UNITS`).
+    groups : list of str
+    excluded : dict
+        Defect -> indices of the frames that were left out because of it.
+    atom_errors : sequence of arrays (atoms,), optional
+        |ΔF_i| in eV/Å, whatever the target, NaN where the force on the atom vanishes by
+        symmetry; None where a frame has no finite forces.
+    residuals : array (structures,), optional
+        Reference minus predicted energy in eV, before offsets; None for forces.
+    offsets : dict
+        Atomic number -> eV that was taken from the residuals; empty where none was.
+    offsets_fitted : bool
+        Whether they were fitted to these very structures.
+    labels : Labels, optional
+        What the errors are of, and what the groups go by.
+    fingerprint : str, optional
+        Of the potential whose predictions these are.
+    geometries : array of int64 (structures,), optional
+        `labelling.seen.geometry_hashes`.
+    """
+
+    predictions: Sequence[Prediction]
+    errors: NDArray[np.float64]
+    groups: list[str]
+    excluded: dict[str, list[int]]
+    atom_errors: Sequence[NDArray[Any]] | None = None
+    residuals: NDArray[np.float64] | None = None
+    offsets: dict[str, float] = field(default_factory=dict)
+    offsets_fitted: bool = False
+    labels: Labels | None = None
+    fingerprint: str | None = None
+    geometries: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.predictions)
+
+    @property
+    def group_key(self) -> str | None:
+        """What the groups go by; None where each frame is one by itself."""
+        return None if self.labels is None else self.labels.group_key
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Atoms of each structure, (structures,)."""
+        return sizes_of(self.predictions)
+
+    @property
+    def numbers(self) -> Sequence[NDArray[np.int64]]:
+        """Atomic numbers of each structure."""
+        return numbers_of(self.predictions)
+
+    def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> Dataset:
+        """Return the structures at ``indices``; what is on disk stays there."""
+        rows = np.asarray(indices, dtype=int)
+        of_atoms, residuals = self.atom_errors, self.residuals
+        if isinstance(of_atoms, AtomRows):
+            of_atoms = of_atoms.take(rows)
+        elif of_atoms is not None:
+            of_atoms = [of_atoms[i] for i in rows]
+        return replace(
+            self,
+            predictions=taken(self.predictions, rows),
+            errors=self.errors[rows],
+            groups=[self.groups[i] for i in rows],
+            atom_errors=of_atoms,
+            residuals=None if residuals is None else residuals[rows],
+            geometries=None if self.geometries is None else self.geometries[rows],
+        )
+
+    def check(self, fingerprint: str) -> None:
+        """Refuse another potential than the one whose predictions these are.
+
+        Raises
+        ------
+        LabelError
+            Naming both. A dataset that does not say is taken at its word.
+        """
+        if self.fingerprint and not same_model(self.fingerprint, fingerprint):
+            msg = (
+                f"dataset must be of the potential {fingerprint}, got one of "
+                f"{self.fingerprint}; build it with that calculator"
+            )
+            raise LabelError(msg)
+
+    def exploded(self) -> NDArray[np.bool_]:
+        """Return on which structures the potential explodes, (structures,) of bool.
+
+        They are labels, and are to stay out of every location, scale and limit that a
+        fit learns (`uqcalc.labels.exploded`).
+        """
+        residuals = self.residuals
+        if residuals is not None and self.offsets:
+            residuals = residuals - offset_energies(self.numbers, self.offsets)
+        return exploded(self.predictions, self.atom_errors, residuals)
+
+    def with_offsets(self, offsets: Mapping[str, float]) -> Dataset:
+        """Return the same structures, their energy errors taken after ``offsets``.
+
+        Raises
+        ------
+        LabelError
+            If the errors are not of energies.
+        """
+        numbers, _ = self._energies()
+        errors = self._errors_after(offset_energies(numbers, offsets))
+        return replace(self, errors=errors, offsets=dict(offsets), offsets_fitted=False)
+
+    def fit_offsets(self) -> Dataset:
+        """Return the same structures after the offsets that fit them best.
+
+        Raises
+        ------
+        LabelError
+            If the errors are not of energies.
+        """
+        found = fit_offsets(*self._energies())
+        return replace(self.with_offsets(found), offsets_fitted=True)
+
+    def crossed(self) -> Dataset:
+        """Return the same, each error after offsets fitted to other groups alone.
+
+        What is fitted to labels makes their own errors too small. The offsets
+        themselves stay; where they were not fitted to these labels nothing changes.
+        """
+        if not self.offsets_fitted:
+            return self
+        energies = crossed_energies(*self._energies(), self.groups)
+        return replace(self, errors=self._errors_after(energies))
+
+    def split(self, fractions: Sequence[float], seed: int) -> list[Dataset]:
+        """Divide whole groups into shares of about ``fractions`` of the frames.
+
+        Offsets that were fitted to the whole are fitted again, to the first share
+        alone: labels held back have no say in them.
+
+        Raises
+        ------
+        LabelError
+            If there are fewer groups than shares.
+        """
+        shares = divide(self.groups, fractions, seed)
+        first, *others = [self.subset(share) for share in shares]
+        if not self.offsets_fitted:
+            return [first, *others]
+        first = first.fit_offsets()
+        return [first, *(part.with_offsets(first.offsets) for part in others)]
+
+    def _errors_after(self, energies: NDArray[np.float64]) -> NDArray[np.float64]:
+        errors = np.abs(self._energies()[1] - energies)
+        if self.labels is not None and self.labels.target == "energy_per_atom":
+            errors = errors / self.sizes
+        return errors
+
+    def _energies(
+        self,
+    ) -> tuple[Sequence[NDArray[np.int64]], NDArray[np.float64]]:
+        if self.residuals is None:
+            msg = "offsets must be of energies, got errors of forces"
+            raise LabelError(msg)
+        return self.numbers, self.residuals
+
+
+def build_dataset(
+    frames: Sequence[Atoms],
+    backbone: Backbone,
+    labels: Labels,
+    *,
+    exclude: Collection[str] = (),
+    offsets: Mapping[str, float] | None = None,
+    title: str = "features",
+    cache: str | os.PathLike[str] | None = None,
+) -> Dataset:
+    """Evaluate labelled frames, in native batches where the backbone has them.
+
+    Parameters
+    ----------
+    exclude : collection of str
+        Defects to leave out (and count) instead of refusing them: "missing",
+        "not finite" (label or prediction), "duplicate", "unknown elements", "empty",
+        "not computable" (the potential fails on it). For targets of forces, frames
+        whose forces vanish by symmetry ("no information": isolated atoms, perfect
+        crystals) are left out in any case, counted, and named in a warning.
+    offsets : dict, optional
+        eV per element (atomic number as a string) to remove from energies as they are,
+        because they were fitted to other labels of this kind (`Dataset.offsets`).
+        Without them ``labels.offsets`` fits them to these frames.
+    cache : path, optional
+        A folder that keeps the features: what is in it is not evaluated again, and
+        none of it is held in memory. ``frames`` may then be any sequence, such as an
+        ``ase.io.Trajectory`` of more frames than fit into memory.
+
+    Raises
+    ------
+    LabelError
+        If a frame has a defect that is not excluded, or none is left.
+    RecordError
+        If the cache is of another potential.
+
+    Warns
+    -----
+    LabelWarning
+        If labels look as if in another unit, or of another level of theory, frames
+        carry no information, or the potential explodes on some.
+    """
+
+    def predict(kept: list[int]) -> Evaluated:
+        if cache is None:
+            return predict_all(frames, kept, backbone, title)
+        return predict_cached(frames, kept, backbone, cache, title, labels.energy_key)
+
+    data = _labelled(frames, predict, backbone, labels, exclude)
+    if data.residuals is None:
+        return data
+    if offsets:
+        return data.with_offsets(offsets)
+    if labels.offsets:
+        return data.fit_offsets()
+    sample = evenly(len(data), ENOUGH)
+    numbers = numbers_of(taken(data.predictions, sample))
+    warn_of_offsets(numbers, data.residuals[sample])
+    return data
+
+
+def _labelled(
+    frames: Sequence[Atoms],
+    predict: Callable[[list[int]], Evaluated],
+    backbone: Backbone,
+    labels: Labels,
+    exclude: Collection[str],
+) -> Dataset:
+    """Return the usable frames; offsets are still to come."""
+    found = find_defects(frames, backbone, labels)
+    found.refuse(frames, labels, exclude)
+    kept = _kept(frames, found.rows)
+    group_names(frames, labels.group_key, kept)  # refuses before the expensive part
+    predictions, failed = predict(kept)
+    for k, reason in failed.items():
+        found.add(NOT_COMPUTABLE, kept[k], reason)
+    found.refuse(frames, labels, exclude)
+    kept = _kept(frames, found.rows)
+    seen = compare(frames, kept, predictions, labels)
+    sound = np.flatnonzero(seen.finite & ~seen.blank)
+    for row in np.asarray(kept)[~seen.finite].tolist():
+        found.add("not finite", row)
+    for row in np.asarray(kept)[seen.blank].tolist():
+        found.add(NO_INFORMATION, row)
+    found.refuse(frames, labels, exclude)
+    warn_of_no_information(found.rows.get(NO_INFORMATION, []), len(frames))
+    kept = _kept(frames, found.rows)
+    data = Dataset(
+        taken(predictions, sound),
+        seen.errors[sound],
+        group_names(frames, labels.group_key, kept),
+        found.rows,
+        atom_errors=None if seen.atom_errors is None else seen.atom_errors.take(sound),
+        residuals=None if seen.residuals is None else seen.residuals[sound],
+        labels=labels,
+        fingerprint=backbone.fingerprint,
+        geometries=geometry_hashes(frames, kept),
+    )
+    worst = np.flatnonzero(data.exploded())
+    named = np.asarray(kept)[worst]
+    warn_of_exploded(named, taken(data.predictions, worst), len(frames))
+    return data
+
+
+def _kept(frames: Sequence[Atoms], found: dict[str, list[int]]) -> list[int]:
+    left_out = {index for indices in found.values() for index in indices}
+    kept = [i for i in range(len(frames)) if i not in left_out]
+    if not kept:
+        counts = {defect: len(rows) for defect, rows in found.items()}
+        msg = (
+            f"at least one of the {len(frames)} frames must be a usable label, got "
+            f"none (left out: {counts}); add labelled frames"
+        )
+        raise LabelError(msg)
+    return kept
+
+
+def labels_for(card: Card, labels: Labels | None) -> Labels:
+    """Return the labels that a probe can be held against; by default of its target.
+
+    Raises
+    ------
+    LabelError
+        If they are of another target, or ask for offsets that the probe has not: fitted
+        to the very labels it is held against, they would flatter it.
+    """
+    wanted = labels or Labels(card.target)
+    if wanted.target != card.target:
+        msg = (
+            f"labels must be of the probe's own target {card.target!r}, got "
+            f"{wanted.target!r}"
+        )
+        raise LabelError(msg)
+    if wanted.offsets and not card.offsets:
+        msg = (
+            "offsets must be the probe's own, fitted to its labels, got offsets=True "
+            "for a probe without any; fit the probe with Labels(offsets=True), or "
+            "compare energies as they are"
+        )
+        raise LabelError(msg)
+    return wanted
+
+
+def held_out_dataset(
+    card: Card,
+    frames: Sequence[Atoms],
+    backbone: Backbone,
+    labels: Labels,
+    exclude: Collection[str],
+) -> Dataset:
+    """Evaluate ``frames``, energies taken after the offsets of the probe."""
+    offsets = card.offsets or None
+    data = build_dataset(frames, backbone, labels, exclude=exclude, offsets=offsets)
+    warn_of_span(data.numbers, card.training.get("offset_span") if offsets else None)
+    return data

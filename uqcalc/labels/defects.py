@@ -1,0 +1,317 @@
+"""Which frames cannot serve as labels, and why: found, named, refused or left out.
+
+Among them are forces that vanish by symmetry. The force on one atom in vacuum, in a
+one-atom cell or on a site of a perfect crystal without a polar direction is zero
+whatever the energy is: reference and potential agree there even if the potential knows
+nothing of the element. The labels show such frames, because both forces are zero. Two
+different potentials have a minimum at the same place within 1e-4 Å (1e-3 eV/Å over 10
+eV/Å²) only where symmetry puts it. A structure that was only relaxed with one of the
+two has forces of the other, and keeps its information. Of 4 875 crystals with PBE
+forces and SevenNet-0's, 638 pass both limits below, and `spglib` finds every atom of
+each of them on a site of vanishing force.
+"""
+
+from __future__ import annotations
+
+import warnings
+from bisect import insort
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from numpy.typing import ArrayLike, NDArray
+
+from uqcalc.backbones.base import Backbone
+from uqcalc.errors import BackboneError, LabelError, LabelWarning
+from uqcalc.labels.labels import Labels
+from uqcalc.probe.seen import Geometries
+
+
+# Reference forces are symmetrised or of double precision; predicted ones are sums in
+# single precision of terms of up to 100 eV/Å [eV/Å].
+_REFERENCE, _PREDICTED = 1e-4, 1e-3
+_NAMED = 5  # frames that a message names
+
+
+def vanishing(predicted: ArrayLike, reference: ArrayLike) -> NDArray[np.bool_]:
+    """Return on which atoms both forces are zero up to round-off, (atoms,) of bool.
+
+    Parameters
+    ----------
+    predicted, reference : arrays (atoms, 3)
+        In eV/Å; NaN is not zero.
+    """
+    sizes = [
+        np.linalg.norm(np.asarray(forces, dtype=float), axis=1)
+        for forces in (predicted, reference)
+    ]
+    return np.asarray((sizes[0] <= _PREDICTED) & (sizes[1] <= _REFERENCE))
+
+
+def is_lone(frame: Atoms, reference: ArrayLike) -> bool:
+    """Return whether a frame is one atom in vacuum, its force zero as it must be."""
+    alone = len(frame) == 1 and not frame.pbc.any()
+    return alone and bool(np.linalg.norm(reference) <= _REFERENCE)
+
+
+def warn_of_no_information(rows: Sequence[int], frames: int) -> None:
+    """Name the frames that were left out because their forces vanish by symmetry.
+
+    Warns
+    -----
+    LabelWarning
+        If there are any.
+    """
+    if not rows:
+        return
+    named = ", ".join(map(str, rows[:_NAMED])) + (", ..." if len(rows) > _NAMED else "")
+    msg = (
+        f"{len(rows)} of {frames} frames (frames {named}) have no force by symmetry, "
+        "neither in the labels nor predicted, such as isolated atoms and perfect "
+        "crystals: files made to train potentials hold them as a rule. Whether a "
+        "potential is right about forces they cannot say, so they are left out here; "
+        "nothing needs to be done"
+    )
+    warnings.warn(msg, LabelWarning, stacklevel=4)
+
+
+NOT_COMPUTABLE = "not computable"
+NO_INFORMATION = "no information"  # forces that vanish by symmetry, left out by default
+DEFECTS = (
+    "missing", "not finite", "duplicate", "unknown elements", "empty", NOT_COMPUTABLE,
+    NO_INFORMATION,
+)  # fmt: skip
+# What, beyond the geometry, tells two states apart; kept in ``atoms.info``.
+_STATE_KEYS = ("charge", "total_charge", "spin", "total_spin")
+_ROUND_OFF = 1e-5  # Å: of single precision, and of what files keep
+
+
+def check_frames(frames: object, exclude: object) -> None:
+    """Refuse a path, or one structure, in the place of a list of frames.
+
+    Raises
+    ------
+    LabelError
+        Saying what to pass.
+    """
+    if isinstance(frames, (str, Path, Atoms)) or isinstance(exclude, str):
+        msg = (
+            "frames must be a list of Atoms and exclude a tuple of defects, got "
+            f"{type(frames).__name__} and {exclude!r}; read files first: "
+            'ase.io.read("labelled.xyz", ":")'
+        )
+        raise LabelError(msg)
+
+
+@dataclass(slots=True)
+class Defects:
+    """Frames that cannot serve as labels.
+
+    Attributes
+    ----------
+    rows : dict
+        Defect -> indices of frames.
+    reasons : dict
+        Index -> what the potential said of a frame that is not computable.
+    """
+
+    rows: dict[str, list[int]] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    def add(self, defect: str, index: int, reason: str | None = None) -> None:
+        """Count a frame under a defect."""
+        insort(self.rows.setdefault(defect, []), index)
+        if reason is not None:
+            self.reasons[index] = reason
+
+    def refuse(
+        self, frames: Sequence[Atoms], labels: Labels, exclude: Collection[str]
+    ) -> None:
+        """Raise LabelError for defects that ``exclude`` does not name.
+
+        Frames without information are never refused: nobody has to correct them.
+        """
+        if unknown := set(exclude) - set(DEFECTS):
+            msg = f"exclude must name defects among {DEFECTS}, got {sorted(unknown)}"
+            raise LabelError(msg)
+        allowed = {*exclude, NO_INFORMATION}
+        refused = {d: rows for d, rows in self.rows.items() if d not in allowed}
+        if not refused:
+            return
+        listed = "; ".join(
+            f"{defect}: {len(rows)} (frames {', '.join(map(str, rows[:_NAMED]))}"
+            f"{', ...' if len(rows) > _NAMED else ''})"
+            for defect, rows in refused.items()
+        )
+        options = " ".join(f"--exclude {defect!r}" for defect in sorted(refused))
+        msg = (
+            f"every one of the {len(frames)} frames must have a usable label, got "
+            f"{listed}; correct them, or leave them out with "
+            f"exclude={sorted(refused)!r} ({options})"
+        )
+        if rows := refused.get("missing"):
+            msg += _why_missing(frames[rows[0]], rows[0], labels)
+        for index in refused.get(NOT_COMPUTABLE, [])[:1]:
+            msg += f"; not computable: frame {index}: {self.reasons[index]}"
+        raise LabelError(msg)
+
+
+def _why_missing(frame: Atoms, index: int, labels: Labels) -> str:
+    """Say what was looked for, what is there, and which of it may be the label."""
+    what = "energy" if labels.of_energy else "forces"
+    key = labels.energy_key if labels.of_energy else labels.forces_key
+    stored = [] if frame.calc is None else sorted(frame.calc.results)
+    msg = (
+        f"; missing: no {what} under {key!r}, frame {index} has info "
+        f"{sorted(frame.info)}, arrays {sorted(frame.arrays)} and, read by ASE, "
+        f"{stored}"
+    )
+    if what in stored:
+        msg += (
+            f"; if the {what} read by ASE are the reference, say "
+            f"{what}_key={what!r} (--{what}-key {what})"
+        )
+    return msg
+
+
+def find_defects(
+    frames: Sequence[Atoms], backbone: Backbone, labels: Labels
+) -> Defects:
+    """Return which frames cannot serve as labels, and why; each under one defect.
+
+    "missing" is a label that is absent or not numbers of the right shape, "duplicate"
+    a geometry (with its charge and spin) that came before, "not computable" one that
+    the potential refuses, such as a molecule where it needs a cell. Of frames without
+    information, these are the atoms in vacuum; others show when they are evaluated.
+    """
+    found = Defects()
+    met = Geometries()
+    for index, frame in enumerate(frames):
+        defect = _defect(frame, backbone, labels, met)
+        if defect is not None:
+            found.add(defect, index)
+            continue
+        try:
+            backbone.check_structure(frame)
+        except BackboneError as error:
+            found.add(NOT_COMPUTABLE, index, str(error))
+    return found
+
+
+def _defect(
+    frame: Atoms, backbone: Backbone, labels: Labels, met: Geometries
+) -> str | None:
+    if len(frame) == 0:
+        return "empty"
+    reference = labels.reference(frame)
+    if reference is None:
+        return "missing"
+    numbers = (reference, frame.positions, frame.cell.array)
+    if not all(np.all(np.isfinite(part)) for part in numbers):
+        return "not finite"
+    known = backbone.elements
+    if known is not None and set(frame.numbers.tolist()) - known:
+        return "unknown elements"
+    if not labels.of_energy and is_lone(frame, reference):
+        return NO_INFORMATION  # however often it comes, and whatever the pass would say
+    if any(_same(frame, other) for other in met.find(frame)):
+        return "duplicate"
+    met.add([frame])
+    return None
+
+
+def _same(frame: Atoms, other: Atoms) -> bool:
+    """Say whether two frames of one geometry are in the same place and state."""
+    states = [repr([f.info.get(name) for name in _STATE_KEYS]) for f in (frame, other)]
+    return states[0] == states[1] and all(
+        np.allclose(here, there, rtol=0.0, atol=_ROUND_OFF)
+        for here, there in (
+            (frame.positions, other.positions),
+            (frame.cell.array, other.cell.array),
+        )
+    )
+
+
+def usable_rows(
+    frames: Sequence[Atoms],
+    backbone: Backbone,
+    labels: Labels,
+    exclude: Collection[str] = (),
+) -> list[int]:
+    """Return the indices of frames without the defects that ``exclude`` names.
+
+    Raises
+    ------
+    LabelError
+        If there are others.
+    """
+    found = find_defects(frames, backbone, labels)
+    found.refuse(frames, labels, exclude)
+    left_out = {index for rows in found.rows.values() for index in rows}
+    return [i for i in range(len(frames)) if i not in left_out]
+
+
+def drop_leaks(
+    sets: Sequence[Sequence[Atoms]], exclude: Collection[str]
+) -> list[set[int]]:
+    """Return which frames of each set to leave out, so that no two share a geometry.
+
+    A frame that is in a later set, too, is left out of the earlier one: the test stays
+    whole, and training loses. What a file rounds, and a structure that was moved or
+    turned as a whole, is the same one (`uqcalc.probe.seen`).
+
+    Parameters
+    ----------
+    sets : two or three sequences of Atoms
+        Training, calibration where there is one, and test.
+    exclude : collection of str
+        With "duplicate" in it they are left out, else refused.
+
+    Raises
+    ------
+    LabelError
+        Naming the frames.
+
+    Warns
+    -----
+    LabelWarning
+        Naming the frames that are left out, and where.
+    """
+    names = (
+        ("training", "calibration", "test") if len(sets) > 2 else ("training", "test")
+    )
+    dropped: list[set[int]] = [set() for _ in sets]
+    later = Geometries()
+    for place in reversed(range(len(sets))):
+        own = enumerate(sets[place])
+        dropped[place] |= {index for index, frame in own if later.find(frame)}
+        later.add(sets[place])
+    count = sum(map(len, dropped))
+    if not count:
+        return dropped
+    listed = "; ".join(
+        f"{name} frames {_listed(rows)}"
+        for name, rows in zip(names, dropped, strict=True)
+        if rows
+    )
+    if "duplicate" not in exclude:
+        msg = (
+            "training, calibration and test frames must be different structures, got "
+            f"{count} in two of them ({listed}); divide them again, or leave these out "
+            "with exclude=['duplicate'] (--exclude duplicate)"
+        )
+        raise LabelError(msg)
+    msg = (
+        f"{count} frames are in a later set, too, and are left out of the earlier one, "
+        f"so that the test stays as it is: {listed}"
+    )
+    warnings.warn(msg, LabelWarning, stacklevel=4)
+    return dropped
+
+
+def _listed(rows: Collection[int]) -> str:
+    shown = sorted(rows)
+    more = ", ..." if len(shown) > _NAMED else ""
+    return f"{', '.join(map(str, shown[:_NAMED]))}{more}"

@@ -1,0 +1,316 @@
+"""Frames -> predictions as a probe keeps them: features and charges on the CPU."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from ase import Atoms
+from numpy.typing import NDArray
+
+from uqcalc.backbones.base import Backbone
+from uqcalc.backbones.batching import batches, predict_each
+from uqcalc.backbones.fingerprint import same_model
+from uqcalc.backbones.prediction import Prediction
+from uqcalc.errors import RecordError
+from uqcalc.files.writing import OneWriter
+from uqcalc.labels.labels import geometry_key
+from uqcalc.labels.shardfile import (
+    MOST_ATOMS,
+    MOST_STRUCTURES,
+    ShardWriter,
+    make_folder,
+)
+from uqcalc.labels.shards import Folder, Shards, open_folder
+from uqcalc.progress import progress_bar
+
+
+class Evaluated(NamedTuple):
+    """Frames of which some may have failed.
+
+    Attributes
+    ----------
+    predictions : sequence of Prediction
+        Of the others, in their order.
+    failed : dict
+        Index among the frames that were asked for -> what the backbone said.
+    """
+
+    predictions: Sequence[Prediction]
+    failed: dict[int, str]
+
+
+def predict_all(
+    frames: Sequence[Atoms], rows: Sequence[int], backbone: Backbone, title: str
+) -> Evaluated:
+    """Return the predictions of ``frames[rows]``, all of them in memory."""
+    with progress_bar() as progress:
+        task = progress.add_task(title, total=len(rows))
+        done = evaluate_frames(
+            [frames[i] for i in rows], backbone, partial(progress.advance, task)
+        )
+    failed = {k: one for k, one in enumerate(done) if isinstance(one, str)}
+    return Evaluated([one for one in done if not isinstance(one, str)], failed)
+
+
+def evaluate_frames(
+    frames: Sequence[Atoms], backbone: Backbone, advance: Callable[[int], None]
+) -> list[Prediction | str]:
+    """Evaluate frames, those of like size in native batches where there are such.
+
+    One that the backbone fails on gives the reason instead; answers that are not
+    finite are returned as they are.
+
+    Parameters
+    ----------
+    advance : callable
+        Told how many more are done, after each batch.
+    """
+    sizes = [len(frame) for frame in frames]
+    by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
+    outcomes: dict[int, Prediction | str] = {}
+    for batch in batches(by_size, sizes.__getitem__):
+        done = predict_each(backbone, [frames[i] for i in batch], finite=False)
+        slim = [one if isinstance(one, str) else _slim(one) for one in done]
+        outcomes.update(zip(batch, slim, strict=True))
+        advance(len(batch))
+    return [outcomes[i] for i in range(len(sizes))]
+
+
+def _slim(prediction: Prediction) -> Prediction:
+    """Keep features and charges as own float32 copies on the CPU."""
+    charges = prediction.charges
+    return Prediction(
+        numbers=prediction.numbers,
+        positions=prediction.positions,
+        cell=prediction.cell,
+        pbc=prediction.pbc,
+        results={k: prediction.results[k] for k in ("energy", "forces")},
+        energy=prediction.energy,
+        forces=prediction.forces,
+        features=_own(prediction.features),
+        charges=None if charges is None else _own(charges),
+    )
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to("cpu", torch.float32, copy=True)
+
+
+# A stored prediction is another potential's beyond these: eV/atom, eV/Å, and a share
+# of the spread of the features. Other devices and precisions stay far within them.
+_ENERGY, _FORCE, _FEATURE = 1e-3, 1e-2, 1e-2
+
+
+def predict_cached(
+    frames: Sequence[Atoms],
+    rows: Sequence[int],
+    backbone: Backbone,
+    cache: str | os.PathLike[str],
+    title: str,
+    label_key: str = "",
+) -> Evaluated:
+    """Return the predictions of ``frames[rows]``, evaluating those that are not kept.
+
+    They are filed under the geometry (to 1e-6 Å) and all else that the backbone's
+    answer depends on. What was interrupted goes on after the last whole shard; a
+    damaged shard is made again. Two kept predictions are evaluated anew, to see that
+    the potential is still the one that made them. What the backbone fails on is not
+    kept.
+
+    Parameters
+    ----------
+    cache : path
+        A folder of this potential's own; it may serve any number of sets of frames.
+    label_key : str
+        Entry of ``atoms.info`` that is a label, which a backbone that watches all of
+        ``atoms.info`` does not read: labels may change, features stay.
+
+    Raises
+    ------
+    RecordError
+        If the cache is of another potential, another process writes it, or the folder
+        cannot be made.
+    """
+    path = make_folder(cache)
+    folder, damaged = open_folder(path)
+    _refuse_another(folder, backbone)
+    keys = np.array([_key(frames[i], backbone, label_key) for i in rows], dtype="S16")
+    found = _find(folder, keys)
+    failed: dict[bytes, str] = {}
+    if (found >= 0).any():
+        _spot_check(frames, rows, found, folder, backbone)
+    if damaged or (found < 0).any():
+        with _one_builder(path):
+            folder = _mended(folder)
+            missing = np.flatnonzero(_find(folder, keys) < 0)
+            _, first = np.unique(keys[missing], return_index=True)
+            asked = [
+                (rows[k], bytes(keys[k]).ljust(16, b"\0"))
+                for k in missing[np.sort(first)]
+            ]
+            with ShardWriter(path, backbone.fingerprint) as writer:
+                failed = _evaluate(frames, asked, backbone, writer, title)
+            folder, _ = open_folder(path, folder)
+        found = _find(folder, keys)
+    reasons = {
+        int(k): failed[bytes(keys[k]).ljust(16, b"\0")]
+        for k in np.flatnonzero(found < 0)
+    }
+    return Evaluated(Shards(folder, found[found >= 0]), reasons)
+
+
+@contextmanager
+def _one_builder(path: Path) -> Iterator[None]:
+    with OneWriter(path / "shards"):
+        yield
+
+
+def _evaluate(
+    frames: Sequence[Atoms],
+    asked: Sequence[tuple[int, bytes]],
+    backbone: Backbone,
+    writer: ShardWriter,
+    title: str,
+) -> dict[bytes, str]:
+    """Evaluate frames a shard at a time, those of like size together.
+
+    Returns
+    -------
+    dict of key -> reason
+        Of frames that the backbone failed on.
+    """
+    failed = {}
+    with progress_bar() as progress:
+        task = progress.add_task(title, total=len(asked))
+        advance = partial(progress.advance, task)
+        for block in _blocks(frames, asked):
+            done = evaluate_frames([frame for frame, _ in block], backbone, advance)
+            for outcome, (_, key) in zip(done, block, strict=True):
+                if isinstance(outcome, str):
+                    failed[key] = outcome
+                else:
+                    writer.add(outcome, key)
+            writer.flush()
+    return failed
+
+
+def _blocks(
+    frames: Sequence[Atoms], asked: Sequence[tuple[int, bytes]]
+) -> Iterator[list[tuple[Atoms, bytes]]]:
+    """Yield frames and keys, as many at once as fit into a shard."""
+    block: list[tuple[Atoms, bytes]] = []
+    atoms = 0
+    for index, key in asked:
+        frame = frames[index]
+        full = len(block) == MOST_STRUCTURES or atoms + len(frame) > MOST_ATOMS
+        if block and full:
+            yield block
+            block, atoms = [], 0
+        block.append((frame, key))
+        atoms += len(frame)
+    if block:
+        yield block
+
+
+def _mended(known: Folder) -> Folder:
+    """Open the folder without its damaged shards, which are deleted and named."""
+    folder, damaged = open_folder(known.path, known)
+    for path, reason in damaged.items():
+        path.unlink()
+        warnings.warn(f"{reason}; this is done now", stacklevel=5)
+    return folder
+
+
+def _refuse_another(folder: Folder, backbone: Backbone) -> None:
+    if len(folder.sizes) and not same_model(folder.fingerprint, backbone.fingerprint):
+        msg = (
+            f"cache of features must be of this potential ({backbone.fingerprint}), "
+            f"got one of {folder.fingerprint} in {folder.path}; choose another folder, "
+            "or delete that one"
+        )
+        raise RecordError(msg)
+
+
+def _spot_check(
+    frames: Sequence[Atoms],
+    rows: Sequence[int],
+    found: NDArray[np.int64],
+    folder: Folder,
+    backbone: Backbone,
+) -> None:
+    """Evaluate the smallest structure that is kept and one of middle size, and compare.
+
+    A fingerprint does not tell a potential from its sum with another one. Nor does a
+    lone atom, which feels no dispersion, or a structure without a finite answer.
+    """
+    kept = np.flatnonzero(found >= 0)
+    sizes = folder.sizes[found[kept]]
+    kept = kept[np.argsort(sizes, kind="stable")]
+    several = kept[np.count_nonzero(sizes == 1) :]
+    half = len(several) // 2
+    for some in (several[:half], several[half:]) if len(several) else (kept,):
+        for chosen in some:
+            old = folder.read(int(found[chosen]))
+            if old.finite:
+                _compare(old, frames[rows[chosen]], folder, backbone)
+                break
+
+
+def _compare(old: Prediction, frame: Atoms, folder: Folder, backbone: Backbone) -> None:
+    (new,) = backbone.predict_many([frame])
+    features = new.features.detach().to("cpu", old.features.dtype)
+    spread = float(features.square().mean().sqrt())
+    gaps = {
+        "energy [eV/atom]": abs(new.results["energy"] - old.results["energy"])
+        / len(old.numbers),
+        "force [eV/Å]": float(
+            np.abs(new.results["forces"] - old.results["forces"]).max()
+        ),
+        "features": float((features - old.features).abs().max()) / (spread + 1e-12),
+    }
+    limits = dict(zip(gaps, (_ENERGY, _FORCE, _FEATURE), strict=True))
+    for name, gap in gaps.items():
+        if not gap <= limits[name]:
+            msg = (
+                f"cache of features must agree with this potential, got {name} off by "
+                f"{gap:.3g} for a structure in {folder.path}: part of the calculator "
+                "differs, such as a dispersion correction; choose another folder, or "
+                "delete that one"
+            )
+            raise RecordError(msg)
+
+
+def _find(folder: Folder, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    """Return the row of each key in the folder, -1 where it is not there."""
+    filed = folder.keys()
+    if len(filed) == 0:
+        return np.full(len(keys), -1)
+    order = np.argsort(filed, kind="stable")
+    place = np.searchsorted(filed, keys, sorter=order).clip(max=len(filed) - 1)
+    rows = order[place]
+    return np.where(filed[rows] == keys, rows, -1)
+
+
+def _key(frame: Atoms, backbone: Backbone, label_key: str) -> bytes:
+    geometry = geometry_key(frame.numbers, frame.positions, frame.cell.array, frame.pbc)
+    digest = hashlib.sha256(geometry)
+    state: Mapping[str, Any] = backbone.extra_state(frame)
+    state = {name: value for name, value in state.items() if name != label_key}
+    for name in sorted(state):
+        value = state[name]
+        digest.update(name.encode())
+        if isinstance(value, np.ndarray):
+            digest.update(repr((value.dtype.str, value.shape)).encode())
+            digest.update(value.tobytes())
+        else:
+            digest.update(repr(value).encode())
+    return digest.digest()[:16]

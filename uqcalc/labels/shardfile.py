@@ -1,0 +1,240 @@
+"""A shard: predictions in one safetensors file that describes itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from uqcalc.backbones.prediction import Prediction
+from uqcalc.errors import RecordError
+from uqcalc.files.tensorfile import Kind
+
+
+_OF_ATOMS = {"numbers", "positions", "forces", "total_forces", "features", "charges"}
+
+
+def pack(predictions: Sequence[Prediction]) -> dict[str, NDArray[Any]]:
+    """Return the arrays of the predictions that a probe reads, in order of the atoms.
+
+    Energies and forces are kept twice where a sum of calculators has others than its
+    tapped part.
+    """
+    forces = np.concatenate([p.forces for p in predictions])
+    whole = np.concatenate([p.results.get("forces", p.forces) for p in predictions])
+    arrays: dict[str, NDArray[Any]] = {
+        "sizes": np.array([len(p.numbers) for p in predictions], dtype=np.int32),
+        "numbers": np.concatenate([p.numbers for p in predictions]).astype(np.uint8),
+        "positions": np.concatenate([p.positions for p in predictions]).astype(float),
+        "cells": np.stack([p.cell for p in predictions]).astype(float),
+        "pbc": np.stack([p.pbc for p in predictions]).astype(np.uint8),
+        "energies": np.array(
+            [(p.energy, p.results.get("energy", p.energy)) for p in predictions],
+            dtype=float,
+        ),
+        "forces": forces.astype(float),
+    }
+    if not np.array_equal(forces, whole, equal_nan=True):
+        arrays["total_forces"] = whole.astype(float)
+    if predictions[0].charges is not None:
+        rows = [_host(p.charges) for p in predictions if p.charges is not None]
+        arrays["charges"] = np.concatenate(rows)
+    arrays["features"] = np.concatenate([_host(p.features) for p in predictions])
+    return arrays
+
+
+class OpenShard:
+    """A shard mapped into memory; what is of whole structures is read at once."""
+
+    def __init__(self, path: Path) -> None:
+        file: Any = safe_open(path, framework="np")
+        names = set(file.keys())
+        # made once: they cost as much as what is read through them
+        self._rows = {name: file.get_slice(name) for name in names & _OF_ATOMS}
+        self._energies = file.get_tensor("energies")
+        self._cells = file.get_tensor("cells")
+        self._pbc = file.get_tensor("pbc").astype(bool)
+        self._scaling: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+        if "centre" in names:  # an earlier version wrote features in half precision
+            self._scaling = file.get_tensor("scale"), file.get_tensor("centre")
+
+    def numbers(self, atoms: slice) -> NDArray[np.int64]:
+        """Return the atomic numbers in those rows."""
+        return np.asarray(self._rows["numbers"][atoms].astype(np.int64))
+
+    def prediction(self, place: int, atoms: slice) -> Prediction:
+        """Return the prediction at ``place``, whose rows of atoms are ``atoms``."""
+        rows = self._rows
+        energy, total = self._energies[place].tolist()
+        forces = rows["forces"][atoms]
+        whole = rows["total_forces"][atoms] if "total_forces" in rows else forces
+        features = rows["features"][atoms].astype(np.float32)
+        if self._scaling is not None:
+            scale, centre = self._scaling
+            features *= scale
+            features += centre
+        charges = None
+        if "charges" in rows:
+            charges = torch.tensor(rows["charges"][atoms])
+        return Prediction(
+            numbers=self.numbers(atoms),
+            positions=rows["positions"][atoms],
+            cell=self._cells[place],
+            pbc=self._pbc[place],
+            results={"energy": total, "forces": whole},
+            energy=energy,
+            forces=forces,
+            features=torch.from_numpy(features),
+            charges=charges,
+        )
+
+
+def _host(tensor: torch.Tensor) -> NDArray[np.float32]:
+    return np.asarray(tensor.detach().to("cpu", torch.float32).numpy())
+
+
+SCHEMA = 1
+# A shard is full at either: little is lost with one, and few fill the memory.
+MOST_STRUCTURES, MOST_ATOMS = 1024, 16_384
+
+FILE = Kind(
+    name="shard of features",
+    key="uqcalc_features",
+    error=RecordError,
+    make="make one with uqcalc.fit(..., cache=...)",
+    otherwise="delete it, and the next fit makes it again",
+    unknown=("",),  # a potential may give any number
+)
+
+
+class ShardFile(NamedTuple):
+    """A whole shard: where, of which backbone, and the atoms of its structures."""
+
+    path: Path
+    fingerprint: str
+    sizes: NDArray[np.int64]
+    checksum: int
+
+
+class ShardWriter:
+    """Appends predictions to a folder, shard by shard.
+
+    Parameters
+    ----------
+    path : path
+        The folder; it is made where its own folder exists.
+    fingerprint : str
+        Of the backbone that made them.
+
+    Raises
+    ------
+    RecordError
+        If the folder cannot be made.
+
+    Examples
+    --------
+    >>> with ShardWriter("features", backbone.fingerprint) as writer:  # doctest: +SKIP
+    ...     for prediction in predictions:
+    ...         writer.add(prediction)
+    """
+
+    def __init__(self, path: str | os.PathLike[str], fingerprint: str) -> None:
+        self.path = make_folder(path)
+        self.fingerprint = fingerprint
+        self._waiting: list[tuple[Prediction, bytes]] = []
+        self._atoms = 0
+        taken = [int(file.stem.partition("-")[2]) for file in shard_files(self.path)]
+        self._number = max(taken, default=-1) + 1
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.flush()
+
+    def add(self, prediction: Prediction, key: bytes = b"") -> None:
+        """Keep a prediction, to be found by ``key`` (16 bytes); writes a full shard."""
+        self._waiting.append((prediction, key))
+        self._atoms += len(prediction.numbers)
+        if len(self._waiting) >= MOST_STRUCTURES or self._atoms >= MOST_ATOMS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is waiting as a shard of its own."""
+        if not self._waiting:
+            return
+        predictions, keys = zip(*self._waiting, strict=True)
+        tensors = pack(predictions)
+        filed = np.array(keys, dtype="S16")
+        tensors["keys"] = filed.view(np.uint8).reshape(len(keys), 16)
+        card = {
+            "schema": SCHEMA,
+            "fingerprint": self.fingerprint,
+            "checksum": _checksum(tensors),
+        }
+        path = self.path / f"shard-{self._number:06d}.safetensors"
+        FILE.write(path, {k: torch.from_numpy(v) for k, v in tensors.items()}, card)
+        self._waiting, self._atoms = [], 0
+        self._number += 1
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Return the folder, made where it is missing but its own folder is there."""
+    folder = Path(path).absolute()
+    if not folder.parent.is_dir() or (folder.exists() and not folder.is_dir()):
+        msg = (
+            "folder of features must be a folder, or a new one in an existing folder, "
+            f"got {folder}; choose another name"
+        )
+        raise RecordError(msg)
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """Return the shards in a folder, in the order they were written."""
+    return sorted(folder.glob("shard-[0-9]*.safetensors"))
+
+
+def read_shard(path: Path) -> ShardFile:
+    """Read all of a shard once.
+
+    Raises
+    ------
+    SafetensorError
+        If a byte is not what was written.
+    RecordError
+        If it is of a newer schema.
+    """
+    with safe_open(path, framework="np") as file:
+        card = json.loads((file.metadata() or {}).get(FILE.key, "{}"))
+        if card.get("schema", 0) > SCHEMA:
+            msg = (
+                f"schema of a {FILE.name} must be at most {SCHEMA} for this version "
+                f"of uqcalc, got {card['schema']} in {path}; upgrade uqcalc"
+            )
+            raise RecordError(msg)
+        names = file.keys()
+        checksum = _checksum({k: file.get_tensor(k) for k in names})
+        if checksum != card.get("checksum"):
+            msg = "checksum differs"
+            raise SafetensorError(msg)
+        sizes = file.get_tensor("sizes").astype(np.int64)
+    return ShardFile(path, card["fingerprint"], sizes, checksum)
+
+
+def _checksum(tensors: Mapping[str, NDArray[Any]]) -> int:
+    total = 0
+    for name in sorted(tensors):
+        raw = np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8)
+        total = zlib.crc32(raw.data, total)
+    return total

@@ -1,0 +1,1 @@
+"""Limits on signals, from normal runs or from labelled frames."""

@@ -1,0 +1,1 @@
+"""Potentials by name, the bundled one, and MACE models without pickle."""

@@ -1,1 +1,0 @@
-"""How a probe is fitted: its paths, the loop, what joins them."""

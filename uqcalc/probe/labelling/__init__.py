@@ -1,1 +1,0 @@
-"""What is asked of labelled frames, and which of them belong together."""

@@ -1,0 +1,491 @@
+"""A fitted probe: it reads predictions, and one safetensors file keeps it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from uqcalc.backbones.base import Backbone
+from uqcalc.backbones.fingerprint import same_model
+from uqcalc.backbones.prediction import Prediction
+from uqcalc.errors import ProbeError
+from uqcalc.files.entries import ElementsSeen
+from uqcalc.files.nodraws import NoDraws
+from uqcalc.files.tensorfile import load_state
+from uqcalc.probe.card import FILE, JOINED_ARCHITECTURE, RAW_ARCHITECTURE, Card
+from uqcalc.probe.inputs import (
+    HOST_SCALARS,
+    Statistics,
+    on_device,
+    raw_scalars,
+    scalars_of,
+)
+from uqcalc.probe.joined import REMOTE, Joined, JoinedOutput, JoinedShape
+from uqcalc.probe.network import ProbeNetwork, Shape
+from uqcalc.probe.numbers import FromHost
+from uqcalc.probe.ragged import Ragged
+from uqcalc.probe.seen import Seen
+
+
+class ProbeReading(NamedTuple):
+    r"""What a probe says of a ragged batch, all on the device of the features.
+
+    Attributes
+    ----------
+    reliability : tensor (structures,)
+        Calibrated P(reliable), float32.
+    importance : tensor (atoms of all structures,) or None
+        Attention received, summing to 1 over each structure.
+    atoms : tensor (atoms of all structures,) or None
+        P(\|ΔF_i\| <= the card's ``atom_boundary``).
+    parts : tensor (structures, 4) or None
+        What each of `joined.PATHS` adds to the log-odds, beside what it adds for the
+        average labelled structure.
+    novelty : tensor (structures,) or None
+        Largest Mahalanobis distance of an atom, in units of the scope's limit.
+    charge_gap : tensor (structures,) or None
+        Between the total charge and the nearest one among the labels, in e.
+    worst_atom : tensor (structures,) or None
+        How far the least reliable atom lies below what almost all right structures of
+        that size have (`uqcalc.probe.scope`), in log-odds; negative where above.
+    other : tensor (structures,) or None
+        P(error <= another boundary), where that was asked for too.
+    """
+
+    reliability: torch.Tensor
+    importance: torch.Tensor | None
+    atoms: torch.Tensor | None = None
+    parts: torch.Tensor | None = None
+    novelty: torch.Tensor | None = None
+    charge_gap: torch.Tensor | None = None
+    worst_atom: torch.Tensor | None = None
+    other: torch.Tensor | None = None
+
+
+class _Inputs(NamedTuple):
+    features: torch.Tensor
+    sizes: list[int]
+    scalars: torch.Tensor
+    charges: torch.Tensor | None
+    distances: torch.Tensor | None
+    host: FromHost | None
+
+
+class Probe:
+    """P(reliable) of structures from their predictions, and the file that keeps it.
+
+    Parameters
+    ----------
+    card : Card
+    network : ProbeNetwork
+    statistics : Statistics or None
+        None for the published layout, whose inputs enter raw.
+    joined : Joined or None
+        The other paths of the default architecture.
+    seen : Seen, optional
+        Geometries and groups that it was fitted to and calibrated on.
+
+    Raises
+    ------
+    ProbeError
+        If statistics or joined paths do not fit the architecture on the card.
+    """
+
+    def __init__(
+        self,
+        card: Card,
+        network: ProbeNetwork,
+        statistics: Statistics | None,
+        joined: Joined | None = None,
+        seen: Seen | None = None,
+    ) -> None:
+        if (joined is None) == (card.architecture == JOINED_ARCHITECTURE):
+            msg = (
+                f"probe of architecture {card.architecture!r} must "
+                f"{'not ' if joined else ''}have kernel paths; the file is damaged, "
+                "fit the probe again"
+            )
+            raise ProbeError(msg)
+        if (statistics is None) != (card.architecture == RAW_ARCHITECTURE):
+            msg = (
+                f"probe of architecture {card.architecture!r} must "
+                f"{'not ' if statistics else ''}have input statistics; the file is "
+                "damaged, fit the probe again"
+            )
+            raise ProbeError(msg)
+        self.card = card
+        # float32 whatever torch's default dtype is: MACE may have changed that
+        self.network = network.eval().float().requires_grad_(requires_grad=False)
+        self.statistics = None if statistics is None else statistics.float()
+        self.joined = None if joined is None else joined.float()
+        self._atom_energies = card.element_energies()
+        self.seen = Seen.nothing() if seen is None else seen
+        self._elements = ElementsSeen(card.elements)
+
+    def with_card(self, **entries: Any) -> Probe:
+        """Return the same networks with other entries on the card."""
+        card = replace(self.card, **entries)
+        return Probe(card, self.network, self.statistics, self.joined, self.seen)
+
+    def with_seen(self, seen: Seen) -> Probe:
+        """Return the same probe, which knows what it was made from."""
+        return Probe(self.card, self.network, self.statistics, self.joined, seen)
+
+    def check(self, backbone: Backbone) -> None:
+        """Refuse a backbone that this probe was not fitted on.
+
+        Raises
+        ------
+        ProbeError
+            If the feature width or the fingerprint differs; it names both sides.
+        """
+        width = backbone.feature_dim
+        if width is not None and width != self.card.feature_dim:
+            msg = (
+                f"probe must match the backbone's feature width, got a probe for "
+                f"{self.card.feature_dim} features ({self.card.fingerprint}) and a "
+                f"backbone with {width} ({backbone.fingerprint}); fit a probe for this "
+                "backbone with uqcalc.fit"
+            )
+            raise ProbeError(msg)
+        if not same_model(backbone.fingerprint, self.card.fingerprint):
+            msg = (
+                f"probe must belong to this backbone, got a probe for "
+                f"{self.card.fingerprint} and the backbone {backbone.fingerprint}; "
+                "load the model it was fitted on, or fit a probe with uqcalc.fit"
+            )
+            raise ProbeError(msg)
+
+    def unseen_elements(self, numbers: np.ndarray) -> list[str]:
+        """Return the symbols in ``numbers`` that were not in the labels.
+
+        An imported official checkpoint does not say; it is taken at its word.
+        """
+        return self._elements.unseen(numbers)
+
+    def reliability(
+        self, predictions: Sequence[Prediction], boundary: float | None = None
+    ) -> torch.Tensor:
+        """Return P(error <= boundary), (structures,), for any boundary in its labels.
+
+        It is NaN for a structure with an element that the labels lacked.
+
+        Raises
+        ------
+        ProbeError
+            If the boundary lies outside the errors of the labels; it names them.
+        """
+        found = self.read(predictions, boundary=boundary).reliability
+        unseen = [bool(self.unseen_elements(p.numbers)) for p in predictions]
+        return found.masked_fill(torch.tensor(unseen).to(found.device), torch.nan)
+
+    def __call__(
+        self, predictions: Sequence[Prediction], *, importance: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Read a ragged batch of structures on the device of their features.
+
+        Returns
+        -------
+        reliability : tensor (structures,)
+            Calibrated P(reliable), float32.
+        importance : tensor (atoms of all structures,) or None
+            Attention received, summing to 1 over each structure.
+        """
+        reading = self.read(predictions, importance=importance)
+        return reading.reliability, reading.importance
+
+    def read(
+        self,
+        predictions: Sequence[Prediction],
+        *,
+        importance: bool = False,
+        boundary: float | None = None,
+        other: float | None = None,
+    ) -> ProbeReading:
+        """Read all there is, at the card's boundary or another one in its unit.
+
+        With ``other`` the probability at that boundary comes beside it.
+        """
+        calibration = self.card.calibration
+        if boundary == self.card.boundary:
+            boundary = None
+        with torch.inference_mode():
+            margin, joined, received = self._paths(predictions, explain=importance)
+            score = margin if joined is None else joined.score
+            reliability = torch.sigmoid(calibration.logits(score, boundary))
+            beside = None
+            if other is not None:
+                beside = torch.sigmoid(calibration.logits(score, other))
+            if joined is None:
+                return ProbeReading(reliability, received, other=beside)
+            atoms = self.atom_logits(joined)
+            worst = None
+            if atoms is not None:
+                sizes = [len(p.numbers) for p in predictions]
+                worst = self._worst_atom(atoms, sizes)
+                atoms = atoms.sigmoid()
+            parts = calibration.slope * joined.parts
+            novelty, gap = self._scope(predictions, joined.distance)
+        return ProbeReading(
+            reliability, received, atoms, parts, novelty, gap, worst, beside
+        )
+
+    def atom_logits(self, joined: JoinedOutput) -> torch.Tensor | None:
+        r"""Return the log-odds of \|ΔF_i\| <= the card's ``atom_boundary``, (atoms,).
+
+        None without a calibration of atoms.
+        """
+        calibration = self.card.atom_calibration
+        if joined.atoms is None or joined.beyond is None or calibration is None:
+            return None
+        return calibration.logits(joined.atoms) - REMOTE * joined.beyond
+
+    def _worst_atom(
+        self, logits: torch.Tensor, sizes: list[int]
+    ) -> torch.Tensor | None:
+        floor = self.card.atom_floor
+        if floor is None:
+            return None
+        levels = _tensor(
+            [np.array(floor.at(n), np.float32) for n in sizes], logits.device
+        )
+        lowest = Ragged(sizes, logits.device).min(logits[:, None])[:, 0]
+        return levels - lowest
+
+    def _scope(
+        self, predictions: Sequence[Prediction], distance: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        scope = self.card.scope
+        if scope is None:
+            return None, None
+        gap = None
+        if scope.charges and predictions[0].charges is not None:
+            sums = torch.stack([_charges(p).sum() for p in predictions])
+            known = torch.tensor(scope.charges, dtype=sums.dtype, device=sums.device)
+            gap = (sums[:, None] - known).abs().amin(dim=1)
+        return distance / scope.distance, gap
+
+    def scores(self, predictions: Sequence[Prediction]) -> torch.Tensor:
+        """Return what the calibration takes, (structures,): larger is more reliable."""
+        with torch.inference_mode():
+            margin, joined, _ = self._paths(predictions, explain=False)
+            return margin if joined is None else joined.score
+
+    def joined_output(self, predictions: Sequence[Prediction]) -> JoinedOutput:
+        """Return what each path says.
+
+        Raises
+        ------
+        ProbeError
+            If the probe is all one path.
+        """
+        with torch.inference_mode():
+            joined = self._paths(predictions, explain=False)[1]
+        if joined is None:
+            msg = (
+                "probe must have several paths, got the architecture "
+                f"{self.card.architecture!r}"
+            )
+            raise ProbeError(msg)
+        return joined
+
+    def _paths(
+        self, predictions: Sequence[Prediction], *, explain: bool
+    ) -> tuple[torch.Tensor, JoinedOutput | None, torch.Tensor | None]:
+        given = self._prepare(predictions)
+        output = self.network(*given[:4], explain=explain)
+        margin = output.logits[:, 0] - output.logits[:, 1]
+        joined = None
+        if self.joined is not None and self.statistics is not None:
+            if given.distances is None or given.host is None:
+                msg = "distances must be there where there are statistics, got None"
+                raise ProbeError(msg)
+            joined = self.joined(
+                given.host, given.features, given.distances, self.statistics, margin
+            )
+        return margin, joined, output.importance
+
+    def inputs(
+        self, predictions: Sequence[Prediction]
+    ) -> tuple[torch.Tensor, list[int], torch.Tensor, torch.Tensor | None]:
+        """Return (features, sizes, scalars, charges) as the network takes them."""
+        return self._prepare(predictions)[:4]
+
+    def _prepare(self, predictions: Sequence[Prediction]) -> _Inputs:
+        sizes = [len(p.numbers) for p in predictions]
+        features = _join([p.features for p in predictions])
+        self._move_to(features.device)
+        charges = None
+        if self.card.charges:
+            charges = _join([_charges(p) for p in predictions])
+        if self.statistics is None:
+            raw = [raw_scalars(p, self._atom_energies) for p in predictions]
+            scalars = _tensor(raw, features.device)
+            return _Inputs(features, sizes, scalars, charges, None, None)
+        host = None
+        if self.joined is not None:
+            host = self.joined.numbers.host(predictions, self._atom_energies)
+            first = host.numbers[:, :HOST_SCALARS]
+        else:
+            rows = [scalars_of(p, self._atom_energies) for p in predictions]
+            first = _tensor(rows, features.device)
+        numbers = np.concatenate([p.numbers for p in predictions])
+        index = on_device(features.device, numbers)
+        standard = self.statistics.features(features)
+        distances = self.statistics.distances(standard, index)
+        scalars = self.statistics.scalars(first, distances, sizes)
+        return _Inputs(standard, sizes, scalars, charges, distances, host)
+
+    def _move_to(self, device: torch.device) -> None:
+        if self.network.proj.weight.device != device:
+            # weights moved in inference mode would stay barred from autograd
+            with torch.inference_mode(mode=False):
+                self.network.to(device)
+                for module in (self.statistics, self.joined):
+                    if module is not None:
+                        module.to(device)
+
+    def save(self, path: str | os.PathLike[str], *, half: bool = False) -> Path:
+        """Write one safetensors file, whole or not at all.
+
+        With ``half`` the centres of the kernels and the attention's weights are written
+        in half precision: P moves by less than 0.01, the file is half as large.
+
+        Raises
+        ------
+        RecordError, ProbeError
+            As `check_output`: nothing but another probe is written over.
+        """
+        parts = (
+            ("network", self.network),
+            ("statistics", self.statistics),
+            ("joined", self.joined),
+        )
+        tensors = {
+            f"{name}.{key}": tensor
+            for name, module in parts
+            if module is not None
+            for key, tensor in module.state_dict().items()
+        }
+        if half:
+            tensors = {
+                key: tensor.half() if _bulky(key) else tensor
+                for key, tensor in tensors.items()
+            }
+        tensors |= {f"seen.{key}": kept for key, kept in self.seen.tensors().items()}
+        return FILE.write(path, tensors, self.card.to_dict())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Probe:
+        """Read a probe file.
+
+        Raises
+        ------
+        ProbeError
+            If it is not a probe, is truncated, or of a newer schema.
+        """
+        tensors, entries = FILE.read(path)
+        card = Card.from_dict(entries)
+        with NoDraws():
+            network = ProbeNetwork(Shape.from_dict(card.shape))
+        load_state(network, _section(tensors, "network."), str(path), ProbeError)
+        statistics = None
+        if state := _section(tensors, "statistics."):
+            statistics = Statistics(card.feature_dim)
+            load_state(statistics, state, str(path), ProbeError)
+        joined = None
+        if card.joined is not None:
+            joined = Joined(JoinedShape.from_dict(card.joined))
+            load_state(joined, _section(tensors, "joined."), str(path), ProbeError)
+        seen = Seen.from_tensors(_section(tensors, "seen."))
+        return cls(card, network, statistics, joined, seen)
+
+    @classmethod
+    def from_official(
+        cls,
+        path: str | os.PathLike[str],
+        calculator: Any,
+        *,
+        target: str = "energy",
+        atomic_energies: Mapping[int | str, float] | None = None,
+        heads: int = 32,
+    ) -> Probe:
+        """Import a checkpoint of the released PROBE code; see `uqcalc.probe.official`.
+
+        The file says nothing of its backbone, and not how many heads its attention
+        has: by passing ``calculator`` and ``heads`` the user vouches for both.
+
+        Parameters
+        ----------
+        atomic_energies : mapping, optional
+            eV by atomic number or symbol that are taken off the predicted energy, as
+            the released training of AIMNet2 probes does (`uqcalc.probe.released`). By
+            default what an AIMNet2 model carries; nothing for other models.
+        heads : int
+            Of the attention; 32 in the released configurations. With another number the
+            same weights give other probabilities.
+
+        Raises
+        ------
+        ProbeError
+            If the file is not such a checkpoint or does not fit the calculator, or
+            for AIMNet2 whose atomic energies are not known or which adds dispersion.
+        """
+        from uqcalc.probe.official import import_official
+
+        card, network = import_official(
+            Path(path),
+            calculator,
+            target,
+            atomic_energies=atomic_energies,
+            heads=heads,
+        )
+        return cls(card, network, None)
+
+
+def _section(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    start = len(prefix)
+    return {k[start:]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _bulky(key: str) -> bool:
+    """Say what may be rounded: not what distances and sums of many terms rest on."""
+    return key.startswith("network.") or key.endswith((".centres", ".near"))
+
+
+def check_output(path: str | os.PathLike[str]) -> Path:
+    """Return where a probe may be written: a new file, or over another probe.
+
+    Raises
+    ------
+    RecordError
+        If the folder does not exist.
+    ProbeError
+        If the file is something else, such as the labelled frames.
+    """
+    return FILE.target(path)
+
+
+def _charges(prediction: Prediction) -> torch.Tensor:
+    if prediction.charges is None:
+        msg = (
+            "prediction must carry charges for a probe with a charge layer, got none; "
+            "wrap the calculator the probe was fitted on"
+        )
+        raise ProbeError(msg)
+    return prediction.charges
+
+
+def _join(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    joined = rows[0] if len(rows) == 1 else torch.cat(list(rows))
+    return joined.to(torch.float32)
+
+
+def _tensor(rows: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
+    return on_device(device, np.stack(rows))

@@ -1,1 +1,0 @@
-"""How good a probe is, in numbers, words, panels and a page."""

@@ -1,0 +1,198 @@
+"""Signals that need no labels: the largest force, spreads, Orb's own confidence."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import numpy as np
+
+from uqcalc.backbones.base import Prediction
+from uqcalc.signals.base import TensorReading
+
+
+@final
+class MaxForce:
+    """The largest force on any atom, max_i |F_i|, in eV/Å."""
+
+    name = "max_force"
+    requires = frozenset({"forces"})
+
+    def __call__(self, prediction: Prediction) -> TensorReading:
+        """Read it off the forces of the tapped model."""
+        norms = np.linalg.norm(prediction.forces, axis=1)
+        return TensorReading(
+            signal=self.name,
+            risk=float(norms.max()),
+            unit="eV/Å",
+            results={"max_force": float(norms.max())},
+        )
+
+
+# Of the six numbers of a Voigt stress, how often each is in the 3 x 3 matrix.
+VOIGT_COUNTS = np.array([1.0, 1.0, 1.0, 2.0, 2.0, 2.0])
+_REMEDY = "wrap a committee: uqcalc.Committee([one, other]), or a MACE one"
+
+
+@final
+class ForceSpread:
+    """The committee's standard deviation of the forces, in eV/Å.
+
+    Per atom ``s_i = sqrt(sum_k |F_ki - mean_k F_ki|^2 / (3 K))`` with the population
+    variance over the K members; over the structure ``sqrt(mean_i s_i^2)``
+    (Schran et al. 2020, doi:10.1063/5.0016004), and ``max_i s_i``.
+
+    Parameters
+    ----------
+    reduction : {"rms", "max"}
+        Which of the two is the risk; both are among the results.
+    """
+
+    name = "force_spread"
+    remedy = _REMEDY
+    requires = frozenset({"committee_forces"})
+
+    def __init__(self, reduction: str = "rms") -> None:
+        if reduction not in {"rms", "max"}:
+            msg = f"reduction must be 'rms' or 'max', got {reduction!r}"
+            raise ValueError(msg)
+        self.reduction = reduction
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes the same signal again."""
+        return {"reduction": self.reduction}
+
+    def __call__(self, prediction: Prediction) -> TensorReading:
+        """Read it off the members' forces, shape (members, atoms, 3)."""
+        members = _members(prediction, "committee_forces")
+        per_atom = np.sqrt(members.var(axis=0).mean(axis=1, dtype=float))
+        rms = float(np.sqrt(np.mean(per_atom**2)))
+        worst = float(per_atom.max())
+        return TensorReading(
+            signal=self.name,
+            risk=rms if self.reduction == "rms" else worst,
+            unit="eV/Å",
+            results={
+                "force_spread": rms,
+                "force_spread_max": worst,
+                "force_spreads": per_atom,
+            },
+            per_atom_key="force_spreads",
+        )
+
+
+@final
+class EnergySpread:
+    """The committee's standard deviation of the energy per atom, in eV/atom.
+
+    ``sqrt(sum_k (E_k - mean_k E_k)^2 / K) / atoms``, the population's. Members that
+    count from different zeros of energy differ by these too: it is for potentials
+    trained on the same labels.
+    """
+
+    name = "energy_spread"
+    remedy = _REMEDY
+    requires = frozenset({"committee_energies"})
+
+    def __call__(self, prediction: Prediction) -> TensorReading:
+        """Read it off the members' energies, shape (members,)."""
+        members = _members(prediction, "committee_energies")
+        risk = float(np.std(members, dtype=float)) / len(prediction.numbers)
+        return TensorReading(
+            signal=self.name,
+            risk=risk,
+            unit="eV/atom",
+            results={"energy_spread": risk},
+        )
+
+
+@final
+class StressSpread:
+    """The committee's standard deviation of the stress, in eV/Å³.
+
+    Root mean square over the nine components of the population's standard deviation of
+    each. A structure that is not periodic in all directions has no stress to agree on:
+    the risk is NaN there, with a note.
+    """
+
+    name = "stress_spread"
+    judges_stress = True
+    remedy = _REMEDY
+    requires = frozenset({"committee_stresses"})
+
+    def __call__(self, prediction: Prediction) -> TensorReading:
+        """Read it off the members' stresses, shape (members, 6)."""
+        if not prediction.pbc.all():
+            note = "only structures with a cell in all directions have a stress"
+            return self._reading(float("nan"), note)
+        members = _members(prediction, "committee_stresses")
+        variances = members.var(axis=0, dtype=float)
+        return self._reading(float(np.sqrt(VOIGT_COUNTS @ variances / 9)))
+
+    def _reading(self, risk: float, note: str = "") -> TensorReading:
+        return TensorReading(
+            signal=self.name,
+            risk=risk,
+            unit="eV/Å³",
+            results={"stress_spread": risk},
+            note=note,
+        )
+
+
+def _members(prediction: Prediction, name: str) -> np.ndarray:
+    members: np.ndarray | None = getattr(prediction, name)
+    if members is None:
+        msg = f"prediction must carry {name}, got None; {_REMEDY}"
+        raise ValueError(msg)
+    return members
+
+
+@final
+class OrbConfidence:
+    """The force error that the model itself expects, in eV/Å.
+
+    Orb v3 has a head that gives, for each atom, probabilities of bins of the mean
+    absolute error over the three components of its force (Rhodes et al. 2025,
+    arXiv:2504.06231). The mean of that distribution is read, in the pass that runs
+    anyway. Larger errors than that of the last bin (0.3 eV/Å) were left out when the
+    head was trained: it cannot expect them. `uqcalc.calibrate_threshold` finds limits.
+
+    Parameters
+    ----------
+    reduce : {"mean", "max"}
+        Over atoms: which is the risk. Both are among the results.
+    """
+
+    name = "orb_confidence"
+    remedy = "wrap an Orb v3 model, whose heads have one named 'confidence'"
+    requires = frozenset({"expected_errors"})
+
+    def __init__(self, reduce: str = "mean") -> None:
+        if reduce not in {"mean", "max"}:
+            msg = f"reduce must be 'mean' or 'max', got {reduce!r}"
+            raise ValueError(msg)
+        self.reduce = reduce
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes the same signal again."""
+        return {"reduce": self.reduce}
+
+    def __call__(self, prediction: Prediction) -> TensorReading:
+        """Read the expected errors, (atoms,)."""
+        per_atom = prediction.expected_errors
+        if per_atom is None:
+            msg = f"prediction must carry expected_errors, got None; {self.remedy}"
+            raise ValueError(msg)
+        mean, worst = per_atom.mean(), per_atom.max()
+        return TensorReading(
+            signal=self.name,
+            risk=mean if self.reduce == "mean" else worst,
+            unit="eV/Å",
+            results={
+                "expected_force_error": mean,
+                "expected_force_error_max": worst,
+                "expected_force_errors": per_atom,
+            },
+            per_atom_key="expected_force_errors",
+        )

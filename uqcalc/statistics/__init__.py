@@ -1,0 +1,1 @@
+"""Statistics on plain arrays: conformal quantiles, scores of probabilities."""
