@@ -40,7 +40,7 @@ from uqcalc.fitting.training import fit_datasets
 from uqcalc.labels.dataset import Dataset, build_dataset
 from uqcalc.labels.defects import NO_INFORMATION, vanishing
 from uqcalc.labels.groups import reduced_formula
-from uqcalc.probe.moments import chunks
+from uqcalc.probe.inputs import chunks
 from uqcalc.probe.seen import geometry_hashes
 from uqcalc.statistics import scores
 

@@ -29,7 +29,7 @@ from uqcalc import (
     fit,
     tap,
 )
-from uqcalc.fitting.single import fit_single
+from uqcalc.fitting.network import fit_single
 from uqcalc.labels.dataset import build_dataset
 from uqcalc.signals.base import to_host
 from uqcalc.signals.probe import ProbeSignal

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from discriminating.rows import OURS, ROWS, judged, ours
 from discriminating.tasks import TARGETS, Task, divide, opened
 from uqcalc.evaluation.panels import plot_reliability_diagram, plot_risk_coverage
-from uqcalc.fitting.loop import margins
+from uqcalc.fitting.network import margins
 from uqcalc.plotting import save_figure
 
 

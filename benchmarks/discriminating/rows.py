@@ -16,9 +16,8 @@ from sklearn.preprocessing import StandardScaler
 from discriminating.labelled import SPREADS
 from uqcalc.backbones import Backbone, Prediction
 from uqcalc.fitting.crossfit import group_folds
-from uqcalc.fitting.loop import margins, validation_split
+from uqcalc.fitting.network import fit_single, margins, validation_split
 from uqcalc.fitting.recipe import Recipe
-from uqcalc.fitting.single import fit_single
 from uqcalc.fitting.training import fit_datasets
 from uqcalc.labels.dataset import Dataset
 from uqcalc.labels.labels import Labels

@@ -3,7 +3,7 @@
 A network of the table is small: on an accelerator its steps are all launches, and on a
 CPU the published recipe takes minutes. Here the seeds of a cell (and the refits that
 calibrate it) share every launch. Loss, batches, optimiser, schedule and patience are
-those of `uqcalc.fitting.loop`; the weights go back into ordinary probes.
+those of `uqcalc.fitting.network`; the weights go back into ordinary probes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from discriminating.labelled import Labelled
 from discriminating.rows import BACKBONE, NETWORKS, Risk, folds, refitted
 from discriminating.tasks import SHIFTED, Task, datasets, run
 from uqcalc.fitting.feeding import Feed
-from uqcalc.fitting.loop import margins, validation_split
+from uqcalc.fitting.network import margins, new_probe, validation_split
 from uqcalc.fitting.recipe import Recipe
-from uqcalc.fitting.single import new_probe
 from uqcalc.labels.dataset import Dataset
 from uqcalc.labels.labels import Labels
 from uqcalc.labels.shards import like_sized

@@ -13,9 +13,9 @@ import torch
 from discriminating.judging import judge
 from discriminating.labelled import Labelled, load
 from discriminating.rows import KINDS, OURS, Row, judged, ours, refitted
-from uqcalc.fitting.loop import margins
+from uqcalc.fitting.network import margins
 from uqcalc.labels.dataset import Dataset
-from uqcalc.probe.moments import chunks
+from uqcalc.probe.inputs import chunks
 from uqcalc.probe.probe import Probe
 from uqcalc.signals.distance import Mahalanobis
 from uqcalc.signals.rigidity import Rigidity

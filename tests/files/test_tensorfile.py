@@ -11,8 +11,12 @@ import torch
 from builders import tiny_probe
 from probe.toys import ToyBackbone, random_prediction
 
-from uqcalc.distillation.head import FILE as HEAD, DistilledHead, HeadCard
-from uqcalc.distillation.network import DirectNetwork
+from uqcalc.distillation.head import (
+    FILE as HEAD,
+    DirectNetwork,
+    DistilledHead,
+    HeadCard,
+)
 from uqcalc.errors import FileWarning, ModelError, ProbeError, RecordError, SignalError
 from uqcalc.files.tensorfile import CHECKSUM, Kind, metadata_of
 from uqcalc.probe.card import Card

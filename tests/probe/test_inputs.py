@@ -1,6 +1,7 @@
 """What enters the network, against closed forms and scikit-learn."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,13 +9,22 @@ import torch
 from ase.build import molecule
 from ase.geometry import wrap_positions
 from builders import salt
-from closeness import FLOAT32, NETWORK, close
+from closeness import FLOAT32, FLOAT64, NETWORK, close
 from probe.toys import Cohesion, random_prediction
 from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import EmpiricalCovariance
 
-from uqcalc.probe.inputs import SCALARS, Statistics, host_scalars, raw_scalars
-from uqcalc.probe.moments import Moments
+from uqcalc.probe.inputs import (
+    CHUNK,
+    CHUNK_ATOMS,
+    SCALARS,
+    Moments,
+    Ragged,
+    Statistics,
+    chunks,
+    host_scalars,
+    raw_scalars,
+)
 
 
 ENERGIES = np.linspace(0, -3, 119)
@@ -169,3 +179,95 @@ def test_far_out_stays_finite():
     scalars = statistics.scalars(host, distances, sizes)
     assert scalars.isfinite().all()
     assert scalars.abs().max() <= 10
+
+
+def structures(count, *, offset=0.0):
+    made = [random_prediction(1 + i % 4, 3, seed=i) for i in range(count)]
+    found = []
+    for prediction in made:
+        features = prediction.features.double() + offset
+        features[:, 1] += 0.3 * features[:, 0]
+        features[:, 2] = 7.0  # constant
+        found.append(replace(prediction, features=features))
+    return found
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_moments_are_those_of_all_rows_at_once(offset):
+    predictions = structures(CHUNK + 100, offset=offset)  # more than are held at once
+    moments = Moments(predictions)
+    rows = np.concatenate([p.features.numpy() for p in predictions])
+    numbers = np.concatenate([p.numbers for p in predictions])
+    assert moments.atoms == len(rows)
+    close(moments.mean, rows.mean(axis=0), FLOAT64, of=rows)
+    scale = rows.std(axis=0)
+    scale[2] = 1.0
+    np.testing.assert_allclose(moments.scale, scale, rtol=1e-6)
+    standard = (rows - rows.mean(axis=0)) / scale
+    np.testing.assert_allclose(
+        moments.uncentred, standard.T @ standard / len(rows), atol=1e-6
+    )
+    within = np.zeros((3, 3))
+    for z in np.unique(numbers):
+        mine = standard[numbers == z]
+        assert moments.counts[z] == len(mine)
+        np.testing.assert_allclose(
+            moments.element_mean[z], mine.mean(axis=0), atol=1e-8
+        )
+        centred = mine - mine.mean(axis=0)
+        within += centred.T @ centred / len(rows)
+    np.testing.assert_allclose(moments.within, within, atol=1e-6)
+    absent = np.setdiff1d(np.arange(119), numbers)
+    assert not moments.element_mean[absent].any()
+
+
+@pytest.mark.parametrize("constant", [0.37, 1234.5])
+def test_rounding_is_not_taken_for_a_feature_that_varies(constant):
+    """Dead channels with a bias: equal, or equal to single precision."""
+    rng = np.random.default_rng(0)
+    predictions = []
+    for i in range(2 * CHUNK):
+        features = torch.from_numpy(rng.normal(size=(20, 3))).float()
+        features[:, 0] = constant
+        features[:, 1] = constant * (1 + 1e-7 * features[:, 1])
+        predictions.append(replace(random_prediction(20, 3, seed=i), features=features))
+    moments = Moments(predictions)
+    assert moments.scale[:2].tolist() == [1.0, 1.0]
+    assert moments.scale[2] == pytest.approx(1.0, abs=0.02)
+    assert torch.linalg.eigvalsh(moments.within).min() > -1e-6
+
+
+def test_chunks_are_everything_in_order():
+    rows = [SimpleNamespace(numbers=np.ones(2, int)) for _ in range(2 * CHUNK + 1)]
+    pieces = list(chunks(rows))
+    assert [row for piece in pieces for row in piece] == rows
+    assert [len(piece) for piece in pieces] == [CHUNK, CHUNK, 1]
+
+
+def test_large_structures_come_fewer_at_a_time():
+    rows = [SimpleNamespace(numbers=np.ones(CHUNK_ATOMS // 2, int)) for _ in range(5)]
+    assert [len(piece) for piece in chunks(rows)] == [2, 2, 1]
+
+
+HOW = {"mean": np.mean, "max": np.max, "min": np.min}
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("sizes", [[4], [1], [3, 1, 5, 2]])
+def test_reductions_are_loops(how, sizes):
+    rows = np.random.default_rng(0).normal(size=(sum(sizes), 3))
+    ragged = Ragged(sizes, torch.device("cpu"))
+    found = getattr(ragged, how)(torch.from_numpy(rows))
+    pieces = np.split(rows, np.cumsum(sizes)[:-1])
+    expected = np.stack([HOW[how](piece, axis=0) for piece in pieces])
+    close(found, expected, FLOAT64)
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("sizes", [[4], [2, 4, 1]])
+def test_not_a_number_stays_in_its_structure(how, sizes):
+    rows = torch.zeros(sum(sizes), 1)
+    rows[3] = torch.nan  # the last of four, or in the middle of the second structure
+    found = getattr(Ragged(sizes, torch.device("cpu")), how)(rows)
+    expected = [True] if len(sizes) == 1 else [False, True, False]
+    assert found[:, 0].isnan().tolist() == expected

@@ -8,7 +8,7 @@ import torch
 from closeness import FLOAT32, FLOAT64, NETWORK, close
 from probe.toys import dense_network
 
-from uqcalc.probe import attention
+from uqcalc.probe import network as attention
 from uqcalc.probe.network import ProbeNetwork, Shape
 
 

@@ -10,9 +10,8 @@ from probe.toys import random_prediction
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 
-from uqcalc.fitting.learning import learn_numbers, standard_and_distances
-from uqcalc.probe.inputs import Statistics
-from uqcalc.probe.moments import Moments
+from uqcalc.fitting.joining import learn_numbers, standard_and_distances
+from uqcalc.probe.inputs import Moments, Statistics
 from uqcalc.probe.numbers import ATOM_NAMES, NAMES, PlainNumbers
 
 

@@ -18,8 +18,12 @@ from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.batching import batches, predict_each
 from uqcalc.backbones.registry import tap
 from uqcalc.distillation.card import HeadCard
-from uqcalc.distillation.head import DistilledHead, make_network
-from uqcalc.distillation.network import DirectNetwork, neighbours
+from uqcalc.distillation.head import (
+    DirectNetwork,
+    DistilledHead,
+    make_network,
+    neighbours,
+)
 from uqcalc.errors import LabelWarning, ModelError
 from uqcalc.files.nodraws import NoDraws
 from uqcalc.progress import progress_bar

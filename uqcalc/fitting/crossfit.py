@@ -14,8 +14,8 @@ from sklearn.model_selection import GroupKFold
 from uqcalc.errors import LabelError
 from uqcalc.labels.dataset import Dataset
 from uqcalc.probe.calibration import platt
+from uqcalc.probe.inputs import chunks
 from uqcalc.probe.joined import PATHS
-from uqcalc.probe.moments import chunks
 from uqcalc.probe.probe import Probe
 
 

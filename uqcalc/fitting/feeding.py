@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.labels.shards import Shards, like_sized, sizes_of
-from uqcalc.probe.moments import chunks
+from uqcalc.probe.inputs import chunks
 from uqcalc.probe.probe import Probe
 
 

@@ -40,7 +40,7 @@ class Recipe:
     atomic_energies : mapping or None
         Of "probe-2026" alone: eV by atomic number or symbol, taken off the predicted
         energy. None takes what an AIMNet2 model carries, and nothing for other models
-        (`uqcalc.probe.released`).
+        (`uqcalc.probe.official`).
     suspect, unreliable : float
         Cutoffs on P(reliable) that the default policy takes: by default SUSPECT when
         more than one in five such predictions is wrong, UNRELIABLE when more than

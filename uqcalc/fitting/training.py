@@ -23,9 +23,8 @@ from uqcalc.evaluation.evaluation import Evaluation, evaluate_dataset
 from uqcalc.evaluation.readings import read_structures
 from uqcalc.evaluation.riskcontrol import held_out_logits
 from uqcalc.fitting.joining import fit_joined
-from uqcalc.fitting.loop import margins
+from uqcalc.fitting.network import fit_single, margins
 from uqcalc.fitting.recipe import Recipe
-from uqcalc.fitting.single import fit_single
 from uqcalc.labels.dataset import Dataset, build_dataset
 from uqcalc.labels.defects import check_frames, drop_leaks
 from uqcalc.labels.groups import Chained, group_names, refuse_shared_groups
@@ -39,8 +38,8 @@ from uqcalc.labels.prospects import (
 )
 from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.card import JOINED_ARCHITECTURE, RAW_ARCHITECTURE
+from uqcalc.probe.official import released_energies
 from uqcalc.probe.probe import Probe
-from uqcalc.probe.released import released_energies
 from uqcalc.probe.seen import Seen
 
 

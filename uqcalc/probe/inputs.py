@@ -3,14 +3,116 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
 from uqcalc.backbones.prediction import Prediction
-from uqcalc.probe.moments import Moments, chunks
+
+
+class Ragged:
+    """Reduces rows of atoms, (atoms, k), to rows of structures, (structures, k).
+
+    One structure, which is what a step of dynamics brings, takes the short way.
+    """
+
+    def __init__(self, sizes: Sequence[int], device: torch.device) -> None:
+        self.sizes = sizes
+        self._lengths: torch.Tensor | None = None
+        if len(sizes) > 1:
+            self._lengths = torch.tensor(sizes, device=device)
+
+    def mean(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the mean over the atoms of each structure."""
+        return self._reduce(rows, "mean")
+
+    def max(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the largest value among the atoms of each structure."""
+        return self._reduce(rows, "max")
+
+    def min(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the smallest value among the atoms of each structure."""
+        return self._reduce(rows, "min")
+
+    def _reduce(self, rows: torch.Tensor, how: str) -> torch.Tensor:
+        if self._lengths is None:
+            if how == "mean":
+                return rows.mean(dim=0, keepdim=True)
+            extreme = rows.amax if how == "max" else rows.amin
+            return extreme(dim=0, keepdim=True)
+        return torch.segment_reduce(rows, how, lengths=self._lengths)
+
+
+CHUNK, CHUNK_ATOMS = 512, 2**14  # structures held at once, and atoms
+# A spread below these is rounding of single precision, not a feature that varies.
+_CONSTANT, _NOTHING = 1e-6, 1e-8  # of the feature's mean, and by itself
+
+
+class Moments:
+    """Count, sum and second moment of features, overall and of each element.
+
+    Everything that standardisation and distances need follows from these, in float64.
+    They are summed about the mean of the first chunk: about 0, the variance of a
+    feature that hardly varies would be a difference of two large numbers.
+
+    Attributes
+    ----------
+    atoms : int
+    counts : tensor (119,)
+        Atoms of each element.
+    mean, scale : tensor (dim,)
+        Of all features; a constant one has scale 1.
+    element_mean : tensor (119, dim)
+        Of the standardised features of each element, 0 where there is none.
+    within, uncentred : tensor (dim, dim)
+        Second moments of the standardised features about the mean of their element,
+        and about 0.
+    """
+
+    def __init__(self, predictions: Sequence[Prediction]) -> None:
+        dim = predictions[0].features.shape[1]
+        counts = torch.zeros(119, dtype=torch.float64)
+        sums = torch.zeros(119, dim, dtype=torch.float64)
+        second = torch.zeros(dim, dim, dtype=torch.float64)
+        about: torch.Tensor | None = None
+        for chunk in chunks(predictions):
+            features = torch.cat([p.features for p in chunk]).double()
+            about = features.mean(dim=0) if about is None else about
+            features = features - about
+            numbers = torch.cat([torch.from_numpy(p.numbers) for p in chunk])
+            counts += torch.bincount(numbers, minlength=119)
+            sums.index_add_(0, numbers, features)
+            second += features.T @ features
+        self.atoms = int(counts.sum())
+        self.counts = counts
+        shift = sums.sum(dim=0) / self.atoms
+        self.mean = shift if about is None else about + shift
+        covariance = second / self.atoms - torch.outer(shift, shift)
+        spread = covariance.diagonal().clamp(min=0.0).sqrt()
+        varies = spread > (_CONSTANT * self.mean.abs()).clamp(min=_NOTHING)
+        self.scale = torch.where(varies, spread, 1.0)
+        self.uncentred = covariance / torch.outer(self.scale, self.scale)
+        centred = sums - counts[:, None] * shift
+        self.element_mean = centred / counts.clamp(min=1)[:, None] / self.scale
+        between = self.element_mean.T @ (counts[:, None] * self.element_mean)
+        self.within = self.uncentred - between / self.atoms
+
+
+def chunks(predictions: Sequence[Prediction]) -> Iterator[list[Prediction]]:
+    """Yield the predictions in order, as many at a time as memory surely holds."""
+    chunk: list[Prediction] = []
+    atoms = 0
+    for index in range(len(predictions)):
+        prediction = predictions[index]
+        atoms += len(prediction.numbers)
+        if chunk and (len(chunk) == CHUNK or atoms > CHUNK_ATOMS):
+            yield chunk
+            chunk, atoms = [], len(prediction.numbers)
+        chunk.append(prediction)
+    if chunk:
+        yield chunk
 
 
 HOST_SCALARS = 4
@@ -23,7 +125,7 @@ def raw_scalars(prediction: Prediction, atom_energies: np.ndarray) -> np.ndarray
     """Return the published inputs as they are: energy in eV and atom count.
 
     Of the energy only ``atom_energies`` (119,) are taken off, where the released
-    training does (`uqcalc.probe.released`).
+    training does (`uqcalc.probe.official`).
     """
     numbers = prediction.numbers
     energy = prediction.energy - atom_energies[numbers].sum()

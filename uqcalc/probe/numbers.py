@@ -16,8 +16,13 @@ import torch
 from torch import nn
 
 from uqcalc.backbones.prediction import Prediction
-from uqcalc.probe.inputs import HOST_SCALARS, Statistics, host_scalars, on_device
-from uqcalc.probe.ragged import Ragged
+from uqcalc.probe.inputs import (
+    HOST_SCALARS,
+    Ragged,
+    Statistics,
+    host_scalars,
+    on_device,
+)
 from uqcalc.probe.regressions import LIMIT, standardised
 
 

@@ -21,6 +21,7 @@ from uqcalc.files.tensorfile import load_state
 from uqcalc.probe.card import FILE, JOINED_ARCHITECTURE, RAW_ARCHITECTURE, Card
 from uqcalc.probe.inputs import (
     HOST_SCALARS,
+    Ragged,
     Statistics,
     on_device,
     raw_scalars,
@@ -29,7 +30,6 @@ from uqcalc.probe.inputs import (
 from uqcalc.probe.joined import REMOTE, Joined, JoinedOutput, JoinedShape
 from uqcalc.probe.network import ProbeNetwork, Shape
 from uqcalc.probe.numbers import FromHost
-from uqcalc.probe.ragged import Ragged
 from uqcalc.probe.seen import Seen
 
 
@@ -425,7 +425,7 @@ class Probe:
         ----------
         atomic_energies : mapping, optional
             eV by atomic number or symbol that are taken off the predicted energy, as
-            the released training of AIMNet2 probes does (`uqcalc.probe.released`). By
+            the released training of AIMNet2 probes does (`uqcalc.probe.official`). By
             default what an AIMNet2 model carries; nothing for other models.
         heads : int
             Of the attention; 32 in the released configurations. With another number the
