@@ -4,8 +4,12 @@ import logging
 
 import numpy as np
 import pytest
+import yaml
 from ase import Atoms
+from ase.io import read, write
+from typer.testing import CliRunner
 
+import uqcalc
 from tests.builders import mace_calculator, rattled
 from tests.probe.toys import ToyBackbone
 from uqcalc import (
@@ -16,10 +20,14 @@ from uqcalc import (
     ProbeSignal,
     ReliableCalculator,
     Threshold,
+    read_assessment,
 )
+from uqcalc.cli import app
 from uqcalc.defaults import find_probe, label_free, shipped_probe
 from uqcalc.models.bundled import bare_calculator
 from uqcalc.models.named import SHIPPED_PROBES
+from uqcalc.runfile import opening
+from uqcalc.runfile.file import read_run_file
 
 
 POLICY = Policy([Threshold("max_force", 5.0, 20.0)])
@@ -112,3 +120,32 @@ def test_all_shipped_probes_are_small():
     data = files("uqcalc") / "data"
     total = sum(len((data / name).read_bytes()) for name in SHIPPED_PROBES.values())
     assert total < 8e6
+
+
+def test_without_a_probe_library_commands_and_run_files_do_the_same(
+    tmp_path, monkeypatch
+):
+    """What no probe ships for is read without labels, and nothing is RELIABLE."""
+    frames = [rattled(seed=seed) for seed in range(2)]
+    write(tmp_path / "frames.xyz", frames)
+    unknown = mace_calculator(0)
+    by_library = ReliableCalculator(unknown)
+    monkeypatch.setattr(uqcalc, "open_model", lambda *_, **__: unknown, raising=False)
+    monkeypatch.setattr(opening, "open_model", lambda *_, **__: unknown)
+    target = tmp_path / "judged.xyz"
+    done = CliRunner().invoke(
+        app,
+        f"annotate {tmp_path}/frames.xyz -o {target} --model mace_off:small".split(),
+    )
+    assert done.exit_code == 0, done.output
+    run = {"structure": "frames.xyz", "model": "mace_off:small"}
+    run |= {"md": {"ensemble": "nvt", "steps": 1, "temperature_K": 300}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    by_file = opening.open_calculator(read_run_file(tmp_path / "run.yaml"))
+    assert by_file.policy == by_library.policy
+    assert [s.name for s in by_file.signals] == [s.name for s in by_library.signals]
+    for frame, written in zip(frames, read(target, ":"), strict=True):
+        assessment = read_assessment(written)
+        assert assessment.level is Level.SUSPECT
+        expected = by_library.assess(frame)
+        assert assessment.verdict.reasons == expected.verdict.reasons

@@ -12,7 +12,6 @@ from builders import import_mace
 import uqcalc
 from uqcalc import (
     LabelWarning,
-    ModelError,
     RunFileError,
     distill,
     read_log,
@@ -70,9 +69,6 @@ def test_a_model_without_a_probe_may_be_watched_by_force_delta_alone(
     monkeypatch.setattr(opening, "open_model", lambda *_, **__: OPEN_ONCE("default"))
     calc = opening.open_calculator(read_run_file(path))
     assert [signal.name for signal in calc.signals] == ["force_delta", "sanity"]
-    path = written(tmp_path, model="mace_off:small")
-    with pytest.raises(ModelError, match="probe must be given"):
-        opening.open_calculator(read_run_file(path))
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def annotate(  # noqa: PLR0913  (one option each)
     with errors_as_messages("frames so far are on disk; the same command goes on"):
         import uqcalc
 
-        loaded = _probe(model, probe, needed=promised or limits is None)
+        loaded = _probe(model, probe, needed=promised)
         judge = _judge(
             uqcalc.open_model(model, device=device),
             loaded,
@@ -105,11 +105,17 @@ def _judge(
     *,
     promised: bool,
 ) -> ReliableCalculator:
-    """Judge by the probe, by Force Delta where limits on it are given, or by both."""
+    """Judge by the probe, by Force Delta where limits on it are given, or by both.
+
+    Without either, signals that need no labels are read, and every frame is at least
+    SUSPECT.
+    """
     from uqcalc.calculator import ReliableCalculator
 
-    if probe is None or limits is not None or head is not None:
+    if limits is not None or head is not None:
         return judging(calculator, probe, head, limits, promised=promised)
+    if probe is None:
+        return ReliableCalculator(calculator)
     card = probe.card
     policy = card.promise_policy() if promised else card.policy()
     return ReliableCalculator(calculator, probe, policy=policy)

@@ -51,6 +51,9 @@ def open_structure(file: RunFile) -> Atoms:
 def open_calculator(file: RunFile) -> ReliableCalculator:
     """Open the potential with its probe, with Force Delta, or with both.
 
+    Without either, the defaults of `ReliableCalculator` hold: signals that need no
+    labels are read, and every step is at least SUSPECT.
+
     Raises
     ------
     ModelError, ProbeError, BackboneError
@@ -63,18 +66,21 @@ def open_calculator(file: RunFile) -> ReliableCalculator:
         signals.append(ForceDelta(head, interval=delta.interval))
         limits = (delta.suspect_eV_per_A, delta.unreliable_eV_per_A)
         thresholds.append(Threshold(ForceDelta.name, *limits))
-    probe = _probe(file, needed=not signals)
+    probe = _probe(file)
     if probe is not None:
         thresholds[:0] = _probe_policy(file, probe).thresholds
     model = open_model(file.model_at(), device=file.device, dtype=file.dtype)
+    if not thresholds:
+        return ReliableCalculator(model)
     policy = Policy(thresholds)
     return ReliableCalculator(model, probe=probe, signals=signals, policy=policy)
 
 
-def _probe(file: RunFile, *, needed: bool) -> Probe | None:
+def _probe(file: RunFile) -> Probe | None:
+    """Return the probe that the file names, or the one that ships for the model."""
     if file.probe is not None:
         return Probe.load(file.at(file.probe))
-    if needed or file.model in SHIPPED_PROBES:
+    if file.model in SHIPPED_PROBES:
         return shipped_probe(file.model)
     given = file.policy
     if given.promise or given.suspect is not None or given.unreliable is not None:
