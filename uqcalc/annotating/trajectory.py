@@ -10,7 +10,7 @@ from ase import Atoms
 
 from uqcalc.annotating.copies import annotated_copy, cleared_copy, refused_copy
 from uqcalc.backbones.base import Prediction
-from uqcalc.backbones.batching import BATCH_ATOMS, batches, predict_each
+from uqcalc.backbones.batching import BATCH_ATOMS, evaluate_each
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.policy import CELL_MOVES, RUN, extended, stress_judged
 from uqcalc.records import Assessment, Reading
@@ -116,11 +116,12 @@ def annotated(
     """Yield what `annotate` does; ``cells`` has seen the frames before."""
     # copied as they come: a generator may yield the same atoms, moved, again and again
     copies = (cleared_copy(_checked(frame)) for frame in frames)
-    for batch in batches(copies, len, batch_atoms):
-        outcomes = predict_each(calculator.backbone, batch, calculator.wanted())
-        for frame, outcome in zip(batch, outcomes, strict=True):
-            moving = cells.moving(frame)
-            yield _with_outcome(frame, outcome, calculator, moving_cell=moving)
+    evaluated = evaluate_each(
+        calculator.backbone, copies, calculator.wanted(), limit=batch_atoms
+    )
+    for frame, outcome in evaluated:
+        moving = cells.moving(frame)
+        yield _with_outcome(frame, outcome, calculator, moving_cell=moving)
 
 
 def _with_outcome(

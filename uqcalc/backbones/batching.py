@@ -53,6 +53,29 @@ def batches(
         yield batch
 
 
+def evaluate_each(
+    backbone: Backbone,
+    frames: Iterable[Atoms],
+    wanted: Sequence[str] = ("energy", "forces"),
+    *,
+    limit: int = BATCH_ATOMS,
+    finite: bool = True,
+) -> Iterator[tuple[Atoms, Prediction | str]]:
+    """Yield every frame with its prediction, or with the reason why it has none.
+
+    The frames are evaluated in native batches of at most ``limit`` atoms where the
+    backbone has such, and come in their order. One batch is held at a time.
+
+    Parameters
+    ----------
+    wanted, finite
+        As for `predict_each`.
+    """
+    for batch in batches(frames, len, limit):
+        outcomes = predict_each(backbone, batch, wanted, finite=finite)
+        yield from zip(batch, outcomes, strict=True)
+
+
 def predict_each(
     backbone: Backbone,
     frames: Sequence[Atoms],

@@ -15,7 +15,7 @@ from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 
 from uqcalc.backbones.base import Backbone, Prediction
-from uqcalc.backbones.batching import batches, predict_each
+from uqcalc.backbones.batching import batches, evaluate_each
 from uqcalc.backbones.registry import tap
 from uqcalc.distillation.card import HeadCard
 from uqcalc.distillation.head import (
@@ -143,13 +143,12 @@ def _evaluate(
     reasons: list[str] = []
     with progress_bar() as progress:
         task = progress.add_task("teacher", total=len(frames))
-        for batch in batches(frames, len):
-            for outcome in predict_each(backbone, batch, wanted):
-                if isinstance(outcome, str):
-                    reasons.append(outcome)
-                else:
-                    predictions.append(outcome)
-            progress.advance(task, len(batch))
+        for _, outcome in evaluate_each(backbone, frames, wanted):
+            if isinstance(outcome, str):
+                reasons.append(outcome)
+            else:
+                predictions.append(outcome)
+            progress.advance(task)
     if len(predictions) < FEWEST:
         why = f"; the first reason: {reasons[0]}" if reasons else ""
         msg = (

@@ -17,7 +17,7 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from uqcalc.backbones.base import Backbone
-from uqcalc.backbones.batching import batches, predict_each
+from uqcalc.backbones.batching import evaluate_each
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.errors import RecordError
@@ -72,16 +72,15 @@ def evaluate_frames(
     Parameters
     ----------
     advance : callable
-        Told how many more are done, after each batch.
+        Told how many more are done.
     """
     sizes = [len(frame) for frame in frames]
     by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
     outcomes: dict[int, Prediction | str] = {}
-    for batch in batches(by_size, sizes.__getitem__):
-        done = predict_each(backbone, [frames[i] for i in batch], finite=False)
-        slim = [one if isinstance(one, str) else _slim(one) for one in done]
-        outcomes.update(zip(batch, slim, strict=True))
-        advance(len(batch))
+    evaluated = evaluate_each(backbone, (frames[i] for i in by_size), finite=False)
+    for index, (_, found) in zip(by_size, evaluated, strict=True):
+        outcomes[index] = found if isinstance(found, str) else _slim(found)
+        advance(1)
     return [outcomes[i] for i in range(len(sizes))]
 
 

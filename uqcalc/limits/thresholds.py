@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import special
 from sklearn.isotonic import IsotonicRegression
 
-from uqcalc.backbones.batching import batches, predict_each
+from uqcalc.backbones.batching import evaluate_each
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import LabelError, LabelWarning
@@ -333,22 +333,20 @@ def _series(
     """Return the largest risk / scale of each frame, as a policy would act on it."""
     _chosen(calculator, scales)
     found: list[float | None] = []
-    for batch in batches(run, len):
-        wanted = calculator.wanted()
-        for outcome in predict_each(calculator.backbone, batch, wanted):
-            if isinstance(outcome, str):  # a run would not go on from it
-                found.append(math.inf)
-                continue
-            readings = calculator.judge(outcome).readings
-            ours = [r for r in readings if r.signal in scales]
-            bad = any(
-                r.floor is Level.UNRELIABLE for r in readings if r.always or r in ours
-            )
-            risks = [r.risk / scales[r.signal] for r in ours]
-            if any(map(math.isnan, risks)) or bad:
-                found.append(math.inf)
-            else:
-                found.append(max(risks) if risks else None)
+    for _, outcome in evaluate_each(calculator.backbone, run, calculator.wanted()):
+        if isinstance(outcome, str):  # a run would not go on from it
+            found.append(math.inf)
+            continue
+        readings = calculator.judge(outcome).readings
+        ours = [r for r in readings if r.signal in scales]
+        bad = any(
+            r.floor is Level.UNRELIABLE for r in readings if r.always or r in ours
+        )
+        risks = [r.risk / scales[r.signal] for r in ours]
+        if any(map(math.isnan, risks)) or bad:
+            found.append(math.inf)
+        else:
+            found.append(max(risks) if risks else None)
     return found
 
 
@@ -363,32 +361,26 @@ def _readings(
     frames: Iterable[Atoms], calculator: ReliableCalculator, name: str
 ) -> list[tuple[Atoms, Prediction, float]]:
     """Evaluate all frames; (frame, prediction, risk) of each."""
+    _chosen(calculator, [name])
     chosen = [signal for signal in calculator.signals if signal.name == name]
-    if not chosen:
-        names = [signal.name for signal in calculator.signals]
-        msg = f"signal must be one of the calculator's {names}, got {name!r}"
-        raise ValueError(msg)
     found: list[tuple[Atoms, Prediction, float]] = []
     with progress_bar() as progress:
         task = progress.add_task(name, total=None)
-        for batch in batches(frames, len):
-            outcomes = predict_each(
-                calculator.backbone, batch, calculator.wanted(chosen)
-            )
-            for frame, outcome in zip(batch, outcomes, strict=True):
-                if isinstance(outcome, str):
-                    msg = (
-                        f"every frame must be one that can be evaluated, got frame "
-                        f"{len(found)}: {outcome}; leave it out"
-                    )
-                    raise LabelError(msg)
-                reading = calculator.judge(outcome, chosen).readings[0]
-                if math.isnan(reading.risk):
-                    msg = (
-                        f"every frame must have a risk, got none in frame {len(found)}"
-                        f": {reading.note or 'it is not a number'}; leave it out"
-                    )
-                    raise LabelError(msg)
-                found.append((frame, outcome, reading.risk))
-            progress.advance(task, len(batch))
+        wanted = calculator.wanted(chosen)
+        for frame, outcome in evaluate_each(calculator.backbone, frames, wanted):
+            if isinstance(outcome, str):
+                msg = (
+                    f"every frame must be one that can be evaluated, got frame "
+                    f"{len(found)}: {outcome}; leave it out"
+                )
+                raise LabelError(msg)
+            reading = calculator.judge(outcome, chosen).readings[0]
+            if math.isnan(reading.risk):
+                msg = (
+                    f"every frame must have a risk, got none in frame {len(found)}"
+                    f": {reading.note or 'it is not a number'}; leave it out"
+                )
+                raise LabelError(msg)
+            found.append((frame, outcome, reading.risk))
+            progress.advance(task)
     return found

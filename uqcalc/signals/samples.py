@@ -13,7 +13,7 @@ from ase.calculators.calculator import BaseCalculator
 from numpy.typing import NDArray
 
 from uqcalc.backbones.base import Backbone, Prediction
-from uqcalc.backbones.batching import batches, predict_each
+from uqcalc.backbones.batching import evaluate_each
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
 from uqcalc.labels.defects import vanishing, warn_of_no_information
@@ -246,16 +246,15 @@ class Samples:
         by_size = sorted(indices, key=lambda i: len(self._frames[i]))
         with progress_bar() as progress:
             task = progress.add_task(title, total=len(by_size))
-            for batch in batches(by_size, lambda i: len(self._frames[i])):
-                frames = [self._frames[i] for i in batch]
-                outcomes = predict_each(self.backbone, frames, wanted)
-                for index, outcome in zip(batch, outcomes, strict=True):
-                    prediction = _sound(int(index), outcome)
-                    if self._says_nothing(index, prediction):
-                        blank.append(int(index))
-                        continue
-                    yield int(index), prediction, self._error(index, prediction)
-                progress.advance(task, len(batch))
+            frames = (self._frames[i] for i in by_size)
+            evaluated = evaluate_each(self.backbone, frames, wanted)
+            for index, (_, outcome) in zip(by_size, evaluated, strict=True):
+                prediction = _sound(int(index), outcome)
+                progress.advance(task)
+                if self._says_nothing(index, prediction):
+                    blank.append(int(index))
+                    continue
+                yield int(index), prediction, self._error(index, prediction)
         warn_of_no_information(sorted(blank), len(self._frames))
 
     def _says_nothing(self, index: int, prediction: Prediction) -> bool:
