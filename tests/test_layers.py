@@ -16,12 +16,13 @@ import uqcalc
 
 PACKAGE = Path(uqcalc.__file__).parent
 BASE = {"errors", "records"}
-STEP = BASE | {"backbones", "files", "policy", "quantities", "statistics"}
+STEP = BASE | {"backbones", "files", "policy", "quantities", "statistics", "targets"}
 ROOMS = {
     "records": set(),
     "errors": {"records"},
     "progress": set(),
-    "quantities": {"errors"},
+    "targets": {"errors"},
+    "quantities": {"errors", "targets"},
     "policy": BASE,
     "statistics": BASE,
     "files": BASE,

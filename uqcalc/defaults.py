@@ -13,14 +13,14 @@ from uqcalc.backbones.fingerprint import same_model
 from uqcalc.errors import ModelError
 from uqcalc.models.named import SHIPPED_PROBES
 from uqcalc.policy import TRUST_NOTHING, Policy, Threshold
-from uqcalc.probe.card import MEANINGS, Card
+from uqcalc.probe.card import Card
 from uqcalc.probe.probe import Probe
-from uqcalc.quantities import ENERGY_TARGETS
 from uqcalc.signals.base import Signal, check_readable
 from uqcalc.signals.force_delta import ForceDelta
 from uqcalc.signals.label_free import ForceSpread, MaxForce
 from uqcalc.signals.probe import ProbeSignal
 from uqcalc.signals.sanity import Sanity
+from uqcalc.targets import TARGETS
 
 
 def shipped_probe(name: str) -> Probe:
@@ -111,7 +111,7 @@ def _judge_forces(signals: Sequence[Signal]) -> bool:
     """Say whether forces are what the signals judge: energies need not vanish."""
     probes = probes_of(signals)
     return not probes or any(
-        probe.card.target not in ENERGY_TARGETS for probe in probes
+        TARGETS[probe.card.target].of != "energy" for probe in probes
     )
 
 
@@ -208,9 +208,9 @@ def probes_of(signals: Sequence[Signal]) -> list[Probe]:
 def _taken(card: Card) -> str:
     smallest, largest = card.sizes
     return (
-        f"took the probe that ships for {card.fingerprint}: P({MEANINGS[card.target]} "
-        f"<= {card.boundary:.4g} {card.unit}), fitted on structures of "
-        f"{len(card.elements)} elements and {smallest} to {largest} atoms"
+        f"took the probe that ships for {card.fingerprint}: {card.question}, "
+        f"fitted on structures of {len(card.elements)} elements and {smallest} to "
+        f"{largest} atoms"
     )
 
 

@@ -9,17 +9,8 @@ import unicodedata
 from ase import units
 
 from uqcalc.errors import LabelError
+from uqcalc.targets import TARGETS, check_target
 
-
-# What a probe may foresee, and the unit its errors and its boundary are in.
-UNITS = {
-    "forces": "eV/Å",
-    "energy": "eV",
-    "energy_per_atom": "eV/atom",
-    "atom_forces": "eV/Å",
-}
-TARGETS = tuple(UNITS)
-ENERGY_TARGETS = frozenset({"energy", "energy_per_atom"})
 
 _KINDS = {"eV/Å": "a force", "eV": "an energy", "eV/atom": "an energy per atom"}
 _SAMPLES = {"eV/Å": "50 meV/Å", "eV": "1 kcal/mol", "eV/atom": "1 meV/atom"}
@@ -45,21 +36,8 @@ _LENGTHS = {
 _QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*)")
 
 
-def check_target(target: str) -> None:
-    """Refuse a target that no probe has.
-
-    Raises
-    ------
-    LabelError
-        Naming those there are.
-    """
-    if target not in UNITS:
-        msg = f"target must be one of {list(TARGETS)}, got {target!r}"
-        raise LabelError(msg)
-
-
 def parse_quantity(quantity: float | str, target: str, what: str = "boundary") -> float:
-    """Return an error in the unit of ``target`` (`UNITS`).
+    """Return an error in the unit of ``target`` (`uqcalc.targets.TARGETS`).
 
     Parameters
     ----------
@@ -84,7 +62,7 @@ def parse_quantity(quantity: float | str, target: str, what: str = "boundary") -
     0.05
     """
     check_target(target)
-    wanted = UNITS[target]
+    wanted = TARGETS[target].unit
     if isinstance(quantity, str):
         value, unit = _in_ev(quantity, wanted, what)
         if unit != wanted:
@@ -122,7 +100,7 @@ def _in_ev(text: str, bare: str, what: str) -> tuple[float, str]:
 
 
 def _factor(unit: str, bare: str) -> tuple[float, str] | None:
-    """Return what one ``unit`` is in which of `UNITS`; None where it is unknown."""
+    """Return what one ``unit`` is in eV, eV/Å or eV/atom; None where it is unknown."""
     if not unit:
         return 1.0, bare
     numerator, *rest = re.sub(r"\bper\b", "/", unit).split("/")

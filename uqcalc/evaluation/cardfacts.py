@@ -10,7 +10,7 @@ from typing import Any
 from ase.data import chemical_symbols
 
 from uqcalc.evaluation.words import atom_line, scope_line
-from uqcalc.probe.card import MEANINGS, Card, Promise
+from uqcalc.probe.card import Card, Promise
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ def card_facts(card: Card) -> Facts:
     if rule:
         boundary += f", {rule}"
     rows = [
-        ("predicts", f"P({MEANINGS[card.target]} <= {card.boundary:.4g} {card.unit})"),
+        ("predicts", card.question),
         ("boundary", boundary),
         *_boundary_rows(card),
         ("for the backbone", card.fingerprint),

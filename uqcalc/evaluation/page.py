@@ -13,12 +13,12 @@ import numpy as np
 from uqcalc.evaluation.words import (
     atom_line,
     findings,
-    question,
     scope_line,
     score_table,
     share,
 )
-from uqcalc.probe.card import MEANINGS, Promise
+from uqcalc.probe.card import Promise
+from uqcalc.targets import TARGETS
 
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ def render(seen: Evaluation, warnings: Sequence[str] = ()) -> str:
         What was said on the way; they stand before all scores.
     """
     card = seen.probe.card
-    title = f"Probe report: {question(card)}"
+    title = f"Probe report: {card.question}"
     body = [
-        f"<h1>{escape(question(card))}</h1>",
+        f"<h1>{escape(card.question)}</h1>",
         *_opening(seen),
         *_mind([*warnings, *findings(seen.report)]),
         *_scores(seen),
@@ -98,8 +98,8 @@ def _opening(seen: Evaluation) -> list[str]:
     return [
         _paragraph(
             f"For every structure this probe says how probable it is that the "
-            f"{MEANINGS[card.target]} of the potential is at most {limit}. From P = "
-            f"{card.suspect:g} on a structure is RELIABLE, below it SUSPECT, below "
+            f"{TARGETS[card.target].meaning} of the potential is at most {limit}. From "
+            f"P = {card.suspect:g} on a structure is RELIABLE, below it SUSPECT, below "
             f"P = {card.unreliable:g} UNRELIABLE."
         ),
         _paragraph(

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from uqcalc.labels.prospects import FEWEST_STRUCTURES, few_of_a_kind
-from uqcalc.probe.card import MEANINGS, Card
 
 
 FEWEST_TEST_GROUPS = 30
@@ -25,11 +24,6 @@ class Score(NamedTuple):
     value: float
     beside: str
     meaning: str
-
-
-def question(card: Card) -> str:
-    """Return what the probe gives the probability of."""
-    return f"P({MEANINGS[card.target]} <= {card.boundary:.4g} {card.unit})"
 
 
 def score_table(report: Mapping[str, Any]) -> list[Score]:

@@ -37,6 +37,7 @@ from uqcalc.probe.scope import (
     warn_of_wide_scope,
 )
 from uqcalc.statistics import scores
+from uqcalc.targets import TARGETS
 
 
 _ENOUGH = 20_000  # structures that scales and principal components are taken from
@@ -364,7 +365,7 @@ def _atom_calibration(
     errors = np.concatenate(held.atom_errors)
     known = errors[errors > _NO_ERROR]  # NaN, and zeros of earlier datasets, are not
     boundary, reason = None, "the forces on almost all vanish by symmetry"
-    if labels.target in {"forces", "atom_forces"}:
+    if TARGETS[labels.target].of == "forces":
         boundary = labels.boundary
     if unseen.atoms is not None and len(known):
         if boundary is None or not known.min() <= boundary < known.max():

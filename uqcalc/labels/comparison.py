@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from ase import Atoms, units
+from ase import Atoms
 from numpy.typing import NDArray
 from scipy import stats
 
 from uqcalc.backbones.base import Prediction
 from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.labels.defects import vanishing
-from uqcalc.labels.labels import Labels, force_errors
+from uqcalc.labels.labels import Labels
 from uqcalc.labels.offsets import without_elements
 from uqcalc.labels.shards import AtomRows, Shards, evenly, sizes_of, taken
-from uqcalc.quantities import ENERGY_TARGETS
+from uqcalc.targets import QUANTITIES, TARGETS, force_errors
 
 
-# How many of each fit into one eV, or into one eV/Å.
-ENERGY_SCALES = {
-    "kcal/mol": units.mol / units.kcal,
-    "kJ/mol": units.mol / units.kJ,
-    "hartree": 1 / units.Hartree,
-    "rydberg": 1 / units.Rydberg,
-    "meV": 1000.0,
-}
-FORCE_SCALES = {
-    "kcal/mol/Å": units.mol / units.kcal,
-    "kJ/mol/Å": units.mol / units.kJ,
-    "hartree/bohr": units.Bohr / units.Hartree,
-    "rydberg/bohr": units.Bohr / units.Rydberg,
-    "meV/Å": 1000.0,
-}
 # Potentials are seldom off by more; the closest two units differ by a factor of 1.9.
 _NEAR = 1.3
 _NOTHING = 1e-6  # eV or eV/Å
@@ -63,15 +48,15 @@ def warn_of_units(
     LabelWarning
         Naming the unit that the scale points to.
     """
-    if target not in ENERGY_TARGETS:
-        predicted = np.concatenate([p.forces.ravel() for p in predictions])
-        labels = np.concatenate([r.ravel() for r in references])
-        scales, right = FORCE_SCALES, "eV/Å"
-    else:
+    of = TARGETS[target].of
+    scales, right = QUANTITIES[of].other_units, QUANTITIES[of].unit
+    if of == "energy":
         numbers = [p.numbers for p in predictions]
         predicted = without_elements(numbers, [p.energy for p in predictions])
         labels = without_elements(numbers, [float(r) for r in references])
-        scales, right = ENERGY_SCALES, "eV"
+    else:
+        predicted = np.concatenate([np.ravel(p.results[of]) for p in predictions])
+        labels = np.concatenate([r.ravel() for r in references])
     unit = _guess(predicted, labels, scales)
     if unit is None:
         return False
@@ -89,7 +74,7 @@ def warn_of_units(
 def _guess(
     predicted: NDArray[np.float64],
     labels: NDArray[np.float64],
-    scales: dict[str, float],
+    scales: Mapping[str, float],
 ) -> str | None:
     # zero in both, as by symmetry, says nothing of the unit
     told = (np.abs(predicted) > _NOTHING) | (np.abs(labels) > _NOTHING)
@@ -173,7 +158,7 @@ def compare(
             zero = vanishing(prediction.results["forces"], wanted)
             blank[k] = zero.all() and not labels.of_energy
             first = ends[k] - len(prediction.numbers)
-            found = force_errors(prediction, wanted)
+            found = force_errors(prediction.results["forces"], wanted)
             of_atoms[first : ends[k]] = np.where(zero, np.nan, found)
     sound = np.flatnonzero(finite)
     if len(sound):

@@ -35,6 +35,7 @@ from uqcalc.labels.offsets import (
 from uqcalc.labels.shards import AtomRows, evenly, numbers_of, sizes_of, taken
 from uqcalc.probe.card import Card
 from uqcalc.probe.seen import geometry_hashes
+from uqcalc.targets import TARGETS
 
 
 @dataclass(slots=True, eq=False)
@@ -47,7 +48,7 @@ class Dataset:
         Features on the CPU in float32; a list, or `storage.shards.Shards`, which
         leaves them on disk.
     errors : array (structures,)
-        In the unit of the target (`uqcalc.quantities.UNITS`).
+        In the unit of the target (`uqcalc.targets.TARGETS`).
     groups : list of str
     excluded : dict
         Defect -> indices of the frames that were left out because of it.
@@ -195,10 +196,9 @@ class Dataset:
         return [first, *(part.with_offsets(first.offsets) for part in others)]
 
     def _errors_after(self, energies: NDArray[np.float64]) -> NDArray[np.float64]:
-        errors = np.abs(self._energies()[1] - energies)
-        if self.labels is not None and self.labels.target == "energy_per_atom":
-            errors = errors / self.sizes
-        return errors
+        target = "energy" if self.labels is None else self.labels.target
+        residuals = self._energies()[1]
+        return np.asarray(TARGETS[target].error(residuals, energies, self.sizes))
 
     def _energies(
         self,

@@ -160,8 +160,7 @@ class Defects:
 
 def _why_missing(frame: Atoms, index: int, labels: Labels) -> str:
     """Say what was looked for, what is there, and which of it may be the label."""
-    what = "energy" if labels.of_energy else "forces"
-    key = labels.energy_key if labels.of_energy else labels.forces_key
+    what, key = labels.of, labels.reference_key
     stored = [] if frame.calc is None else sorted(frame.calc.results)
     msg = (
         f"; missing: no {what} under {key!r}, frame {index} has info "

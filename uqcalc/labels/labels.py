@@ -11,7 +11,8 @@ from ase import Atoms
 from numpy.typing import ArrayLike, NDArray
 
 from uqcalc.errors import LabelError
-from uqcalc.quantities import ENERGY_TARGETS, check_target, parse_quantity
+from uqcalc.quantities import parse_quantity
+from uqcalc.targets import QUANTITIES, TARGETS, check_target
 
 
 if TYPE_CHECKING:
@@ -100,9 +101,19 @@ class Labels:
             raise LabelError(msg)
 
     @property
+    def of(self) -> str:
+        """Which result of the potential is compared with the reference."""
+        return TARGETS[self.target].of
+
+    @property
+    def reference_key(self) -> str:
+        """Where that reference is in ``atoms.info`` or ``atoms.arrays``."""
+        return self._key(self.of)
+
+    @property
     def of_energy(self) -> bool:
         """Whether the errors are those of energies."""
-        return self.target in ENERGY_TARGETS
+        return self.of == "energy"
 
     def chosen_boundary(self, errors: ArrayLike) -> float:
         """Return up to which error a prediction is reliable, in the target's unit.
@@ -141,36 +152,25 @@ class Labels:
 
     def reference(self, frame: Atoms) -> NDArray[np.float64] | None:
         """Return the label, shape () or (atoms, 3); None where no such numbers are."""
-        if not self.of_energy:
-            return self.reference_forces(frame)
-        stored = frame.calc.results if frame.calc is not None else {}
-        value = frame.info.get(self.energy_key, stored.get(self.energy_key))
-        return _numbers(value, ())
+        return self._stored(frame, self.of)
 
     def reference_forces(self, frame: Atoms) -> NDArray[np.float64] | None:
         """Return the forces in eV/Å, (atoms, 3), whatever the target; None if none."""
-        stored = frame.calc.results if frame.calc is not None else {}
-        value = frame.arrays.get(self.forces_key, stored.get(self.forces_key))
-        return _numbers(value, (len(frame), 3))
+        return self._stored(frame, "forces")
 
     def error(self, prediction: Prediction, reference: NDArray[np.float64]) -> float:
         """Return the error whose size decides: eV, eV/atom or eV/Å."""
-        if self.of_energy:
-            error = abs(float(prediction.results["energy"]) - float(reference))
-            whole = self.target == "energy"
-            return error if whole else error / len(prediction.numbers)
-        if self.target == "atom_forces":
-            return float(force_errors(prediction, reference).max())
-        difference = np.asarray(prediction.results["forces"], dtype=float) - reference
-        return float(np.sqrt(np.mean(difference**2)))
+        predicted, atoms = prediction.results[self.of], len(prediction.numbers)
+        return float(TARGETS[self.target].error(predicted, reference, atoms))
 
+    def _key(self, quantity: str) -> str:
+        return str(getattr(self, f"{quantity}_key"))
 
-def force_errors(
-    prediction: Prediction, reference: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return |ΔF_i| of each atom in eV/Å, (atoms,)."""
-    difference = np.asarray(prediction.results["forces"], dtype=float) - reference
-    return np.asarray(np.sqrt(np.einsum("ij,ij->i", difference, difference)))
+    def _stored(self, frame: Atoms, quantity: str) -> NDArray[np.float64] | None:
+        kind, key = QUANTITIES[quantity], self._key(quantity)
+        results = frame.calc.results if frame.calc is not None else {}
+        place = frame.arrays if kind.per_atom else frame.info
+        return _numbers(place.get(key, results.get(key)), kind.shape_for(len(frame)))
 
 
 def _numbers(value: object, shape: tuple[int, ...]) -> NDArray[np.float64] | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.labels.groups import group_names, reduced_formula
 from uqcalc.labels.labels import Labels
-from uqcalc.quantities import UNITS
+from uqcalc.targets import TARGETS
 
 
 FEWEST, FEW, SMALL_SHARE = 5, 30, 0.05
@@ -72,7 +72,7 @@ def refuse_alike(errors: NDArray[np.float64], boundary: float, labels: Labels) -
     chosen = labels.boundary is not None or labels.percentile is not None
     if chosen or boundary >= _ALIKE * middle:
         return
-    unit = UNITS[labels.target]
+    unit = TARGETS[labels.target].unit
     msg = (
         "errors of the training labels must spread for a boundary to be chosen from "
         f"them, got {middle:.3g} {unit} at the median, {boundary:.3g} where the few "

@@ -17,7 +17,7 @@ from uqcalc.files.tensorfile import Kind
 from uqcalc.policy import Policy, Threshold
 from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.scope import AtomFloor, Scope
-from uqcalc.quantities import UNITS
+from uqcalc.targets import TARGETS
 
 
 SCHEMA = 4
@@ -37,12 +37,6 @@ FILE = Kind(
 ARCHITECTURES = ("joined", "standard", "probe-2026")
 JOINED_ARCHITECTURE = "joined"  # attention and other paths
 RAW_ARCHITECTURE = "probe-2026"  # published layout: energy and atom count enter raw
-MEANINGS = {
-    "energy": "total energy error",
-    "energy_per_atom": "energy error per atom",
-    "forces": "RMS force error",
-    "atom_forces": "largest force error of an atom",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +226,8 @@ class Card:
             slope, intercept = given
             calibration = Calibration(float(slope), float(intercept))
             object.__setattr__(self, "calibration", calibration)
-        if self.target not in UNITS:
-            msg = f"target must be one of {sorted(UNITS)}, got {self.target!r}"
+        if self.target not in TARGETS:
+            msg = f"target must be one of {sorted(TARGETS)}, got {self.target!r}"
             raise ProbeError(msg)
         if self.architecture not in ARCHITECTURES:
             msg = (
@@ -275,7 +269,7 @@ class Card:
     @property
     def unit(self) -> str:
         """Unit of the boundary."""
-        return UNITS[self.target]
+        return TARGETS[self.target].unit
 
     @property
     def meaning(self) -> str:
@@ -286,7 +280,13 @@ class Card:
         value, unit = boundary, self.unit
         if value < 1.0:  # meV, as people speak of errors
             value, unit = 1000 * value, f"m{unit}"
-        return f"P({MEANINGS[self.target]} <= {value:.3g} {unit})"
+        return f"P({TARGETS[self.target].meaning} <= {value:.3g} {unit})"
+
+    @property
+    def question(self) -> str:
+        """What the probe gives the probability of, in the unit of the boundary."""
+        meaning = TARGETS[self.target].meaning
+        return f"P({meaning} <= {self.boundary:.4g} {self.unit})"
 
     @property
     def promised(self) -> Promise | None:
@@ -422,8 +422,8 @@ class Card:
         sizes = " to ".join(str(size) for size in self.sizes)
         return (
             f"probe for {self.fingerprint} ({self.architecture}): "
-            f"P({MEANINGS[self.target]} <= {self.boundary:.4g} {self.unit}); "
-            f"elements {symbols or 'not stated'}; {sizes or 'any number of'} atoms"
+            f"{self.question}; elements {symbols or 'not stated'}; "
+            f"{sizes or 'any number of'} atoms"
         )
 
 

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from uqcalc.errors import LabelWarning, ProbeError
 from uqcalc.files.entries import checked
 from uqcalc.statistics.quantiles import group_quantile
+from uqcalc.targets import TARGETS
 
 
 LEVEL = 0.99
@@ -127,7 +128,7 @@ def learn_scope(
     """
     away = np.asarray(distance, dtype=float)
     limit, level = held_out_limit(away, groups, level)
-    stretch = 1.0 if target == "energy" else _INTENSIVE
+    stretch = 1.0 if TARGETS[target].grows else _INTENSIVE
     return Scope(
         distance=limit,
         level=level,

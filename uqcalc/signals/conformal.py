@@ -16,7 +16,6 @@ from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.errors import LabelError, SignalError
 from uqcalc.labels.labels import Labels
 from uqcalc.policy import Threshold
-from uqcalc.quantities import UNITS
 from uqcalc.signals.base import Signal, TensorReading, check_readable
 from uqcalc.signals.card import HeldOut, SignalCard, read_signal
 from uqcalc.signals.fitted import FittedSignal, fit_card, known_kind, rebuilt
@@ -29,19 +28,14 @@ from uqcalc.signals.label_free import (
 )
 from uqcalc.signals.samples import Risks, Samples
 from uqcalc.statistics.quantiles import conformal_factor, groups_needed
+from uqcalc.targets import TARGETS
 
 
 if TYPE_CHECKING:
     from uqcalc.labels.dataset import Dataset
 
 
-# What is bounded; the units are those of the targets.
-_WORDS = {
-    "forces": "RMS error of the forces",
-    "energy": "|error| of the total energy",
-    "energy_per_atom": "|error| of the energy per atom",
-    "atom_forces": "largest |error| of an atom's force",
-}
+_ONE_OF: Any = Literal
 _PREFIX = "base."
 
 
@@ -70,7 +64,7 @@ class ConformalInterval(FittedSignal):
 
     kind = "conformal_interval"
     settings_read: ClassVar[Mapping[str, Any]] = {
-        "target": Literal["forces", "energy", "energy_per_atom", "atom_forces"],
+        "target": _ONE_OF[tuple(TARGETS)],
         "coverage": float,
         "factor": float,
         "floor": float,
@@ -129,9 +123,9 @@ class ConformalInterval(FittedSignal):
         ValueError, SignalError
             If the signal cannot read this backbone.
         """
-        if target not in _WORDS or not floor >= 0 or not 0 < coverage < 1:
+        if target not in TARGETS or not floor >= 0 or not 0 < coverage < 1:
             msg = (
-                f"target must be one of {sorted(_WORDS)}, floor at least 0 and "
+                f"target must be one of {sorted(TARGETS)}, floor at least 0 and "
                 f"coverage between 0 and 1, got {target!r}, {floor} and {coverage}"
             )
             raise ValueError(msg)
@@ -285,14 +279,15 @@ def _card(
     samples: Samples, base: Signal, read: Risks, settings: dict[str, Any]
 ) -> SignalCard:
     target, coverage = settings["target"], settings["coverage"]
+    bounded = TARGETS[target]
     left_out = len(samples) - len(read.order)
     return fit_card(
         ConformalInterval.kind,
         samples,
         set().union(*read.elements),
         0,  # the other signal looks at the width
-        risk=f"bound on the {_WORDS[target]} that holds for a share {coverage:g}",
-        unit=UNITS[target],
+        risk=f"bound on the {bounded.bounded} that holds for a share {coverage:g}",
+        unit=bounded.unit,
         settings=settings | {"signal": base.name, "base": _described(base)},
         training={"structures": len(read.order), "left_out": left_out},
         report={"median_error": float(np.median(read.errors))},

@@ -15,6 +15,7 @@ from uqcalc.probe.joined import PATHS
 from uqcalc.probe.probe import Probe, ProbeReading
 from uqcalc.probe.scope import CHARGE_GAP, FAR, FAR_LOWEST, FARTHEST, LOWEST
 from uqcalc.signals.base import TensorReading
+from uqcalc.targets import TARGETS
 
 
 @final
@@ -53,7 +54,7 @@ class ProbeSignal:
         self.importance = importance
         card = probe.card
         self.meaning = card.meaning
-        self.judges_stress = "stress" in card.target
+        self.judges_stress = TARGETS[card.target].of == "stress"
         self.promise = promise = card.promised
         self._tolerance: float | None = None
         if promise is not None and promise.boundary not in {None, card.boundary}:
