@@ -52,7 +52,9 @@ def warn_of_units(
     scales, right = QUANTITIES[of].other_units, QUANTITIES[of].unit
     if of == "energy":
         numbers = [p.numbers for p in predictions]
-        predicted = without_elements(numbers, [p.energy for p in predictions])
+        predicted = without_elements(
+            numbers, [p.results["energy"] for p in predictions]
+        )
         labels = without_elements(numbers, [float(r) for r in references])
     else:
         predicted = np.concatenate([np.ravel(p.results[of]) for p in predictions])
