@@ -20,7 +20,8 @@ from rdkit import Chem
 from rdkit.Chem import AllChem
 from tblite.ase import TBLite
 
-from uqcalc import Level, default_calculator, scores
+from uqcalc import Level, default_calculator
+from uqcalc.statistics import scores
 
 
 DRUGS = {
