@@ -41,7 +41,7 @@ class Tested:
     formulas, groups : lists of str
         Without a group key the group is the place of the frame, from 0.
     outside : boolean array (structures,)
-        Outside the scope of the probe (`uqcalc.evaluation.readings.Judged`).
+        Outside the scope of the probe (`StructureReadings`).
     novelty : array (structures,) or None
         Largest distance of an atom, in units of the scope's limit.
     atom_probability, atom_errors : arrays (atoms,) or None
@@ -70,9 +70,8 @@ class Evaluation:
     report : dict
         `uqcalc.statistics.scores.classification_report` on the structures;
         ``spearman`` of error and risk; ``outside_scope``, the share of structures
-        outside the scope;
-        ``false_trust``, how many are wrong although their P reaches the card's
-        ``suspect``, and ``false_trust_outside``, which share of those the scope tells;
+        outside the scope; ``false_trust``, how many are wrong although their P reaches
+        the card's ``suspect``, and ``false_trust_outside``, which share of those the scope tells;
         ``atoms``, the scores of the probabilities of single atoms, or None;
         ``excluded``, how many frames were left out for which defect.
     probability, errors : arrays (structures,)
