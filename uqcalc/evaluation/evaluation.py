@@ -72,8 +72,8 @@ class Evaluation:
         ``spearman`` of error and risk; ``outside_scope``, the share of structures
         outside the scope; ``false_trust``, how many are wrong although their P reaches
         the card's ``suspect``, and ``false_trust_outside``, which share of those the
-        scope tells; ``atoms``, the scores of the probabilities of single atoms, or None;
-        ``excluded``, how many frames were left out for which defect.
+        scope tells; ``atoms``, the scores of the probabilities of single atoms, or
+        None; ``excluded``, how many frames were left out for which defect.
     probability, errors : arrays (structures,)
         P(reliable), and the true errors in the unit of the boundary.
     tested : Tested
