@@ -18,6 +18,18 @@ class Level(IntEnum):
     UNRELIABLE = 2
 
 
+def told_apart(one: float, other: float, *, digits: int = 3) -> tuple[str, str]:
+    """Return two numbers with as many digits as it takes to tell them apart.
+
+    Equal numbers, and numbers that differ by less than 17 digits show, come out alike.
+    """
+    for count in range(digits, 18):
+        first, second = f"{one:.{count}g}", f"{other:.{count}g}"
+        if first != second:
+            return first, second
+    return f"{one:.{digits}g}", f"{other:.{digits}g}"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
     """What one signal says about one geometry.
@@ -88,7 +100,7 @@ class Reading:
 
     def _beyond(self, limits: Mapping[str, float]) -> tuple[str, ...]:
         return tuple(
-            f"{key} {float(self.results[key]):.3g} > {limit:.3g}"
+            "{} {} > {}".format(key, *told_apart(float(self.results[key]), limit))
             for key, limit in limits.items()
             if not self.results[key] <= limit
         )

@@ -12,7 +12,7 @@ from ase.filters import StrainFilter, UnitCellFilter
 from ase.md.md import MolecularDynamics
 
 from uqcalc.policy import extended
-from uqcalc.records import Assessment, Reading
+from uqcalc.records import Assessment, Reading, told_apart
 from uqcalc.watching.watched import timestep_fs
 
 
@@ -65,9 +65,11 @@ class Circumstances:
         risk, absurd = self._motion(atoms)
         change = energy - self._first[0]
         if abs(change) > STEEPEST:  # NaN is said elsewhere
+            found, most = told_apart(abs(change), STEEPEST)
+            sign = "+" if change > 0 else "-"
             absurd.append(
-                f"the energy is {change:+.3g} eV/atom off that of the first step, more "
-                f"than {STEEPEST:g} eV/atom"
+                f"the energy is {sign}{found} eV/atom off that of the first step, more "
+                f"than {most} eV/atom"
             )
         left = unseen - self._first[2]
         faults = (
@@ -108,14 +110,15 @@ class Circumstances:
         reasons = []
         temperature = float(atoms.get_temperature())
         if temperature > HOTTEST:
-            reasons.append(f"the temperature is {temperature:.3g} K > {HOTTEST:g} K")
+            hot, most = told_apart(temperature, HOTTEST, digits=6)
+            reasons.append(f"the temperature is {hot} K > {most} K")
         moves = np.linalg.norm(atoms.get_velocities(), axis=1) * timestep * units.fs
         fastest = int(moves.argmax())
         if moves[fastest] > FARTHEST:
             symbol = chemical_symbols[atoms.numbers[fastest]]
+            far, most = told_apart(float(moves[fastest]), FARTHEST)
             reasons.append(
-                f"{symbol}{fastest} moves by {moves[fastest]:.3g} Å in one time step > "
-                f"{FARTHEST:g} Å"
+                f"{symbol}{fastest} moves by {far} Å in one time step > {most} Å"
             )
         return 0.0, reasons
 
