@@ -109,9 +109,10 @@ def test_a_band_cannot_be_monitored_as_one_structure(base, probe):
 
 def test_a_monitor_resumes_the_log_of_a_probe(tmp_path, base, probe):
     """The card of a probe, in the header, is the same after a detour through JSON."""
+    atoms = bulk("NaCl", "rocksalt", a=5.64)
+    atoms.rattle(0.05, seed=0)
     for first in (0, 2):
-        atoms = bulk("NaCl", "rocksalt", a=5.64)
-        atoms.rattle(0.05, seed=0)
+        atoms = atoms.copy()
         atoms.calc = ReliableCalculator(base, probe)
         dynamics = BFGS(atoms, logfile=None)
         monitor = Monitor(dynamics, log=tmp_path / "run.jsonl", patience=1)

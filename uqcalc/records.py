@@ -193,15 +193,16 @@ class Event:
     """One monitored step, light enough to keep all of a long run in memory.
 
     ``time_fs`` and ``temperature_K`` are None for optimisers; ``energy_eV`` is the
-    potential energy; ``readings`` maps each signal to its risk, ``values`` to the
-    scalars of ``calc.results``; ``worst_atoms`` are indices, worst first.
+    potential energy; ``level`` is None where the geometry was not judged; ``readings``
+    maps each signal to its risk, ``values`` to the scalars of ``calc.results``;
+    ``worst_atoms`` are indices, worst first.
     """
 
     step: int
     time_fs: float | None
     temperature_K: float | None
     energy_eV: float
-    level: Level
+    level: Level | None
     readings: dict[str, float]
     values: dict[str, float]
     reasons: tuple[str, ...]
@@ -210,4 +211,27 @@ class Event:
     def to_dict(self) -> dict[str, Any]:
         """Return the record for the event log."""
         entries = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return entries | {"event": "step", "level": self.level.name}
+        level = None if self.level is None else self.level.name
+        return entries | {"event": "step", "level": level}
+
+
+@dataclass(frozen=True, slots=True)
+class BandEvent(Event):
+    """One step of a band of images (NEB); the worst image decides its level.
+
+    ``energy_eV`` is that of the highest image; ``readings``, ``values``, ``reasons``
+    and ``worst_atoms`` are those of ``image``, the worst one (None where no image was
+    judged). ``levels`` holds the level of each image, None where it was not judged;
+    ``barrier_eV`` and ``barrier`` are as in `uqcalc.watching.band.BandAssessment`.
+    """
+
+    image: int | None
+    levels: tuple[Level | None, ...]
+    barrier_eV: float
+    barrier: Level
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record for the event log."""
+        levels = [None if level is None else level.name for level in self.levels]
+        more = {"levels": levels, "barrier": self.barrier.name}
+        return Event.to_dict(self) | more

@@ -12,7 +12,7 @@ from ase.filters import StrainFilter, UnitCellFilter
 from ase.md.md import MolecularDynamics
 
 from uqcalc.policy import extended
-from uqcalc.records import Assessment, Reading, told_apart
+from uqcalc.records import Assessment, Level, Reading, Verdict, told_apart
 from uqcalc.watching.watched import timestep_fs
 
 
@@ -52,14 +52,22 @@ class Circumstances:
         self, dynamics: Any, signals: Sequence[Any], judged: Sequence[str]
     ) -> None:
         self._dynamics = dynamics
+        self._judged = tuple(judged)
         self._stress_judged = stress_judged(signals, judged)
         self._by_design = moves_cell(dynamics)
         self._first: tuple[float, np.ndarray, float] | None = None
 
-    def __call__(self, atoms: Atoms, assessment: Assessment) -> Assessment:
-        """Return the assessment with what else there is to say of this step."""
+    def __call__(
+        self, atoms: Atoms, assessment: Assessment | None
+    ) -> Assessment | None:
+        """Return the assessment with what else there is to say of this step.
+
+        A step that was not judged (None) stays so, unless it is absurd.
+        """
         energy = float(atoms.calc.results["energy"]) / len(atoms)
-        unseen = float(assessment.results().get("sanity_unseen", 0.0))
+        unseen = np.nan  # compares as False with any number
+        if assessment is not None:
+            unseen = float(assessment.results().get("sanity_unseen", 0.0))
         if self._first is None:
             self._first = energy, atoms.cell.array.copy(), unseen
         risk, absurd = self._motion(atoms)
@@ -77,7 +85,8 @@ class Circumstances:
             if left > 0
             else []
         )
-        doubts = [CELL_MOVES] if self._unjudged(atoms) else []
+        judged = assessment is not None
+        doubts = [CELL_MOVES] if judged and self._unjudged(atoms) else []
         if not (absurd or faults or doubts):
             return assessment
         reading = Reading(
@@ -88,7 +97,7 @@ class Circumstances:
             absurd=tuple(absurd),
             always=True,
         )
-        return extended(assessment, reading)
+        return extended(assessment or not_judged(self._judged), reading)
 
     def moves_cell(self, atoms: Atoms) -> bool:
         """Say whether the cell moves, as far as is known at this step."""
@@ -121,6 +130,11 @@ class Circumstances:
                 f"{symbol}{fastest} moves by {far} Å in one time step > {most} Å"
             )
         return 0.0, reasons
+
+
+def not_judged(skipped: Sequence[str]) -> Assessment:
+    """Return an assessment without readings, to be extended by what a run shows."""
+    return Assessment((), Verdict(Level.RELIABLE, (), tuple(skipped)))
 
 
 def stress_judged(signals: Sequence[Any], judged: Sequence[str]) -> bool:
