@@ -23,6 +23,7 @@ from uqcalc.backbones.prediction import fixed_atoms
 from uqcalc.backbones.registry import tap
 from uqcalc.backbones.told import told
 from uqcalc.choosing import AUTO, choose_policy, choose_signals, probes_of
+from uqcalc.htmltable import html_table
 from uqcalc.policy import Policy
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.records import Assessment, Level, Reading, Verdict
@@ -103,6 +104,24 @@ class ReliableCalculator(BaseCalculator):
         self._evaluated = 0
         self._state: Hashable = None
         self._recent = Recent()
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{name}: {text}" for name, text in self._rows())
+        return f"<ReliableCalculator {said}>"
+
+    def _repr_html_(self) -> str:
+        return html_table("ReliableCalculator", self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        judged = f"every {self.interval} geometries" if self.interval > 1 else "always"
+        last = "none" if self.assessment is None else self.assessment.level.name
+        return [
+            ("backbone", self.backbone.name),
+            ("signals", " ".join(signal.name for signal in self.signals)),
+            ("policy for", " ".join(self.policy.signals)),
+            ("judged", judged if self.enabled else "not enabled"),
+            ("last level", last),
+        ]
 
     def calculate(
         self,

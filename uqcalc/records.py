@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from uqcalc.htmltable import html_table
+
 
 class Level(IntEnum):
     """How far a prediction may be trusted, in increasing severity."""
@@ -152,6 +154,19 @@ class Assessment:
         reasons = "; ".join(self.verdict.reasons)
         return f"{self.level.name}: {reasons}" if reasons else self.level.name
 
+    def __repr__(self) -> str:
+        risks = ", ".join(f"{name} {risk}" for name, risk in self._risks())
+        return f"<Assessment {self}{f' (risks: {risks})' if risks else ''}>"
+
+    def _repr_html_(self) -> str:
+        reasons = [("reason", reason) for reason in self.verdict.reasons]
+        rows = [("level", self.level.name), *reasons]
+        rows += [(f"risk of {name}", risk) for name, risk in self._risks()]
+        return html_table("Assessment", rows)
+
+    def _risks(self) -> list[tuple[str, str]]:
+        return [(r.signal, f"{r.risk:.3g} {r.unit}".strip()) for r in self.readings]
+
     def reading(self, signal: str) -> Reading:
         """Return the reading of ``signal``.
 
@@ -219,7 +234,7 @@ class Event:
 class BandEvent(Event):
     """One step of a band of images (NEB); the worst image decides its level.
 
-    ``energy_eV`` is that of the highest image; ``readings``, ``values``, ``reasons``
+    ``energy_eV`` is that of the highest image, ``energies_eV`` that of each; ``readings``, ``values``, ``reasons``
     and ``worst_atoms`` are those of ``image``, the worst one (None where no image was
     judged). ``levels`` holds the level of each image, None where it was not judged;
     ``barrier_eV`` and ``barrier`` are as in `uqcalc.watching.band.BandAssessment`.
@@ -227,6 +242,7 @@ class BandEvent(Event):
 
     image: int | None
     levels: tuple[Level | None, ...]
+    energies_eV: tuple[float, ...]
     barrier_eV: float
     barrier: Level
 

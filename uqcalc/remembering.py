@@ -42,7 +42,7 @@ class Recent:
         self._answers: OrderedDict[Hashable, Answer] = OrderedDict()
 
     def keep(self, answer: Answer) -> None:
-        """Add one, and drop the oldest where there are more than ``size``."""
+        """Add one, and drop the one not asked for the longest where there are more than ``size``."""
         key = _key(answer.atoms, answer.state)
         self._answers[key] = answer
         self._answers.move_to_end(key)
@@ -51,7 +51,10 @@ class Recent:
 
     def find(self, atoms: Atoms, state: Hashable) -> Answer | None:
         """Return the answer for exactly this geometry and state, None without one."""
-        return self._answers.get(_key(atoms, state))
+        key = _key(atoms, state)
+        if key in self._answers:
+            self._answers.move_to_end(key)
+        return self._answers.get(key)
 
     def clear(self) -> None:
         """Forget all."""

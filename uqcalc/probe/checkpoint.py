@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.elements import ElementsSeen
 from uqcalc.errors import ProbeError
+from uqcalc.htmltable import html_table
 from uqcalc.nodraws import NoDraws
 from uqcalc.probe.card import FILE, Card
 from uqcalc.probe.inputs import Statistics
@@ -52,6 +54,24 @@ class Probe(ProbePaths):
         super().__init__(card, network, statistics, joined)
         self.seen = Seen.nothing() if seen is None else seen
         self._seen = ElementsSeen(card.elements)
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{name}: {text}" for name, text in self._rows())
+        return f"<Probe {said}>"
+
+    def _repr_html_(self) -> str:
+        return html_table("Probe", self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        card = self.card
+        cutoffs = f"P < {card.suspect:.3g}, P < {card.unreliable:.3g}"
+        return [
+            ("gives", card.meaning),
+            ("for", card.fingerprint),
+            ("SUSPECT, UNRELIABLE", cutoffs),
+            ("elements", " ".join(chemical_symbols[z] for z in card.elements)),
+            ("promise", "no" if card.promise is None else "yes"),
+        ]
 
     def with_card(self, **entries: Any) -> Probe:
         """Return the same networks with other entries on the card."""

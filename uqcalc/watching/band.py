@@ -145,13 +145,12 @@ class Band:
         seen = self._seen()
         return seen.energies_eV[seen.highest]
 
-    def energy_now(self) -> float:
-        """Return the energy in eV of the highest image as it is now."""
-        energies = [
-            _known_energy(atoms) if image is None else image.energy_now()
-            for image, atoms in zip(self._images, self._neb.images, strict=True)
-        ]
-        return max(energy for energy in energies if not math.isnan(energy))
+    def energies_now(self) -> list[float]:
+        """Return the energy in eV of each image as it is now; NaN if it is not known."""
+        found: list[float] = []
+        for image, atoms in zip(self._images, self._neb.images, strict=True):
+            found += [_known_energy(atoms)] if image is None else image.energies_now()
+        return found
 
     def look(self, step: int, interval: int) -> Assessment | None:
         """Return what is said of the band at this step: the worst image decides."""

@@ -16,6 +16,7 @@ from ase.md.md import MolecularDynamics
 from uqcalc.annotating.frames import cut_frames
 from uqcalc.calculator import checked_interval
 from uqcalc.errors import UnreliableError
+from uqcalc.htmltable import html_table
 from uqcalc.records import Assessment, BandEvent, Event, Level
 from uqcalc.watching.band import Band, BandAssessment
 from uqcalc.watching.eventlog import EventLog, read_standing, versions
@@ -222,6 +223,24 @@ class Monitor:
         if is_complete(self.dynamics):
             self.close()
 
+    def __repr__(self) -> str:
+        said = ", ".join(f"{name}: {text}" for name, text in self._rows())
+        return f"<Monitor {said}>"
+
+    def _repr_html_(self) -> str:
+        return html_table("Monitor", self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        counts = ", ".join(f"{n} {level.name}" for level, n in self.counts().items())
+        if self.history.unjudged:
+            counts += f", {self.history.unjudged} not judged"
+        rows = [("dynamics", type(self.dynamics).__name__), ("looked at", counts)]
+        if not self.enabled:
+            rows.append(("enabled", "no"))
+        if self.reason:
+            rows.append(("halted" if self.halted else "acted", self.reason))
+        return rows
+
     @property
     def step(self) -> int:
         """Step number of this run, counted on across restarts."""
@@ -310,7 +329,7 @@ class Monitor:
             header["log_every"] = log_every
         if log is not None:
             atoms = len(self._watched.atoms)
-            joint = Joint(self._watched.energy_now, atoms, self.first_step)
+            joint = Joint(self._watched.energies_now, atoms, self.first_step)
             self.log = EventLog(
                 log, header, mode, joint if mode == "continue" else None
             )
@@ -427,6 +446,7 @@ class Monitor:
             **entries,
             image=band.worst,
             levels=band.levels,
+            energies_eV=band.energies_eV,
             barrier_eV=band.barrier_eV,
             barrier=band.barrier.level,
         )

@@ -64,9 +64,9 @@ class Structure:
         """Potential energy in eV at the last look."""
         return float(self.results["energy"])
 
-    def energy_now(self) -> float:
+    def energies_now(self) -> list[float]:
         """Return the potential energy in eV of the structure as it is now."""
-        return float(self.calculator.get_property("energy", self.atoms))
+        return [float(self.calculator.get_property("energy", self.atoms))]
 
     def look(self, step: int, interval: int) -> Assessment | None:
         """Return what is said of the geometry at this step.

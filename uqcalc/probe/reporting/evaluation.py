@@ -21,6 +21,7 @@ from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
 from uqcalc.files import strict_json, whole
+from uqcalc.htmltable import html_table
 from uqcalc.probe.checkpoint import Probe
 from uqcalc.probe.dataset import Dataset
 from uqcalc.probe.labelling.defects import check_frames
@@ -40,6 +41,22 @@ class Evaluation(Scored):
 
     Its attributes are those of `uqcalc.probe.reporting.scored.Scored`.
     """
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{name}: {text}" for name, text in self._rows())
+        return f"<{type(self).__name__} {said}>"
+
+    def _repr_html_(self) -> str:
+        return html_table(type(self).__name__, self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        names = {"auroc": "AUROC", "spearman": "Spearman", "ece": "ECE"}
+        found = [(names[key], self.report.get(key)) for key in names]
+        return [
+            ("probe gives", self.probe.card.meaning),
+            ("structures", str(len(self.errors))),
+            *((name, f"{x:.3f}") for name, x in found if isinstance(x, float)),
+        ]
 
     def __str__(self) -> str:
         from uqcalc.probe.reporting.words import report_lines
