@@ -234,10 +234,11 @@ class Event:
 class BandEvent(Event):
     """One step of a band of images (NEB); the worst image decides its level.
 
-    ``energy_eV`` is that of the highest image, ``energies_eV`` that of each; ``readings``, ``values``, ``reasons``
-    and ``worst_atoms`` are those of ``image``, the worst one (None where no image was
-    judged). ``levels`` holds the level of each image, None where it was not judged;
-    ``barrier_eV`` and ``barrier`` are as in `uqcalc.watching.band.BandAssessment`.
+    ``energy_eV`` is that of the highest image, ``energies_eV`` that of each image;
+    ``readings``, ``values``, ``reasons`` and ``worst_atoms`` are those of ``image``,
+    the worst one (None where no image was judged). ``levels`` holds the level of each
+    image, None where it was not judged; ``barrier_eV`` and ``barrier`` are as in
+    `uqcalc.watching.band.BandAssessment`.
     """
 
     image: int | None

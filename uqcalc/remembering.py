@@ -42,7 +42,7 @@ class Recent:
         self._answers: OrderedDict[Hashable, Answer] = OrderedDict()
 
     def keep(self, answer: Answer) -> None:
-        """Add one, and drop the one not asked for the longest where there are more than ``size``."""
+        """Add one; of more than ``size`` drop the one that was used longest ago."""
         key = _key(answer.atoms, answer.state)
         self._answers[key] = answer
         self._answers.move_to_end(key)

@@ -146,7 +146,7 @@ class Band:
         return seen.energies_eV[seen.highest]
 
     def energies_now(self) -> list[float]:
-        """Return the energy in eV of each image as it is now; NaN if it is not known."""
+        """Return the energy in eV of each image as it is now, NaN if not known."""
         found: list[float] = []
         for image, atoms in zip(self._images, self._neb.images, strict=True):
             found += [_known_energy(atoms)] if image is None else image.energies_now()
