@@ -13,7 +13,7 @@ from toys import BAD, GOOD, copper, watched
 
 from uqcalc import Assessment, Evaluation, Level, Monitor, Reading, Verdict
 from uqcalc.htmltable import html_table
-from uqcalc.probe.reporting.scored import Tested
+from uqcalc.probe.reporting import scored
 
 
 class Tags(HTMLParser):
@@ -80,7 +80,7 @@ def test_a_probe_and_an_evaluation_name_the_boundary():
     line, texts = shown(probe)
     assert "P(RMS force error <= 100 meV/Å)" in line
     assert probe.card.fingerprint in texts
-    tested = Tested([], [], np.zeros(3, bool))
+    tested = scored.Tested([], [], np.zeros(3, bool))
     report = {"auroc": 0.75, "ece": None, "spearman": 0.5}
     found = Evaluation(probe, report, np.zeros(3), np.zeros(3), tested)
     line, _ = shown(found)
