@@ -62,6 +62,24 @@ def test_a_log_says_how_far_and_how_badly_it_went(tmp_path):
     assert facts.table[1][4:] == ("scripted: risk 1 eV > 0.7 eV", "3 2 1 0")
 
 
+def test_every_halt_of_a_log_is_listed(tmp_path):
+    path = tmp_path / "run.jsonl"
+    dynamics = VelocityVerlet(watched([GOOD, BAD, GOOD, BAD, GOOD]), 2 * units.fs)
+    monitor = Monitor(dynamics, log=path, patience=1)
+    for _ in range(3):
+        dynamics.run(2)
+        dynamics.run(2)  # refused while the halt lasts
+        monitor.resume()
+    log = summarise_log(path)
+    assert [halt["step"] for halt in log.halts] == [1, 3]
+    rows = dict(log_facts(log).rows)
+    assert rows["halt 1"].startswith("UNRELIABLE at step 1: scripted: risk 1 eV")
+    assert rows["halt 2"].startswith("UNRELIABLE at step 3")
+    assert rows["ended"] == "finished at step 5"
+    only = log_facts(summarise_log(ran(tmp_path / "one.jsonl", [BAD] * 4)))
+    assert "halt 1" not in dict(only.rows)  # the row "ended" says it
+
+
 def ended(path):
     return dict(log_facts(summarise_log(path)).rows)["ended"]
 

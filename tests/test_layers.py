@@ -15,10 +15,11 @@ import uqcalc
 
 
 PACKAGE = Path(uqcalc.__file__).parent
-BASE = {"errors", "records"}
+BASE = {"errors", "records", "htmltable"}
 STEP = BASE | {"backbones", "files", "policy", "quantities", "statistics", "targets"}
 ROOMS = {
-    "records": set(),
+    "htmltable": set(),
+    "records": {"htmltable"},
     "errors": {"records"},
     "progress": set(),
     "targets": {"errors"},

@@ -98,20 +98,26 @@ def test_images_of_a_band_share_a_model_and_pay_one_pass_each(base, method, ends
     assert len(set(risks)) == 5
 
 
-def test_a_band_cannot_be_monitored_as_one_structure(base, probe):
+def test_a_monitored_band_costs_no_further_pass(base, probe):
     images = band()
     for image in images:
         image.calc = ReliableCalculator(base, probe)
-    dynamics = FIRE(NEB(images, method="aseneb"), logfile=None)
-    with pytest.raises(TypeError, match="one structure, got FIRE around NEB"):
-        Monitor(dynamics, patience=1)
+    dynamics = FIRE(NEB(images, method="improvedtangent"), logfile=None)
+    with Counted(base) as count:
+        monitor = Monitor(dynamics, patience=1)
+        dynamics.run(fmax=1e-6, steps=3)
+        risks = [a.reading("probe").risk for a in monitor.band.images]
+        assert count.passes == 2 + 3 * 4
+    own = ReliableCalculator(mace_calculator(), probe)
+    assert risks == [own.assess(image).reading("probe").risk for image in images]
 
 
 def test_a_monitor_resumes_the_log_of_a_probe(tmp_path, base, probe):
     """The card of a probe, in the header, is the same after a detour through JSON."""
+    atoms = bulk("NaCl", "rocksalt", a=5.64)
+    atoms.rattle(0.05, seed=0)
     for first in (0, 2):
-        atoms = bulk("NaCl", "rocksalt", a=5.64)
-        atoms.rattle(0.05, seed=0)
+        atoms = atoms.copy()
         atoms.calc = ReliableCalculator(base, probe)
         dynamics = BFGS(atoms, logfile=None)
         monitor = Monitor(dynamics, log=tmp_path / "run.jsonl", patience=1)

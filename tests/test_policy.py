@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -82,6 +83,24 @@ def test_reasons_give_risk_limit_and_unit():
     assert verdict.reasons == ("a: risk 0.3 > 0.2", "b: risk 3 eV/Å > 2 eV/Å")
     [reason] = policy([Reading("a", math.nan, note="elements [92] are new")]).reasons
     assert reason == "a: elements [92] are new"
+
+
+@given(st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_a_reason_never_calls_a_number_less_than_itself(risk, limit):
+    meaning = "P(RMS force error <= 38 meV/Å)"
+    for reading, sign in (
+        (Reading("a", risk, meaning=meaning), "<"),
+        (Reading("a", risk), ">"),
+    ):
+        for reason in Policy([Threshold("a", limit, 2.0)])([reading]).reasons:
+            found, bound = re.search(rf"([\d.e-]+) {sign} ([\d.e-]+)$", reason).groups()
+            if abs(risk - limit) > 1e-12:
+                assert (float(found) < float(bound)) == (sign == "<")
+                assert found != bound
+    [close] = Policy([Threshold("a", 0.16, 0.5)])(
+        [Reading("a", 0.1604, meaning=meaning)]
+    ).reasons
+    assert close == f"a: {meaning} = 0.8396 < 0.84"
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ from uqcalc import Monitor
 atoms = rattled("CH3OH")
 atoms.calc = reliable_calculator()
 dynamics = VelocityVerlet(atoms, 0.5 * units.fs)
-monitor = Monitor(dynamics, log="run.jsonl", patience=1000)
+monitor = Monitor(dynamics, log="run.jsonl", patience=1000, mode="append")
 dynamics.run(20)
 print(monitor.summary())
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from uqcalc.backbones.prediction import fixed_atoms
 from uqcalc.backbones.registry import tap
 from uqcalc.backbones.told import told
 from uqcalc.defaults import AUTO, choose_policy, choose_signals, probes_of
+from uqcalc.htmltable import html_table
 from uqcalc.policy import Policy
 from uqcalc.probe.probe import Probe
 from uqcalc.records import Assessment, Level, Reading, Verdict
@@ -52,19 +53,28 @@ class ReliableCalculator(BaseCalculator):
     sanity : bool
         Whether `uqcalc.Sanity` is read beside the others: fused atoms, atoms out of
         sight and the like are then called so by every policy.
+    interval : int
+        Judge every ``interval``-th geometry only, beginning with the first. For the
+        others no signal is evaluated: their ``results`` are those of the calculator
+        alone, without a level, and `assessment` is None.
+    enabled : bool
+        With False the calculator answers alone: no signal is evaluated, ``results``
+        hold no level, and a `Monitor` watches nothing. The attribute of this name may
+        be set at any time.
 
     Raises
     ------
     ValueError
         If neither probe nor signals are given, if a signal needs what the backbone
-        does not provide, or if the policy judges a signal that does not run.
+        does not provide, if the policy judges a signal that does not run, or if
+        ``interval`` is not a whole number from 1.
     BackboneError
         If the calculator cannot be tapped.
     ProbeError
         If the probe belongs to another backbone.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (what a user writes in one line of a script)
         self,
         calculator: BaseCalculator | Backbone,
         probe: str | os.PathLike[str] | Probe | None = AUTO,
@@ -73,8 +83,12 @@ class ReliableCalculator(BaseCalculator):
         *,
         importance: Literal["always", "flagged"] = "always",
         sanity: bool = True,
+        interval: int = 1,
+        enabled: bool = True,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.interval = checked_interval(interval, "interval")
+        self.enabled = enabled
         if importance not in {"always", "flagged"}:
             msg = f"importance must be 'always' or 'flagged', got {importance!r}"
             raise ValueError(msg)
@@ -91,13 +105,31 @@ class ReliableCalculator(BaseCalculator):
         self._state: Hashable = None
         self._recent = Recent()
 
+    def __repr__(self) -> str:
+        said = ", ".join(f"{name}: {text}" for name, text in self._rows())
+        return f"<ReliableCalculator {said}>"
+
+    def _repr_html_(self) -> str:
+        return html_table("ReliableCalculator", self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        judged = f"every {self.interval} geometries" if self.interval > 1 else "always"
+        last = "none" if self.assessment is None else self.assessment.level.name
+        return [
+            ("backbone", self.backbone.name),
+            ("signals", " ".join(signal.name for signal in self.signals)),
+            ("policy for", " ".join(self.policy.signals)),
+            ("judged", judged if self.enabled else "not enabled"),
+            ("last level", last),
+        ]
+
     def calculate(
         self,
         atoms: Atoms | None = None,
         properties: Sequence[str] | None = None,
         system_changes: Sequence[str] = tuple(all_changes),
     ) -> None:
-        """Run the backbone once, read every signal once, judge once.
+        """Run the backbone once; read every signal once and judge, where it is due.
 
         Raises
         ------
@@ -109,17 +141,9 @@ class ReliableCalculator(BaseCalculator):
         if given is None:
             msg = "atoms must be given for the first calculation, got None; pass them"
             raise ValueError(msg)
-        with held([self]), self.backbone.alone():
-            self._drop()
-            self.atoms, self._state = given.copy(), self._read(given)
-            due = self._due()
-            wanted = {*self._wanted(given, properties or ()), *self.wanted(due)}
-            prediction = self.backbone(given, sorted(wanted))
-            self._evaluated += 1
-            assessment = self.assessment = self.judge(prediction, due)
-            self.results = prediction.results | assessment.results()
-            answer = Answer(self.atoms, self._state, self.results, assessment)
-            self._recent.keep(answer)
+        judged = self.enabled and self._evaluated % self.interval == 0
+        self._evaluate(given, properties or (), judged=judged)
+        self._evaluated += 1
 
     def get_property(
         self,
@@ -186,13 +210,52 @@ class ReliableCalculator(BaseCalculator):
         return Assessment(readings, self.policy(readings))
 
     def assess(self, atoms: Atoms) -> Assessment:
-        """Return the assessment of exactly this geometry, evaluating if needed."""
+        """Return the assessment of exactly this geometry, evaluating if needed.
+
+        A geometry that ``interval`` left out is evaluated once more, and judged.
+
+        Raises
+        ------
+        ValueError
+            If the calculator is not enabled.
+        """
+        if not self.enabled:
+            msg = (
+                "calculator must be enabled to assess a geometry, got enabled=False; "
+                "set calculator.enabled = True"
+            )
+            raise ValueError(msg)
+        with held([self]):
+            found = self.assessment_of(atoms)
+            if found is None:
+                found = self._evaluate(atoms, ("energy",), judged=True)
+            if found is None:
+                msg = "a geometry must be judged when it is asked for, got no verdict"
+                raise RuntimeError(msg)
+            return found
+
+    def assessment_of(self, atoms: Atoms) -> Assessment | None:
+        """Return what is said of exactly this geometry, evaluating if needed.
+
+        None where ``interval`` leaves it out, or the calculator is not enabled.
+        """
         with held([self]):
             self.get_property("energy", atoms)
-            if self.assessment is None:
-                msg = "results are cached without an assessment; call reset() first"
-                raise RuntimeError(msg)
             return self.assessment
+
+    def recall(self, atoms: Atoms) -> Mapping[str, Any]:
+        """Return the results of this geometry if they are still kept, else none.
+
+        Nothing is evaluated. The last few geometries are kept.
+        """
+        with held([self]):
+            if self.check_state(atoms):
+                self._recall(atoms)
+            return self.results
+
+    def remember(self, geometries: int) -> None:
+        """Keep the answers to at least so many geometries: a band needs its images."""
+        self._recent.size = max(self._recent.size, geometries)
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """Return what changed of all that an answer depends on.
@@ -232,6 +295,38 @@ class ReliableCalculator(BaseCalculator):
         cards = [probe.card.to_dict() for probe in probes_of(self.signals)]
         return self.todict() | {"probe": cards[0] if cards else None}
 
+    def _evaluate(
+        self, given: Atoms, properties: Sequence[str], *, judged: bool
+    ) -> Assessment | None:
+        """Evaluate a geometry once, judge it where that is asked for, and keep both."""
+        with held([self]), self.backbone.alone():
+            self._drop()
+            self.atoms, self._state = given.copy(), self._read(given)
+            wanted = {*self._wanted(given, properties)}
+            if judged:
+                due = self._due()
+                prediction = self.backbone(given, sorted({*wanted, *self.wanted(due)}))
+                assessment = self.assessment = self.judge(prediction, due)
+                self.results = prediction.results | assessment.results()
+            else:
+                asked = [*properties] or ["energy"]  # as the calculator alone would be
+                self.results = self._bare(
+                    given, sorted(wanted) if self.enabled else asked
+                )
+            answer = Answer(self.atoms, self._state, self.results, self.assessment)
+            self._recent.keep(answer)
+            return self.assessment
+
+    def _bare(self, given: Atoms, properties: Sequence[str]) -> dict[str, Any]:
+        """Return the results of the wrapped calculator in a pass that nothing reads."""
+        base = self.backbone.calculator
+        base.calculate(given, properties, base.check_state(given))
+        return {
+            # its own arrays: the next pass of the calculator, whoever asks, may write
+            key: value.copy() if isinstance(value, np.ndarray) else value
+            for key, value in base.results.items()
+        }
+
     def _drop(self) -> None:
         self.results, self.assessment = {}, None
 
@@ -248,6 +343,8 @@ class ReliableCalculator(BaseCalculator):
         """Return what an answer depends on beyond the geometry."""
         with self.backbone.at_rest():
             state = frozen(self.backbone.extra_state(atoms))
+        if not self.enabled:
+            return (state, "not enabled")
         judges = [same(judge) for judge in (self.policy, *self.signals)]
         return (state, frozen(told(atoms)), frozen(fixed_atoms(atoms)), *judges)
 
@@ -308,6 +405,21 @@ def default_calculator(
 
     probe = shipped_probe("default")
     return ReliableCalculator(bare_calculator(device, dtype), probe=probe)
+
+
+def checked_interval(value: int, name: str) -> int:
+    """Return a whole number from 1.
+
+    Raises
+    ------
+    ValueError
+        If it is something else; ``name`` is what it is called.
+    """
+    given: object = value
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        msg = f"{name} must be a whole number from 1, got {value!r}; 1 leaves none out"
+        raise ValueError(msg)
+    return value
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -110,10 +110,13 @@ def log_facts(log: LogSummary, name: str = "Run") -> Facts:
         steps = f"{log.first_step} to {log.last_step}"
         steps += "" if log.time_fs is None else f", {log.time_fs:g} fs"
     levels = ", ".join(f"{n} {level.name}" for level, n in log.levels.items())
+    levels += f", {log.unjudged} not judged" if log.unjudged else ""
     rows = [
         ("ended", _how(log)),
         ("steps", steps),
         ("judged", levels),
+        *_thinned_rows(log),
+        *_halt_rows(log),
         ("structure", str(run.get("formula", "not stated"))),
         ("dynamics", _dynamics(run)),
         ("backbone", str(run.get("backbone", "not stated"))),
@@ -135,11 +138,32 @@ def _how(log: LogSummary) -> str:
         return (
             f"not yet, or killed after step {log.last_step}: the log has no end record"
         )
-    if log.end["how"] == "halted":
+    if _ended_by_halt(log):
         return f"halted: {log.end.get('reason', 'no reason given')}"
     words = {True: ", converged", False: ", not converged", None: ""}
     step = log.end.get("step")
     return f"finished at step {step}{words[log.end.get('converged')]}"
+
+
+def _thinned_rows(log: LogSummary) -> list[tuple[str, str]]:
+    if log.log_every == 1:
+        return []
+    text = (
+        f"every {log.log_every} steps; also UNRELIABLE steps, changes of the level and "
+        "the last step"
+    )
+    return [("logged", text)]
+
+
+def _halt_rows(log: LogSummary) -> list[tuple[str, str]]:
+    """Return a row for each halt; none where the log ends with its only one."""
+    if not log.halts or (len(log.halts) == 1 and _ended_by_halt(log)):
+        return []
+    return [(f"halt {n}", str(h["reason"])) for n, h in enumerate(log.halts, start=1)]
+
+
+def _ended_by_halt(log: LogSummary) -> bool:
+    return log.end is not None and log.end["how"] == "halted"
 
 
 def _dynamics(run: Mapping[str, Any]) -> str:

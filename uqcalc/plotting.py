@@ -65,14 +65,18 @@ def figure_bytes(figure: Figure, kind: str) -> bytes:
 
 
 def plot_verdicts(history: Sequence[Event], ax: Axes | None = None) -> Axes:
-    """Draw one strip: the level of every step, on the time axis in ps."""
+    """Draw one strip: the level of every step, on the time axis in ps.
+
+    A step that was not judged is left blank.
+    """
     axes = axes_of(ax)
     from matplotlib.colors import ListedColormap
 
     times = _times(history)
     step = times[-1] - times[-2] if len(times) > 1 else 1.0
     edges = np.append(times, times[-1] + step)
-    levels = np.array([[int(event.level) for event in history]])
+    judged = [np.nan if e.level is None else float(e.level) for e in history]
+    levels = np.ma.masked_invalid([judged])
     colours = ListedColormap([COLOURS[level] for level in Level])
     axes.pcolormesh(edges, [0, 1], levels, cmap=colours, vmin=0, vmax=len(Level) - 1)
     axes.set(ylim=(0, 1), yticks=[], xlim=(edges[0], edges[-1]))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
-from uqcalc.records import Assessment, Level, Reading, Verdict
+from uqcalc.records import Assessment, Level, Reading, Verdict, told_apart
 
 
 # Limits on a risk of which nobody has said what is reliable: nothing is, not even a
@@ -104,9 +104,10 @@ class Threshold:
         severe = self.level(reading.risk) is Level.UNRELIABLE
         limit = self.unreliable if severe else self.suspect
         if reading.meaning:
-            found = f"{reading.meaning} = {1 - reading.risk:.2g}"
-            return f"{self.signal}: {found} < {1 - limit:.2g}"
-        return f"{self.signal}: risk {reading.risk:.3g}{unit} > {limit:.3g}{unit}"
+            found, least = told_apart(1 - reading.risk, 1 - limit, digits=2)
+            return f"{self.signal}: {reading.meaning} = {found} < {least}"
+        found, most = told_apart(reading.risk, limit, digits=3)
+        return f"{self.signal}: risk {found}{unit} > {most}{unit}"
 
 
 class _Card(Protocol):

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from uqcalc.htmltable import html_table
+
 
 class Level(IntEnum):
     """How far a prediction may be trusted, in increasing severity."""
@@ -16,6 +18,18 @@ class Level(IntEnum):
     RELIABLE = 0
     SUSPECT = 1
     UNRELIABLE = 2
+
+
+def told_apart(one: float, other: float, *, digits: int = 3) -> tuple[str, str]:
+    """Return two numbers with as many digits as it takes to tell them apart.
+
+    Equal numbers, and numbers that differ by less than 17 digits show, come out alike.
+    """
+    for count in range(digits, 18):
+        first, second = f"{one:.{count}g}", f"{other:.{count}g}"
+        if first != second:
+            return first, second
+    return f"{one:.{digits}g}", f"{other:.{digits}g}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,7 +102,7 @@ class Reading:
 
     def _beyond(self, limits: Mapping[str, float]) -> tuple[str, ...]:
         return tuple(
-            f"{key} {float(self.results[key]):.3g} > {limit:.3g}"
+            "{} {} > {}".format(key, *told_apart(float(self.results[key]), limit))
             for key, limit in limits.items()
             if not self.results[key] <= limit
         )
@@ -140,6 +154,19 @@ class Assessment:
         reasons = "; ".join(self.verdict.reasons)
         return f"{self.level.name}: {reasons}" if reasons else self.level.name
 
+    def __repr__(self) -> str:
+        risks = ", ".join(f"{name} {risk}" for name, risk in self._risks())
+        return f"<Assessment {self}{f' (risks: {risks})' if risks else ''}>"
+
+    def _repr_html_(self) -> str:
+        reasons = [("reason", reason) for reason in self.verdict.reasons]
+        rows = [("level", self.level.name), *reasons]
+        rows += [(f"risk of {name}", risk) for name, risk in self._risks()]
+        return html_table("Assessment", rows)
+
+    def _risks(self) -> list[tuple[str, str]]:
+        return [(r.signal, f"{r.risk:.3g} {r.unit}".strip()) for r in self.readings]
+
     def reading(self, signal: str) -> Reading:
         """Return the reading of ``signal``.
 
@@ -181,15 +208,16 @@ class Event:
     """One monitored step, light enough to keep all of a long run in memory.
 
     ``time_fs`` and ``temperature_K`` are None for optimisers; ``energy_eV`` is the
-    potential energy; ``readings`` maps each signal to its risk, ``values`` to the
-    scalars of ``calc.results``; ``worst_atoms`` are indices, worst first.
+    potential energy; ``level`` is None where the geometry was not judged; ``readings``
+    maps each signal to its risk, ``values`` to the scalars of ``calc.results``;
+    ``worst_atoms`` are indices, worst first.
     """
 
     step: int
     time_fs: float | None
     temperature_K: float | None
     energy_eV: float
-    level: Level
+    level: Level | None
     readings: dict[str, float]
     values: dict[str, float]
     reasons: tuple[str, ...]
@@ -198,4 +226,29 @@ class Event:
     def to_dict(self) -> dict[str, Any]:
         """Return the record for the event log."""
         entries = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return entries | {"event": "step", "level": self.level.name}
+        level = None if self.level is None else self.level.name
+        return entries | {"event": "step", "level": level}
+
+
+@dataclass(frozen=True, slots=True)
+class BandEvent(Event):
+    """One step of a band of images (NEB); the worst image decides its level.
+
+    ``energy_eV`` is that of the highest image, ``energies_eV`` that of each image;
+    ``readings``, ``values``, ``reasons`` and ``worst_atoms`` are those of ``image``,
+    the worst one (None where no image was judged). ``levels`` holds the level of each
+    image, None where it was not judged; ``barrier_eV`` and ``barrier`` are as in
+    `uqcalc.watching.band.BandAssessment`.
+    """
+
+    image: int | None
+    levels: tuple[Level | None, ...]
+    energies_eV: tuple[float, ...]
+    barrier_eV: float
+    barrier: Level
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record for the event log."""
+        levels = [None if level is None else level.name for level in self.levels]
+        more = {"levels": levels, "barrier": self.barrier.name}
+        return Event.to_dict(self) | more

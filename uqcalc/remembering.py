@@ -23,31 +23,38 @@ _ARRAYS = ("numbers", "positions", "initial_charges", "initial_magmoms")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """What was said of one geometry: ASE's results and the assessment of them."""
+    """The results for one geometry, and its assessment where it was judged."""
 
     atoms: Atoms
     state: Hashable
     results: dict[str, Any]
-    assessment: Assessment
+    assessment: Assessment | None
 
 
 class Recent:
-    """The answers to the last few geometries, by all that they depend on."""
+    """The answers to the last few geometries, by all that they depend on.
+
+    ``size`` says to how many.
+    """
 
     def __init__(self) -> None:
+        self.size = RECENT
         self._answers: OrderedDict[Hashable, Answer] = OrderedDict()
 
     def keep(self, answer: Answer) -> None:
-        """Add one, and drop the oldest where there are more than `RECENT`."""
+        """Add one; of more than ``size`` drop the one that was used longest ago."""
         key = _key(answer.atoms, answer.state)
         self._answers[key] = answer
         self._answers.move_to_end(key)
-        while len(self._answers) > RECENT:
+        while len(self._answers) > self.size:
             self._answers.popitem(last=False)
 
     def find(self, atoms: Atoms, state: Hashable) -> Answer | None:
         """Return the answer for exactly this geometry and state, None without one."""
-        return self._answers.get(_key(atoms, state))
+        key = _key(atoms, state)
+        if key in self._answers:
+            self._answers.move_to_end(key)
+        return self._answers.get(key)
 
     def clear(self) -> None:
         """Forget all."""

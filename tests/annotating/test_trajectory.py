@@ -517,6 +517,36 @@ def test_a_cell_that_moves_from_frame_to_frame_is_a_doubt(mace, tmp_path):
     assert doubted(read(target, ":")) == [False, False, True, True, True]
 
 
+def test_structures_of_a_data_set_do_not_move_and_those_of_a_run_do(mace):
+    """The same atoms in other cells: strained and rattled at random, or run."""
+
+    def doubted(frames):
+        return [
+            any("the cell moves" in why for why in read_assessment(f).verdict.reasons)
+            for f in annotate(frames, mace)
+        ]
+
+    def strained_by(*strains, moving=False, rattled=0.0):
+        frames = []
+        for seed, strain in enumerate(strains):
+            frame = salt().copy()
+            frame.set_cell(frame.cell * (1 + strain), scale_atoms=True)
+            frame.rattle(rattled, seed=seed)
+            if moving:
+                frame.set_momenta(np.random.default_rng(seed).normal(size=(8, 3)))
+            frames.append(frame)
+        return frames
+
+    assert not any(doubted(strained_by(0.0, 0.03, -0.02, 0.05)))
+    assert not any(doubted(strained_by(0.0, 0.004, -0.003, rattled=0.2)))
+    relaxed = strained_by(0.0, 0.006, 0.009, 0.01, rattled=0.01)
+    assert doubted(relaxed) == [False, True, True, True]
+    barostat = strained_by(0.0, 0.02, 0.02, -0.01, moving=True, rattled=0.2)
+    assert doubted(barostat) == [False, True, True, True]
+    # a run, and structures of a data set after it
+    assert doubted([*barostat, *strained_by(0.05, 0.0)])[-2:] == [False, False]
+
+
 def test_exit_status_says_whether_every_frame_could_be_judged(tmp_path):
     write(tmp_path / "good.xyz", molecules(1))
     target = str(tmp_path / "out.xyz")

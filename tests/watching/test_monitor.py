@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ase import units
 from ase.calculators.emt import EMT
-from ase.io import read
+from ase.io import read, write
 from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS, FIRE, LBFGS, BFGSLineSearch, LBFGSLineSearch, MDMin
@@ -180,6 +180,7 @@ def test_a_later_run_resumes(tmp_path, make):
     monitor = Monitor(dynamics, log=log, patience=2)
     assert go(dynamics, 10) is False
     assert monitor.halted
+    monitor.resume()
     go(dynamics, 3)
     assert not monitor.halted
     assert dynamics.nsteps == 5
@@ -193,9 +194,57 @@ def test_a_resumed_run_needs_a_new_streak():
     monitor = Monitor(dynamics, patience=3)
     dynamics.run(50)
     assert dynamics.nsteps == 2
+    monitor.resume()
     dynamics.run(50)
     assert dynamics.nsteps == 5
     assert monitor.halted
+    monitor.resume()
+    monitor.resume()  # nothing is left to lift
+    dynamics.run(50)
+    assert dynamics.nsteps == 8
+
+
+@pytest.mark.parametrize("make", [*MD, *OPTIMISERS, quiet(BFGSLineSearch)])
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_halted_run_makes_no_further_step(tmp_path, caplog, make, at):
+    """Stages and loops call ``run`` again, without a look at the monitor."""
+    log = tmp_path / "run.jsonl"
+    atoms = watched([GOOD] * at, after=BAD)
+    dynamics = make(atoms)
+    seen = []
+    monitor = Monitor(dynamics, log=log, patience=1)
+    dynamics.attach(lambda: seen.append(dynamics.nsteps))
+    assert go(dynamics, 9) is False
+    positions, content = atoms.positions.copy(), log.read_bytes()
+    for _ in range(3):
+        assert go(dynamics, 9) is False
+        assert [bool(done) for done in dynamics.irun(steps=4)] == [False]
+    assert monitor.halted
+    assert seen == list(range(at + 1))
+    np.testing.assert_array_equal(atoms.positions, positions)
+    assert log.read_bytes() == content
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 6
+    assert f"UNRELIABLE at step {at}: scripted: risk 1 eV > 0.7 eV" in lines[0]
+    assert "monitor.resume()" in lines[0]
+    monitor.resume()
+    assert "run" not in vars(dynamics)
+    go(dynamics, 1)
+    assert dynamics.nsteps == at + 1
+
+
+def test_a_loop_that_began_before_the_halt_makes_one_step_at_most():
+    dynamics = verlet(watched([GOOD], after=BAD))
+    monitor = Monitor(dynamics, patience=1)
+    early, late = dynamics.irun(5), dynamics.irun(5)
+    next(late)
+    assert list(early) == [False, False]  # step 0, and the halt at step 1
+    assert dynamics.nsteps == 1
+    dynamics.max_steps = 5  # as the other loop had set it
+    assert list(late) == [False]
+    assert dynamics.nsteps == 2
+    assert monitor.halted
+    assert monitor.reason.startswith("UNRELIABLE at step 1")
 
 
 def test_raise_carries_step_and_assessment_and_resumes():
@@ -209,6 +258,10 @@ def test_raise_carries_step_and_assessment_and_resumes():
     assert caught.value.step == 2
     assert caught.value.assessment.level is Level.UNRELIABLE
     assert monitor.halted
+    with pytest.raises(UnreliableError, match="step 2 "):
+        dynamics.run(4)
+    assert dynamics.nsteps == 2
+    monitor.resume()
     assert dynamics.run(4) is True
     assert (dynamics.nsteps, monitor.halted) == (6, False)
 
@@ -246,7 +299,11 @@ def test_a_run_that_goes_back_to_a_saved_step_is_one_run(tmp_path):
     first.run(5)
 
     again = verlet(watched([BAD], after=BAD))
-    monitor = Monitor(again, patience=4, first_step=4, **files)
+    with pytest.raises(RecordError, match=r"eV at step 4 and a structure with"):
+        Monitor(again, patience=4, first_step=4, **files)
+    with pytest.raises(RecordError, match="None eV at step 9"):
+        Monitor(again, patience=4, first_step=9, **files)
+    monitor = Monitor(again, patience=4, first_step=4, mode="append", **files)
     assert again.run(9) is False
     assert monitor.halted
     assert monitor.step == 6  # steps 3 to 6: the streak began before the saved step
@@ -545,7 +602,9 @@ def test_settings_and_calculators_that_cannot_work_are_refused():
         ({"window": 5}, "together, got window=5 and fraction=None"),
         ({"window": 5, "fraction": 1.5}, "fraction in"),
         ({"on_unreliable": "stop"}, "callable, got 'stop'"),
-        ({"mode": "w"}, "'append' or 'new', got 'w'"),
+        ({"mode": "w"}, "'continue', 'append' or 'new', got 'w'"),
+        ({"interval": 0}, "interval must be a whole number from 1, got 0"),
+        ({"log_every": 2.5}, "log_every must be a whole number from 1, got 2.5"),
         ({"flagged": "f.xyz", "max_flagged": 0}, "at least 1, got 0"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -571,8 +630,13 @@ def test_a_monitor_attached_late_counts_as_the_dynamics_does():
 # ---------------------------------------------------------------- continued files
 
 
-def run_once(folder, steps=4, *, risks=(), mode="append", **options):
-    dynamics = verlet(watched(risks, **options))
+def run_once(folder, steps=4, *, risks=(), mode="continue", atoms=None, **options):
+    """Run; go on from ``atoms`` where they are given, with their velocities."""
+    fresh = watched(risks, **options)
+    if atoms is not None:
+        fresh.positions, fresh.cell = atoms.positions, atoms.cell
+        fresh.set_velocities(atoms.get_velocities())
+    dynamics = verlet(fresh)
     monitor = Monitor(
         dynamics,
         log=folder / "run.jsonl",
@@ -585,14 +649,46 @@ def run_once(folder, steps=4, *, risks=(), mode="append", **options):
 
 
 def test_steps_count_on_across_restarts(tmp_path):
-    run_once(tmp_path, 4, risks=[GOOD, GOOD, GOOD, GOOD, BAD])
-    second = run_once(tmp_path, 3, risks=[GOOD, GOOD, BAD])
+    first = run_once(tmp_path, 4, risks=[GOOD, GOOD, GOOD, GOOD, BAD])
+    write(tmp_path / "last.xyz", first.dynamics.atoms)  # which rounds the positions
+    last = read(tmp_path / "last.xyz")
+    second = run_once(tmp_path, 3, risks=[GOOD, GOOD, BAD], atoms=last)
     # the first geometry of a restart is the last one of the run before
     assert [e.step for e in second.history] == [4, 5, 6]
     assert second.history[-1].time_fs == pytest.approx(12)
     assert steps_of(tmp_path / "run.jsonl") == [0, 1, 2, 3, 4, 4, 5, 6]
     assert [f.info["step"] for f in read(tmp_path / "flagged.xyz", ":")] == [4, 6]
     assert len(events(tmp_path / "run.jsonl", "header")) == 2
+
+
+@pytest.mark.parametrize("make", [verlet, quiet(BFGS)])
+def test_a_script_that_is_run_twice_does_not_join_two_runs(tmp_path, make):
+    log, flagged = tmp_path / "run.jsonl", tmp_path / "flagged.xyz"
+
+    def script(**options):
+        dynamics = make(watched(after=BAD))
+        monitor = Monitor(
+            dynamics, log=log, flagged=flagged, on_unreliable="warn", **options
+        )
+        go(dynamics, 5)
+        return monitor
+
+    script()
+    before = log.read_bytes(), flagged.read_bytes()
+    for _ in range(2):
+        with pytest.raises(RecordError, match=r'another file name .*mode="append"'):
+            script()
+        assert (log.read_bytes(), flagged.read_bytes()) == before
+    assert script(mode="append").step == 10
+
+
+def test_a_run_without_a_number_at_its_end_is_not_continued(tmp_path):
+    log = tmp_path / "run.jsonl"
+    dynamics = verlet(watched(base=FaultyEMT(2, "nan")))
+    Monitor(dynamics, log=log)
+    dynamics.run(9)
+    with pytest.raises(RecordError, match="with None eV at step 2"):
+        Monitor(verlet(watched()), log=log)
 
 
 def test_one_process_with_two_monitors_counts_on(tmp_path):
@@ -606,8 +702,12 @@ def test_one_process_with_two_monitors_counts_on(tmp_path):
 
 
 def test_files_of_another_run_are_refused(tmp_path):
+    def content():  # without the locks of monitors that are garbage
+        paths = [p for p in tmp_path.iterdir() if p.suffix != ".lock"]
+        return {path: path.read_bytes() for path in paths}
+
     run_once(tmp_path, risks=[BAD])
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    before = content()
     other = Policy([Threshold("scripted", 0.1, 0.2)])
     with pytest.raises(RecordError, match=r"unreliable: 0\.7 there, 0\.2 here"):
         run_once(tmp_path, policy=other)
@@ -619,7 +719,7 @@ def test_files_of_another_run_are_refused(tmp_path):
     with pytest.raises(RecordError, match="must not exist in mode 'new'"):
         run_once(tmp_path, mode="new")
     (tmp_path / "flagged.xyz").write_bytes(before[tmp_path / "flagged.xyz"])
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert content() == before
 
 
 def test_a_refused_monitor_leaves_no_new_file(tmp_path):
@@ -630,12 +730,13 @@ def test_a_refused_monitor_leaves_no_new_file(tmp_path):
 
 
 def test_torn_ends_are_cut_on_resume(tmp_path):
-    run_once(tmp_path, 3, risks=[GOOD, GOOD, BAD])
-    run_once(tmp_path, 1, risks=[GOOD, BAD])
+    first = run_once(tmp_path, 3, risks=[GOOD, GOOD, BAD])
+    second = run_once(tmp_path, 1, risks=[GOOD, BAD], atoms=first.dynamics.atoms)
     log, flagged = tmp_path / "run.jsonl", tmp_path / "flagged.xyz"
     log.write_bytes(log.read_bytes() + '{"event": "step", "unit": "Å'.encode()[:-1])
     flagged.write_bytes(flagged.read_bytes()[:-20])
-    third = run_once(tmp_path, 2, risks=[GOOD, GOOD, BAD])
+    last = second.dynamics.atoms
+    third = run_once(tmp_path, 2, risks=[GOOD, GOOD, BAD], atoms=last)
     assert [e.step for e in third.history] == [3, 4, 5]
     for line in log.read_text(encoding="utf-8").splitlines():
         json.loads(line)

@@ -111,7 +111,7 @@ def test_two_monitors_of_one_process_do_not_share_a_log(tmp_path):
     with pytest.raises(RecordError, match="another one of this process"):
         Monitor(verlet(watched(after=GOOD)), log=log)
     first.dynamics.run(2)  # ends, and lets go of it
-    second = Monitor(verlet(watched(after=GOOD)), log=log)
+    second = Monitor(verlet(watched(after=GOOD)), log=log, mode="append")
     with pytest.raises(RecordError, match="another one of this process"):
         first.dynamics.run(1)
     second.close()

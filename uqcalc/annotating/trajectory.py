@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 from ase import Atoms
+from ase.geometry import find_mic
 
 from uqcalc.annotating.copies import annotated_copy, cleared_copy, refused_copy
 from uqcalc.backbones.base import Prediction
@@ -18,6 +19,9 @@ from uqcalc.records import Assessment, Reading
 
 # Å; what formats keep of a cell
 _SAME_CELL = 1e-5
+# From one step of a relaxation to the next: the strain, and how far an atom moves in Å
+# beside it. The second is the largest step of ASE's optimisers.
+_MOST_STRAIN, _FARTHEST = 0.01, 0.2
 
 
 def annotate(
@@ -39,9 +43,9 @@ def annotate(
     exception of the model, NaN results) is UNRELIABLE with NaN risks, has neither
     energy nor forces, and carries the reason in ``info["uqcalc_error"]``.
 
-    Where the cell moves, as in NPT, a cell relaxation or an equation of state, and the
-    policy has no threshold for a signal with ``judges_stress``, a frame is at least
-    SUSPECT, as in `uqcalc.Monitor`.
+    Where the cell moves, as in NPT or a cell relaxation, and the policy has no
+    threshold for a signal with ``judges_stress``, a frame is at least SUSPECT, as in
+    `uqcalc.Monitor`. Structures of a data set do not move, whatever their cells are.
 
     Parameters
     ----------
@@ -51,15 +55,20 @@ def annotate(
     batch_atoms : int
         Atoms evaluated together; one larger frame is evaluated by itself.
     moving_cell : bool, optional
-        Whether the cell moves. By default it does from the first frame on whose cell
-        is not that of the frame before, of the same atoms in the same order.
+        Whether the cell moves. By default it does where the frames look like one run:
+        from the first frame on whose cell is not that of the frame before, of the same
+        atoms in the same order, where both frames have velocities, or where the strain
+        is at most 1 % and no atom moves by more than 0.2 Å beside it, as from one step
+        of a relaxation to the next. Other frames with the same atoms in other cells
+        count as structures of a data set. Pass True for an equation of state.
 
     Raises
     ------
     TypeError
         If ``frames`` is a single structure or a path, or ``calculator`` is a bare one.
     ValueError
-        If ``batch_atoms`` is not positive.
+        If ``batch_atoms`` is not positive, or the calculator is not enabled. Its
+        ``interval`` does not matter here: each frame is judged.
 
     Examples
     --------
@@ -103,8 +112,24 @@ class Cells:
         if before is None or not same or not frame.pbc.any():
             self._moving = False
         elif not np.allclose(before.cell, frame.cell, rtol=0.0, atol=_SAME_CELL):
-            self._moving = True
+            self._moving = _of_one_run(before, frame)
         return self._moving
+
+
+def _of_one_run(before: Atoms, frame: Atoms) -> bool:
+    """Say whether two frames with the same atoms in two cells follow each other."""
+    if all(
+        atoms.has("momenta") and atoms.get_momenta().any() for atoms in (before, frame)
+    ):
+        return True
+    old, new = before.cell.complete(), frame.cell.complete()
+    if abs(old.volume) < _SAME_CELL:
+        return False
+    strain = np.linalg.solve(old.array, new.array) - np.eye(3)
+    if not np.abs(strain).max() <= _MOST_STRAIN:
+        return False
+    beside = frame.positions - before.positions @ (np.eye(3) + strain)
+    return bool(find_mic(beside, new, frame.pbc)[1].max() <= _FARTHEST)
 
 
 def annotated(
@@ -158,6 +183,12 @@ def check_calculator(calculator: object, batch_atoms: int) -> None:
             ' wrap it: ReliableCalculator(calculator, probe="my.probe")'
         )
         raise TypeError(msg)
+    if not calculator.enabled:
+        msg = (
+            "calculator must be enabled to judge frames, got enabled=False; set "
+            "calculator.enabled = True"
+        )
+        raise ValueError(msg)
     if batch_atoms < 1:
         msg = f"batch_atoms must be at least 1, got {batch_atoms}; 512 is usual"
         raise ValueError(msg)

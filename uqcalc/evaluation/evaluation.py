@@ -21,6 +21,7 @@ from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
 from uqcalc.evaluation.readings import StructureReadings, read_structures
 from uqcalc.files.writing import strict_json, whole
+from uqcalc.htmltable import html_table
 from uqcalc.labels.dataset import Dataset, held_out_dataset, labels_for
 from uqcalc.labels.defects import check_frames
 from uqcalc.labels.labels import Labels
@@ -84,6 +85,22 @@ class Evaluation:
     probability: NDArray[np.float64]
     errors: NDArray[np.float64]
     tested: Tested
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{name}: {text}" for name, text in self._rows())
+        return f"<{type(self).__name__} {said}>"
+
+    def _repr_html_(self) -> str:
+        return html_table(type(self).__name__, self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        names = {"auroc": "AUROC", "spearman": "Spearman", "ece": "ECE"}
+        found = [(names[key], self.report.get(key)) for key in names]
+        return [
+            ("probe gives", self.probe.card.meaning),
+            ("structures", str(len(self.errors))),
+            *((name, f"{x:.3f}") for name, x in found if isinstance(x, float)),
+        ]
 
     def __str__(self) -> str:
         from uqcalc.evaluation.words import report_lines

@@ -49,7 +49,7 @@ __all__ = ["FitReport", "Recipe", "fit", "fit_datasets"]
 _DRAWS, _FURTHER = 20, 1000  # divisions that are tried, and how far apart their seeds
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class FitReport(Evaluation):
     """A fitted probe and how good it is on structures it never saw.
 

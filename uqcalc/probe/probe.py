@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.fingerprint import same_model
@@ -18,6 +19,7 @@ from uqcalc.errors import ProbeError
 from uqcalc.files.entries import ElementsSeen
 from uqcalc.files.nodraws import NoDraws
 from uqcalc.files.tensorfile import load_state
+from uqcalc.htmltable import html_table
 from uqcalc.probe.card import FILE, JOINED_ARCHITECTURE, RAW_ARCHITECTURE, Card
 from uqcalc.probe.inputs import (
     HOST_SCALARS,
@@ -127,6 +129,24 @@ class Probe:
         self._atom_energies = card.element_energies()
         self.seen = Seen.nothing() if seen is None else seen
         self._elements = ElementsSeen(card.elements)
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{name}: {text}" for name, text in self._rows())
+        return f"<Probe {said}>"
+
+    def _repr_html_(self) -> str:
+        return html_table("Probe", self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        card = self.card
+        cutoffs = f"P < {card.suspect:.3g}, P < {card.unreliable:.3g}"
+        return [
+            ("gives", card.meaning),
+            ("for", card.fingerprint),
+            ("SUSPECT, UNRELIABLE", cutoffs),
+            ("elements", " ".join(chemical_symbols[z] for z in card.elements)),
+            ("promise", "no" if card.promise is None else "yes"),
+        ]
 
     def with_card(self, **entries: Any) -> Probe:
         """Return the same networks with other entries on the card."""

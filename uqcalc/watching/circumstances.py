@@ -12,7 +12,7 @@ from ase.filters import StrainFilter, UnitCellFilter
 from ase.md.md import MolecularDynamics
 
 from uqcalc.policy import CELL_MOVES, RUN, extended, stress_judged
-from uqcalc.records import Assessment, Reading
+from uqcalc.records import Assessment, Level, Reading, Verdict, told_apart
 from uqcalc.watching.watched import timestep_fs
 
 
@@ -47,22 +47,32 @@ class Circumstances:
         self, dynamics: Any, signals: Sequence[Any], judged: Sequence[str]
     ) -> None:
         self._dynamics = dynamics
+        self._judged = tuple(judged)
         self._stress_judged = stress_judged(signals, judged)
         self._by_design = moves_cell(dynamics)
         self._first: tuple[float, np.ndarray, float] | None = None
 
-    def __call__(self, atoms: Atoms, assessment: Assessment) -> Assessment:
-        """Return the assessment with what else there is to say of this step."""
+    def __call__(
+        self, atoms: Atoms, assessment: Assessment | None
+    ) -> Assessment | None:
+        """Return the assessment with what else there is to say of this step.
+
+        A step that was not judged (None) stays so, unless it is absurd.
+        """
         energy = float(atoms.calc.results["energy"]) / len(atoms)
-        unseen = float(assessment.results().get("sanity_unseen", 0.0))
+        unseen = np.nan  # compares as False with any number
+        if assessment is not None:
+            unseen = float(assessment.results().get("sanity_unseen", 0.0))
         if self._first is None:
             self._first = energy, atoms.cell.array.copy(), unseen
         risk, absurd = self._motion(atoms)
         change = energy - self._first[0]
         if abs(change) > STEEPEST:  # NaN is said elsewhere
+            found, most = told_apart(abs(change), STEEPEST)
+            sign = "+" if change > 0 else "-"
             absurd.append(
-                f"the energy is {change:+.3g} eV/atom off that of the first step, more "
-                f"than {STEEPEST:g} eV/atom"
+                f"the energy is {sign}{found} eV/atom off that of the first step, more "
+                f"than {most} eV/atom"
             )
         left = unseen - self._first[2]
         faults = (
@@ -70,7 +80,8 @@ class Circumstances:
             if left > 0
             else []
         )
-        doubts = [CELL_MOVES] if self._unjudged(atoms) else []
+        judged = assessment is not None
+        doubts = [CELL_MOVES] if judged and self._unjudged(atoms) else []
         if not (absurd or faults or doubts):
             return assessment
         reading = Reading(
@@ -81,7 +92,7 @@ class Circumstances:
             absurd=tuple(absurd),
             always=True,
         )
-        return extended(assessment, reading)
+        return extended(assessment or not_judged(self._judged), reading)
 
     def moves_cell(self, atoms: Atoms) -> bool:
         """Say whether the cell moves, as far as is known at this step."""
@@ -103,16 +114,22 @@ class Circumstances:
         reasons = []
         temperature = float(atoms.get_temperature())
         if temperature > HOTTEST:
-            reasons.append(f"the temperature is {temperature:.3g} K > {HOTTEST:g} K")
+            hot, most = told_apart(temperature, HOTTEST, digits=6)
+            reasons.append(f"the temperature is {hot} K > {most} K")
         moves = np.linalg.norm(atoms.get_velocities(), axis=1) * timestep * units.fs
         fastest = int(moves.argmax())
         if moves[fastest] > FARTHEST:
             symbol = chemical_symbols[atoms.numbers[fastest]]
+            far, most = told_apart(float(moves[fastest]), FARTHEST)
             reasons.append(
-                f"{symbol}{fastest} moves by {moves[fastest]:.3g} Å in one time step > "
-                f"{FARTHEST:g} Å"
+                f"{symbol}{fastest} moves by {far} Å in one time step > {most} Å"
             )
         return 0.0, reasons
+
+
+def not_judged(skipped: Sequence[str]) -> Assessment:
+    """Return an assessment without readings, to be extended by what a run shows."""
+    return Assessment((), Verdict(Level.RELIABLE, (), tuple(skipped)))
 
 
 def moves_cell(dynamics: Any) -> bool:

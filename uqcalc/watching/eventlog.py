@@ -17,6 +17,7 @@ import numpy as np
 
 from uqcalc.errors import RecordError
 from uqcalc.files.writing import GrowingFile, OneWriter, strict_json, writable
+from uqcalc.watching.joint import Joint
 from uqcalc.watching.logrecords import checked_step
 
 
@@ -34,6 +35,10 @@ class EventLog:
     header : mapping
         First record of a new file. An existing file must have the same ``run``
         entry, or it belongs to another run and is refused.
+    mode : {"continue", "append", "new"}
+        "new" refuses an existing file; the others continue it.
+    joint : Joint, optional
+        Checks that the structure that goes on is the one at which the file ended.
 
     Attributes
     ----------
@@ -48,7 +53,11 @@ class EventLog:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], header: Mapping[str, Any], mode: str
+        self,
+        path: str | os.PathLike[str],
+        header: Mapping[str, Any],
+        mode: str,
+        joint: Joint | None = None,
     ) -> None:
         self.path = writable(path, "log")
         self.writer = OneWriter(self.path)
@@ -57,7 +66,7 @@ class EventLog:
         # None: of a log that an earlier version began without checksums
         self._checksum: int | None = 0
         if self.path.exists() and self.path.stat().st_size > 0:
-            self._resume(header, mode)
+            self._resume(header, mode, joint)
         self.write({"event": "header", **header})
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -80,11 +89,13 @@ class EventLog:
         """Have the operating system put all of it on the disk."""
         self._file.sync()
 
-    def _resume(self, header: Mapping[str, Any], mode: str) -> None:
-        if mode != "append":
+    def _resume(
+        self, header: Mapping[str, Any], mode: str, joint: Joint | None
+    ) -> None:
+        if mode == "new":
             msg = (
                 f"log must not exist in mode {mode!r}, got {self.path}; choose another "
-                'name, or mode="append" to continue it'
+                'name, or mode="continue" to continue it'
             )
             raise RecordError(msg)
         found = list(_checked_records(self.path))
@@ -99,6 +110,8 @@ class EventLog:
         steps = [r for r in records if r.get("event") == "step"]
         where = f"the last step in {self.path}"
         self.last_step = checked_step(steps[-1], where) if steps else None
+        if joint is not None:
+            joint.check(self.path, steps)
         self._checksum = found[-1][1]
         cut_torn_record(self.path)
 

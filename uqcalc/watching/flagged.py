@@ -21,8 +21,8 @@ class FrameFile:
     path : path
     cap : int
         Most frames the file may hold; at least 1.
-    mode : {"append", "new"}
-        Whether frames of an earlier, killed run are continued or refused.
+    mode : {"continue", "append", "new"}
+        "new" refuses a file with frames in it; the others add to it.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class FrameFile:
         self.incomplete: Counter[str] = Counter()
         self.left_out = 0
         if self.path.exists() and self.path.stat().st_size > 0:
-            if mode != "append":
+            if mode == "new":
                 msg = (
                     f"file of flagged frames must not exist in mode {mode!r}, got "
                     f"{self.path}; choose another name"

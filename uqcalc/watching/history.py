@@ -39,7 +39,7 @@ class History(Sequence[Event]):
             )
             raise ValueError(msg)
         self._events: deque[Event] = deque(maxlen=kept)
-        self._levels: Counter[Level] = Counter()
+        self._levels: Counter[Level | None] = Counter()
         self.seen = 0
         self.first: Event | None = None
 
@@ -53,6 +53,11 @@ class History(Sequence[Event]):
     def counts(self) -> dict[Level, int]:
         """Return how many of all events had each level."""
         return {level: self._levels[level] for level in Level}
+
+    @property
+    def unjudged(self) -> int:
+        """How many of all events have no level."""
+        return self._levels[None]
 
     @overload
     def __getitem__(self, index: int) -> Event: ...

@@ -54,11 +54,12 @@ class _Run(_Entries):
 class _Header(_Entries):
     run: _Run
     versions: dict[str, str] = Field(default_factory=dict)
+    log_every: int = 1
 
 
 class _Step(_Entries):
     step: int
-    level: Literal["RELIABLE", "SUSPECT", "UNRELIABLE"]
+    level: Literal["RELIABLE", "SUSPECT", "UNRELIABLE"] | None  # None: not judged
     readings: dict[str, float | None]
     time_fs: float | None
     temperature_K: float | None = None

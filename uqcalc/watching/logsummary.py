@@ -31,7 +31,14 @@ class LogSummary:
     time_fs : float or None
         From the first to the last step; None for an optimiser.
     levels : dict
-        Steps by `Level`.
+        Logged steps by `Level`.
+    unjudged : int
+        Logged steps without a level.
+    log_every : int
+        Of the last session: steps that follow the one before by less are in the log
+        only where they are UNRELIABLE, change the level, or are the last one.
+    halts : list of dict
+        ``step`` and ``reason`` of every halt, in order.
     warnings : int
         How many times the policy would have halted a run that was only to be warned.
     end : dict or None
@@ -47,6 +54,9 @@ class LogSummary:
     last_step: int | None
     time_fs: float | None
     levels: dict[Level, int]
+    unjudged: int
+    log_every: int
+    halts: list[dict[str, Any]]
     warnings: int
     end: dict[str, Any] | None
     worst: list[dict[str, Any]]
@@ -66,8 +76,8 @@ def summarise_log(path: str | os.PathLike[str], worst: int = 5) -> LogSummary:
     RecordError
         If the file is not an event log.
     """
-    header, sessions, end = _frame(path)
-    levels: Counter[str] = Counter()
+    header, sessions, end, halts = _frame(path)
+    levels: Counter[str | None] = Counter()
     first: dict[str, Any] | None = None
     last: dict[str, Any] | None = None
     worst_first: list[tuple[tuple[int, float, int], dict[str, Any]]] = []
@@ -79,6 +89,8 @@ def summarise_log(path: str | os.PathLike[str], worst: int = 5) -> LogSummary:
             continue
         first, last = first or record, record
         levels[record["level"]] += 1
+        if record["level"] is None:
+            continue
         ranked = (_badness(record), record)
         if len(worst_first) < worst:
             heapq.heappush(worst_first, ranked)
@@ -92,6 +104,9 @@ def summarise_log(path: str | os.PathLike[str], worst: int = 5) -> LogSummary:
         last_step=None if last is None else last["step"],
         time_fs=_duration(first, last),
         levels={level: levels[level.name] for level in Level},
+        unjudged=levels[None],
+        log_every=header.get("log_every", 1),
+        halts=halts,
         warnings=warnings,
         end=end,
         worst=[record for _, record in sorted(worst_first, reverse=True)],
@@ -100,10 +115,15 @@ def summarise_log(path: str | os.PathLike[str], worst: int = 5) -> LogSummary:
 
 def _frame(
     path: str | os.PathLike[str],
-) -> tuple[dict[str, Any], int, dict[str, Any] | None]:
-    """Return the last header, how many there are, and the end record if it is valid."""
+) -> tuple[dict[str, Any], int, dict[str, Any] | None, list[dict[str, Any]]]:
+    """Return the last header, how many there are, the end record, and the halts.
+
+    The end record is None where steps follow it. Halts by one reason count once: a
+    step that is run again after a kill is halted again.
+    """
     header: dict[str, Any] | None = None
     end: dict[str, Any] | None = None
+    halts: dict[str | None, dict[str, Any]] = {}
     sessions = 0
     for record in read_log(path):
         kind = record.get("event")
@@ -113,6 +133,9 @@ def _frame(
             check_record(record, path)
         if kind == "header":
             header, sessions = record, sessions + 1
+        if kind == "end" and record["how"] == "halted":
+            found = {name: record.get(name) for name in ("step", "reason")}
+            halts.setdefault(found["reason"], found)
         if kind in ("header", "step", "end"):
             end = record if kind == "end" else None
     if header is None:
@@ -121,7 +144,7 @@ def _frame(
             "a file that Monitor or `uqcalc run` wrote"
         )
         raise RecordError(msg)
-    return header, sessions, end
+    return header, sessions, end, [*halts.values()]
 
 
 def _badness(record: Mapping[str, Any]) -> tuple[int, float, int]:

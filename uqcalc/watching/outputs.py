@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from ase import Atoms
 
 from uqcalc.errors import FileWarning, RecordError
+from uqcalc.records import Event, Level
 from uqcalc.watching.eventlog import EventLog
 from uqcalc.watching.flagged import FrameFile
 
@@ -23,10 +25,18 @@ class Outputs:
     ----------
     log : EventLog or None
     flagged : FrameFile or None
+    log_every : int
+        Log a step at least so many steps after the one before. UNRELIABLE steps, those
+        whose level is another than before, and the last step are always logged.
     """
 
-    def __init__(self, log: EventLog | None, flagged: FrameFile | None) -> None:
-        self.log, self.flagged = log, flagged
+    def __init__(
+        self, log: EventLog | None, flagged: FrameFile | None, log_every: int = 1
+    ) -> None:
+        self.log, self.flagged, self.log_every = log, flagged, log_every
+        self._waiting: Event | None = None
+        self._logged_step = -math.inf
+        self._levels: tuple[Level | None, Level | None] = (None, None)
         self._failed: dict[str, int] = {}
         self._reasons: dict[str, str] = {}
 
@@ -54,6 +64,34 @@ class Outputs:
         if self.log is not None:
             log = self.log
             self.attempt("log", lambda: log.write(record))
+
+    def step(self, event: Event, *, whole: bool) -> None:
+        """Log a step, or keep it in memory until it turns out to be the last one.
+
+        Parameters
+        ----------
+        whole : bool
+            Whether every signal that the policy judges was read.
+        """
+        latest, latest_whole = self._levels
+        level = event.level
+        changed = level is not None and (
+            level is not latest or (whole and level is not latest_whole)
+        )
+        due = event.step < self._logged_step  # it has gone back to an earlier step
+        due = due or event.step - self._logged_step >= self.log_every
+        self._waiting = event
+        if due or changed or level is Level.UNRELIABLE:
+            self.log_last_step()
+        if level is not None:
+            self._levels = (level, level if whole else latest_whole)
+
+    def log_last_step(self) -> None:
+        """Log the last step, where ``log_every`` has left it out."""
+        if self._waiting is not None:
+            self._logged_step = self._waiting.step
+            self.record(self._waiting.to_dict())
+            self._waiting = None
 
     def flag(self, frame: Callable[[], Atoms], *, final: bool) -> None:
         """Append a frame to the flagged ones."""

@@ -13,6 +13,7 @@ from ase.optimize import BFGS
 from uqcalc.errors import UnreliableError
 from uqcalc.records import Event, Level
 from uqcalc.watching.monitor import Monitor
+from uqcalc.watching.watched import watched_atoms
 
 
 class Outcome(Enum):
@@ -66,6 +67,8 @@ class _Trusted:
 
     def __call__(self) -> None:
         event = self.monitor.history[-1]
+        if event.level is None:  # not judged, so neither trusted nor bad
+            return
         if event.level is Level.UNRELIABLE:
             if self.went_bad_at is None:
                 self.went_bad_at = event.step
@@ -102,9 +105,15 @@ def relax(
         As for `Monitor`.
     **optimizer_options
         Passed to ``optimizer``.
+
+    Raises
+    ------
+    TypeError
+        If ``atoms`` is neither, for instance a band of images (NEB).
     """
     optimizer_options.setdefault("logfile", None)
     with optimizer(atoms, **optimizer_options) as dynamics:
+        watched_atoms(dynamics)  # one structure, not a band
         monitor = Monitor(
             dynamics, log=log, flagged=flagged, patience=patience, history=None
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from uqcalc.records import Event
+from uqcalc.records import BandEvent, Event
+from uqcalc.watching.band import BandAssessment
 from uqcalc.watching.eventlog import EventLog
 from uqcalc.watching.history import History
 from uqcalc.watching.outputs import Outputs
@@ -16,17 +17,25 @@ def summarise(
     reason: str,
     outputs: Outputs,
     first_step: int | None = None,
+    band: BandAssessment | None = None,
 ) -> str:
     """Return a few lines: what was watched, how it ended, which atoms, what next."""
     if history.first is None:
         return "Nothing watched yet: no step was run since the monitor was attached."
     counts = ", ".join(f"{n} {lv.name}" for lv, n in history.counts().items())
+    counts += f", {history.unjudged} not judged" if history.unjudged else ""
     lines = [f"Watched steps {history.first.step} to {history[-1].step}: {counts}."]
     if acted_on is None:
         lines.append("It was not halted: the policy saw no reason to act.")
     else:
         lines.append(f"{'Halted' if halted else 'Went on, but was flagged'}: {reason}.")
         lines += _advice(acted_on)
+    if band is not None:
+        images = ", ".join(
+            f"{index} {'not judged' if level is None else level.name}"
+            for index, level in enumerate(band.levels)
+        )
+        lines += [f"Images at the last step: {images}.", band.barrier_words()]
     log, flagged = outputs.log, outputs.flagged
     if log is not None:
         lines.append(f"Log: {log.path}.")
@@ -48,17 +57,15 @@ def _continued(log: EventLog, first_step: int | None) -> list[str]:
             f"It went on from step {first_step}, the last that was saved of a run that "
             f"was ended from outside at step {log.last_step}."
         ]
-    return [
-        f"It continues a log that ended at step {log.last_step}, whose "
-        "geometry is taken to be the one that this run began with."
-    ]
+    return [f"It continues a log that ended at step {log.last_step}."]
 
 
 def _advice(event: Event) -> list[str]:
     lines = []
     if event.worst_atoms:
         atoms = ", ".join(str(index) for index in event.worst_atoms)
-        lines.append(f"Atoms that weighed most (indices): {atoms}.")
+        image = f" of image {event.image}" if isinstance(event, BandEvent) else ""
+        lines.append(f"Atoms that weighed most (indices{image}): {atoms}.")
     lines.append(
         "Next: compute a reference for the flagged frames. If their errors are ones "
         "you can live with, widen the boundary of the probe (fit it with a larger "

@@ -26,6 +26,7 @@ class Trigger:
     one: windows are as long as without, and the trigger acts at about the same time.
     A frame on which a judged signal did not run neither ends nor lengthens a streak,
     and the trigger does not act on it, unless the signals that did run say UNRELIABLE.
+    A frame that was not judged at all is treated in the same way.
 
     Parameters
     ----------
@@ -75,19 +76,21 @@ class Trigger:
             return cls(OPTIMISER_PATIENCE)
         return cls(window=max(1, round(WINDOW_FS / timestep_fs)), fraction=FRACTION)
 
-    def __call__(self, assessment: Assessment, step: int | None = None) -> bool:
+    def __call__(self, assessment: Assessment | None, step: int | None = None) -> bool:
         """Take note of one frame; say whether to act now.
 
         Parameters
         ----------
+        assessment : Assessment or None
+            None where the frame was not judged.
         step : int, optional
             Its number in the run; by default the one after the last frame's.
         """
         self._step = self._step + 1 if step is None else step
-        bad, whole = (
-            assessment.level is Level.UNRELIABLE,
-            not assessment.verdict.skipped,
-        )
+        if assessment is None:
+            return False
+        bad = assessment.level is Level.UNRELIABLE
+        whole = not assessment.verdict.skipped
         if not (bad or whole):
             return False
         self._recent.append(self._step, float(bad), whole=whole)
@@ -111,7 +114,8 @@ class Trigger:
             if record["event"] == "warning":
                 self.clear()  # it acted, and has waited for a new streak since
                 continue
-            whole = not set(judged) - set(record["readings"])
+            given = record.get("level") is not None
+            whole = given and not set(judged) - set(record["readings"])
             if bad or whole:
                 self._recent.append(self._step, float(bad), whole=whole)
 

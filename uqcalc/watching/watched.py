@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms, units
 from ase.md.md import MolecularDynamics
+from ase.mep.neb import BaseNEB
 from ase.optimize.basin import BasinHopping
 
 
@@ -30,6 +31,12 @@ def watched_atoms(dynamics: Any) -> Atoms:
         )
         raise TypeError(msg)
     return watched
+
+
+def watched_band(dynamics: Any) -> Any | None:
+    """Return the band of images that an optimiser moves; None where it moves none."""
+    moved: Any = getattr(dynamics, "atoms", None)
+    return moved if isinstance(moved, BaseNEB) else None
 
 
 def judging_calculator(atoms: Atoms) -> Any:
@@ -61,8 +68,8 @@ def has_converged(dynamics: Any) -> bool | None:
 
     `BasinHopping` has a largest force, too, but of the minimisations inside it.
     """
-    if not hasattr(dynamics, "fmax") or not hasattr(dynamics, "converged"):
-        return None
+    if getattr(dynamics, "fmax", None) is None or not hasattr(dynamics, "converged"):
+        return None  # also an optimiser that has not begun, and NEBOptimizer
     return bool(dynamics.converged())
 
 

@@ -1,0 +1,249 @@
+"""A band of images (NEB) under a monitor: a verdict for each image, and the barrier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ase import Atoms
+
+from uqcalc.records import Assessment, Level, Verdict
+from uqcalc.remembering import RECENT
+from uqcalc.watching.structure import Structure
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BandAssessment:
+    """What is known of a band of images at one step.
+
+    Attributes
+    ----------
+    images : tuple of Assessment or None
+        One for each image, in order. None where it was not judged: an end of the band
+        without a `ReliableCalculator`, or a geometry that ``interval`` leaves out.
+    energies_eV : tuple of float
+        Potential energy of each image; NaN where it is not known.
+    worst : int or None
+        Index of the image that decides the verdict of the step: the one with the
+        highest level and, within it, the highest risk. None where none was judged.
+    highest : int
+        Index of the image with the highest energy.
+    barrier_eV : float
+        Energy of the highest image less that of the first one; NaN where one of them is
+        not known.
+    barrier : Verdict
+        Of ``barrier_eV``: the worse one of the first and the highest image. It is at
+        least SUSPECT where one of them was not judged, and where any other image is
+        UNRELIABLE, as the path may then be higher there.
+    """
+
+    images: tuple[Assessment | None, ...]
+    energies_eV: tuple[float, ...]
+    worst: int | None
+    highest: int
+    barrier_eV: float
+    barrier: Verdict
+
+    @property
+    def levels(self) -> tuple[Level | None, ...]:
+        """The level of each image; None where it was not judged."""
+        return tuple(None if a is None else a.level for a in self.images)
+
+    def __str__(self) -> str:
+        lines = [
+            f"Image {index}: {energy:.6g} eV, {found or 'not judged'}"
+            for index, (energy, found) in enumerate(
+                zip(self.energies_eV, self.images, strict=True)
+            )
+        ]
+        return "\n".join([*lines, self.barrier_words()])
+
+    def barrier_words(self) -> str:
+        """Say how high the barrier is, and how far it may be trusted."""
+        reasons = "; ".join(self.barrier.reasons)
+        return (
+            f"Barrier from image 0 to image {self.highest}: {self.barrier_eV:.4g} eV, "
+            f"{self.barrier.level.name}{f' ({reasons})' if reasons else ''}."
+        )
+
+    @classmethod
+    def of(
+        cls, images: Sequence[Assessment | None], energies_eV: Sequence[float]
+    ) -> BandAssessment:
+        """Judge a band by its images and their energies in eV."""
+        known = [-math.inf if math.isnan(e) else e for e in energies_eV]
+        highest = known.index(max(known))
+        judged = [i for i, found in enumerate(images) if found is not None]
+        return cls(
+            images=tuple(images),
+            energies_eV=tuple(energies_eV),
+            worst=max(judged, key=lambda i: _badness(images[i], i), default=None),
+            highest=highest,
+            barrier_eV=energies_eV[highest] - energies_eV[0],
+            barrier=_barrier(images, highest),
+        )
+
+
+class Band:
+    """The images of a band, looked at together.
+
+    Parameters
+    ----------
+    dynamics : ase optimiser
+    neb : ase NEB
+        Each of its images must carry a `ReliableCalculator`, one for all of them or one
+        for each. The two ends may also carry another calculator with a known energy.
+
+    Attributes
+    ----------
+    last : Assessment or None
+        What the last look says of the whole band: readings of the worst image.
+    seen : BandAssessment or None
+        All of the last look.
+    """
+
+    def __init__(self, dynamics: Any, neb: Any) -> None:
+        self._neb = neb
+        count = len(neb.images)
+        self._images = [
+            Structure(dynamics, partial(_image, neb, index))
+            if 0 < index < count - 1 or hasattr(image.calc, "assess")
+            else None
+            for index, image in enumerate(neb.images)
+        ]
+        for image in self._judging:
+            # ASE and the monitor ask for each image several times in a step
+            image.calculator.remember(count + RECENT)
+        self.last: Assessment | None = None
+        self.seen: BandAssessment | None = None
+
+    @property
+    def _judging(self) -> list[Structure]:
+        return [image for image in self._images if image is not None]
+
+    @property
+    def atoms(self) -> Atoms:
+        """The first image that is judged: all have the same elements."""
+        return self._judging[0].atoms
+
+    @property
+    def calculator(self) -> Any:
+        """The calculator of that image."""
+        return self._judging[0].calculator
+
+    @property
+    def finite(self) -> bool:
+        """Whether energy and forces of every image were finite numbers."""
+        return all(image.finite for image in self._judging)
+
+    @property
+    def energy(self) -> float:
+        """Energy of the highest image in eV at the last look."""
+        seen = self._seen()
+        return seen.energies_eV[seen.highest]
+
+    def energies_now(self) -> list[float]:
+        """Return the energy in eV of each image as it is now, NaN if not known."""
+        found: list[float] = []
+        for image, atoms in zip(self._images, self._neb.images, strict=True):
+            found += [_known_energy(atoms)] if image is None else image.energies_now()
+        return found
+
+    def look(self, step: int, interval: int) -> Assessment | None:
+        """Return what is said of the band at this step: the worst image decides."""
+        found = [None if i is None else i.look(step, interval) for i in self._images]
+        energies = [
+            _known_energy(atoms) if image is None else image.energy
+            for image, atoms in zip(self._images, self._neb.images, strict=True)
+        ]
+        self.seen = BandAssessment.of(found, energies)
+        self.last = _combined(self.seen)
+        return self.last
+
+    def snapshot(self, step: int, image: int | None = None) -> Atoms:
+        """Return an annotated copy of one image, by default of the worst one.
+
+        Its ``info["image"]`` says which one it is.
+        """
+        seen = self._seen()
+        index = seen.worst if image is None else image
+        index = self._images.index(self._judging[0]) if index is None else index
+        structure = self._images[index]
+        if structure is None:
+            msg = f"image must carry a ReliableCalculator, got image {index} without"
+            raise ValueError(msg)
+        copy = structure.snapshot(step)
+        copy.info["image"] = index
+        return copy
+
+    def unreliable(self) -> list[int]:
+        """Return the indices of the UNRELIABLE images, the worst one last."""
+        seen = self._seen()
+        bad = [i for i, level in enumerate(seen.levels) if level is Level.UNRELIABLE]
+        return sorted(bad, key=lambda index: index == seen.worst)
+
+    def _seen(self) -> BandAssessment:
+        if self.seen is None:
+            msg = "monitor must have seen a step, got none; run the dynamics first"
+            raise ValueError(msg)
+        return self.seen
+
+
+def _image(neb: Any, index: int) -> Atoms:
+    image: Atoms = neb.images[index]
+    return image
+
+
+def _combined(seen: BandAssessment) -> Assessment | None:
+    """Return the assessment of the worst image, whose reasons name it."""
+    if seen.worst is None:
+        return None
+    worst = seen.images[seen.worst]
+    judged = [found for found in seen.images if found is not None]
+    if worst is None:
+        return None
+    reasons = [f"image {seen.worst}: {reason}" for reason in worst.verdict.reasons]
+    others = [
+        str(index)
+        for index, level in enumerate(seen.levels)
+        if level is worst.level is not Level.RELIABLE and index != seen.worst
+    ]
+    if others:
+        reasons.append(f"also {worst.level.name}: image {', '.join(others)}")
+    skipped = sorted({name for found in judged for name in found.verdict.skipped})
+    verdict = Verdict(worst.level, tuple(reasons), tuple(skipped))
+    return Assessment(worst.readings, verdict)
+
+
+def _barrier(images: Sequence[Assessment | None], highest: int) -> Verdict:
+    level, reasons = Level.RELIABLE, []
+    for index, found in enumerate(images):
+        if index in (0, highest):
+            own = Level.SUSPECT if found is None else found.level
+            why = "not judged" if found is None else own.name
+        elif found is not None and found.level is Level.UNRELIABLE:
+            own, why = Level.SUSPECT, "UNRELIABLE, so the path may be higher there"
+        else:
+            continue
+        level = max(level, own)
+        if own is not Level.RELIABLE:
+            reasons.append(f"image {index} is {why}")
+    return Verdict(level, tuple(reasons))
+
+
+def _badness(found: Assessment | None, index: int) -> tuple[float, ...]:
+    """Order by level, then what stops a run at once, then risk; the earlier image."""
+    if found is None:
+        return (-1.0,)
+    risks = [math.inf if math.isnan(r.risk) else r.risk for r in found.readings]
+    highest = max(risks, default=-math.inf)
+    return (float(found.level), float(bool(found.absurd)), highest, -float(index))
+
+
+def _known_energy(atoms: Atoms) -> float:
+    """Return the energy in eV that an image carries; NaN where it carries none."""
+    results = getattr(atoms.calc, "results", {})
+    return float(results.get("energy", math.nan))

@@ -1,0 +1,122 @@
+"""The structure that a monitor watches: its calculator's verdict, and the run's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ase import Atoms
+
+from uqcalc.annotating.copies import annotated_copy, drop_labels
+from uqcalc.policy import RUN, extended
+from uqcalc.records import Assessment, Reading
+from uqcalc.watching.circumstances import Circumstances, not_judged
+from uqcalc.watching.watched import is_finite, judging_calculator
+
+
+LOST = "energy, forces or a moving cell's stress are not finite"
+
+
+class Structure:
+    """One structure of a run, looked at step by step.
+
+    Parameters
+    ----------
+    dynamics : ase MD or optimiser
+    find : callable
+        Returns the structure that the dynamics moves now.
+
+    Attributes
+    ----------
+    last : Assessment or None
+        Of the last look; None where the geometry was not judged.
+    finite : bool
+        Whether energy, forces and a moving cell's stress were finite numbers.
+    results : mapping
+        The calculator's results at the last look; empty before the first one.
+    """
+
+    def __init__(self, dynamics: Any, find: Callable[[], Atoms]) -> None:
+        self._find = find
+        calculator = self.calculator
+        self._judged = calculator.policy.signals
+        self._circumstances = Circumstances(
+            dynamics, calculator.signals, calculator.policy.signals
+        )
+        self._judged_step = -math.inf
+        self.last: Assessment | None = None
+        self.finite = True
+        self.results: Mapping[str, Any] = {}
+
+    @property
+    def atoms(self) -> Atoms:
+        """The structure as it is now."""
+        return self._find()
+
+    @property
+    def calculator(self) -> Any:
+        """The calculator of the structure, which must say how reliable it is."""
+        return judging_calculator(self._find())
+
+    @property
+    def energy(self) -> float:
+        """Potential energy in eV at the last look."""
+        return float(self.results["energy"])
+
+    def energies_now(self) -> list[float]:
+        """Return the potential energy in eV of the structure as it is now."""
+        return [float(self.calculator.get_property("energy", self.atoms))]
+
+    def look(self, step: int, interval: int) -> Assessment | None:
+        """Return what is said of the geometry at this step.
+
+        None where the calculator's ``interval`` leaves the geometry out. Where the last
+        verdict is as old as the interval of the monitor or of the calculator, one is
+        asked for, at the cost of one more evaluation.
+        """
+        atoms = self.atoms
+        calculator = judging_calculator(atoms)
+        judged = calculator.assessment_of(atoms)
+        oldest = max(interval, calculator.interval)
+        if judged is None and step - self._judged_step >= oldest:
+            judged = calculator.assess(atoms)
+        if judged is not None:
+            self._judged_step = step
+        self.results = calculator.results
+        found = self._circumstances(atoms, judged)
+        stress = self._circumstances.moves_cell(atoms)
+        self.finite = is_finite(self.results, stress=stress)
+        if found is None and not self.finite:
+            reading = Reading(RUN, math.nan, faults=(LOST,), always=True)
+            found = extended(not_judged(self._judged), reading)
+        self.last = found
+        return found
+
+    def snapshot(self, step: int) -> Atoms:
+        """Return an annotated copy of the geometry at ``step``, that of the last look.
+
+        A geometry that was not judged then is judged now.
+
+        Raises
+        ------
+        ValueError
+            If the atoms have moved on since.
+        """
+        atoms = self.atoms
+        results = atoms.calc.recall(atoms)
+        if not results or results is not self.results:
+            msg = (
+                f"atoms must be as they were at step {step}, got others; take "
+                "snapshots from an observer or right after run()"
+            )
+            raise ValueError(msg)
+        assessment = self.last
+        if assessment is None:
+            judged = atoms.calc.assess(atoms)
+            assessment = self._circumstances(atoms, judged) or judged
+            self.last, self.results = assessment, atoms.calc.results
+        copy = annotated_copy(atoms, assessment, self.results)
+        drop_labels(copy)  # of the geometry that the run began with
+        copy.info["step"] = step
+        return copy
