@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ase.calculators.calculator import BaseCalculator
-
-from uqcalc.default import bare_calculator, import_mace
 from uqcalc.errors import FileWarning, MissingExtraError, ModelError
 from uqcalc.shipped import SHIPPED_PROBES
+
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import BaseCalculator
 
 
 DTYPES = ("float32", "float64")
@@ -72,6 +73,22 @@ def open_model(
     if dtype is not None and dtype not in DTYPES:
         msg = f"dtype must be one of {DTYPES}, got {dtype!r}"
         raise ModelError(msg)
+    check_model_name(name)
+    kind, _, detail = name.partition(":")
+    import torch
+
+    with torch.random.fork_rng(devices=[]):  # networks are built before they are filled
+        return _OPENERS[kind](detail, _device(device), dtype)
+
+
+def check_model_name(name: str) -> None:
+    """Refuse a name that `open_model` does not know, without importing torch.
+
+    Raises
+    ------
+    ModelError
+        Naming what it may be; also for a file that does not exist.
+    """
     kind, _, detail = name.partition(":")
     if kind not in _OPENERS or (kind in SHIPPED_PROBES and detail):
         msg = f"model must be one of {', '.join(_USAGE)}, got {name!r}"
@@ -81,10 +98,12 @@ def open_model(
                 f"mace:{name}; a probe goes to --probe"
             )
         raise ModelError(msg)
-    import torch
-
-    with torch.random.fork_rng(devices=[]):  # networks are built before they are filled
-        return _OPENERS[kind](detail, _device(device), dtype)
+    if kind == "mace" and not Path(detail).is_file():
+        msg = (
+            f"model 'mace:FILE' must name a file that exists, got {detail!r}; give its "
+            "path, such as mace:/home/me/my.model"
+        )
+        raise ModelError(msg)
 
 
 def _device(device: str) -> str:
@@ -103,6 +122,8 @@ def _device(device: str) -> str:
 
 def _default(detail: str, device: str, dtype: str | None) -> BaseCalculator:
     del detail
+    from uqcalc.default import bare_calculator
+
     return bare_calculator(device, dtype or "float32")
 
 
@@ -133,12 +154,8 @@ def _chgnet(detail: str, device: str, dtype: str | None) -> BaseCalculator:
 
 
 def _mace_file(detail: str, device: str, dtype: str | None) -> BaseCalculator:
-    if not Path(detail).is_file():
-        msg = (
-            f"model 'mace:FILE' must name a file that exists, got {detail!r}; give its "
-            "path, such as mace:/home/me/my.model"
-        )
-        raise ModelError(msg)
+    from uqcalc.default import import_mace
+
     import_mace("the model 'mace'")
     from mace.calculators import MACECalculator
 
@@ -168,6 +185,8 @@ def _mace_file(detail: str, device: str, dtype: str | None) -> BaseCalculator:
 
 def _mace_foundation(family: str) -> Callable[[str, str, str | None], BaseCalculator]:
     def open_it(detail: str, device: str, dtype: str | None) -> BaseCalculator:
+        from uqcalc.default import import_mace
+
         import_mace(f"the model {family!r}")
         from mace.calculators import foundations_models as foundations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -25,6 +26,7 @@ from uqcalc.probe.labelling.prospects import find_series
 from uqcalc.probe.promise import Starts, control_risk, exceeds, units_needed
 from uqcalc.probe.reporting.judged import judge
 from uqcalc.probe.starts import starting_cutoffs
+from uqcalc.probe.storage.featurecache import Cache
 from uqcalc.quantities import parse_quantity
 
 
@@ -42,6 +44,7 @@ def calibrate(  # noqa: PLR0913  (as many choices as the command has)
     risk: float = 0.05,
     confidence: float = 0.95,
     exclude: Collection[str] = (),
+    cache: str | os.PathLike[str] | Cache | None = None,
 ) -> Probe:
     """Return ``probe`` with a promise about the structures that it accepts.
 
@@ -65,6 +68,8 @@ def calibrate(  # noqa: PLR0913  (as many choices as the command has)
         "1 kcal/mol"; by default the boundary.
     exclude : collection of str
         Defects of frames to leave out instead of refusing (see `build_dataset`).
+    cache : path or Cache, optional
+        A folder that keeps the features of this potential, as for `uqcalc.fit`.
 
     Raises
     ------
@@ -101,7 +106,7 @@ def calibrate(  # noqa: PLR0913  (as many choices as the command has)
         probe, probe.seen.frames(frames, usable), names, wanted.group_key, len(frames)
     )
     _warn_of_groups(probe, [frames[i] for i in usable], wanted.group_key)
-    data = held_out_dataset(probe.card, frames, backbone, wanted, exclude)
+    data = held_out_dataset(probe.card, frames, backbone, wanted, exclude, cache)
     return calibrate_dataset(
         probe, data, tolerance=allowed, risk=risk, confidence=confidence
     )

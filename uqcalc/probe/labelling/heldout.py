@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 
 from ase import Atoms
@@ -12,6 +13,7 @@ from uqcalc.probe.card import Card
 from uqcalc.probe.dataset import Dataset, build_dataset
 from uqcalc.probe.labelling.labels import Labels
 from uqcalc.probe.labelling.offsets import warn_of_span
+from uqcalc.probe.storage.featurecache import Cache
 
 
 def labels_for(card: Card, labels: Labels | None) -> Labels:
@@ -46,9 +48,15 @@ def held_out_dataset(
     backbone: Backbone,
     labels: Labels,
     exclude: Collection[str],
+    cache: str | os.PathLike[str] | Cache | None = None,
 ) -> Dataset:
-    """Evaluate ``frames``, energies taken after the offsets of the probe."""
+    """Evaluate ``frames``, energies taken after the offsets of the probe.
+
+    ``cache`` is a folder that keeps the features (`build_dataset`).
+    """
     offsets = card.offsets or None
-    data = build_dataset(frames, backbone, labels, exclude=exclude, offsets=offsets)
+    data = build_dataset(
+        frames, backbone, labels, exclude=exclude, offsets=offsets, cache=cache
+    )
     warn_of_span(data.numbers, card.training.get("offset_span") if offsets else None)
     return data

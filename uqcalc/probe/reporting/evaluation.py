@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from uqcalc.probe.labelling.heldout import held_out_dataset, labels_for
 from uqcalc.probe.labelling.labels import Labels
 from uqcalc.probe.reporting.judged import Judged, judge
 from uqcalc.probe.reporting.scored import Scored, Tested
+from uqcalc.probe.storage.featurecache import Cache
 
 
 if TYPE_CHECKING:
@@ -45,6 +46,34 @@ class Evaluation(Scored):
         from uqcalc.probe.reporting.words import report_lines
 
         return "\n".join([str(self.probe.card), *report_lines(self.report)])
+
+    def to_dict(self, warnings: Sequence[str] = ()) -> dict[str, Any]:
+        """Return the card, the scores, and what was said of every structure.
+
+        Each entry of ``"structures"`` has the ``probability``, the true ``error`` in
+        the unit of the boundary, ``reliable`` (the error is within the boundary),
+        ``outside_scope``, the ``formula``, the ``group``, and where they are known the
+        ``novelty`` and the ``frame`` (its place among the frames, from 0).
+        """
+        tested = self.tested
+        columns: dict[str, Any] = {
+            "frame": tested.frames,
+            "formula": tested.formulas,
+            "group": tested.groups,
+            "probability": self.probability.tolist(),
+            "error": self.errors.tolist(),
+            "reliable": (self.errors <= self.probe.card.boundary).tolist(),
+            "outside_scope": tested.outside.tolist(),
+            "novelty": None if tested.novelty is None else tested.novelty.tolist(),
+        }
+        known = {name: column for name, column in columns.items() if column is not None}
+        rows = zip(*known.values(), strict=True)
+        return {
+            "card": self.probe.card.to_dict(),
+            "report": self.report,
+            "warnings": list(warnings),
+            "structures": [dict(zip(known, row, strict=True)) for row in rows],
+        }
 
     def figure(self) -> Figure:
         """Draw the reliability diagram, the risk-coverage curve, and all errors.
@@ -77,12 +106,8 @@ class Evaluation(Scored):
             base.with_name(f"{base.name}.{ending}")
             for ending in ("json", "png", "html")
         )
-        content = {
-            "card": self.probe.card.to_dict(),
-            "report": self.report,
-            "warnings": list(warnings),
-        }
-        text = json.dumps(strict_json(content), indent=1, ensure_ascii=False)
+        content = strict_json(self.to_dict(warnings))
+        text = json.dumps(content, indent=1, ensure_ascii=False)
         with whole(numbers) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
         save_figure(self.figure(), picture)
@@ -98,6 +123,7 @@ def evaluate(
     labels: Labels | None = None,
     *,
     exclude: Collection[str] = (),
+    cache: str | os.PathLike[str] | Cache | None = None,
 ) -> Evaluation:
     """Score ``probe`` on labelled frames that it was not fitted on.
 
@@ -111,6 +137,8 @@ def evaluate(
         Where the reference is; its boundary is the probe's own in any case.
     exclude : collection of str
         Defects of frames to leave out instead of refusing (see `build_dataset`).
+    cache : path or Cache, optional
+        A folder that keeps the features of this potential, as for `uqcalc.fit`.
 
     Raises
     ------
@@ -124,8 +152,15 @@ def evaluate(
     wanted = labels_for(probe.card, labels)
     backbone = tap(calculator)
     probe.check(backbone)
-    data = held_out_dataset(probe.card, frames, backbone, wanted, exclude)
-    return evaluate_dataset(probe, data)
+    data = held_out_dataset(probe.card, frames, backbone, wanted, exclude, cache)
+    found = evaluate_dataset(probe, data)
+    left_out = {row for rows in data.excluded.values() for row in rows}
+    scored = [
+        row
+        for row in range(len(frames))
+        if row not in left_out and not probe.unseen_elements(frames[row].numbers)
+    ]
+    return replace(found, tested=replace(found.tested, frames=scored))
 
 
 def evaluate_dataset(probe: Probe, data: Dataset) -> Evaluation:

@@ -28,6 +28,9 @@ class Tested:
         atoms whose force vanishes by symmetry.
     atom_groups : array (atoms,) or None
         Which of those atoms belong together, as numbers.
+    frames : list of int or None
+        Place of each structure among the frames that were passed, from 0; None where
+        the structures were not frames of one list.
     """
 
     formulas: list[str]
@@ -37,6 +40,7 @@ class Tested:
     atom_probability: NDArray[np.float64] | None = None
     atom_errors: NDArray[np.float64] | None = None
     atom_groups: NDArray[np.int64] | None = None
+    frames: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
