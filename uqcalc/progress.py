@@ -20,6 +20,7 @@ def progress_bar(*columns: str | ProgressColumn) -> Progress:
     """
     console = Console(stderr=True)
     hidden = _hidden.get() or not console.is_terminal
+    console.quiet = hidden  # a hidden bar would end in an empty line
     return Progress(*columns, console=console, transient=True, disable=hidden)
 
 

@@ -12,14 +12,17 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "uqcalc fit labelled.xyz --group molecule -o my.probe",
         'uqcalc fit labelled.xyz --boundary "50 meV/angstrom" \\',
         "    --model mace:my.model --cache features",
-        "uqcalc fit dft.xyz --forces-key forces --energy-key energy",
+        "uqcalc fit dft.xyz --forces-key forces --target forces",
     ),
     "certify": (
         "uqcalc certify my.probe held_out.xyz --group molecule",
         "uqcalc certify my.probe held_out.xyz --risk 0.1 \\",
         '    --tolerance "50 meV/angstrom" -o certified.probe',
     ),
-    "distill": ("uqcalc distill frames.xyz --model chgnet -o head.safetensors",),
+    "distill": (
+        "uqcalc distill frames.xyz --model chgnet \\",
+        "    -o head.safetensors",
+    ),
     "evaluate": (
         "uqcalc evaluate my.probe test.xyz",
         "uqcalc evaluate chgnet test.xyz --json > scores.json",

@@ -191,7 +191,7 @@ def _atoms(seen: Scored) -> list[str]:
 def _promise(seen: Scored) -> list[str]:
     made = seen.probe.card.promise
     text = (
-        "None was made. uqcalc calibrate makes one on frames of their own: that of one "
+        "None was made. uqcalc certify makes one on frames of their own: that of one "
         "structure from each new group, if accepted, at most a chosen share is wrong."
     )
     if made is not None:
