@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import sys
 import unicodedata
 import warnings
@@ -177,7 +178,13 @@ def _console(*, stderr: bool = False) -> Console:
         def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(harmless(text), **options)
 
-    return Harmless(stderr=stderr, highlight=False, markup=False)
+    plain = bool(os.environ.get("NO_COLOR"))
+    return Harmless(
+        stderr=stderr,
+        highlight=False,
+        markup=False,
+        color_system=None if plain else "auto",  # without colours no italics either
+    )
 
 
 def _say(text: str, style: str) -> None:
