@@ -25,6 +25,7 @@ from uqcalc.cli.probes import (
     ProbeArgument,
     card_of,
     is_shipped,
+    labels_of,
     load_probe,
     model_of,
 )
@@ -110,17 +111,11 @@ def certify(  # noqa: PLR0913  (one option each)
         _check_tolerance(probe, tolerance)
         frames = read_frames(source, species=species)
         loaded = load_probe(probe)
-        labels = uqcalc.Labels(
-            loaded.card.target,
-            energy_key=energy_key,
-            forces_key=forces_key,
-            group_key=group,
-        )
         certified = uqcalc.calibrate(
             loaded,
             frames,
             uqcalc.open_model(name, device=device),
-            labels,
+            labels_of(loaded, forces_key, energy_key, group),
             tolerance=tolerance,
             risk=risk,
             confidence=confidence,

@@ -23,7 +23,7 @@ from uqcalc.cli.options import (
     SpeciesOption,
     creatable,
 )
-from uqcalc.cli.probes import ProbeArgument, load_probe, model_of
+from uqcalc.cli.probes import ProbeArgument, labels_of, load_probe, model_of
 from uqcalc.cli.streams import input_file, is_standard
 
 
@@ -72,17 +72,11 @@ def evaluate(  # noqa: PLR0913  (one option each)
         stem = output or creatable(Path(f"{Path(probe).stem}-{source.stem}"))
         frames = read_frames(source, species=species)
         loaded = load_probe(probe)
-        labels = uqcalc.Labels(
-            loaded.card.target,
-            energy_key=energy_key,
-            forces_key=forces_key,
-            group_key=group,
-        )
         result = uqcalc.evaluate(
             loaded,
             frames,
             uqcalc.open_model(name, device=device),
-            labels,
+            labels_of(loaded, forces_key, energy_key, group),
             exclude=exclude or (),
             cache=cache,
         )

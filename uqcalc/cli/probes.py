@@ -16,6 +16,7 @@ from uqcalc.shipped import SHIPPED_PROBES
 if TYPE_CHECKING:
     from uqcalc.probe.card import Card
     from uqcalc.probe.checkpoint import Probe
+    from uqcalc.probe.labelling.labels import Labels
 
 
 def is_shipped(name: str) -> bool:
@@ -55,6 +56,20 @@ def load_probe(name: str) -> Probe:
 
     with shipped_file(name) as path:
         return Probe.load(path)
+
+
+def labels_of(
+    probe: Probe, forces_key: str, energy_key: str, group: str | None
+) -> Labels:
+    """Return where the labels for a probe are: of its own target."""
+    from uqcalc.probe.labelling.labels import Labels
+
+    return Labels(
+        probe.card.target,
+        energy_key=energy_key,
+        forces_key=forces_key,
+        group_key=group,
+    )
 
 
 def model_of(probe: str, given: str | None) -> str:
