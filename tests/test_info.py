@@ -165,7 +165,7 @@ def test_the_command_recognises_both_by_content(tmp_path):
     assert "finished at step 6" in result.output
     assert "Worst steps" in result.output
     result = CliRunner().invoke(app, [str(tmp_path / "none")])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert isinstance(result.exception, SystemExit)  # a message, no traceback
 
 

@@ -43,7 +43,7 @@ ROOMS = {
     "calculator": STEP | {"models", "probe", "signals", "defaults", "remembering"},
     "annotating": STEP | {"calculator", "progress"},
     "attacking": STEP | {"calculator", "annotating"},
-    "watching": STEP | {"annotating"},
+    "watching": STEP | {"annotating", "remembering"},
     "limits": STEP | {"labels", "calculator", "watching", "progress"},
     "info": STEP | {"probe", "evaluation", "distillation", "signals", "watching"},
     "testing": BASE | {"backbones", "signals"},

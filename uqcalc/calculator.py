@@ -26,7 +26,7 @@ from uqcalc.defaults import AUTO, choose_policy, choose_signals, probes_of
 from uqcalc.htmltable import html_table
 from uqcalc.policy import Policy
 from uqcalc.probe.probe import Probe
-from uqcalc.records import Assessment, Level, Reading, Verdict
+from uqcalc.records import Assessment, Level, Reading, Verdict, checked_interval
 from uqcalc.remembering import Answer, Recent, changed, frozen, same
 from uqcalc.signals.base import Signal, TensorReading, to_host, to_host_asking
 from uqcalc.signals.probe import ProbeSignal
@@ -405,21 +405,6 @@ def default_calculator(
 
     probe = shipped_probe("default")
     return ReliableCalculator(bare_calculator(device, dtype), probe=probe)
-
-
-def checked_interval(value: int, name: str) -> int:
-    """Return a whole number from 1.
-
-    Raises
-    ------
-    ValueError
-        If it is something else; ``name`` is what it is called.
-    """
-    given: object = value
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-        msg = f"{name} must be a whole number from 1, got {value!r}; 1 leaves none out"
-        raise ValueError(msg)
-    return value
 
 
 def _listed(names: Sequence[str]) -> str:

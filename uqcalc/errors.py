@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -90,15 +91,32 @@ class RunFileError(UqcalcError):
         return type(self), (self.path, self.problems)
 
 
+# Extra -> the first release of Python for which it installs nothing.
+_NOT_SINCE = {"orb": (3, 13)}
+# Extra -> where to install it.
+_WHERE = {"sevennet": ", in an environment without mace-torch,"}
+
+
 class MissingExtraError(UqcalcError, ImportError):
-    """An optional dependency is absent; the message names the extra to install."""
+    """An optional dependency is absent; the message names the extra to install.
+
+    Where the extra installs nothing for this release of Python, the message names the
+    releases that it is for.
+    """
 
     def __init__(self, what: str, package: str, extra: str) -> None:
         self.extra = extra
-        super().__init__(
-            f"{what} needs {package}, which is not installed; "
-            f'install it with: pip install "uqcalc[{extra}]"'
-        )
+        where = _WHERE.get(extra, "")
+        remedy = f'install it{where} with: pip install "uqcalc[{extra}]"'
+        end = _NOT_SINCE.get(extra)
+        if end is not None and sys.version_info[:2] >= end:
+            this = ".".join(map(str, sys.version_info[:2]))
+            last = f"{end[0]}.{end[1] - 1}"
+            remedy = (
+                f"uqcalc supports it with Python 3.11 to {last}, and this is Python "
+                f"{this}: make an environment with Python {last}, and there {remedy}"
+            )
+        super().__init__(f"{what} needs {package}, which is not installed; {remedy}")
 
 
 class UnreliableError(UqcalcError, RuntimeError):

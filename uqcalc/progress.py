@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn
+
+
+_hidden: ContextVar[bool] = ContextVar("hidden", default=False)
 
 
 def progress_bar(*columns: str | ProgressColumn) -> Progress:
@@ -12,5 +19,16 @@ def progress_bar(*columns: str | ProgressColumn) -> Progress:
     Without ``columns`` it is rich's own; they are for work of unknown length.
     """
     console = Console(stderr=True)
-    hidden = not console.is_terminal
+    hidden = _hidden.get() or not console.is_terminal
+    console.quiet = hidden  # a hidden bar would end in an empty line
     return Progress(*columns, console=console, transient=True, disable=hidden)
+
+
+@contextmanager
+def hidden_progress(*, hide: bool = True) -> Iterator[None]:
+    """Show no bar that is made within the block, where ``hide`` is true."""
+    token = _hidden.set(hide or _hidden.get())
+    try:
+        yield
+    finally:
+        _hidden.reset(token)

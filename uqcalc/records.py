@@ -252,3 +252,18 @@ class BandEvent(Event):
         levels = [None if level is None else level.name for level in self.levels]
         more = {"levels": levels, "barrier": self.barrier.name}
         return Event.to_dict(self) | more
+
+
+def checked_interval(value: int, name: str) -> int:
+    """Return a whole number from 1.
+
+    Raises
+    ------
+    ValueError
+        If it is something else; ``name`` is what it is called.
+    """
+    given: object = value
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        msg = f"{name} must be a whole number from 1, got {value!r}; 1 leaves none out"
+        raise ValueError(msg)
+    return value

@@ -560,7 +560,7 @@ def test_exit_status_says_whether_every_frame_could_be_judged(tmp_path):
     for name, *options in refused:
         path = str(tmp_path / name)
         result = CliRunner().invoke(app, [path, "-o", target, *options])
-        assert result.exit_code == 1
+        assert result.exit_code == 2
         assert isinstance(result.exception, SystemExit)  # a message, no traceback
 
 

@@ -67,6 +67,20 @@ def test_fit_then_evaluate(data, tmp_path):
     assert (report["structures"], report["groups"]) == (90, 30)
     assert (tmp_path / "again.html").is_file()
     assert f"AUROC {report['auroc']:.3f}" in seen.stdout
+    piped = CliRunner().invoke(
+        app,
+        ["evaluate", str(probe), "-", "-o", "-", *options, "--exclude", "missing"],
+        input=data.read_bytes() + b"1\nbare=T\nH 0 0 0\n",
+    )
+    assert piped.exit_code == 0, piped.stderr
+    told = json.loads(piped.stdout)
+    assert told["files"] == []
+    assert told["report"]["auroc"] == report["auroc"]
+    rows = told["structures"]
+    assert [row["frame"] for row in rows] == list(range(90))
+    boundary = told["card"]["boundary"]
+    assert all(row["reliable"] == (row["error"] <= boundary) for row in rows)
+    assert sum(row["reliable"] for row in rows) == round(90 * report["prevalence"])
 
 
 def test_warnings_come_before_the_expensive_part(data, tmp_path):
@@ -78,19 +92,20 @@ def test_warnings_come_before_the_expensive_part(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "status", "message"),
     [
         (
             ["--forces-key", "dft", "--group", "run"],
+            1,
             "every one of the 90 frames must have a usable",
         ),
-        (["--model", "mase"], "model must be one of"),
-        (["--target", "dipole"], "target must be one of ['forces'"),
+        (["--model", "mase"], 2, "model must be one of"),
+        (["--target", "dipole"], 2, "target must be one of forces"),
     ],
 )
-def test_mistakes_end_with_a_message(data, tmp_path, words, message):
+def test_mistakes_end_with_a_message(data, tmp_path, words, status, message):
     done = invoke("fit", data, "-o", tmp_path / "my.probe", *words)
-    assert done.exit_code == 1
+    assert done.exit_code == status
     assert message in done.stderr
     assert isinstance(done.exception, SystemExit)  # no traceback
     assert list(tmp_path.iterdir()) == []
@@ -102,39 +117,45 @@ def test_output_is_checked_before_any_work(data, tmp_path):
     assert done.exit_code == 1
     assert "probe must be written to a new file or over a probe, got" in done.stderr
     assert data.read_bytes() == before
-    for command in (["fit", data], ["evaluate", tmp_path / "my.probe", data]):
+    for command in (["fit", data], ["evaluate", "default", data]):
         done = invoke(*command, "-o", tmp_path / "nowhere" / "x")
-        assert done.exit_code == 1
+        assert done.exit_code == 2
         assert "must be a file in an existing folder" in done.stderr
 
 
 def test_a_probe_given_as_the_model_is_recognised(data, tmp_path):
     words = ["fit", data, "-o", tmp_path / "my.probe", "--device", "cpu"]
     done = invoke(*words, "--model", data)
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "if MACE saved it and you trust it, write mace:" in done.stderr
     assert "a probe goes to --probe" in done.stderr
 
 
-def test_calibrate_puts_a_promise_on_the_card(data, tmp_path):
+def test_certify_puts_a_promise_on_the_card(data, tmp_path):
     probe, other = tmp_path / "my.probe", tmp_path / "other.probe"
     options = ("--group", "run", "--device", "cpu")
-    done = invoke("fit", data, "-o", probe, "--boundary", "150 meV/angstrom", *options)
+    boundary = ("--boundary", "150 meV/angstrom", "--quiet")
+    done = invoke("fit", data, "-o", probe, *boundary, *options)
     assert done.exit_code == 0, done.output
+    assert done.stdout == ""
+    assert f"warning: {FEW}" in done.stderr
     before = probe.read_bytes()
     asked = ("--tolerance", "0.2 eV/Å", "--risk", "0.4", "--confidence", "0.8")
+    options += ("--cache", tmp_path / "features")
     done = invoke("calibrate", probe, data, "-o", other, *asked, *options)
     assert done.exit_code == 1
+    assert done.stderr.startswith("uqcalc calibrate is now uqcalc certify")
     assert "75 of its own (frames " in done.stderr  # 15 were the test
     held_out = labelled(tmp_path, seed=1)
-    done = invoke("calibrate", probe, held_out, "-o", other, *asked, *options)
+    done = invoke("certify", probe, held_out, "-o", other, *asked, *options)
     assert done.exit_code == 0, done.output
+    assert list((tmp_path / "features").glob("*.safetensors"))
     promise = Probe.load(other).card.promise
     assert promise["groups"] == 30
     assert promise["statement"] in done.stdout
     assert "err by more than 0.2 eV/Å" in done.stdout
     assert probe.read_bytes() == before
-    done = invoke("calibrate", probe, held_out, *options)
+    done = invoke("certify", probe, held_out, *options)
     assert done.exit_code == 1
     assert "must rest on at least 59 groups" in done.stderr
     assert probe.read_bytes() == before
@@ -149,3 +170,14 @@ def test_calibrate_puts_a_promise_on_the_card(data, tmp_path):
     done = invoke(*words, tmp_path / "none.xyz", "--probe", probe)
     assert done.exit_code == 1
     assert "must carry a promise" in done.stderr
+
+
+def test_annotate_reads_and_writes_standard_streams(data, tmp_path):
+    judged = tmp_path / "judged.xyz"
+    done = invoke("annotate", data, "-o", judged, "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    words = ["annotate", "-", "-o", "-", "--probe", "default", "--worst", "0"]
+    piped = CliRunner().invoke(app, words, input=data.read_bytes())
+    assert piped.exit_code == 0, piped.stderr
+    assert piped.stdout_bytes == judged.read_bytes()
+    assert "Frames in standard output: 90" in piped.stderr

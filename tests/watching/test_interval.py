@@ -19,7 +19,6 @@ from toys import (
     ToyBackbone,
     copper,
 )
-from uqcalc.facts import log_facts
 
 from uqcalc import (
     Level,
@@ -30,6 +29,7 @@ from uqcalc import (
     read_log,
     relax,
 )
+from uqcalc.info import log_facts
 from uqcalc.watching.eventlog import read_standing
 from uqcalc.watching.logsummary import summarise_log
 from uqcalc.watching.trigger import Trigger

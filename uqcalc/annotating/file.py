@@ -11,7 +11,14 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from ase.io import iread
-from rich.progress import SpinnerColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from uqcalc.annotating.copies import MODEL_KEY, left_out_of
 from uqcalc.annotating.frames import append_frame, cut_torn_frame, whole_frames
@@ -21,7 +28,7 @@ from uqcalc.annotating.trajectory import Cells, annotated, check_calculator
 from uqcalc.backbones.batching import BATCH_ATOMS
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import RecordError, SourceError, UqcalcError
-from uqcalc.files.structures import UNREADABLE, frames_of
+from uqcalc.files.structures import UNREADABLE, count_frames, frames_of
 from uqcalc.files.writing import OneWriter, writable
 from uqcalc.progress import progress_bar
 
@@ -78,10 +85,9 @@ def annotate_file(
     frames = iter(reading)
     identity = _identity(calculator)
     tally, cells = Tally(worst), Cells(moving_cell)
-    count = "{task.completed:.0f} frames annotated"  # of how many, only the end tells
-    bar = progress_bar(SpinnerColumn(), count, TimeElapsedColumn())
-    with writer, bar as progress:
-        task = progress.add_task("", total=None)
+    with writer, _frame_bar() as progress:
+        total = None if progress.disable else count_frames(source)
+        task = progress.add_task("", total=total)
         for done in _standing(output, reading, frames, identity):
             tally.add(done, left_out_of(done))
             cells.moving(done)
@@ -93,6 +99,18 @@ def annotate_file(
             tally.add(frame, left_out)
             progress.advance(task)
     return _concluded(tally.summary(output, resumed_from), reading)
+
+
+def _frame_bar() -> Progress:
+    """Return a bar of frames, with the time left where their number is known."""
+    return progress_bar(
+        SpinnerColumn(),
+        "frames",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
 
 
 def _checked_target(source: Path, target: str | os.PathLike[str]) -> Path:

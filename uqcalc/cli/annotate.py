@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from uqcalc.cli.console import (
+from uqcalc.cli.console import Report, reporting
+from uqcalc.cli.judging import judging
+from uqcalc.cli.options import (
     DeviceOption,
-    ModelOption,
+    HeadOption,
+    LimitsOption,
+    ModelOfProbe,
+    QuietOption,
     SpeciesOption,
-    errors_as_messages,
-    out,
+    existing,
+    extended_xyz,
 )
-from uqcalc.cli.judging import HeadOption, LimitsOption, judging
+from uqcalc.cli.probes import ProbeOption, load_probe, model_of
+from uqcalc.cli.streams import input_file, is_standard, output_file
 
 
 if TYPE_CHECKING:
@@ -24,76 +31,90 @@ if TYPE_CHECKING:
     from uqcalc.calculator import ReliableCalculator
     from uqcalc.probe.probe import Probe
 
+SourceArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="SOURCE",
+        callback=existing,
+        help="Any trajectory that ASE reads; - is extended XYZ on standard input.",
+    ),
+]
+OutputOption = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        callback=extended_xyz,
+        help="Extended XYZ file (.xyz or .extxyz); one that an interrupted run left is "
+        "continued. - is standard output, at the end.",
+    ),
+]
+PromisedOption = Annotated[
+    bool,
+    typer.Option(
+        "--promised",
+        help="RELIABLE only within the promise on the probe's card (uqcalc certify).",
+    ),
+]
+WorstOption = Annotated[
+    int, typer.Option(min=0, help="How many of the worst frames to list.")
+]
+
 
 def annotate(  # noqa: PLR0913  (one option each)
-    source: Annotated[Path, typer.Argument(help="Any trajectory that ASE reads.")],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Extended XYZ file (.xyz or .extxyz); one that an interrupted run "
-            "left is continued.",
-        ),
-    ],
+    source: SourceArgument,
+    output: OutputOption,
     *,
-    model: ModelOption = "default",
-    probe: Annotated[
-        Path | None,
-        typer.Option(help="The probe; default and chgnet bring their own."),
-    ] = None,
-    promised: Annotated[
-        bool,
-        typer.Option(
-            "--promised",
-            help="RELIABLE only within the promise on the probe's card (uqcalc "
-            "calibrate).",
-        ),
-    ] = False,
+    model: ModelOfProbe = None,
+    probe: ProbeOption = None,
+    promised: PromisedOption = False,
     head: HeadOption = None,
     limits: LimitsOption = None,
     species: SpeciesOption = None,
     device: DeviceOption = "auto",
-    worst: Annotated[
-        int, typer.Option(min=0, help="How many of the worst frames to list.")
-    ] = 10,
+    worst: WorstOption = 10,
+    quiet: QuietOption = False,
 ) -> None:
     """Judge every frame of a trajectory, and write it with its reliability.
 
-    Labels are kept: what the file has as energy and forces becomes original_energy
-    and original_forces. Ends with status 1 if a frame could not be evaluated.
+    Without --model and --probe the bundled potential and its probe are taken. Labels
+    are kept: what the file has as energy and forces becomes original_energy and
+    original_forces. Ends with status 1 if a frame could not be evaluated.
     """
-    with errors_as_messages("frames so far are on disk; the same command goes on"):
+    stopped = "frames so far are on disk; the same command goes on"
+    if is_standard(output):
+        stopped = "the frames so far are on standard output"
+    with (
+        reporting(stopped, quiet=quiet, to_stderr=is_standard(output)) as report,
+        input_file(source) as readable,
+        output_file(output) as target,
+    ):
         import uqcalc
 
-        loaded = _probe(model, probe, needed=promised)
-        judge = _judge(
-            uqcalc.open_model(model, device=device),
-            loaded,
-            head,
-            limits,
-            promised=promised,
-        )
+        name = model or "default" if probe is None else model_of(probe, model)
+        loaded = _probe(name, probe, needed=promised)
+        calculator = uqcalc.open_model(name, device=device)
+        judge = _judge(calculator, loaded, head, limits, promised=promised)
         try:
             summary = uqcalc.annotate_file(
-                source, output, judge, species=species, worst=worst
+                readable, target, judge, species=species, worst=worst
             )
         except uqcalc.SourceError as error:
-            _show(error.summary)
+            _show(error.summary, output, report)
             raise
-        _show(summary)
+        _show(summary, output, report)
     if summary.failed:
         raise typer.Exit(code=1)
 
 
-def _probe(name: str, probe: Path | None, *, needed: bool) -> Probe | None:
+def _probe(name: str, probe: str | None, *, needed: bool) -> Probe | None:
     """Return the probe that was named, or the one that the model brings."""
     from uqcalc.defaults import shipped_probe
     from uqcalc.models.named import SHIPPED_PROBES
-    from uqcalc.probe.probe import Probe
 
     if probe is not None:
-        return Probe.load(probe)
+        return load_probe(probe)
     return shipped_probe(name) if needed or name in SHIPPED_PROBES else None
 
 
@@ -121,9 +142,11 @@ def _judge(
     return ReliableCalculator(calculator, probe, policy=policy)
 
 
-def _show(summary: AnnotationSummary) -> None:
+def _show(summary: AnnotationSummary, output: Path, report: Report) -> None:
     from rich.table import Table
 
+    if is_standard(output):
+        summary = replace(summary, target=Path("standard output"))
     if summary.worst:
         by_probe = summary.worst[0].reliability is not None
         table = Table("frame", "formula", "level", title="the worst frames")
@@ -136,5 +159,5 @@ def _show(summary: AnnotationSummary) -> None:
             table.add_row(
                 str(row.index), row.formula, row.level.name, number, row.reason
             )
-        out().print(table, soft_wrap=False)
-    out().print(str(summary))
+        report.result(table, fold=True)
+    report.result(str(summary))

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from uqcalc.cli.console import (
+from uqcalc.cli.console import Report, reporting, usage_errors
+from uqcalc.cli.judging import judging
+from uqcalc.cli.options import (
     DeviceOption,
+    HeadOption,
+    LimitsOption,
     ModelOption,
+    QuietOption,
     SpeciesOption,
-    errors_as_messages,
-    out,
+    existing,
+    extended_xyz,
 )
-from uqcalc.cli.judging import HeadOption, LimitsOption, judging
+from uqcalc.cli.probes import ProbeOption, load_probe
+from uqcalc.cli.streams import input_file, is_standard
 from uqcalc.progress import progress_bar
 
 
@@ -23,95 +29,114 @@ if TYPE_CHECKING:
 
     from ase import Atoms
 
+    from uqcalc.attacking.ascent import AttackSettings
     from uqcalc.attacking.path import AttackPath
     from uqcalc.calculator import ReliableCalculator
 
 
+def _new_file(value: Path) -> Path:
+    extended_xyz(value)
+    if is_standard(value) or value.exists():
+        msg = f"output must be a new file, got {value}; choose another name"
+        raise typer.BadParameter(msg)
+    return value
+
+
+StructureArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="STRUCTURE",
+        callback=existing,
+        help="In any format ASE reads; its last frame is taken. - is extended XYZ on "
+        "standard input.",
+    ),
+]
+OutputOption = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        callback=_new_file,
+        help="New extended XYZ file, for all frames.",
+    ),
+]
+StepsOption = Annotated[int, typer.Option(help="Most steps of a path.")]
+AlphaOption = Annotated[
+    float, typer.Option(help="Weight of the gradient of U, in Å³/eV.")
+]
+BetaOption = Annotated[
+    float, typer.Option(help="Weight of the gradient of the energy, in Å²/eV.")
+]
+StartsOption = Annotated[
+    int, typer.Option(help="Paths; all but the first begin rattled.")
+]
+RattleOption = Annotated[
+    float, typer.Option(help="Standard deviation of the rattling, in Å.")
+]
+SeedOption = Annotated[int, typer.Option(help="Seed of the rattling.")]
+MaxStepOption = Annotated[
+    float, typer.Option(help="Largest displacement in a step, in Å.")
+]
+MaxRiseOption = Annotated[
+    float | None,
+    typer.Option(help="End a path where the energy has risen by this, in eV/atom."),
+]
+FreeCellOption = Annotated[
+    bool, typer.Option("--free-cell", help="Strain the cell, too.")
+]
+
+
 def attack(  # noqa: PLR0913  (one option each)
-    structure: Annotated[
-        Path, typer.Argument(help="In any format ASE reads; its last frame is taken.")
-    ],
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="New extended XYZ file, for all frames."),
-    ],
+    structure: StructureArgument,
+    output: OutputOption,
     model: ModelOption,
     *,
-    probe: Annotated[
-        Path | None, typer.Option(help="A probe, to be read as well.")
-    ] = None,
+    probe: ProbeOption = None,
     head: HeadOption = None,
     limits: LimitsOption = None,
-    steps: Annotated[int, typer.Option(help="Most steps of a path.")] = 50,
-    alpha: Annotated[
-        float, typer.Option(help="Weight of the gradient of U, in Å³/eV.")
-    ] = 1.0,
-    beta: Annotated[
-        float, typer.Option(help="Weight of the gradient of the energy, in Å²/eV.")
-    ] = 0.01,
-    starts: Annotated[
-        int, typer.Option(help="Paths; all but the first begin rattled.")
-    ] = 1,
-    rattle: Annotated[
-        float, typer.Option(help="Standard deviation of the rattling, in Å.")
-    ] = 0.05,
-    seed: Annotated[int, typer.Option(help="Of the rattling.")] = 0,
-    max_step: Annotated[
-        float, typer.Option(help="Largest displacement in a step, in Å.")
-    ] = 0.05,
-    max_energy_rise: Annotated[
-        float | None, typer.Option(help="End a path there, in eV/atom.")
-    ] = None,
-    free_cell: Annotated[
-        bool, typer.Option("--free-cell", help="Strain the cell, too.")
-    ] = False,
+    steps: StepsOption = 50,
+    alpha: AlphaOption = 1.0,
+    beta: BetaOption = 0.01,
+    starts: StartsOption = 1,
+    rattle: RattleOption = 0.05,
+    seed: SeedOption = 0,
+    max_step: MaxStepOption = 0.05,
+    max_energy_rise: MaxRiseOption = None,
+    free_cell: FreeCellOption = False,
     species: SpeciesOption = None,
     device: DeviceOption = "auto",
+    quiet: QuietOption = False,
 ) -> None:
     """Move a structure to where a potential's two forces disagree more (Force Delta).
 
     For potentials with a direct force head: r <- r + alpha dU/dr - beta dE/dr. All
     frames of all paths are written with their reliability, as they are made.
     """
-    with errors_as_messages(f"the frames so far are in {output}"):
+    stopped = f"the frames so far are in {output}"
+    with reporting(stopped, quiet=quiet) as report, input_file(structure) as source:
+        atoms = _last_frame(source, species)
         import uqcalc
 
-        settings = uqcalc.AttackSettings(
-            alpha=alpha,
-            beta=beta,
-            steps=steps,
-            starts=starts,
-            rattle=rattle,
-            seed=seed,
-            max_step=max_step,
-            cell="free" if free_cell else "fixed",
-            max_energy_rise=max_energy_rise,
-        )
-        target, atoms = _new_file(output), _last_frame(structure, species)
-        judge = judging(
-            uqcalc.open_model(model, device=device),
-            None if probe is None else uqcalc.Probe.load(probe),
-            head,
-            limits,
-        )
-        paths = _attacked(atoms, judge, settings, target)
-    _show(paths)
-    count = sum(len(path.frames) for path in paths)
-    out().print(f"wrote {output} with {count} frames")
-
-
-def _new_file(output: Path) -> Path:
-    from uqcalc.errors import RecordError
-    from uqcalc.files.writing import writable
-
-    target = writable(output, "output")
-    if target.suffix not in {".xyz", ".extxyz"}:
-        msg = f"output must end in .xyz or .extxyz, got {output.name}"
-        raise RecordError(msg)
-    if target.exists():
-        msg = f"output must be a new file, got {output}, which exists; choose another"
-        raise RecordError(msg)
-    return target
+        with usage_errors():
+            settings = uqcalc.AttackSettings(
+                alpha=alpha,
+                beta=beta,
+                steps=steps,
+                starts=starts,
+                rattle=rattle,
+                seed=seed,
+                max_step=max_step,
+                cell="free" if free_cell else "fixed",
+                max_energy_rise=max_energy_rise,
+            )
+        loaded = None if probe is None else load_probe(probe)
+        calculator = uqcalc.open_model(model, device=device)
+        judge = judging(calculator, loaded, head, limits)
+        paths = _attacked(atoms, judge, settings, output, report)
+        _show(paths, report)
+        count = sum(len(path.frames) for path in paths)
+        report.result(f"wrote {output} with {count} frames")
 
 
 def _last_frame(structure: Path, species: str | None) -> Atoms:
@@ -121,7 +146,11 @@ def _last_frame(structure: Path, species: str | None) -> Atoms:
 
 
 def _attacked(
-    atoms: Atoms, judge: ReliableCalculator, settings: Any, target: Path
+    atoms: Atoms,
+    judge: ReliableCalculator,
+    settings: AttackSettings,
+    output: Path,
+    report: Report,
 ) -> list[AttackPath]:
     """Attack under a progress bar; every frame is in the file before the next."""
     import uqcalc
@@ -131,22 +160,23 @@ def _attacked(
 
     each = settings.steps + 1
     lost: set[str] = set()
-    with OneWriter(target), progress_bar() as bar:
+    with OneWriter(output), progress_bar() as bar:
         task = bar.add_task("attack", total=settings.starts * each)
 
         def keep(frame: Atoms) -> None:
             start, step = frame.info[START_KEY], frame.info[STEP_KEY]
             what = f"step {step} from start {start}"
-            lost.update(append_frame(target, frame, what))
+            lost.update(append_frame(output, frame, what))
             bar.update(task, completed=start * each + step + 1)
 
         paths = uqcalc.attack(atoms, judge, settings, observer=keep)
     if lost:
-        out().print(f"left out, as the file cannot hold it: {', '.join(sorted(lost))}")
+        what = ", ".join(sorted(lost))
+        report.result(f"left out, as the file cannot hold it: {what}")
     return paths
 
 
-def _show(paths: Sequence[AttackPath]) -> None:
+def _show(paths: Sequence[AttackPath], report: Report) -> None:
     from rich.table import Table
 
     table = Table("start")
@@ -161,4 +191,4 @@ def _show(paths: Sequence[AttackPath]) -> None:
             rise = f"{path.energy_rise[-1]:+.3g}"
             row = [f"{first:.3g}", f"{last:.3g}", rise, path.levels[-1].name]
         table.add_row(str(path.start), str(path.steps), *row, path.reason)
-    out().print(table, soft_wrap=False)
+    report.result(table, fold=True)

@@ -1,54 +1,136 @@
-"""What all commands share: where they print, and how an error reads."""
+"""What every command shares: where it prints, how an error reads, what quiet leaves."""
 
 from __future__ import annotations
 
+import codecs
+import os
+import sys
 import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from dataclasses import dataclass, field
+from io import TextIOWrapper
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 
-# The options that every command spells alike.
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        help="Potential: default, chgnet, sevennet, mace:FILE, mace_off:SIZE, "
-        "mace_mp:SIZE, or orb:NAME such as orb:orb-v3-direct-20-mpa. A MACE model file "
-        "can run code; open only files you trust, or mace:FILE.json, which cannot "
-        "(uqcalc.save_safe_mace).",
-    ),
-]
-DeviceOption = Annotated[
-    str,
-    typer.Option("--device", help="cpu, cuda or mps; auto is cuda where there is one."),
-]
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
 
-SpeciesOption = Annotated[
-    str | None,
-    typer.Option(
-        "--species",
-        help="Element of each type in order, such as Na,Cl: for LAMMPS files, which "
-        "number their types.",
-    ),
-]
+# Written instead of a letter that the encoding of a stream does not have.
+_PLAIN = {
+    "Å": "A",
+    "²": "^2",
+    "³": "^3",
+    "Δ": "Delta",
+    "≤": "<=",
+    "≥": ">=",
+    "\N{MINUS SIGN}": "-",
+    "\N{EN DASH}": "-",
+    "±": "+-",
+    "·": "*",
+    "…": "...",
+    "₂": "2",
+}
 
 
-def out() -> Console:
-    """Return a console for results: paths and numbers stay as they are."""
-    return _Plain(soft_wrap=True, highlight=False, markup=False)
+@dataclass
+class Report:
+    """The voice of one command.
+
+    Attributes
+    ----------
+    quiet : bool
+        Print warnings and errors only.
+    to_stderr : bool
+        The command writes its data to standard output, so results go to the error
+        stream.
+    warnings : list of str
+        Every `LabelWarning` so far.
+    """
+
+    quiet: bool = False
+    to_stderr: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+    def result(self, *what: RenderableType, fold: bool = False) -> None:
+        """Print texts and tables, unless the command is to be quiet.
+
+        ``fold`` breaks lines at the width of the terminal, as tables need it.
+        """
+        if not self.quiet:
+            _console(stderr=self.to_stderr).print(*what, soft_wrap=not fold)
+
+    def warn(self, text: str) -> None:
+        """Print a warning on the error stream."""
+        _say(f"warning: {text}", "yellow")
 
 
-class _Plain(Console):
-    """A console on which foreign text cannot move the cursor or change colours."""
+@contextmanager
+def reporting(
+    stopped: str = "nothing was written",
+    *,
+    quiet: bool = False,
+    to_stderr: bool = False,
+) -> Iterator[Report]:
+    """End the command with a message on the error stream where it meets an error.
 
-    def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(harmless(text), **options)
+    The status is 1 for an error that uqcalc foresees and 130 for Ctrl-C. Usage errors
+    (`typer.BadParameter`, status 2) pass through, and so does a pipe that its reader
+    has closed. Warnings of labels and files are printed at once.
+
+    Parameters
+    ----------
+    stopped : str
+        What Ctrl-C leaves behind.
+    quiet, to_stderr : bool
+        As in `Report`; ``quiet`` hides progress bars, too.
+    """
+    from uqcalc.errors import FileWarning, LabelWarning, UqcalcError
+    from uqcalc.progress import hidden_progress
+
+    report = Report(quiet=quiet, to_stderr=to_stderr)
+    try:
+        with hidden_progress(hide=quiet), warnings.catch_warnings():
+            usual = warnings.showwarning
+
+            def show(message: Any, category: Any, *where: Any, **how: Any) -> None:
+                if issubclass(category, LabelWarning):
+                    report.warnings.append(str(message))
+                if issubclass(category, (LabelWarning, FileWarning)):
+                    report.warn(str(message))
+                else:
+                    usual(message, category, *where, **how)
+
+            warnings.showwarning = show
+            yield report
+    except BrokenPipeError:
+        raise
+    except (UqcalcError, OSError, ValueError) as error:
+        _say(str(error), "red")
+        raise typer.Exit(code=1) from error
+    except KeyboardInterrupt as error:
+        _say(f"Stopped: {stopped}.", "yellow")
+        raise typer.Exit(code=130) from error
+
+
+def notice(text: str) -> None:
+    """Print one line on the error stream."""
+    _say(text, "yellow")
+
+
+@contextmanager
+def usage_errors(option: str = "") -> Iterator[None]:
+    """Report errors of the block as errors of usage (status 2), naming ``option``."""
+    from uqcalc.errors import UqcalcError
+
+    try:
+        yield
+    except (UqcalcError, ValueError) as error:
+        hint = f"'{option}'" if option else None
+        raise typer.BadParameter(str(error), param_hint=hint) from error
 
 
 def harmless(text: str) -> str:
@@ -65,41 +147,47 @@ def harmless(text: str) -> str:
     )
 
 
-@contextmanager
-def errors_as_messages(
-    stopped: str = "nothing was written",
-) -> Iterator[list[str]]:
-    """End the command with a message and status 1 on an error that was foreseen.
+def write_in_any_encoding() -> None:
+    """Have standard output and error replace letters that their encoding lacks.
 
-    ``stopped`` is what to say of the work that a Ctrl-C leaves behind. Warnings of
-    labels are shown at once, and kept in the list that this gives.
+    Å becomes A under ``PYTHONIOENCODING=ascii``; without this, printing it is an error.
     """
-    from uqcalc.errors import FileWarning, LabelWarning, UqcalcError
+    codecs.register_error("uqcalc.plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="uqcalc.plain")
 
-    try:
-        heard: list[str] = []
-        with warnings.catch_warnings():
-            usual = warnings.showwarning
 
-            def show(message: Any, category: Any, *where: Any, **how: Any) -> None:
-                if issubclass(category, LabelWarning):
-                    heard.append(str(message))
-                    _say(f"warning: {message}", "yellow")
-                elif issubclass(category, FileWarning):
-                    _say(f"warning: {message}", "yellow")
-                else:
-                    usual(message, category, *where, **how)
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Return what to write for letters that cannot be encoded, and where to go on."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    return "".join(
+        _PLAIN.get(letter, letter.encode("ascii", "backslashreplace").decode())
+        for letter in letters
+    ), error.end
 
-            warnings.showwarning = show
-            yield heard
-    except (UqcalcError, OSError, ValueError) as error:
-        _say(str(error), "red")
-        raise typer.Exit(code=1) from error
-    except KeyboardInterrupt as error:
-        _say(f"Stopped: {stopped}.", "yellow")
-        raise typer.Exit(code=130) from error
+
+def _console(*, stderr: bool = False) -> Console:
+    """Return a console on which foreign text cannot move the cursor."""
+    from rich.console import Console
+    from rich.text import Text
+
+    class Harmless(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(harmless(text), **options)
+
+    plain = bool(os.environ.get("NO_COLOR"))
+    return Harmless(
+        stderr=stderr,
+        highlight=False,
+        markup=False,
+        color_system=None if plain else "auto",  # without colours no italics either
+    )
 
 
 def _say(text: str, style: str) -> None:
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(Text(harmless(text), style=style))
+    from rich.text import Text
+
+    _console(stderr=True).print(Text(harmless(text), style=style), soft_wrap=True)

@@ -7,21 +7,31 @@ from typing import Annotated
 
 import typer
 
-from uqcalc.cli.console import errors_as_messages, out
+from uqcalc.cli.console import reporting
+from uqcalc.cli.options import QuietOption
 
 
 def demo(
     output: Annotated[
-        Path, typer.Option(help="Empty or new folder for log, frames and pictures.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Empty or new folder for log, frames and pictures.",
+        ),
     ] = Path("demo"),
     *,
     crystal: Annotated[
         bool, typer.Option(help="Also squeeze a crystal with CHGNet.")
     ] = True,
-    seed: Annotated[int, typer.Option(help="Of the velocities and the heat bath.")] = 1,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the velocities and the heat bath.")
+    ] = 1,
+    quiet: QuietOption = False,
 ) -> None:
     """Heat aspirin until its potential breaks, and see it caught (3 minutes)."""
-    from uqcalc.demo import run_demo
+    with reporting(quiet=quiet) as report:
+        from uqcalc.demo import run_demo
 
-    with errors_as_messages():
-        out().print(run_demo(output, crystal=crystal, seed=seed))
+        report.result(run_demo(output, crystal=crystal, seed=seed))

@@ -7,57 +7,78 @@ from typing import Annotated
 
 import typer
 
-from uqcalc.cli.console import (
+from uqcalc.cli.console import reporting
+from uqcalc.cli.options import (
     DeviceOption,
     ModelOption,
+    QuietOption,
     SpeciesOption,
-    errors_as_messages,
-    out,
+    creatable,
+    existing,
 )
+from uqcalc.cli.streams import input_file
+
+
+FramesArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FRAMES",
+        callback=existing,
+        help="Structures on which the potential is trusted; no labels needed. - is "
+        "extended XYZ on standard input.",
+    ),
+]
+OutputOption = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="FILE", callback=creatable, help="Head to write."
+    ),
+]
+CutoffOption = Annotated[
+    float, typer.Option(min=1.0, help="Reach of its pair terms in Å.")
+]
+EpochsOption = Annotated[int, typer.Option(min=1, help="Passes over the frames.")]
+SeedOption = Annotated[
+    int, typer.Option(min=0, help="Seed of the split and of the network.")
+]
 
 
 def distill(  # noqa: PLR0913  (one option each)
-    frames: Annotated[
-        Path,
-        typer.Argument(
-            help="Structures on which the potential is trusted; no labels needed."
-        ),
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The head to write.")
-    ] = Path("head.safetensors"),
+    frames: FramesArgument,
+    output: OutputOption = Path("head.safetensors"),
     *,
     model: ModelOption = "default",
-    cutoff: Annotated[
-        float, typer.Option(min=1.0, help="Reach of its pair terms in Å.")
-    ] = 5.0,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the frames.")] = 60,
-    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.")] = 0,
+    cutoff: CutoffOption = 5.0,
+    epochs: EpochsOption = 60,
+    seed: SeedOption = 0,
     species: SpeciesOption = None,
     device: DeviceOption = "auto",
+    quiet: QuietOption = False,
 ) -> None:
     """Teach a potential without direct forces a head for them (experimental).
 
     The head repeats the potential's own forces; where it cannot, ForceDelta(head=...)
     says so.
     """
-    with errors_as_messages():
+    with reporting(quiet=quiet) as report, input_file(frames) as source:
         import uqcalc
         from uqcalc.distillation.card import FILE
         from uqcalc.files.structures import read_frames
 
         FILE.target(output)
+        structures = read_frames(source, species=species)
         head = uqcalc.distill(
-            read_frames(frames, species=species),
+            structures,
             uqcalc.open_model(model, device=device),
             cutoff=cutoff,
             epochs=epochs,
             seed=seed,
         )
-        report, training = head.card.report, head.card.training
-        out().print(
+        written = head.save(output)
+        scores, training = head.card.report, head.card.training
+        report.result(
             f"{training['frames']} frames, {training['held_out']} more held out: RMSE "
-            f"{1000 * report['rmse_ev_per_angstrom']:.0f} meV/Å of "
-            f"{1000 * report['force_rms_ev_per_angstrom']:.0f}, R² {report['r2']:.3f}"
+            f"{1000 * scores['rmse_ev_per_angstrom']:.0f} meV/Å of "
+            f"{1000 * scores['force_rms_ev_per_angstrom']:.0f}, R² {scores['r2']:.3f}"
         )
-        out().print(f"wrote {head.save(output)}")
+        report.result(f"wrote {written}")

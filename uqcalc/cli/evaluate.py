@@ -2,69 +2,99 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from uqcalc.cli.console import (
+from uqcalc.cli.console import Report, reporting
+from uqcalc.cli.options import (
+    CacheOption,
     DeviceOption,
-    ModelOption,
+    EnergyKey,
+    ExcludeOption,
+    ForcesKey,
+    GroupOption,
+    JsonOption,
+    LabelledFrames,
+    ModelOfProbe,
+    QuietOption,
     SpeciesOption,
-    errors_as_messages,
-    out,
+    creatable,
 )
-from uqcalc.cli.labels import EnergyKey, Exclude, ForcesKey, Group
+from uqcalc.cli.probes import ProbeArgument, labels_of, load_probe, model_of
+from uqcalc.cli.streams import input_file, is_standard
+
+
+if TYPE_CHECKING:
+    from uqcalc.evaluation.evaluation import Evaluation
+
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="STEM",
+        callback=creatable,
+        help="Where to write, without ending; by default PROBE-DATA. - writes no file, "
+        "and JSON on standard output.",
+    ),
+]
 
 
 def evaluate(  # noqa: PLR0913  (one option each)
-    probe: Annotated[Path, typer.Argument(help="The probe.")],
-    data: Annotated[
-        Path, typer.Argument(help="Labelled frames, in any format ASE reads.")
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Where to write, without ending; by default PROBE-DATA.",
-        ),
-    ] = None,
+    probe: ProbeArgument,
+    data: LabelledFrames,
+    output: OutputOption = None,
     *,
-    model: ModelOption = "default",
-    group: Group = None,
+    model: ModelOfProbe = None,
+    group: GroupOption = None,
     forces_key: ForcesKey = "REF_forces",
     energy_key: EnergyKey = "REF_energy",
-    exclude: Exclude = None,
+    exclude: ExcludeOption = None,
+    cache: CacheOption = None,
     species: SpeciesOption = None,
     device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Score a probe on labelled frames that it was not fitted on.
 
     Prints the scores, and writes them as .json, their pictures as .png, and both on
-    one page as .html.
+    one page as .html. The JSON holds the probability and the error of every frame.
     """
-    with errors_as_messages() as heard:
+    with reporting(quiet=quiet) as report, input_file(data) as source:
         import uqcalc
         from uqcalc.files.structures import read_frames
-        from uqcalc.files.writing import writable
 
-        stem = output or Path(f"{probe.stem}-{data.stem}")
-        writable(stem, "output")
-        loaded = uqcalc.Probe.load(probe)
-        labels = uqcalc.Labels(
-            loaded.card.target,
-            energy_key=energy_key,
-            forces_key=forces_key,
-            group_key=group,
-        )
+        name = model_of(probe, model)
+        stem = output or creatable(Path(f"{Path(probe).stem}-{source.stem}"))
+        frames = read_frames(source, species=species)
+        loaded = load_probe(probe)
         result = uqcalc.evaluate(
             loaded,
-            read_frames(data, species=species),
-            uqcalc.open_model(model, device=device),
-            labels,
+            frames,
+            uqcalc.open_model(name, device=device),
+            labels_of(loaded, forces_key, energy_key, group),
             exclude=exclude or (),
+            cache=cache,
         )
-        out().print(str(result))
-        written = result.write(stem, heard)
-        out().print(f"wrote {', '.join(map(str, written))}")
+        _tell(result, stem, report, as_json=as_json)
+
+
+def _tell(
+    result: Evaluation, stem: Path | None, report: Report, *, as_json: bool
+) -> None:
+    """Write the files, then print the scores: a closed pipe loses no file."""
+    from uqcalc.files.writing import strict_json
+
+    written: list[str] = []
+    if stem is not None and not is_standard(stem):
+        written = [str(path) for path in result.write(stem, report.warnings)]
+    if as_json or is_standard(stem):
+        content = result.to_dict(report.warnings) | {"files": written}
+        typer.echo(json.dumps(strict_json(content), indent=1))
+    else:
+        report.result(str(result))
+        report.result(f"wrote {', '.join(written)}")

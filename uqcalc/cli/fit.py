@@ -4,117 +4,165 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from uqcalc.cli.console import (
+from uqcalc.cli.console import reporting, usage_errors
+from uqcalc.cli.options import (
+    BoundaryOption,
+    CacheOption,
     DeviceOption,
+    EnergyKey,
+    ExcludeOption,
+    ForcesKey,
+    GroupOption,
+    LabelledFrames,
     ModelOption,
+    QuietOption,
     SpeciesOption,
-    errors_as_messages,
-    out,
+    TargetOption,
+    creatable,
+    existing,
 )
-from uqcalc.cli.labels import Boundary, EnergyKey, Exclude, ForcesKey, Group
+from uqcalc.cli.streams import input_file
+
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from uqcalc.fitting.recipe import Recipe
+    from uqcalc.labels.labels import Labels
+
+OutputOption = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="FILE", callback=creatable, help="Probe to write."
+    ),
+]
+OffsetsOption = Annotated[
+    bool,
+    typer.Option(
+        "--fit-offsets",
+        help="Fit an energy for each element first, and remove it: for labels of "
+        "another level of theory than the potential.",
+    ),
+]
+TestOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        callback=existing,
+        help="Frames for the test, instead of a share of DATA.",
+    ),
+]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        callback=existing,
+        help="Frames for the calibration, instead of a share of DATA.",
+    ),
+]
+EpochsOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Most passes over the data; by default the recipe's own."),
+]
+DevicesOption = Annotated[
+    int,
+    typer.Option(min=1, help="Processes that train, each on a device of its own."),
+]
+SeedOption = Annotated[
+    int, typer.Option(min=0, help="Seed of the split and of the network.")
+]
+PublishedOption = Annotated[
+    bool,
+    typer.Option("--published", help="Use the published architecture and recipe."),
+]
 
 
 def fit(  # noqa: PLR0913  (one option each)
-    data: Annotated[
-        Path, typer.Argument(help="Labelled frames, in any format ASE reads.")
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The probe to write.")
-    ] = Path("my.probe"),
+    data: LabelledFrames,
+    output: OutputOption = Path("my.probe"),
     *,
     model: ModelOption = "default",
-    target: Annotated[
-        str,
-        typer.Option(
-            help="Whose error to foresee: forces, energy, energy_per_atom or "
-            "atom_forces."
-        ),
-    ] = "forces",
-    boundary: Boundary = None,
-    group: Group = None,
-    fit_offsets: Annotated[
-        bool,
-        typer.Option(
-            help="Fit an energy for each element first, and remove it: for labels of "
-            "another level of theory than the potential."
-        ),
-    ] = False,
-    test: Annotated[
-        Path | None, typer.Option(help="Frames for the test, instead of a share.")
-    ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(help="Frames for the calibration, instead of a share."),
-    ] = None,
+    target: TargetOption = "forces",
+    boundary: BoundaryOption = None,
+    group: GroupOption = None,
+    fit_offsets: OffsetsOption = False,
+    test: TestOption = None,
+    calibration: CalibrationOption = None,
     forces_key: ForcesKey = "REF_forces",
     energy_key: EnergyKey = "REF_energy",
-    exclude: Exclude = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Most passes over the data; by default the recipe's own."
-        ),
-    ] = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder that keeps the potential's features: the next fit of these "
-            "frames reads them, an interrupted one goes on."
-        ),
-    ] = None,
-    devices: Annotated[
-        int,
-        typer.Option(min=1, help="Processes that train, each on a device of its own."),
-    ] = 1,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Of the split and of the network.")
-    ] = 0,
-    published: Annotated[
-        bool, typer.Option(help="The published architecture and recipe instead.")
-    ] = False,
+    exclude: ExcludeOption = None,
+    epochs: EpochsOption = None,
+    cache: CacheOption = None,
+    devices: DevicesOption = 1,
+    seed: SeedOption = 0,
+    published: PublishedOption = False,
     species: SpeciesOption = None,
     device: DeviceOption = "auto",
+    quiet: QuietOption = False,
 ) -> None:
     """Fit a probe for a potential on frames with reference labels.
 
     Writes the probe and, beside it, its scores, their pictures, and both on one page
     (my.probe.json, my.probe.png and my.probe.html).
     """
-    with errors_as_messages() as heard:
+    with reporting(quiet=quiet) as report, input_file(data) as source:
         import uqcalc
-        from uqcalc.files.structures import read_frames
-        from uqcalc.probe.probe import check_output
+        from uqcalc.probe.card import FILE
 
-        check_output(output)
-        labels = uqcalc.Labels(
+        FILE.target(output)
+        labels = _labels(
+            target, boundary, group, forces_key, energy_key, offsets=fit_offsets
+        )
+        sets = [_frames(path, species) for path in (source, calibration, test)]
+        result = uqcalc.fit(
+            sets[0] or [],
+            uqcalc.open_model(model, device=device),
+            labels,
+            _recipe(seed, devices, epochs, published=published),
+            calibration=sets[1],
+            test=sets[2],
+            exclude=exclude or (),
+            cache=cache,
+        )
+        written = [result.probe.save(output), *result.write(output, report.warnings)]
+        report.result(str(result))
+        report.result(f"wrote {', '.join(map(str, written))}")
+
+
+def _labels(
+    target: str,
+    boundary: str | None,
+    group: str | None,
+    forces_key: str,
+    energy_key: str,
+    *,
+    offsets: bool,
+) -> Labels:
+    from uqcalc.labels.labels import Labels
+
+    with usage_errors():
+        return Labels(
             target,
             energy_key=energy_key,
             forces_key=forces_key,
             group_key=group,
             boundary=boundary,
-            offsets=fit_offsets,
+            offsets=offsets,
         )
-        recipe = (uqcalc.Recipe.published if published else uqcalc.Recipe)(
-            seed=seed, devices=devices
-        )
-        if epochs is not None:
-            recipe = replace(recipe, epochs=epochs)
-        result = uqcalc.fit(
-            read_frames(data, species=species),
-            uqcalc.open_model(model, device=device),
-            labels,
-            recipe,
-            calibration=None
-            if calibration is None
-            else read_frames(calibration, species=species),
-            test=None if test is None else read_frames(test, species=species),
-            exclude=exclude or (),
-            cache=cache,
-        )
-        out().print(str(result))
-        written = [result.probe.save(output), *result.write(output, heard)]
-        out().print(f"wrote {', '.join(map(str, written))}")
+
+
+def _frames(path: Path | None, species: str | None) -> list[Atoms] | None:
+    from uqcalc.files.structures import read_frames
+
+    return None if path is None else read_frames(path, species=species)
+
+
+def _recipe(seed: int, devices: int, epochs: int | None, *, published: bool) -> Recipe:
+    from uqcalc.fitting.recipe import Recipe
+
+    recipe = (Recipe.published if published else Recipe)(seed=seed, devices=devices)
+    return recipe if epochs is None else replace(recipe, epochs=epochs)

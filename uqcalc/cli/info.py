@@ -2,30 +2,89 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uqcalc.cli.console import errors_as_messages, out
+from uqcalc.cli.console import reporting
+from uqcalc.cli.options import JsonOption
+from uqcalc.cli.probes import is_shipped, shipped_file
+from uqcalc.models.named import SHIPPED_PROBES
+
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from uqcalc.evaluation.cardfacts import Facts
+
+
+def _known(value: str) -> str:
+    if not is_shipped(value) and not Path(value).exists():
+        msg = (
+            "file must be a probe, a fitted signal, an event log or one of "
+            f"{', '.join(SHIPPED_PROBES)}, got {value!r}, which does not exist"
+        )
+        raise typer.BadParameter(msg)
+    return value
 
 
 def info(
-    file: Annotated[Path, typer.Argument(help="A probe, a signal, or an event log.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            callback=_known,
+            help="A probe, a fitted signal, a distilled head, or an event log; or "
+            "default, chgnet or sevennet for a probe that comes with uqcalc.",
+        ),
+    ],
+    *,
+    as_json: JsonOption = False,
 ) -> None:
     """Print the card of a probe or of a signal, or how a run went and ended."""
-    from rich.table import Table
-
-    with errors_as_messages():
+    with reporting() as report, shipped_file(file) as path:
         from uqcalc.info import file_facts
 
-        facts = file_facts(file)
+        facts = file_facts(path)
+        if as_json:
+            typer.echo(json.dumps(_record(path), indent=1))
+        else:
+            report.result(*_tables(facts), fold=True)
+
+
+def _tables(facts: Facts) -> Iterator[Table]:
+    from rich.table import Table
+
     rows = Table(title=facts.title, title_justify="left", show_header=False)
+    rows.add_column(no_wrap=False)
+    rows.add_column(overflow="fold")
     for name, text in facts.rows:
         rows.add_row(name, text)
-    out().print(rows)
+    yield rows
     if facts.table:
         table = Table(*facts.columns, title=facts.caption, title_justify="left")
         for row in facts.table:
             table.add_row(*row)
-        out().print(table)
+        yield table
+
+
+def _record(path: Path) -> Any:
+    """Return all that a file says: its kind and its card, or how its run went."""
+    from uqcalc.distillation.card import FILE as HEAD
+    from uqcalc.files.tensorfile import metadata_of
+    from uqcalc.files.writing import strict_json
+    from uqcalc.probe.card import FILE as PROBE
+    from uqcalc.signals.card import FILE as SIGNAL
+    from uqcalc.watching.logsummary import summarise_log
+
+    metadata = metadata_of(path) or {}
+    for kind in (HEAD, SIGNAL, PROBE):
+        if kind.key in metadata:
+            return strict_json({"kind": kind.name, "card": kind.card(path)})
+    summary = asdict(summarise_log(path))
+    summary["levels"] = {level.name: n for level, n in summary["levels"].items()}
+    return strict_json({"kind": "event log"} | summary)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
@@ -14,20 +12,6 @@ if TYPE_CHECKING:
     from uqcalc.calculator import ReliableCalculator
     from uqcalc.policy import Threshold
     from uqcalc.probe.probe import Probe
-
-
-HeadOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="For Force Delta: a distilled head, for a potential without direct forces."
-    ),
-]
-LimitsOption = Annotated[
-    tuple[float, float] | None,
-    typer.Option(
-        help="For Force Delta: SUSPECT and UNRELIABLE above these, in eV/Å.",
-    ),
-]
 
 
 def judging(

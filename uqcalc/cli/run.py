@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from uqcalc.cli.console import errors_as_messages, out
+from uqcalc.cli.console import reporting
+from uqcalc.cli.options import QuietOption
+from uqcalc.cli.template import RUN_FILE
 from uqcalc.progress import progress_bar
 
 
@@ -15,10 +17,38 @@ AGAIN = "what was done is on disk; the same command goes on from the last save"
 HALTED = 3  # 2 is for a command line that cannot be read
 
 
+def _template(value: bool) -> None:  # noqa: FBT001  (typer passes it by position)
+    if value:
+        typer.echo(RUN_FILE, nl=False)
+        raise typer.Exit
+
+
+def _existing(value: Path) -> Path:
+    if not value.is_file():
+        msg = (
+            f"run file must exist, got {value}; uqcalc run --template > run.yaml "
+            "writes one to begin with"
+        )
+        raise typer.BadParameter(msg)
+    return value
+
+
 def run(
     file: Annotated[
-        Path, typer.Argument(help="Run file (YAML); see examples/run.yaml.")
+        Path,
+        typer.Argument(metavar="FILE", callback=_existing, help="Run file (YAML)."),
     ],
+    *,
+    template: Annotated[  # noqa: ARG001  (its callback ends the command)
+        bool,
+        typer.Option(
+            "--template",
+            is_eager=True,
+            callback=_template,
+            help="Print a run file with every key, its unit and its default.",
+        ),
+    ] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Run molecular dynamics or a relaxation from a file, under a monitor.
 
@@ -26,7 +56,7 @@ def run(
     has ended, it only says how. Exit status: 0 finished, 1 error, 3 halted by the
     monitor.
     """
-    with errors_as_messages(AGAIN), progress_bar() as bar:
+    with reporting(AGAIN, quiet=quiet) as report, progress_bar() as bar:
         from uqcalc.runfile.running import run_file
 
         task = bar.add_task(file.name, total=None)
@@ -35,6 +65,6 @@ def run(
             bar.update(task, completed=step, total=steps)
 
         outcome = run_file(file, progress=show)
-    out().print(outcome.summary)
+    report.result(outcome.summary)
     if outcome.how == "halted":
         raise typer.Exit(code=HALTED)

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,9 @@ class Tested:
         atoms whose force vanishes by symmetry.
     atom_groups : array (atoms,) or None
         Which of those atoms belong together, as numbers.
+    frames : list of int or None
+        Place of each structure among the frames that were passed, from 0; None where
+        the structures were not frames of one list.
     """
 
     formulas: list[str]
@@ -59,6 +62,7 @@ class Tested:
     atom_probability: NDArray[np.float64] | None = None
     atom_errors: NDArray[np.float64] | None = None
     atom_groups: NDArray[np.int64] | None = None
+    frames: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,6 +111,34 @@ class Evaluation:
 
         return "\n".join([str(self.probe.card), *report_lines(self.report)])
 
+    def to_dict(self, warnings: Sequence[str] = ()) -> dict[str, Any]:
+        """Return the card, the scores, and what was said of every structure.
+
+        Each entry of ``"structures"`` has the ``probability``, the true ``error`` in
+        the unit of the boundary, ``reliable`` (the error is within the boundary),
+        ``outside_scope``, the ``formula``, the ``group``, and where they are known the
+        ``novelty`` and the ``frame`` (its place among the frames, from 0).
+        """
+        tested = self.tested
+        columns: dict[str, Any] = {
+            "frame": tested.frames,
+            "formula": tested.formulas,
+            "group": tested.groups,
+            "probability": self.probability.tolist(),
+            "error": self.errors.tolist(),
+            "reliable": (self.errors <= self.probe.card.boundary).tolist(),
+            "outside_scope": tested.outside.tolist(),
+            "novelty": None if tested.novelty is None else tested.novelty.tolist(),
+        }
+        known = {name: column for name, column in columns.items() if column is not None}
+        rows = zip(*known.values(), strict=True)
+        return {
+            "card": self.probe.card.to_dict(),
+            "report": self.report,
+            "warnings": list(warnings),
+            "structures": [dict(zip(known, row, strict=True)) for row in rows],
+        }
+
     def figure(self) -> Figure:
         """Draw the reliability diagram, the risk-coverage curve, and all errors.
 
@@ -138,12 +170,8 @@ class Evaluation:
             base.with_name(f"{base.name}.{ending}")
             for ending in ("json", "png", "html")
         )
-        content = {
-            "card": self.probe.card.to_dict(),
-            "report": self.report,
-            "warnings": list(warnings),
-        }
-        text = json.dumps(strict_json(content), indent=1, ensure_ascii=False)
+        content = strict_json(self.to_dict(warnings))
+        text = json.dumps(content, indent=1, ensure_ascii=False)
         with whole(numbers) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
         save_figure(self.figure(), picture)
@@ -159,6 +187,7 @@ def evaluate(
     labels: Labels | None = None,
     *,
     exclude: Collection[str] = (),
+    cache: str | os.PathLike[str] | None = None,
 ) -> Evaluation:
     """Score ``probe`` on labelled frames that it was not fitted on.
 
@@ -172,6 +201,8 @@ def evaluate(
         Where the reference is; its boundary is the probe's own in any case.
     exclude : collection of str
         Defects of frames to leave out instead of refusing (see `build_dataset`).
+    cache : path, optional
+        A folder that keeps the features of this potential, as for `uqcalc.fit`.
 
     Raises
     ------
@@ -185,8 +216,15 @@ def evaluate(
     wanted = labels_for(probe.card, labels)
     backbone = tap(calculator)
     probe.check(backbone)
-    data = held_out_dataset(probe.card, frames, backbone, wanted, exclude)
-    return evaluate_dataset(probe, data)
+    data = held_out_dataset(probe.card, frames, backbone, wanted, exclude, cache)
+    found = evaluate_dataset(probe, data)
+    left_out = {row for rows in data.excluded.values() for row in rows}
+    scored = [
+        row
+        for row in range(len(frames))
+        if row not in left_out and not probe.unseen_elements(frames[row].numbers)
+    ]
+    return replace(found, tested=replace(found.tested, frames=scored))
 
 
 def evaluate_dataset(probe: Probe, data: Dataset) -> Evaluation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -46,6 +47,7 @@ def calibrate(  # noqa: PLR0913  (as many choices as the command has)
     risk: float = 0.05,
     confidence: float = 0.95,
     exclude: Collection[str] = (),
+    cache: str | os.PathLike[str] | None = None,
 ) -> Probe:
     """Return ``probe`` with a promise about the structures that it accepts.
 
@@ -69,6 +71,8 @@ def calibrate(  # noqa: PLR0913  (as many choices as the command has)
         "1 kcal/mol"; by default the boundary.
     exclude : collection of str
         Defects of frames to leave out instead of refusing (see `build_dataset`).
+    cache : path, optional
+        A folder that keeps the features of this potential, as for `uqcalc.fit`.
 
     Raises
     ------
@@ -105,7 +109,7 @@ def calibrate(  # noqa: PLR0913  (as many choices as the command has)
         probe, probe.seen.frames(frames, usable), names, wanted.group_key, len(frames)
     )
     _warn_of_groups(probe, [frames[i] for i in usable], wanted.group_key)
-    data = held_out_dataset(probe.card, frames, backbone, wanted, exclude)
+    data = held_out_dataset(probe.card, frames, backbone, wanted, exclude, cache)
     return calibrate_dataset(
         probe, data, tolerance=allowed, risk=risk, confidence=confidence
     )

@@ -190,7 +190,7 @@ def _atoms(seen: Evaluation) -> list[str]:
 def _promise(seen: Evaluation) -> list[str]:
     made = seen.probe.card.promise
     text = (
-        "None was made. uqcalc calibrate makes one on frames of their own: that of one "
+        "None was made. uqcalc certify makes one on frames of their own: that of one "
         "structure from each new group, if accepted, at most a chosen share is wrong."
     )
     if made is not None:

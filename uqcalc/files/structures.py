@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from ase import Atoms
-from ase.io import iread
+from ase.io import Trajectory, iread
 from ase.io.formats import filetype
 
 from uqcalc.errors import RecordError, UqcalcError
@@ -50,6 +51,33 @@ def frames_of(
         name, index, form, do_not_split_by_at_sign=True, **elements.options
     ):
         yield elements.given(atoms)
+
+
+def count_frames(path: str | os.PathLike[str]) -> int | None:
+    """Return how many frames a file holds, where that is quick to find out.
+
+    It is for XYZ files, of which only the atom counts are read, and for trajectories
+    of ASE, which say it. None for any other format, and for a damaged file.
+    """
+    name = os.fspath(path)
+    try:
+        if name.endswith(".traj"):
+            with Trajectory(name) as trajectory:
+                return len(trajectory)
+        return _xyz_frames(name) if name.endswith((".xyz", ".extxyz")) else None
+    except UNREADABLE:
+        return None
+
+
+def _xyz_frames(name: str) -> int:
+    frames = 0
+    with Path(name).open("rb") as file:
+        while header := file.readline().strip():
+            for _ in range(int(header) + 1):  # a comment, and a line for each atom
+                if not file.readline():
+                    return frames
+            frames += 1
+    return frames
 
 
 def read_frames(

@@ -358,9 +358,15 @@ def held_out_dataset(
     backbone: Backbone,
     labels: Labels,
     exclude: Collection[str],
+    cache: str | os.PathLike[str] | None = None,
 ) -> Dataset:
-    """Evaluate ``frames``, energies taken after the offsets of the probe."""
+    """Evaluate ``frames``, energies taken after the offsets of the probe.
+
+    ``cache`` is a folder that keeps the features (`build_dataset`).
+    """
     offsets = card.offsets or None
-    data = build_dataset(frames, backbone, labels, exclude=exclude, offsets=offsets)
+    data = build_dataset(
+        frames, backbone, labels, exclude=exclude, offsets=offsets, cache=cache
+    )
     warn_of_span(data.numbers, card.training.get("offset_span") if offsets else None)
     return data

@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from ase.calculators.calculator import BaseCalculator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from uqcalc.errors import FileWarning, MissingExtraError, ModelError
-from uqcalc.models.bundled import bare_calculator, import_mace
+
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import BaseCalculator
 
 
 DTYPES = ("float32", "float64")
@@ -71,6 +72,22 @@ def open_model(
     if dtype is not None and dtype not in DTYPES:
         msg = f"dtype must be one of {DTYPES}, got {dtype!r}"
         raise ModelError(msg)
+    check_model_name(name)
+    kind, _, detail = name.partition(":")
+    import torch
+
+    with torch.random.fork_rng(devices=[]):  # networks are built before they are filled
+        return MODELS[kind].open(detail, _device(device), dtype)
+
+
+def check_model_name(name: str) -> None:
+    """Refuse a name that `open_model` does not know, without importing torch.
+
+    Raises
+    ------
+    ModelError
+        Naming what it may be; also for a file that does not exist.
+    """
     kind, _, detail = name.partition(":")
     if kind not in MODELS or (kind in SHIPPED_PROBES and detail):
         usage = ", ".join(text for model in MODELS.values() for text in model.usage)
@@ -81,10 +98,12 @@ def open_model(
                 f"mace:{name}; a probe goes to --probe"
             )
         raise ModelError(msg)
-    import torch
-
-    with torch.random.fork_rng(devices=[]):  # networks are built before they are filled
-        return MODELS[kind].open(detail, _device(device), dtype)
+    if kind == "mace" and not Path(detail).is_file():
+        msg = (
+            f"model 'mace:FILE' must name a file that exists, got {detail!r}; give its "
+            "path, such as mace:/home/me/my.model"
+        )
+        raise ModelError(msg)
 
 
 def _device(device: str) -> str:
@@ -103,6 +122,8 @@ def _device(device: str) -> str:
 
 def _default(detail: str, device: str, dtype: str | None) -> BaseCalculator:
     del detail
+    from uqcalc.models.bundled import bare_calculator
+
     return bare_calculator(device, dtype or "float32")
 
 
@@ -133,12 +154,8 @@ def _chgnet(detail: str, device: str, dtype: str | None) -> BaseCalculator:
 
 
 def _mace_file(detail: str, device: str, dtype: str | None) -> BaseCalculator:
-    if not Path(detail).is_file():
-        msg = (
-            f"model 'mace:FILE' must name a file that exists, got {detail!r}; give its "
-            "path, such as mace:/home/me/my.model"
-        )
-        raise ModelError(msg)
+    from uqcalc.models.bundled import import_mace
+
     import_mace("the model 'mace'")
     from mace.calculators import MACECalculator
 
@@ -168,6 +185,8 @@ def _mace_file(detail: str, device: str, dtype: str | None) -> BaseCalculator:
 
 def _mace_foundation(family: str) -> Callable[[str, str, str | None], BaseCalculator]:
     def open_it(detail: str, device: str, dtype: str | None) -> BaseCalculator:
+        from uqcalc.models.bundled import import_mace
+
         import_mace(f"the model {family!r}")
         from mace.calculators import foundations_models as foundations
 

@@ -326,7 +326,7 @@ class Card:
         if promise is None or promise.boundary is None:
             msg = (
                 "probe must carry a promise about its probability, got none; make one "
-                "on frames that it never saw: uqcalc.calibrate (uqcalc calibrate)"
+                "on frames that it never saw: uqcalc.calibrate (uqcalc certify)"
             )
             raise ProbeError(msg)
         beyond = 1 - promise.cutoff

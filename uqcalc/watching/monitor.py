@@ -14,10 +14,9 @@ from ase import Atoms
 from ase.md.md import MolecularDynamics
 
 from uqcalc.annotating.frames import cut_frames
-from uqcalc.calculator import checked_interval
 from uqcalc.errors import UnreliableError
 from uqcalc.htmltable import html_table
-from uqcalc.records import Assessment, BandEvent, Event, Level
+from uqcalc.records import Assessment, BandEvent, Event, Level, checked_interval
 from uqcalc.watching.band import Band, BandAssessment
 from uqcalc.watching.eventlog import EventLog, read_standing, versions
 from uqcalc.watching.flagged import FrameFile

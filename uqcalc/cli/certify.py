@@ -1,0 +1,145 @@
+"""`uqcalc certify`: a probe and frames it never saw in, a promise on its card out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uqcalc.cli.console import notice, reporting, usage_errors
+from uqcalc.cli.options import (
+    CacheOption,
+    DeviceOption,
+    EnergyKey,
+    ExcludeOption,
+    ForcesKey,
+    GroupOption,
+    LabelledFrames,
+    ModelOfProbe,
+    QuietOption,
+    SpeciesOption,
+    creatable,
+)
+from uqcalc.cli.probes import (
+    ProbeArgument,
+    card_of,
+    is_shipped,
+    labels_of,
+    load_probe,
+    model_of,
+)
+from uqcalc.cli.streams import input_file
+
+
+FORMER = "calibrate"  # the name of the command until version 0.1
+
+
+def _share(value: float) -> float:
+    if not 0 < value < 1:
+        msg = f"must be above 0 and below 1, got {value:g}"
+        raise typer.BadParameter(msg)
+    return value
+
+
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        callback=creatable,
+        help="Probe to write; by default over the old one.",
+    ),
+]
+ToleranceOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ERROR",
+        help='Larger errors are wrong: "1 kcal/mol", "50 meV/angstrom", or a number in '
+        "the unit of the probe. By default the probe's boundary.",
+    ),
+]
+RiskOption = Annotated[
+    float,
+    typer.Option(
+        callback=_share,
+        help="Largest share of wrong structures, of one accepted structure a group.",
+    ),
+]
+ConfidenceOption = Annotated[
+    float,
+    typer.Option(
+        callback=_share, help="Probability with which the promise is to hold."
+    ),
+]
+
+
+def certify(  # noqa: PLR0913  (one option each)
+    context: typer.Context,
+    probe: ProbeArgument,
+    data: LabelledFrames,
+    output: OutputOption = None,
+    *,
+    model: ModelOfProbe = None,
+    tolerance: ToleranceOption = None,
+    risk: RiskOption = 0.05,
+    confidence: ConfidenceOption = 0.95,
+    group: GroupOption = None,
+    forces_key: ForcesKey = "REF_forces",
+    energy_key: EnergyKey = "REF_energy",
+    exclude: ExcludeOption = None,
+    cache: CacheOption = None,
+    species: SpeciesOption = None,
+    device: DeviceOption = "auto",
+    quiet: QuietOption = False,
+) -> None:
+    """Find the cutoff above which a probe keeps a promise, and put both on its card.
+
+    Of one structure from each new group, where it is accepted, at most a share RISK
+    errs by more than TOLERANCE. One frame of each group counts: frames of one run are
+    not independent. DATA are frames that the probe was neither fitted nor tested on.
+    """
+    if context.info_name == FORMER:
+        notice("uqcalc calibrate is now uqcalc certify; the old name goes with 0.2")
+    with reporting(quiet=quiet) as report, input_file(data) as source:
+        import uqcalc
+        from uqcalc.files.structures import read_frames
+
+        target = _target(probe, output)
+        name = model_of(probe, model)
+        _check_tolerance(probe, tolerance)
+        frames = read_frames(source, species=species)
+        loaded = load_probe(probe)
+        certified = uqcalc.calibrate(
+            loaded,
+            frames,
+            uqcalc.open_model(name, device=device),
+            labels_of(loaded, forces_key, energy_key, group),
+            tolerance=tolerance,
+            risk=risk,
+            confidence=confidence,
+            exclude=exclude or (),
+            cache=cache,
+        )
+        written = certified.save(target)
+        report.result(str(certified.card.promised))
+        report.result(f"wrote {written}")
+
+
+def _target(probe: str, output: Path | None) -> Path:
+    """Return where the probe is to be written, refusing what cannot be overwritten."""
+    from uqcalc.probe.card import FILE
+
+    if output is None and is_shipped(probe):
+        msg = f"a file must be given for the probe that ships for {probe}, got none"
+        raise typer.BadParameter(msg, param_hint="'--output'")
+    return FILE.target(output or probe)
+
+
+def _check_tolerance(probe: str, tolerance: str | None) -> None:
+    from uqcalc.quantities import parse_quantity
+
+    if tolerance is not None:
+        with usage_errors("--tolerance"):
+            parse_quantity(tolerance, card_of(probe).target, "tolerance")

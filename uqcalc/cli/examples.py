@@ -1,0 +1,70 @@
+"""The end of every help text: examples, and where the documentation is."""
+
+from __future__ import annotations
+
+
+DOCUMENTATION = "https://uqcalc.github.io/uqcalc/"
+# Command -> lines that can be typed as they are; one that ends in a backslash goes on.
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "": ("uqcalc demo", "uqcalc info default", "uqcalc fit --help"),
+    "demo": ("uqcalc demo --no-crystal --output demo",),
+    "fit": (
+        "uqcalc fit labelled.xyz --group molecule -o my.probe",
+        'uqcalc fit labelled.xyz --boundary "50 meV/angstrom" \\',
+        "    --model mace:my.model --cache features",
+        "uqcalc fit dft.xyz --forces-key forces --target forces",
+    ),
+    "certify": (
+        "uqcalc certify my.probe held_out.xyz --group molecule",
+        "uqcalc certify my.probe held_out.xyz --risk 0.1 \\",
+        '    --tolerance "50 meV/angstrom" -o certified.probe',
+    ),
+    "distill": (
+        "uqcalc distill frames.xyz --model chgnet \\",
+        "    -o head.safetensors",
+    ),
+    "evaluate": (
+        "uqcalc evaluate my.probe test.xyz",
+        "uqcalc evaluate chgnet test.xyz --json > scores.json",
+        "uqcalc evaluate my.probe - -o - < test.xyz | jq .report",
+    ),
+    "annotate": (
+        "uqcalc annotate md.traj -o judged.xyz",
+        "uqcalc annotate md.traj -o judged.xyz \\",
+        "    --model mace:my.model --probe my.probe",
+        "uqcalc annotate - -o - --quiet < md.xyz > judged.xyz",
+    ),
+    "attack": (
+        "uqcalc attack start.xyz -o to_label.xyz \\",
+        "    --model orb:orb-v3-direct-20-mpa",
+    ),
+    "info": (
+        "uqcalc info my.probe",
+        "uqcalc info chgnet",
+        "uqcalc info run.jsonl --json | jq .end",
+    ),
+    "run": ("uqcalc run --template > run.yaml", "uqcalc run run.yaml"),
+}
+# Command -> one line in the list of commands, short enough for 60 columns.
+SUMMARIES = {
+    "demo": "Heat a molecule until its potential breaks.",
+    "fit": "Fit a probe to labelled frames.",
+    "certify": "Add a promise to a probe.",
+    "distill": "Fit a direct-force head to a potential.",
+    "evaluate": "Score a probe on labelled frames.",
+    "annotate": "Judge every frame of a trajectory.",
+    "attack": "Find structures where forces disagree.",
+    "info": "Show what a probe, signal or log holds.",
+    "run": "Run dynamics or a relaxation from a file.",
+}
+STATUS = (
+    "Exit status: 0 done, 1 error, 2 the command line cannot be used as it is, 3 a run "
+    "was halted by its monitor, 130 stopped by Ctrl-C."
+)
+
+
+def epilog(command: str = "", more: str = "") -> str:
+    r"""Return what stands below the options; ``\b`` keeps lines as they are."""
+    lines = "\n".join(f"  {line}" for line in EXAMPLES[command])
+    parts = [f"\b\nExamples:\n{lines}", more, f"Documentation: {DOCUMENTATION}"]
+    return "\n\n".join(part for part in parts if part)

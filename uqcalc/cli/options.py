@@ -1,0 +1,259 @@
+"""Arguments and options that several commands share, and how each is checked.
+
+A check runs while the command line is read: what it refuses is an error of usage
+(status 2), reported before torch or a potential is imported.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uqcalc.cli.console import usage_errors
+from uqcalc.cli.streams import is_standard
+
+
+TARGETS = ("forces", "energy", "energy_per_atom", "atom_forces")
+DEFECTS = (
+    "missing",
+    "not finite",
+    "duplicate",
+    "unknown elements",
+    "empty",
+    "not computable",
+    "no information",
+)
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_MODELS = (
+    "default, chgnet, sevennet, mace:FILE, mace_off:SIZE, mace_mp:SIZE, or orb:NAME "
+    "such as orb:orb-v3-direct-20-mpa. A MACE model file can run code; open only files "
+    "you trust, or mace:FILE.json, which cannot (uqcalc.save_safe_mace)."
+)
+
+
+def _one_of(value: str, name: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        msg = f"{name} must be one of {', '.join(allowed)}, got {value!r}"
+        raise typer.BadParameter(msg)
+    return value
+
+
+def _target(value: str) -> str:
+    return _one_of(value, "target", TARGETS)
+
+
+def _defects(values: list[str] | None) -> list[str] | None:
+    for value in values or ():
+        _one_of(value, "defect to leave out", DEFECTS)
+    return values
+
+
+def _model(value: str | None) -> str | None:
+    from uqcalc.models.named import check_model_name
+
+    if value is not None:
+        with usage_errors("--model"):
+            check_model_name(value)
+    return value
+
+
+def _device(value: str) -> str:
+    if not _DEVICE.fullmatch(value):
+        msg = f"device must be auto, cpu, mps, cuda or cuda:N, got {value!r}"
+        raise typer.BadParameter(msg)
+    return value
+
+
+def _species(value: str | None) -> str | None:
+    from uqcalc.files.lammps import checked_species
+
+    with usage_errors("--species"):
+        checked_species(value)
+    return value
+
+
+def _limits(value: tuple[float, float] | None) -> tuple[float, float] | None:
+    from uqcalc.policy import Threshold
+
+    if value is not None:
+        with usage_errors("--limits"):
+            Threshold("force_delta", *value)
+    return value
+
+
+def existing(value: Path | None) -> Path | None:
+    """Refuse a path to read that is no file (some formats of ASE are folders)."""
+    if value is not None and not is_standard(value) and not value.exists():
+        msg = f"file must exist, got {value}; check its name and its folder"
+        raise typer.BadParameter(msg)
+    return value
+
+
+def creatable(value: Path | None) -> Path | None:
+    """Refuse a path to write in a folder that does not exist, or that is a folder."""
+    from uqcalc.errors import RecordError
+    from uqcalc.files.writing import writable
+
+    if value is not None and not is_standard(value):
+        try:
+            writable(value, "output")
+        except RecordError as error:
+            raise typer.BadParameter(str(error)) from error
+    return value
+
+
+def extended_xyz(value: Path) -> Path:
+    """Refuse a path to write that does not end as files with annotations must."""
+    if not is_standard(value) and value.suffix not in {".xyz", ".extxyz"}:
+        msg = (
+            f"output must end in .xyz or .extxyz, got {value.name}; other formats lose "
+            "what is said of single atoms"
+        )
+        raise typer.BadParameter(msg)
+    creatable(value)
+    return value
+
+
+LabelledFrames = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA",
+        callback=existing,
+        help="Labelled frames, in any format ASE reads; - is extended XYZ on standard "
+        "input.",
+    ),
+]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model", metavar="NAME", callback=_model, help=f"Potential: {_MODELS}"
+    ),
+]
+ModelOfProbe = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        callback=_model,
+        help="Potential; by default that of the probe, where it is default, chgnet or "
+        f"sevennet. Names: {_MODELS}",
+    ),
+]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        callback=_device,
+        help="cpu, cuda or mps; auto is cuda where there is one.",
+    ),
+]
+SpeciesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--species",
+        metavar="SYMBOLS",
+        callback=_species,
+        help="Element of each type in order, such as Na,Cl: for LAMMPS files, which "
+        "number their types.",
+    ),
+]
+QuietOption = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="Print warnings and errors only; show no progress."
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print JSON on standard output, and no text.")
+]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        metavar="FOLDER",
+        help="Folder that keeps the features of this potential: frames whose features "
+        "are there are not evaluated again, and an interrupted command goes on.",
+    ),
+]
+HeadOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--head",
+        metavar="FILE",
+        callback=existing,
+        help="For Force Delta: a distilled head, for a potential without direct "
+        "forces.",
+    ),
+]
+LimitsOption = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        "--limits",
+        metavar="SUSPECT UNRELIABLE",
+        callback=_limits,
+        help="For Force Delta: SUSPECT and UNRELIABLE above these, in eV/Å.",
+    ),
+]
+TargetOption = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        metavar=f"[{'|'.join(TARGETS)}]",
+        callback=_target,
+        help="Error to predict.",
+    ),
+]
+BoundaryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--boundary",
+        metavar="ERROR",
+        help='Errors up to it are reliable, with a unit: "50 meV/angstrom", '
+        '"1 kcal/mol", "1 meV/atom"; without one in eV/Å, eV or eV/atom. Name the '
+        "error up to which you would trust a result: the default is three times the "
+        "median error, at most what one frame in ten exceeds.",
+    ),
+]
+GroupOption = Annotated[
+    str | None,
+    typer.Option(
+        "--group",
+        metavar="ENTRY",
+        help="Info entry that says which frames belong together (one molecule, one "
+        "run): they are never divided between fitting and testing. 'formula' groups by "
+        "reduced formula and needs no entry.",
+    ),
+]
+ForcesKey = Annotated[
+    str,
+    typer.Option(
+        "--forces-key",
+        metavar="ENTRY",
+        help='Array with the reference forces (eV/Å); "forces" for what ASE reads '
+        "as such.",
+    ),
+]
+EnergyKey = Annotated[
+    str,
+    typer.Option(
+        "--energy-key",
+        metavar="ENTRY",
+        help='Info entry with the reference energy (eV); "energy" for what ASE reads '
+        "as such.",
+    ),
+]
+ExcludeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude",
+        metavar="DEFECT",
+        callback=_defects,
+        help="Defect of frames to leave out, and count, instead of refusing the file: "
+        "missing, 'not finite', duplicate, 'unknown elements', empty or 'not "
+        "computable' (the potential fails on it). Repeatable.",
+    ),
+]

@@ -1,0 +1,139 @@
+"""Probes of a command line: files, or the names of models that bring one along."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from uqcalc.models.named import SHIPPED_PROBES
+
+
+if TYPE_CHECKING:
+    from uqcalc.labels.labels import Labels
+    from uqcalc.probe.card import Card
+    from uqcalc.probe.probe import Probe
+
+
+def is_shipped(name: str) -> bool:
+    """Say whether a name means a probe of the package; a file of that name is first."""
+    return name in SHIPPED_PROBES and not Path(name).exists()
+
+
+@contextmanager
+def shipped_file(name: str) -> Iterator[Path]:
+    """Give the path of what ``name`` stands for: itself, or a probe of the package."""
+    if not is_shipped(name):
+        yield Path(name)
+        return
+    with as_file(files("uqcalc") / "data" / SHIPPED_PROBES[name]) as path:
+        yield path
+
+
+def _known(value: str | None) -> str | None:
+    if value is not None and not is_shipped(value) and not Path(value).is_file():
+        msg = (
+            f"probe must be a file or one of {', '.join(SHIPPED_PROBES)}, got "
+            f"{value!r}; fit one with uqcalc fit"
+        )
+        raise typer.BadParameter(msg)
+    return value
+
+
+def load_probe(name: str) -> Probe:
+    """Return the probe in a file, or the one that ships under this name.
+
+    Raises
+    ------
+    ProbeError
+        If the file is not a probe.
+    """
+    from uqcalc.probe.probe import Probe
+
+    with shipped_file(name) as path:
+        return Probe.load(path)
+
+
+def labels_of(
+    probe: Probe, forces_key: str, energy_key: str, group: str | None
+) -> Labels:
+    """Return where the labels for a probe are: of its own target."""
+    from uqcalc.labels.labels import Labels
+
+    return Labels(
+        probe.card.target,
+        energy_key=energy_key,
+        forces_key=forces_key,
+        group_key=group,
+    )
+
+
+def model_of(probe: str, given: str | None) -> str:
+    """Return the model that a probe is for: the one given, or one that is known.
+
+    Known are the models that bring a probe along, by the fingerprint on its card.
+
+    Raises
+    ------
+    typer.BadParameter
+        If no model is given, and the probe is for another one.
+    ProbeError
+        If the file is not a probe.
+    """
+    if given is not None:
+        return given
+    wanted = card_of(probe).fingerprint
+    core = wanted.partition("-")[0]
+    for name in SHIPPED_PROBES:
+        with as_file(files("uqcalc") / "data" / SHIPPED_PROBES[name]) as path:
+            known = card_of(str(path)).fingerprint
+        if known.partition("-")[0] == core and _same_model(known, wanted):
+            return name
+    kind = wanted.partition(":")[0]
+    sample = {"mace": "mace:FILE", "orb": "orb:NAME"}.get(kind, "NAME")
+    msg = (
+        f"model must be given for a probe of {wanted}, which is none of "
+        f"{', '.join(SHIPPED_PROBES)}; add --model {sample}"
+    )
+    raise typer.BadParameter(msg, param_hint="'--model'")
+
+
+def card_of(probe: str) -> Card:
+    """Return the card of a probe, without torch."""
+    from uqcalc.probe.card import FILE, Card
+
+    with shipped_file(probe) as path:
+        return Card.from_dict(FILE.card(path))
+
+
+def _same_model(one: str, other: str) -> bool:
+    if one == other:
+        return True
+    from uqcalc.backbones.fingerprint import same_model
+
+    return same_model(one, other)
+
+
+ProbeArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="PROBE",
+        callback=_known,
+        help="Probe: a file, or default, chgnet or sevennet for the one that comes "
+        "with uqcalc.",
+    ),
+]
+ProbeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--probe",
+        metavar="PROBE",
+        callback=_known,
+        help="Probe: a file, or default, chgnet or sevennet for the one that comes "
+        "with uqcalc.",
+    ),
+]

@@ -1,0 +1,65 @@
+"""The run file that `uqcalc run --template` prints: every key, unit and default."""
+
+from __future__ import annotations
+
+
+# A line "#key: value" is a key that is left out, with its default or a sample value.
+RUN_FILE = """\
+# Run file of uqcalc: molecular dynamics or a relaxation under a monitor.
+#   uqcalc run run.yaml
+# Paths are relative to this file. Repeat the command after a kill: the run goes on.
+# A key behind "#" has the value shown by default, unless "sample" stands beside it.
+
+structure: structure.xyz        # any file that ASE reads
+#frame: -1                      # which frame of it; -1 is the last
+#repeat: [1, 1, 1]              # copies of the cell along its three vectors
+#species: [Na, Cl]              # sample; element of each type, for LAMMPS files
+
+model: default                  # default, chgnet, sevennet, mace:FILE, mace_off:SIZE,
+                                # mace_mp:SIZE or orb:NAME
+#probe: my.probe                # sample; default, chgnet and sevennet have their own
+#device: auto                   # auto, cpu, cuda, cuda:N or mps
+#dtype: float32                 # sample; float32 or float64
+
+md:                             # remove this section for a relaxation
+  ensemble: nvt                 # nve, nvt (Langevin) or npt
+  steps: 2000
+  timestep_fs: 0.5
+  temperature_K: 300            # one number, or [start, end] for a linear ramp
+  #friction_per_fs: 0.01        # nvt and npt
+  #pressure_GPa: 0.0            # npt
+  #barostat_fs: 1000.0          # npt
+  #cell_shape: fixed            # npt: fixed or free
+  #velocities: new              # new, or keep those of the structure
+  #seed: 0
+
+#relax:                         # in place of md
+  #optimizer: BFGS              # BFGS, LBFGS or FIRE
+  #fmax_eV_per_A: 0.05
+  #steps: 500
+  #cell: false                  # true relaxes the cell, too
+  #pressure_GPa: 0.0            # with cell: true
+
+#force_delta:                   # limits without labels: uqcalc.calibrate_threshold
+  #suspect_eV_per_A: 0.1        # sample
+  #unreliable_eV_per_A: 0.2     # sample
+  #interval: 1                  # steps from one reading to the next
+  #head: head.safetensors       # sample; for models without direct forces
+
+#policy:
+  #suspect: 0.8                 # sample; SUSPECT below this P(reliable)
+  #unreliable: 0.5              # sample; UNRELIABLE below this P(reliable)
+  #promise: true                # sample; RELIABLE only within the promise (certify)
+  #window: 20                   # sample; act when a fraction of so many frames
+  #fraction: 0.5                # sample; is UNRELIABLE (default: half of 50 fs)
+  #patience: 3                  # sample; or after so many UNRELIABLE frames in a row
+  #on_unreliable: halt          # halt or warn
+
+outputs:
+  trajectory: "{name}_frames.xyz"   # {name} is the name of this file without ending
+  #interval: 10                 # steps between frames, and between saved states
+  #log: "{name}.jsonl"
+  #flagged: "{name}_flagged.xyz"    # UNRELIABLE frames; null writes none
+  #max_flagged: 100
+  #last: "{name}_last.xyz"
+"""
