@@ -61,6 +61,7 @@ FEATURES = {
     "certify": lambda: hasattr(uqcalc, "certify"),
     "interval": lambda: _takes(uqcalc.ReliableCalculator, "interval"),
     "enabled": lambda: _takes(uqcalc.ReliableCalculator, "enabled"),
+    "resume": lambda: hasattr(uqcalc.Monitor, "resume"),
     "band": lambda: "NEB" in (uqcalc.Monitor.__doc__ or ""),
 }
 # Programs of shell blocks that are not ours.
@@ -311,6 +312,16 @@ def test_the_page_of_results_has_every_key():
     calculator = uqcalc.default_calculator()
     found = calculator.assess(molecule("CH3OH")).results()
     assert set(found) <= documented
+
+
+def test_variables_in_tables_of_symbols_are_in_the_code():
+    sources = [p.read_text(encoding="utf-8") for p in (ROOT / "uqcalc").rglob("*.py")]
+    for page in (p for name, p in PAGES.items() if name.startswith("docs/understand")):
+        text = page.read_text(encoding="utf-8")
+        for owner, variable in re.findall(r"`([A-Z]\w+)\.(\w+)`", text):
+            homes = [s for s in sources if re.search(rf"^class {owner}\b", s, re.M)]
+            word = re.compile(rf"\b{variable}\b")
+            assert any(map(word.search, homes)), f"{page.name}: {owner}.{variable}"
 
 
 def test_a_reader_is_not_sent_to_a_picture_that_is_not_there():

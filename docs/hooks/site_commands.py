@@ -35,6 +35,8 @@ def _section(command: Any, above: Any) -> str:
     for kind in ("argument", "option"):
         if shown := _shown(command, kind):
             parts.append(_table(kind, shown, context))
+    if epilog := inspect.cleandoc(command.epilog or "").replace("\b", "").strip():
+        parts.append(f"```text\n{epilog}\n```")
     return "\n\n".join(parts)
 
 
