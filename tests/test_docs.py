@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import shlex
 import shutil
@@ -312,6 +313,20 @@ def test_the_page_of_results_has_every_key():
     calculator = uqcalc.default_calculator()
     found = calculator.assess(molecule("CH3OH")).results()
     assert set(found) <= documented
+
+
+def test_figures_of_the_bundled_probe_in_the_text_are_those_of_its_file():
+    path = ROOT / "benchmarks" / "results" / "fit_default_probe.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    report = result["report"]
+    readme = PAGES["README.md"].read_text(encoding="utf-8")
+    for key in ("auroc", "ece", "ece_noise_floor"):
+        assert f"{report[key]:.3f}" in readme, key
+    assert f"{report['structures']} unseen frames" in readme
+    [row] = [r for r in result["rows"] if (r["probe"], r["kind"]) == ("shipped", "all")]
+    verdict = PAGES["docs/start/verdict.md"].read_text(encoding="utf-8")
+    for key in ("frames", "reliable", "reliable_wrong"):
+        assert re.search(rf"\b{row[key]}\b", verdict), key
 
 
 def test_variables_in_tables_of_symbols_are_in_the_code():

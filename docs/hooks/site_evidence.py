@@ -151,6 +151,20 @@ def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
+# Kinds of frames of the bundled probe's test, in words.
+KINDS = {
+    "cluster": "clusters",
+    "dimer": "dimers, 1.2 to 8 Å apart",
+    "large": "drugs, 27 to 46 atoms",
+    "mmff": "heated with MMFF94",
+    "ramp beyond": "heated beyond 1500 K",
+    "ramp to 1500 K": "heated, below 1500 K",
+    "scaled": "all distances scaled",
+    "small": "rattled, 2 to 7 atoms",
+    "stretch, 2 to 7 atoms": "one bond stretched, 2 to 7 atoms",
+    "stretch, larger": "one bond stretched, larger molecules",
+    "xtb_md": "dynamics, 300 to 1000 K",
+}
 _SCORES = (
     ("AUROC", "auroc", F3),
     ("ECE", "ece", F3),
@@ -173,7 +187,7 @@ TABLES = {
         ("fit_default_probe",),
         (
             ("probe", "probe", str),
-            ("frames", "kind", str),
+            ("frames", "kind", lambda kind: KINDS.get(kind, kind)),
             ("number", "frames", str),
             ("share right", "right", F3),
             ("mean P", "mean_p", F3),
