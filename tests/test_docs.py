@@ -142,7 +142,7 @@ def files(tmp_path_factory):
     import_mace()
     folder = tmp_path_factory.mktemp("docs")
     rng = np.random.default_rng(0)
-    frames = [rattled_frame(rng) for _ in range(30)]
+    frames = [rattled_frame(rng) for _ in range(110)]
     write(folder / "frames.xyz", frames)
     write(folder / "md.traj", frames[:3])
     shutil.copy(ROOT / "examples" / "ethanol.xyz", folder)
