@@ -196,6 +196,25 @@ TABLES = {
             ("AUROC", "auroc", F3),
         ),
     ),
+    "stretched": Table(
+        ("stretched",),
+        (
+            ("bond", "kind", str),
+            ("structures", "frames", str),
+            ("wrong", "wrong", str),
+            ("RELIABLE and wrong", "wrong_reliable", str),
+            ("RELIABLE and right", "right_reliable", str),
+        ),
+    ),
+    "step": Table(
+        ("step",),
+        (
+            ("atoms", "atoms", str),
+            ("bare step, ms", "bare_ms", F2),
+            ("the wrapper adds, ms", "wrapped_adds_ms", F2),
+            ("wrapper and monitor add, ms", "watched_adds_ms", F2),
+        ),
+    ),
     "universal": Table(
         ("chgnet_probe", "sevennet_probe"),
         (
