@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 SEVENNET := $(VENV)-sevennet
 SEVENNET_STAMP := $(SEVENNET)/.installed
 
-.PHONY: help demo test test-sevennet test-py312 test-portable test-slow test-gpu lint env lock clean
+.PHONY: help demo test test-sevennet test-py312 test-portable test-slow test-gpu lint docs env lock clean
 
 help:
 	@echo "make demo       heat a molecule until its potential breaks, and see it caught (leaves demo/)"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-slow  the slow tests too"
 	@echo "make test-gpu   the tests that need CUDA (and a CUDA build of torch)"
 	@echo "make lint       ruff and mypy --strict"
+	@echo "make docs       the documentation as a site, in site/ (needs no network)"
 	@echo "make lock       write constraints/ anew from what is installed"
 
 demo: $(STAMP)
@@ -55,6 +56,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Every warning is an error. The notice of the theme's authors is about its next release.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 env: $(STAMP)
 
@@ -93,7 +98,7 @@ define install
 endef
 
 $(STAMP): pyproject.toml $(wildcard constraints/*.txt) | same-python
-	$(call install,$(VENV),,all$(comma)xtb$(comma)dev)
+	$(call install,$(VENV),,all$(comma)xtb$(comma)dev$(comma)docs)
 
 $(SEVENNET_STAMP): pyproject.toml $(wildcard constraints/*.txt) | same-python
 	$(call install,$(SEVENNET),-sevennet,sevenn$(comma)dev)
@@ -101,4 +106,4 @@ $(SEVENNET_STAMP): pyproject.toml $(wildcard constraints/*.txt) | same-python
 comma := ,
 
 clean:
-	rm -rf .venv .venv-sevennet .venv-py312 .venv-py312-sevennet demo
+	rm -rf .venv .venv-sevennet .venv-py312 .venv-py312-sevennet demo site

@@ -1,0 +1,67 @@
+"""The Python reference: which public names stand on which page.
+
+The names themselves come from ``uqcalc.__all__``: a name that no page claims stands on
+the page of types, and a name that is gone is left out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import uqcalc
+
+
+PAGES: dict[str, tuple[str, ...]] = {
+    "judge": (
+        "default_calculator", "ReliableCalculator", "open_model", "tap",
+        "Policy", "Threshold", "annotate", "annotate_file", "annotated_copy",
+        "read_assessment", "Committee", "RotationAverage", "save_safe_mace",
+    ),
+    "run": (
+        "Monitor", "relax", "run_file", "read_log", "attack", "AttackSettings",
+    ),
+    "probe": (
+        "Labels", "Recipe", "fit", "evaluate", "certify", "calibrate", "Probe",
+    ),
+    "signals": (
+        "ProbeSignal", "Sanity", "ForceDelta", "distill", "DistilledHead",
+        "calibrate_threshold", "error_curve", "ForceSpread", "EnergySpread",
+        "StressSpread", "LatentDistance", "PredictionRigidity",
+        "ConformalInterval", "OrbConfidence", "MaxForce", "load_signal",
+    ),
+}  # fmt: skip
+ERRORS = "uqcalc.errors"
+TYPES = "uqcalc.types"  # a module of re-exports, where there is one
+
+
+def api_page(page: str) -> str:
+    """Return the directives of mkdocstrings for one page of the reference."""
+    return "\n\n".join(f"::: {name}" for name in names_on(page))
+
+
+def names_on(page: str) -> list[str]:
+    """Return the dotted names that ``page`` documents, in order."""
+    public = set(uqcalc.__all__)
+    if page in PAGES:
+        return [f"uqcalc.{name}" for name in PAGES[page] if name in public]
+    if page == "errors":
+        module = importlib.import_module(ERRORS)
+        kinds = [k for k in vars(module).values() if isinstance(k, type)]
+        own = [k.__name__ for k in kinds if k.__module__ == ERRORS]
+        return [f"{ERRORS}.{name}" for name in own]
+    if page == "types":
+        claimed = {name for names in PAGES.values() for name in names}
+        claimed |= {name.rpartition(".")[2] for name in names_on("errors")}
+        rest = {name: f"uqcalc.{name}" for name in public - claimed}
+        for name in _exported_types():
+            if name not in claimed:
+                rest.setdefault(name, f"{TYPES}.{name}")
+        return [rest[name] for name in sorted(rest)]
+    msg = f"page must be one of {[*PAGES, 'errors', 'types']}, got {page!r}"
+    raise ValueError(msg)
+
+
+def _exported_types() -> list[str]:
+    if importlib.util.find_spec(TYPES) is None:
+        return []
+    return list(importlib.import_module(TYPES).__all__)
