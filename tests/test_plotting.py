@@ -9,6 +9,7 @@ from ase.build import molecule
 from closeness import FLOAT64, close
 
 from uqcalc import plotting
+from uqcalc.evaluation import panels
 from uqcalc.records import Event, Level
 from uqcalc.statistics import scores
 
@@ -53,10 +54,10 @@ LEVELS = [Level.RELIABLE] * 3 + [Level.SUSPECT] * 2 + [Level.UNRELIABLE]
         lambda ax: plotting.plot_temperature(history(LEVELS), ax),
         lambda ax: plotting.plot_true_error([0, 1], [0.1, np.nan], 0.2, ax),
         lambda ax: plotting.plot_atoms(molecule("C6H6"), np.full(12, 1 / 12), ax),
-        lambda ax: plotting.plot_reliability_diagram([1, 0, 1], [0.9, 0.2, 0.6], ax),
-        lambda ax: plotting.plot_risk_coverage([0.1, 0.2], {"a": [1, 2]}, "eV", ax),
-        lambda ax: plotting.plot_errors([0.1, 0.9], [0.2, 0.0], 0.1, "eV", ax),
-        lambda ax: plotting.plot_path_weights({"trend": 1.0, "local": 0.0}, ax),
+        lambda ax: panels.plot_reliability_diagram([1, 0, 1], [0.9, 0.2, 0.6], ax),
+        lambda ax: panels.plot_risk_coverage([0.1, 0.2], {"a": [1, 2]}, "eV", ax),
+        lambda ax: panels.plot_errors([0.1, 0.9], [0.2, 0.0], 0.1, "eV", ax),
+        lambda ax: panels.plot_path_weights({"trend": 1.0, "local": 0.0}, ax),
     ],
 )
 def test_returns_the_axes_it_was_given(draw, axes):
@@ -79,14 +80,14 @@ def test_one_atom_and_missing_importance_are_drawn(axes):
 def test_risk_coverage_of_a_perfect_ranking_is_the_lower_envelope(axes):
     rng = np.random.default_rng(0)
     error = rng.random(50)
-    plotting.plot_risk_coverage(error, {"noise": rng.random(50)}, "eV", axes)
+    panels.plot_risk_coverage(error, {"noise": rng.random(50)}, "eV", axes)
     noise, perfect = (line.get_ydata() for line in axes.lines)
     assert np.all(perfect <= noise + FLOAT64)
 
 
 def test_reliability_diagram_shows_counts_and_intervals(axes):
     truth, belief = [0, 0, 1, 1, 1], [0.05, 0.06, 0.31, 0.97, 1.0]
-    plotting.plot_reliability_diagram(truth, belief, axes)
+    panels.plot_reliability_diagram(truth, belief, axes)
     assert [text.get_text() for text in axes.texts] == ["2", "1", "2"]
     (bars,) = [c for c in axes.containers if hasattr(c, "has_yerr")]
     segments = bars.lines[2][0].get_segments()
@@ -97,7 +98,7 @@ def test_reliability_diagram_shows_counts_and_intervals(axes):
 
 def test_errors_are_red_beyond_the_boundary_and_crosses_outside(axes):
     x, y = [0.1, 0.2, 0.3, 0.4], [0.05, 0.5, 0.06, 0.7]
-    plotting.plot_errors(x, y, 0.1, "eV", axes, outside=[0, 0, 1, 1])
+    panels.plot_errors(x, y, 0.1, "eV", axes, outside=[0, 0, 1, 1])
     drawn = [c.get_offsets()[:, 0].tolist() for c in axes.collections]
     assert drawn == [[0.1], [0.3], [0.2], [0.4]]
     colours = [mpl.colors.to_hex(c.get_edgecolor()[0]) for c in axes.collections]
@@ -106,6 +107,6 @@ def test_errors_are_red_beyond_the_boundary_and_crosses_outside(axes):
 
 
 def test_path_weights_are_shares(axes):
-    plotting.plot_path_weights({"attention": 1.0, "trend": 3.0}, axes)
+    panels.plot_path_weights({"attention": 1.0, "trend": 3.0}, axes)
     assert [bar.get_width() for bar in axes.patches] == [0.25, 0.75]
     assert [text.get_text() for text in axes.texts] == ["25%", "75%"]
