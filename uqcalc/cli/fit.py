@@ -68,10 +68,6 @@ EpochsOption = Annotated[
     int | None,
     typer.Option(min=1, help="Most passes over the data; by default the recipe's own."),
 ]
-DevicesOption = Annotated[
-    int,
-    typer.Option(min=1, help="Processes that train, each on a device of its own."),
-]
 SeedOption = Annotated[
     int, typer.Option(min=0, help="Seed of the split and of the network.")
 ]
@@ -97,7 +93,6 @@ def fit(  # noqa: PLR0913  (one option each)
     exclude: ExcludeOption = None,
     epochs: EpochsOption = None,
     cache: CacheOption = None,
-    devices: DevicesOption = 1,
     seed: SeedOption = 0,
     published: PublishedOption = False,
     species: SpeciesOption = None,
@@ -122,7 +117,7 @@ def fit(  # noqa: PLR0913  (one option each)
             sets[0] or [],
             uqcalc.open_model(model, device=device),
             labels,
-            _recipe(seed, devices, epochs, published=published),
+            _recipe(seed, epochs, published=published),
             calibration=sets[1],
             test=sets[2],
             exclude=exclude or (),
@@ -161,8 +156,8 @@ def _frames(path: Path | None, species: str | None) -> list[Atoms] | None:
     return None if path is None else read_frames(path, species=species)
 
 
-def _recipe(seed: int, devices: int, epochs: int | None, *, published: bool) -> Recipe:
+def _recipe(seed: int, epochs: int | None, *, published: bool) -> Recipe:
     from uqcalc.fitting.recipe import Recipe
 
-    recipe = (Recipe.published if published else Recipe)(seed=seed, devices=devices)
+    recipe = (Recipe.published if published else Recipe)(seed=seed)
     return recipe if epochs is None else replace(recipe, epochs=epochs)
