@@ -70,6 +70,7 @@ def test_every_help_has_examples_and_a_link_and_fits_sixty_columns(command):
     for line in EXAMPLES[command.replace("calibrate", "certify")]:
         assert line in done.stdout
     assert DOCUMENTATION in done.stdout
+    assert done.stdout.isascii()
     assert max(len(line) for line in done.stdout.splitlines()) <= 60
 
 
@@ -205,12 +206,9 @@ def test_output_can_be_printed_in_any_encoding():
     assert "eV/A" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
     assert max(len(line) for line in done.stdout.splitlines()) <= 60
-    done = light("fit", "--help", env=env)
-    assert done.returncode == 0, done.stderr
-    assert "eV/A" in done.stdout
     done = light("fit", "nö.xyz", env=env)
     assert done.returncode == 2
-    assert done.stderr.isascii()
+    assert "Traceback" not in done.stderr
 
 
 def test_a_pipe_that_is_closed_gives_no_traceback():

@@ -63,20 +63,20 @@ OutputOption = Annotated[
 ]
 StepsOption = Annotated[int, typer.Option(help="Most steps of a path.")]
 AlphaOption = Annotated[
-    float, typer.Option(help="Weight of the gradient of U, in Å³/eV.")
+    float, typer.Option(help="Weight of the gradient of U, in angstrom^3/eV.")
 ]
 BetaOption = Annotated[
-    float, typer.Option(help="Weight of the gradient of the energy, in Å²/eV.")
+    float, typer.Option(help="Weight of the gradient of the energy, in angstrom^2/eV.")
 ]
 StartsOption = Annotated[
     int, typer.Option(help="Paths; all but the first begin rattled.")
 ]
 RattleOption = Annotated[
-    float, typer.Option(help="Standard deviation of the rattling, in Å.")
+    float, typer.Option(help="Standard deviation of the rattling, in angstrom.")
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of the rattling.")]
 MaxStepOption = Annotated[
-    float, typer.Option(help="Largest displacement in a step, in Å.")
+    float, typer.Option(help="Largest displacement in a step, in angstrom.")
 ]
 MaxRiseOption = Annotated[
     float | None,

@@ -19,21 +19,9 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-# Written instead of a letter that the encoding of a stream does not have.
-_PLAIN = {
-    "Å": "A",
-    "²": "^2",
-    "³": "^3",
-    "Δ": "Delta",
-    "≤": "<=",
-    "≥": ">=",
-    "\N{MINUS SIGN}": "-",
-    "\N{EN DASH}": "-",
-    "±": "+-",
-    "·": "*",
-    "…": "...",
-    "₂": "2",
-}
+# Written instead of a letter that the encoding of a stream does not have. Each is one
+# letter for one, so that tables stay straight.
+_PLAIN = str.maketrans("Å²³Δ·…₂\N{MINUS SIGN}", "A23D*.2-")
 
 
 @dataclass
@@ -163,10 +151,8 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     letters = error.object[error.start : error.end]
-    return "".join(
-        _PLAIN.get(letter, letter.encode("ascii", "backslashreplace").decode())
-        for letter in letters
-    ), error.end
+    plain = letters.translate(_PLAIN).encode("ascii", "backslashreplace").decode()
+    return plain, error.end
 
 
 def _console(*, stderr: bool = False) -> Console:

@@ -35,7 +35,7 @@ OutputOption = Annotated[
     ),
 ]
 CutoffOption = Annotated[
-    float, typer.Option(min=1.0, help="Reach of its pair terms in Å.")
+    float, typer.Option(min=1.0, help="Reach of its pair terms in angstrom.")
 ]
 EpochsOption = Annotated[int, typer.Option(min=1, help="Passes over the frames.")]
 SeedOption = Annotated[

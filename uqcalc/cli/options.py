@@ -195,7 +195,7 @@ LimitsOption = Annotated[
         "--limits",
         metavar="SUSPECT UNRELIABLE",
         callback=_limits,
-        help="For Force Delta: SUSPECT and UNRELIABLE above these, in eV/Å.",
+        help="For Force Delta: SUSPECT and UNRELIABLE above these, in eV/angstrom.",
     ),
 ]
 TargetOption = Annotated[
@@ -213,9 +213,9 @@ BoundaryOption = Annotated[
         "--boundary",
         metavar="ERROR",
         help='Errors up to it are reliable, with a unit: "50 meV/angstrom", '
-        '"1 kcal/mol", "1 meV/atom"; without one in eV/Å, eV or eV/atom. Name the '
-        "error up to which you would trust a result: the default is three times the "
-        "median error, at most what one frame in ten exceeds.",
+        '"1 kcal/mol", "1 meV/atom"; without one in eV/angstrom, eV or eV/atom. '
+        "Name the error up to which you would trust a result: the default is three "
+        "times the median error, at most what one frame in ten exceeds.",
     ),
 ]
 GroupOption = Annotated[
@@ -233,8 +233,8 @@ ForcesKey = Annotated[
     typer.Option(
         "--forces-key",
         metavar="ENTRY",
-        help='Array with the reference forces (eV/Å); "forces" for what ASE reads '
-        "as such.",
+        help='Array with the reference forces (eV/angstrom); "forces" for what ASE '
+        "reads as such.",
     ),
 ]
 EnergyKey = Annotated[

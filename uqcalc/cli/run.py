@@ -57,6 +57,9 @@ def run(
     monitor.
     """
     with reporting(AGAIN, quiet=quiet) as report, progress_bar() as bar:
+        from uqcalc.runfile.file import read_run_file
+
+        read_run_file(file)  # its problems are told before torch is imported
         from uqcalc.runfile.running import run_file
 
         task = bar.add_task(file.name, total=None)
