@@ -75,7 +75,7 @@ def test_every_halt_of_a_log_is_listed(tmp_path):
     rows = dict(log_facts(log).rows)
     assert rows["halt 1"].startswith("UNRELIABLE at step 1: scripted: risk 1 eV")
     assert rows["halt 2"].startswith("UNRELIABLE at step 3")
-    assert rows["ended"] == "finished at step 5"
+    assert rows["ended"] == "finished at step 7"
     only = log_facts(summarise_log(ran(tmp_path / "one.jsonl", [BAD] * 4)))
     assert "halt 1" not in dict(only.rows)  # the row "ended" says it
 
@@ -106,7 +106,7 @@ def test_the_end_is_told_as_it_was(tmp_path):
 def test_steps_that_were_run_again_count_once(tmp_path):
     path = ran(tmp_path / "run.jsonl", [GOOD, GOOD, GOOD, BAD, BAD], steps=4)
     cut(path, "end")
-    ran(path, steps=2, first_step=3)
+    ran(path, steps=2, first_step=3, mode="append")
     log = summarise_log(path)
     assert log.levels[Level.RELIABLE] == sum(log.levels.values()) == 6
     assert (log.last_step, log.sessions) == (5, 2)
