@@ -17,12 +17,11 @@ from typer.testing import CliRunner
 
 from uqcalc.cli import app
 from uqcalc.cli.examples import DOCUMENTATION, EXAMPLES, SUMMARIES
-from uqcalc.cli.options import DEFECTS, TARGETS
+from uqcalc.cli.options import DEFECTS
 from uqcalc.cli.template import RUN_FILE
 from uqcalc.errors import MissingExtraError
 from uqcalc.files.structures import count_frames
 from uqcalc.labels.defects import DEFECTS as KNOWN_DEFECTS
-from uqcalc.quantities import TARGETS as KNOWN_TARGETS
 from uqcalc.runfile.file import _SECTIONS, read_run_file
 
 
@@ -100,8 +99,7 @@ def test_examples_are_command_lines_that_can_be_read(command, tmp_path, monkeypa
 # ----------------------------------------------------------- errors of usage
 
 
-def test_choices_are_those_of_the_library():
-    assert TARGETS == KNOWN_TARGETS
+def test_defects_are_those_of_the_library():
     assert set(DEFECTS) == set(KNOWN_DEFECTS)
 
 

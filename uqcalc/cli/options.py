@@ -14,9 +14,10 @@ import typer
 
 from uqcalc.cli.console import usage_errors
 from uqcalc.cli.streams import is_standard
+from uqcalc.targets import TARGETS as KNOWN_TARGETS
 
 
-TARGETS = ("forces", "energy", "energy_per_atom", "atom_forces")
+TARGETS = tuple(KNOWN_TARGETS)
 DEFECTS = (
     "missing",
     "not finite",
