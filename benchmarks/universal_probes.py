@@ -34,7 +34,7 @@ import uqcalc
 from uqcalc.backbones import Backbone, Prediction
 from uqcalc.errors import LabelError
 from uqcalc.evaluation.evaluation import Evaluation, evaluate_dataset
-from uqcalc.evaluation.guarantee import calibrate_dataset
+from uqcalc.evaluation.guarantee import certify_dataset
 from uqcalc.evaluation.readings import read_structures
 from uqcalc.fitting.training import fit_datasets
 from uqcalc.labels.dataset import Dataset, build_dataset
@@ -277,7 +277,7 @@ def main() -> None:
         )
     probe, promise = result.probe, None
     try:
-        probe = calibrate_dataset(probe, data.subset(promising), risk=options.risk)
+        probe = certify_dataset(probe, data.subset(promising), risk=options.risk)
         promise = probe.card.promise
     except LabelError as refused:
         print("no promise:", refused)

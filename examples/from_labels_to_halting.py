@@ -16,7 +16,7 @@ from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 
 import uqcalc
-from uqcalc import Labels, Monitor, Promise, Recipe, ReliableCalculator, plotting
+from uqcalc import Guarantee, Labels, Monitor, Recipe, ReliableCalculator, plotting
 from uqcalc.models.bundled import bare_calculator
 
 
@@ -89,8 +89,8 @@ print(f"On ethanol, AUROC {unseen.report['auroc']:.2f}; see ethanol.html")
 # 4. A promise with a bound that holds, or a refusal with the number it would take.
 tolerance = "150 meV/angstrom"
 try:
-    probe = uqcalc.calibrate(probe, others, potential, labels, tolerance=tolerance)
-    print("Promise:", Promise.from_dict(probe.card.promise))
+    probe = uqcalc.certify(probe, others, potential, labels, tolerance=tolerance)
+    print("Guarantee:", Guarantee.from_dict(probe.card.promise))
 except uqcalc.LabelError as refusal:
     print("No promise:", refusal)
 probe.save("my.probe")

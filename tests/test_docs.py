@@ -11,7 +11,6 @@ by semicolons. Blocks that are not run are listed below, page by page.
 from __future__ import annotations
 
 import ast
-import inspect
 import json
 import re
 import shlex
@@ -60,15 +59,6 @@ SLOW = {
     "docs/howto/fit.md": 2,
     "docs/howto/force-delta.md": 1,
 }
-# Features that a page may describe before they are there.
-FEATURES = {
-    "certify": lambda: hasattr(uqcalc, "certify"),
-    "interval": lambda: _takes(uqcalc.ReliableCalculator, "interval"),
-    "enabled": lambda: _takes(uqcalc.ReliableCalculator, "enabled"),
-    "template": lambda: _takes(command("run"), "template"),
-    "resume": lambda: hasattr(uqcalc.Monitor, "resume"),
-    "band": lambda: "NEB" in (uqcalc.Monitor.__doc__ or ""),
-}
 # Programs of shell blocks that are not ours.
 FOREIGN = {"cd", "git", "python", ".venv/bin/pip", "pip"}
 MOST_STEPS = 10
@@ -84,22 +74,6 @@ class Block:
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
-
-    @property
-    def waits_for(self) -> list[str]:
-        """Features that are not there yet."""
-        wanted = [m.removeprefix("if ") for m in self.marks if m.startswith("if ")]
-        return [feature for feature in wanted if not FEATURES[feature]()]
-
-
-def command(name):
-    """Return the function of a command."""
-    group = typer.main.get_command(app)
-    return inspect.unwrap(group.commands[name].callback)
-
-
-def _takes(function: object, name: str) -> bool:
-    return name in inspect.signature(function).parameters
 
 
 _MARK = re.compile(r"^<!-- test: (.*) -->$")
@@ -192,7 +166,7 @@ def run(page, folder, skipped):
     """Run the Python blocks of a page in order, but for those with these marks."""
     namespace = {"__name__": "docs"}
     for block in PYTHON:
-        if block.page != page or _is(block, *skipped) or block.waits_for:
+        if block.page != page or _is(block, *skipped):
             continue
         for mark in block.marks:
             if mark.startswith("needs "):
@@ -230,8 +204,6 @@ def test_slow_python_blocks_run(page, labelled, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
 def test_what_python_blocks_import_of_uqcalc_exists(block):
-    if block.waits_for:
-        pytest.skip(f"waits for {block.waits_for}")
     for node in ast.walk(ast.parse(block.code)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
             "uqcalc"
@@ -248,9 +220,7 @@ def test_blocks_that_are_not_run_by_default_are_these():
     for block in BLOCKS:
         for mark in block.marks:
             kind, _, name = mark.partition(" ")
-            assert mark in known or (kind == "needs" and name) or name in FEATURES
-    if waiting := {str(b): b.waits_for for b in BLOCKS if b.waits_for}:
-        pytest.skip(f"not there yet, so not run: {waiting}")
+            assert mark in known or (kind == "needs" and name)
 
 
 def commands_of(block):
@@ -267,8 +237,6 @@ def commands_of(block):
 def test_shell_blocks_name_commands_options_targets_and_extras_that_exist(
     block, tmp_path, monkeypatch
 ):
-    if block.waits_for:
-        pytest.skip(f"waits for {block.waits_for}")
     monkeypatch.chdir(tmp_path)
     group = typer.main.get_command(app)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import ast
+import inspect
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +16,9 @@ from safetensors.numpy import save
 
 import uqcalc
 import uqcalc.distillation
+import uqcalc.errors
 import uqcalc.signals
+import uqcalc.types
 from uqcalc.distillation.card import FILE as HEAD, HeadCard
 from uqcalc.files.tensorfile import CHECKSUM, checksum
 from uqcalc.signals.card import FILE as SIGNAL, SignalCard
@@ -56,12 +62,45 @@ def test_names_that_do_not_exist_are_attribute_errors():
     assert set(uqcalc.__all__) <= set(dir(uqcalc))
 
 
+@pytest.mark.parametrize("former", ["calibrate", "Promise"])
+def test_former_names_work_and_say_the_new_one(former):
+    with pytest.warns(
+        DeprecationWarning, match=f"uqcalc.{former} is now uqcalc"
+    ) as said:
+        value = getattr(uqcalc, former)
+    assert value is getattr(uqcalc, str(said[0].message).split(";")[0].rsplit(".")[-1])
+    assert former not in uqcalc.__all__
+
+
+def annotated(function):
+    """Return the classes of this package that a signature names, by their names."""
+    signature = inspect.signature(function)
+    given = [p.annotation for p in signature.parameters.values()]
+    return set(re.findall(r"\b[A-Z]\w+", f"{given} {signature.return_annotation}"))
+
+
+def test_every_type_of_a_public_signature_can_be_imported_from_a_public_place():
+    ours = {
+        node.name
+        for path in Path(uqcalc.__file__).parent.rglob("*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    }
+    public = {*uqcalc.__all__, *uqcalc.types.__all__, *vars(uqcalc.errors)}
+    for name in uqcalc.__all__:
+        value = getattr(uqcalc, name)
+        members = vars(value).values() if isinstance(value, type) else [value]
+        plain = [getattr(m, "__func__", getattr(m, "fget", m)) for m in members]
+        for function in filter(inspect.isfunction, plain):
+            if function.__name__.startswith("_") and function.__name__ != "__init__":
+                continue
+            hidden = (annotated(function) & ours) - public
+            assert not hidden, f"{name}.{function.__name__}"
+
+
 @pytest.mark.parametrize("package", [uqcalc, uqcalc.signals, uqcalc.distillation])
 def test_static_and_lazy_names_agree(package):
     """What type checkers see under TYPE_CHECKING is what is loaded at run time."""
-    import ast
-    from pathlib import Path
-
     tree = ast.parse(Path(package.__file__).read_text(encoding="utf-8"))
     [block] = [node for node in tree.body if isinstance(node, ast.If)]
     static = {alias.name: node.module for node in block.body for alias in node.names}

@@ -52,8 +52,10 @@ ROOMS = {
 PUBLIC = {
     "runfile": set(ROOMS),
     "demo": set(ROOMS),
+    "types": {*ROOMS, "runfile"},
     "__init__": {*ROOMS, "runfile"},
     "cli": {*ROOMS, "runfile", "demo", "__init__"},
+    "__main__": {"cli"},
 }
 ALLOWED = ROOMS | PUBLIC
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
         UqcalcError,
     )
     from uqcalc.evaluation.evaluation import Evaluation, evaluate
-    from uqcalc.evaluation.guarantee import calibrate
+    from uqcalc.evaluation.guarantee import certify
     from uqcalc.fitting.recipe import Recipe
     from uqcalc.fitting.training import fit
     from uqcalc.labels.labels import Labels
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from uqcalc.models.named import open_model
     from uqcalc.models.safemace import save_safe_mace
     from uqcalc.policy import Policy, Threshold
-    from uqcalc.probe.card import Promise
+    from uqcalc.probe.card import Guarantee
     from uqcalc.probe.probe import Probe
     from uqcalc.records import Assessment, Level, Reading, Verdict
     from uqcalc.runfile.running import RunOutcome, run_file
@@ -104,7 +105,7 @@ _HOME = {
     "ProbeError": "errors",
     "ProbeSignal": "signals",
     "Sanity": "signals",
-    "Promise": "probe.card",
+    "Guarantee": "probe.card",
     "Reading": "records",
     "Recipe": "fitting.recipe",
     "RecordError": "errors",
@@ -127,7 +128,7 @@ _HOME = {
     "annotate_file": "annotating.file",
     "annotated_copy": "annotating.copies",
     "attack": "attacking.attack",
-    "calibrate": "evaluation.guarantee",
+    "certify": "evaluation.guarantee",
     "calibrate_threshold": "limits.thresholds",
     "default_calculator": "calculator",
     "distill": "distillation",
@@ -160,6 +161,7 @@ __all__ = [
     "FileWarning",
     "ForceDelta",
     "ForceSpread",
+    "Guarantee",
     "LabelError",
     "LabelWarning",
     "Labels",
@@ -177,7 +179,6 @@ __all__ = [
     "Probe",
     "ProbeError",
     "ProbeSignal",
-    "Promise",
     "Reading",
     "Recipe",
     "RecordError",
@@ -201,8 +202,8 @@ __all__ = [
     "annotate_file",
     "annotated_copy",
     "attack",
-    "calibrate",
     "calibrate_threshold",
+    "certify",
     "default_calculator",
     "distill",
     "error_curve",
@@ -220,7 +221,15 @@ __all__ = [
 __version__ = "0.1.0"
 
 
+# Names of version 0.1, which go with 0.2.
+_FORMER = {"Promise": "Guarantee", "calibrate": "certify"}
+
+
 def __getattr__(name: str) -> Any:
+    if name in _FORMER:
+        msg = f"uqcalc.{name} is now uqcalc.{_FORMER[name]}; the old name goes with 0.2"
+        warnings.warn(msg, DeprecationWarning, stacklevel=2)
+        name = _FORMER[name]
     if name not in _HOME:
         msg = f"module 'uqcalc' has no attribute {name!r}"
         raise AttributeError(msg)

@@ -193,7 +193,7 @@ class Policy:
         """Return a policy that calls RELIABLE what the probe's promise covers alone.
 
         What it does not cover is at least SUSPECT, and UNRELIABLE where the probability
-        lies below the probe's own cutoff for that. RELIABLE is what `uqcalc.calibrate`
+        lies below the probe's own cutoff for that. RELIABLE is what `uqcalc.certify`
         counted as accepted, but for what other signals find (`Sanity`): of one
         structure from each new group, where it is accepted, at most the promised share
         errs by more than the promise's tolerance.

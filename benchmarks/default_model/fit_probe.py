@@ -24,7 +24,7 @@ from common import print_table, target, write_result
 
 from uqcalc import LabelError, Labels, Level, Recipe, ReliableCalculator, tap
 from uqcalc.backbones import Backbone
-from uqcalc.evaluation.guarantee import calibrate_dataset
+from uqcalc.evaluation.guarantee import certify_dataset
 from uqcalc.fitting.training import fit_datasets
 from uqcalc.labels.dataset import Dataset, build_dataset
 from uqcalc.models.bundled import bare_calculator
@@ -129,7 +129,7 @@ def promised(probe: Probe, data: Dataset) -> tuple[Probe, str]:
     reasons = []
     for risk in RISKS:
         try:
-            probe = calibrate_dataset(probe, data, risk=risk)
+            probe = certify_dataset(probe, data, risk=risk)
         except LabelError as error:
             reasons.append(f"at most {risk}: {error}")
             continue

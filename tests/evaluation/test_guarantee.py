@@ -1,4 +1,4 @@
-"""`calibrate` end to end: the promise on the card is the one that the frames give."""
+"""`certify` end to end: the promise on the card is the one that the frames give."""
 
 import json
 import re
@@ -12,22 +12,22 @@ from closeness import NETWORK, close
 from probe.toys import ToyBackbone
 
 from uqcalc import (
+    Guarantee,
     Labels,
     Level,
     Policy,
     Probe,
-    Promise,
     Recipe,
     ReliableCalculator,
     annotated_copy,
-    calibrate,
+    certify,
     fit,
     read_assessment,
 )
 from uqcalc.errors import LabelError, LabelWarning, ProbeError
 from uqcalc.evaluation.guarantee import (
     acceptance,
-    calibrate_dataset,
+    certify_dataset,
     probability_boundary,
 )
 from uqcalc.labels.dataset import build_dataset
@@ -69,10 +69,8 @@ def probe():
 
 def test_the_promise_is_what_counting_by_hand_gives(probe, tmp_path):
     frames = labelled(120, seed=3)
-    promised = calibrate(
-        probe, frames, ToyBackbone(), OWN, tolerance="90 meV/Å", **LOOSE
-    )
-    found = Promise.from_dict(promised.card.promise)
+    promised = certify(probe, frames, ToyBackbone(), OWN, tolerance="90 meV/Å", **LOOSE)
+    found = Guarantee.from_dict(promised.card.promise)
     assert (found.tolerance, found.unit, found.risk) == (0.09, "eV/Å", 0.3)
     assert found.boundary == 0.09
     assert "P(error <= 0.09 eV/Å) at least" in str(found)
@@ -83,11 +81,11 @@ def test_the_promise_is_what_counting_by_hand_gives(probe, tmp_path):
     assert found.bound <= 0.3
     assert 0 < found.coverage < 1
     loaded = Probe.load(promised.save(tmp_path / "my.probe"))
-    assert Promise.from_dict(loaded.card.promise) == found
+    assert Guarantee.from_dict(loaded.card.promise) == found
     assert probe.card.promise is None  # the old one promises nothing
-    at_boundary = calibrate(probe, frames, ToyBackbone(), OWN, **LOOSE).card.promise
+    at_boundary = certify(probe, frames, ToyBackbone(), OWN, **LOOSE).card.promise
     assert at_boundary["tolerance"] == probe.card.boundary
-    grouped = calibrate(probe, frames, ToyBackbone(), Labels(group_key="pair"), **LOOSE)
+    grouped = certify(probe, frames, ToyBackbone(), Labels(group_key="pair"), **LOOSE)
     assert grouped.card.promise["groups"] == 60
 
 
@@ -141,26 +139,26 @@ def test_what_the_probe_was_made_from_is_refused(probe, tmp_path):
         atoms.positions += 1e-7
     loaded = Probe.load(probe.save(tmp_path / "my.probe"))
     with pytest.raises(LabelError, match=r"147 frames .* got 27 of its own .frames 0,"):
-        calibrate(loaded, own + frames, Untouched(), OWN)
+        certify(loaded, own + frames, Untouched(), OWN)
     grouped = probe.with_seen(
         replace(probe.seen, groups=np.array([group_hash("pair", "8 5")]))
     )
     with pytest.raises(LabelError, match=r"1 of its groups by 'pair' .group '8 5'"):
-        calibrate(grouped, frames, Untouched(), Labels(group_key="pair"))
+        certify(grouped, frames, Untouched(), Labels(group_key="pair"))
     # a dataset that is there already is asked as well
     data = build_dataset(own, ToyBackbone(), OWN)
     exact = probe.with_seen(replace(probe.seen, geometries=data.geometries))
     with pytest.raises(LabelError, match="got 27 of its own"):
-        calibrate_dataset(exact, data)
+        certify_dataset(exact, data)
     # the test frames are no part of it, nor is it known of probes of earlier versions
     assert not probe.seen.frames(labelled(60, seed=2), range(60))
     with pytest.warns(LabelWarning, match="this probe does not say"):
-        calibrate(probe.with_seen(Seen.nothing()), frames, ToyBackbone(), OWN, **LOOSE)
+        certify(probe.with_seen(Seen.nothing()), frames, ToyBackbone(), OWN, **LOOSE)
     with pytest.warns(LabelWarning, match="120 frames have 4 compositions"):
-        calibrate(probe, frames, ToyBackbone(), **LOOSE)
+        certify(probe, frames, ToyBackbone(), **LOOSE)
     by_pair = probe.with_card(training=probe.card.training | {"group_key": "pair"})
     with pytest.warns(LabelWarning, match="these frames have 'pair'"):
-        calibrate(by_pair, frames, ToyBackbone(), **LOOSE)
+        certify(by_pair, frames, ToyBackbone(), **LOOSE)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +166,7 @@ def promises(probe):
     """Of its own boundary, and of another tolerance."""
     frames = labelled(120, seed=3)
     return [
-        calibrate(probe, frames, ToyBackbone(), OWN, tolerance=wanted, **LOOSE)
+        certify(probe, frames, ToyBackbone(), OWN, tolerance=wanted, **LOOSE)
         for wanted in (None, "90 meV/Å")
     ]
 
@@ -268,9 +266,9 @@ def test_a_policy_of_a_promise_is_that_of_its_probe(probe, promises):
     for atoms in labelled(10, seed=3):
         assert calc.assess(atoms).verdict == bare.assess(atoms).verdict
     with pytest.raises(ProbeError, match="entry 'cutoff' of promise of a probe"):
-        Promise.from_dict(wide.card.promise | {"cutoff": "0.9"})
+        Guarantee.from_dict(wide.card.promise | {"cutoff": "0.9"})
     with pytest.raises(ProbeError, match="must be from 0 to 1"):
-        Promise.from_dict(wide.card.promise | {"cutoff": 9.0})
+        Guarantee.from_dict(wide.card.promise | {"cutoff": 9.0})
 
 
 class Untouched(ToyBackbone):
@@ -280,41 +278,37 @@ class Untouched(ToyBackbone):
 
 def test_defects_are_left_out_where_that_is_asked_for(probe):
     frames = labelled(120, seed=3)
-    expected = calibrate(probe, frames[1:], ToyBackbone(), OWN, **LOOSE).card.promise
+    expected = certify(probe, frames[1:], ToyBackbone(), OWN, **LOOSE).card.promise
     del frames[0].arrays["REF_forces"]
     with pytest.raises(LabelError, match=r"missing: 1 \(frames 0\)"):
-        calibrate(probe, frames, ToyBackbone(), OWN, **LOOSE)
-    left_out = calibrate(
-        probe, frames, ToyBackbone(), OWN, exclude=["missing"], **LOOSE
-    )
+        certify(probe, frames, ToyBackbone(), OWN, **LOOSE)
+    left_out = certify(probe, frames, ToyBackbone(), OWN, exclude=["missing"], **LOOSE)
     assert left_out.card.promise == expected
 
 
 def test_what_no_promise_can_rest_on_is_refused_before_any_prediction(probe):
     frames = labelled(120, seed=5)
     with pytest.raises(LabelError, match=r"at least 59 groups .* got 58"):
-        calibrate(probe, frames[:58], Untouched())
+        certify(probe, frames[:58], Untouched())
     with pytest.raises(LabelError, match="tolerance for the target 'forces' must be"):
-        calibrate(probe, frames, Untouched(), tolerance="1 kcal/mol")
+        certify(probe, frames, Untouched(), tolerance="1 kcal/mol")
     offsets = Labels("energy", offsets=True)
     with pytest.raises(LabelError, match="offsets must be the probe's own"):
-        calibrate(probe.with_card(target="energy"), frames, Untouched(), offsets)
+        certify(probe.with_card(target="energy"), frames, Untouched(), offsets)
     with pytest.raises(LabelError, match="the probe's own target 'forces'"):
-        calibrate(probe, frames, Untouched(), Labels("energy"))
+        certify(probe, frames, Untouched(), Labels("energy"))
     with pytest.raises(ProbeError, match="must belong to this backbone"):
-        calibrate(probe, frames, Untouched(identity="toy:1"))
+        certify(probe, frames, Untouched(identity="toy:1"))
     few = [atoms.copy() for atoms in frames[:4]]
     del few[0].arrays["REF_forces"]
     del few[3].info["pair"]
     with pytest.raises(LabelError, match="frame 3 must have the group key 'pair'"):
-        calibrate(
-            probe, few, Untouched(), Labels(group_key="pair"), exclude=["missing"]
-        )
+        certify(probe, few, Untouched(), Labels(group_key="pair"), exclude=["missing"])
     with pytest.raises(LabelError, match="frames must be a list of Atoms"):
-        calibrate(probe, "frames.xyz", Untouched())
+        certify(probe, "frames.xyz", Untouched())
     walk = np.cumsum(np.random.default_rng(0).normal(0, 0.02, (120, 3, 3)), axis=0)
     run = [frames[0].copy() for _ in walk]
     for atoms, away in zip(run, walk, strict=True):
         atoms.positions += away
     with pytest.raises(LabelError, match="must be independent where no group_key"):
-        calibrate(probe, run, Untouched())
+        certify(probe, run, Untouched())

@@ -19,7 +19,7 @@ from uqcalc.evaluation.riskcontrol import (
     starting_cutoffs,
     units_needed,
 )
-from uqcalc.probe.card import Promise
+from uqcalc.probe.card import Guarantee
 
 
 DRAWS = 500
@@ -294,14 +294,14 @@ def test_arguments_are_checked(wrong):
 
 
 def test_a_promise_says_what_it_is_and_survives_a_file():
-    made = Promise(0.8, 0.05, 0.95, 310, 143, 2, 0.0434, 0.05, "eV/Å")
+    made = Guarantee(0.8, 0.05, 0.95, 310, 143, 2, 0.0434, 0.05, "eV/Å")
     stored = json.loads(json.dumps(made.to_dict()))
-    assert Promise.from_dict(stored) == made
+    assert Guarantee.from_dict(stored) == made
     assert stored["coverage"] == pytest.approx(143 / 310)
     for part in ("0.05 eV/Å", "2 wrong of 143", "310 groups", "not along a run"):
         assert part in stored["statement"]
     with pytest.raises(ProbeError, match="must have the entries"):
-        Promise.from_dict({"cutoff": 0.8})
+        Guarantee.from_dict({"cutoff": 0.8})
 
 
 def test_cutoffs_accept_the_shares_that_were_asked_for():

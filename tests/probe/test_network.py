@@ -146,7 +146,6 @@ def test_without_autograd(context, sizes):
 
 MEASURE = """
 import resource, sys, torch
-from uqcalc.probe import attention
 from uqcalc.probe.network import ProbeNetwork, Shape
 torch.set_num_threads(1)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

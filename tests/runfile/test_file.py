@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ase.build import molecule
 
-from uqcalc import Promise, RunFileError
+from uqcalc import Guarantee, RunFileError
 from uqcalc.defaults import shipped_probe
 from uqcalc.runfile.file import RunFile, read_run_file
 from uqcalc.runfile.opening import open_calculator
@@ -239,7 +239,9 @@ def test_a_promise_of_the_probe_is_the_policy_where_that_is_asked_for(read, tmp_
     file = read(MD + "probe: my.probe\npolicy: {promise: true, unreliable: 0.1}\n")
     with pytest.raises(RunFileError, match=r"policy.promise: .* must carry a promise"):
         open_calculator(file)
-    made = Promise(0.84, 0.05, 0.95, 80, 60, 0, 0.05, 0.2, "eV/Å", plain.card.boundary)
+    made = Guarantee(
+        0.84, 0.05, 0.95, 80, 60, 0, 0.05, 0.2, "eV/Å", plain.card.boundary
+    )
     plain.with_card(promise=made.to_dict()).save(tmp_path / "my.probe")
     calc = open_calculator(file)
     [threshold] = calc.policy.thresholds

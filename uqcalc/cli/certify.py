@@ -111,7 +111,7 @@ def certify(  # noqa: PLR0913  (one option each)
         _check_tolerance(probe, tolerance)
         frames = read_frames(source, species=species)
         loaded = load_probe(probe)
-        certified = uqcalc.calibrate(
+        certified = uqcalc.certify(
             loaded,
             frames,
             uqcalc.open_model(name, device=device),

@@ -10,7 +10,7 @@ from typing import Any
 from ase.data import chemical_symbols
 
 from uqcalc.evaluation.words import atom_line, scope_line
-from uqcalc.probe.card import Card, Promise
+from uqcalc.probe.card import Card, Guarantee
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def card_facts(card: Card) -> Facts:
         ("uqcalc", f"{card.uqcalc_version or 'not stated'} (schema {card.schema})"),
     ]
     if card.promise is not None:
-        rows.insert(2, ("promise", str(Promise.from_dict(card.promise))))
+        rows.insert(2, ("promise", str(Guarantee.from_dict(card.promise))))
     if card.description:
         rows.insert(0, ("description", card.description))
     coverage = tuple(

@@ -1,4 +1,4 @@
-"""`calibrate`: labelled frames in, a probe with a promise on its card out."""
+"""`certify`: labelled frames in, a probe with a promise on its card out."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _NAMED = 5  # frames, and groups, that a message names
 _ALIKE = 2  # frames of a composition, in the mean, are no accident
 
 
-def calibrate(  # noqa: PLR0913  (as many choices as the command has)
+def certify(  # noqa: PLR0913  (as many choices as the command has)
     probe: Probe,
     frames: Sequence[Atoms],
     calculator: BaseCalculator | Backbone,
@@ -91,11 +91,11 @@ def calibrate(  # noqa: PLR0913  (as many choices as the command has)
 
     Examples
     --------
-    >>> probe = uqcalc.calibrate(  # doctest: +SKIP
+    >>> probe = uqcalc.certify(  # doctest: +SKIP
     ...     probe, frames, calculator, uqcalc.Labels(group_key="molecule"),
     ...     tolerance="50 meV/angstrom",
     ... )
-    >>> print(uqcalc.Promise.from_dict(probe.card.promise))  # doctest: +SKIP
+    >>> print(uqcalc.Guarantee.from_dict(probe.card.promise))  # doctest: +SKIP
     """
     check_frames(frames, exclude)
     wanted = labels_for(probe.card, labels)
@@ -110,7 +110,7 @@ def calibrate(  # noqa: PLR0913  (as many choices as the command has)
     )
     _warn_of_groups(probe, [frames[i] for i in usable], wanted.group_key)
     data = held_out_dataset(probe.card, frames, backbone, wanted, exclude, cache)
-    return calibrate_dataset(
+    return certify_dataset(
         probe, data, tolerance=allowed, risk=risk, confidence=confidence
     )
 
@@ -195,7 +195,7 @@ def _allowed(probe: Probe, tolerance: float | str | None) -> float:
     return parse_quantity(tolerance, probe.card.target, "tolerance")
 
 
-def calibrate_dataset(
+def certify_dataset(
     probe: Probe,
     data: Dataset,
     *,
@@ -203,7 +203,7 @@ def calibrate_dataset(
     risk: float = 0.05,
     confidence: float = 0.95,
 ) -> Probe:
-    """Do what `calibrate` does, from a dataset whose features are there already."""
+    """Do what `certify` does, from a dataset whose features are there already."""
     card, allowed = probe.card, _allowed(probe, tolerance)
     data.check(card.fingerprint)
     kept = np.empty(0, int) if data.geometries is None else data.geometries

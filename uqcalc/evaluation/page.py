@@ -17,7 +17,7 @@ from uqcalc.evaluation.words import (
     score_table,
     share,
 )
-from uqcalc.probe.card import Promise
+from uqcalc.probe.card import Guarantee
 from uqcalc.targets import TARGETS
 
 
@@ -194,8 +194,8 @@ def _promise(seen: Evaluation) -> list[str]:
         "structure from each new group, if accepted, at most a chosen share is wrong."
     )
     if made is not None:
-        text = f"{_sentence(str(Promise.from_dict(made)))}."
-    return [_heading("Promise"), _paragraph(text)]
+        text = f"{_sentence(str(Guarantee.from_dict(made)))}."
+    return [_heading("Guarantee"), _paragraph(text)]
 
 
 def _worst(seen: Evaluation) -> list[str]:

@@ -36,7 +36,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from uqcalc.errors import LabelError
-from uqcalc.probe.card import Promise
+from uqcalc.probe.card import Guarantee
 
 
 # Fixed before any label is seen: from 0.9999 down, a step of 0.1 in the log-odds, and
@@ -126,7 +126,7 @@ def control_risk(
     confidence: float = 0.95,
     starts: Starts | None = None,
     seed: int = 0,
-) -> Promise:
+) -> Guarantee:
     """Return the lowest cutoff at which the risk among the accepted is under control.
 
     With probability ``confidence`` over the draw of the groups, the true risk at that
@@ -175,7 +175,7 @@ def control_risk(
     if found < 0:
         _refuse(belief[chosen], failed[chosen], starts, risk, confidence)
     n, k = int(accepted[found]), int(erring[found])
-    return Promise(
+    return Guarantee(
         cutoff=float(tried[found]),
         risk=risk,
         confidence=confidence,

@@ -40,7 +40,7 @@ RAW_ARCHITECTURE = "probe-2026"  # published layout: energy and atom count enter
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
+class Guarantee:
     """Of one accepted structure a new group, few err by more than ``tolerance``.
 
     With probability ``confidence`` over the draw of the calibration set, at most a
@@ -84,7 +84,7 @@ class Promise:
         if not all(0 <= share <= 1 for share in shares):
             msg = (
                 "cutoff, risk, confidence and bound of a promise must be from 0 to 1, "
-                f"got {shares}; calibrate the probe again"
+                f"got {shares}; certify the probe again"
             )
             raise ProbeError(msg)
 
@@ -98,7 +98,7 @@ class Promise:
         return asdict(self) | {"coverage": self.coverage, "statement": str(self)}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Promise:
+    def from_dict(cls, data: Mapping[str, Any]) -> Guarantee:
         """Rebuild from `to_dict`.
 
         Raises
@@ -113,7 +113,7 @@ class Promise:
                 entries,
                 "promise of a probe",
                 ProbeError,
-                "calibrate the probe again",
+                "certify the probe again",
             )
         )
 
@@ -177,7 +177,7 @@ class Card:
     scope : Scope or None
         What it was calibrated on; None for probes that do not know.
     promise : dict or None
-        `uqcalc.Promise` made with this probe; `promised` reads it.
+        `uqcalc.Guarantee` made with this probe; `promised` reads it.
     held_out : list of [share, logit]
         The surest ``share`` of groups that it was not fitted to have at least this
         logit of P(reliable); empty where nobody knows.
@@ -289,9 +289,9 @@ class Card:
         return f"P({meaning} <= {self.boundary:.4g} {self.unit})"
 
     @property
-    def promised(self) -> Promise | None:
+    def promised(self) -> Guarantee | None:
         """The promise that was made with this probe; None without one."""
-        return None if self.promise is None else Promise.from_dict(self.promise)
+        return None if self.promise is None else Guarantee.from_dict(self.promise)
 
     @property
     def feature_dim(self) -> int:
@@ -326,7 +326,7 @@ class Card:
         if promise is None or promise.boundary is None:
             msg = (
                 "probe must carry a promise about its probability, got none; make one "
-                "on frames that it never saw: uqcalc.calibrate (uqcalc certify)"
+                "on frames that it never saw: uqcalc.certify (uqcalc certify)"
             )
             raise ProbeError(msg)
         beyond = 1 - promise.cutoff

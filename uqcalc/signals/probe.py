@@ -32,7 +32,7 @@ class ProbeSignal:
     reliable atom lies below what 99 % of right structures of that size have: above 0
     the verdict is at least SUSPECT, above `worst.FAR_LOWEST` UNRELIABLE.
 
-    Of a probe that carries a promise (`uqcalc.calibrate`) they also hold
+    Of a probe that carries a promise (`uqcalc.certify`) they also hold
     ``probe_promised``: whether the promise covers this geometry, which is inside the
     scope, has no doubtful atom and a probability that reaches the promise's cutoff
     (False for an unseen element, and where the probability is not a number); and, where

@@ -1,0 +1,88 @@
+"""The types that public functions take and return, in one place.
+
+They are for annotations and for reading documentation; nothing here has to be built by
+hand. Those that a script does build are in `uqcalc` itself, errors in `uqcalc.errors`.
+"""
+
+from __future__ import annotations
+
+from uqcalc.annotating.tally import AnnotationSummary, WorstFrame
+from uqcalc.attacking.path import AttackPath
+from uqcalc.backbones import Backbone, Prediction
+from uqcalc.backbones.differentiable import Differentiable
+from uqcalc.backbones.load import Costs
+from uqcalc.backbones.prediction import Capture
+from uqcalc.distillation import DistilledHead
+from uqcalc.distillation.card import HeadCard
+from uqcalc.distillation.head import DirectNetwork
+from uqcalc.evaluation.evaluation import Evaluation, Tested
+from uqcalc.fitting.training import FitReport
+from uqcalc.labels.dataset import Dataset
+from uqcalc.limits.runlimits import RunLimits
+from uqcalc.limits.thresholds import ErrorCurve
+from uqcalc.probe.card import Card, Guarantee
+from uqcalc.probe.inputs import Statistics
+from uqcalc.probe.joined import Joined, JoinedOutput
+from uqcalc.probe.network import ProbeNetwork, Shape
+from uqcalc.probe.probe import ProbeReading
+from uqcalc.probe.seen import Seen
+from uqcalc.records import Assessment, BandEvent, Event, Level, Reading, Verdict
+from uqcalc.runfile.running import RunOutcome
+from uqcalc.signals.base import Signal, TensorReading
+from uqcalc.signals.card import HeldOut, SignalCard
+from uqcalc.signals.distance import PerElement
+from uqcalc.signals.fitted import FittedSignal
+from uqcalc.signals.rigidity import Rigidity
+from uqcalc.signals.samples import Split
+from uqcalc.watching.band import BandAssessment
+from uqcalc.watching.relaxation import Outcome, Relaxation
+from uqcalc.watching.trigger import Trigger
+
+
+__all__ = [
+    "AnnotationSummary",
+    "Assessment",
+    "AttackPath",
+    "Backbone",
+    "BandAssessment",
+    "BandEvent",
+    "Capture",
+    "Card",
+    "Costs",
+    "Dataset",
+    "Differentiable",
+    "DirectNetwork",
+    "DistilledHead",
+    "ErrorCurve",
+    "Evaluation",
+    "Event",
+    "FitReport",
+    "FittedSignal",
+    "Guarantee",
+    "HeadCard",
+    "HeldOut",
+    "Joined",
+    "JoinedOutput",
+    "Level",
+    "Outcome",
+    "PerElement",
+    "Prediction",
+    "ProbeNetwork",
+    "ProbeReading",
+    "Reading",
+    "Relaxation",
+    "Rigidity",
+    "RunLimits",
+    "RunOutcome",
+    "Seen",
+    "Shape",
+    "Signal",
+    "SignalCard",
+    "Split",
+    "Statistics",
+    "TensorReading",
+    "Tested",
+    "Trigger",
+    "Verdict",
+    "WorstFrame",
+]
