@@ -33,7 +33,6 @@ from ase.build import molecule
 from ase.io import write
 from ase.md.verlet import VelocityVerlet
 from builders import import_mace
-from click.exceptions import Exit
 
 import uqcalc
 from uqcalc.cli import app
@@ -249,7 +248,7 @@ def test_shell_blocks_name_commands_options_targets_and_extras_that_exist(
                 file = word.removeprefix("mace:")
                 if before != "-o" and re.fullmatch(r"[\w-]+\.\w+", file):
                     Path(file).touch()  # some commands look for their inputs at once
-            with suppress(Exit):  # of an option that prints and ends, as --template
+            with suppress(typer.Exit):  # --template prints and ends
                 group.commands[name].make_context(
                     name, rest
                 )  # raises where it is wrong
