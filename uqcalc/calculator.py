@@ -1,4 +1,4 @@
-"""`ReliableCalculator`: an ASE calculator whose every answer carries a verdict."""
+"""`ReliableCalculator`: an ASE calculator that judges each of its results."""
 
 from __future__ import annotations
 
@@ -33,41 +33,41 @@ from uqcalc.signals.probe import ProbeSignal
 
 
 class ReliableCalculator(BaseCalculator):
-    """Wrap an ASE calculator so that it says when to stop believing it.
+    """Wrap an ASE calculator and judge the reliability of its results.
 
     Parameters
     ----------
     calculator : ase calculator or Backbone
-        Its own results stay untouched, in exactly one pass per geometry.
+        The potential. Its results stay unchanged; each geometry costs one pass.
     probe : path, Probe, None or "auto"
-        Adds ``probe_reliability`` and ``probe_importance`` to ``results``. By default
-        the probe that ships with the package for this very model; it says which. Where
-        there is none and no signals are given, those that need no labels are read,
-        every geometry is at least SUSPECT, and it says so.
+        Adds ``probe_reliability`` and ``probe_importance`` to ``results``. "auto" takes
+        the probe that ships with the package for this model, and logs its name. If
+        none ships and no signals are given, the signals that need no labels are used:
+        every geometry is then at least SUSPECT, and a warning is logged.
     signals : sequence of Signal
-        Further readings of the same pass.
+        Additional signals, computed from the same pass.
     policy : Policy, optional
-        Limits on the signals; with a probe, the cutoffs stored in it by default.
+        Thresholds of the signals; by default the cutoffs stored in the probe.
     importance : {"always", "flagged"}
-        Per atom at every geometry, or only where the verdict is not RELIABLE.
+        Compute the importance of each atom at every geometry, or only where the
+        verdict is not RELIABLE.
     sanity : bool
-        Whether `uqcalc.Sanity` is read beside the others: fused atoms, atoms out of
-        sight and the like are then called so by every policy.
+        Whether to add `uqcalc.Sanity`, which detects fused atoms, atoms without
+        neighbours and the like. Its findings count in every policy.
     interval : int
-        Judge every ``interval``-th geometry only, beginning with the first. For the
-        others no signal is evaluated: their ``results`` are those of the calculator
-        alone, without a level, and `assessment` is None.
+        Judge only every ``interval``-th geometry, starting with the first. For the
+        others no signal is evaluated: ``results`` are those of the calculator alone,
+        without a level, and `assessment` is None.
     enabled : bool
-        With False the calculator answers alone: no signal is evaluated, ``results``
-        hold no level, and a `Monitor` watches nothing. The attribute of this name may
-        be set at any time.
+        With False no signal is evaluated, ``results`` hold no level, and a `Monitor`
+        checks nothing. This attribute may be changed at any time.
 
     Raises
     ------
     ValueError
         If neither probe nor signals are given, if a signal needs what the backbone
         does not provide, if the policy judges a signal that does not run, or if
-        ``interval`` is not a whole number from 1.
+        ``interval`` is not an integer of at least 1.
     BackboneError
         If the calculator cannot be tapped.
     ProbeError
@@ -129,14 +129,14 @@ class ReliableCalculator(BaseCalculator):
         properties: Sequence[str] | None = None,
         system_changes: Sequence[str] = tuple(all_changes),
     ) -> None:
-        """Run the backbone once; read every signal once and judge, where it is due.
+        """Evaluate the backbone once and, if judging is due, every signal once.
 
         Raises
         ------
         ValueError
-            If no atoms are given and none were before.
+            If ``atoms`` is None and no geometry was given before.
         """
-        del system_changes  # relative to this wrapper's geometry, not to the model's
+        del system_changes  # may differ from the changes since the model's last pass
         given = self.atoms if atoms is None else atoms
         if given is None:
             msg = "atoms must be given for the first calculation, got None; pass them"
@@ -149,12 +149,12 @@ class ReliableCalculator(BaseCalculator):
         self,
         name: str,
         atoms: Atoms | None = None,
-        allow_calculation: bool = True,  # noqa: FBT001, FBT002  (as ASE has it)
+        allow_calculation: bool = True,  # noqa: FBT001, FBT002  (signature of ASE)
     ) -> Any:
-        """Return a result for this geometry, evaluating if needed.
+        """Return one result for this geometry; evaluate it if needed.
 
-        The last few geometries are remembered: what returns to one of them, as a dimer
-        does, costs no second pass. Threads take turns.
+        The answers for the last geometries are cached: a return to one of them, as in
+        a dimer search, costs no pass. Only one thread at a time runs this method.
         """
         with held([self]):
             if atoms is None or not self.use_cache:
@@ -167,13 +167,17 @@ class ReliableCalculator(BaseCalculator):
                 if name not in self.results:
                     msg = f"{name} is not among the results of this calculation"
                     raise PropertyNotImplementedError(msg)
-            # without the atoms, which ASE would compare once more
+            # atoms=None: otherwise ASE compares the atoms a second time
             return super().get_property(name, None, allow_calculation=False)  # type: ignore[no-untyped-call]
 
     def judge(
         self, prediction: Prediction, signals: Sequence[Signal] | None = None
     ) -> Assessment:
-        """Read every signal (or these) of one prediction once, and judge once."""
+        """Evaluate every signal once on one prediction, and judge once.
+
+        ``signals`` replace the calculator's own. If the prediction holds NaN or
+        infinity, all risks are NaN and the level is UNRELIABLE.
+        """
         chosen = self.signals if signals is None else signals
         given = [r for s in chosen if (r := s(prediction)) is not None]
         readings, broken = to_host_asking(given, prediction)
@@ -181,14 +185,17 @@ class ReliableCalculator(BaseCalculator):
         if broken:
             readings = tuple(_voided(reading, note) for reading in readings)
         verdict = self.policy(readings)
-        if broken:  # also where no signal is due at this step
+        if broken:  # also if no signal is due at this step
             reasons = verdict.reasons or (note,)
             verdict = replace(verdict, level=Level.UNRELIABLE, reasons=reasons)
         readings = self._explained(prediction, readings, verdict)
         return Assessment(readings, verdict)
 
     def wanted(self, signals: Sequence[Signal] | None = None) -> list[str]:
-        """Return what the signals (or these) need that a pass gives on demand only."""
+        """Return the quantities to request for the signals (default: all signals).
+
+        These are energy, forces, and what the signals need of ``on_demand``.
+        """
         chosen = self.signals if signals is None else signals
         needed = {name for s in chosen for name in s.requires}
         return sorted({"energy", "forces"} | (needed & self.backbone.on_demand))
@@ -196,7 +203,7 @@ class ReliableCalculator(BaseCalculator):
     def refusal(self, reason: str) -> Assessment:
         """Return the assessment of a geometry that could not be evaluated.
 
-        Every risk is NaN, so that it is UNRELIABLE, with ``reason`` as its note.
+        Every risk is NaN, so the level is UNRELIABLE; each note is ``reason``.
         """
         readings = tuple(
             Reading(
@@ -210,9 +217,9 @@ class ReliableCalculator(BaseCalculator):
         return Assessment(readings, self.policy(readings))
 
     def assess(self, atoms: Atoms) -> Assessment:
-        """Return the assessment of exactly this geometry, evaluating if needed.
+        """Return the assessment of this geometry; evaluate it if needed.
 
-        A geometry that ``interval`` left out is evaluated once more, and judged.
+        A geometry that ``interval`` skipped is evaluated again and judged.
 
         Raises
         ------
@@ -235,18 +242,18 @@ class ReliableCalculator(BaseCalculator):
             return found
 
     def assessment_of(self, atoms: Atoms) -> Assessment | None:
-        """Return what is said of exactly this geometry, evaluating if needed.
+        """Return the assessment of this geometry; evaluate it if needed.
 
-        None where ``interval`` leaves it out, or the calculator is not enabled.
+        None if ``interval`` skips the geometry or the calculator is not enabled.
         """
         with held([self]):
             self.get_property("energy", atoms)
             return self.assessment
 
     def recall(self, atoms: Atoms) -> Mapping[str, Any]:
-        """Return the results of this geometry if they are still kept, else none.
+        """Return the cached results of this geometry, or an empty mapping.
 
-        Nothing is evaluated. The last few geometries are kept.
+        Nothing is evaluated.
         """
         with held([self]):
             if self.check_state(atoms):
@@ -254,15 +261,16 @@ class ReliableCalculator(BaseCalculator):
             return self.results
 
     def remember(self, geometries: int) -> None:
-        """Keep the answers to at least so many geometries: a band needs its images."""
+        """Cache at least so many ``geometries``, such as all images of a NEB band."""
         self._recent.size = max(self._recent.size, geometries)
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """Return what changed of all that an answer depends on.
+        """Return the names of the inputs that changed since the last geometry.
 
-        That is the geometry, as ASE compares it; what else the model reads, such as a
-        charge in ``info``; which atoms are held; and who judges. The wrapper's own copy
-        is compared, never the base calculator's, which other wrappers may share.
+        The geometry is compared as in ASE. "info" stands for all other inputs: what
+        else the model reads (such as a charge in ``info``), the fixed atoms, the
+        signals and the policy. The comparison is with this wrapper's own copy, since
+        other wrappers may share the base calculator.
         """
         if self.atoms is None or not self.use_cache:
             return [*all_changes]
@@ -272,18 +280,18 @@ class ReliableCalculator(BaseCalculator):
         return changes
 
     def reset(self) -> None:
-        """Forget every geometry and all that was said of it."""
+        """Delete all cached geometries, results and assessments."""
         self._drop()
         self.atoms = None
         self._recent.clear()
 
     def export_properties(self) -> Properties:
-        """Return the results that ASE knows; the readings stay in ``results``."""
+        """Return the results with names known to ASE, without the readings."""
         known = {k: v for k, v in self.results.items() if k in all_outputs}
         return Properties(known)
 
     def todict(self) -> dict[str, Any]:
-        """Return a JSON-able description, as trajectory writers ask for one."""
+        """Return a JSON-compatible description, for ASE trajectory writers."""
         return {
             "backbone": self.backbone.fingerprint,
             "signals": [signal.name for signal in self.signals],
@@ -291,14 +299,14 @@ class ReliableCalculator(BaseCalculator):
         }
 
     def describe(self) -> dict[str, Any]:
-        """Return `todict` and the probe's card, for logs."""
+        """Return `todict` and the card of the first probe (or None), for logs."""
         cards = [probe.card.to_dict() for probe in probes_of(self.signals)]
         return self.todict() | {"probe": cards[0] if cards else None}
 
     def _evaluate(
         self, given: Atoms, properties: Sequence[str], *, judged: bool
     ) -> Assessment | None:
-        """Evaluate a geometry once, judge it where that is asked for, and keep both."""
+        """Evaluate a geometry once, judge it if ``judged``, and cache the answer."""
         with held([self]), self.backbone.alone():
             self._drop()
             self.atoms, self._state = given.copy(), self._read(given)
@@ -309,7 +317,7 @@ class ReliableCalculator(BaseCalculator):
                 assessment = self.assessment = self.judge(prediction, due)
                 self.results = prediction.results | assessment.results()
             else:
-                asked = [*properties] or ["energy"]  # as the calculator alone would be
+                asked = [*properties] or ["energy"]  # as for the calculator alone
                 self.results = self._bare(
                     given, sorted(wanted) if self.enabled else asked
                 )
@@ -318,11 +326,11 @@ class ReliableCalculator(BaseCalculator):
             return self.assessment
 
     def _bare(self, given: Atoms, properties: Sequence[str]) -> dict[str, Any]:
-        """Return the results of the wrapped calculator in a pass that nothing reads."""
+        """Evaluate the wrapped calculator without a tap, and copy its results."""
         base = self.backbone.calculator
         base.calculate(given, properties, base.check_state(given))
         return {
-            # its own arrays: the next pass of the calculator, whoever asks, may write
+            # copies: the next pass of the calculator may overwrite its arrays
             key: value.copy() if isinstance(value, np.ndarray) else value
             for key, value in base.results.items()
         }
@@ -331,7 +339,7 @@ class ReliableCalculator(BaseCalculator):
         self.results, self.assessment = {}, None
 
     def _recall(self, atoms: Atoms) -> None:
-        """Take up what was said of this geometry, if it is one of the last few."""
+        """Restore the cached answer for this geometry; clear the results if none."""
         answer = self._recent.find(atoms, self._read(atoms))
         if answer is None:
             self._drop()
@@ -340,7 +348,7 @@ class ReliableCalculator(BaseCalculator):
         self.results, self.assessment = answer.results, answer.assessment
 
     def _read(self, atoms: Atoms) -> Hashable:
-        """Return what an answer depends on beyond the geometry."""
+        """Return all inputs of an answer other than the geometry."""
         with self.backbone.at_rest():
             state = frozen(self.backbone.extra_state(atoms))
         if not self.enabled:
@@ -349,12 +357,12 @@ class ReliableCalculator(BaseCalculator):
         return (state, frozen(told(atoms)), frozen(fixed_atoms(atoms)), *judges)
 
     def _due(self) -> list[Signal]:
-        """Return the signals to read now: some run at every k-th geometry only."""
+        """Return the signals due now: some run only at every k-th geometry."""
         count = self._evaluated
         return [s for s in self.signals if count % getattr(s, "interval", 1) == 0]
 
     def _wanted(self, atoms: Atoms, properties: Sequence[str]) -> list[str]:
-        """Ask for all a step needs at once: lazy calculators then run once."""
+        """Return all properties of a step, so that lazy calculators run only once."""
         wanted = {"energy", "forces", *properties}
         if "stress" in self.implemented_properties and atoms.pbc.all():
             wanted.add("stress")
@@ -366,7 +374,7 @@ class ReliableCalculator(BaseCalculator):
         readings: tuple[Reading, ...],
         verdict: Verdict,
     ) -> tuple[Reading, ...]:
-        """Add the importance that was left out, where the verdict asks for it."""
+        """Add the skipped importance of atoms if the level is not RELIABLE."""
         if verdict.level is Level.RELIABLE:
             return readings
         missing: dict[str, TensorReading] = {
@@ -377,7 +385,7 @@ class ReliableCalculator(BaseCalculator):
         explained = {r.signal: r for r in to_host(list(missing.values()))}
         return tuple(
             replace(
-                reading,  # the numbers of the verdict stay, to the last bit
+                reading,  # keep the values behind the verdict bit by bit
                 results={**explained[reading.signal].results, **reading.results},
                 per_atom_key=explained[reading.signal].per_atom_key,
             )
@@ -390,10 +398,10 @@ class ReliableCalculator(BaseCalculator):
 def default_calculator(
     device: str = "cpu", dtype: str = "float32"
 ) -> ReliableCalculator:
-    """Return the bundled potential with its probe, ready to run and offline.
+    """Return the bundled potential with its probe; it needs no download.
 
-    It is for demonstrations, tests and learning: neutral molecules of H, C, N and O,
-    with GFN2-xTB as its truth. Use a potential and a probe of your own for research.
+    It is for demonstrations, tests and learning: neutral molecules of H, C, N and O;
+    the reference method is GFN2-xTB. For research, use your own potential and probe.
 
     Parameters
     ----------
@@ -412,7 +420,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _voided(reading: Reading, note: str) -> Reading:
-    """Take the numbers out of a reading of a prediction that is none."""
+    """Replace all numbers of a reading by NaN: its prediction is not finite."""
     return replace(
         reading,
         risk=math.nan,
@@ -426,7 +434,7 @@ def _voided(reading: Reading, note: str) -> Reading:
 
 
 def _void(value: Any) -> Any:
-    """Return NaN in the place of numbers, and False in that of what was said to be."""
+    """Return NaN for numbers and False for booleans, in the same shape."""
     if np.asarray(value).dtype == bool:
         return np.zeros(np.shape(value), bool) if np.ndim(value) else False
     return value * math.nan

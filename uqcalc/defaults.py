@@ -1,4 +1,4 @@
-"""What runs where the user names nothing: the probe, the signals, the policy."""
+"""Default choices of the probe, the signals and the policy."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from uqcalc.targets import TARGETS
 
 
 def shipped_probe(name: str) -> Probe:
-    """Return the probe that the package brings for the potential ``name``.
+    """Return the probe that ships with the package for the potential ``name``.
 
     Raises
     ------
     ModelError
-        If there is none.
+        If no probe ships for it.
     """
     if name not in SHIPPED_PROBES:
         msg = (
@@ -43,7 +43,7 @@ def shipped_probe(name: str) -> Probe:
 
 
 def find_probe(fingerprint: str) -> Probe | None:
-    """Return the probe that ships for the model of this fingerprint, if any does."""
+    """Return the probe that ships for the model of this fingerprint, or None."""
     for name, known in _fingerprints().items():
         if same_model(known, fingerprint):
             return shipped_probe(name)
@@ -52,7 +52,7 @@ def find_probe(fingerprint: str) -> Probe | None:
 
 @lru_cache(maxsize=1)
 def _fingerprints() -> dict[str, str]:
-    """Return the fingerprint on each card; the files are read once a process."""
+    """Return the fingerprints of the shipped probes; the files are read only once."""
     return {name: shipped_probe(name).card.fingerprint for name in SHIPPED_PROBES}
 
 
@@ -67,7 +67,7 @@ def choose_signals(
     *,
     sanity: bool = True,
 ) -> tuple[Signal, ...]:
-    """Return the signals, the probe's first and `Sanity`, where it is wanted, last.
+    """Return the signals: first the probe's, and last `Sanity`, if it is added.
 
     Raises
     ------
@@ -108,7 +108,7 @@ def choose_signals(
 
 
 def _judge_forces(signals: Sequence[Signal]) -> bool:
-    """Say whether forces are what the signals judge: energies need not vanish."""
+    """Return whether the signals judge forces, which may vanish by symmetry."""
     probes = probes_of(signals)
     return not probes or any(
         TARGETS[probe.card.target].of != "energy" for probe in probes
@@ -118,7 +118,7 @@ def _judge_forces(signals: Sequence[Signal]) -> bool:
 def _automatic(
     backbone: Backbone, chosen: list[Signal]
 ) -> tuple[Probe | None, list[Signal]]:
-    """Return the probe that ships, where the user brings none, and the signals."""
+    """Return the shipped probe (None if the user gives one) and the signals."""
     if probes_of(chosen):
         return None, chosen
     probe = find_probe(backbone.fingerprint)
@@ -138,16 +138,16 @@ def _automatic(
 def choose_policy(
     signals: tuple[Signal, ...], policy: Policy | None, *, auto: bool
 ) -> Policy:
-    """Return the policy given, the probe's own, or one that trusts nothing.
+    """Return the given policy, the probe's, or one that never says RELIABLE.
 
     Raises
     ------
     ValueError, TypeError
-        If there is none to take, or it judges a signal that does not run.
+        If no policy is found, or it has a threshold for a signal that does not run.
     """
     names = [s.name for s in signals if not isinstance(s, Sanity)]
     if policy is None and not probes_of(signals) and auto:
-        # nobody has said what is reliable; NaN is UNRELIABLE all the same
+        # no limits are known: finite risks are SUSPECT, NaN is UNRELIABLE
         return Policy(Threshold(name, *TRUST_NOTHING) for name in names)
     if policy is None:
         probes = probes_of(signals)
@@ -181,7 +181,7 @@ def choose_policy(
 
 
 def _check_promise(threshold: Threshold, probes: Sequence[Probe]) -> None:
-    """Refuse a policy made from the promise of another probe than the one that runs."""
+    """Raise an error if the policy comes from the promise of another probe."""
     own = [probe.card.promise_policy().thresholds[0] for probe in probes]
     known = [(t.signal, t.suspect, t.promise) for t in own]
     if (threshold.signal, threshold.suspect, threshold.promise) not in known:
@@ -194,7 +194,7 @@ def _check_promise(threshold: Threshold, probes: Sequence[Probe]) -> None:
 
 
 def label_free(backbone: Backbone) -> list[Signal]:
-    """Return the signals that need no labels and cost nothing beside the pass."""
+    """Return the signals that need neither labels nor an extra computation."""
     free = backbone.provides - backbone.on_demand
     candidates: list[Signal] = [MaxForce(), ForceSpread(), ForceDelta()]
     return [signal for signal in candidates if signal.requires <= free]
@@ -216,5 +216,5 @@ def _taken(card: Card) -> str:
 
 @lru_cache(maxsize=64)
 def _say_once(text: str) -> None:
-    """Tell the user on stderr, or where logs go: once, not for every image of NEB."""
+    """Log a warning only once, not for every image of a NEB band."""
     logging.getLogger("uqcalc").warning(text)

@@ -1,4 +1,4 @@
-"""Exceptions: each says what must be how, what it got instead, and the remedy."""
+"""Exceptions; each message gives the requirement, the value and a remedy."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 class UqcalcError(Exception):
-    """Root of every exception that uqcalc raises on purpose."""
+    """Base class of all exceptions that uqcalc raises on purpose."""
 
 
 class BackboneError(UqcalcError):
-    """A calculator cannot be tapped, or its tap did not fire in this very pass."""
+    """The model cannot be tapped, gave no features, or cannot take a structure."""
 
 
 class ProbeError(UqcalcError):
@@ -28,19 +28,19 @@ class SignalError(UqcalcError):
 
 
 class ModelError(UqcalcError):
-    """The name of a potential means nothing, or its weights are out of reach."""
+    """The name of a potential is unknown, or its weights cannot be obtained."""
 
 
 class LabelError(UqcalcError):
-    """Labelled frames are missing labels, or hold labels that cannot be right."""
+    """Labels are missing or cannot be right; or a target or boundary is invalid."""
 
 
 class LabelWarning(UserWarning):
-    """Labels can be used, but look as if they were not what they should be."""
+    """Labels can be used, but look wrong."""
 
 
 class FileWarning(UserWarning):
-    """A file can be used or written, but not with all that was asked of it."""
+    """A file is read or written, but a part of the request cannot be met."""
 
 
 class RecordError(UqcalcError):
@@ -48,13 +48,13 @@ class RecordError(UqcalcError):
 
 
 class SourceError(RecordError):
-    """A trajectory cannot be read to its end; what came before is annotated.
+    """A trajectory cannot be read to its end; the frames before are annotated.
 
     Attributes
     ----------
     source, reason : str
     summary : `uqcalc.AnnotationSummary`
-        Of all that could be read.
+        Summary of the frames that could be read.
     """
 
     def __init__(self, source: str, reason: str, summary: Any) -> None:
@@ -66,18 +66,18 @@ class SourceError(RecordError):
         )
 
     def __reduce__(self) -> tuple[type[SourceError], tuple[Any, ...]]:
-        """Survive process pools: rebuild from its parts."""
+        """Support pickling (process pools): rebuild from the arguments."""
         return type(self), (self.source, self.reason, self.summary)
 
 
 class RunFileError(UqcalcError):
-    """A run file cannot be read or asks for what cannot be; it names every problem.
+    """A run file cannot be read or has invalid entries; all problems are listed.
 
     Attributes
     ----------
     path : str
     problems : tuple of str
-        One for each entry at fault: where it is, what it must be, and what it was.
+        One text for each invalid entry: its place, the requirement and the value.
     """
 
     def __init__(self, path: str, problems: Sequence[str]) -> None:
@@ -87,21 +87,21 @@ class RunFileError(UqcalcError):
         super().__init__(f"{path} has {count}:{lines}")
 
     def __reduce__(self) -> tuple[type[RunFileError], tuple[str, tuple[str, ...]]]:
-        """Survive process pools: rebuild from path and problems."""
+        """Support pickling (process pools): rebuild from path and problems."""
         return type(self), (self.path, self.problems)
 
 
-# Extra -> the first release of Python for which it installs nothing.
+# Extra -> first Python release for which the extra installs nothing.
 _NOT_SINCE = {"orb": (3, 13)}
-# Extra -> where to install it.
+# Extra -> environment to install the extra in.
 _WHERE = {"sevennet": ", in an environment without mace-torch,"}
 
 
 class MissingExtraError(UqcalcError, ImportError):
     """An optional dependency is absent; the message names the extra to install.
 
-    Where the extra installs nothing for this release of Python, the message names the
-    releases that it is for.
+    If the extra installs nothing for this Python release, the message names the
+    supported releases.
     """
 
     def __init__(self, what: str, package: str, extra: str) -> None:
@@ -127,7 +127,7 @@ class UnreliableError(UqcalcError, RuntimeError):
     step : int
         Step at which the monitor acted.
     assessment : Assessment
-        Readings and verdict of that very geometry.
+        Readings and verdict of the geometry at this step.
     """
 
     def __init__(self, step: int, assessment: Assessment) -> None:
@@ -137,5 +137,5 @@ class UnreliableError(UqcalcError, RuntimeError):
         super().__init__(f"step {step} is {assessment.level.name}: {reasons}")
 
     def __reduce__(self) -> tuple[type[UnreliableError], tuple[int, Assessment]]:
-        """Survive process pools: rebuild from step and assessment."""
+        """Support pickling (process pools): rebuild from step and assessment."""
         return type(self), (self.step, self.assessment)

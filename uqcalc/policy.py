@@ -1,4 +1,4 @@
-"""From readings to a verdict: pure, stateless, NaN never passes."""
+"""Policies: from readings to a verdict, without state; NaN is never RELIABLE."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, Protocol
 from uqcalc.records import Assessment, Level, Reading, Verdict, told_apart
 
 
-# Limits on a risk of which nobody has said what is reliable: nothing is, not even a
-# risk of zero, and what is not a number is UNRELIABLE all the same.
+# Limits of a signal whose limits are unknown: every finite risk, even zero, is SUSPECT;
+# NaN is UNRELIABLE.
 TRUST_NOTHING = (-1.0, sys.float_info.max)
-# Name of the reading that says what a run or a trajectory shows beside its geometries.
+# Name of the reading about a whole run or trajectory, not about one geometry.
 RUN = "run"
 CELL_MOVES = (
     "the cell moves with a stress that no signal of the policy judges: a probe for "
@@ -26,19 +26,20 @@ CELL_MOVES = (
 class Threshold:
     """Two limits on the risk of one signal, in the unit of that risk.
 
-    ``risk <= suspect`` is RELIABLE, ``risk <= unreliable`` is SUSPECT, anything
-    else, NaN included, is UNRELIABLE. ``signal`` may also name a number that a signal
-    publishes where larger is worse (its ``judged``), such as ``probe_novelty`` and
-    ``probe_worst_atom``; the limits that the signal itself sets on it stay.
+    ``risk <= suspect`` is RELIABLE, ``risk <= unreliable`` is SUSPECT, all else,
+    including NaN, is UNRELIABLE. ``signal`` is the name of a signal, or a key of its
+    results that it lists in ``judged`` (larger is worse), such as ``probe_novelty`` and
+    ``probe_worst_atom``. The signal's own limits on that value still apply.
 
-    Where there is a ``promise`` (`Policy.from_promise`), which says what the promise is
-    about, RELIABLE is exactly what the probe says to be covered by it, and the risk is
-    one minus that probability; ``suspect`` is one minus the cutoff of the promise.
+    ``promise`` is the text of a probe's promise (`Policy.from_promise`), or empty. With
+    a promise, RELIABLE are exactly the predictions that the probe marks as covered. The
+    risk is then one minus the probability in the promise, and ``suspect`` is one minus
+    the cutoff of the promise.
 
     Raises
     ------
     ValueError
-        If the limits are not finite or not in order.
+        If the limits are not finite, or ``suspect`` is larger than ``unreliable``.
 
     Examples
     --------
@@ -52,7 +53,7 @@ class Threshold:
     promise: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("suspect", "unreliable"):  # numpy scalars are no JSON
+        for name in ("suspect", "unreliable"):  # JSON has no numpy scalars
             if isinstance(getattr(self, name), str):
                 msg = f"{name} must be a number, got {getattr(self, name)!r}"
                 raise ValueError(msg)
@@ -67,12 +68,12 @@ class Threshold:
             raise ValueError(msg)
 
     def judge(self, reading: Reading) -> tuple[Level, list[str]]:
-        """Return the level of a reading, and why where it is not RELIABLE."""
+        """Return the level of a reading, and the reasons if it is not RELIABLE."""
         if not self.promise:
             level = self.level(reading.risk)
             return level, [] if level is Level.RELIABLE else [self.reason(reading)]
         name = self.signal
-        # read back from a file it is a numpy number, and NaN is no yes
+        # values read from files are numpy numbers; NaN does not count as True
         if reading.results.get(f"{name}_promised") in (True,):
             return Level.RELIABLE, []
         asked = reading.results.get(f"{name}_tolerance_reliability")
@@ -84,7 +85,7 @@ class Threshold:
         return max(Level.SUSPECT, level), [f"{why}, outside the promise"]
 
     def level(self, risk: float) -> Level:
-        """Return the level of ``risk``."""
+        """Return the level of ``risk``; NaN is UNRELIABLE."""
         if risk <= self.suspect:
             return Level.RELIABLE
         if risk <= self.unreliable:
@@ -115,7 +116,7 @@ class _Card(Protocol):
 
 
 class _Promised(Protocol):
-    """A `uqcalc.Probe`, as far as a policy reads it."""
+    """The part of a `uqcalc.Probe` that a policy needs."""
 
     @property
     def card(self) -> _Card: ...
@@ -123,7 +124,7 @@ class _Promised(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Pure map from readings to a verdict: the worst level over all thresholds.
+    """Map readings to a verdict, the worst level over all thresholds; no state.
 
     Raises
     ------
@@ -146,9 +147,9 @@ class Policy:
     def __call__(self, readings: Sequence[Reading]) -> Verdict:
         """Judge ``readings``; a threshold whose signal did not run is skipped.
 
-        A reading outside what its signal was calibrated on is at least SUSPECT, one far
-        outside or with a fault UNRELIABLE; so is one of a signal without a threshold
-        that enters every verdict (``always``), such as `Sanity`.
+        A reading outside the calibration of its signal is at least SUSPECT. A reading
+        far outside, or with a fault, is UNRELIABLE. The same holds without a threshold
+        for readings with ``always``, such as those of `Sanity`.
         """
         by_signal = {reading.signal: reading for reading in readings}
         worst = Level.RELIABLE
@@ -176,7 +177,7 @@ class Policy:
         return tuple(threshold.signal for threshold in self.thresholds)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-able limits; `from_dict` reads them back."""
+        """Return JSON-compatible thresholds; `from_dict` reads them back."""
         rows = [asdict(threshold) for threshold in self.thresholds]
         for row in rows:
             if not row["promise"]:
@@ -190,18 +191,18 @@ class Policy:
 
     @classmethod
     def from_promise(cls, probe: _Promised) -> Policy:
-        """Return a policy that calls RELIABLE what the probe's promise covers alone.
+        """Return a policy with RELIABLE only for predictions covered by the promise.
 
-        What it does not cover is at least SUSPECT, and UNRELIABLE where the probability
-        lies below the probe's own cutoff for that. RELIABLE is what `uqcalc.certify`
-        counted as accepted, but for what other signals find (`Sanity`): of one
-        structure from each new group, where it is accepted, at most the promised share
-        errs by more than the promise's tolerance.
+        All others are at least SUSPECT; they are UNRELIABLE if their probability is
+        below the probe's own cutoff for UNRELIABLE. RELIABLE predictions are those that
+        `uqcalc.certify` counts as accepted, apart from findings of other signals
+        (`Sanity`). The promise: among the accepted of one structure from each new
+        group, at most the promised share has an error above the tolerance.
 
         Raises
         ------
         ProbeError
-            If the probe carries no promise.
+            If the probe has no promise.
 
         Examples
         --------
@@ -212,7 +213,7 @@ class Policy:
 
 
 def _published(key: str, readings: Sequence[Reading]) -> Reading | None:
-    """Return a number that a signal publishes as a reading of its own."""
+    """Return the value ``key`` of the results as a separate reading, or None."""
     for reading in readings:
         if key in reading.results:
             return Reading(key, float(reading.results[key]))
@@ -220,7 +221,7 @@ def _published(key: str, readings: Sequence[Reading]) -> Reading | None:
 
 
 def stress_judged(signals: Sequence[Any], judged: Sequence[str]) -> bool:
-    """Say whether one of the signals with a threshold judges the stress."""
+    """Return whether a signal with a threshold judges the stress."""
     return any(
         getattr(signal, "judges_stress", False)
         for signal in signals
@@ -229,9 +230,9 @@ def stress_judged(signals: Sequence[Any], judged: Sequence[str]) -> bool:
 
 
 def extended(assessment: Assessment, reading: Reading) -> Assessment:
-    """Return an assessment with one more reading, which enters every verdict.
+    """Return the assessment with one more reading.
 
-    Its doubts, faults and limits count as those of a reading with ``always`` do.
+    Doubts, faults and limits of that reading count as if it had ``always``.
     """
     verdict = assessment.verdict
     return Assessment(
@@ -245,7 +246,7 @@ def extended(assessment: Assessment, reading: Reading) -> Assessment:
 
 
 def _floor_reasons(reading: Reading) -> list[str]:
-    """Say in words and numbers why a reading may not be RELIABLE, whatever its risk."""
+    """Return the reasons, apart from the risk, why a reading is not RELIABLE."""
     broken = [*reading.absurd, *reading.faults]
     reasons = [f"{reading.signal}: {'; '.join(broken)}"] if broken else []
     if outside := reading.out_of_scope:

@@ -1,4 +1,4 @@
-"""Errors a user names with their unit: "1 kcal/mol", "50 meV/Å", "1 meV/atom"."""
+"""Parse errors with a unit: "1 kcal/mol", "50 meV/Å", "1 meV/atom"."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*)")
 
 
 def parse_quantity(quantity: float | str, target: str, what: str = "boundary") -> float:
-    """Return an error in the unit of ``target`` (`uqcalc.targets.TARGETS`).
+    """Convert an error to the unit of ``target`` (`uqcalc.targets.TARGETS`).
 
     Parameters
     ----------
@@ -46,13 +46,13 @@ def parse_quantity(quantity: float | str, target: str, what: str = "boundary") -
         eV, meV, Ha, mHa, Ry, mRy, kcal/mol and kJ/mol; each per Å, bohr or nm for a
         force, and per atom for an energy per atom. Spaces are optional.
     what : str
-        What it is called in messages.
+        Name of the quantity in messages.
 
     Raises
     ------
     LabelError
-        If it is not positive and finite, its unit is not known, or it is not of the
-        target's kind.
+        If the value is not positive and finite, or its unit is unknown or does not fit
+        the target.
 
     Examples
     --------
@@ -80,11 +80,11 @@ def parse_quantity(quantity: float | str, target: str, what: str = "boundary") -
 
 
 def _in_ev(text: str, bare: str, what: str) -> tuple[float, str]:
-    """Return the value in eV, eV/Å or eV/atom, and which of them it is.
+    """Return the value in eV, eV/Å or eV/atom, and the name of that unit.
 
-    ``bare`` is what a number without a unit is in.
+    ``bare`` is the unit of a number without a unit.
     """
-    # NFKC: the sign of the ångström and the letter Å are two characters
+    # NFKC: Unicode has two characters for Å, the ångström sign and the letter
     clean = unicodedata.normalize("NFKC", text).strip()
     match = _QUANTITY.fullmatch(clean)
     found = None if match is None else _factor(match[2], bare)
@@ -100,12 +100,12 @@ def _in_ev(text: str, bare: str, what: str) -> tuple[float, str]:
 
 
 def _factor(unit: str, bare: str) -> tuple[float, str] | None:
-    """Return what one ``unit`` is in eV, eV/Å or eV/atom; None where it is unknown."""
+    """Return one ``unit`` in eV, eV/Å or eV/atom, and which; None if unknown."""
     if not unit:
         return 1.0, bare
     numerator, *rest = re.sub(r"\bper\b", "/", unit).split("/")
     below = re.findall(r"[^\s()*·]+", " ".join(rest).lower())
-    # M is mega, and nobody means that
+    # M is mega: surely a typing error for m
     energy = "" if numerator.startswith("M") else numerator.strip().lower()
     if energy in _MOLAR_ENERGIES and "mol" in below:
         below.remove("mol")

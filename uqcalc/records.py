@@ -1,4 +1,4 @@
-"""What is known about one prediction, or one step: frozen records, numpy only."""
+"""Frozen records of readings, verdicts and monitored steps; numpy only."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Level(IntEnum):
 
 
 def told_apart(one: float, other: float, *, digits: int = 3) -> tuple[str, str]:
-    """Return two numbers with as many digits as it takes to tell them apart.
+    """Format two numbers with as few digits as make them differ, from ``digits``.
 
-    Equal numbers, and numbers that differ by less than 17 digits show, come out alike.
+    Numbers that are equal in 17 digits give the same text.
     """
     for count in range(digits, 18):
         first, second = f"{one:.{count}g}", f"{other:.{count}g}"
@@ -34,41 +34,41 @@ def told_apart(one: float, other: float, *, digits: int = 3) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
-    """What one signal says about one geometry.
+    """The result of one signal for one geometry.
 
     Attributes
     ----------
     signal : str
         Name of the signal.
     risk : float
-        Larger means less reliable, whatever the signal; NaN means unreliable.
+        Larger means less reliable, for every signal; NaN means UNRELIABLE.
     unit : str
         Unit of ``risk``; empty for a probability.
     results : mapping
-        What the signal publishes under the names of ``calc.results``: floats and
-        arrays of shape (atoms,) or (atoms, k).
+        Entries for ``calc.results``: floats and arrays of shape (atoms,) or
+        (atoms, k).
     per_atom_key : str or None
-        Key of ``results`` that says which atoms matter, shape (atoms,).
+        Key of ``results`` that holds the weight of each atom, shape (atoms,).
     note : str
-        Why there is no answer, where ``risk`` is NaN.
+        The reason, if ``risk`` is NaN.
     limits : mapping
-        Key of ``results`` -> the value above which the geometry lies outside what the
-        signal was calibrated on: at least SUSPECT. NaN counts as above.
+        Key of ``results`` -> value above which the geometry is outside the calibration
+        of the signal and at least SUSPECT. NaN counts as above.
     far_limits : mapping
-        Key of ``results`` -> the value above which it lies so far outside that it is
+        Key of ``results`` -> value above which the geometry is far outside and
         UNRELIABLE. NaN counts as above.
     doubts : tuple of str
         Other reasons for at least SUSPECT.
     faults : tuple of str
         Other reasons for UNRELIABLE.
     absurd : tuple of str
-        Reasons for UNRELIABLE that stop a run in this very step.
+        Reasons for UNRELIABLE that stop a run at this step.
     always : bool
-        Whether doubts, faults and limits enter the verdict of every policy, also of one
-        that has no threshold for this signal.
+        Whether doubts, faults and limits count in every policy, even without a
+        threshold for this signal.
     meaning : str
-        Of what the risk is one minus the probability, with the boundary and its unit:
-        "P(RMS force error <= 38 meV/Å)"; empty where the risk is no such thing.
+        The event with probability 1 - risk, with its boundary and unit:
+        "P(RMS force error <= 38 meV/Å)". Empty if the risk is not a probability.
     """
 
     signal: str
@@ -87,16 +87,16 @@ class Reading:
 
     @property
     def floor(self) -> Level:
-        """Lowest level that the verdict may have, whatever the risk is."""
+        """Lowest possible level of the verdict, whatever the risk is."""
         if self.absurd or self.faults or self._beyond(self.far_limits):
             return Level.UNRELIABLE
         return Level.SUSPECT if self.out_of_scope else Level.RELIABLE
 
     @property
     def out_of_scope(self) -> tuple[str, ...]:
-        """Why the risk is an extrapolation, in words with numbers; empty if inside.
+        """Exceeded limits and doubts, in words with numbers; empty if there are none.
 
-        NaN counts as beyond a limit.
+        NaN exceeds every limit.
         """
         return self._beyond(self.limits) + self.doubts
 
@@ -109,7 +109,7 @@ class Reading:
 
     @property
     def per_atom(self) -> np.ndarray | None:
-        """Weight of each atom in this reading, shape (atoms,), where there is one."""
+        """Weight of each atom in this reading, shape (atoms,), or None."""
         if self.per_atom_key is None:
             return None
         return np.asarray(self.results[self.per_atom_key])
@@ -117,13 +117,13 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The worst level over all thresholds, and why.
+    """The worst level over all thresholds, and the reasons for it.
 
     Attributes
     ----------
     level : Level
     reasons : tuple of str
-        One sentence per threshold that was passed, in words with numbers.
+        One text for each reason, in words with numbers.
     skipped : tuple of str
         Signals with a threshold that did not run on this geometry.
     """
@@ -135,7 +135,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assessment:
-    """Everything known about the reliability of exactly one geometry."""
+    """All readings of one geometry, and the verdict."""
 
     readings: tuple[Reading, ...]
     verdict: Verdict
@@ -147,7 +147,7 @@ class Assessment:
 
     @property
     def absurd(self) -> tuple[str, ...]:
-        """Reasons to stop a run in this very step, whatever its patience."""
+        """Reasons to stop a run at this step, whatever its patience."""
         return tuple(why for reading in self.readings for why in reading.absurd)
 
     def __str__(self) -> str:
@@ -183,7 +183,7 @@ class Assessment:
         raise KeyError(msg)
 
     def results(self) -> dict[str, Any]:
-        """Return the keys that are added to ``calc.results``."""
+        """Return the entries that are added to ``calc.results``."""
         merged: dict[str, Any] = {}
         for reading in self.readings:
             merged.update(reading.results)
@@ -191,10 +191,10 @@ class Assessment:
         return merged
 
     def worst_atoms(self, count: int = 5) -> list[int]:
-        """Return the indices of the atoms that matter most, worst first.
+        """Return the indices of the ``count`` atoms of largest weight, worst first.
 
-        They come from the first reading that attributes its risk to atoms; an
-        empty list means that no reading does.
+        The weights are those of the first reading that has any; the list is empty if
+        no reading has weights.
         """
         for reading in self.readings:
             weights = reading.per_atom
@@ -205,12 +205,12 @@ class Assessment:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One monitored step, light enough to keep all of a long run in memory.
+    """One monitored step, small enough to keep a long run in memory.
 
     ``time_fs`` and ``temperature_K`` are None for optimisers; ``energy_eV`` is the
-    potential energy; ``level`` is None where the geometry was not judged; ``readings``
-    maps each signal to its risk, ``values`` to the scalars of ``calc.results``;
-    ``worst_atoms`` are indices, worst first.
+    potential energy; ``level`` is None if the geometry was not judged; ``readings``
+    maps each signal to its risk; ``values`` holds the scalars of ``calc.results`` by
+    key; ``worst_atoms`` are indices, worst first.
     """
 
     step: int
@@ -234,10 +234,10 @@ class Event:
 class BandEvent(Event):
     """One step of a band of images (NEB); the worst image decides its level.
 
-    ``energy_eV`` is that of the highest image, ``energies_eV`` that of each image;
-    ``readings``, ``values``, ``reasons`` and ``worst_atoms`` are those of ``image``,
-    the worst one (None where no image was judged). ``levels`` holds the level of each
-    image, None where it was not judged; ``barrier_eV`` and ``barrier`` are as in
+    ``energy_eV`` is the energy of the highest image, ``energies_eV`` the energy of each
+    image. ``image`` is the worst image (None if no image was judged); its data are
+    ``readings``, ``values``, ``reasons`` and ``worst_atoms``. ``levels`` holds the
+    level of each image, None if it was not judged. ``barrier_eV`` and ``barrier`` are as in
     `uqcalc.watching.band.BandAssessment`.
     """
 
@@ -255,12 +255,12 @@ class BandEvent(Event):
 
 
 def checked_interval(value: int, name: str) -> int:
-    """Return a whole number from 1.
+    """Return ``value`` if it is an integer of at least 1.
 
     Raises
     ------
     ValueError
-        If it is something else; ``name`` is what it is called.
+        If it is not; the message calls the value ``name``.
     """
     given: object = value
     if isinstance(given, bool) or not isinstance(given, int) or given < 1:

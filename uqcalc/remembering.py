@@ -1,4 +1,4 @@
-"""Which geometry an answer is of, and the last few answers."""
+"""A cache of the last answers, and comparison of geometries and other inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ase import Atoms
 from uqcalc.records import Assessment
 
 
-# A dimer turns about its middle and returns to it, a line search to its best point.
+# A dimer search returns to its midpoint, a line search to its best point.
 RECENT = 8
 
 _DEEPEST = 40
@@ -23,7 +23,7 @@ _ARRAYS = ("numbers", "positions", "initial_charges", "initial_magmoms")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """The results for one geometry, and its assessment where it was judged."""
+    """The results for one geometry, and its assessment (None if not judged)."""
 
     atoms: Atoms
     state: Hashable
@@ -32,9 +32,9 @@ class Answer:
 
 
 class Recent:
-    """The answers to the last few geometries, by all that they depend on.
+    """A cache of the answers for the last ``size`` geometries.
 
-    ``size`` says to how many.
+    The key is the geometry together with all other inputs of the answer (``state``).
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Recent:
         self._answers: OrderedDict[Hashable, Answer] = OrderedDict()
 
     def keep(self, answer: Answer) -> None:
-        """Add one; of more than ``size`` drop the one that was used longest ago."""
+        """Add an answer; beyond ``size`` answers, drop the least recently used."""
         key = _key(answer.atoms, answer.state)
         self._answers[key] = answer
         self._answers.move_to_end(key)
@@ -50,22 +50,22 @@ class Recent:
             self._answers.popitem(last=False)
 
     def find(self, atoms: Atoms, state: Hashable) -> Answer | None:
-        """Return the answer for exactly this geometry and state, None without one."""
+        """Return the answer for exactly this geometry and state, or None."""
         key = _key(atoms, state)
         if key in self._answers:
             self._answers.move_to_end(key)
         return self._answers.get(key)
 
     def clear(self) -> None:
-        """Forget all."""
+        """Delete all answers."""
         self._answers.clear()
 
 
 def changed(ours: Atoms, theirs: Atoms, tolerance: float) -> list[str]:
-    """Return what differs between two structures, by the names that ASE gives it.
+    """Return the ASE names of the arrays that differ between two structures.
 
-    The answer is that of `ase.calculators.calculator.compare_atoms`, except that NaN
-    equals NaN; it takes a twentieth of the time where all is equal.
+    The result is that of `ase.calculators.calculator.compare_atoms`, except that NaN
+    equals NaN. For equal structures this takes a twentieth of the time.
     """
     pairs = {name: (ours.arrays.get(name), theirs.arrays.get(name)) for name in _ARRAYS}
     pairs["cell"] = ours.cell.array, theirs.cell.array
@@ -95,7 +95,7 @@ def _key(atoms: Atoms, state: Hashable) -> Hashable:
 
 @dataclass(frozen=True, slots=True)
 class _Same:
-    """Equal to itself alone; the object is kept, so that none takes its address."""
+    """Equal only for the same object, which is kept so that no other gets its id."""
 
     thing: object
 
@@ -107,16 +107,16 @@ class _Same:
 
 
 def same(thing: object) -> Hashable:
-    """Return what is equal only to what this returns for the very same object."""
+    """Return a key that equals only the key of the same object."""
     return _Same(thing)
 
 
 def frozen(value: Any, _inside: tuple[int, ...] = ()) -> Hashable:
-    """Return what ``value`` holds now, for comparison with what it holds later.
+    """Return a hashable copy of ``value``, for comparison with later copies.
 
-    NaN equals NaN, arrays may be ragged or hold objects, and lists may hold themselves.
-    Arrays are compared bit by bit. An object of another kind equals itself alone, as
-    long as its attributes stay.
+    NaN equals NaN. Arrays are compared bit by bit; they may be ragged or hold objects.
+    Lists may contain themselves. Any other object equals only itself, as long as its
+    attributes do not change.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -143,6 +143,6 @@ def _frozen_parts(value: Any, inside: tuple[int, ...]) -> Hashable:
         return tuple(frozen(entry, inside) for entry in value)
     if isinstance(value, set | frozenset):
         return frozenset(frozen(entry, inside) for entry in value)
-    attributes = getattr(value, "__dict__", None)  # of a class it is made anew
+    attributes = getattr(value, "__dict__", None)  # a class makes a new one each time
     inner = frozen(attributes, inside) if isinstance(attributes, dict) else None
     return (_Same(value), inner)

@@ -1,8 +1,8 @@
-"""The errors that a probe may predict: one table, which everything else reads.
+"""A table of the errors that a probe can predict.
 
-A new target is an entry of `TARGETS` and a function that computes its error. Where it
-compares something else than energies or forces, it needs an entry of `QUANTITIES`, too,
-and the key of the reference in `uqcalc.Labels`.
+A new target needs an entry in `TARGETS` and a function that computes its error. If it
+compares another quantity than energies or forces, it also needs an entry in
+`QUANTITIES` and the key of the reference in `uqcalc.Labels`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from uqcalc.errors import LabelError
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """What a potential computes and labels hold.
+    """A quantity that potentials compute and labels contain.
 
     Attributes
     ----------
@@ -28,12 +28,12 @@ class Quantity:
         Key of ``calc.results``; `uqcalc.Labels` has a field ``NAME_key`` for it.
     unit : str
     per_atom : bool
-        Whether labels are in ``atoms.arrays``, a row for each atom, or in
-        ``atoms.info``.
+        True: labels are in ``atoms.arrays``, one row for each atom. False: labels are
+        in ``atoms.info``.
     shape : tuple of int
-        Of a label, or of its row for one atom.
+        Shape of a label or, with ``per_atom``, of its row for one atom.
     other_units : mapping
-        Unit that labels may be in by mistake -> how many of it make one ``unit``.
+        Unit that labels may have by mistake -> number of them in one ``unit``.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Quantity:
     other_units: Mapping[str, float]
 
     def shape_for(self, atoms: int) -> tuple[int, ...]:
-        """Return the shape of a label of so many atoms."""
+        """Return the shape of the label of a structure with so many ``atoms``."""
         return (atoms, *self.shape) if self.per_atom else self.shape
 
 
@@ -79,26 +79,26 @@ QUANTITIES = {
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An error that a probe may predict.
+    """An error that a probe can predict.
 
     Attributes
     ----------
     name : str
     of : str
-        Which of `QUANTITIES` is compared. A probe for it judges this result, and says
-        nothing of the others.
+        Name of the compared quantity in `QUANTITIES`. A probe for this target judges
+        that quantity only.
     unit : str
-        Of the error and of its boundary.
+        Unit of the error and of its boundary.
     meaning : str
-        The error in words: "P(RMS force error <= 0.03 eV/Å)".
+        The error in words, as in "P(RMS force error <= 0.03 eV/Å)".
     bounded : str
-        The same where a bound on it is meant.
+        The error in words, for statements about a bound on it.
     error : callable
-        From prediction, reference and number of atoms to the error, at least 0. Of a
-        scalar quantity it takes arrays (structures,), too.
+        Takes prediction, reference and number of atoms; returns the error, at least 0.
+        For a scalar quantity it also takes arrays of shape (structures,).
     grows : bool
-        Whether the error grows with the number of atoms: sizes of the labelled
-        structures are then limits as they are.
+        Whether the error grows with the number of atoms: the range of sizes of the
+        labelled structures is then a limit without a margin.
     """
 
     name: str
@@ -175,12 +175,12 @@ TARGETS = {
 
 
 def check_target(target: str) -> None:
-    """Refuse a target that no probe has.
+    """Raise an error for an unknown target.
 
     Raises
     ------
     LabelError
-        Naming those there are.
+        If it is not in `TARGETS`; the message lists the known targets.
     """
     if target not in TARGETS:
         msg = f"target must be one of {list(TARGETS)}, got {target!r}"
