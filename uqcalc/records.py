@@ -235,10 +235,10 @@ class BandEvent(Event):
     """One step of a band of images (NEB); the worst image decides its level.
 
     ``energy_eV`` is the energy of the highest image, ``energies_eV`` the energy of each
-    image. ``image`` is the worst image (None if no image was judged); its data are
-    ``readings``, ``values``, ``reasons`` and ``worst_atoms``. ``levels`` holds the
-    level of each image, None if it was not judged. ``barrier_eV`` and ``barrier`` are as in
-    `uqcalc.watching.band.BandAssessment`.
+    image. ``image`` is the index of the worst image (None if none was judged), with
+    its ``readings``, ``values``, ``reasons`` and ``worst_atoms``. ``levels`` holds the
+    level of each image, None if it was not judged. ``barrier_eV`` and ``barrier`` are
+    as in `uqcalc.watching.band.BandAssessment`.
     """
 
     image: int | None

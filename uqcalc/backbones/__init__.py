@@ -1,4 +1,4 @@
-"""Tapped calculators: one backbone pass gives ASE results and features together."""
+"""Tapped calculators: one pass of the model gives ASE results and features."""
 
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.registry import tap

@@ -1,4 +1,4 @@
-"""AIMNet2: the learned vector of each atom, read before the output is trimmed."""
+"""AIMNet2: the learned vector of each atom, read from the untrimmed output."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from uqcalc.backbones.prediction import geometry
 from uqcalc.errors import BackboneError
 
 
-_SOUND = Version("0.2.6")  # the first of which every neighbour list was right
+_SOUND = Version("0.2.6")  # first release in which all neighbour lists are right
 
 
 @final
@@ -29,8 +29,8 @@ class AIMNet2Backbone(LazyBackbone):
     """An ``AIMNet2ASE``; features of shape (atoms, 256), and charges.
 
     Charge and multiplicity come from ``atoms.info`` as for the bare calculator, with
-    one difference: what the ``info`` of one structure says does not stick to the next
-    that says nothing, which is evaluated with the calculator's own charge.
+    one difference: they are not kept for the next structure. If its ``info`` has none,
+    the calculator's own charge and multiplicity are used.
     """
 
     name = "aimnet2"
@@ -59,7 +59,7 @@ class AIMNet2Backbone(LazyBackbone):
 
     @property
     def has_dispersion(self) -> bool:
-        """Whether the energy holds a dispersion correction, inside or outside."""
+        """Whether the energy includes dispersion, inside or outside the network."""
         base = self.model_calculator.base_calc
         inside = {f"outputs.{name}" for name in ("d3bj", "dftd3", "d3ts")}
         modules = {name for name, _ in base.model.named_modules()}
@@ -67,10 +67,10 @@ class AIMNet2Backbone(LazyBackbone):
 
     @property
     def atomic_shifts(self) -> dict[int, float]:
-        """What the model adds for each atom, eV by atomic number; empty where nothing.
+        """Energy that the model adds for each atom: atomic number -> eV; may be empty.
 
-        Of released models: the atomic energies of its reference, which export adds to
-        a shift that was trained.
+        In released models: the atomic energies of the reference method plus a trained
+        shift.
         """
         state = self.model_calculator.base_calc.model.state_dict()
         rows = [v for k, v in state.items() if k.endswith("atomic_shift.shifts.weight")]
@@ -86,10 +86,10 @@ class AIMNet2Backbone(LazyBackbone):
 
     @contextmanager
     def armed(self) -> Iterator[Capture]:
-        """Listen in where the output of a pass is cut down to what users get.
+        """Read the output of a pass just before it is trimmed for the user.
 
-        Hooks would not do: scripted models refuse them, and any hook takes the model
-        off its fast path on a GPU.
+        Hooks do not work here: scripted models refuse them, and any hook disables the
+        model's fast path on a GPU.
         """
         captured = Capture([], [])
         owner = self.model_calculator
@@ -119,7 +119,7 @@ class AIMNet2Backbone(LazyBackbone):
                 owner.set_mult(mult)
 
     def extra_state(self, atoms: Atoms) -> dict[str, Any]:
-        """Charge and, where the model reads it, multiplicity."""
+        """Return the charge and, if the model reads it, the multiplicity."""
         charge, mult = _charge_and_mult(self.model_calculator, atoms)
         nse = self.model_calculator.base_calc.is_nse
         return {"charge": charge, "mult": mult} if nse else {"charge": charge}
@@ -152,13 +152,13 @@ class AIMNet2Backbone(LazyBackbone):
 
 
 def _room_for_neighbours(base: Any) -> int | None:
-    """Enlarge the buffer for neighbours where aimnet would drop those beyond it.
+    """Enlarge the neighbour buffer if this aimnet release drops neighbours.
 
-    aimnet before 0.2.6 makes its buffer smaller after a small structure, and with
-    nvalchemi-toolkit-ops 0.3 it then leaves the neighbours of a larger one out: the
-    energy of NaCl after one of water was wrong by 0.8 meV, the forces threefold. The
-    size returned is that of a new calculator, or the present one if larger; None where
-    the version is sound.
+    aimnet before 0.2.6 shrinks its buffer after a small structure. With
+    nvalchemi-toolkit-ops 0.3 it then drops neighbours of a larger one: the energy of
+    NaCl evaluated after water was wrong by 0.8 meV, the forces by a factor of three.
+    Return the size of the buffer: that of a new calculator, or the present one if
+    larger. Return None for later releases.
     """
     if Version(version("aimnet")) >= _SOUND:
         return None
@@ -169,7 +169,7 @@ def _room_for_neighbours(base: Any) -> int | None:
 
 
 def _check_neighbours(data: dict[str, torch.Tensor], room: int | None) -> None:
-    """Refuse a pass whose buffer for neighbours was full: some may be missing."""
+    """Raise an error if the neighbour buffer was full: neighbours may be missing."""
     if room is not None and data["nbmat"].shape[-1] >= room:
         msg = (
             f"an atom must have fewer than {room} neighbours with aimnet "
@@ -180,7 +180,7 @@ def _check_neighbours(data: dict[str, torch.Tensor], room: int | None) -> None:
 
 
 def _rows(data: dict[str, torch.Tensor], key: str) -> torch.Tensor:
-    """Return one row for each atom of a pass's raw output."""
+    """Return one row for each atom from the raw output of a pass."""
     rows = data[key].detach()
     if data["coord"].ndim == 2:
         return rows[: len(data["nbmat"]) - 1]  # the last one is padding
@@ -188,7 +188,7 @@ def _rows(data: dict[str, torch.Tensor], key: str) -> torch.Tensor:
 
 
 def _charge_and_mult(owner: Any, atoms: Atoms) -> tuple[Any, Any]:
-    """Return what ``AIMNet2ASE`` would take for this structure, in its order."""
+    """Return the charge and multiplicity that ``AIMNet2ASE`` uses for ``atoms``."""
     charge = atoms.info.get("charge")
     mult = atoms.info.get("mult", atoms.info.get("spin"))
     return (
@@ -198,7 +198,7 @@ def _charge_and_mult(owner: Any, atoms: Atoms) -> tuple[Any, Any]:
 
 
 def _ragged(owner: Any, frames: Sequence[Atoms]) -> dict[str, torch.Tensor]:
-    """Return many molecules as one input, told apart by ``mol_idx``."""
+    """Return many molecules as one input; ``mol_idx`` numbers the molecules."""
     device = owner.base_calc.device
     charges, mults = zip(*(_charge_and_mult(owner, f) for f in frames), strict=True)
     index = np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])
@@ -234,8 +234,8 @@ def _prediction(
 
 
 def _width(model: torch.nn.Module) -> int:
-    """Return the width of ``aim``: what the last message-passing layer puts out."""
-    # by name, as scripted models have no other way to tell
+    """Return the width of ``aim``, the output of the last message-passing layer."""
+    # found by name: scripted models offer no other way
     biases = [
         value
         for name, value in model.named_parameters()
@@ -257,10 +257,10 @@ def _elements(owner: Any) -> frozenset[int] | None:
 
 
 def _fingerprint(base: Any) -> str:
-    """Hash the network, and what is added to its energy outside of it.
+    """Hash the network and the terms added to its energy outside of it.
 
-    How long-range Coulomb is summed (and how far) is a choice for a run, no part of
-    the model: a periodic structure changes it by itself.
+    The method and range of the long-range Coulomb sum are left out: they are settings
+    of a run, and a periodic structure changes them.
     """
     dispersion = base.external_dftd3
     constants: list[object] = [

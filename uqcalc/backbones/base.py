@@ -1,4 +1,4 @@
-"""What a backbone is: an ASE calculator tapped in the pass it runs anyway."""
+"""The backbone: an ASE calculator, and the tap that reads features in its pass."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ R = TypeVar("R")
 
 @contextmanager
 def _gradients(*, needed: bool) -> Iterator[None]:
-    """Let torch differentiate, also where the caller has switched that off."""
+    """Enable gradients in torch, even if the caller disabled them."""
     if not needed:
         yield
         return
@@ -50,9 +50,9 @@ def _gradients(*, needed: bool) -> Iterator[None]:
 def one_at_a_time(
     method: Callable[Concatenate[B, P], R],
 ) -> Callable[Concatenate[B, P], R]:
-    """Let a method that evaluates hold the model as `Backbone.alone` does.
+    """Run a method inside `Backbone.alone`.
 
-    And let it differentiate where the backbone is ``by_autograd``.
+    Gradients are enabled if the backbone is ``by_autograd``.
     """
 
     @wraps(method)
@@ -64,61 +64,60 @@ def one_at_a_time(
 
 
 class Backbone(ABC):
-    """An ASE calculator and the tap on its model.
+    """An ASE calculator and the tap that reads features from its model.
 
-    The tap is armed only while this backbone evaluates, so calculators and models
-    may be shared, pickled and copied, and a stale feature cannot be read. Threads may
-    share them, too: an evaluation holds a lock of every calculator and torch module
-    that it goes through (`alone`).
+    The tap is armed only while this backbone evaluates. So calculators and models may
+    be shared, pickled and copied, and features of an earlier pass are never returned.
+    Threads may share them: an evaluation locks every calculator and torch module that
+    it uses (`alone`).
 
     Attributes
     ----------
     name : str
         Kind of backbone, such as ``"mace"``.
     calculator : ase calculator
-        What the user sees; it may be a sum of which the tapped model is a part.
+        The calculator given by the user; it may be a sum that includes the model.
     model_calculator : ase calculator
         The calculator that owns the tapped model.
     provides : frozenset of str
-        What a `Prediction` carries: "energy", "forces", "features" and, where
-        there are any, "stress", "charges", "committee_forces", "committee_energies",
+        Quantities in a `Prediction`: "energy", "forces", "features" and, if the model
+        has them, "stress", "charges", "committee_forces", "committee_energies",
         "committee_stresses", "expected_errors", "direct_forces",
         "conservative_forces", "direct_stress", "conservative_stress", "vectors".
     on_demand : frozenset of str
-        Those of ``provides`` that cost extra, and are given only when wanted.
+        The part of ``provides`` that costs extra and is given only on request.
     conservative : bool
         Whether ``forces`` are -dE/dr of ``energy``.
     feature_dim : int or None
-        Width of the features; None until the first pass where it is not known.
+        Width of the features; None if it is unknown before the first pass.
     fingerprint : str
         Identity of the model: the same in float32 and float64, eager or compiled.
     elements : frozenset of int or None
-        Atomic numbers the model knows; None where it does not say.
+        Atomic numbers that the model supports; None if unknown.
     invariant_features : bool
-        Whether rotating a structure leaves its features alone.
+        Whether the features stay the same when the structure is rotated.
     passes_per_geometry : int
         How often the tap must fire in one evaluation: once for each member.
     passes : int
-        Forward passes of the model seen so far (a committee of K counts K).
+        Forward passes of the model so far (a committee of K counts K).
     changes_process : bool
-        Whether a pass changes for a while what all threads read, as torch's default
-        dtype. It then has the process to itself, as far as backbones go.
+        Whether a pass changes a setting of the whole process for a while, such as
+        torch's default dtype. Then no other backbone evaluates at the same time.
     by_autograd : bool
-        Whether a pass is differentiated by torch, which ``torch.no_grad`` and
-        ``torch.inference_mode`` around the evaluation are then kept from forbidding.
+        Whether torch differentiates a pass. Then ``torch.no_grad`` and
+        ``torch.inference_mode`` around the evaluation have no effect on it.
     cutoff : float or None
-        How far an atom sees its neighbours in one step of message passing, Å; None
-        where it is not known.
+        Largest distance of a neighbour in one step of message passing, Å; None if
+        unknown.
     reads : frozenset of str or None
-        Which of the keys of ``atoms.info`` that name a charge or a spin
-        (`uqcalc.backbones.told.NAMES`) change the model's answer; None where it is not
-        known.
+        Keys of ``atoms.info`` for charge or spin (`uqcalc.backbones.told.NAMES`) that
+        change the model's results; None if unknown.
     parses : frozenset of str
-        Which of these keys the calculator makes a number of, whether the model reads it
-        or not: what is not a whole number is refused.
+        Keys of these that the calculator converts to a number, even if the model does
+        not use it. Values other than whole numbers are refused.
     costs : Costs or None
-        What a pass takes of memory; with the cutoff, structures that would fill it are
-        refused before it is tried.
+        Memory that a pass needs. Together with the cutoff it serves to refuse
+        structures that would fill the memory, before the pass.
     """
 
     name: str
@@ -142,7 +141,7 @@ class Backbone(ABC):
         fingerprint: str,
         elements: frozenset[int] | None = None,
     ) -> None:
-        # Any: what a tap reads off them is known to its subclass alone.
+        # Any: each subclass reads other attributes of them.
         self.calculator: Any = calculator
         self.model_calculator: Any = model_calculator
         self.feature_dim = feature_dim
@@ -158,37 +157,37 @@ class Backbone(ABC):
 
     @abstractmethod
     def armed(self) -> AbstractContextManager[Capture]:
-        """Arm the tap; leaving the context takes it off again."""
+        """Arm the tap; it is removed at the end of the context."""
 
     def armed_for(
         self,
         extras: frozenset[str],  # noqa: ARG002
     ) -> AbstractContextManager[Capture]:
-        """Arm the tap for a pass that gives these of ``on_demand``, too."""
+        """Arm the tap for a pass with ``extras`` (a part of ``on_demand``)."""
         return self.armed()
 
     def calculators(self) -> list[object]:
-        """Return every calculator that a pass goes through, parts of sums included."""
+        """Return every calculator used in a pass, including the parts of sums."""
         parts = parts_of(self.calculator)
         every = [self.calculator, self.model_calculator, *parts]
         return [*{id(calculator): calculator for calculator in every}.values()]
 
     def models(self) -> list[object]:
-        """Return every torch module that a pass goes through, and what holds it.
+        """Return every torch module used in a pass, and the objects that hold it.
 
-        By default what is found among the attributes of the calculators. It is called
-        while their locks are held.
+        The default searches the attributes of the calculators. The caller holds the
+        locks of the calculators.
         """
         return [m for calculator in self.calculators() for m in models_in(calculator)]
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other threads away from the model meanwhile.
+        """Lock the model against other threads.
 
-        Of all backbones that share a calculator, a torch module or a part of one, in
-        whatever thread, one at a time is inside; the same thread may enter again.
+        If backbones share a calculator, a torch module or a part of one, only one of
+        them is inside at a time. The same thread may enter again.
         """
-        if is_mine(self):  # entered again: looking for models takes time
+        if is_mine(self):  # entered again: skip the slow search for models
             yield
             return
         with (
@@ -201,9 +200,9 @@ class Backbone(ABC):
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
-        """Let no other thread's pass change the calculators meanwhile.
+        """Lock the calculators against passes of other threads.
 
-        No evaluation may begin inside: for that there is `alone`.
+        Do not evaluate inside; use `alone` for that.
         """
         if is_mine(self):
             yield
@@ -212,10 +211,10 @@ class Backbone(ABC):
             yield
 
     def extra_state(self, atoms: Atoms) -> dict[str, Any]:
-        """Return what, beyond the geometry, the model's answer depends on.
+        """Return all inputs of the model other than the geometry.
 
-        A change in it invalidates cached results. Without better knowledge of the
-        calculator this is the whole of ``atoms.info``.
+        A change in them invalidates cached results. The default is all of
+        ``atoms.info``.
         """
         return dict(atoms.info)
 
@@ -223,21 +222,21 @@ class Backbone(ABC):
     def predict_many(
         self, frames: Sequence[Atoms], wanted: Sequence[str] = ("energy", "forces")
     ) -> list[Prediction]:
-        """Evaluate several frames; natively batched where the model can do it.
+        """Evaluate several frames, in one native batch if the model supports it.
 
-        Where this is overridden it is to be wrapped in `one_at_a_time`.
+        Overrides must be decorated with `one_at_a_time`.
         """
         given = sorted(self.provides & {*wanted})
         return [self(frame, given) for frame in frames]
 
     @final
     def may_batch(self, frames: Sequence[Atoms]) -> bool:
-        """Whether a native batch is for these: not for one frame, nor for a sum.
+        """Return whether to use a native batch: not for one frame or for a sum.
 
         Raises
         ------
         BackboneError
-            If no pass can be made for one of them.
+            If one of the frames cannot be evaluated.
         """
         if self.calculator is not self.model_calculator or len(frames) < 2:
             return False
@@ -250,35 +249,35 @@ class Backbone(ABC):
     def __call__(self, atoms: Atoms, wanted: Sequence[str]) -> Prediction:
         """Evaluate ``atoms`` in exactly one pass.
 
-        ``wanted`` are ASE properties, and those of ``on_demand`` that a signal needs.
+        ``wanted`` are ASE properties and quantities of ``on_demand``.
 
         Raises
         ------
         BackboneError
-            For elements the model does not know, and when the tap did not fire in
-            this very pass.
+            If `check_structure` refuses the structure, or the tap did not fire in this
+            pass.
         """
         self.check_structure(atoms)
         captured = self._evaluate(atoms, wanted)
         if not captured.features:
-            # A sum answers from its parts' caches when one of them was used on
-            # this geometry elsewhere: no pass has run so far, so run it now.
+            # A sum takes the cached results of a part that has already evaluated
+            # this geometry: no pass has run yet, so run it now.
             self.model_calculator.results = {}
             self.model_calculator.atoms = None
             captured = self._evaluate(atoms, wanted)
-        # its own arrays: the next pass of the calculator, whoever asks, may write
+        # copies: the next pass of the calculator may overwrite its arrays
         return self._prediction(atoms, captured).own()
 
     def check_structure(self, atoms: Atoms) -> None:
-        """Refuse what no pass can be made for.
+        """Raise an error for a structure that the model cannot evaluate.
 
         Raises
         ------
         BackboneError
-            If there are no atoms, positions or cell are not finite, a mass is not
-            positive, an atomic number is none, the model does not know an element or
-            cannot read the charge or spin, or the cell does not span its periodic
-            directions or is far too small.
+            If there are no atoms; if positions or cell are NaN or infinite; if a mass
+            is not positive or an atomic number invalid; if the model does not support
+            an element, charge or spin; if the cell does not span its periodic
+            directions or is far too small; or if the pass would fill the memory.
         """
         if len(atoms) == 0:
             msg = "structure must have at least one atom, got none; leave it out"
@@ -305,8 +304,8 @@ class Backbone(ABC):
         known = self.calculator.implemented_properties
         properties = [name for name in wanted if name in known]
         with self.armed_for(self.on_demand & {*wanted}) as captured:
-            # What changed is relative to the base calculator's own last geometry;
-            # with it the trajectory is bitwise the bare calculator's.
+            # Compare with the last geometry of the base calculator: the trajectory is
+            # then bitwise that of the bare calculator.
             changes = self.calculator.check_state(atoms)
             self.calculator.calculate(atoms, properties, changes)
         self.passes += len(captured.features)
@@ -336,7 +335,13 @@ class Backbone(ABC):
         )
 
     def feature_rows(self, captured: Capture, atoms: int) -> torch.Tensor:
-        """Return the (atoms, dim) features, refusing anything else."""
+        """Return the features, shape (atoms, dim).
+
+        Raises
+        ------
+        BackboneError
+            If the shape is another, or the tap did not fire as often as it must.
+        """
         expected = (atoms, self.feature_dim)
         if len(captured.features) != self.passes_per_geometry:
             msg = (

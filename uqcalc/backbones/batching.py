@@ -1,4 +1,4 @@
-"""Many geometries: together where they fit, and none taken down by another."""
+"""Evaluate many geometries in batches; the failure of one does not stop the others."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from uqcalc.errors import BackboneError
 
 T = TypeVar("T")
 
-# Atoms in one native batch: enough to fill two cores, little enough for any memory.
+# Atoms in one native batch: enough to fill two cores, few enough for any memory.
 BATCH_ATOMS = 512
 
-# How a single geometry makes a model or its neighbour list fail; EMT, for one, raises
-# NotImplementedError for an element it does not know, and NumPy MemoryError for arrays
-# of a geometry that are too large ...
+# Errors that a model or its neighbour list raises for one bad geometry. EMT raises
+# NotImplementedError for an unsupported element, and NumPy MemoryError if arrays of a
+# geometry are too large.
 _FRAME_FAULTS = (
     BackboneError,
     RuntimeError,
@@ -28,8 +28,8 @@ _FRAME_FAULTS = (
     LookupError,
     MemoryError,
 )
-# ... and what passes through, as it would befall the next one as well: a full or broken
-# device, a programming error. All are RuntimeErrors.
+# Errors that are raised again, because the next geometry would fail too: a full or
+# broken device, a programming error. All are RuntimeErrors.
 _NOT_THE_FRAME = (torch.OutOfMemoryError, torch.AcceleratorError, RecursionError)
 _LONGEST_REASON = 1000
 
@@ -37,9 +37,9 @@ _LONGEST_REASON = 1000
 def batches(
     items: Iterable[T], size: Callable[[T], int], limit: int = BATCH_ATOMS
 ) -> Iterator[list[T]]:
-    """Group consecutive items whose sizes add up to ``limit`` at most.
+    """Group consecutive items so that their sizes add up to at most ``limit``.
 
-    A larger one is a group by itself. No more than one group is held.
+    An item larger than ``limit`` is a group by itself. Only one group is in memory.
     """
     batch: list[T] = []
     total = 0
@@ -61,10 +61,10 @@ def evaluate_each(
     limit: int = BATCH_ATOMS,
     finite: bool = True,
 ) -> Iterator[tuple[Atoms, Prediction | str]]:
-    """Yield every frame with its prediction, or with the reason why it has none.
+    """Yield every frame with its prediction or, if it failed, with the reason.
 
-    The frames are evaluated in native batches of at most ``limit`` atoms where the
-    backbone has such, and come in their order. One batch is held at a time.
+    The order stays. Frames are evaluated in native batches of at most ``limit`` atoms
+    if the backbone supports them. Only one batch is in memory.
 
     Parameters
     ----------
@@ -83,11 +83,10 @@ def predict_each(
     *,
     finite: bool = True,
 ) -> list[Prediction | str]:
-    """Evaluate frames together; one that fails gives the reason instead.
+    """Evaluate frames together; return the reason for each frame that fails.
 
-    No atoms, numbers that are not finite (of the geometry and, with ``finite``, of the
-    answer), elements the model does not know, and what the model raises on a geometry
-    are failures.
+    A frame fails if `Backbone.check_structure` refuses it, if the model raises an error
+    for it, or, with ``finite``, if its prediction holds NaN or infinity.
     """
     outcomes: dict[int, Prediction | str] = {}
     sound: list[int] = []

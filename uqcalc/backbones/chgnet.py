@@ -28,7 +28,7 @@ class CHGNetBackbone(Backbone):
 
     name = "chgnet"
     by_autograd = True
-    changes_process = True  # a warning of it is filtered out for a while
+    changes_process = True  # it filters a warning for a while
 
     def __init__(self, calculator: Any, model_calculator: Any | None = None) -> None:
         owner = calculator if model_calculator is None else model_calculator
@@ -59,12 +59,12 @@ class CHGNetBackbone(Backbone):
             listen_to_input(self.model_calculator.model.mlp) as captured,
             warnings.catch_warnings(),
         ):
-            # it makes a number of its volumes, with a graph, at every evaluation
+            # CHGNet converts volumes with a graph to numbers in every evaluation
             warnings.filterwarnings("ignore", message="Converting a tensor with req")
             yield captured
 
     def check_structure(self, atoms: Atoms) -> None:
-        """Refuse molecules, too: CHGNet needs a cell."""
+        """Refuse structures without a cell, too."""
         super().check_structure(atoms)
         if abs(np.linalg.det(atoms.cell.array)) < 1e-6:
             msg = (
@@ -75,7 +75,7 @@ class CHGNetBackbone(Backbone):
             raise BackboneError(msg)
 
     def extra_state(self, atoms: Atoms) -> dict[str, Any]:  # noqa: ARG002
-        """CHGNet reads nothing but the geometry."""
+        """Return an empty dict: CHGNet reads only the geometry."""
         return {}
 
     @one_at_a_time

@@ -1,4 +1,4 @@
-"""A committee of any calculators: how far they agree, read in every evaluation."""
+"""A committee of any calculators, for their agreement at every geometry."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from uqcalc.errors import BackboneError
 class Committee(Several):
     """Several calculators as one backbone, for `uqcalc.ForceSpread` and the like.
 
-    Its calculator gives the members' mean energy and forces (and stress, where all
-    have one), and their own in ``energy_comm`` (members,) and ``forces_comm``
-    (members, atoms, 3). Features, charges and vectors are the first member's. A
-    geometry costs one pass of every member.
+    Its calculator gives the mean energy and forces of the members (and stress, if all
+    have one), and the value of each member in ``energy_comm`` (members,) and
+    ``forces_comm`` (members, atoms, 3). Features, charges and vectors are those of the
+    first member. A geometry costs one pass of every member.
 
-    Energies of potentials that count from different zeros have a mean and a spread
-    that say little; forces do not know of the zero.
+    If the potentials have different zeros of energy, mean and spread of the energies
+    mean little. Forces do not depend on the zero.
 
     Parameters
     ----------
     calculators : sequence of ase calculators or Backbones
-        Two or more. `uqcalc.tap` must know the first; another that it does not know is
-        evaluated as it is, and taken to be conservative.
+        Two or more. `uqcalc.tap` must support the first. Others may be
+        unsupported: they have no tap, and their forces count as conservative.
 
     Raises
     ------
@@ -80,7 +80,7 @@ class Committee(Several):
             self.on_demand |= {"committee_stresses"}
 
     def joined(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
-        """Return the first member's features, and all stresses where there are any."""
+        """Return the first member's features, and the stresses if all have one."""
         first = predictions[0]
         names = ("features", "charges", "vectors")
         more = {name: getattr(first, name) for name in names}
@@ -93,7 +93,7 @@ class Committee(Several):
 
 
 class CommitteeCalculator(SeveralCalculator):
-    """Evaluates every member once: means, ``energy_comm`` and ``forces_comm``."""
+    """Evaluate every member once; give means, ``energy_comm`` and ``forces_comm``."""
 
     def evaluate(self, atoms: Atoms, wanted: Sequence[str]) -> list[Prediction]:
         """Evaluate the members, in order."""
@@ -106,7 +106,7 @@ class CommitteeCalculator(SeveralCalculator):
     def evaluate_many(
         self, frames: Sequence[Atoms], wanted: Sequence[str]
     ) -> list[list[Prediction]]:
-        """Give all frames to one member after the other; for stresses, one by one."""
+        """Evaluate all frames with one member after the other; for stresses, singly."""
         if "committee_stresses" in wanted:
             return [self.evaluate(frame, wanted) for frame in frames]
         each = [
@@ -118,7 +118,7 @@ class CommitteeCalculator(SeveralCalculator):
     def _of_each(
         self, wanted: Sequence[str], *, stress: bool = False
     ) -> list[list[str]]:
-        """Return what each member is asked for: of the first its features, too."""
+        """Return the properties to request of each member; extras of the first only."""
         names = {*wanted}
         if "committee_stresses" in names:
             names = names - {"committee_stresses"} | ({"stress"} if stress else set())
@@ -126,7 +126,7 @@ class CommitteeCalculator(SeveralCalculator):
         return [sorted(names), *[plain] * (len(self.parts) - 1)]
 
     def combined(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
-        """Return the means and what they are means of."""
+        """Return the means, and energies and forces of each member."""
         results = [prediction.results for prediction in predictions]
         return super().combined(predictions) | {
             "energy_comm": np.array([float(one["energy"]) for one in results]),
@@ -135,7 +135,7 @@ class CommitteeCalculator(SeveralCalculator):
 
 
 class Untapped(Backbone):
-    """A calculator that nothing is read of but its results: no features at all."""
+    """A calculator without a tap: only its results are read, no features."""
 
     name = "untapped"
 
@@ -153,18 +153,18 @@ class Untapped(Backbone):
 
     @contextmanager
     def armed(self) -> Iterator[Capture]:
-        """Stand for the one call of ``calculate``."""
+        """Count the one call of ``calculate`` as a pass."""
         yield Capture([torch.empty(0)], [])
 
     def feature_rows(self, captured: Capture, atoms: int) -> torch.Tensor:
-        """Return rows without columns."""
+        """Return an empty tensor, shape (atoms, 0)."""
         del captured
         return torch.empty(atoms, 0)
 
 
 def _member(calculator: BaseCalculator | Backbone) -> Backbone:
     if isinstance(calculator, Backbone) or hasattr(calculator, "assess"):
-        return tap(calculator)  # which refuses what is wrapped already
+        return tap(calculator)  # raises an error for a ReliableCalculator
     try:
         return tap(calculator)
     except BackboneError:
@@ -174,7 +174,7 @@ def _member(calculator: BaseCalculator | Backbone) -> Backbone:
 
 
 def _identity(calculator: BaseCalculator) -> str:
-    """Name the class and those parameters that print alike in every process."""
+    """Hash the class name and the parameters that print alike in every process."""
     kind = type(calculator)
     parameters = getattr(calculator, "parameters", None) or {}
     plain = {

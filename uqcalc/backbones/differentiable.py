@@ -1,6 +1,6 @@
-"""One pass with its graph: for gradients of a signal with respect to the atoms.
+"""One pass that keeps its graph, for gradients of a signal by atomic positions.
 
-Off the tapped path: no step of a simulation comes through here.
+The steps of a simulation do not use it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ase import Atoms
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Differentiable:
-    """What a model says of one geometry, as functions of positions and strain.
+    """Results of a model for one geometry, as functions of positions and strain.
 
     Attributes
     ----------
@@ -31,9 +31,9 @@ class Differentiable:
     direct_forces : tensor (atoms, 3) or None
         In eV/Å, where the model has a head for them.
     vectors : tensor (atoms, channels, 3) or None
-        Features that turn with the structure.
+        Features that rotate with the structure.
     projected : frozenset of str
-        What the head takes out of the direct forces, as in a `Prediction`.
+        Parts that the head removes from the direct forces, as in a `Prediction`.
     """
 
     positions: torch.Tensor
@@ -48,7 +48,7 @@ class Differentiable:
 
 @runtime_checkable
 class CanDifferentiate(Protocol):
-    """A backbone with a differentiable entry."""
+    """A backbone whose results can be differentiated."""
 
     def differentiable(self, atoms: Atoms) -> Differentiable:
         """Evaluate ``atoms`` and keep the graph."""
@@ -58,6 +58,6 @@ class CanDifferentiate(Protocol):
 def strained(
     positions: torch.Tensor, strain: torch.Tensor, *vectors: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """Return positions and further row vectors, (..., 3), under a symmetric strain."""
+    """Apply the symmetric part of ``strain`` to row vectors, each (..., 3)."""
     symmetric = (strain + strain.mT) / 2
     return tuple(rows + rows @ symmetric for rows in (positions, *vectors))

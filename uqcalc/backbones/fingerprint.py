@@ -1,4 +1,4 @@
-"""Identity of a model: what stays when it is cast, compiled or re-laid-out."""
+"""Identity of a model, unchanged by casts, compilation and memory layout."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def fingerprint(
 
     The weights are rounded to float32 and sorted together, so that the same model
     in float64, compiled, scripted or with permuted layouts has one fingerprint;
-    ``constants`` (cutoff, elements, head) tell apart what the weights cannot.
+    ``constants`` (cutoff, elements, head) distinguish models with equal weights.
     """
     flat = [p.detach().cpu().to(torch.float32).numpy().ravel() for p in parameters]
-    # + 0.0 makes one of the two zeros
+    # + 0.0 turns -0.0 into 0.0
     weights = np.sort(np.concatenate(flat)) + np.float32(0.0)
     digest = hashlib.sha256(weights.tobytes())
     digest.update(repr(list(constants)).encode())
@@ -29,7 +29,7 @@ def fingerprint(
 def combined(kind: str, parts: Iterable[str], constants: Iterable[object] = ()) -> str:
     """Return ``kind:hash`` of several fingerprints, in order.
 
-    What `same_model` says of each of two models, it says of two combinations of them.
+    `same_model` accepts two combinations if it accepts each pair of their parts.
     """
     cores, _, rests = zip(*(part.partition("-") for part in parts), strict=True)
     name = f"{kind}:{_digest([cores, *constants])}"
@@ -42,15 +42,15 @@ def _digest(what: object) -> str:
     return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
 
-# Stands in for the hash of weights that a conversion keeps in another basis.
+# Replaces the hash of weights that a conversion stores in another basis.
 CONVERTED = "converted"
 
 
 def same_model(one: str, other: str) -> bool:
-    """Say whether two fingerprints are of one model.
+    """Return whether two fingerprints belong to the same model.
 
-    A fingerprint may end in ``-hash`` for weights that some conversions keep in
-    another basis; `CONVERTED` in its place agrees with any.
+    A fingerprint may end in ``-hash``: the hash of weights that some conversions store
+    in another basis. `CONVERTED` in place of this hash matches every hash.
     """
     (one_core, _, one_rest), (core, _, rest) = one.partition("-"), other.partition("-")
     return one_core == core and (one_rest == rest or CONVERTED in {one_rest, rest})

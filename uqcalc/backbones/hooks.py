@@ -1,4 +1,4 @@
-"""Taps by module hook: armed for one call, removed after it."""
+"""Taps that hook into a module for one call, and are removed after it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def listen_to_input(module: torch.nn.Module) -> Iterator[Capture]:
 
 @contextmanager
 def listen_to_forward(module: torch.nn.Module) -> Iterator[Capture]:
-    """Record the first input of ``module.forward``, also where it is called itself.
+    """Record the first input of ``module.forward``, even if it is called directly.
 
-    Hooks see only calls of the module; the heads of orb-models 0.7 call ``forward``.
+    Hooks miss direct calls of ``forward``, as in the heads of orb-models 0.7.
     """
     captured = Capture([], [])
     original = module.forward
@@ -44,7 +44,7 @@ def listen_to_forward(module: torch.nn.Module) -> Iterator[Capture]:
     try:
         yield captured
     finally:
-        del module.forward  # the class's own is seen again
+        del module.forward  # the method of the class is used again
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Calculators that compute only what they are asked for."""
+"""Calculators that compute only the requested properties."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from uqcalc.backbones.base import Backbone, Capture
 
 
 class LazyBackbone(Backbone, ABC):
-    """A backbone whose calculator runs again for each property it is asked for.
+    """A backbone whose calculator runs again for each requested property.
 
-    Such a calculator keeps the results that it was not asked for this time, which are
-    of another geometry: a molecule would have the stress of the crystal before it.
-    And a sum asks its parts for one property after the other; here the tapped part
-    has computed all of them when the sum begins, and answers from its cache.
+    Such a calculator keeps old results of properties that are not requested: a molecule
+    would have the stress of the crystal before it. So its results are cleared first.
+    A sum requests one property after the other from its parts. So the tapped part
+    computes all properties before the sum starts, and the sum uses its cache.
     """
 
     def _evaluate(self, atoms: Atoms, wanted: Sequence[str]) -> Capture:

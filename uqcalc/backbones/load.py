@@ -1,8 +1,8 @@
-"""How much memory a pass would take, estimated before it is tried.
+"""Estimate the memory of a pass before it runs.
 
-Not for the user's machine, which nobody knows: a structure is refused where the pass
-takes much memory in all *and* far more an atom than any structure that is simulated.
-Boxes, slabs and droplets of any size pass.
+The memory of the user's machine is unknown. A structure is refused if its pass needs
+much memory in total *and* far more per atom than any realistic structure. Boxes, slabs
+and droplets of any size are accepted.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from ase import Atoms
 from uqcalc.errors import BackboneError
 
 
-# Below this nothing is refused, in bytes.
+# No structure is refused below so many bytes.
 LITTLE = 2e9
 # Twice the density of diamond, the densest solid at ambient pressure, in atoms/Å³.
 DENSE = 0.36
-# What empty space around an atom may cost: for a tube of 300 Å about its middle 0.6 MB.
+# Bytes per atom allowed for empty space; a centred tube of 300 Å needs 0.6 MB.
 SPACE_OF_AN_ATOM = 1e6
-# matscipy's neighbour lists: 3.6 to 4.0 measured, in bytes for each bin.
+# Bytes for each bin of matscipy's neighbour lists; measured: 3.6 to 4.0.
 BIN = 4.0
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What a pass of a model takes, measured with the gradient of the energy.
+    """Memory that a pass needs, measured with the gradient of the energy.
 
     Attributes
     ----------
     pair : float
         Bytes for each pair of neighbours, both directions counted.
     triple : float
-        Bytes for each pair of bonds at an atom, where the model has angles ...
+        Bytes for each pair of bonds at an atom; 0 if the model has no angles.
     angles : float
-        ... within this distance, in Å.
+        Cutoff of these bonds, in Å.
     bins : float
-        Length of the box in which a neighbour list sorts atoms that are not periodic,
-        in units of the largest coordinate and the cutoff; 0 where its memory does not
-        depend on empty space.
+        Length of the neighbour list's box in non-periodic directions, in units of the
+        largest coordinate times the cutoff; 0 if its memory does not depend on empty
+        space.
     """
 
     pair: float = 5e4
@@ -50,12 +50,12 @@ class Costs:
 
 
 def check_load(atoms: Atoms, cutoff: float, costs: Costs) -> None:
-    """Refuse a structure on which a pass would fill the memory.
+    """Raise an error if a pass would fill the memory.
 
     Raises
     ------
     BackboneError
-        With the estimate, and what it comes from.
+        The message gives the estimate and its cause.
     """
     bins = _bins(atoms, cutoff, costs.bins)
     if BIN * bins > max(LITTLE, SPACE_OF_AN_ATOM * len(atoms)):
@@ -89,13 +89,13 @@ def check_load(atoms: Atoms, cutoff: float, costs: Costs) -> None:
 
 
 def neighbours(atoms: Atoms, cutoff: float) -> float:
-    """Return about how many pairs there are within ``cutoff``, both ways counted.
+    """Estimate the number of pairs within ``cutoff``, both directions counted.
 
-    Space is cut into boxes about as wide as the cutoff; in each, the atoms are taken to
-    be spread evenly: ``sum_b n_b^2 v / V`` with n_b atoms in box b of volume V and v
-    the volume of the ball. Right to some ten per cent for solids, also in cells
-    narrower than the cutoff, and to a factor of four for atoms in one place. The cost
-    is linear in the number of atoms.
+    Space is divided into boxes about as wide as the cutoff, and atoms are assumed to be
+    spread evenly in each: ``sum_b n_b^2 v / V`` with n_b atoms in box b of volume V,
+    and v the volume of the cutoff sphere. The error is about 10 % for solids, also in
+    cells narrower than the cutoff, and a factor of four if all atoms are in one place.
+    The cost is linear in the number of atoms.
     """
     count = _in_boxes(atoms, cutoff)
     return min(count, _most(atoms))
@@ -120,11 +120,11 @@ def _triples(atoms: Atoms, costs: Costs) -> float:
 
 
 def _boxes(atoms: Atoms, width: float) -> tuple[np.ndarray, float]:
-    """Return how many atoms are in each box that has any, and the volume of a box."""
+    """Return the number of atoms in each occupied box, and the volume of a box."""
     frame = atoms.cell.complete().array.copy()
     normals = np.linalg.inv(frame).T
     open_ = ~atoms.pbc
-    for axis in np.flatnonzero(open_):  # straight away from the periodic directions
+    for axis in np.flatnonzero(open_):  # perpendicular to the periodic ones
         normal = normals[axis] / np.linalg.norm(normals[axis])
         frame[axis] = normal * max(width, 1.0)
     scaled = atoms.positions @ np.linalg.inv(frame)
@@ -137,7 +137,7 @@ def _boxes(atoms: Atoms, width: float) -> tuple[np.ndarray, float]:
 
 
 def _numbered(places: np.ndarray) -> np.ndarray:
-    """Return one number a row, (rows,), the same for rows in the same unit box."""
+    """Return one number for each row, (rows,); rows in the same unit box share it."""
     columns = np.floor(places - places.min(axis=0)).T
     if np.prod(columns.max(axis=1) + 1.0) > 2.0**62:  # atoms that flew very far away
         columns = np.array([np.unique(c, return_inverse=True)[1] for c in columns])
@@ -151,10 +151,10 @@ def _ball(radius: float) -> float:
 
 
 def _bins(atoms: Atoms, cutoff: float, length: float) -> float:
-    """Return into how many bins the box of a neighbour list is cut."""
+    """Return the number of bins in the box of a neighbour list."""
     if not length:
         return 0.0
-    wide = (np.abs(atoms.positions).max() + 1.0) * length  # of cutoffs, as MACE has it
+    wide = (np.abs(atoms.positions).max() + 1.0) * length  # in cutoffs, as in MACE
     sides = np.full(3, wide)
     if atoms.pbc.any():
         normals = np.linalg.inv(atoms.cell.complete().array)  # columns

@@ -1,16 +1,16 @@
-"""One thread at a time for each model, whoever wraps it.
+"""Locks: only one thread at a time evaluates a model, through any wrapper.
 
-A tap is armed on the model itself, and a calculator keeps its last answer, so that two
-threads in one of either would read what belongs to the other. Every evaluation holds
+A tap is armed on the model itself, and a calculator caches its last results. So two
+threads in one model or calculator would mix their results. Every evaluation holds
 
-1. the *gate*: shared, or alone where a pass changes what the whole process reads (MACE
+1. the *gate*: shared, or alone if a pass changes a setting of the whole process (MACE
    sets torch's default dtype in each pass),
-2. the locks of the calculators it goes through, and
-3. those of the torch modules in them,
+2. the locks of the calculators that it uses, and
+3. the locks of the torch modules in them.
 
-in this order, after the lock of the wrapper that asks, and within each kind in the
-order in which the locks were made, so that no two threads wait for each other. The
-locks are kept here: nothing stays on the objects, which may be pickled and copied.
+They are taken in this order, after the lock of the calling wrapper, and within each
+kind in the order of their creation, so that no deadlock can occur. The locks are stored
+in this module, not on the objects, so that these may be pickled and copied.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NUMBERS = itertools.count()
 
 @dataclass(slots=True, eq=False)
 class _Lock:
-    """A lock that its own thread may take again, and its place in the order."""
+    """A re-entrant lock, and its place in the order."""
 
     number: int = field(default_factory=lambda: next(_NUMBERS))
     lock: Any = field(default_factory=threading.RLock)
@@ -48,7 +48,7 @@ _Kept = dict[int, tuple[weakref.ref[Any], T]]
 
 
 def _remembered(kept: _Kept[T], thing: Any, value: T) -> T:
-    """Return what is kept for ``thing``, or keep ``value`` as long as it lives."""
+    """Return the value stored for ``thing``, or store ``value`` while it exists."""
     key = id(thing)
     if key not in kept:
         kept[key] = (weakref.ref(thing, lambda _: kept.pop(key, None)), value)
@@ -56,19 +56,20 @@ def _remembered(kept: _Kept[T], thing: Any, value: T) -> T:
 
 
 class _Locks:
-    """The locks of objects that are alive; a module shares those of its sub-modules.
+    """The locks of all existing objects; a module shares those of its sub-modules.
 
-    A sub-module belongs to the tree that was seen first. A tree needs the locks of all
-    its modules, so that two trees with a module in common never run together.
+    A sub-module has the lock of the first tree of modules that contained it. A tree
+    needs the locks of all its modules, so that two trees with a common module never run
+    at the same time.
     """
 
     def __init__(self) -> None:
-        self._registry = threading.RLock()  # garbage may be collected while it is held
+        self._registry = threading.RLock()  # re-entrant: garbage collection may need it
         self._owner: _Kept[_Lock] = {}
         self._trees: _Kept[tuple[_Lock, ...]] = {}
 
     def of(self, thing: object) -> tuple[_Lock, ...]:
-        """Return the locks that stand for ``thing``."""
+        """Return the locks that are needed for ``thing``."""
         with self._registry:
             if (known := self._trees.get(id(thing))) is not None:
                 return known[1]
@@ -81,7 +82,7 @@ class _Locks:
 
 
 class _Gate:
-    """Many threads at once, or one alone; a thread that is inside may enter again."""
+    """Admit many threads, or one alone; a thread inside may enter again."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -91,7 +92,7 @@ class _Gate:
 
     @contextmanager
     def entered(self, *, alone: bool) -> Iterator[None]:
-        """Wait for room, and be inside."""
+        """Wait until this thread may enter; leave at the end of the context."""
         me = threading.get_ident()
         with self._condition:
             if me not in self._inside:
@@ -111,7 +112,7 @@ class _Gate:
         if not alone:
             self._condition.wait_for(lambda: self._alone is None and not self._waiting)
             return
-        self._waiting += 1  # nobody else enters before it had its turn
+        self._waiting += 1  # other threads enter only after this one
         try:
             self._condition.wait_for(lambda: not self._inside)
             self._alone = me
@@ -124,7 +125,7 @@ _locks, _gate = _Locks(), _Gate()
 
 
 class _Mine(threading.local):
-    """What this very thread holds: objects by identity, and how often."""
+    """The objects that this thread holds: id -> number of entries."""
 
     def __init__(self) -> None:
         self.held: Counter[int] = Counter()
@@ -135,7 +136,7 @@ _mine = _Mine()
 
 @contextmanager
 def noted(thing: object) -> Iterator[None]:
-    """Take note that this thread holds all that stands for this object."""
+    """Record that this thread holds all locks of ``thing``."""
     key = id(thing)
     _mine.held[key] += 1
     try:
@@ -147,12 +148,12 @@ def noted(thing: object) -> Iterator[None]:
 
 
 def is_mine(thing: object) -> bool:
-    """Say whether this thread holds all that stands for it already: `noted`."""
+    """Return whether this thread holds all locks of ``thing`` (see `noted`)."""
     return id(thing) in _mine.held
 
 
 def _forget() -> None:
-    """Begin anew: what other threads held at a fork is never released in the child."""
+    """Replace all locks after a fork: other threads do not release them there."""
     global _locks, _gate, _mine
     _locks, _gate, _mine = _Locks(), _Gate(), _Mine()
 
@@ -163,14 +164,14 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def entered(*, alone: bool) -> Iterator[None]:
-    """Be among those that evaluate, or ``alone``, the only one in this process."""
+    """Enter the gate, together with other threads or ``alone`` in this process."""
     with _gate.entered(alone=alone):
         yield
 
 
 @contextmanager
 def held(things: Iterable[object]) -> Iterator[None]:
-    """Hold the locks of these calculators or modules, in the one order."""
+    """Hold the locks of these calculators or modules, taken in the fixed order."""
     locks = {lock.number: lock for thing in things for lock in _locks.of(thing)}
     with ExitStack() as stack:
         for number in sorted(locks):
@@ -186,11 +187,11 @@ def parts_of(calculator: BaseCalculator) -> list[BaseCalculator]:
 
 
 def models_in(thing: object, depth: int = 2) -> list[object]:
-    """Return the torch modules that an object holds, and what holds them further in.
+    """Return the torch modules in an object, and the inner objects that hold them.
 
-    Its attributes are looked at, lists and dictionaries among them, and the attributes
-    of these: ``AIMNet2ASE`` holds an ``AIMNet2Calculator``, which holds the model, and
-    both may be shared.
+    The search covers attributes, also in lists and dictionaries, ``depth`` levels deep:
+    ``AIMNet2ASE`` holds an ``AIMNet2Calculator``, which holds the model, and both may
+    be shared.
     """
     found: list[object] = []
     for value in _attributes(thing):
@@ -212,7 +213,10 @@ def _attributes(thing: object) -> Iterator[object]:
 
 
 def _may_hold(value: object) -> bool:
-    """Say whether models may be inside: not in what cannot be told apart for good."""
+    """Return whether to search ``value`` for models.
+
+    Classes, Python modules, Atoms and objects without weak references are skipped.
+    """
     if isinstance(value, type | ModuleType | Atoms):
         return False
     return hasattr(value, "__dict__") and type(value).__weakrefoffset__ > 0

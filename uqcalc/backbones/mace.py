@@ -1,4 +1,4 @@
-"""MACE: the invariant part of the last product block, from the output dictionary."""
+"""MACE: features are the invariant part of the last product block."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from uqcalc.errors import BackboneError
 
 
 def model_inputs(owner: Any, frames: Sequence[Atoms]) -> dict[str, torch.Tensor]:
-    """Return what a model takes for several frames in one batch."""
+    """Return the input of a model for several frames in one batch."""
     from mace import data
     from mace.tools import torch_geometric, torch_tools
 
@@ -51,10 +51,10 @@ def split_predictions(
     members: np.ndarray,
     rows_of: tuple[torch.Tensor, torch.Tensor | np.ndarray | None],
 ) -> list[Prediction]:
-    """Cut a batch into one `Prediction` per frame.
+    """Split a batch into one `Prediction` per frame.
 
-    ``energies`` are (members, frames), the forces ``members`` (members, atoms, 3),
-    ``rows_of`` features and, where wanted, vectors.
+    ``energies`` are (members, frames) in eV, the forces ``members`` (members, atoms, 3)
+    in eV/Å; ``rows_of`` are the features and the vectors (or None).
     """
     several = len(members) > 1
     energy = energies.mean(0)
@@ -84,10 +84,10 @@ def split_predictions(
 
 
 class _Listener:
-    """Stands in for a model during one call and passes on what it returns.
+    """Replaces a model during one call, and passes its output to ``sink``, too.
 
-    A stand-in works where hooks do not: TorchScript refuses hooks, and compiled or
-    converted models run past hooks registered late.
+    This works where hooks do not: TorchScript refuses hooks, and compiled or converted
+    models skip hooks that are registered late.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ def _last_irreps(model: torch.nn.Module) -> list[tuple[int, int, int]]:
     """Return (multiplicity, l, parity) of the last product block's output."""
     blocks = list(model.products.children())  # type: ignore[union-attr]
     irreps: Any = blocks[-1].linear.irreps_out
-    # Irreps of e3nn or cuequivariance with (l, p) by name; tuples when scripted.
+    # e3nn and cuequivariance irreps have attributes l and p; scripted are tuples.
     return [
         (int(mul), *((ir.l, ir.p) if hasattr(ir, "l") else ir)) for mul, ir in irreps
     ]
@@ -117,10 +117,10 @@ def _last_irreps(model: torch.nn.Module) -> list[tuple[int, int, int]]:
 
 @final
 class MACEBackbone(Backbone):
-    """A ``MACECalculator``: one model, or a committee whose first member is read.
+    """A ``MACECalculator`` with one model or a committee.
 
-    Features are the scalars of the last product block, shape (atoms, multiplicity),
-    what PROBE reads off MACE (arXiv:2605.00640, section 4.4).
+    Features are the scalars of the last product block, shape (atoms, multiplicity), as
+    PROBE uses them (arXiv:2605.00640, section 4.4); of a committee, the first member's.
     """
 
     name = "mace"
@@ -163,7 +163,7 @@ class MACEBackbone(Backbone):
 
     @contextmanager
     def armed(self) -> Iterator[Capture]:
-        """Let listeners stand in for the models during one call."""
+        """Replace the models by listeners during one call."""
         captured = Capture([], [])
         models = self.model_calculator.models
 
@@ -178,15 +178,15 @@ class MACEBackbone(Backbone):
 
     @contextmanager
     def armed_for(self, extras: frozenset[str]) -> Iterator[Capture]:
-        """Listen, where it is wanted, to the last messages as well."""
+        """Record the last messages, too, if vectors are requested."""
         with self.armed() as captured:
             if "vectors" not in extras:
                 yield captured
                 return
-            # listeners stand in for the models now: ask one for what is behind it
+            # the models are listeners now; they pass on the model's attributes
             with _last_messages(self.model_calculator.models[0]) as messages:
                 yield captured
-            if messages:  # a sum may answer from its cache; then there was no pass
+            if messages:  # none if a sum used its cache: there was no pass
                 captured.more["vectors"] = messages[0].detach()
 
     def _scalars(self, output: dict[str, Any]) -> torch.Tensor:
@@ -194,12 +194,12 @@ class MACEBackbone(Backbone):
         return last[:, : self.feature_dim]
 
     def feature_rows(self, captured: Capture, atoms: int) -> torch.Tensor:
-        """Cut the rows that padding of compiled models appends."""
+        """Remove the rows that compiled models append as padding."""
         captured.features[:] = [rows[:atoms] for rows in captured.features]
         return super().feature_rows(captured, atoms)
 
     def extra_state(self, atoms: Atoms) -> dict[str, Any]:
-        """Charge, spin and field as MACE reads them, from ``info`` and arrays."""
+        """Return charge, spin and field from ``info`` and arrays."""
         owner = self.model_calculator
         state = {key: atoms.info.get(key) for key in owner.info_keys.values()}
         for key in (*owner.arrays_keys.values(), "charges"):
@@ -208,12 +208,12 @@ class MACEBackbone(Backbone):
 
     @one_at_a_time
     def differentiable(self, atoms: Atoms) -> Differentiable:
-        """Evaluate ``atoms`` with the graph kept (of a committee: the first member).
+        """Evaluate ``atoms`` and keep the graph (of a committee: the first member).
 
         Raises
         ------
         BackboneError
-            If no pass can be made for the structure, or the model is compiled.
+            If the structure cannot be evaluated, or the model is compiled or converted.
         """
         self.check_structure(atoms)
         if "vectors" not in self.provides:
@@ -233,7 +233,7 @@ class MACEBackbone(Backbone):
             output = owner.models[0](inputs, training=True, compute_force=False)
         energy = output["energy"].sum() * owner.energy_units_to_eV
         last = output["node_feats"][:, -self._width :]
-        # with respect to the strained ones: forces of the strained structure
+        # by strained positions: these are the forces of the strained structure
         (gradient,) = torch.autograd.grad(
             energy, [inputs["positions"]], create_graph=True
         )
@@ -252,8 +252,8 @@ class MACEBackbone(Backbone):
     ) -> list[Prediction]:
         """Evaluate all frames in one native batch (one pass of each model).
 
-        Compiled models and sums are evaluated one by one, as users see them; so are
-        all where stresses are wanted, which batches do without.
+        Compiled models and sums evaluate the frames one by one. So do all models if
+        committee stresses are requested, because batches compute no stress.
         """
         owner = self.model_calculator
         alone = owner.use_compile or "committee_stresses" in wanted
@@ -277,7 +277,7 @@ class MACEBackbone(Backbone):
 
 @contextmanager
 def _last_messages(model: Any) -> Iterator[list[torch.Tensor]]:
-    """Collect the l = 1 part of the last messages, (atoms, channels, 3) a pass."""
+    """Collect the l = 1 part of the last messages, (atoms, channels, 3) per pass."""
     found: list[torch.Tensor] = []
 
     def keep(_module: Any, _args: Any, output: Any) -> None:
@@ -291,10 +291,10 @@ def _last_messages(model: Any) -> Iterator[list[torch.Tensor]]:
 
 
 def _fingerprint(owner: Any) -> str:
-    """Hash all weights, those of the symmetric contractions apart.
+    """Hash all weights, with a separate hash for the symmetric contractions.
 
-    cuequivariance keeps these in another basis and all others only in another
-    shape, so a converted model shares the first half with the one it was made from.
+    cuequivariance stores the contractions in another basis, all other weights only in
+    another shape. So a converted model and its original have the same first hash.
     """
     constants: list[object] = [
         tuple(int(z) for z in owner.z_table.zs),
@@ -319,9 +319,9 @@ def _fingerprint(owner: Any) -> str:
 
 
 def _charge_and_spin(owner: Any) -> frozenset[str]:
-    """Return the keys of ``info`` by which this model learns of charge and spin.
+    """Return the keys of ``info`` from which this model reads charge and spin.
 
-    The calculator hands both to every model; only some do something with them.
+    The calculator passes both to every model, but only some models use them.
     """
     names = {"total_charge", "total_spin"}
     if owner.model_type != "PolarMACE":
@@ -331,9 +331,9 @@ def _charge_and_spin(owner: Any) -> frozenset[str]:
 
 
 def _has_vectors(owner: Any) -> bool:
-    """Whether a hook sees the last messages, and their l = 1 part lies where we read.
+    """Return whether a hook gets the last messages, with l = 1 in the usual place.
 
-    Compiled and scripted models run past hooks; converted ones keep another layout.
+    Compiled and scripted models skip hooks; converted models have another layout.
     """
     model = owner.models[0]
     if owner.use_compile or isinstance(model, torch.jit.ScriptModule):

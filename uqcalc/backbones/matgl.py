@@ -1,4 +1,4 @@
-"""MatGL: the last layer with one row an atom, from what the model keeps of a pass."""
+"""MatGL: features are the last stored layer with one row for each atom."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from uqcalc.errors import BackboneError
 
 
 class _Layer(NamedTuple):
-    """Where in ``model.feature_dict`` the features are, and where their width is."""
+    """Key and part of the features in ``model.feature_dict``; attribute for width."""
 
     key: str
     part: str | None
     width: str
 
 
-# What the readout of atomic energies reads. M3GNet's "readout" is the energies.
+# Input of the readout of atomic energies. M3GNet's "readout" holds the energies.
 _LAYERS = {
     "TensorNet": _Layer("readout", None, "linear.out_features"),
     "QET": _Layer("readout", None, "linear.out_features"),
@@ -47,18 +47,18 @@ _LAYERS = {
 class MatGLBackbone(Backbone):
     """A ``PESCalculator`` around a TensorNet, QET, M3GNet, CHGNet or SO3Net of MatGL.
 
-    Features are the invariants that the energy of each atom is read from: (atoms, 64)
-    in released models. Charges are there where the model is a QET.
+    Features are the invariants from which the energy of each atom is computed:
+    (atoms, 64) in released models. A QET also gives charges.
 
     ``PESCalculator`` gives its stress in GPa unless it was built with
-    ``stress_unit="eV/A3"``: 160 times what ASE takes it for. Results stay untouched:
-    ``results["stress"]`` is then in GPa with us as without us, and a cell is relaxed as
-    wrongly. It is not passed off as a stress, though. "stress" is in ``provides`` only
-    where it is in eV/Å³; the ``conservative_stress`` of a `Prediction` always is.
+    ``stress_unit="eV/A3"``. ASE expects eV/Å³, so the stress is 160 times too large and
+    cells relax wrongly. ``results["stress"]`` stays as it is, in GPa. But "stress" is
+    in ``provides`` only if the unit is eV/Å³; the ``conservative_stress`` of a
+    `Prediction` is always in eV/Å³.
 
-    Molecules get a stress, too, of a cell of 1 Å³ without meaning. Where metatomic is
-    used in the same process, import it first: MatGL imports torch_geometric, after
-    which ``metatomic.torch`` cannot be imported.
+    For molecules the calculator gives a stress without meaning, for a cell of 1 Å³. If
+    metatomic is used in the same process, import it first: MatGL imports
+    torch_geometric, and then ``metatomic.torch`` cannot be imported.
     """
 
     name = "matgl"
@@ -105,12 +105,12 @@ class MatGLBackbone(Backbone):
 
     @contextmanager
     def armed(self) -> Iterator[Capture]:
-        """Listen to the model during one call, and read what it kept of it."""
+        """Listen to the model during one call, and read the layers that it stored."""
         with listen_to_output(self._model, lambda _: self._features()) as captured:
             yield captured
         if captured.features and "charges" in self.provides:
             captured.charges.append(self._model.feature_dict["charge"].detach())
-        # what a pass leaves keeps its graph alive, and could not be copied
+        # stored layers would keep the graph alive and could not be copied
         self._model.feature_dict = _detached(self._model.feature_dict)
 
     def _features(self) -> torch.Tensor:
@@ -127,12 +127,12 @@ class MatGLBackbone(Backbone):
         return super()._prediction(atoms, captured)
 
     def check_structure(self, atoms: Atoms) -> None:
-        """Refuse films and wires: MatGL would take them for molecules, or fail."""
+        """Refuse films and wires, too: MatGL treats them as molecules, or fails."""
         super().check_structure(atoms)
         check_pbc_alike(atoms, "MatGL")
 
     def extra_state(self, atoms: Atoms) -> dict[str, Any]:  # noqa: ARG002
-        """Nothing but the geometry; ASE itself looks at QET's initial charges."""
+        """Return an empty dict: ASE itself compares the initial charges QET reads."""
         return {}
 
     @one_at_a_time
@@ -141,8 +141,8 @@ class MatGLBackbone(Backbone):
     ) -> list[Prediction]:
         """Evaluate all frames in one native batch.
 
-        Calculators with a state or an external potential of their own, and those that
-        give Hessians, evaluate one by one.
+        Calculators with a state, a total charge, an external potential or Hessians
+        evaluate the frames one by one.
         """
         owner = self.model_calculator
         given = owner.state_attr, owner.total_charge, owner.ext_pot
@@ -193,7 +193,7 @@ def _batched_output(owner: Any, frames: Sequence[Atoms]) -> Any:
 
 
 def _layer(model: Any) -> tuple[str, _Layer]:
-    """Return the kind of model, and where it keeps its features."""
+    """Return the kind of model and the place of its features."""
     for cls in type(model).__mro__:
         if cls.__name__ in _LAYERS and cls.__module__.startswith("matgl."):
             return cls.__name__, _LAYERS[cls.__name__]
@@ -206,7 +206,7 @@ def _layer(model: Any) -> tuple[str, _Layer]:
 
 
 def _to_ase_unit(owner: Any) -> float:
-    """Return what makes eV/Å³ of the calculator's own stress."""
+    """Return the factor from the calculator's unit of stress to eV/Å³."""
     return float(units.GPa / owner.conversion_factor)
 
 
@@ -232,7 +232,7 @@ def _fingerprint(owner: Any, model: Any, kind: str) -> str:
         round(float(model.cutoff), 6),
         bool(potential.calc_repuls),
     ]
-    if owner.state_attr is not None:  # which of several methods a model speaks for
+    if owner.state_attr is not None:  # the level of theory, of several in one model
         constants.append(np.asarray(owner.state_attr).tolist())
     values = [*potential.parameters(), *potential.buffers()]
     floats = [value for value in values if value.is_floating_point()]

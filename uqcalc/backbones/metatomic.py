@@ -1,4 +1,4 @@
-"""Metatomic: features and direct forces among the outputs of the one evaluation."""
+"""Metatomic: features and direct forces are outputs of the usual evaluation."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from uqcalc.backbones.prediction import geometry
 from uqcalc.errors import BackboneError
 
 
-# Name in a `Prediction` -> metatomic's for it (an "s" follows in older models), unit
-# and what there is one of.
+# Name in a `Prediction` -> name in metatomic (plus "s" in older models), unit, and
+# whether one value belongs to an atom or to a system.
 _OUTPUTS = {
     "features": ("feature", "", "atom"),
     "direct_forces": ("non_conservative_force", "eV/Angstrom", "atom"),
     "direct_stress": ("non_conservative_stress", "eV/Angstrom^3", "system"),
 }
 
-# Arrays a model may read that ASE does not look at for changes.
+# Arrays that a model may read, but whose changes ASE does not check.
 _ARRAYS = {
     "momentum": "momenta",
     "velocity": "momenta",
@@ -34,7 +34,7 @@ _ARRAYS = {
 
 
 class _Listener:
-    """Stands in for the model during one call, and has it say more than was asked."""
+    """Replaces the model during one call, and requests additional outputs."""
 
     def __init__(self, model: Any, requests: dict[str, Any], captured: Capture) -> None:
         self._model = model
@@ -77,18 +77,18 @@ class _Listener:
 class MetatomicBackbone(Backbone):
     """A ``MetatomicCalculator`` (``metatomic_ase``) whose model has a feature output.
 
-    Features are the model's ``feature``: how many, and whether they stay when a
-    structure is turned (PET's do not), is the model's choice, so that invariance is not
-    promised. They, and direct ("non-conservative") forces and stress where the model
-    has them, are asked for in the evaluation that gives energy and -dE/dr anyway.
+    Features are the model's output ``feature``. Their number depends on the model, and
+    so does their invariance to rotation (PET's features change), so none is assumed.
+    Features and, if the model has them, direct ("non-conservative") forces and stress
+    come from the same evaluation as energy and -dE/dr.
 
     With ``non_conservative=True`` or ``"forces"`` the calculator's forces are the
-    direct ones less their mean, and there are no conservative ones; with ``True`` or
-    ``"stress"`` the same goes for the stress. ``direct_forces`` are as the model says
-    them, net force included.
+    direct forces minus their mean, and conservative forces are not available; with
+    ``True`` or ``"stress"`` conservative stress is not available. ``direct_forces`` are
+    the model's own output and include the net force.
 
-    Import ``metatomic.torch`` (or ``metatomic_ase``) before anything that imports
-    torch_geometric, as MatGL and SevenNet do: afterwards TorchScript refuses it.
+    Import ``metatomic.torch`` (or ``metatomic_ase``) before packages that import
+    torch_geometric, such as MatGL and SevenNet: TorchScript refuses it afterwards.
     """
 
     name = "metatomic"
@@ -124,12 +124,12 @@ class MetatomicBackbone(Backbone):
         self.on_demand = frozenset(self._names) - always
 
     def armed(self) -> AbstractContextManager[Capture]:
-        """Let the model give its features, too, during one call."""
+        """Request the features from the model, too, during one call."""
         return self.armed_for(frozenset())
 
     @contextmanager
     def armed_for(self, extras: frozenset[str]) -> Iterator[Capture]:
-        """Ask for direct forces and stress as well, where either is wanted."""
+        """Request direct forces and stress, too, if ``extras`` names either."""
         captured = Capture([], [])
         owner = self.model_calculator
         model = owner._model
@@ -142,7 +142,7 @@ class MetatomicBackbone(Backbone):
             owner._model = model
 
     def feature_rows(self, captured: Capture, atoms: int) -> torch.Tensor:
-        """Learn the width from the first pass, then hold every pass to it."""
+        """Take the width from the first pass; later passes must have the same."""
         if self.feature_dim is None and captured.features:
             self.feature_dim = int(captured.features[0].shape[-1])
         return super().feature_rows(captured, atoms)
@@ -157,7 +157,7 @@ class MetatomicBackbone(Backbone):
         return super()._prediction(atoms, captured)
 
     def extra_state(self, atoms: Atoms) -> dict[str, Any]:
-        """Return what the model reads of ``info`` and arrays; mostly nothing."""
+        """Return what the model reads of ``info`` and arrays; usually nothing."""
         watched = self.model_calculator._system_info_watch
         state = {key: atoms.info.get(key, default) for key, default in watched}
         for name in self._inputs.keys() & _ARRAYS.keys():
@@ -170,8 +170,8 @@ class MetatomicBackbone(Backbone):
     ) -> list[Prediction]:
         """Evaluate all frames in one native batch.
 
-        Models that read more than the geometry evaluate one by one: the calculator's
-        own batches leave that out.
+        Models with requested inputs evaluate the frames one by one: the calculator's
+        own batches leave these inputs out.
         """
         owner = self.model_calculator
         if self._inputs or not self.may_batch(frames):
@@ -203,14 +203,14 @@ def _prediction(frame: Atoms, energy: float, rows: dict[str, Any]) -> Prediction
 
 
 def _names(owner: Any) -> dict[str, str]:
-    """Return the model's own names of what a `Prediction` can carry.
+    """Return the model's names of its outputs, by name in a `Prediction`.
 
-    Direct forces and stress must be of the same variant (level of theory) as the
-    energy, or of the one that the user chose; features may be common to all variants.
+    Direct forces and stress must belong to the same variant (level of theory) as the
+    energy, or to the user's choice. Features may be common to all variants.
     """
     outputs = dict(owner._model.capabilities().outputs)
     asked = owner._additional_output_requests
-    # of two spellings a model answers to one: the user's goes first, then the new one
+    # a model accepts one of two spellings: first the user's, then the new one
     outputs = dict(sorted(outputs.items(), key=lambda o: (o[0] not in asked, o[0])))
     chosen = owner.parameters["variants"] or {}
     variant = owner._energy_key.partition("/")[2] or None
@@ -228,7 +228,7 @@ def _names(owner: Any) -> dict[str, str]:
 
 
 def _first(outputs: dict[str, Any], key: str, variant: str | None = None) -> str | None:
-    """Return the name of an output as the model spells it, if it has any."""
+    """Return the name of an output as the model spells it, or None."""
     ending = "" if variant is None else f"/{variant}"
     names = {f"{key}{ending}", f"{key}s{ending}"}
     return next((name for name in outputs if name in names), None)
@@ -247,7 +247,7 @@ def _require_feature(outputs: dict[str, Any], name: str | None) -> None:
 
 
 def _require_alike(asked: dict[str, Any], names: dict[str, str]) -> None:
-    """Refuse what the user asks for, too, but otherwise: both come of one answer."""
+    """Raise an error if the user requests an output with another unit or kind."""
     for name, key in names.items():
         _, unit, kind = _OUTPUTS[name]
         if key in asked and (asked[key].unit, asked[key].sample_kind) != (unit, kind):
@@ -260,7 +260,7 @@ def _require_alike(asked: dict[str, Any], names: dict[str, str]) -> None:
 
 
 def _requests(names: dict[str, str]) -> dict[str, Any]:
-    """Return (name, ModelOutput) to ask of the model, by name in a `Prediction`."""
+    """Return (name, ModelOutput) to request, by name in a `Prediction`."""
     from metatomic.torch import ModelOutput
 
     return {
@@ -270,7 +270,7 @@ def _requests(names: dict[str, str]) -> dict[str, Any]:
 
 
 def _rows(block: Any, starts: torch.Tensor) -> torch.Tensor:
-    """Return values in the order of systems, and atoms in them, detached."""
+    """Return detached values, ordered by system and by atom."""
     order = block.samples.column("system").long()
     if "atom" in block.samples.names:
         offset = starts.to(order.device)[order]
@@ -280,13 +280,13 @@ def _rows(block: Any, starts: torch.Tensor) -> torch.Tensor:
 
 
 def _voigt(stress: torch.Tensor) -> torch.Tensor:
-    """Return (systems, 6) of (systems, 3, 3), which need not be symmetric."""
+    """Return (systems, 6) from (systems, 3, 3), after making it symmetric."""
     rows, columns = (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)
     return (0.5 * (stress + stress.transpose(-1, -2)))[..., rows, columns]
 
 
 def _fingerprint(owner: Any, feature: str) -> str:
-    """Hash all weights, and which of the model's energies and features are used."""
+    """Hash all weights, and the names of the energy and features in use."""
     model = owner._model
     capabilities = model.capabilities()
     constants = [
@@ -295,6 +295,6 @@ def _fingerprint(owner: Any, feature: str) -> str:
         owner._energy_key,
         feature.removeprefix("features").removeprefix("feature"),
     ]
-    # models keep reference energies as serialised buffers, too
+    # models store reference energies as serialised buffers
     weights = [*model.parameters(), *model.buffers()]
     return fingerprint("metatomic", weights or [torch.zeros(0)], constants)

@@ -1,4 +1,4 @@
-"""Any calculator around a torch module: the user names the layer to read."""
+"""Any calculator with a torch module: the user names the layer of the features."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class ModuleBackbone(Backbone):
     module : str
         Dotted path from the calculator to the sub-module, ``"model.readout"``.
     select : callable, optional
-        Picks the (atoms, dim) tensor out of the sub-module's output where that is
-        not the tensor itself. A leading axis of one is dropped.
+        Returns the (atoms, dim) tensor from the sub-module's output, if the output is
+        not this tensor. A leading axis of length one is removed.
     feature_dim : int, optional
-        Width of the features; learned from the first pass where it is not given.
+        Width of the features; by default taken from the first pass.
     conservative : bool
         Whether the calculator's forces are the negative gradient of its energy.
     """
@@ -56,7 +56,7 @@ class ModuleBackbone(Backbone):
         )
 
     def models(self) -> list[object]:
-        """Return what is found among the attributes, and the module that was named."""
+        """Return the modules in the attributes, and the root of the named module."""
         return [*super().models(), self._root]
 
     def armed(self) -> AbstractContextManager[Capture]:
@@ -64,7 +64,7 @@ class ModuleBackbone(Backbone):
         return listen_to_output(self._module, self._tensor)
 
     def feature_rows(self, captured: Capture, atoms: int) -> torch.Tensor:
-        """Learn the width from the first pass, then hold every pass to it."""
+        """Take the width from the first pass; later passes must have the same."""
         if self.feature_dim is None and captured.features:
             self.feature_dim = int(captured.features[0].shape[-1])
         return super().feature_rows(captured, atoms)
@@ -83,7 +83,7 @@ class ModuleBackbone(Backbone):
 def _resolve(
     calculator: BaseCalculator, path: str
 ) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Follow ``path`` and return (outermost module on it, module it ends at)."""
+    """Return the first and the last torch module on ``path``."""
     root: torch.nn.Module | None = None
     target: Any = calculator
     for name in path.split("."):

@@ -1,4 +1,4 @@
-"""Orb: node features, and both forces of a direct model from one forward pass."""
+"""Orb: node features, direct and conservative forces from one forward pass."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def with_gradient(
     batch: Any,
     **options: Any,
 ) -> dict[str, torch.Tensor]:
-    """Run the one forward pass on differentiable edge vectors, then one backward."""
+    """Run the forward pass with differentiable edge vectors, then a backward pass."""
     with torch.enable_grad():
         vectors, displacement, _ = batch.compute_differentiable_edge_vectors(
             use_stress_displacement=True, use_rotation=False
@@ -45,7 +45,7 @@ def with_gradient(
 
 
 def _voigt(stress: torch.Tensor) -> torch.Tensor:
-    """Return (..., 6) of symmetric (..., 3, 3): xx, yy, zz, yz, xz, xy."""
+    """Return (..., 6) from symmetric (..., 3, 3): xx, yy, zz, yz, xz, xy."""
     rows, columns = (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)
     return stress[..., rows, columns]
 
@@ -56,10 +56,10 @@ def differentiable_pass(
     given: torch.Tensor,
     heads: tuple[str, str | None],
 ) -> Differentiable:
-    """Evaluate one graph with its own graph of operations kept.
+    """Evaluate one graph of atoms and keep the graph of operations.
 
     ``given`` are the positions, (atoms, 3) in Å; the graph holds them wrapped into the
-    cell. ``heads`` name those of the energy and, where there is one, of the forces.
+    cell. ``heads`` are the names of the energy head and of the force head (or None).
     """
     energy_head, force_head = heads
     wrapped = graph.node_features["positions"]
@@ -73,7 +73,7 @@ def differentiable_pass(
     graph.system_features["cell"] = stretched
     vectors = moved[graph.receivers] - moved[graph.senders] + shifts
     graph.edge_features["vectors"] = vectors
-    # not the compiled call: compiled graphs cannot be differentiated twice
+    # no compiled call: compiled graphs cannot be differentiated twice
     features = regressor.model.forward(graph)["node_features"]
     energy = regressor.heads[energy_head].predict(features, graph).sum()
     direct = None
@@ -84,7 +84,7 @@ def differentiable_pass(
         energy = energy + repulsion["energy"].sum()
         if direct is not None and "forces" in repulsion:
             direct = direct + repulsion["forces"]
-    # with respect to the strained ones: forces of the strained structure
+    # by strained positions: these are the forces of the strained structure
     (gradient,) = torch.autograd.grad(energy, [moved], create_graph=True)
     return Differentiable(positions, strain, energy, features, -gradient, direct)
 
@@ -93,14 +93,13 @@ def differentiable_pass(
 class OrbBackbone(Backbone):
     """An ``ORBCalculator``: direct or conservative, v2 or v3, compiled or not.
 
-    Features are the node features that the energy head reads, (atoms, latent). Orb has
-    no rotational symmetry built in: they change when a structure is turned, and a
-    probe's answer with them; `uqcalc.RotationAverage` evens that out at n times the
-    cost.
+    Features are the node features that the energy head reads, (atoms, latent). Orb is
+    not invariant to rotation: features, and so the output of a probe, change when a
+    structure is rotated. `uqcalc.RotationAverage` reduces this at n times the cost.
 
-    A direct model's conservative forces and stress are given on demand: its edge
-    vectors are made differentiable before the one forward pass, and one backward pass
-    follows. Where a conservative model carries a direct head, both are always there.
+    A direct model gives conservative forces and stress on demand: its edge vectors are
+    made differentiable before the forward pass, and one backward pass follows. A
+    conservative model with a direct head always gives both.
     """
 
     name = "orb"
@@ -109,7 +108,7 @@ class OrbBackbone(Backbone):
 
     def __init__(self, calculator: Any, model_calculator: Any | None = None) -> None:
         owner = calculator if model_calculator is None else model_calculator
-        # a D3SumModel holds the regressor; only that one is tapped
+        # in a D3SumModel, only the regressor is tapped
         self._regressor: Any = getattr(owner.model, "xc_model", owner.model)
         self._energy = _head(self._regressor, "energy") or "energy"
         self._direct = _head(self._regressor, "forces")
@@ -156,7 +155,7 @@ class OrbBackbone(Backbone):
 
     @contextmanager
     def armed_for(self, extras: frozenset[str]) -> Iterator[Capture]:
-        """Let the one forward pass be differentiable where that is wanted."""
+        """Make the forward pass differentiable if there are ``extras``."""
         with self._listening(differentiably=bool(extras)) as captured:
             yield captured
 
@@ -181,10 +180,10 @@ class OrbBackbone(Backbone):
             try:
                 yield captured
             finally:
-                del regressor.predict  # the class's own is seen again
+                del regressor.predict  # the method of the class is used again
 
     def _forces(self, output: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Return by their names in a `Prediction` what the model itself said."""
+        """Return the model's own outputs, by name in a `Prediction`."""
         names = {"direct_forces": self._direct, "direct_stress": self._stress}
         if self._by_gradient:
             names["conservative_forces"] = self._regressor.grad_forces_name
@@ -195,7 +194,7 @@ class OrbBackbone(Backbone):
                 value = output[key].detach()
                 found[name] = value.squeeze(0) if value.ndim > 2 else value
         if self._confidence is not None:
-            shares = output[self._confidence].detach()  # (atoms, bins), of 1
+            shares = output[self._confidence].detach()  # (atoms, bins), sum 1
             edges = self._regressor.heads[self._confidence].bin_edges.to(shares)
             found["expected_errors"] = shares @ (edges[:-1] + edges[1:]).div(2)
         return found
@@ -210,7 +209,7 @@ class OrbBackbone(Backbone):
         return replace(prediction, projected=self._projected)
 
     def check_structure(self, atoms: Atoms) -> None:
-        """Refuse what Orb's graphs do not cover."""
+        """Refuse films, wires, and a charge without a spin or the reverse, too."""
         super().check_structure(atoms)
         check_pbc_alike(atoms, "Orb")
         given = {"charge", "spin"} & set(atoms.info)
@@ -225,7 +224,7 @@ class OrbBackbone(Backbone):
         return super()._evaluate(plain_numbers(atoms, self.parses), wanted)
 
     def extra_state(self, atoms: Atoms) -> dict[str, Any]:
-        """Charge and spin, which Orb's own cache does not look at."""
+        """Return charge and spin, which Orb's own cache does not compare."""
         return {key: atoms.info.get(key) for key in ("charge", "spin")}
 
     @one_at_a_time
@@ -253,13 +252,13 @@ class OrbBackbone(Backbone):
 
     @one_at_a_time
     def differentiable(self, atoms: Atoms) -> Differentiable:
-        """Evaluate ``atoms`` with the graph of both forces kept.
+        """Evaluate ``atoms`` and keep the graph of both forces.
 
         Raises
         ------
         BackboneError
-            If no pass can be made for the structure, or the model adds Coulomb
-            energies of its own charges.
+            If the structure cannot be evaluated, or the model adds Coulomb energies of
+            predicted charges.
         """
         self.check_structure(atoms)
         if _charged(self._regressor):
@@ -278,7 +277,7 @@ class OrbBackbone(Backbone):
 
 
 def _head(regressor: Any, kind: str) -> str | None:
-    """Return the name of the head for ``kind``: some carry a level of theory."""
+    """Return the head for ``kind``; its name may end in a level of theory."""
     names = [n for n in regressor.heads if n == kind or n.startswith(f"{kind}-")]
     if len(names) > 1 or (kind == "energy" and not names):
         msg = (
@@ -290,7 +289,7 @@ def _head(regressor: Any, kind: str) -> str | None:
 
 
 def _projection(regressor: Any, force_head: str | None) -> frozenset[str]:
-    """Return what the head of the forces takes out of what it predicts."""
+    """Return the parts that the force head removes from its forces."""
     if force_head is None:
         return frozenset()
     head = regressor.heads[force_head]
@@ -306,7 +305,7 @@ def _split(
     own: tuple[torch.Tensor, torch.Tensor],
     captured: Capture,
 ) -> list[Prediction]:
-    """Cut a batch, energies and forces, into one `Prediction` per frame."""
+    """Split a batch of (energies, forces) into one `Prediction` per frame."""
     sizes = [len(frame) for frame in frames]
     energies = own[0].reshape(-1).tolist()
     forces = own[1].split(sizes)
@@ -338,19 +337,19 @@ def _split(
 
 
 def _feature_dim(regressor: Any, energy: str) -> int:
-    """Return the width of the node features; a charged model's energy reads more."""
+    """Return the width of node features; with charges the energy head reads more."""
     head = regressor.heads["latent_charges" if _charged(regressor) else energy]
     first = next(m for m in head.modules() if isinstance(m, torch.nn.Linear))
     return int(first.in_features)
 
 
 def _charged(regressor: Any) -> bool:
-    """Whether the energy is of the features and of charges made from them (OrbMol)."""
+    """Return whether the energy also uses charges made from features (OrbMol)."""
     return "latent_charges" in regressor.heads
 
 
 def _fingerprint(owner: Any, regressor: Any) -> str:
-    """Hash the weights of the regressor and what its graphs are made by."""
+    """Hash the weights of the regressor and the settings of its graphs."""
     radius, neighbours = orb_reach(owner)
     constants = [round(radius, 6), neighbours]
     constants.append(int(owner.max_num_neighbors or neighbours))

@@ -1,7 +1,7 @@
-"""All in which the releases of orb-models differ for us.
+"""The differences between releases of orb-models.
 
-Up to 0.5 a model carries the configuration of its graphs. In 0.7 an adapter makes
-them: loaders return it beside the model, and the calculator takes both.
+Up to 0.5 the model holds the configuration of its graphs. In 0.7 an adapter makes the
+graphs: loaders return model and adapter, and the calculator takes both.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ase.calculators.calculator import BaseCalculator
 
 
 def orb_calculator(made: Any, device: str | None = None) -> BaseCalculator:
-    """Return Orb's calculator of what one of its loaders returned.
+    """Return Orb's calculator for the output of one of its loaders.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def orb_calculator(made: Any, device: str | None = None) -> BaseCalculator:
 
 
 def calculator_class() -> Callable[..., Any]:
-    """Return ``ORBCalculator`` from where the installed release keeps it."""
+    """Return the class ``ORBCalculator`` of the installed release."""
     try:
         from orb_models.forcefield.inference.calculator import ORBCalculator
     except ModuleNotFoundError as error:
@@ -46,13 +46,13 @@ def calculator_class() -> Callable[..., Any]:
 
 
 def orb_reach(owner: Any) -> tuple[float, int]:
-    """Return radius in Å and largest number of neighbours of the owner's graphs."""
+    """Return the cutoff in Å and the largest number of neighbours of the graphs."""
     maker = owner.adapter if hasattr(owner, "adapter") else owner.system_config
     return float(maker.radius), int(maker.max_num_neighbors)
 
 
 def orb_graph(owner: Any, atoms: Atoms) -> Any:
-    """Return the graph that the calculator itself would make, in the model's dtype."""
+    """Return the graph as the calculator makes it, in the dtype of the model."""
     dtype = next(owner.model.parameters()).dtype
     options = {
         "max_num_neighbors": owner.max_num_neighbors,

@@ -1,4 +1,4 @@
-"""What one forward pass gives: the record that every signal reads."""
+"""The results of one forward pass: the input of every signal."""
 
 from __future__ import annotations
 
@@ -15,50 +15,50 @@ from uqcalc.backbones.told import told
 
 
 _OF_SINGLE_ATOMS = (FixAtoms, FixCartesian, FixScaled, FixedLine, FixedPlane)
-_NOTHING = 1e-9  # of a unit force: what projections leave of it by round-off
+_NOTHING = 1e-9  # share of a unit force that may remain by round-off
 _GEOMETRY = ("numbers", "positions", "cell", "pbc", "results", "fixed", "told")
 _OF_VOLUME = ("stress", "stresses", "virial", "virials")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """One forward pass of a backbone: all that a signal may look at.
+    """The results of one forward pass of a backbone: the input of every signal.
 
     Attributes
     ----------
     numbers, positions, cell, pbc : arrays
         The geometry: (atoms,), (atoms, 3) Å, (3, 3) Å, (3,).
     results : dict
-        The wrapped calculator's own results, untouched.
+        The wrapped calculator's own results, unchanged.
     energy, forces : float eV, (atoms, 3) eV/Å
-        Of the tapped model itself: where the calculator is a sum (a potential plus
-        a dispersion correction), ``results`` holds the sum and these do not.
+        Energy and forces of the tapped model alone. If the calculator is a sum (a
+        potential plus a dispersion correction), ``results`` holds the sum.
     features : tensor (atoms, dim)
         Detached, on the model's device, in the model's dtype.
     charges : tensor (atoms,) or None
-        Atomic charges in e, where the model predicts them.
+        Atomic charges in e, if the model predicts them.
     committee_forces : array (members, atoms, 3) or None
-        Forces of each member in eV/Å, where the calculator is a committee.
+        Forces of each member in eV/Å, if the calculator is a committee.
     committee_energies, committee_stresses : arrays (members,), (members, 6) or None
-        Likewise in eV, and in eV/Å³ (Voigt) where the structure has a cell.
+        Of each member, in eV, and in eV/Å³ (Voigt order) for periodic structures.
     expected_errors : tensor (atoms,) or None
-        What the model itself expects of its forces: mean |error| over the three
-        components of each atom's, in eV/Å, where it has a head for that.
+        The model's own estimate of its force error: mean |error| over the three
+        components, for each atom, in eV/Å, if the model has a head for it.
     direct_forces, conservative_forces : tensor or array (atoms, 3) or None
-        In eV/Å, of the tapped model: from a head of their own, and -dE/dr; None where
-        the model has none, or none was wanted on this step.
+        Forces of the tapped model in eV/Å: from a force head, and -dE/dr. None if the
+        model has none, or if they were not requested at this step.
     direct_stress, conservative_stress : tensor or array (6,) or None
-        In eV/Å³, Voigt order as in ASE: from a head, and of the energy.
+        In eV/Å³, Voigt order as in ASE: from a stress head, and from the energy.
     projected : frozenset of str
-        What the head of the direct forces takes out of them by itself: "net_force",
-        and "net_torque" (of molecules).
+        Parts that the head removes from the direct forces: "net_force", and
+        "net_torque" (for molecules).
     vectors : tensor (atoms, channels, 3) or None
-        Features that turn with the structure (l = 1), where the pass gives any.
+        Features that rotate with the structure (l = 1), if the pass gives them.
     fixed : array (atoms,) of bool or None
-        Atoms that constraints hold in all directions; None where there are none.
+        True for atoms fixed in all directions by constraints; None if there are none.
     told : mapping
-        What the structure says of its charge and spin, whether the model reads it or
-        not: `uqcalc.backbones.told.told`.
+        Charge and spin given with the structure, even if the model does not read them:
+        `uqcalc.backbones.told.told`.
     """
 
     numbers: np.ndarray
@@ -85,15 +85,15 @@ class Prediction:
 
     @property
     def finite(self) -> bool:
-        """Whether all numbers on the host are finite: none is `broken`."""
+        """Whether all numbers on the host are finite: `broken` is empty."""
         return not self.broken()
 
     def broken(self) -> tuple[str, ...]:
-        """Return the names of the quantities on the host that are not all finite.
+        """Return the names of the quantities on the host that hold NaN or infinity.
 
-        These are this record's own and all that the calculator gave. Stresses and
-        virials count in periodic structures with a volume only: others have none, and
-        some calculators say infinity.
+        All fields of this record and all ``results`` are checked. Stresses and virials
+        are checked only for periodic structures with a volume: without a volume they
+        have no meaning, and some calculators give infinity.
         """
         given = {
             entry.name: getattr(self, entry.name)
@@ -111,7 +111,7 @@ class Prediction:
         )
 
     def on_device(self) -> dict[str, torch.Tensor]:
-        """Return the quantities that are tensors elsewhere, by name."""
+        """Return the tensors on other devices than the CPU, by name."""
         given = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return {
             name: value
@@ -120,7 +120,7 @@ class Prediction:
         }
 
     def own(self) -> Prediction:
-        """Return a copy that the next pass leaves alone: EMT writes into its forces."""
+        """Return a copy: the next pass may overwrite arrays, as EMT does its forces."""
         results = {
             key: value.copy() if isinstance(value, np.ndarray) else value
             for key, value in self.results.items()
@@ -135,9 +135,9 @@ class Prediction:
 
 @dataclass(slots=True, eq=False)
 class Capture:
-    """What an armed tap saw: one entry per pass of each tapped model.
+    """The data that an armed tap recorded: one entry per pass of each tapped model.
 
-    ``more`` holds what else the pass gave, by the name it has in a `Prediction`.
+    ``more`` holds all other data of the pass, by name in a `Prediction`.
     """
 
     features: list[torch.Tensor]
@@ -146,11 +146,11 @@ class Capture:
 
 
 def fixed_atoms(atoms: Atoms) -> np.ndarray | None:
-    """Return which atoms constraints hold in all directions, (atoms,).
+    """Return a mask of the atoms fixed in all directions, (atoms,), None without any.
 
-    Those that act on single atoms are looked at (`FixAtoms`, and `FixCartesian`,
-    `FixScaled`, `FixedLine` and `FixedPlane`, of which several may hold one atom): an
-    atom is held if they leave nothing of any force on it. None where none is.
+    Only constraints on single atoms count: `FixAtoms`, `FixCartesian`, `FixScaled`,
+    `FixedLine` and `FixedPlane`. Several of them may act on one atom. An atom is fixed
+    if they remove every force on it.
     """
     single = [c for c in atoms.constraints if isinstance(c, _OF_SINGLE_ATOMS)]
     if not single:
@@ -166,7 +166,7 @@ def fixed_atoms(atoms: Atoms) -> np.ndarray | None:
 
 
 def geometry(atoms: Atoms) -> dict[str, Any]:
-    """Return the fields of a `Prediction` that say which geometry it is of."""
+    """Return the fields of a `Prediction` that describe the geometry."""
     return {
         "numbers": atoms.numbers.copy(),
         "positions": atoms.positions.copy(),
@@ -178,7 +178,7 @@ def geometry(atoms: Atoms) -> dict[str, Any]:
 
 
 def _on_host(value: Any) -> bool:
-    """Say whether these are numbers, and can be asked without waiting for a device."""
+    """Return whether ``value`` is floating-point data in the memory of the host."""
     if isinstance(value, torch.Tensor):
         return value.device.type == "cpu"
     if isinstance(value, np.ndarray | np.generic):

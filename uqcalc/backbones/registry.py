@@ -1,4 +1,4 @@
-"""`tap`: from any ASE calculator to the backbone that reads its features."""
+"""`tap`: return the backbone that reads the features of an ASE calculator."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from uqcalc.errors import BackboneError
 
 GROUP = "uqcalc.backbones"
 
-# Name of the calculator class (with its module where the name alone could be any's)
-# -> where its backbone lives. A new backbone is one file and one line here; third
-# parties use the entry-point group instead.
+# Name of the calculator class (with its module if the name is common) -> path of its
+# backbone. A new backbone needs one file and one line here; third parties use the
+# entry-point group instead.
 BUILT_IN: dict[str, str] = {
     "MACECalculator": "uqcalc.backbones.mace:MACEBackbone",
     "CHGNetCalculator": "uqcalc.backbones.chgnet:CHGNetBackbone",
@@ -49,8 +49,8 @@ def tap(
     Parameters
     ----------
     calculator : ase calculator
-        Those of the packages in README.md are known by themselves, also inside a
-        ``SumCalculator``. A `Backbone` is returned as it is.
+        Calculators of the packages in README.md need no ``module``, also inside a
+        ``SumCalculator``. A `Backbone` is returned unchanged.
     module : str, optional
         For any other calculator around a ``torch.nn.Module``: the dotted path, from
         the calculator, of the sub-module whose output is the per-atom feature, such
@@ -59,7 +59,7 @@ def tap(
     Raises
     ------
     BackboneError
-        If there is nothing to tap; the message says what would work.
+        If the calculator cannot be tapped; the message gives a remedy.
     """
     if select is not None and module is None:
         msg = (
@@ -92,7 +92,7 @@ def tap(
     part, name = found[0]
     factory = _load(known[name])
     with entered(alone=False), held([calculator, *parts_of(calculator)]):
-        return factory(calculator, part)  # of a model that no thread is evaluating
+        return factory(calculator, part)  # no thread evaluates the model now
 
 
 def _known_name(calculator: BaseCalculator, known: dict[str, str]) -> str | None:

@@ -1,4 +1,4 @@
-"""Averages over rotated copies, for potentials that do not know about rotations."""
+"""Averages over rotated copies, for potentials without rotational symmetry."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from uqcalc.backbones.several import Several, SeveralCalculator, mean, voigt
 from uqcalc.errors import BackboneError
 
 
-# Fields of a `Prediction` and results whose last axis is a vector's, and stresses.
+# Fields of a `Prediction` and results: vectors (along the last axis) and stresses.
 _VECTORS = ("direct_forces", "conservative_forces", "vectors")
 _STRESSES = ("direct_stress", "conservative_stress")
 _RESULTS = ("energy", "free_energy", "energy_comm")
@@ -32,30 +32,30 @@ _VECTOR_RESULTS = ("forces", "forces_comm")
 class RotationAverage(Several):
     """A potential averaged over the same few rotations of every geometry.
 
-    Of use where turning a structure changes what the potential says of it, as with
-    Orb: energies, forces, stress and features become closer to what they should be,
-    the closer the more rotations; exactly so never. **A geometry costs as many passes
-    as there are rotations.** For MACE and other invariant potentials it is waste.
+    It helps if rotating a structure changes the potential's results, as with Orb:
+    energies, forces, stress and features come closer to rotational symmetry with more
+    rotations, but never reach it exactly. **A geometry costs one pass for each
+    rotation.** For MACE and other invariant potentials it is useless.
 
-    The structure is turned together with its cell, forces and stress are turned back.
-    Results other than energies, forces and stress are left out, and the stress, too,
-    of a structure without a cell. Vectors in ``atoms.info``, such as an external field,
-    are not turned.
+    The structure is rotated with its cell; forces and stress are rotated back. Other
+    results than energies, forces and stress are left out, and so is the stress of a
+    structure without a cell. Vectors in ``atoms.info``, such as an external field, are
+    not rotated.
 
     Parameters
     ----------
     calculator : ase calculator or Backbone
-        What `uqcalc.tap` knows. A sum counts as one potential.
+        Any that `uqcalc.tap` supports. A sum counts as one potential.
     rotations : int
-        How many: the first leaves the structure alone, the others are drawn at random
+        Number of rotations. The first is the identity; the others are drawn at random
         once.
     seed : int
-        Of this draw. A probe belongs to one number of rotations and one seed.
+        Seed of this draw. A probe belongs to one number of rotations and one seed.
 
     Raises
     ------
     BackboneError
-        If the calculator cannot be tapped or ``rotations`` is no positive number.
+        If the calculator cannot be tapped or ``rotations`` is not a positive integer.
 
     Examples
     --------
@@ -80,34 +80,34 @@ class RotationAverage(Several):
             elements=inner.elements,
         )
         if inner.calculator is inner.model_calculator:
-            # of a part of a sum they would not be what its energy goes with
+            # not for a part of a sum: they would not belong to the energy of the sum
             self.provides |= inner.provides & {*_VECTORS, *_STRESSES}
         shared = {"charges", "vectors", "expected_errors"}
-        # where they come on demand they are not among the results that are turned back
+        # those on demand are not among the results that are rotated back
         shared |= {"committee_forces", "committee_energies"} - inner.on_demand
         self.provides |= inner.provides & shared
         self.on_demand = inner.on_demand & self.provides
 
     def joined(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
-        """Return the averages of features and of all that was turned back."""
+        """Return the averages of features and of all fields that were rotated back."""
         names = {"features", "charges", "expected_errors", *_VECTORS, *_STRESSES}
         means = {
             name: mean(getattr(prediction, name) for prediction in predictions)
             for name in names & {"features", *self.provides}
         }
-        # a mean of forces without net force or torque has none either
+        # forces without net force or torque have a mean without them
         return means | {"projected": predictions[0].projected}
 
 
 class RotatingCalculator(SeveralCalculator):
-    """Evaluates turned copies of a geometry, and turns the answers back.
+    """Evaluates rotated copies of a geometry, and rotates the results back.
 
     Parameters
     ----------
     inner : Backbone
-        What is evaluated.
+        The backbone that is evaluated.
     matrices : array (rotations, 3, 3)
-        Each turns a column vector.
+        Rotation matrices, for column vectors.
     """
 
     def __init__(self, inner: Backbone, matrices: np.ndarray) -> None:
@@ -116,7 +116,7 @@ class RotatingCalculator(SeveralCalculator):
         self.matrices = matrices
 
     def evaluate(self, atoms: Atoms, wanted: Sequence[str]) -> list[Prediction]:
-        """Evaluate one turned copy after the other."""
+        """Evaluate one rotated copy after the other."""
         return [
             _turned_back(self.inner(_turned(atoms, matrix), wanted), matrix)
             for matrix in self.matrices
@@ -125,7 +125,7 @@ class RotatingCalculator(SeveralCalculator):
     def evaluate_many(
         self, frames: Sequence[Atoms], wanted: Sequence[str]
     ) -> list[list[Prediction]]:
-        """Turn all frames by the same rotation, and evaluate them together."""
+        """Evaluate all frames together, for one rotation after the other."""
         each = []
         for matrix in self.matrices:
             turned = [_turned(frame, matrix) for frame in frames]
@@ -150,13 +150,13 @@ def _matrices(rotations: int, seed: int) -> np.ndarray:
 
 def _turned(atoms: Atoms, matrix: np.ndarray) -> Atoms:
     turned: Atoms = atoms.copy()
-    turned.set_constraint()  # they would hold the atoms back
+    turned.set_constraint()  # constraints would keep the atoms in place
     turned.set_cell(atoms.cell.array @ matrix.T)
     turned.set_positions(atoms.positions @ matrix.T)
     return turned
 
 
-# numbers that are not finite have no direction to turn; who reads them, sees them
+# NaN and infinity give invalid values here; signals detect these later
 @np.errstate(invalid="ignore")
 def _turned_back(prediction: Prediction, matrix: np.ndarray) -> Prediction:
     given = prediction.results
@@ -167,7 +167,7 @@ def _turned_back(prediction: Prediction, matrix: np.ndarray) -> Prediction:
     turned: dict[str, Any] = {"results": results}
     for name in _VECTORS:
         turned[name] = _vectors_back(getattr(prediction, name), matrix)
-    # of a structure without a volume Orb says infinity, others whatever
+    # without a volume, Orb gives infinity and others a meaningless stress
     has_volume = np.linalg.matrix_rank(prediction.cell) == 3
     if "stress" in given and has_volume:
         results["stress"] = _stress_back(given["stress"], matrix)

@@ -1,4 +1,4 @@
-"""SevenNet: what its energy readout reads, from the dictionary the model returns."""
+"""SevenNet: features are the input of the energy readout."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class SevenNetBackbone(Backbone):
     """A ``SevenNetCalculator``; features of shape (atoms, 64) for SevenNet-0.
 
     Vectors are the l = 1 features of the last interaction block that has any, 64
-    channels in SevenNet-0. The calculator gives a stress to molecules, too, of a cell
-    without a volume: it means nothing there.
+    channels in SevenNet-0. The calculator gives molecules a stress, too, which has no
+    meaning without a volume.
     """
 
     name = "sevennet"
@@ -47,7 +47,7 @@ class SevenNetBackbone(Backbone):
 
     @contextmanager
     def armed(self) -> Iterator[Capture]:
-        """Listen to the model, and to its last block with vectors, in one call."""
+        """Listen to the model and its last block with vectors during one call."""
         model = self.model_calculator.model
         with listen_to_output(model, lambda output: output["x"]) as captured:
             if self._vectors is None:
@@ -60,7 +60,7 @@ class SevenNetBackbone(Backbone):
                 captured.more["vectors"] = l1.features[-1].unflatten(1, (-1, 3))
 
     def extra_state(self, atoms: Atoms) -> dict[str, Any]:  # noqa: ARG002
-        """SevenNet reads nothing but the geometry."""
+        """Return an empty dict: SevenNet reads only the geometry."""
         return {}
 
     @one_at_a_time
@@ -124,7 +124,7 @@ def _batched_output(owner: Any, frames: Sequence[Atoms]) -> Any:
 
 
 def _readout(model: Any) -> Any:
-    """Return the module that makes each atom's energy of the features."""
+    """Return the module that computes the energy of each atom from features."""
     for part in model:
         if getattr(part, "key_output", None) == "scaled_atomic_energy":
             return part
@@ -136,9 +136,9 @@ def _readout(model: Any) -> Any:
 
 
 def _last_vectors(model: Any) -> tuple[torch.nn.Module, slice] | None:
-    """Return the last block with l = 1 features and where they stand in them.
+    """Return the last block with l = 1 features, and the columns of these features.
 
-    In models without parity all are even; in others only the odd ones are vectors.
+    In models without parity all features are even; otherwise only odd ones are vectors.
     """
     [(_, (_, parity))] = model.edge_embedding.spherical.irreps_in
     for name, block in reversed([*model.named_children()]):

@@ -1,4 +1,4 @@
-"""Backbones that evaluate each geometry several times: what they have in common."""
+"""Base classes of backbones that evaluate each geometry several times."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from uqcalc.backbones.base import Backbone, one_at_a_time
 from uqcalc.backbones.prediction import Capture, Prediction, geometry
 
 
-# What is averaged of a calculator's results; the rest is not, and left out.
+# Results that are averaged; all others are left out.
 AVERAGED = ("energy", "free_energy", "forces", "stress")
 
 
 @dataclass(slots=True, eq=False)
 class Evaluations(Capture):
-    """What the evaluations of one geometry gave, in order."""
+    """The predictions of all evaluations of one geometry, in order."""
 
     predictions: list[Prediction] = field(default_factory=list)
 
 
 class SeveralCalculator(Calculator, ABC):
-    """An ASE calculator that evaluates a geometry several times, and averages.
+    """An ASE calculator that averages several evaluations of a geometry.
 
     Parameters
     ----------
     parts : sequence of Backbone
-        What is evaluated; a part may be there more than once.
+        Backbones to evaluate; one may occur more than once.
     """
 
     def __init__(self, parts: Sequence[Backbone]) -> None:
@@ -50,7 +50,7 @@ class SeveralCalculator(Calculator, ABC):
 
     @property
     def distinct(self) -> list[Backbone]:
-        """Each part once."""
+        """All different parts, each once."""
         return list({id(part): part for part in self.parts}.values())
 
     @abstractmethod
@@ -61,15 +61,15 @@ class SeveralCalculator(Calculator, ABC):
     def evaluate_many(
         self, frames: Sequence[Atoms], wanted: Sequence[str]
     ) -> list[list[Prediction]]:
-        """Do so for several frames: a list for each frame."""
+        """Evaluate each of ``parts`` for several frames: a list for each frame."""
 
     def combined(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
-        """Return the results of a geometry: averages of what all evaluations gave."""
+        """Return the results of a geometry: averages over all evaluations."""
         return averages([prediction.results for prediction in predictions])
 
     @contextmanager
     def listening(self, extras: frozenset[str]) -> Iterator[Evaluations]:
-        """Hand out the evaluations of one call, with these extras in them."""
+        """Record the evaluations of one call, which include ``extras``."""
         before, captured = self._armed, Evaluations([], [])
         self._armed = (captured, extras)
         try:
@@ -83,7 +83,7 @@ class SeveralCalculator(Calculator, ABC):
         properties: Sequence[str] | None = None,
         system_changes: Sequence[str] = tuple(all_changes),
     ) -> None:
-        """Evaluate every part once; what changed, each finds out by itself."""
+        """Evaluate every part once; each part checks for changes itself."""
         super().calculate(atoms, properties, system_changes)  # type: ignore[no-untyped-call]
         own: Any = self.atoms
         captured, extras = self._armed or (None, frozenset())
@@ -93,7 +93,7 @@ class SeveralCalculator(Calculator, ABC):
         if captured is not None:
             captured.predictions.extend(predictions)
             for part, prediction in zip(self.parts, predictions, strict=True):
-                # one entry for each pass: their number is held to what it must be
+                # one entry for each pass: `feature_rows` checks their number
                 rows = [prediction.features] * part.passes_per_geometry
                 captured.features.extend(rows)
 
@@ -101,8 +101,8 @@ class SeveralCalculator(Calculator, ABC):
 class Several(Backbone):
     """A backbone whose calculator evaluates each geometry several times.
 
-    Energies and forces of its `Prediction` are the averages, like its results: a sum
-    of calculators counts as one potential.
+    Energy and forces of its `Prediction` are the averages, as in its results: a sum of
+    calculators counts as one potential.
     """
 
     calculator: SeveralCalculator
@@ -119,27 +119,27 @@ class Several(Backbone):
         known = [part.cutoff for part in parts if part.cutoff is not None]
         self.cutoff = min(known, default=None)
         read = [part.reads for part in parts if part.reads is not None]
-        if len(read) == len(parts):  # what one of them leaves out is left out
+        if len(read) == len(parts):  # only keys that all parts read
             self.reads = frozenset.intersection(*read)
 
     @abstractmethod
     def joined(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
-        """Return what is not among the results: fields of a `Prediction` by name."""
+        """Return the fields of a `Prediction` that are not results, by name."""
 
     @contextmanager
     def armed(self) -> Iterator[Capture]:
-        """Note what the evaluations of one call give."""
+        """Record the evaluations of one call."""
         with self.armed_for(frozenset()) as captured:
             yield captured
 
     @contextmanager
     def armed_for(self, extras: frozenset[str]) -> Iterator[Capture]:
-        """Ask each part for these, too."""
+        """Record the evaluations of one call, with ``extras`` of each part."""
         with self.calculator.listening(extras) as captured:
             yield captured
 
     def calculators(self) -> list[object]:
-        """Return the parts' calculators, too: all are held before one evaluates."""
+        """Return its own calculator and those of the parts, to lock all before a pass."""
         parts = self.calculator.distinct
         return [self.calculator, *(c for part in parts for c in part.calculators())]
 
@@ -153,7 +153,7 @@ class Several(Backbone):
             part.check_structure(atoms)
 
     def extra_state(self, atoms: Atoms) -> dict[str, Any]:
-        """Return all that one of the parts reads."""
+        """Return the extra state of all parts."""
         return {
             f"{index}: {key}": value
             for index, part in enumerate(self.calculator.distinct)
@@ -161,7 +161,7 @@ class Several(Backbone):
         }
 
     def feature_rows(self, captured: Capture, atoms: int) -> torch.Tensor:
-        """Take over a width that a part learned in its first pass."""
+        """Copy the width from the first part, which may know it after a pass only."""
         self.feature_dim = self.calculator.parts[0].feature_dim
         return super().feature_rows(captured, atoms)
 
@@ -204,9 +204,9 @@ class Several(Backbone):
         )
 
 
-@np.errstate(invalid="ignore")  # infinities of both signs
+@np.errstate(invalid="ignore")  # +infinity and -infinity
 def averages(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the means of what all of these hold, in double precision."""
+    """Return the means of the entries that all ``results`` have, in float64."""
     means: dict[str, Any] = {}
     for name in (*AVERAGED, "energy_comm", "forces_comm"):
         if not all(name in result for result in results):
@@ -220,7 +220,7 @@ def averages(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def mean(values: Iterable[Any]) -> Any:
-    """Return the mean of equal arrays or tensors, None where they are None."""
+    """Return the mean of arrays or tensors of one shape; None if they are None."""
     listed = list(values)
     if listed[0] is None:
         return None
@@ -230,7 +230,7 @@ def mean(values: Iterable[Any]) -> Any:
 
 
 def voigt(stress: np.ndarray) -> np.ndarray:
-    """Return a stress as six numbers: CHGNet gives a matrix."""
+    """Return a stress as (6,), also from (3, 3) as CHGNet gives it."""
     if stress.shape == (6,):
         return stress
     six: np.ndarray = full_3x3_to_voigt_6_stress(stress)

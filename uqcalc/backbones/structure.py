@@ -1,4 +1,4 @@
-"""Which geometries no pass can be made for, said before one is tried."""
+"""Checks before a pass: structures that no model can evaluate are refused."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ DENSEST = 10  # atoms/Å³
 
 
 def check_finite(atoms: Atoms) -> None:
-    """Refuse positions and cells that are not numbers."""
-    # some models answer nevertheless, and neighbour lists may fill the memory
+    """Raise BackboneError if positions or cell are NaN or infinite."""
+    # otherwise some models give results, and neighbour lists may fill the memory
     if not np.all(np.isfinite(atoms.cell.array)):
         msg = "cell must be finite, got NaN or infinity; take an earlier frame"
         raise BackboneError(msg)
@@ -28,7 +28,7 @@ def check_finite(atoms: Atoms) -> None:
 
 
 def check_atoms(atoms: Atoms) -> None:
-    """Refuse atomic numbers that no element has, and masses that no atom has."""
+    """Raise BackboneError for invalid atomic numbers and masses."""
     numbers = atoms.numbers
     odd = np.flatnonzero((numbers < 1) | (numbers >= len(chemical_symbols)))
     if len(odd):
@@ -53,7 +53,7 @@ def check_atoms(atoms: Atoms) -> None:
 
 
 def check_cell(atoms: Atoms) -> None:
-    """Refuse a cell that is flat in a periodic direction, or far too small."""
+    """Raise BackboneError for a flat periodic cell, or one that is far too small."""
     vectors = atoms.cell.array[atoms.pbc]
     lengths = np.linalg.norm(vectors, axis=1)
     gram = vectors @ vectors.T
@@ -65,7 +65,7 @@ def check_cell(atoms: Atoms) -> None:
             "or pbc=False for a molecule"
         )
         raise BackboneError(msg)
-    # neighbour lists would fill the memory before a model could say what it thinks
+    # otherwise neighbour lists would fill the memory before the model runs
     atoms_within = len(atoms) if atoms.pbc.all() else 1  # slabs may be thick
     if atoms_within > DENSEST * spanned:
         unit = "Å" + {1: "", 2: "²", 3: "³"}[len(vectors)]
@@ -77,7 +77,7 @@ def check_cell(atoms: Atoms) -> None:
 
 
 def check_pbc_alike(atoms: Atoms, model: str) -> None:
-    """Refuse films and wires, for models that know only molecules and crystals."""
+    """Raise BackboneError for films and wires, which ``model`` does not support."""
     if atoms.pbc.any() and not atoms.pbc.all():
         msg = (
             f"pbc must be True or False in all three directions for {model}, got "

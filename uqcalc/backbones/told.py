@@ -1,8 +1,8 @@
-"""What a structure says of its charge and its spin, and whether a model can read it.
+"""Charge and spin given with a structure, and whether a model can read them.
 
-Initial magnetic moments are no such thing: they are where a self-consistent
-calculation begins, structures from databases carry them as a rule, and the state that
-it ends in is what models are fitted to.
+Initial magnetic moments do not count: they are the start of a self-consistent
+calculation, and structures from databases usually have them. Models are fitted to the
+state at its end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ase import Atoms
 from uqcalc.errors import BackboneError
 
 
-# Keys of ``atoms.info`` by what they mean. "spin" is the multiplicity for Orb, AIMNet2
+# Keys of ``atoms.info`` by meaning. "spin" is the multiplicity for Orb, AIMNet2
 # and MACE, and the number of unpaired electrons elsewhere.
 CHARGES = ("charge", "total_charge")
 SPINS = ("spin", "mult", "multiplicity", "spin_multiplicity", "total_spin")
@@ -26,24 +26,24 @@ INITIAL = "initial charges"
 
 
 def told(atoms: Atoms) -> dict[str, Any]:
-    """Return the entries of ``info`` that name a charge or a spin.
+    """Return the entries of ``info`` for charge or spin.
 
-    The sum of initial charges is among them, as ``"initial charges"``, where it is not
-    zero: a structure of point charges that cancel is neutral.
+    The sum of initial charges is added as ``"initial charges"`` if it is NaN or
+    further than 0.01 e from zero.
     """
     said = {name: atoms.info[name] for name in NAMES if name in atoms.info}
     if atoms.has("initial_charges"):
         total = float(atoms.get_initial_charges().sum())
-        if not abs(total) <= 0.01:  # NaN, too; of rounded charges something remains
+        if not abs(total) <= 0.01:  # also NaN; 0.01 allows for rounded charges
             said[INITIAL] = total
     return {name: value for name, value in said.items() if value is not None}
 
 
 def unread(said: Mapping[str, Any], reads: Collection[str]) -> tuple[str, ...]:
-    """Say which charges and spins a model that reads ``reads`` leaves out of account.
+    """Return reasons: charges and spins that a model with ``reads`` ignores.
 
-    A neutral singlet is what such a model takes a structure for: it is no reason, and
-    neither is a value that the model reads under another name.
+    Such a model treats every structure as a neutral singlet, so that these values give
+    no reason. A value that the model reads under another key gives none either.
     """
     reasons = []
     for name, value in said.items():
@@ -63,10 +63,10 @@ def unread(said: Mapping[str, Any], reads: Collection[str]) -> tuple[str, ...]:
 def impossible(
     said: Mapping[str, Any], numbers: np.ndarray, reads: Collection[str]
 ) -> tuple[str, ...]:
-    """Say which multiplicities that a model reads no state of these electrons has.
+    """Return reasons: multiplicities in ``reads`` that these electrons cannot have.
 
-    2 S + 1 is odd for an even number of electrons, even for an odd one, and the number
-    of electrons plus one at most.
+    2 S + 1 is odd for an even number of electrons and even for an odd number. It is at
+    most the number of electrons plus one.
     """
     charge = next(
         (_whole(said[key]) for key in CHARGES if key in {*said} & {*reads}), 0
@@ -75,7 +75,7 @@ def impossible(
     reasons = []
     for name in (key for key in SPINS if key in said and key in reads):
         spin = _whole(said[name])
-        if not spin:  # 0: not said
+        if not spin:  # 0: not given
             continue
         if (electrons + spin) % 2 == 0 or spin > electrons + 1:
             reasons.append(
@@ -86,12 +86,13 @@ def impossible(
 
 
 def check_told(atoms: Atoms, parsed: Collection[str]) -> None:
-    """Refuse a charge or a spin that a calculator takes, but cannot be one.
+    """Raise an error for an impossible charge or spin that the calculator reads.
 
     Raises
     ------
     BackboneError
-        If it is not a whole number, if a spin is negative, or if no electron is left.
+        If a value is not a whole number, a spin is negative, or a charge is larger than
+        the number of electrons.
     """
     electrons = int(atoms.numbers.sum())
     for name, value in told(atoms).items():
@@ -110,9 +111,9 @@ def check_told(atoms: Atoms, parsed: Collection[str]) -> None:
 
 
 def plain_numbers(atoms: Atoms, names: Collection[str]) -> Atoms:
-    """Return the atoms with whole numbers of these entries as Python has them.
+    """Return a copy with these entries of ``info`` as Python integers.
 
-    Some calculators refuse NumPy's. Where there are none, the atoms themselves.
+    Some calculators refuse NumPy integers. Without such entries, ``atoms`` is returned.
     """
     found = {
         name: _whole(atoms.info[name])

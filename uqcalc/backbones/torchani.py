@@ -1,4 +1,4 @@
-"""TorchANI: the atomic environment vectors that the networks of a model read."""
+"""TorchANI: features are the atomic environment vectors (AEVs)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from uqcalc.errors import BackboneError
 class TorchANIBackbone(LazyBackbone):
     """A ``torchani.ase.Calculator``; features are the AEVs, (atoms, 1008) in ANI-2x.
 
-    They are descriptors that nothing has learned. All members of an ensemble read the
-    same ones, so that an evaluation of it is one pass. That pass gives each member's
-    energy and forces on demand, at one backward pass a member: wrap the ensemble itself
-    for `uqcalc.ForceSpread`, rather than a `uqcalc.Committee` of its members, which
-    would compute the AEVs for each. ANIq and ANImbis give charges, too; they sum to
-    zero.
+    AEVs are descriptors without trained parameters. All members of an ensemble use the
+    same AEVs, so that an ensemble needs one pass. This pass gives the energy and forces
+    of each member on demand, with one backward pass for each member. For
+    `uqcalc.ForceSpread` wrap the ensemble itself: a `uqcalc.Committee` of its members
+    would compute the AEVs for each. ANIq and ANImbis also give charges, with sum zero.
     """
 
     name = "torchani"
@@ -56,10 +55,10 @@ class TorchANIBackbone(LazyBackbone):
 
     @contextmanager
     def armed(self) -> Iterator[Capture]:
-        """Listen to the networks, not to the model: with stress it is run past.
+        """Listen to the networks, because a stress calculation bypasses the model.
 
-        Charges are read where they have just been made to sum to zero, since the
-        calculator drops them, and with stress the model does, too.
+        Charges are read after their normalisation to sum zero, because the calculator
+        drops them, and so does the model in a stress calculation.
         """
         captured = Capture([], [])
         potential = self.model_calculator.model.nnp
@@ -88,9 +87,9 @@ class TorchANIBackbone(LazyBackbone):
 
     @contextmanager
     def armed_for(self, extras: frozenset[str]) -> Iterator[Capture]:
-        """Listen to the members of the ensemble as well, where they are wanted.
+        """Listen to the members of the ensemble, too, if there are ``extras``.
 
-        Coordinates are what the neighbour list is made of; the first list is of all.
+        Coordinates are those from which the first neighbour list is made.
         """
         if not extras:
             with self.armed() as captured:
@@ -117,7 +116,7 @@ class TorchANIBackbone(LazyBackbone):
                     torch.autograd.grad(
                         energy, place, retain_graph=True, materialize_grads=True
                     )[0]
-                    if energy.requires_grad  # not of an atom alone
+                    if energy.requires_grad  # False for a single atom
                     else torch.zeros_like(place)
                     for energy in energies
                 ]
@@ -133,7 +132,7 @@ class TorchANIBackbone(LazyBackbone):
             yield captured
 
     def _prediction(self, atoms: Atoms, captured: Capture) -> Prediction:
-        """Put what is no network's, such as a repulsion, into each member's answer."""
+        """Add the terms outside the networks, such as repulsion, to each member."""
         given = [
             captured.more.pop(name, None)
             for name in ("committee_energies", "committee_forces")
@@ -152,10 +151,10 @@ class TorchANIBackbone(LazyBackbone):
         )
 
     def check_structure(self, atoms: Atoms) -> None:
-        """Refuse films and wires across the axes, too: TorchANI gets them wrong.
+        """Refuse films and wires whose open directions are not along the axes, too.
 
-        Version 2.9 wraps atoms into the cell by fractional coordinates, and then
-        undoes it in the directions without images by Cartesian ones.
+        TorchANI gives wrong results for them: version 2.9 wraps atoms into the cell in
+        fractional coordinates, but reverts this in open directions in Cartesian ones.
         """
         super().check_structure(atoms)
         if atoms.pbc.all() or not atoms.pbc.any():
@@ -173,12 +172,12 @@ class TorchANIBackbone(LazyBackbone):
             raise BackboneError(msg)
 
     def extra_state(self, atoms: Atoms) -> dict[str, Any]:  # noqa: ARG002
-        """ANI reads nothing but the geometry: all its molecules are neutral."""
+        """Return an empty dict: ANI reads only the geometry; molecules are neutral."""
         return {}
 
 
 def _members(model: Any) -> list[torch.nn.Module]:
-    """Return the networks whose mean the model takes; none where they are merged."""
+    """Return the networks that the model averages; an empty list if merged."""
     networks = model.nnp.neural_networks
     members = getattr(networks, "members", None)
     if members is None:
@@ -187,7 +186,7 @@ def _members(model: Any) -> list[torch.nn.Module]:
 
 
 def _own_list(model: Any) -> torch.nn.Module | None:
-    """Return the neighbour list that AEVs may be made with past the model's own."""
+    """Return the AEV computer's own neighbour list, or None."""
     found: torch.nn.Module | None = getattr(
         model.nnp.aev_computer, "neighborlist", None
     )
@@ -195,7 +194,7 @@ def _own_list(model: Any) -> torch.nn.Module | None:
 
 
 def _check(owner: Any) -> None:
-    """Refuse what cannot be tapped, or not in one pass."""
+    """Raise an error for a calculator that cannot be tapped in one pass."""
     if isinstance(owner.model, torch.jit.ScriptModule):
         msg = (
             "ANI model must be eager to be tapped, got a TorchScript one, which "
@@ -211,7 +210,7 @@ def _check(owner: Any) -> None:
 
 
 def _fingerprint(model: Any) -> str:
-    """Hash the networks, the AEVs' constants and the pair potentials beside them."""
+    """Hash the networks, the constants of the AEVs and the pair potentials."""
     floats = [v for v in model.state_dict().values() if v.is_floating_point()]
     potentials = sorted(
         (name, round(float(potential.cutoff), 6))
