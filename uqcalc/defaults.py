@@ -67,7 +67,7 @@ def choose_signals(
     *,
     sanity: bool = True,
 ) -> tuple[Signal, ...]:
-    """Return the signals: first the probe's, and last `Sanity`, if it is added.
+    """Return the signals; the probe's is first, and an added `Sanity` is last.
 
     Raises
     ------
@@ -138,7 +138,7 @@ def _automatic(
 def choose_policy(
     signals: tuple[Signal, ...], policy: Policy | None, *, auto: bool
 ) -> Policy:
-    """Return the given policy, the probe's, or one that never says RELIABLE.
+    """Return the given policy, the probe's, or one that never gives RELIABLE.
 
     Raises
     ------

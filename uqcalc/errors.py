@@ -16,7 +16,7 @@ class UqcalcError(Exception):
 
 
 class BackboneError(UqcalcError):
-    """The model cannot be tapped, gave no features, or cannot take a structure."""
+    """A model cannot be tapped, gave no features, or cannot evaluate a structure."""
 
 
 class ProbeError(UqcalcError):

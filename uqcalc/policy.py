@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from uqcalc.records import Assessment, Level, Reading, Verdict, told_apart
 
 
-# Limits of a signal whose limits are unknown: every finite risk, even zero, is SUSPECT;
-# NaN is UNRELIABLE.
+# Thresholds for a risk without known limits: every finite risk, even zero, is SUSPECT;
+# NaN and infinity are UNRELIABLE.
 TRUST_NOTHING = (-1.0, sys.float_info.max)
 # Name of the reading about a whole run or trajectory, not about one geometry.
 RUN = "run"
@@ -27,9 +27,10 @@ class Threshold:
     """Two limits on the risk of one signal, in the unit of that risk.
 
     ``risk <= suspect`` is RELIABLE, ``risk <= unreliable`` is SUSPECT, all else,
-    including NaN, is UNRELIABLE. ``signal`` is the name of a signal, or a key of its
-    results that it lists in ``judged`` (larger is worse), such as ``probe_novelty`` and
-    ``probe_worst_atom``. The signal's own limits on that value still apply.
+    including NaN, is UNRELIABLE. ``signal`` is the name of a signal, or of a
+    published value that a signal lists in ``judged`` (larger is worse), such as
+    ``probe_novelty`` and ``probe_worst_atom``. The signal's own limits on such a value
+    still apply.
 
     ``promise`` is the text of a probe's promise (`Policy.from_promise`), or empty. With
     a promise, RELIABLE are exactly the predictions that the probe marks as covered. The
@@ -196,8 +197,8 @@ class Policy:
         All others are at least SUSPECT; they are UNRELIABLE if their probability is
         below the probe's own cutoff for UNRELIABLE. RELIABLE predictions are those that
         `uqcalc.certify` counts as accepted, apart from findings of other signals
-        (`Sanity`). The promise: among the accepted of one structure from each new
-        group, at most the promised share has an error above the tolerance.
+        (`Sanity`). The promise: take one structure from each new group; of those that
+        are accepted, at most the promised share has an error above the tolerance.
 
         Raises
         ------

@@ -105,7 +105,7 @@ def _factor(unit: str, bare: str) -> tuple[float, str] | None:
         return 1.0, bare
     numerator, *rest = re.sub(r"\bper\b", "/", unit).split("/")
     below = re.findall(r"[^\s()*·]+", " ".join(rest).lower())
-    # M is mega: surely a typing error for m
+    # M means mega: refused as a probable typing error for m
     energy = "" if numerator.startswith("M") else numerator.strip().lower()
     if energy in _MOLAR_ENERGIES and "mol" in below:
         below.remove("mol")

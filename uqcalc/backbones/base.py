@@ -116,8 +116,8 @@ class Backbone(ABC):
         Keys of these that the calculator converts to a number, even if the model does
         not use it. Values other than whole numbers are refused.
     costs : Costs or None
-        Memory that a pass needs. Together with the cutoff it serves to refuse
-        structures that would fill the memory, before the pass.
+        Memory that a pass needs. With the cutoff it predicts which structures would
+        fill the memory; they are refused before the pass.
     """
 
     name: str
@@ -275,8 +275,8 @@ class Backbone(ABC):
         ------
         BackboneError
             If there are no atoms; if positions or cell are NaN or infinite; if a mass
-            is not positive or an atomic number invalid; if the model does not support
-            an element, charge or spin; if the cell does not span its periodic
+            is not positive or an atomic number, charge or spin is invalid; if the model
+            does not support an element; if the cell does not span its periodic
             directions or is far too small; or if the pass would fill the memory.
         """
         if len(atoms) == 0:

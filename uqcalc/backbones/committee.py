@@ -29,13 +29,13 @@ class Committee(Several):
     first member. A geometry costs one pass of every member.
 
     If the potentials have different zeros of energy, mean and spread of the energies
-    mean little. Forces do not depend on the zero.
+    have little meaning. Forces do not depend on the zero.
 
     Parameters
     ----------
     calculators : sequence of ase calculators or Backbones
-        Two or more. `uqcalc.tap` must support the first. Others may be
-        unsupported: they have no tap, and their forces count as conservative.
+        Two or more. `uqcalc.tap` must support the first. Others that it
+        does not support run without a tap; their forces count as conservative.
 
     Raises
     ------

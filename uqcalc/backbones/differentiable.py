@@ -29,7 +29,7 @@ class Differentiable:
     conservative_forces : tensor (atoms, 3)
         -dE/dr in eV/Å, which can be differentiated once more.
     direct_forces : tensor (atoms, 3) or None
-        In eV/Å, where the model has a head for them.
+        In eV/Å, if the model has a head for them.
     vectors : tensor (atoms, channels, 3) or None
         Features that rotate with the structure.
     projected : frozenset of str

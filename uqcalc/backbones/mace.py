@@ -186,7 +186,7 @@ class MACEBackbone(Backbone):
             # the models are listeners now; they pass on the model's attributes
             with _last_messages(self.model_calculator.models[0]) as messages:
                 yield captured
-            if messages:  # none if a sum used its cache: there was no pass
+            if messages:  # empty if a sum used its cache: there was no pass
                 captured.more["vectors"] = messages[0].detach()
 
     def _scalars(self, output: dict[str, Any]) -> torch.Tensor:
@@ -199,7 +199,7 @@ class MACEBackbone(Backbone):
         return super().feature_rows(captured, atoms)
 
     def extra_state(self, atoms: Atoms) -> dict[str, Any]:
-        """Return charge, spin and field from ``info`` and arrays."""
+        """Return what MACE reads of ``info`` and arrays: charge, spin and field."""
         owner = self.model_calculator
         state = {key: atoms.info.get(key) for key in owner.info_keys.values()}
         for key in (*owner.arrays_keys.values(), "charges"):

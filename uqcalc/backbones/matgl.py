@@ -232,7 +232,7 @@ def _fingerprint(owner: Any, model: Any, kind: str) -> str:
         round(float(model.cutoff), 6),
         bool(potential.calc_repuls),
     ]
-    if owner.state_attr is not None:  # the level of theory, of several in one model
+    if owner.state_attr is not None:  # selects one of several levels of theory
         constants.append(np.asarray(owner.state_attr).tolist())
     values = [*potential.parameters(), *potential.buffers()]
     floats = [value for value in values if value.is_floating_point()]

@@ -78,14 +78,14 @@ class MetatomicBackbone(Backbone):
     """A ``MetatomicCalculator`` (``metatomic_ase``) whose model has a feature output.
 
     Features are the model's output ``feature``. Their number depends on the model, and
-    so does their invariance to rotation (PET's features change), so none is assumed.
+    so does their invariance to rotation (PET's features change); it is not assumed.
     Features and, if the model has them, direct ("non-conservative") forces and stress
     come from the same evaluation as energy and -dE/dr.
 
     With ``non_conservative=True`` or ``"forces"`` the calculator's forces are the
-    direct forces minus their mean, and conservative forces are not available; with
-    ``True`` or ``"stress"`` conservative stress is not available. ``direct_forces`` are
-    the model's own output and include the net force.
+    direct forces minus their mean, and conservative forces are not available. With
+    ``True`` or ``"stress"`` its stress is the direct one, and conservative stress is
+    not available. ``direct_forces`` are the model's own output, with the net force.
 
     Import ``metatomic.torch`` (or ``metatomic_ase``) before packages that import
     torch_geometric, such as MatGL and SevenNet: TorchScript refuses it afterwards.

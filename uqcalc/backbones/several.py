@@ -139,7 +139,7 @@ class Several(Backbone):
             yield captured
 
     def calculators(self) -> list[object]:
-        """Return its own calculator and those of the parts, to lock all before a pass."""
+        """Return this calculator and those of the parts: a pass locks all first."""
         parts = self.calculator.distinct
         return [self.calculator, *(c for part in parts for c in part.calculators())]
 
@@ -161,7 +161,7 @@ class Several(Backbone):
         }
 
     def feature_rows(self, captured: Capture, atoms: int) -> torch.Tensor:
-        """Copy the width from the first part, which may know it after a pass only."""
+        """Copy the width of the first part, which may be unknown before a pass."""
         self.feature_dim = self.calculator.parts[0].feature_dim
         return super().feature_rows(captured, atoms)
 

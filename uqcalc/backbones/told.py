@@ -29,7 +29,7 @@ def told(atoms: Atoms) -> dict[str, Any]:
     """Return the entries of ``info`` for charge or spin.
 
     The sum of initial charges is added as ``"initial charges"`` if it is NaN or
-    further than 0.01 e from zero.
+    further than 0.01 e from zero: a structure with charges that cancel is neutral.
     """
     said = {name: atoms.info[name] for name in NAMES if name in atoms.info}
     if atoms.has("initial_charges"):
