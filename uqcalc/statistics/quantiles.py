@@ -21,7 +21,7 @@ def groups_needed(level: float) -> int:
 
 
 def group_quantile(values: ArrayLike, groups: ArrayLike, level: float) -> float:
-    """Return a limit: a structure of a new group is below it with P >= ``level``.
+    """Return x for which P(value of a structure of a new group <= x) >= ``level``.
 
     Each of the K groups has the weight 1 / (K + 1), divided equally among its members;
     the remaining 1 / (K + 1) lies at infinity. This is hierarchical conformal
