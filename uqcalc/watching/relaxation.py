@@ -128,7 +128,7 @@ def relax(
         dynamics.insert_observer(trusted, position=1)
         try:
             converged = bool(dynamics.run(fmax=fmax, steps=steps))
-        except UnreliableError:  # some optimisers stop only so
+        except UnreliableError:  # only an exception stops some optimisers
             converged = False
             trusted()
     monitor.close()
