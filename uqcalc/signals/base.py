@@ -52,8 +52,8 @@ class Signal(Protocol):
         the first one on. At the others there is no reading, and its threshold is
         skipped.
     judges_stress : bool, optional
-        Whether a threshold for the signal judges the stress. Only then may the cell
-        change.
+        Whether the signal judges the stress. A run with a moving cell is at least
+        SUSPECT without a threshold for such a signal.
     """
 
     name: str

@@ -271,16 +271,16 @@ _CLASSES: dict[str, type[Mahalanobis | Neighbours]] = {
 class LatentDistance(FittedSignal):
     """Distance of each atom's features to those of its element in the fit.
 
-    A pure number, about 1 for atoms like those of the fit. It needs no labels, and
-    knows no errors: it says how unusual a structure is. `fit` makes one.
+    It is dimensionless, and about 1 for atoms like those of the fit. It needs no
+    labels. It measures how unusual a structure is, not its error. `fit` builds one.
 
     - "mahalanobis": ``sqrt((x - m)^T C^-1 (x - m) / dim)`` with mean and shrunk
       covariance of the element (Lee et al. 2018, arXiv:1807.03888; see
       `uqcalc.signals.distance.Mahalanobis`).
-    - "nearest": mean distance to the k nearest atoms of the element in the fit, of
-      features standardised over all atoms, over ``sqrt(dim)``.
+    - "nearest": mean distance to the k nearest atoms of the element in the fit,
+      divided by ``sqrt(dim)``, with features standardised over all atoms.
 
-    An element that was not in the fit gives NaN, with its name in the note.
+    The risk is NaN for an element outside the fit; the note names it.
 
     Examples
     --------

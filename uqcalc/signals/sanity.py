@@ -18,10 +18,10 @@ from uqcalc.signals.symmetry import forces_vanish
 
 # benchmarks/sanity.py shows how each limit was found and what lies on both sides.
 FUSED = 0.30  # distance / (sum of covalent radii)
-CROWDED = 0.40  # two such contacts of one atom
+CROWDED = 0.40  # the same, for two contacts of one atom
 ABSURD_CONTACT = 0.15
 LOOSE = 1.36  # the closest contact of a labelled frame reaches 1.351
-FORCE, ABSURD_FORCE = 1e3, 1e4  # eV/Å, on one atom
+FORCE, ABSURD_FORCE = 1e3, 1e4  # eV/Å on one atom
 ABSURD_ENERGY = 1e3  # eV/atom; positive energies above this are impossible
 EXTENT = 1e4  # Å
 VANISHING = 1e-3  # eV/Å; below this the symmetry is checked
@@ -78,8 +78,8 @@ class Sanity:
       the structure is larger than 10 000 Å.
     - UNRELIABLE, and a `uqcalc.Monitor` stops in the same step: atoms are closer than
       0.15 of that sum; a force is above 10 000 eV/Å; the energy is above 1 000 eV/atom,
-      or more than 10 % below the total energy of the free atoms with all electrons and
-      a further 100 eV/atom for bonds.
+      or below the all-electron energy of the free atoms by more than 10 % plus
+      100 eV/atom.
     - SUSPECT: an atom has no neighbour within the cutoff, so that the model gives it a
       constant energy and no force, and cannot judge it (`uqcalc.Monitor` calls an atom
       that leaves the others during a run UNRELIABLE); no two atoms are bonded, apart
@@ -128,7 +128,7 @@ class Sanity:
 
     @classmethod
     def of(cls, backbone: Backbone, *, forces: bool = True) -> Sanity:
-        """Return the signal for this model."""
+        """Return the signal with the cutoff and the inputs of this model."""
         return cls(backbone.cutoff, backbone.reads, forces=forces)
 
     def __call__(self, prediction: Prediction) -> TensorReading:

@@ -82,7 +82,7 @@ def conformal_factor(
     """Return the factor of ``|error| <= factor * risk`` for the chosen coverage.
 
     It is the conformal quantile of ``|error| / risk`` (all arrays (structures,)). The
-    ratio counts as 0 if the error is 0, and as infinite if only the risk is NaN.
+    ratio counts as 0 if the error is 0; otherwise it is infinite for a NaN risk.
 
     Raises
     ------

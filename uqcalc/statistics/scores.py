@@ -55,7 +55,7 @@ class Bins(NamedTuple):
 def reliability_bins(
     reliable: ArrayLike, probability: ArrayLike, bins: int = 10
 ) -> Bins:
-    """Sort probabilities into bins of equal width; the last one holds 1 as well."""
+    """Sort probabilities into bins of equal width; the last bin includes 1."""
     truth, belief = _checked(reliable, probability)
     index = _bin_of(belief, bins)
     counts = np.bincount(index, minlength=bins)
@@ -74,9 +74,9 @@ def _bin_of(belief: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
 def wilson_interval(
     hits: ArrayLike, counts: ArrayLike, confidence: float = 0.95
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the bounds (low, high) on binomial shares, of the shape of ``counts``.
+    """Return confidence bounds (low, high) on binomial shares, shaped as ``counts``.
 
-    Wilson 1927, doi:10.1080/01621459.1927.10502953; NaN where nothing was counted.
+    Wilson 1927, doi:10.1080/01621459.1927.10502953. NaN if a count is 0.
     """
     n = np.asarray(counts, dtype=float)
     n = np.where(n > 0, n, np.nan)
@@ -209,7 +209,7 @@ def calibration_chance(
 
 
 def auroc(reliable: ArrayLike, probability: ArrayLike) -> float:
-    """Return the area under the ROC curve; NaN where only one class is present."""
+    """Return the area under the ROC curve; NaN if there is only one class."""
     truth = np.asarray(reliable, dtype=bool)
     if truth.all() or not truth.any():
         return math.nan

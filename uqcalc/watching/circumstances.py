@@ -61,7 +61,7 @@ class Circumstances:
         None (a step that was not judged) stays None, unless there is a finding.
         """
         energy = float(atoms.calc.results["energy"]) / len(atoms)
-        unseen = np.nan  # compares as False with any number
+        unseen = np.nan  # comparisons with NaN are False
         if assessment is not None:
             unseen = float(assessment.results().get("sanity_unseen", 0.0))
         if self._first is None:

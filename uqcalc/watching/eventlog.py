@@ -42,7 +42,7 @@ class EventLog:
     Attributes
     ----------
     last_step : int or None
-        Last step in an existing file that is continued; None for a new file.
+        Last step in an existing file that is continued; None without one.
 
     Raises
     ------
@@ -198,7 +198,7 @@ def _checked_records(
     path: str | os.PathLike[str],
 ) -> Iterator[tuple[dict[str, Any], int | None]]:
     """Yield each record and its checksum; None for a log without checksums."""
-    # Only \n ends a record: torn bytes may look like another kind of line end.
+    # Only \n ends a record: damaged bytes may look like another kind of line end.
     with Path(path).open(encoding="utf-8", errors="replace", newline="\n") as file:
         start = [file.readline(), file.readline()]
         # two lines: the header may have lost its checksum, the next record has one
@@ -232,8 +232,8 @@ def _chained(line: str, checksum: int) -> int:
 def read_standing(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     """Yield the valid step and warning records, in the order of the steps.
 
-    A killed run continues from its last saved geometry and repeats the steps from there
-    on. Of repeated steps only the last records are valid; the others are left out.
+    A killed run continues from its last saved geometry, and the log then goes back to
+    that step. Earlier records of this step and later ones are invalid and left out.
 
     Raises
     ------
