@@ -161,7 +161,12 @@ def limits_of_runs(
     Raises
     ------
     LabelError
-        If there are too few runs, or the limit falls on runs without a finite score.
+        If there are too few runs, or if the limit is not finite.
+
+    Warns
+    -----
+    LabelWarning
+        If there is only one run, or if run lengths differ by more than 25 %.
     """
     _check(alpha, confidence, timestep_fs, scales)
     acts = Trigger.usual(timestep_fs) if trigger is None else trigger
