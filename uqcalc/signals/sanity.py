@@ -88,8 +88,9 @@ class Sanity:
       has a charge or a spin that the model does not read, or a multiplicity that is
       impossible for the number of electrons.
 
-    The risk is the largest quantity / limit, minus 1; 0 if no limit is passed, NaN if
-    the energy or a force is NaN. ``sanity_contact`` is the closest contact of two
+    The risk is the largest ratio quantity / limit (limit / contact for contacts), minus
+    1. It is 0 if no limit is passed, and NaN if the energy or a force is NaN.
+    ``sanity_contact`` is the closest contact of two
     atoms, in units of the sum of their covalent radii; NaN if no two atoms are within
     the cutoff. ``sanity_unseen`` is the number of atoms without a neighbour there.
 
