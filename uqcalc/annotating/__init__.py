@@ -1,1 +1,1 @@
-"""Finished trajectories, judged frame by frame into annotated copies and files."""
+"""Annotation of finished trajectories: a verdict for each frame, in copies or files."""

@@ -1,4 +1,4 @@
-"""Annotated copies: an assessment travels with its geometry, also through files."""
+"""Annotated copies: structures with their assessment, which files can store."""
 
 from __future__ import annotations
 
@@ -23,27 +23,26 @@ ERROR_KEY = "uqcalc_error"
 MODEL_KEY = "uqcalc_model"
 LEFT_OUT_KEY = "uqcalc_left_out"
 
-# What a trajectory is annotated with; older values of these names are kept apart.
+# Results that are written to annotated frames; older values are kept as original_....
 _ANNOTATED = ("energy", "forces")
-# What a reference is called: the defaults of `Labels`, and what `cleared_copy` keeps.
+# Prefixes of references: the default of `Labels`, and that of `cleared_copy`.
 _LABELS = ("REF_", "original_")
 
-# The extended XYZ writer does not escape backslashes, and its reader eats them: as in
-# an address, they are written %5C, and so is everything beyond ASCII.
+# ASE's extended XYZ writer does not escape backslashes, and its reader removes them.
+# Backslashes and all characters beyond ASCII are percent-encoded, as in a URL.
 _PLAIN = "".join(set(string.printable) - set("%\\" + string.whitespace)) + " "
 
 
 def annotated_copy(
     atoms: Atoms, assessment: Assessment, results: Mapping[str, Any]
 ) -> Atoms:
-    """Return a copy of ``atoms`` that carries its results and its assessment.
+    """Return a copy of ``atoms`` with its results and its assessment.
 
-    Readings go to ``info`` and ``arrays`` under the names of ``calc.results``; what
-    files cannot hold by itself (risks, units, reasons) goes to ``info["uqcalc"]`` as
-    percent-encoded JSON. Energy, forces and the like go to a single-point calculator,
-    so that every writer of ASE keeps them; older values of the same name in ``info``
-    and ``arrays``, which writers refuse beside them, are left out of the copy. The
-    live atoms are not touched.
+    Readings go to ``info`` and ``arrays`` under the names in ``calc.results``. Risks,
+    units and reasons go to ``info["uqcalc"]`` as percent-encoded JSON. Energy, forces
+    and the like go to a single-point calculator, so that all writers of ASE store them.
+    The copy leaves out older values of the same names in ``info`` and ``arrays``, as
+    writers refuse duplicates. ``atoms`` does not change.
     """
     copy: Atoms = atoms.copy()
     copy.calc = None
@@ -59,20 +58,20 @@ def annotated_copy(
         else:
             copy.arrays[key] = array.copy()
     record = _record(assessment)
-    if "energy" in known:  # CHGNet's is a float32, which is no JSON
+    if "energy" in known:  # CHGNet gives a float32, which JSON cannot store
         record["energy"] = float(known["energy"])
     copy.info[INFO_KEY] = percent_encoded(json.dumps(record, ensure_ascii=False))
     return copy
 
 
 def cleared_copy(atoms: Atoms) -> Atoms:
-    """Return a copy to be annotated: no earlier annotation, and no label lost.
+    """Return a copy without an earlier annotation, but with all labels.
 
-    What the frame stores as energy, forces and the like (the single-point calculator
-    that ASE's readers make; ``info["energy"]``, ``arrays["forces"]``) may be a
-    reference: it is kept in ``info`` and ``arrays`` as ``original_energy`` and so on,
-    with a number behind where that name is taken. Only what the earlier annotation
-    itself put there is no label, and goes.
+    Stored energy, forces and the like (in the single-point calculator from ASE's
+    readers, in ``info["energy"]`` or ``arrays["forces"]``) may be references. The copy
+    stores them in ``info`` and ``arrays`` as ``original_energy`` and so on, with a
+    number at the end if the name exists. Results of an earlier annotation are not
+    references; they are removed.
     """
     copy: Atoms = atoms.copy()
     copy.calc = None
@@ -81,9 +80,9 @@ def cleared_copy(atoms: Atoms) -> Atoms:
     for key in own:
         copy.info.pop(key, None)
         copy.arrays.pop(key, None)
-    if INFO_KEY in copy.info:  # of somebody else
+    if INFO_KEY in copy.info:  # not written by uqcalc
         _keep(copy, INFO_KEY, copy.info.pop(INFO_KEY))
-    # results of a live calculator may be those of another geometry
+    # results of a live calculator may belong to another geometry
     stored = atoms.calc.results if isinstance(atoms.calc, SinglePointCalculator) else {}
     found = [] if annotated else list(stored.items())
     for place in (copy.info, copy.arrays):
@@ -95,10 +94,10 @@ def cleared_copy(atoms: Atoms) -> Atoms:
 
 
 def unlabelled_copy(atoms: Atoms) -> Atoms:
-    """Return a copy to be moved: labels would be those of another geometry then.
+    """Return a copy without labels, for a structure that will be moved.
 
-    Left out are an earlier annotation, stored results, and all that is named
-    ``REF_...`` or ``original_...``.
+    The copy leaves out an earlier annotation, stored results, and all entries with
+    names ``REF_...`` or ``original_...``.
     """
     copy = cleared_copy(atoms)
     drop_labels(copy)
@@ -106,16 +105,17 @@ def unlabelled_copy(atoms: Atoms) -> Atoms:
 
 
 def drop_labels(atoms: Atoms) -> None:
-    """Take out of ``info`` and ``arrays`` all that is named as a reference."""
+    """Remove entries ``REF_...`` and ``original_...`` from ``info`` and ``arrays``."""
     for place in (atoms.info, atoms.arrays):
         for key in [key for key in place if str(key).startswith(_LABELS)]:
             del place[key]
 
 
 def refused_copy(atoms: Atoms, assessment: Assessment, reason: str) -> Atoms:
-    """Return a copy of a geometry that could not be evaluated: no energy, no forces.
+    """Return an annotated copy, without results, of a geometry without evaluation.
 
-    ``reason`` goes to ``info["uqcalc_error"]``, percent-encoded like the rest.
+    ``reason`` says why the evaluation failed; it goes to ``info["uqcalc_error"]``,
+    percent-encoded.
     """
     copy = annotated_copy(atoms, assessment, {})
     copy.calc = None
@@ -124,34 +124,34 @@ def refused_copy(atoms: Atoms, assessment: Assessment, reason: str) -> Atoms:
 
 
 def percent_encoded(text: str) -> str:
-    """Return a text as a file keeps it, whatever letters it has."""
+    """Return a text that extended XYZ files preserve, for any characters."""
     return quote(text, safe=_PLAIN, errors="replace")
 
 
 def left_out_of(atoms: Atoms) -> tuple[str, ...]:
-    """Return what of a frame its file does not hold, as ``info`` names it."""
+    """Return the names of entries that the file of a frame lacks, from ``info``."""
     text = atoms.info.get(LEFT_OUT_KEY)
     if text is None:
         return ()
     try:
         return tuple(map(str, json.loads(unquote(str(text)))))
     except (ValueError, TypeError):
-        return (str(text),)  # of somebody else
+        return (str(text),)  # not written by uqcalc
 
 
 def read_error(atoms: Atoms) -> str | None:
-    """Return why a frame could not be evaluated; None where it could."""
+    """Return why a frame could not be evaluated; None if it was evaluated."""
     text = atoms.info.get(ERROR_KEY)
     return None if text is None else unquote(str(text))
 
 
 def read_assessment(atoms: Atoms) -> Assessment:
-    """Return the assessment that `annotated_copy` put into ``atoms``.
+    """Return the assessment that `annotated_copy` stored in ``atoms``.
 
     Raises
     ------
     RecordError
-        If there is none, or it is damaged.
+        If there is no assessment, or if it is damaged.
     """
     text = atoms.info.get(INFO_KEY)
     if text is None:
@@ -176,7 +176,7 @@ def read_assessment(atoms: Atoms) -> Assessment:
 
 
 def _is_annotated(atoms: Atoms) -> bool:
-    """Say whether the stored energy is the one that was annotated, not a new label."""
+    """Return whether the stored energy is that of the annotation, not a new label."""
     ours = json.loads(unquote(str(atoms.info[INFO_KEY]))).get("energy")
     stored = atoms.calc.results if isinstance(atoms.calc, SinglePointCalculator) else {}
     theirs = stored.get("energy")
@@ -186,7 +186,7 @@ def _is_annotated(atoms: Atoms) -> bool:
 
 
 def _own_keys(atoms: Atoms) -> list[str]:
-    """Return the names of an annotation of ours; none where there is no such."""
+    """Return the names of the entries of an annotation; empty without one."""
     try:
         readings = read_assessment(atoms).readings
     except RecordError:
@@ -204,7 +204,7 @@ def _keep(atoms: Atoms, key: str, value: Any) -> None:
     if key not in all_outputs:
         atoms.info[name] = value
     elif all_outputs[key].shapespec[:1] == ("natoms",) and len(atoms):
-        # flat, as files hold no array of three dimensions
+        # flat, as files cannot store arrays of three dimensions
         atoms.arrays[name] = value.reshape(len(atoms), -1) if value.ndim > 2 else value
     else:
         atoms.info[name] = value.item() if value.ndim == 0 else value
@@ -238,7 +238,7 @@ def _record(assessment: Assessment) -> dict[str, Any]:
 
 def _reading(atoms: Atoms, row: Mapping[str, Any]) -> Reading:
     stored = {**atoms.info, **atoms.arrays}
-    # .traj files drop arrays of unknown name: what is lost is absent, never made up
+    # .traj files drop arrays of unknown names: these results are missing here
     results = {key: stored[key] for key in row["keys"] if key in stored}
     per_atom_key = row["per_atom_key"]
     return Reading(
@@ -248,7 +248,7 @@ def _reading(atoms: Atoms, row: Mapping[str, Any]) -> Reading:
         results,
         per_atom_key if per_atom_key in results else None,
         row["note"],
-        # frames that an earlier version annotated lack what follows
+        # frames from earlier versions lack the following entries
         limits=_kept(row.get("limits", {}), results),
         far_limits=_kept(row.get("far_limits", {}), results),
         doubts=tuple(row.get("doubts", ())),
@@ -260,5 +260,5 @@ def _reading(atoms: Atoms, row: Mapping[str, Any]) -> Reading:
 
 
 def _kept(limits: Mapping[str, float], results: Mapping[str, Any]) -> dict[str, float]:
-    """Return the limits on numbers that the file has kept."""
+    """Return the limits on results that the file contains."""
     return {key: float(limit) for key, limit in limits.items() if key in results}

@@ -1,4 +1,4 @@
-"""A trajectory file, annotated into another one that survives kills and grows on."""
+"""Annotation of a trajectory file into another file, which can be continued."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from uqcalc.files.writing import OneWriter, writable
 from uqcalc.progress import progress_bar
 
 
-# Where an annotation keeps all it says: others drop per-atom readings.
+# Formats that store the whole annotation; others drop readings per atom.
 _ENDINGS = (".xyz", ".extxyz")
 
 
@@ -49,10 +49,10 @@ def annotate_file(
 ) -> AnnotationSummary:
     """Annotate a trajectory into an extended XYZ file, in constant memory.
 
-    Every frame is on disk before the next batch. A target that holds the first
-    frames of the same source, annotated by the same potential, probe and policy, is
-    continued: after a kill (a torn last frame is cut), and when the source has grown.
-    Any other existing target is refused and left as it is.
+    Every frame is on disk before the next batch. An existing target is continued if it
+    holds the first frames of the same source, annotated with the same potential, probe
+    and policy. This serves after a kill (an incomplete last frame is cut) and for a
+    source that has grown. Any other existing target is refused and does not change.
 
     Parameters
     ----------
@@ -62,21 +62,25 @@ def annotate_file(
         Ends in .xyz or .extxyz.
     calculator : ReliableCalculator
     species : str or list of str, optional
-        Element of each type in order (``"Na,Cl"``), for LAMMPS files that number their
-        types: without it such a file is refused.
+        Element of each atom type in order (``"Na,Cl"``). LAMMPS files with numbered
+        types are refused without it.
     worst : int
-        How many of the worst frames the summary lists.
+        Number of worst frames in the summary.
     batch_atoms, moving_cell
         As for `annotate`.
+
+    Returns
+    -------
+    AnnotationSummary
 
     Raises
     ------
     SourceError
-        If the source cannot be read to its end; everything before is annotated, and
-        the error carries the summary.
+        If a frame of the source cannot be read. All frames before it are annotated, and
+        the error has the summary.
     RecordError
-        If source or target cannot be used, or the source does not say which elements
-        its atoms are.
+        If source or target cannot be used, or if the source lacks the elements of its
+        atoms.
     """
     check_calculator(calculator, batch_atoms)
     output = _checked_target(Path(source), target)
@@ -102,7 +106,7 @@ def annotate_file(
 
 
 def _frame_bar() -> Progress:
-    """Return a bar of frames, with the time left where their number is known."""
+    """Return a progress bar of frames, with the time left if their number is known."""
     return progress_bar(
         SpinnerColumn(),
         "frames",
@@ -131,7 +135,7 @@ def _checked_target(source: Path, target: str | os.PathLike[str]) -> Path:
 
 
 class _Source:
-    """The frames of a file, up to one that cannot be read: ``error`` says why."""
+    """The frames of a file up to the first unreadable one; ``error`` is the reason."""
 
     def __init__(self, path: Path, species: str | Sequence[str] | None) -> None:
         self.path, self.species = path, species
@@ -152,7 +156,13 @@ class _Source:
 def _standing(
     output: Path, reading: _Source, frames: Iterator[Atoms], identity: str
 ) -> Iterator[Atoms]:
-    """Yield what the target holds, compared with the source; then cut a torn end."""
+    """Yield the frames of the target after a check, then cut an incomplete last frame.
+
+    Raises
+    ------
+    RecordError
+        If a frame has another geometry than the source, or another annotation.
+    """
     if not output.exists() or output.stat().st_size == 0:
         return
     whole, _ = whole_frames(output, "target")
@@ -177,7 +187,7 @@ def _standing(
 
 
 def _parsed(output: Path, frames: int) -> Iterator[Atoms]:
-    """Yield the frames of a target up to its torn end, which is never parsed."""
+    """Yield the first ``frames`` frames of a target, without an incomplete last one."""
     try:
         yield from iread(
             str(output), slice(0, frames), "extxyz", do_not_split_by_at_sign=True
@@ -192,7 +202,7 @@ def _parsed(output: Path, frames: int) -> Iterator[Atoms]:
 
 
 def _same_geometry(ours: Atoms, theirs: Atoms | None) -> bool:
-    """Compare at the eight decimals of the file, NaN being equal to NaN."""
+    """Return whether two geometries agree within 1e-6 Å; NaN equals NaN."""
     return (
         theirs is not None
         and np.array_equal(ours.numbers, held_numbers(theirs.numbers))
@@ -208,7 +218,7 @@ def _same_geometry(ours: Atoms, theirs: Atoms | None) -> bool:
 
 def _identity(calculator: ReliableCalculator) -> str:
     text = json.dumps(calculator.describe(), sort_keys=True)
-    # a letter first: ASE reads 12e4567 as a number, and that as infinity
+    # starts with a letter: ASE would read 12e4567 as the number infinity
     return f"m{hashlib.sha256(text.encode()).hexdigest()[:15]}"
 
 

@@ -1,4 +1,4 @@
-"""Extended XYZ files that grow whole frame by whole frame, and survive a kill."""
+"""Extended XYZ files to which whole frames are appended; a kill cannot damage them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from uqcalc.files.writing import GrowingFile
 
 
 def append_frame(path: Path, frame: Atoms, what: str = "frame") -> tuple[str, ...]:
-    """Append one frame; it is with the operating system when this returns.
+    """Append one frame; the operating system has it when the function returns.
 
     Returns
     -------
     tuple of str
-        What of it a file cannot hold, and is left out (`frame_text`).
+        Names of the entries that are left out, as the format cannot hold them
+        (`frame_text`).
 
     Raises
     ------
     RecordError
-        If not even its geometry can be written; the file stays as it was.
+        If the format cannot hold the geometry; the file stays as it was.
     OSError
-        If the file cannot be written; it ends where it did before.
+        If the file cannot be written; it stays as it was.
     """
     found = frame_text(frame, what)
     GrowingFile(path).append(found.text)
@@ -35,14 +36,14 @@ def append_frame(path: Path, frame: Atoms, what: str = "frame") -> tuple[str, ..
 
 
 def whole_frames(path: Path, what: str) -> tuple[int, int]:
-    """Return how many whole annotated frames a file begins with, and their bytes.
+    """Return the number of complete annotated frames of a file, and their bytes.
 
-    What follows them can only be a last frame that was torn by a kill.
+    Only an incomplete last frame, after a kill, may follow them.
 
     Raises
     ------
     RecordError
-        If the file is made of anything else; ``what`` names it in the message.
+        If the file has other content; ``what`` is its name in the message.
     """
     frames, good = 0, 0
     with path.open("rb") as file:
@@ -72,12 +73,12 @@ def whole_frames(path: Path, what: str) -> tuple[int, int]:
 
 
 def cut_torn_frame(path: Path, what: str) -> int:
-    """Cut an incomplete last frame; return how many whole ones there are.
+    """Cut an incomplete last frame; return the number of complete frames.
 
     Raises
     ------
     RecordError
-        If the file is not made of annotated XYZ frames; it is left as it is.
+        If the file does not consist of annotated XYZ frames; it does not change.
     """
     frames, good = whole_frames(path, what)
     if path.stat().st_size > good:
@@ -87,15 +88,15 @@ def cut_torn_frame(path: Path, what: str) -> int:
 
 
 def cut_frames(path: str | os.PathLike[str], what: str, step: int) -> int:
-    """Cut annotated frames of ``step`` and later ones; return how many are left.
+    """Cut annotated frames from ``step`` on; return the number of frames left.
 
-    The file holds the frames of a monitored run in the order of its steps; a torn last
-    frame goes, too.
+    The file must hold the frames of a monitored run in the order of its steps. An
+    incomplete last frame is cut, too.
 
     Raises
     ------
     RecordError
-        If the file holds anything else; ``what`` names it in the message.
+        If the file has other content; ``what`` is its name in the message.
     """
     file, left, end = Path(path), 0, 0
     if not file.exists():

@@ -1,10 +1,10 @@
-"""The text of a frame as extended XYZ, of which every entry is known to be readable.
+"""The text of a frame as extended XYZ, with entries that ASE reads back unchanged.
 
-ASE's writer takes much that its reader gives back otherwise, or not at all: names with
-a colon or a space, texts with quotes or line breaks, empty texts in columns. The text
-is therefore read back before it goes to a file, and what does not survive is left out
-and named. Texts that look like something else ("0012", "T", a line break) are written
-as JSON, which the reader takes back as they were.
+ASE's writer accepts entries that its reader changes or loses: names with a colon or a
+space, texts with quotes or line breaks, empty texts in columns. Therefore each text is
+read back before it goes to a file. Entries that change are left out, and their names
+are listed. Texts that the reader would convert ("0012", "T", a line break) are written
+as JSON, which it reads back unchanged.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from uqcalc.annotating.copies import LEFT_OUT_KEY, percent_encoded
 from uqcalc.errors import RecordError
 
 
-# What ASE's writer and reader raise on entries that they cannot hold.
+# Errors of ASE's writer and reader for entries that they cannot hold.
 _NOT_HELD = (
     ValueError,
     TypeError,
@@ -42,8 +42,8 @@ _NOT_HELD = (
     StopIteration,
 )
 _GEOMETRY = {"numbers", "positions"}
-_DECIMALS = 1e-7  # columns are written with eight
-_LONGEST = 60  # letters of a name in a message
+_DECIMALS = 1e-7  # columns are written with eight decimals
+_LONGEST = 60  # characters of a name in a message
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,9 +53,9 @@ class FrameText:
     Attributes
     ----------
     text : str
-        Whole lines.
+        Complete lines.
     left_out : tuple of str
-        What of the frame is not in it, and why.
+        Names of the entries of the frame that the text lacks.
     """
 
     text: str
@@ -65,13 +65,13 @@ class FrameText:
 def frame_text(frame: Atoms, what: str = "frame") -> FrameText:
     """Return the text of a frame, without the entries that a file cannot hold.
 
-    What is left out is also in the text, as ``info["uqcalc_left_out"]``: a JSON list,
-    percent-encoded.
+    ``info["uqcalc_left_out"]`` in the text lists the entries that are left out, as
+    percent-encoded JSON.
 
     Raises
     ------
     RecordError
-        If not even the bare geometry can be written; ``what`` names the frame.
+        If the format cannot hold the geometry; ``what`` names the frame.
     """
     lost = _other_constraints(frame)
     if not lost and all(map(_is_plain, frame.info.values())):
@@ -82,12 +82,12 @@ def frame_text(frame: Atoms, what: str = "frame") -> FrameText:
 
 
 def held_numbers(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return atomic numbers as a file holds them: 0 (X) for those without a symbol."""
+    """Return atomic numbers as in a file: 0 (X) for numbers without a symbol."""
     return np.where((numbers >= 0) & (numbers < len(chemical_symbols)), numbers, 0)
 
 
 def _mended(frame: Atoms, what: str, lost: list[str]) -> FrameText:
-    """Keep what survives, entry by entry."""
+    """Return the text with only those entries that are read back unchanged."""
     kept = _bare(frame)
     if not np.array_equal(kept.numbers, frame.numbers):
         lost.append("atomic numbers that have no symbol")
@@ -116,7 +116,7 @@ def _with_results(kept: Atoms, frame: Atoms, lost: list[str]) -> Atoms:
 
 
 def _add_info(kept: Atoms, info: Mapping[Any, Any], lost: list[str]) -> dict[str, Any]:
-    """Put entries into ``kept`` as they are written; return them as they are read."""
+    """Put entries into ``kept`` in their file form; return the original values."""
     told: dict[str, Any] = {}
     for key, value in info.items():
         form = None if key in _results(kept) else _held(key, value)
@@ -144,7 +144,7 @@ def _with_arrays(
 
 
 def _held(key: object, value: Any) -> Any:
-    """Return an info value in a form that survives; None where there is none."""
+    """Return an info value in a form that is read back unchanged; None without one."""
     if not isinstance(key, str):
         return None
     forms = [value] if _is_plain(value) else []
@@ -161,7 +161,10 @@ def _held(key: object, value: Any) -> Any:
 
 
 def _as_json(value: Any) -> str | None:
-    """Return a text that ASE's reader takes for JSON: it undoes one set of escapes."""
+    """Return a text that ASE reads as JSON; None if JSON cannot hold the value.
+
+    The backslashes are doubled, as the reader removes one of each pair.
+    """
     try:
         given = value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
         return "_JSON " + json.dumps(given).replace("\\", "\\\\")
@@ -170,7 +173,7 @@ def _as_json(value: Any) -> str | None:
 
 
 def _is_plain(value: Any) -> bool:
-    """Say whether ASE's writer takes a value without dropping it with a warning."""
+    """Return whether ASE's writer accepts a value without a warning."""
     if isinstance(value, (np.ndarray, np.generic)):
         return value.dtype.kind in "ifbU" or _as_json(value) is not None
     if value is None or isinstance(value, (str, int, float, Spacegroup)):
@@ -184,7 +187,7 @@ def _survives(frame: Atoms, info: Mapping[str, Any]) -> bool:
 
 
 def _text(frame: Atoms) -> str | None:
-    """Return what ASE writes; None where it cannot, or writes other than its lines."""
+    """Return the text that ASE writes; None on errors or a wrong number of lines."""
     stream = io.StringIO()
     try:
         write_extxyz(stream, frame)
@@ -196,7 +199,7 @@ def _text(frame: Atoms) -> str | None:
 
 
 def _read(text: str) -> Atoms | None:
-    """Return what ASE reads, line ends as a file opened as text has them."""
+    """Return the frame that ASE reads, with universal newlines; None on errors."""
     try:
         lines = io.StringIO(text, newline=None)
         found: list[Atoms] = list(read_extxyz(lines, slice(None)))
@@ -206,7 +209,7 @@ def _read(text: str) -> Atoms | None:
 
 
 def _differences(frame: Atoms, back: Atoms | None, info: Mapping[Any, Any]) -> bool:
-    """Say whether what was read is not the frame that was written, with that info."""
+    """Return whether the frame that was read differs from ``frame`` with ``info``."""
     if back is None or not (
         np.array_equal(frame.numbers, back.numbers)
         and _close(frame.positions, back.positions)
@@ -222,7 +225,7 @@ def _differences(frame: Atoms, back: Atoms | None, info: Mapping[Any, Any]) -> b
 
 
 def _same(value: Any, back: Any) -> bool:
-    """Compare a value with what was read, types aside that the format has not."""
+    """Return whether two values agree, apart from types that the format lacks."""
     if isinstance(value, Spacegroup):
         return bool(value.symbol == back)
     if isinstance(value, str) or isinstance(back, str):
@@ -237,7 +240,7 @@ def _same(value: Any, back: Any) -> bool:
 
 
 def _truths(value: Any) -> bool:
-    """Say whether a value is of truth values, which equal numbers to Python."""
+    """Return whether a value is boolean; Python would compare it equal to numbers."""
     return np.asarray(value).dtype.kind == "b"
 
 
@@ -257,7 +260,7 @@ def _canonical(value: Any) -> str | None:
 
 
 def _bare(frame: Atoms, results: Mapping[str, Any] | None = None) -> Atoms:
-    """Return the geometry with what the format says of constraints, and results."""
+    """Return the geometry with results and the constraints that the format holds."""
     copy = Atoms(
         held_numbers(frame.numbers),
         positions=frame.positions,
@@ -272,17 +275,17 @@ def _bare(frame: Atoms, results: Mapping[str, Any] | None = None) -> Atoms:
 
 
 def _results(frame: Atoms) -> dict[str, Any]:
-    """Return the results that a writer takes along."""
+    """Return the results of the calculator that a writer stores."""
     stored = {} if frame.calc is None else frame.calc.results
     found = {k: v for k, v in stored.items() if k in all_properties and v is not None}
-    # as a reader gives it
+    # the reader returns Voigt form
     if "stress" in found and np.shape(found["stress"]) == (3, 3):
         found["stress"] = full_3x3_to_voigt_6_stress(found["stress"])
     return found
 
 
 def _other_constraints(frame: Atoms) -> list[str]:
-    """Name the constraints that the format has no columns for."""
+    """Return the names of constraints that the format cannot hold."""
     return sorted(
         {
             f"constraint {type(constraint).__name__}"

@@ -1,4 +1,4 @@
-"""What an annotated trajectory amounts to: counts, failures and the worst frames."""
+"""Summary of an annotated trajectory: counts, failures and the worst frames."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _MOST_INDICES = 20
 
 @dataclass(frozen=True, slots=True)
 class WorstFrame:
-    """One frame as the summary lists it.
+    """One frame in the summary.
 
     Attributes
     ----------
     index : int
-        In the trajectory, from 0.
+        Index in the trajectory, from 0.
     formula : str
     level : Level
     risk : float
-        Of the first signal, which is the probe where there is one.
+        Risk of the first signal (the probe, if there is one).
     unit : str
-        Of ``risk``; empty for a probability.
+        Unit of ``risk``; empty for a probability.
     reliability : float or None
-        P(reliable), where there is a probe.
+        P(reliable) of the probe; None without a probe.
     reason : str
-        Why the frame is not RELIABLE; empty where it is.
+        Why the frame is SUSPECT or UNRELIABLE; empty if it is RELIABLE.
     """
 
     index: int
@@ -51,21 +51,21 @@ class WorstFrame:
 
 @dataclass(frozen=True, slots=True)
 class AnnotationSummary:
-    """What an annotated file holds.
+    """Counts and worst frames of an annotated file.
 
     Attributes
     ----------
     target : Path
     frames : int
-        All that are in it.
+        Number of frames in the file.
     resumed_from : int
-        How many of them were there before.
+        Number of frames that were in the file before.
     levels : mapping
-        Level -> frames; those that failed count as UNRELIABLE.
+        Level -> number of frames; failed frames count as UNRELIABLE.
     failed : tuple of (int, str)
         Index and reason of every frame that could not be evaluated.
     worst : tuple of WorstFrame
-        By level, then by risk; without those that failed.
+        Worst frames by level, then by risk; without failed frames.
     left_out : mapping
         Entry of ``info`` or ``arrays`` that the file cannot hold -> indices of the
         frames that were written without it.
@@ -80,7 +80,7 @@ class AnnotationSummary:
     left_out: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def failures(self) -> dict[str, list[int]]:
-        """Return the frames that failed, by reason."""
+        """Return the indices of failed frames for each reason."""
         grouped: dict[str, list[int]] = {}
         for index, reason in self.failed:
             grouped.setdefault(reason, []).append(index)
@@ -105,9 +105,9 @@ class AnnotationSummary:
 
 
 class Tally:
-    """Counts annotated frames one by one, in memory that does not grow with them.
+    """Counts annotated frames one by one, in constant memory apart from failures.
 
-    Only the failures are all kept. ``worst`` is how many of the worst to keep.
+    ``worst`` is the number of worst frames in the summary.
     """
 
     def __init__(self, worst: int) -> None:
@@ -122,7 +122,7 @@ class Tally:
         self._heap: list[tuple[int, float, int, WorstFrame]] = []
 
     def add(self, frame: Atoms, left_out: tuple[str, ...] = ()) -> None:
-        """Count the next frame, which must be annotated, and what its file lacks."""
+        """Count the next annotated frame and the entries that its file lacks."""
         index = self.frames
         self.frames += 1
         for entry in left_out:
@@ -139,7 +139,7 @@ class Tally:
             heapq.heappop(self._heap)
 
     def summary(self, target: Path, resumed_from: int) -> AnnotationSummary:
-        """Return what was counted so far."""
+        """Return the summary of all frames so far."""
         return AnnotationSummary(
             target,
             self.frames,
@@ -159,7 +159,7 @@ def _seen(index: int, frame: Atoms) -> WorstFrame:
         index,
         Symbols(held_numbers(frame.numbers)).get_chemical_formula(),
         assessment.level,
-        -math.inf if first is None else first.risk,  # no signal ran: nothing to rank by
+        -math.inf if first is None else first.risk,  # no signal ran
         "" if first is None else first.unit,
         None if reliability is None else float(reliability),
         "; ".join(assessment.verdict.reasons),

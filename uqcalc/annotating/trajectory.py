@@ -1,4 +1,4 @@
-"""Trajectories after the fact: every frame judged, and yielded annotated."""
+"""Annotation of finished trajectories, frame by frame."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from uqcalc.policy import CELL_MOVES, RUN, extended, stress_judged
 from uqcalc.records import Assessment, Reading
 
 
-# Å; what formats keep of a cell
+# Å; precision of cells in file formats
 _SAME_CELL = 1e-5
-# From one step of a relaxation to the next: the strain, and how far an atom moves in Å
-# beside it. The second is the largest step of ASE's optimisers.
+# Largest strain in one step of a relaxation, and largest move of an atom in Å besides
+# the strain, which is the largest step of ASE's optimisers.
 _MOST_STRAIN, _FARTHEST = 0.01, 0.2
 
 
@@ -31,44 +31,46 @@ def annotate(
     batch_atoms: int = BATCH_ATOMS,
     moving_cell: bool | None = None,
 ) -> Iterator[Atoms]:
-    """Yield an annotated copy of every frame, in order, holding one batch at a time.
+    """Yield an annotated copy of every frame, in order, with one batch in memory.
 
-    Frames are evaluated in native batches where the backbone has them, and judged as
-    by ``calculator.assess``; a batch and a single evaluation agree to the model's
-    precision. The copies carry energy and forces (native batches give no stress) and
-    the assessment; `uqcalc.read_assessment` reads it back. What a frame itself stored
-    as energy, forces and so on is kept as ``original_energy``, ``original_forces``.
+    Frames are evaluated in native batches if the backbone has them, and judged as by
+    ``calculator.assess``. Batches and single evaluations agree to the precision of the
+    model. Each frame is judged: the ``interval`` of the calculator has no effect.
+
+    The copies have energy and forces (native batches give no stress) and the
+    assessment; `uqcalc.read_assessment` reads it back. Energy, forces and so on that a
+    frame has stored are kept as ``original_energy``, ``original_forces``.
 
     A frame that cannot be evaluated (no atoms, NaN positions, unknown elements, an
-    exception of the model, NaN results) is UNRELIABLE with NaN risks, has neither
-    energy nor forces, and carries the reason in ``info["uqcalc_error"]``.
+    exception of the model, NaN results) is UNRELIABLE with NaN risks. It has no energy
+    or forces, and ``info["uqcalc_error"]`` has the reason.
 
-    Where the cell moves, as in NPT or a cell relaxation, and the policy has no
-    threshold for a signal with ``judges_stress``, a frame is at least SUSPECT, as in
-    `uqcalc.Monitor`. Structures of a data set do not move, whatever their cells are.
+    If the cell moves, as in NPT or a cell relaxation, and the policy has no threshold
+    for a signal with ``judges_stress``, a frame is at least SUSPECT, as in
+    `uqcalc.Monitor`. This does not apply to the different cells of a data set.
 
     Parameters
     ----------
     frames : iterable of Atoms
-        A generator is read as far as the next batch; the frames are not changed.
+        A generator is read up to the next batch. The frames do not change.
     calculator : ReliableCalculator
     batch_atoms : int
-        Atoms evaluated together; one larger frame is evaluated by itself.
+        Number of atoms evaluated together. A larger frame is evaluated alone.
     moving_cell : bool, optional
-        Whether the cell moves. By default it does where the frames look like one run:
-        from the first frame on whose cell is not that of the frame before, of the same
-        atoms in the same order, where both frames have velocities, or where the strain
-        is at most 1 % and no atom moves by more than 0.2 Å beside it, as from one step
-        of a relaxation to the next. Other frames with the same atoms in other cells
-        count as structures of a data set. Pass True for an equation of state.
+        Whether the cell moves. By default it moves if the frames look like one run. Two
+        successive frames look so if they have the same atoms in the same order, their
+        cells differ, and either both have velocities, or the strain is at most 1 % and
+        no atom moves by more than 0.2 Å besides it, as in one step of a relaxation.
+        From the second of these frames on the cell moves. Other frames with the same
+        atoms in other cells count as a data set. Pass True for an equation of state.
 
     Raises
     ------
     TypeError
-        If ``frames`` is a single structure or a path, or ``calculator`` is a bare one.
+        If ``frames`` is a single structure or a path, or if ``calculator`` is not a
+        `ReliableCalculator`.
     ValueError
-        If ``batch_atoms`` is not positive, or the calculator is not enabled. Its
-        ``interval`` does not matter here: each frame is judged.
+        If ``batch_atoms`` is not positive, or the calculator is not enabled.
 
     Examples
     --------
@@ -90,12 +92,12 @@ def annotate(
 
 
 class Cells:
-    """Whether the cell moves, from frame to frame.
+    """Decides for each frame whether the cell moves.
 
     Parameters
     ----------
     moving : bool or None
-        Whether it does; None where the frames are to tell.
+        The answer for all periodic frames; None to decide from the frames.
     """
 
     def __init__(self, moving: bool | None = None) -> None:  # noqa: FBT001
@@ -104,7 +106,7 @@ class Cells:
         self._moving = False
 
     def moving(self, frame: Atoms) -> bool:
-        """Take the next frame, and say whether the cell moves in it."""
+        """Take the next frame; return whether its cell moves."""
         before, self._before = self._before, frame
         if self._given is not None:
             return self._given and bool(frame.pbc.any())
@@ -117,7 +119,7 @@ class Cells:
 
 
 def _of_one_run(before: Atoms, frame: Atoms) -> bool:
-    """Say whether two frames with the same atoms in two cells follow each other."""
+    """Return whether two frames with different cells are successive ones of a run."""
     if all(
         atoms.has("momenta") and atoms.get_momenta().any() for atoms in (before, frame)
     ):
@@ -138,8 +140,8 @@ def annotated(
     batch_atoms: int,
     cells: Cells,
 ) -> Iterator[Atoms]:
-    """Yield what `annotate` does; ``cells`` has seen the frames before."""
-    # copied as they come: a generator may yield the same atoms, moved, again and again
+    """Yield annotated frames as `annotate`; ``cells`` has all earlier frames."""
+    # copied at once: a generator may move and yield the same Atoms object repeatedly
     copies = (cleared_copy(_checked(frame)) for frame in frames)
     evaluated = evaluate_each(
         calculator.backbone, copies, calculator.wanted(), limit=batch_atoms
@@ -170,12 +172,12 @@ def _of_a_moving_cell(assessment: Assessment) -> Assessment:
 
 
 def check_calculator(calculator: object, batch_atoms: int) -> None:
-    """Refuse, before the first frame, what cannot judge one.
+    """Check the calculator and ``batch_atoms`` before the first frame.
 
     Raises
     ------
     TypeError, ValueError
-        As `annotate` does.
+        As `annotate`.
     """
     if not isinstance(calculator, ReliableCalculator):
         msg = (

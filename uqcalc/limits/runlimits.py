@@ -1,4 +1,4 @@
-"""Limits from several runs that are called normal: what a trigger would act on."""
+"""Limits on signals from several normal runs, for the trigger of a monitor."""
 
 from __future__ import annotations
 
@@ -16,37 +16,39 @@ from uqcalc.policy import Policy, Threshold
 from uqcalc.watching.trigger import WINDOW_FS, Trigger
 
 
-# One run is cut into blocks of so many times its memory, and so many windows.
+# Smallest length of a block of one run, in autocorrelation times and in windows.
 _MEMORIES, _WINDOWS = 10.0, 4.0
-_EVEN = 1.25  # lengths of runs within this factor count as alike
+_EVEN = 1.25  # runs whose lengths differ by less than this factor count as equal
 
 Series = Sequence[float | None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunLimits:
-    """Limits on signals, found on normal runs, and what holds of further ones.
+    """Limits on signals from normal runs, and their guarantee for further runs.
 
     Attributes
     ----------
     thresholds : tuple of Threshold
-        One a signal. UNRELIABLE is the limit that the guarantee is about; SUSPECT, on
-        which no monitor acts, is what half of the normal runs stayed below.
+        One per signal. The guarantee is for the UNRELIABLE limit. Half of the normal
+        runs stayed below the SUSPECT limit, on which no monitor acts.
     alpha : float
-        Share of further normal runs that may be halted.
+        Largest share of further normal runs that is halted.
     confidence : float or None
-        With which it holds; None where it holds on average over calibration runs.
+        Confidence of the guarantee; None if it is an average over calibration runs.
     scores : array (runs,)
-        The largest value that the trigger would act on in each run, in units of the
+        For each run the largest limit on which the trigger would act, in units of the
         scales.
     frames : (shortest, longest)
-        Frames of a run.
+        Numbers of frames of the runs.
     timestep_fs : float
-        Between frames.
+        Time between frames in fs.
     blocks : bool
-        Whether the runs are blocks of one: what holds is approximate then.
+        Whether the runs are blocks of one run; the guarantee is then approximate.
     failing, caught : int
-        Failing runs that were given, and those of them that would be halted.
+        Number of failing runs, and how many of them the limits would halt.
+    trigger : str
+        The condition of the trigger, in words.
     """
 
     thresholds: tuple[Threshold, ...]
@@ -61,7 +63,7 @@ class RunLimits:
     trigger: str = ""
 
     def policy(self) -> Policy:
-        """Return the policy of these limits."""
+        """Return a policy with these limits."""
         return Policy(self.thresholds)
 
     def __str__(self) -> str:
@@ -86,10 +88,11 @@ class RunLimits:
 
 
 def runs_needed(alpha: float, confidence: float | None = None) -> int:
-    """Return how many normal runs a limit takes at least.
+    """Return the smallest number of normal runs for a limit.
 
-    On average ``ceil(1 / alpha - 1)``: 9 for 0.1; with confidence the smallest n with
-    ``(1 - alpha)**n <= 1 - confidence``: 29 for 0.1 and 59 for 0.05 at 95 %.
+    For a guarantee on average it is ``ceil(1 / alpha - 1)``: 9 for alpha = 0.1. With a
+    confidence it is the smallest n with ``(1 - alpha)**n <= 1 - confidence``: at 95 %,
+    29 for alpha = 0.1 and 59 for 0.05.
     """
     if confidence is None:
         return math.ceil(1 / alpha - 1 - 1e-9)
@@ -97,17 +100,17 @@ def runs_needed(alpha: float, confidence: float | None = None) -> int:
 
 
 def run_rank(runs: int, alpha: float, confidence: float | None = None) -> int:
-    """Return which score, counted from the smallest, is the limit.
+    """Return the rank (from 1, the smallest) of the score that is the limit.
 
-    On average the ``ceil((n + 1)(1 - alpha))``-th (Vovk et al. 2005); with confidence
-    the smallest r for which the share of runs below the r-th is at least 1 - alpha with
-    that probability: it is Beta(r, n - r + 1) (Wilks 1941,
-    doi:10.1214/aoms/1177731788).
+    For a guarantee on average it is ``ceil((n + 1)(1 - alpha))`` (Vovk et al. 2005).
+    With a confidence it is the smallest r for which the share of all runs below the
+    r-th score is at least 1 - alpha with this confidence. The share follows
+    Beta(r, n - r + 1) (Wilks 1941, doi:10.1214/aoms/1177731788).
 
     Raises
     ------
     LabelError
-        If there are too few runs; it says how many it takes.
+        If there are too few runs; the message gives the number needed.
     """
     fewest = runs_needed(alpha, confidence)
     if runs < fewest:
@@ -134,26 +137,36 @@ def limits_of_runs(
     failing: Sequence[Series] = (),
     trigger: Trigger | None = None,
 ) -> RunLimits:
-    """Return the limits that normal runs give.
+    """Return limits from normal runs.
 
     Parameters
     ----------
     runs : sequence of (frames,)
-        Of each frame the largest risk of the signals, each over its scale; None where
-        it was not read, NaN counts as infinite. Of a single run blocks are taken.
+        For each frame the largest risk / scale of the signals; None if not read. NaN
+        counts as infinite. A single run is cut into blocks.
     scales : dict
-        Of each signal, fixed beforehand.
+        Scale of each signal's risk, chosen without these runs.
     timestep_fs : float
-        Between frames.
+        Time between frames in fs.
+    alpha : float
+        Largest share of further normal runs that may be halted, in (0, 1).
+    confidence : float, optional
+        Confidence of the guarantee, in (0, 1); by default it holds on average.
     failing : sequence of (frames,)
-        Runs that ought to be halted, for the power alone.
+        Runs that should be halted. They do not change the limits; the result counts
+        how many of them the limits halt.
     trigger : Trigger, optional
-        By default the one of `Monitor` at this time step.
+        By default the trigger of `Monitor` at this time step.
 
     Raises
     ------
     LabelError
-        If there are too few runs, or the limit falls on runs without a finite score.
+        If there are too few runs, or if the limit is not finite.
+
+    Warns
+    -----
+    LabelWarning
+        If there is only one run, or if run lengths differ by more than 25 %.
     """
     _check(alpha, confidence, timestep_fs, scales)
     acts = Trigger.usual(timestep_fs) if trigger is None else trigger
@@ -199,8 +212,8 @@ def limits_of_runs(
 def memory(series: ArrayLike) -> float:
     """Return the integrated autocorrelation time of a series, in frames.
 
-    ``1/2 + sum_t rho(t)`` up to the first t that is more than five times as long as
-    the sum so far (Sokal 1997, doi:10.1007/978-1-4899-0319-8_6).
+    ``1/2 + sum_t rho(t)`` up to the first t of at least five times the sum (Sokal 1997,
+    doi:10.1007/978-1-4899-0319-8_6). It is 1/2 for a constant series.
     """
     values = np.asarray(series, dtype=float)
     away = values - values.mean()
@@ -215,7 +228,7 @@ def memory(series: ArrayLike) -> float:
 
 
 def _blocks(run: Series, timestep_fs: float, fewest: int) -> list[Series]:
-    """Cut one run into blocks that are longer than what it remembers."""
+    """Cut one run into blocks much longer than its autocorrelation time."""
     read = np.array([x for x in run if x is not None], dtype=float)
     finite = read[np.isfinite(read)]
     every = len(run) / max(len(read), 1)

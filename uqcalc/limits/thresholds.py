@@ -1,4 +1,4 @@
-"""Limits for signals that are not calibrated: from a run you trust, or from labels."""
+"""Limits for uncalibrated signals, from trusted runs or from labelled frames."""
 
 from __future__ import annotations
 
@@ -36,20 +36,23 @@ FEWEST_OF_A_KIND = 5
 class ErrorCurve:
     """P(force error > tolerance) as a function of one signal's risk.
 
-    Isotonic regression on labelled frames (Zadrozny & Elkan 2002,
-    doi:10.1145/775047.775151), never closer to 0 or 1 than 1/(n + 2), n the number of
-    labels: so few cannot show more.
+    Isotonic regression on n labelled frames (Zadrozny & Elkan 2002,
+    doi:10.1145/775047.775151). The probability stays 1/(n + 2) away from 0 and 1, as n
+    labels cannot show more.
 
     Attributes
     ----------
     signal : str
+        Name of the signal.
     tolerance : float
-        In eV/Å, of the RMS force error over a structure.
+        Largest acceptable RMS force error over a structure, in eV/Å.
     risks, probabilities : arrays (knots,)
-        Ascending; linear in between, constant beyond.
+        Knots of the curve, ascending; linear in between, constant beyond.
     labels : int
+        Number of labelled frames.
     seen, failed : arrays (labels,)
-        Risks of the labelled frames, ascending, and which of them failed.
+        Risks of the labelled frames, ascending, and whether the error of each exceeds
+        the tolerance.
     """
 
     signal: str
@@ -61,7 +64,7 @@ class ErrorCurve:
     failed: NDArray[np.bool_]
 
     def __call__(self, risk: float) -> float:
-        """Return the probability at ``risk``; NaN gives 1."""
+        """Return the probability at ``risk``; it is 1 for a NaN risk."""
         if math.isnan(risk):
             return 1.0
         return float(np.interp(risk, self.risks, self.probabilities))
@@ -73,20 +76,30 @@ class ErrorCurve:
         unreliable: float = 0.5,
         confidence: float = 0.9,
     ) -> Threshold:
-        """Return the largest risks at which the probability is surely below these.
+        """Return the largest risks with P below these probabilities, with confidence.
 
-        Not where the curve crosses them, which with few labels is far too high: from
-        the lowest risk up, labels are passed as long as among the next so many so few
-        failed as would with probability 1 - ``confidence`` were P as large as asked.
-        The true P at the limit then exceeds it in at most that share of draws, if P
-        never falls with the risk (a fixed sequence of exact binomial tests).
+        The function does not use the crossing of the curve, which is far too high with
+        few labels. It tests windows of successive labels, from the lowest risk up. A
+        window passes if its number of failures or fewer has a probability of at most
+        1 - ``confidence`` for P equal to the requested probability. The limit is the
+        first risk of the last window before a window fails. If P never falls with the
+        risk, the true P at the limit exceeds the requested one in at most a share
+        1 - ``confidence`` of all draws of labels (a fixed sequence of exact binomial
+        tests).
+
+        Parameters
+        ----------
+        suspect, unreliable : float
+            Requested probabilities P(force error > tolerance).
+        confidence : float
+            In (0, 1).
 
         Raises
         ------
         LabelError
-            If the labels are too few, or fail too often, for any such limit.
+            If the labels are too few, or fail too often, for such a limit.
         ValueError
-            If the probabilities are not 0 < suspect <= unreliable < 1.
+            Unless 0 < suspect <= unreliable < 1 and 0 < confidence < 1.
         """
         if not (0 < suspect <= unreliable < 1 and 0 < confidence < 1):
             msg = (
@@ -101,7 +114,7 @@ class ErrorCurve:
         fewest = math.ceil(math.log(1 - confidence) / math.log(1 - wanted) - 1e-9)
         width = max(fewest, len(self.seen) // 5)
         failures = np.concatenate([[0], np.cumsum(self.failed)])
-        among = failures[width:] - failures[:-width]  # of each and those that follow
+        among = failures[width:] - failures[:-width]  # failures in each window
         passed = special.bdtr(among, width, wanted) <= 1 - confidence
         first = int(np.argmin(np.append(passed, False)))
         if first == 0:
@@ -139,7 +152,7 @@ def calibrate_threshold(
     failing: Sequence[Iterable[Atoms]] = ...,
     trigger: Trigger | None = ...,
 ) -> RunLimits: ...
-def calibrate_threshold(  # noqa: PLR0913  (two ways to say what is normal)
+def calibrate_threshold(  # noqa: PLR0913  (runs or frames)
     frames: Iterable[Atoms] | None = None,
     calculator: ReliableCalculator | None = None,
     *,
@@ -154,64 +167,69 @@ def calibrate_threshold(  # noqa: PLR0913  (two ways to say what is normal)
     failing: Sequence[Iterable[Atoms]] = (),
     trigger: Trigger | None = None,
 ) -> Threshold | RunLimits:
-    """Return limits on a signal from what you call normal.
+    """Return limits on a signal from normal runs or frames.
 
-    For a run under a `Monitor` pass several normal ``runs``, made without halting. A
-    run's score is the largest limit that the very trigger would act on; of further runs
-    of that length, time step and thermostat at most ``alpha`` will be halted, on
-    average over draws of the runs (9 of them for 0.1), or with ``confidence`` (at 95 %
-    29 for 0.1, 59 for 0.05), and of runs k times as long k times as many. One run is
-    cut into blocks: what holds is approximate then.
+    For a run under a `Monitor` pass several normal ``runs``, made without halting. The
+    score of a run is the largest limit on which the trigger would act. Of further runs
+    with the same length, time step and thermostat, at most a share ``alpha`` is halted;
+    for runs k times as long, at most ``k * alpha``. This holds on average over draws of
+    the runs (9 runs for alpha = 0.1), or with ``confidence`` (at 95 %, 29 runs for 0.1
+    and 59 for 0.05). A single run is cut into blocks; the guarantee is then
+    approximate.
 
-    For single structures pass ``frames``: of further ones like these a share of at most
-    ``1 - suspect`` will be SUSPECT or worse and ``1 - unreliable`` UNRELIABLE, on
-    average (`uqcalc.statistics.quantiles.group_quantile`). A monitor whose window is
-    full of neighbours of such a frame halts many a normal run.
+    For single structures pass ``frames``. Of further structures like these, on average
+    at most a share ``1 - suspect`` is SUSPECT or worse, and at most ``1 - unreliable``
+    is UNRELIABLE (`uqcalc.statistics.quantiles.group_quantile`). Do not use this limit
+    in a monitor: successive frames are alike, so that one unusual frame can fill the
+    window and halt a normal run.
 
-    Either says how unusual something is, not how wrong its forces are; for that, see
-    `error_curve`.
+    Both limits measure how unusual a structure is, not the error of its forces. For the
+    error, see `error_curve`.
 
     Parameters
     ----------
     frames : iterable of Atoms
+        Normal structures.
     calculator : ReliableCalculator
-        With the signal, under any policy.
+        Has the signal; its policy does not matter.
     signal : str or mapping
-        Its name. With ``runs`` also several, with a scale each that is fixed
-        beforehand: the largest risk / scale decides.
+        Name of the signal. With ``runs`` also a mapping of several names to scales,
+        chosen without these runs: the largest risk / scale decides.
     suspect, unreliable : float
         Quantiles over ``frames``.
     groups : sequence, optional
-        Of ``frames``: which belong together.
+        Group of each of ``frames``.
     runs : sequence of iterables of Atoms
-        Each the frames of one run at equal times.
+        The frames of each run, at equal time intervals.
     timestep_fs : float
-        Between the frames of ``runs``.
+        Time between the frames of ``runs`` in fs.
     alpha, confidence : float
+        Largest share of normal runs that may be halted, and confidence; both in (0, 1).
     failing : sequence of iterables of Atoms
-        Runs that ought to be halted: the result says how many would be.
+        Runs that should be halted; the result counts how many the limits halt.
     trigger : Trigger, optional
-        Of the monitor; by default that of `Monitor` at this time step.
+        The trigger of the monitor; by default that of `Monitor` at this time step.
 
     Returns
     -------
     Threshold
         For ``frames``.
     RunLimits
-        For ``runs``; ``limits.policy()`` and ``limits.thresholds`` go on from there,
-        and its text says what holds.
+        For ``runs``. Use ``limits.policy()`` or ``limits.thresholds``; its text states
+        the guarantee.
 
     Raises
     ------
     ValueError
-        If the quantiles are not in order, or there is no such signal.
+        If the quantiles are not in order, or the calculator lacks the signal.
     LabelError
-        If there are too few frames or runs; it says how many are needed.
+        If there are too few frames or runs (the message gives the number needed), or if
+        a frame has no risk.
 
     Warns
     -----
     LabelWarning
-        If ``frames`` follow each other as those of a run do, or there is one run only.
+        If ``frames`` are successive frames of a run, or if there is only one run.
     """
     if calculator is None or (frames is None) == (runs is None):
         msg = (
@@ -262,27 +280,29 @@ def error_curve(
     signal: str = "force_delta",
     forces_key: str = "REF_forces",
 ) -> ErrorCurve:
-    """Return P(force error > tolerance) for a signal from a few labelled frames.
+    """Return P(force error > tolerance) of a signal from a few labelled frames.
 
     Parameters
     ----------
     frames : iterable of Atoms
-        With reference forces in eV/Å under ``forces_key``.
+        Structures with reference forces in eV/Å under ``forces_key``.
     calculator : ReliableCalculator
-        With the signal, under any policy.
+        Has the signal; its policy does not matter.
     tolerance : float
-        In eV/Å: larger RMS errors over a structure are failures.
+        In eV/Å; a larger RMS error over a structure is a failure.
     signal, forces_key : str
+        Name of the signal, and key of the reference forces.
 
     Raises
     ------
     LabelError
-        If labels are missing, or all on one side of the tolerance but a few.
+        If labels are missing, or fewer than 5 errors lie on one side of the tolerance.
 
     Warns
     -----
     LabelWarning
-        Naming the frames that are left out because their forces vanish by symmetry.
+        If frames are left out because their forces vanish by symmetry; the message
+        names them.
     """
     labels = Labels("forces", forces_key=forces_key)
     risks: list[float] = []
@@ -330,11 +350,15 @@ def error_curve(
 def _series(
     run: Iterable[Atoms], calculator: ReliableCalculator, scales: Mapping[str, float]
 ) -> list[float | None]:
-    """Return the largest risk / scale of each frame, as a policy would act on it."""
+    """Return the largest risk / scale of each frame.
+
+    It is infinite for a NaN risk, for a frame that cannot be evaluated, and where a
+    signal itself says UNRELIABLE; None if no signal was read.
+    """
     _chosen(calculator, scales)
     found: list[float | None] = []
     for _, outcome in evaluate_each(calculator.backbone, run, calculator.wanted()):
-        if isinstance(outcome, str):  # a run would not go on from it
+        if isinstance(outcome, str):  # not evaluated: a run would end here
             found.append(math.inf)
             continue
         readings = calculator.judge(outcome).readings
@@ -360,7 +384,7 @@ def _chosen(calculator: ReliableCalculator, names: Iterable[str]) -> None:
 def _readings(
     frames: Iterable[Atoms], calculator: ReliableCalculator, name: str
 ) -> list[tuple[Atoms, Prediction, float]]:
-    """Evaluate all frames; (frame, prediction, risk) of each."""
+    """Evaluate all frames and return (frame, prediction, risk) of each."""
     _chosen(calculator, [name])
     chosen = [signal for signal in calculator.signals if signal.name == name]
     found: list[tuple[Atoms, Prediction, float]] = []

@@ -1,4 +1,4 @@
-"""Signals: what one forward pass says about its own reliability."""
+"""Signals: measures of reliability that are computed from one forward pass."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from uqcalc.signals.samples import Split
     from uqcalc.signals.sanity import Sanity
 
-# Public name -> module, loaded on first use: cards are read without torch.
+# Public name -> module, imported on first use, so that cards are read without torch.
 _HOME = {
     "ConformalInterval": "conformal",
     "EnergySpread": "label_free",

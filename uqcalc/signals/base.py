@@ -1,4 +1,4 @@
-"""The signal protocol, and the one place where readings come to the host."""
+"""The signal protocol, and the copy of readings from the device to the host."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TensorReading:
     """A `uqcalc.records.Reading` whose numbers may still be on the device.
 
     ``risk`` and the values of ``results`` are tensors on one device, or numbers and
-    arrays that are on the host already.
+    arrays on the host.
     """
 
     signal: str
@@ -38,36 +38,41 @@ class TensorReading:
 
 @runtime_checkable
 class Signal(Protocol):
-    """A pure reading of one `Prediction`; it never calls the backbone.
+    """A pure function of one `Prediction`; it never calls the backbone.
 
     Attributes
     ----------
     name : str
-        Names the reading; a policy's thresholds refer to it.
+        Name of the reading; the thresholds of a policy refer to it.
     requires : frozenset of str
-        What it needs of ``Backbone.provides``; checked before the first step.
+        Entries of ``Backbone.provides`` that the signal needs; they are checked before
+        the first step.
     interval : int, optional
-        Where it has this, `ReliableCalculator` reads it at the first of every so many
-        geometries; at the others its reading is absent, and its threshold skipped.
+        `ReliableCalculator` reads the signal at every ``interval``-th geometry, from
+        the first one on. At the others there is no reading, and its threshold is
+        skipped.
     judges_stress : bool, optional
-        Whether a threshold for it judges the stress, so that a cell may move under it.
+        Whether the signal judges the stress. A run with a moving cell is at least
+        SUSPECT without a threshold for such a signal.
     """
 
     name: str
     requires: frozenset[str]
 
     def __call__(self, prediction: Prediction) -> TensorReading | None:
-        """Read the risk; None where the signal does not run on this step."""
+        """Return the reading; None if the signal does not run on this step."""
         ...
 
 
 def check_readable(signal: Signal, backbone: Backbone) -> None:
-    """Refuse a backbone that does not give what a signal needs.
+    """Refuse a backbone that lacks quantities that a signal needs.
+
+    The signal's own ``check`` runs, too; its errors pass through.
 
     Raises
     ------
     ValueError
-        Naming what is missing; and what the signal's own ``check`` raises.
+        If quantities are missing; the message names them.
     """
     if missing := signal.requires - backbone.provides:
         msg = (
@@ -89,10 +94,10 @@ def to_host(readings: Sequence[TensorReading]) -> tuple[Reading, ...]:
 def to_host_asking(
     readings: Sequence[TensorReading], prediction: Prediction
 ) -> tuple[tuple[Reading, ...], tuple[str, ...]]:
-    """Do so, and say which quantities of the prediction are not finite.
+    """Return the readings on the host and the names of non-finite quantities.
 
-    What of it lies on the device is asked there, and the answers come in the same
-    transfer.
+    Quantities of the prediction on the device are checked there. The results of these
+    checks come to the host in the same transfer as the readings.
     """
     tensors, asked = _tensors(readings), prediction.on_device()
     answers = [torch.isfinite(tensor).all() for tensor in asked.values()]
@@ -116,7 +121,7 @@ def _tensors(readings: Sequence[TensorReading]) -> list[torch.Tensor]:
 def _resolved(
     readings: Sequence[TensorReading], fetched: Sequence[np.ndarray]
 ) -> tuple[Reading, ...]:
-    """Return the readings with these arrays in the place of their tensors."""
+    """Return the readings with their tensors replaced by the arrays in ``fetched``."""
     host = iter(fetched)
 
     def resolve(value: Any) -> Any:
@@ -140,7 +145,7 @@ def _resolved(
 def _fetch(tensors: Sequence[torch.Tensor]) -> list[np.ndarray]:
     if not tensors:
         return []
-    # whole numbers would lose digits where they are promoted to float32
+    # torch.cat would promote integers to float32 and lose digits
     exact = [t if t.is_floating_point() else t.double() for t in tensors]
     packed = torch.cat([t.detach().reshape(-1) for t in exact]).double().cpu().numpy()
     pieces = np.split(packed, np.cumsum([t.numel() for t in tensors])[:-1])

@@ -1,6 +1,6 @@
-"""The card of a fitted signal, and what was held out of its fit.
+"""The card of a fitted signal, and the risks of structures held out of its fit.
 
-Reading a card takes no torch.
+This module does not import torch at load time.
 """
 
 from __future__ import annotations
@@ -37,28 +37,30 @@ FILE = Kind(
 
 @dataclass(frozen=True, slots=True)
 class SignalCard:
-    """What a signal was fitted on, for which backbone, and what its risk means.
+    """Fit data, backbone and meaning of the risk of a fitted signal.
 
     Attributes
     ----------
     kind : str
-        Which signal it is, such as "latent_distance".
+        Kind of signal, such as "latent_distance".
     fingerprint : str
-        Of the backbone (``Backbone.fingerprint``).
+        Fingerprint of the backbone (``Backbone.fingerprint``).
     feature_dim : int
-        Width of the features it reads; 0 where it reads none.
+        Width of the features that the signal reads; 0 if it reads no features.
     elements : list of int
-        Atomic numbers that were in the fit.
+        Atomic numbers in the fit.
     risk : str
-        What the risk is, in words; ``unit`` is its unit, empty for a pure number.
+        Meaning of the risk in words.
+    unit : str
+        Unit of the risk; empty for a dimensionless risk.
     settings : dict
-        How it was fitted and how it reads.
+        Settings of the fit and of the reading.
     training : dict
-        Counts of what it was fitted on, and of what was held out.
+        Counts of the structures in the fit and of the structures held out.
     report : dict
-        What was found on the frames that were held out.
+        Statistics of the held-out frames.
     notes : list of str
-        What a reader must know before believing it.
+        Warnings for the user of the signal.
     """
 
     kind: str
@@ -76,12 +78,12 @@ class SignalCard:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SignalCard:
-        """Rebuild a card.
+        """Build a card from a dict.
 
         Raises
         ------
         SignalError
-            For a newer schema, and for entries that are missing or unknown.
+            If the schema is newer, or if entries are missing or unknown.
         """
         schema = data.get("schema", 0)
         if not isinstance(schema, int) or schema > SCHEMA:
@@ -104,13 +106,13 @@ class SignalCard:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeldOut:
-    """Risks of structures that were not in a fit, (structures,), and their groups."""
+    """Risks and groups of the structures held out of a fit, both (structures,)."""
 
     risks: NDArray[np.float64]
     groups: NDArray[np.int64]
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return both for a file."""
+        """Return risks and groups as tensors for a file."""
         import torch
 
         return {
@@ -120,12 +122,12 @@ class HeldOut:
 
     @classmethod
     def none(cls) -> HeldOut:
-        """Return what there is where nothing was held out."""
+        """Return empty arrays, for a fit without held-out structures."""
         return cls(np.empty(0), np.empty(0, dtype=int))
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> HeldOut:
-        """Rebuild from `tensors`."""
+        """Build it from the output of `tensors`."""
         risks, groups = tensors["held_out.risks"], tensors["held_out.groups"]
         return cls(risks.numpy(), groups.numpy())
 
@@ -133,12 +135,12 @@ class HeldOut:
 def read_signal(
     path: str | os.PathLike[str],
 ) -> tuple[SignalCard, dict[str, torch.Tensor]]:
-    """Return card and tensors of a file of any fitted signal.
+    """Return card and tensors from the file of any fitted signal.
 
     Raises
     ------
     SignalError
-        If it holds none.
+        If the file does not hold a fitted signal.
     """
     tensors, entries = FILE.read(path)
     return SignalCard.from_dict(entries), tensors

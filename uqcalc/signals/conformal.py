@@ -1,4 +1,4 @@
-"""Conformal intervals: a bound on |error| that holds as often as was asked for."""
+"""Conformal intervals: bounds on |error| that hold with a chosen probability."""
 
 from __future__ import annotations
 
@@ -41,19 +41,20 @@ _PREFIX = "base."
 
 @final
 class ConformalInterval(FittedSignal):
-    """A bound on the error of a structure, in its unit, by conformal prediction.
+    """An upper bound on the error of a structure, by conformal prediction.
 
-    ``|error| <= factor * (risk + floor)`` of another signal, or ``|error| <= factor``
-    without one, holds with at least the probability ``coverage`` for a structure of a
-    new group drawn like those of the fit, whatever the errors' distribution (Lei et al.
-    2018, doi:10.1080/01621459.2017.1307116; groups as in
+    The bound is ``|error| <= factor * (risk + floor)`` with the risk of a base signal,
+    or ``|error| <= factor`` without one. It holds with a probability of at least
+    ``coverage`` for a structure of a new group drawn like the groups of the fit, for
+    any distribution of the errors (Lei et al. 2018,
+    doi:10.1080/01621459.2017.1307116; groups as in
     `uqcalc.statistics.quantiles.group_quantile`).
-    The bound is the risk, so that a `Policy` may limit it in units of the error:
-    ``Threshold("conformal_forces", suspect=0.1, unreliable=0.3)``.
+    The risk of this signal is the bound, in the unit of the error. A `Policy` can limit
+    it directly: ``Threshold("conformal_forces", suspect=0.1, unreliable=0.3)``.
 
-    The promise is an average over structures and over fits. It holds neither for one
-    kind of structure among many nor along a run that leaves what it was fitted on. An
-    element that was not in the fit gives NaN, as does a NaN of the other signal.
+    The coverage is an average over structures and over fits. It does not hold for each
+    kind of structure separately, nor for a run that leaves the distribution of the fit.
+    The bound is NaN for elements outside the fit and where the base risk is NaN.
 
     Examples
     --------
@@ -93,33 +94,34 @@ class ConformalInterval(FittedSignal):
         labels: Labels | None = None,
         floor: float = 0.0,
     ) -> Self:
-        """Fit to labelled structures, which nothing else was fitted on.
+        """Fit to labelled structures that no other fit used.
 
         Parameters
         ----------
         frames : sequence of Atoms or Dataset
-            Drawn like those it is for; ``signal`` must not have been fitted on them. A
-            dataset must be one of ``target``.
+            Structures like those that the bound will be used for; ``signal`` must not
+            be fitted on them. A dataset must have the target ``target``.
         calculator : ase calculator or Backbone
-            The potential; of a dataset, the one it was built with.
+            The potential; for a dataset, the potential that it was built with.
         signal : Signal, optional
-            Says where errors are larger; without one the bound is the same everywhere.
+            The base signal, whose risk should grow with the error. Without it the bound
+            is the same for all structures.
         target : {"forces", "energy", "energy_per_atom", "atom_forces"}
-            Which error, as in `uqcalc.Labels`.
+            The error that is bounded, as in `uqcalc.Labels`.
         coverage : float
-            How often the bound is to hold.
+            Probability with which the bound holds, in (0, 1).
         labels : Labels, optional
-            Where the references are, and which frames belong together.
+            Keys of the references and of the groups.
         floor : float
-            Added to the risk, in its unit, before it is scaled. A signal that vanishes
-            where errors do not, as `MaxForce` does in relaxed crystals, needs one, or
-            its factor is huge. Choose it without a look at these frames.
+            Added to the base risk, in its unit, before the scaling. A signal that can
+            be zero where the error is not, such as `MaxForce` in relaxed crystals,
+            needs a floor, or the factor becomes huge. Choose it without these frames.
 
         Raises
         ------
         LabelError
             If a frame cannot be evaluated or has no label, or if there are too few
-            groups for the coverage; it says how many it takes.
+            groups for the coverage; the message gives the number needed.
         ValueError, SignalError
             If the signal cannot read this backbone.
         """
@@ -148,7 +150,7 @@ class ConformalInterval(FittedSignal):
         return interval
 
     def __call__(self, prediction: Prediction) -> TensorReading | None:
-        """Read the other signal, and scale it; None where it does not run."""
+        """Return the bound; None if the base signal does not run on this step."""
         reading = self.base(prediction)
         if reading is None:
             return None
@@ -165,7 +167,7 @@ class ConformalInterval(FittedSignal):
                 **{key: reading.results[key] for key in reading.limits},
             },
             note=note,
-            limits=reading.limits,  # outside the other's scope is outside this one's
+            limits=reading.limits,  # the scope of the base signal applies here, too
             far_limits=reading.far_limits,
             doubts=reading.doubts,
             faults=reading.faults,
@@ -173,7 +175,7 @@ class ConformalInterval(FittedSignal):
         )
 
     def check(self, backbone: Backbone) -> None:
-        """Refuse a backbone that this, or the other signal, was not fitted for."""
+        """Refuse a backbone that this signal or its base was not fitted for."""
         super().check(backbone)
         if hasattr(self.base, "check"):
             self.base.check(backbone)
@@ -186,7 +188,9 @@ class ConformalInterval(FittedSignal):
         Raises
         ------
         ValueError, LabelError
-            As `FittedSignal.threshold`, and where the bound is the same everywhere.
+            As `FittedSignal.threshold`.
+        LabelError
+            If the bound is the same for all structures.
         """
         if isinstance(self.base, Constant):
             msg = (
@@ -198,7 +202,7 @@ class ConformalInterval(FittedSignal):
         return super().threshold(suspect=suspect, unreliable=unreliable)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return those of the other signal, where it was fitted, too."""
+        """Return the tensors of the base signal; empty if it was not fitted."""
         if not isinstance(self.base, FittedSignal):
             return {}
         own = self.base.tensors() | self.base.held_out.tensors()
@@ -208,12 +212,12 @@ class ConformalInterval(FittedSignal):
     def rebuild(
         cls, card: SignalCard, held_out: HeldOut, tensors: dict[str, torch.Tensor]
     ) -> Self:
-        """Make it again, with the other signal where the file holds that.
+        """Build the signal and its base signal from a file.
 
         Raises
         ------
         SignalError
-            If it does not: pass it to `load`.
+            If the file does not hold the base signal: pass it to `load`.
         """
         base, name = card.settings["base"], card.settings["signal"]
         if "card" in base:
@@ -230,18 +234,19 @@ class ConformalInterval(FittedSignal):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], signal: Signal | None = None) -> Self:
-        """Read a file of `save`.
+        """Read a file written by `save`.
 
         Parameters
         ----------
         signal : Signal, optional
-            The very signal it was fitted with, where a file cannot hold that: a
-            `uqcalc.ProbeSignal`, say.
+            The base signal of the fit. Needed only if the file cannot hold it, for
+            example a `uqcalc.ProbeSignal`.
 
         Raises
         ------
         SignalError
-            If it is something else, or the signal is missing or has another name.
+            If the file holds something else, or if the base signal is missing or has
+            another name.
         """
         if signal is None:
             return super().load(path)
@@ -257,7 +262,7 @@ class ConformalInterval(FittedSignal):
 
 @final
 class Constant:
-    """A risk of 1 everywhere: what a bound of constant width scales."""
+    """A risk of 1 for every structure: the base of a constant bound."""
 
     name = "constant"
     requires: frozenset[str] = frozenset()
@@ -268,7 +273,7 @@ class Constant:
         return TensorReading(self.name, 1.0)
 
 
-# Signals without a fit, which a file can hold by name; others are brought at loading.
+# Signals without a fit: the file stores their name. Others are passed to `load`.
 _PLAIN: dict[str, Any] = {
     kind.name: kind
     for kind in (Constant, MaxForce, ForceSpread, EnergySpread, StressSpread)
@@ -285,7 +290,7 @@ def _card(
         ConformalInterval.kind,
         samples,
         set().union(*read.elements),
-        0,  # the other signal looks at the width
+        0,  # the base signal checks the width
         risk=f"bound on the {bounded.bounded} that holds for a share {coverage:g}",
         unit=bounded.unit,
         settings=settings | {"signal": base.name, "base": _described(base)},
@@ -295,7 +300,7 @@ def _card(
 
 
 def _described(base: Signal) -> dict[str, Any]:
-    """Return what a card says of the other signal, to make it again."""
+    """Return the entry of the card from which the base signal is rebuilt."""
     if isinstance(base, FittedSignal):
         return {"card": asdict(base.card)}
     if type(base) is _PLAIN.get(base.name):

@@ -1,4 +1,4 @@
-"""Latent distance: how far features lie from those of a fit, element by element."""
+"""Latent distance: distance of an atom's features to the fit, per element."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from uqcalc.labels.dataset import Dataset
 
 
-# An element of fewer atoms than this many times the width shares its covariance.
+# Elements with fewer atoms than this multiple of the width use the pooled covariance.
 OWN_COVARIANCE = 4
-# Below this share of the largest spread a feature is constant.
+# A feature counts as constant below this fraction of the largest spread.
 _CONSTANT = 1e-6
 
 
@@ -35,7 +35,7 @@ class AtomSample:
     Parameters
     ----------
     per_element : int
-        Atoms kept of an element at most; memory stays below twice as many.
+        Largest number of atoms kept per element; memory holds about twice as many.
     seed : int
     """
 
@@ -47,7 +47,7 @@ class AtomSample:
         self.seen: dict[int, int] = {}
 
     def add(self, numbers: NDArray[np.int64], features: torch.Tensor) -> None:
-        """Offer the atoms of some structures: (atoms,) and (atoms, dim)."""
+        """Add atoms to the stream: numbers (atoms,), features (atoms, dim)."""
         on_host = features.detach().to("cpu", torch.float32)
         for z in np.unique(numbers).tolist():
             rows = np.flatnonzero(numbers == z)
@@ -58,7 +58,7 @@ class AtomSample:
                 self._thin(z)
 
     def arrays(self) -> tuple[NDArray[np.int64], torch.Tensor]:
-        """Return the numbers and the features of all that was kept."""
+        """Return atomic numbers (kept,) and features (kept, dim) of the kept atoms."""
         for z in self._rows:
             self._thin(z)
         kept = sorted(self._rows)
@@ -66,7 +66,7 @@ class AtomSample:
         return np.repeat(kept, counts), torch.cat([self._rows[z][0] for z in kept])
 
     def _thin(self, z: int) -> None:
-        """Keep the smallest of random keys: each atom with the same chance."""
+        """Keep the atoms with the smallest random keys: a uniform sample."""
         keys = np.concatenate(self._keys[z])
         best = np.sort(np.argsort(keys, kind="stable")[: self._limit])
         self._keys[z] = [keys[best]]
@@ -74,7 +74,7 @@ class AtomSample:
 
 
 class PerElement(nn.Module):
-    """A distance of atoms to the fit's atoms of the same element, per element."""
+    """Base class: distance of an atom to the fit's atoms of the same element."""
 
     names: tuple[str, ...]
     centre: torch.Tensor
@@ -92,8 +92,8 @@ class PerElement(nn.Module):
     ) -> torch.Tensor:
         """Return the distance of every atom, (atoms,) in double precision.
 
-        About 1 for an atom like those of the fit, whatever the width; NaN for an
-        element that was not in it.
+        It is about 1 for an atom like those of the fit, for any feature width, and NaN
+        for an element outside the fit.
         """
         order = np.argsort(numbers, kind="stable")
         kinds, counts = np.unique(numbers, return_counts=True)
@@ -116,9 +116,10 @@ class PerElement(nn.Module):
 class Mahalanobis(PerElement):
     """Mahalanobis distance to the Gaussian of an atom's element, over sqrt(dim).
 
-    Class-conditional Gaussians (Lee et al. 2018, arXiv:1807.03888) with a covariance of
-    their own, shrunk (Ledoit & Wolf 2004, doi:10.1016/S0047-259X(03)00096-4), where an
-    element has at least ``OWN_COVARIANCE * dim`` atoms, and else the pooled one.
+    Each element has a Gaussian (Lee et al. 2018, arXiv:1807.03888). An element with at
+    least ``OWN_COVARIANCE * dim`` atoms has its own covariance; the others use the
+    pooled one. Both are shrunk (Ledoit & Wolf 2004,
+    doi:10.1016/S0047-259X(03)00096-4).
     """
 
     names = ("means", "whitening", "which")
@@ -131,7 +132,7 @@ class Mahalanobis(PerElement):
 
     @classmethod
     def fit(cls, numbers: NDArray[np.int64], features: torch.Tensor) -> Self:
-        """Fit to atoms: (atoms,) and (atoms, dim)."""
+        """Fit to atoms: numbers (atoms,), features (atoms, dim)."""
         centre, scale, standard = _standardised(features)
         means, whitening, which = [], [], []
         within = standard.clone()
@@ -171,7 +172,7 @@ class Mahalanobis(PerElement):
 class Neighbours(PerElement):
     """Mean distance to the fit's nearest atoms of the same element, over sqrt(dim).
 
-    Distances are between features that were standardised over all atoms.
+    The features are standardised over all atoms of the fit.
     """
 
     names = ("references", "counts", "nearest")
@@ -187,7 +188,7 @@ class Neighbours(PerElement):
     def fit(
         cls, numbers: NDArray[np.int64], features: torch.Tensor, *, nearest: int = 5
     ) -> Self:
-        """Keep these atoms, (atoms,) and (atoms, dim), as references."""
+        """Store atoms as references: numbers (atoms,), features (atoms, dim)."""
         centre, scale, standard = _standardised(features)
         elements, counts = np.unique(numbers, return_counts=True)
         order = torch.from_numpy(np.argsort(numbers, kind="stable"))
@@ -203,20 +204,23 @@ class Neighbours(PerElement):
         )
 
     def of_element(self, index: int, standard: torch.Tensor) -> torch.Tensor:
-        """Return the mean over the nearest, (atoms,), or over all of a few."""
+        """Return the mean distance to the nearest references, (atoms,).
+
+        If the element has fewer references than ``nearest``, all of them count.
+        """
         start, end = self._spans[index]
         references = self.references[start:end].double()
         apart = torch.cdist(standard, references) / standard.shape[1] ** 0.5
         few = min(self._nearest, end - start)
         closest: torch.Tensor = apart.topk(few, largest=False).values.mean(dim=1)
-        return closest + 0 * standard.sum(dim=1)  # topk of NaN may be a number
+        return closest + 0 * standard.sum(dim=1)  # keeps NaN: topk may drop it
 
 
 def shrunk_covariance(centred: torch.Tensor) -> torch.Tensor:
     """Return the Ledoit-Wolf covariance of centred rows, (dim, dim).
 
-    ``(1 - s) S + s mu I`` with ``mu = tr(S) / dim`` and the share s that is expected to
-    be closest to the true one (doi:10.1016/S0047-259X(03)00096-4).
+    ``(1 - s) S + s mu I`` with the sample covariance S, ``mu = tr(S) / dim``, and the s
+    with the smallest expected squared error (doi:10.1016/S0047-259X(03)00096-4).
     """
     count, width = centred.shape
     covariance = centred.T @ centred / count
@@ -231,7 +235,7 @@ def shrunk_covariance(centred: torch.Tensor) -> torch.Tensor:
 
 
 def _whitening(covariance: torch.Tensor) -> torch.Tensor:
-    """Return W with W W^T the inverse of a covariance."""
+    """Return W such that W W^T is the inverse of the covariance."""
     eye = torch.eye(len(covariance)).to(covariance)
     floor = _CONSTANT * covariance.diagonal().mean() + 1e-12
     factor = torch.linalg.cholesky(covariance + floor * eye)
@@ -242,7 +246,7 @@ def _whitening(covariance: torch.Tensor) -> torch.Tensor:
 def _standardised(
     features: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return centre and scale (dim,), and standard features, in double precision."""
+    """Return centre and scale (dim,) and standardised features, double precision."""
     rows = features.detach().cpu().double()
     centre, spread = rows.mean(dim=0), rows.std(dim=0, correction=0)
     largest = float(spread.max()) or 1.0
@@ -251,11 +255,11 @@ def _standardised(
 
 
 def _on(index: NDArray[np.int64], like: torch.Tensor) -> torch.Tensor:
-    """Copy indices to the device, which is not waited for."""
+    """Copy indices to the device of ``like``, without waiting for the copy."""
     return torch.from_numpy(index).to(like.device, non_blocking=like.is_cuda)
 
 
-# Atoms of an element that a fit looks at, unless the user says how many.
+# Default for the largest number of atoms per element in a fit.
 PER_ELEMENT = {"mahalanobis": 5000, "nearest": 1000}
 _CLASSES: dict[str, type[Mahalanobis | Neighbours]] = {
     "mahalanobis": Mahalanobis,
@@ -267,16 +271,16 @@ _CLASSES: dict[str, type[Mahalanobis | Neighbours]] = {
 class LatentDistance(FittedSignal):
     """Distance of each atom's features to those of its element in the fit.
 
-    A pure number, about 1 for atoms like those of the fit. It needs no labels, and
-    knows no errors: it says how unusual a structure is. `fit` makes one.
+    It is dimensionless, and about 1 for atoms like those of the fit. It needs no
+    labels. It measures how unusual a structure is, not its error. `fit` builds one.
 
     - "mahalanobis": ``sqrt((x - m)^T C^-1 (x - m) / dim)`` with mean and shrunk
       covariance of the element (Lee et al. 2018, arXiv:1807.03888; see
       `uqcalc.signals.distance.Mahalanobis`).
-    - "nearest": mean distance to the k nearest atoms of the element in the fit, of
-      features standardised over all atoms, over ``sqrt(dim)``.
+    - "nearest": mean distance to the k nearest atoms of the element in the fit,
+      divided by ``sqrt(dim)``, with features standardised over all atoms.
 
-    An element that was not in the fit gives NaN, with its name in the note.
+    The risk is NaN for an element outside the fit; the note names it.
 
     Examples
     --------
@@ -310,29 +314,29 @@ class LatentDistance(FittedSignal):
         per_element: int | None = None,
         split: Split = Split(),  # noqa: B008  (frozen)
     ) -> Self:
-        """Fit to structures that the potential is trusted on; labels are not needed.
+        """Fit to structures that the potential describes well; no labels are needed.
 
         Parameters
         ----------
         frames : sequence of Atoms or Dataset
             The closer to the potential's own training set, the better.
         calculator : ase calculator or Backbone
-            The potential; of a dataset, the one it was built with.
+            The potential; for a dataset, the potential that it was built with.
         kind : {"mahalanobis", "nearest"}
         reduce : {"mean", "max"}
-            Over atoms: which is the risk. Both are among the results.
+            The risk is the mean or the maximum over atoms. The results hold both.
         nearest : int
-            How many neighbours count.
+            Number of nearest references, for "nearest".
         per_element : int, optional
-            Atoms of an element that are looked at (and, for "nearest", kept) at most,
-            drawn at random: 5 000, for "nearest" 1 000.
+            Largest number of atoms per element in the fit, drawn at random. By default
+            5 000, for "nearest" 1 000.
         split : Split
-            Which groups are held out, for `threshold`.
+            The groups that are held out for `threshold`.
 
         Raises
         ------
         ValueError
-            For settings that are none.
+            If a setting is invalid.
         LabelError
             If a frame cannot be evaluated, or there are too few groups.
         """
@@ -359,7 +363,7 @@ class LatentDistance(FittedSignal):
         return signal
 
     def __call__(self, prediction: Prediction) -> TensorReading:
-        """Read the distance of every atom on the device of the features."""
+        """Compute the distance of every atom on the device of the features."""
         features = prediction.features
         if self.distance.centre.device != features.device:
             self.distance.to(features.device)
@@ -381,14 +385,14 @@ class LatentDistance(FittedSignal):
         )
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the fit's means and covariances, or its reference atoms."""
+        """Return the means and whitening matrices, or the reference atoms."""
         return self.distance.state_dict()
 
     @classmethod
     def rebuild(
         cls, card: SignalCard, held_out: HeldOut, tensors: dict[str, torch.Tensor]
     ) -> Self:
-        """Make it again from `tensors`."""
+        """Build the signal from the output of `tensors`."""
         kind = _CLASSES[card.settings["kind"]]
         return cls(card, kind(tensors), held_out)
 

@@ -1,4 +1,4 @@
-"""What all signals with a fit have in common: a card, a file, thresholds."""
+"""The base class of fitted signals: card, file and thresholds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from uqcalc.signals.samples import Samples
 from uqcalc.statistics.quantiles import group_quantile
 
 
-_OWN = ("conformal", "distance", "rigidity")  # modules of the classes of our own
+_OWN = ("conformal", "distance", "rigidity")  # modules with uqcalc's own classes
 Fitted = TypeVar("Fitted", bound="FittedSignal")
 
 
@@ -36,12 +36,12 @@ class FittedSignal(ABC):
     ----------
     card : SignalCard
     held_out : HeldOut
-        What thresholds are taken from.
+        Risks from which `threshold` takes its limits.
     """
 
     kind: ClassVar[str]
     kinds: ClassVar[dict[str, type[FittedSignal]]] = {}
-    # Types of the settings on its card that it reads.
+    # Types of the card settings that the class reads.
     settings_read: ClassVar[Mapping[str, Any]] = {}
     name: str
     remedy = "fit the signal for a backbone that gives them"
@@ -61,18 +61,18 @@ class FittedSignal(ABC):
 
     @abstractmethod
     def __call__(self, prediction: Prediction) -> TensorReading | None:
-        """Read the risk."""
+        """Return the reading."""
 
     @abstractmethod
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return what, with the card, makes the same signal again."""
+        """Return the tensors from which, with the card, `rebuild` makes the signal."""
 
     @classmethod
     @abstractmethod
     def rebuild(
         cls, card: SignalCard, held_out: HeldOut, tensors: dict[str, torch.Tensor]
     ) -> Self:
-        """Make it again from `tensors`."""
+        """Build the signal from the output of `tensors`."""
 
     def check(self, backbone: Backbone) -> None:
         """Refuse a backbone that this signal was not fitted for.
@@ -80,7 +80,8 @@ class FittedSignal(ABC):
         Raises
         ------
         SignalError
-            If the feature width or the fingerprint differs; it names both sides.
+            If the feature width or the fingerprint differs; the message gives both
+            values.
         """
         width, expected = backbone.feature_dim, self.card.feature_dim
         if expected and width is not None and width != expected:
@@ -101,19 +102,19 @@ class FittedSignal(ABC):
     def threshold(
         self, *, suspect: float = 0.95, unreliable: float = 0.99
     ) -> Threshold:
-        """Return limits at conformal quantiles of the groups that were held out.
+        """Return limits at conformal quantiles of the risks of held-out groups.
 
-        Of structures of new groups drawn like these, a share of at most
-        ``1 - suspect`` will be SUSPECT or worse and ``1 - unreliable`` UNRELIABLE, on
-        average (`uqcalc.statistics.quantiles.group_quantile`). That says how unusual a
-        structure is, not how wrong its forces are.
+        For structures of new groups drawn like these, on average at most a fraction
+        ``1 - suspect`` is SUSPECT or worse, and at most ``1 - unreliable`` is
+        UNRELIABLE (`uqcalc.statistics.quantiles.group_quantile`). The limits measure
+        how unusual a structure is, not the error of its forces.
 
         Raises
         ------
         ValueError
-            If the quantiles are not in order.
+            Unless 0 < suspect <= unreliable < 1.
         LabelError
-            If too few groups were held out; it says how many it takes.
+            If too few groups were held out; the message gives the number needed.
         """
         if not 0 < suspect <= unreliable < 1:
             msg = (
@@ -136,12 +137,12 @@ class FittedSignal(ABC):
         )
 
     def hold_out(self, samples: Samples, indices: NDArray[np.int64]) -> None:
-        """Read the structures that were kept from the fit, for `threshold`."""
+        """Compute the risks of the held-out structures for `threshold`."""
         read = samples.risks(self, indices)
         self.keep(HeldOut(read.risks, samples.groups[read.order]))
 
     def keep(self, held_out: HeldOut) -> None:
-        """Take thresholds from these, and say on the card what they are."""
+        """Store held-out risks for `threshold` and their statistics on the card."""
         self.held_out = held_out
         self.card.training["held_out_groups"] = len(np.unique(held_out.groups))
         if len(held_out.risks):
@@ -157,26 +158,26 @@ class FittedSignal(ABC):
         return self._seen.unseen(numbers)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one safetensors file, whole or not at all.
+        """Write one safetensors file. A failed write leaves no partial file.
 
         Raises
         ------
         RecordError, SignalError
-            If the folder does not exist, or the file is something else.
+            If the folder does not exist, or if a different kind of file has this path.
         """
         tensors = self.tensors() | self.held_out.tensors()
         card = asdict(self.card)
-        card["schema"] = max(self.card.schema, SCHEMA)  # of the file that is written
+        card["schema"] = max(self.card.schema, SCHEMA)  # schema of the new file
         return FILE.write(path, tensors, card)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a file of `save`.
+        """Read a file written by `save`.
 
         Raises
         ------
         SignalError
-            If it is something else, another signal, or damaged.
+            If the file holds something else or another kind of signal, or is damaged.
         """
         card, tensors = read_signal(path)
         if card.kind != cls.kind:
@@ -194,15 +195,15 @@ def load_signal(path: str | os.PathLike[str]) -> FittedSignal:
     Raises
     ------
     SignalError
-        If it holds none that this version knows, or is damaged.
+        If this version does not know the kind of signal, or the file is damaged.
     """
     card, tensors = read_signal(path)
     return rebuilt(known_kind(card), card, tensors, path)
 
 
 def known_kind(card: SignalCard) -> type[FittedSignal]:
-    """Return the class that a card is of."""
-    for name in _OWN:  # a class is known once its module was imported
+    """Return the class of the signal that a card describes."""
+    for name in _OWN:  # importing a module registers its class
         import_module(f"uqcalc.signals.{name}")
     if card.kind not in FittedSignal.kinds:
         msg = (
@@ -219,7 +220,7 @@ def rebuilt(
     tensors: dict[str, torch.Tensor],
     origin: object,
 ) -> Fitted:
-    """Make a signal again; an entry that is not there is an error."""
+    """Build a signal from its card and tensors; a missing entry is a SignalError."""
     try:
         held_out = HeldOut.from_tensors(tensors)
         own = {k: v for k, v in tensors.items() if not k.startswith("held_out.")}
@@ -241,7 +242,7 @@ def rebuilt(
 def fit_card(
     kind: str, samples: Samples, elements: Iterable[int], features: int, **entries: Any
 ) -> SignalCard:
-    """Return the card of a fit on these samples."""
+    """Return the card for a fit on these samples."""
     card = SignalCard(
         kind=kind,
         fingerprint=samples.backbone.fingerprint,

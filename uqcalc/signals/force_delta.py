@@ -1,4 +1,4 @@
-"""Force Delta: how far a model's two forces are from each other."""
+"""Force Delta: difference between the direct and conservative forces of a model."""
 
 from __future__ import annotations
 
@@ -27,34 +27,35 @@ class ForceDelta:
     ``U = sqrt(sum_i |F_direct,i - F_cons,i|^2 / 3N)`` and per atom
     ``|F_direct,i - F_cons,i| / sqrt(3)``, whose RMS is U ("When Forces Disagree: A
     Data-Free Fast Uncertainty Estimate for Direct-Force Pre-trained Neural Network
-    Potentials", 2025, equation 1). Both come from one forward pass and one backward
+    Potentials", 2025, equation 1). Both forces come from one forward and one backward
     pass; no labels are needed.
 
-    Some direct heads (Orb's) take the net force out of what they predict, and of
-    molecules the net torque. From a potential with such a head the same is taken out of
-    both forces before they are compared, so that U measures disagreement and not
-    bookkeeping. Where the head does no such thing (metatomic models, distilled heads),
-    a net force is an error like any other and is kept.
+    Some direct heads (Orb's) remove the net force and, for molecules, the net torque
+    from their forces. For such a potential uqcalc removes them from both forces before
+    the comparison, so that the removal does not add to U. Other heads (metatomic
+    models, distilled heads) do not remove the net force. It is then a real error and
+    stays in U.
 
-    U is not calibrated: it says which of two structures is the more dubious one, not by
-    how much the forces are wrong. `uqcalc.calibrate_threshold` turns a run of your own
-    that you trust into a limit.
+    U is not calibrated: it ranks structures, but is not the size of the force error.
+    `uqcalc.calibrate_threshold` gives a limit from runs that you trust.
 
-    Where ``FixAtoms`` holds some atoms, the risk is over the free ones
-    (``force_delta_free``), and ``force_delta`` over all.
+    If ``FixAtoms`` fixes some atoms, the risk is U over the free atoms
+    (``force_delta_free``); ``force_delta`` is U over all atoms. With a distilled head
+    the risk is NaN for elements that the head was not distilled on.
 
     Parameters
     ----------
     head : path or DistilledHead, optional
-        For a potential without direct forces: a head made by `uqcalc.distill`, whose
-        forces are compared with the conservative ones instead (experimental).
+        A head made by `uqcalc.distill`, for a potential without direct forces. Its
+        forces replace the direct forces (experimental).
     projection : bool, optional
-        Whether net force and, of molecules, net torque are taken out of both forces. By
-        default just what the head itself takes out (`Prediction.projected`); False is
-        equation 1 as it stands.
+        Whether to remove the net force and, for molecules, the net torque from both
+        forces. By default uqcalc removes what the head removes
+        (`Prediction.projected`). False is equation 1 without a projection.
     interval : int
-        Read at the first of every so many geometries, as the backward pass may double
-        the cost of a step. In between the reading is absent and its threshold skipped.
+        Read the signal at every ``interval``-th geometry, from the first one on: the
+        backward pass may double the cost of a step. At the others there is no reading,
+        and its threshold is skipped.
     """
 
     name = "force_delta"
@@ -85,7 +86,7 @@ class ForceDelta:
             self.head.check(backbone)
 
     def __call__(self, prediction: Prediction) -> TensorReading | None:
-        """Compare both forces; None where the pass gave only one of them."""
+        """Return the reading; None if the pass lacks one of the two forces."""
         if prediction.conservative_forces is None:
             return None
         if self.head is None:
@@ -101,7 +102,7 @@ class ForceDelta:
         return reading
 
     def uncertainty(self, graph: Differentiable, atoms: Atoms) -> torch.Tensor:
-        """Return U of one geometry in eV/Å as a function of ``graph``'s leaves.
+        """Return U of one geometry in eV/Å, differentiable in the leaves of ``graph``.
 
         Raises
         ------
@@ -128,7 +129,7 @@ class ForceDelta:
         return squares.mean().div(3).sqrt()
 
     def _taken_out(self, by_the_head: frozenset[str]) -> frozenset[str]:
-        """Return what is taken out of both forces."""
+        """Return the names of the parts that are removed from both forces."""
         if self.projection is None:
             return by_the_head
         return PROJECTIONS if self.projection else frozenset()
@@ -157,7 +158,7 @@ def _reading(
     }
     risk = whole
     if prediction.fixed is not None and not prediction.fixed.all():
-        # weights, as picking rows by a mask would wait for the device
+        # weights instead of a boolean mask: a mask would wait for the device
         free = torch.as_tensor(~prediction.fixed).to(squares)
         mean = (squares * free).sum() / float((~prediction.fixed).sum())
         risk = results["force_delta_free"] = mean.div(3).sqrt()
@@ -182,8 +183,8 @@ def squared_deltas(
 ) -> torch.Tensor:
     """Return |F_direct,i - F_cons,i|^2 in eV²/Å², (atoms,), differentiable.
 
-    What ``projected`` names, net force and of molecules net torque, is taken out of
-    both: the projection is linear, so that once, out of the difference, is the same.
+    ``projected`` names the parts to remove: net force and, for molecules, net torque.
+    The projection is linear, so removing them from the difference is enough.
     """
     apart = (direct - conservative).double()
     if "net_force" in projected:
@@ -194,10 +195,10 @@ def squared_deltas(
 
 
 def without_torque(forces: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Return forces (atoms, 3) with the least change that leaves no net torque.
+    """Return forces (atoms, 3) without net torque, changed as little as possible.
 
     ``F_i - w x r_i`` with ``I w = sum_i r_i x F_i``, r from the centroid and I the
-    inertia tensor of equal masses; its pseudo-inverse covers straight molecules.
+    inertia tensor for equal masses. Its pseudo-inverse works for linear molecules, too.
     """
     arms = positions - positions.mean(dim=0)
     torque = torch.linalg.cross(arms, forces).sum(dim=0)
@@ -209,7 +210,10 @@ def without_torque(forces: torch.Tensor, positions: torch.Tensor) -> torch.Tenso
 
 
 def _stress_delta(prediction: Prediction, like: torch.Tensor) -> torch.Tensor | float:
-    """Return the RMS over the nine components of both stresses' difference, eV/Å³."""
+    """Return the RMS difference of both stresses over nine components, in eV/Å³.
+
+    NaN if the conservative stress is missing.
+    """
     if prediction.conservative_stress is None:
         return float("nan")
     direct = torch.as_tensor(prediction.direct_stress).to(like).double()

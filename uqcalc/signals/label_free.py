@@ -1,4 +1,4 @@
-"""Signals that need no labels: the largest force, spreads, Orb's own confidence."""
+"""Signals without labels: largest force, committee spreads, Orb's confidence head."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class MaxForce:
     requires = frozenset({"forces"})
 
     def __call__(self, prediction: Prediction) -> TensorReading:
-        """Read it off the forces of the tapped model."""
+        """Return the reading from the model's forces."""
         norms = np.linalg.norm(prediction.forces, axis=1)
         return TensorReading(
             signal=self.name,
@@ -28,7 +28,7 @@ class MaxForce:
         )
 
 
-# Of the six numbers of a Voigt stress, how often each is in the 3 x 3 matrix.
+# How often each Voigt component of the stress occurs in the 3 x 3 matrix.
 VOIGT_COUNTS = np.array([1.0, 1.0, 1.0, 2.0, 2.0, 2.0])
 _REMEDY = "wrap a committee: uqcalc.Committee([one, other]), or a MACE one"
 
@@ -44,7 +44,7 @@ class ForceSpread:
     Parameters
     ----------
     reduction : {"rms", "max"}
-        Which of the two is the risk; both are among the results.
+        The risk is the RMS or the maximum over atoms. The results hold both.
     """
 
     name = "force_spread"
@@ -59,11 +59,11 @@ class ForceSpread:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes the same signal again."""
+        """Arguments that build the same signal."""
         return {"reduction": self.reduction}
 
     def __call__(self, prediction: Prediction) -> TensorReading:
-        """Read it off the members' forces, shape (members, atoms, 3)."""
+        """Return the reading from the members' forces, (members, atoms, 3)."""
         members = _members(prediction, "committee_forces")
         per_atom = np.sqrt(members.var(axis=0).mean(axis=1, dtype=float))
         rms = float(np.sqrt(np.mean(per_atom**2)))
@@ -85,9 +85,9 @@ class ForceSpread:
 class EnergySpread:
     """The committee's standard deviation of the energy per atom, in eV/atom.
 
-    ``sqrt(sum_k (E_k - mean_k E_k)^2 / K) / atoms``, the population's. Members that
-    count from different zeros of energy differ by these too: it is for potentials
-    trained on the same labels.
+    ``sqrt(sum_k (E_k - mean_k E_k)^2 / K) / atoms``, with the population variance over
+    the K members. Different energy zeros of the members add to it: use it for members
+    that were trained on the same labels.
     """
 
     name = "energy_spread"
@@ -95,7 +95,7 @@ class EnergySpread:
     requires = frozenset({"committee_energies"})
 
     def __call__(self, prediction: Prediction) -> TensorReading:
-        """Read it off the members' energies, shape (members,)."""
+        """Return the reading from the members' energies, (members,)."""
         members = _members(prediction, "committee_energies")
         risk = float(np.std(members, dtype=float)) / len(prediction.numbers)
         return TensorReading(
@@ -110,9 +110,9 @@ class EnergySpread:
 class StressSpread:
     """The committee's standard deviation of the stress, in eV/Å³.
 
-    Root mean square over the nine components of the population's standard deviation of
-    each. A structure that is not periodic in all directions has no stress to agree on:
-    the risk is NaN there, with a note.
+    Root mean square, over the nine components, of the population standard deviation of
+    each component. The risk is NaN, with a note, for a structure that is not periodic
+    in all three directions.
     """
 
     name = "stress_spread"
@@ -121,7 +121,7 @@ class StressSpread:
     requires = frozenset({"committee_stresses"})
 
     def __call__(self, prediction: Prediction) -> TensorReading:
-        """Read it off the members' stresses, shape (members, 6)."""
+        """Return the reading from the members' stresses, (members, 6)."""
         if not prediction.pbc.all():
             note = "only structures with a cell in all directions have a stress"
             return self._reading(float("nan"), note)
@@ -149,18 +149,18 @@ def _members(prediction: Prediction, name: str) -> np.ndarray:
 
 @final
 class OrbConfidence:
-    """The force error that the model itself expects, in eV/Å.
+    """The force error that Orb's confidence head predicts, in eV/Å.
 
-    Orb v3 has a head that gives, for each atom, probabilities of bins of the mean
-    absolute error over the three components of its force (Rhodes et al. 2025,
-    arXiv:2504.06231). The mean of that distribution is read, in the pass that runs
-    anyway. Larger errors than that of the last bin (0.3 eV/Å) were left out when the
-    head was trained: it cannot expect them. `uqcalc.calibrate_threshold` finds limits.
+    For each atom, a head of Orb v3 gives probabilities for bins of the mean absolute
+    error over the three force components (Rhodes et al. 2025, arXiv:2504.06231). This
+    signal is the mean of that distribution; it needs no extra pass. The training of the
+    head left out errors above the last bin (0.3 eV/Å), so it cannot predict them.
+    `uqcalc.calibrate_threshold` finds limits.
 
     Parameters
     ----------
     reduce : {"mean", "max"}
-        Over atoms: which is the risk. Both are among the results.
+        The risk is the mean or the maximum over atoms. The results hold both.
     """
 
     name = "orb_confidence"
@@ -175,11 +175,11 @@ class OrbConfidence:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes the same signal again."""
+        """Arguments that build the same signal."""
         return {"reduce": self.reduce}
 
     def __call__(self, prediction: Prediction) -> TensorReading:
-        """Read the expected errors, (atoms,)."""
+        """Return the reading from the expected errors, (atoms,)."""
         per_atom = prediction.expected_errors
         if per_atom is None:
             msg = f"prediction must carry expected_errors, got None; {self.remedy}"

@@ -1,4 +1,4 @@
-"""PROBE as a signal: P(reliable) from the features of the pass that ran anyway."""
+"""PROBE as a signal: P(reliable) from the features of the forward pass."""
 
 from __future__ import annotations
 
@@ -22,29 +22,35 @@ from uqcalc.targets import TARGETS
 class ProbeSignal:
     """Risk = 1 - P(reliable) after calibration (arXiv:2605.00640).
 
-    The results hold ``probe_reliability``; of the default architecture also
-    ``probe_reliabilities`` (atoms,), what each of its paths (`uqcalc.probe.joined`)
-    added to the log-odds beside the average labelled structure (``probe_attention``,
-    ``probe_linear``, ``probe_trend``, ``probe_local``), and ``probe_novelty``, the
-    farthest atom's squared feature distance in units of what 99 % of structures like
-    the labelled ones stay within: above 1 the verdict is at least SUSPECT, above
-    `scope.FAR` UNRELIABLE. ``probe_worst_atom`` is how far, in log-odds, the least
-    reliable atom lies below what 99 % of right structures of that size have: above 0
-    the verdict is at least SUSPECT, above `worst.FAR_LOWEST` UNRELIABLE.
+    The risk is NaN if an element was not in the labels. The results are
 
-    Of a probe that carries a promise (`uqcalc.certify`) they also hold
-    ``probe_promised``: whether the promise covers this geometry, which is inside the
-    scope, has no doubtful atom and a probability that reaches the promise's cutoff
-    (False for an unseen element, and where the probability is not a number); and, where
-    the promise is about another tolerance than the boundary,
-    ``probe_tolerance_reliability``, P(error <= tolerance).
+    - ``probe_reliability``: P(reliable).
+    - ``probe_reliabilities`` (atoms,): the same per atom. This and the following
+      results exist for the default architecture only.
+    - ``probe_attention``, ``probe_linear``, ``probe_trend``, ``probe_local``: the
+      contribution of each path (`uqcalc.probe.joined`) to the log-odds, relative to the
+      average labelled structure.
+    - ``probe_novelty``: the largest squared feature distance of an atom, divided by the
+      value that 99 % of structures like the labelled ones stay below. Above 1 the
+      verdict is at least SUSPECT, above `scope.FAR` UNRELIABLE.
+    - ``probe_worst_atom``: the log-odds by which the least reliable atom lies below the
+      level that 99 % of the reliable structures of that size reach. Above 0 the verdict
+      is at least SUSPECT, above `scope.FAR_LOWEST` UNRELIABLE.
+
+    A probe with a guarantee (`uqcalc.certify`) adds
+
+    - ``probe_promised``: whether the guarantee covers this geometry. It does if the
+      geometry is inside the scope, has no doubtful atom, and has a probability of at
+      least the guarantee's cutoff. False for an unseen element or a NaN probability.
+    - ``probe_tolerance_reliability``: P(error <= tolerance), if the tolerance of the
+      guarantee differs from the boundary.
 
     Parameters
     ----------
     probe : Probe
     importance : bool
-        Whether every reading carries ``probe_importance``; `explain` gives it for
-        single geometries otherwise.
+        Whether every reading has ``probe_importance``. With False, `explain` gives it
+        for single geometries.
     """
 
     name = "probe"
@@ -59,7 +65,7 @@ class ProbeSignal:
         self._tolerance: float | None = None
         if promise is not None and promise.boundary not in {None, card.boundary}:
             self._tolerance = promise.boundary
-            card.calibration.shift(promise.boundary)  # refuses what it cannot answer
+            card.calibration.shift(promise.boundary)  # raises for an unusable tolerance
         charges = {"charges"} if card.charges else set()
         self.requires = frozenset({"features", *charges})
         judged = {"probe_novelty": card.scope, "probe_worst_atom": card.atom_floor}
@@ -70,15 +76,15 @@ class ProbeSignal:
         self.probe.check(backbone)
 
     def __call__(self, prediction: Prediction) -> TensorReading:
-        """Read P(reliable) and, where wanted, the attention each atom receives."""
+        """Return P(reliable) and, if asked for, the attention on each atom."""
         return self._read(prediction, importance=self.importance)
 
     def explain(self, prediction: Prediction) -> TensorReading:
-        """Return the same reading with importance."""
+        """Return the reading with ``probe_importance``."""
         return self._read(prediction, importance=True)
 
     def unknown(self) -> dict[str, float | bool]:
-        """Return the results of a geometry that could not be evaluated."""
+        """Return the results (NaN, False) for a geometry that cannot be evaluated."""
         results: dict[str, float | bool] = {"probe_reliability": math.nan}
         if self._tolerance is not None:
             results["probe_tolerance_reliability"] = math.nan
@@ -89,7 +95,7 @@ class ProbeSignal:
         unseen = probe.unseen_elements(numbers)
         found = probe.read([prediction], importance=importance, other=self._tolerance)
         reliability = found.reliability[0]
-        if unseen:  # it would guess: say that it cannot know
+        if unseen:  # the probe cannot judge an element without labels
             reliability = torch.full_like(reliability, torch.nan)
         results: dict[str, torch.Tensor | bool] = {"probe_reliability": reliability}
         if found.importance is not None:
@@ -129,9 +135,9 @@ class ProbeSignal:
     def _of_promise(
         self, found: ProbeReading, reliability: torch.Tensor, doubts: Sequence[str]
     ) -> dict[str, torch.Tensor | bool]:
-        """Return what the results say of the promise; nothing without one.
+        """Return the results on the guarantee; empty for a probe without one.
 
-        Where ``reliability`` is NaN, so is that of the tolerance.
+        If ``reliability`` is NaN, ``probe_tolerance_reliability`` is NaN.
         """
         if self.promise is None:
             return {}
@@ -140,7 +146,7 @@ class ProbeSignal:
         if found.other is not None:
             asked = found.other[0].where(~reliability.isnan(), torch.nan)
             results["probe_tolerance_reliability"] = asked
-        if doubts or self.promise.boundary is None:  # it is about another number
+        if doubts or self.promise.boundary is None:  # not about this probability
             return results
         covered = asked.double() >= self.promise.cutoff
         for value, limit in (
@@ -156,7 +162,7 @@ class ProbeSignal:
 def _known(
     atoms: torch.Tensor, numbers: np.ndarray, unseen: Sequence[str]
 ) -> torch.Tensor:
-    """Return the reliabilities of ``atoms``, NaN for those of an unseen element."""
+    """Return ``atoms`` (reliabilities per atom) with NaN for unseen elements."""
     if not unseen:
         return atoms
     new = torch.from_numpy(np.isin(numbers, [atomic_numbers[x] for x in unseen]))

@@ -1,4 +1,4 @@
-"""Prediction rigidity: how firmly the fit's structures hold an energy in place."""
+"""Prediction rigidity: energy uncertainty from a model's last-layer features."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from uqcalc.labels.dataset import Dataset
 
 
-# Of the rigidity, per structure of the fit; ranks change little from 1e-3 to 1.
+# Regularisation per structure of the fit; ranks change little from 1e-3 to 1.
 ZETA2 = 1e-2
-# Below this share of the largest scale a feature is always zero.
+# A feature counts as always zero below this fraction of the largest scale.
 _CONSTANT = 1e-6
 
 
@@ -38,16 +38,17 @@ _CONSTANT = 1e-6
 class Rigidity(nn.Module):
     """Variance of a linear last layer: ``alpha^2 f^T (F^T F / n + zeta^2 I)^-1 f``.
 
-    F are the features of the fit's n structures, summed over the atoms of each, f those
-    of a structure, or of one atom: the inverse of the prediction rigidity (Bigi et al.
-    2024, doi:10.1088/2632-2153/ad805f; n is part of alpha here). Features are scaled to
-    a mean square of 1 before, so that ``zeta^2`` means the same for all of them.
+    F (n, dim) holds the features of the n structures of the fit, each summed over
+    atoms; f (dim,) holds the features of a structure or of one atom. The variance is
+    the inverse of the prediction rigidity (Bigi et al. 2024,
+    doi:10.1088/2632-2153/ad805f; alpha includes n here). Features are first scaled to a
+    mean square of 1, so that ``zeta^2`` has the same weight for all of them.
 
     Parameters
     ----------
     tensors : mapping
         "scale" (dim,), "basis" and "eigenvalues" of F^T F / structures, "alpha2" in
-        the unit of the errors squared, "zeta2".
+        the squared unit of the errors, and "zeta2".
     """
 
     scale: torch.Tensor
@@ -63,7 +64,7 @@ class Rigidity(nn.Module):
 
     @classmethod
     def fit(cls, gram: torch.Tensor, structures: int, zeta2: float = ZETA2) -> Self:
-        """Fit to ``gram`` = F^T F, (dim, dim), of so many structures."""
+        """Fit to ``gram`` = F^T F, (dim, dim), over ``structures`` structures."""
         mean = gram.detach().cpu().double() / structures
         scale = mean.diagonal().sqrt()
         scale = torch.where(scale > _CONSTANT * scale.max(), scale, scale.max())
@@ -71,7 +72,7 @@ class Rigidity(nn.Module):
         return cls(
             {
                 "scale": scale,
-                "basis": basis.contiguous(),  # sums then go as they do from a file
+                "basis": basis.contiguous(),  # same sums as after loading
                 "eigenvalues": values.clamp(min=0),
                 "alpha2": torch.tensor(1.0, dtype=torch.float64),
                 "zeta2": torch.tensor(zeta2, dtype=torch.float64),
@@ -79,32 +80,33 @@ class Rigidity(nn.Module):
         )
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the variance for each row of (rows, dim), (rows,) float64."""
+        """Return the variance (rows,), float64, for features (rows, dim)."""
         squares = (features.double() / self.scale @ self.basis).square()
         shares: torch.Tensor = squares / (self.eigenvalues + self.zeta2)
         return self.alpha2 * shares.sum(dim=-1)
 
     def scaled(self, alpha: float) -> Self:
-        """Return the same with this alpha, in the unit of the errors."""
+        """Return a copy with this alpha, in the unit of the errors."""
         state = dict(self.state_dict())
         return type(self)(state | {"alpha2": torch.full_like(self.alpha2, alpha**2)})
 
     def calibrated(self, sums: torch.Tensor, errors: torch.Tensor) -> Self:
-        """Return the same with alpha of maximum likelihood.
+        """Return a copy with the maximum-likelihood alpha.
 
-        Errors of structures that were not in the fit are taken for Gaussian, of mean
-        zero: then ``alpha^2 = mean(error^2 / variance)``.
+        For Gaussian errors of mean zero it is ``alpha^2 = mean(error^2 / variance)``,
+        over structures outside the fit.
 
         Parameters
         ----------
         sums, errors : tensors (structures, dim), (structures,)
+            Features summed over atoms, and errors of the energy.
         """
         variances = self.scaled(1.0)(sums)
         ratios = errors.double().square() / variances
         return self.scaled(float(ratios.mean().sqrt()))
 
 
-# Held-out labels that the factor alpha is taken from, at least.
+# Smallest number of held-out labels for alpha.
 FEWEST_LABELS = 10
 UNCALIBRATED = "uncalibrated: alpha is 1 for want of labels, and the risk has no unit"
 
@@ -113,15 +115,15 @@ UNCALIBRATED = "uncalibrated: alpha is 1 for want of labels, and the risk has no
 class PredictionRigidity(FittedSignal):
     """Standard deviation of the energy from the last layer's prediction rigidity.
 
-    ``sigma^2 = alpha^2 f^T (F^T F / n + zeta^2 I)^-1 f`` with the features f summed
-    over the structure, F those of the fit's n structures (LLPR: Bigi et al. 2024,
-    doi:10.1088/2632-2153/ad805f), and alpha of maximum likelihood from the energies of
-    held-out structures. With the features of one atom it is the local one: how firmly
-    that atom's share of the energy is held. The features are what the backbone is
-    tapped at, the input of the readout: exact where the readout is linear.
+    ``sigma^2 = alpha^2 f^T (F^T F / n + zeta^2 I)^-1 f`` with the features f of the
+    structure, summed over atoms, and F of the n structures of the fit (LLPR: Bigi et
+    al. 2024, doi:10.1088/2632-2153/ad805f). alpha is the maximum-likelihood value for
+    the energies of held-out structures. The features of one atom give the uncertainty
+    of the energy of that atom. The features are the input of the readout; the formula
+    is exact if the readout is linear.
 
-    Without labels alpha is 1: the risk ranks structures, but is no energy.
-    An element that was not in the fit gives NaN, with its name in the note.
+    Without labels alpha is 1: the risk then ranks structures but is not in eV.
+    The risk is NaN for an element outside the fit; the note names it.
 
     Examples
     --------
@@ -149,34 +151,34 @@ class PredictionRigidity(FittedSignal):
         regularization: float = ZETA2,
         split: Split = Split(),  # noqa: B008  (frozen)
     ) -> Self:
-        """Fit to structures, and calibrate on those that are held out.
+        """Fit to structures, and calibrate alpha on the held-out ones.
 
         Parameters
         ----------
         frames : sequence of Atoms or Dataset
             The closer to the potential's own training set, the better. A dataset must
-            be one of total energies.
+            have total energies as its target.
         calculator : ase calculator or Backbone
-            The potential; of a dataset, the one it was built with.
+            The potential; for a dataset, the potential that it was built with.
         labels : Labels, optional
-            Where the energies are; ``Labels("energy")`` by default. Frames without any
-            serve the fit all the same.
+            Keys of the energies; ``Labels("energy")`` by default. The fit also uses
+            frames without energies.
         per_atom : bool
-            Whether the risk is sigma over the number of atoms.
+            Whether the risk is sigma divided by the number of atoms.
         regularization : float
-            ``zeta^2``, of features whose mean square is 1.
+            ``zeta^2``, for features whose mean square is 1.
         split : Split
-            Which groups are held out, for alpha and for `threshold`.
+            The groups that are held out for alpha and for `threshold`.
 
         Raises
         ------
         LabelError
-            If a frame cannot be evaluated, or the labels are no total energies.
+            If a frame cannot be evaluated, or if the labels are not total energies.
 
         Warns
         -----
         LabelWarning
-            If there are too few energies for alpha.
+            If there are too few held-out energies for alpha.
         """
         labels = labels or Labels("energy")
         if labels.target != "energy" or not regularization > 0:
@@ -201,7 +203,7 @@ class PredictionRigidity(FittedSignal):
         return _calibrated(cls(card, rigidity), samples, held)
 
     def __call__(self, prediction: Prediction) -> TensorReading:
-        """Read the variances on the device of the features."""
+        """Compute the standard deviations on the device of the features."""
         features = prediction.features
         if self.rigidity.scale.device != features.device:
             self.rigidity.to(features.device)
@@ -227,14 +229,14 @@ class PredictionRigidity(FittedSignal):
         )
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the decomposed F^T F with its regularisation."""
+        """Return the eigendecomposition of F^T F / n, the scale, alpha^2 and zeta^2."""
         return self.rigidity.state_dict()
 
     @classmethod
     def rebuild(
         cls, card: SignalCard, held_out: HeldOut, tensors: dict[str, torch.Tensor]
     ) -> Self:
-        """Make it again from `tensors`."""
+        """Build the signal from the output of `tensors`."""
         return cls(card, Rigidity(tensors), held_out)
 
 
@@ -291,7 +293,7 @@ def _calibrated(
 def _alpha(
     sigmas: NDArray[np.float64], errors: NDArray[np.float64]
 ) -> tuple[float | None, dict[str, Any]]:
-    """Return alpha of maximum likelihood, and how well it describes the errors."""
+    """Return the maximum-likelihood alpha and the share of errors within 1, 2 sigma."""
     both = np.isfinite(sigmas) & np.isfinite(errors)
     if both.sum() < FEWEST_LABELS:
         return None, {"labels": int(both.sum())}

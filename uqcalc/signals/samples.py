@@ -1,4 +1,4 @@
-"""What a signal is fitted on: frames still to be evaluated, or a dataset at hand."""
+"""The structures that a signal is fitted on: frames or a dataset."""
 
 from __future__ import annotations
 
@@ -29,15 +29,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Risks:
-    """What a signal says of some samples, in the order they were read.
+    """Risks and errors of some samples, in the order of evaluation.
 
     Attributes
     ----------
-    order, risks, errors : arrays (structures,)
-        Index of each; the risk, NaN where the signal does not run; and the error, NaN
-        where there is no label.
+    order : array (structures,)
+        Index of each sample.
+    risks : array (structures,)
+        Risk; NaN if the signal does not run.
+    errors : array (structures,)
+        Error; NaN without a label.
     elements : list of sets
-        Atomic numbers of each.
+        Atomic numbers of each sample.
     """
 
     order: NDArray[np.int64]
@@ -46,14 +49,14 @@ class Risks:
     elements: list[set[int]]
 
     def where(self, chosen: NDArray[np.bool_]) -> Risks:
-        """Return those of the samples."""
+        """Return the samples where ``chosen`` is True."""
         elements = [self.elements[i] for i in np.flatnonzero(chosen)]
         return Risks(
             self.order[chosen], self.risks[chosen], self.errors[chosen], elements
         )
 
     def refuse_missing(self, target: str) -> None:
-        """Refuse samples without an error (LabelError)."""
+        """Raise LabelError if a sample has no error."""
         if len(missing := self.order[np.isnan(self.errors)]):
             msg = (
                 f"every frame must have a finite reference for {target}, got none in "
@@ -63,7 +66,7 @@ class Risks:
             raise LabelError(msg)
 
     def refuse_unknown(self, name: str, everything: Risks) -> None:
-        """Say that these are few because ``name`` knows no risk of the others."""
+        """Raise LabelError if ``name`` gave no risk for samples of ``everything``."""
         if lost := len(everything.order) - len(self.order):
             msg = (
                 f"the signal {name!r} must know the risk of enough frames, got none "
@@ -75,18 +78,18 @@ class Risks:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Which share of the groups is kept from a fit, for its thresholds.
+    """The share of the groups that is held out of a fit, for its thresholds.
 
     Attributes
     ----------
     held_out : float
-        Share of the groups, in [0, 1); with 0 there is nothing to take thresholds from.
+        Share of the groups, in [0, 1). With 0 the signal has no thresholds of its own.
     group_key : str, optional
-        Key of ``atoms.info`` that says which frames belong together (one molecule, one
-        run). Without one each frame counts by itself. A `uqcalc.Labels` with a key
-        says it, too; a dataset brings its groups.
+        Key of ``atoms.info`` with the group of a frame (one molecule, one run). Without
+        it each frame is its own group. `uqcalc.Labels` can also give the key, and a
+        dataset has its own groups.
     seed : int
-        Of all that is drawn.
+        Seed of all random choices.
     """
 
     held_out: float = 0.2
@@ -105,22 +108,22 @@ class Samples:
     Parameters
     ----------
     source : sequence of Atoms or Dataset
-        Frames are evaluated in batches, and their predictions not kept.
+        Frames are evaluated in batches; their predictions are not kept in memory.
     calculator : ase calculator or Backbone
-        The potential; of a dataset, the one it was built with.
+        The potential; for a dataset, the potential that it was built with.
     labels : Labels, optional
-        Where the references of frames are.
+        Keys of the references of frames.
     group_key : str, optional
-        Instead of that of ``labels``.
+        Replaces the key in ``labels``.
 
     Attributes
     ----------
     groups : array (structures,)
-        Which belong together, as numbers.
+        Group of each structure, as an integer.
     grouped : bool
-        Whether anybody said so.
+        Whether the groups were given; otherwise each frame is its own group.
     offsets : bool
-        Whether energies were compared after offsets.
+        Whether the errors of energies are those after fitted offsets.
     """
 
     def __init__(
@@ -130,7 +133,7 @@ class Samples:
         labels: Labels | None = None,
         group_key: str | None = None,
     ) -> None:
-        from uqcalc.labels.dataset import Dataset  # which brings much else
+        from uqcalc.labels.dataset import Dataset  # slow to import
 
         if isinstance(source, (str, Path, Atoms)):
             msg = (
@@ -142,7 +145,7 @@ class Samples:
         self.backbone = tap(calculator)
         if isinstance(source, Dataset):
             source.check(self.backbone.fingerprint)
-            source = source.crossed()  # else the errors would be too small
+            source = source.crossed()  # offsets fitted to other groups only
         self.offsets = False
         self._labels = labels
         self._dataset = source if isinstance(source, Dataset) else None
@@ -166,12 +169,12 @@ class Samples:
         return len(self.groups)
 
     def split(self, split: Split) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the indices to fit on and those of whole groups that are held out.
+        """Return the indices for the fit and the held-out indices, in whole groups.
 
         Raises
         ------
         LabelError
-            If there is but one group.
+            If there is only one group.
         """
         names = np.unique(self.groups)
         everything = np.arange(len(self))
@@ -194,22 +197,22 @@ class Samples:
         requires: Collection[str] = (),
         title: str = "features",
     ) -> Iterator[tuple[int, Prediction, float | None]]:
-        """Give (index, prediction, error in eV or eV/Å where there is a label).
+        """Yield (index, prediction, error) of each structure.
 
-        ``requires`` are capabilities that the predictions must have.
-
-        Frames whose forces vanish by symmetry are left out where their errors are
-        wanted (`uqcalc.labels.defects`).
+        The error has the unit of the target; it is None for frames without a label.
+        ``requires`` names quantities that the predictions must have. If errors of
+        forces are read, frames whose forces vanish by symmetry are left out
+        (`uqcalc.labels.defects`).
 
         Raises
         ------
         LabelError
-            For a frame that cannot be evaluated, or a dataset without them.
+            If a frame cannot be evaluated, or a dataset lacks a required quantity.
 
         Warns
         -----
         LabelWarning
-            Naming the frames that were left out.
+            If frames are left out; the message names them.
         """
         if self._dataset is None:
             yield from self._evaluated(indices, requires, title)
@@ -220,7 +223,7 @@ class Samples:
             yield int(index), prediction, float(self._dataset.errors[index])
 
     def risks(self, signal: Signal, indices: NDArray[np.int64]) -> Risks:
-        """Read a signal, and the errors of what is labelled.
+        """Return risks of a signal, and errors where there are labels.
 
         Raises
         ------
@@ -258,7 +261,7 @@ class Samples:
         warn_of_no_information(sorted(blank), len(self._frames))
 
     def _says_nothing(self, index: int, prediction: Prediction) -> bool:
-        """Return whether errors of forces are wanted, and these vanish by symmetry."""
+        """Return whether forces are the target and vanish by symmetry."""
         if self._labels is None or self._labels.of_energy:
             return False
         reference = self._labels.reference(self._frames[index])

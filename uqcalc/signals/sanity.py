@@ -1,4 +1,4 @@
-"""Plain sanity: what no simulation holds, seen without labels and without a pass."""
+"""Plain sanity: checks for impossible geometries, energies and forces."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from uqcalc.signals.surroundings import Geometry, SamePairs, Surroundings, surro
 from uqcalc.signals.symmetry import forces_vanish
 
 
-# How each limit was found, and what lies on both sides of it: benchmarks/sanity.py.
+# benchmarks/sanity.py shows how each limit was found and what lies on both sides.
 FUSED = 0.30  # distance / (sum of covalent radii)
-CROWDED = 0.40  # two such contacts of one atom
+CROWDED = 0.40  # the same, for two contacts of one atom
 ABSURD_CONTACT = 0.15
 LOOSE = 1.36  # the closest contact of a labelled frame reaches 1.351
-FORCE, ABSURD_FORCE = 1e3, 1e4  # eV/Å, on one atom
-ABSURD_ENERGY = 1e3  # eV an atom, above every zero of energy
+FORCE, ABSURD_FORCE = 1e3, 1e4  # eV/Å on one atom
+ABSURD_ENERGY = 1e3  # eV/atom; positive energies above this are impossible
 EXTENT = 1e4  # Å
-VANISHING = 1e-3  # eV/Å; symmetry is asked for below
+VANISHING = 1e-3  # eV/Å; below this the symmetry is checked
 
-# Å; of models that do not say how far they see.
+# Å; for models whose cutoff is not known.
 USUAL_CUTOFF = 5.0
-# Ground states of atoms: with the terms of Thomas and Fermi, Scott and Schwinger
-# (doi:10.1103/PhysRevA.24.2353) in eV within 1 % of Hartree-Fock energies, 8 % for
-# Z < 3; 1 + (Z / 137)^2 / 4 covers relativity in the heaviest, a tenth the rest.
+# Ground-state energies of atoms in eV: the Thomas-Fermi, Scott and Schwinger terms
+# (doi:10.1103/PhysRevA.24.2353) agree with Hartree-Fock within 1 %, 8 % for Z < 3.
+# 1 + (Z / 137)^2 / 4 covers relativity for the heaviest atoms; 10 % cover the rest.
 _HARTREE = 27.2114
 _CHARGES = np.arange(len(chemical_symbols), dtype=float)
 _LOWEST = (
@@ -39,16 +39,16 @@ _LOWEST = (
     * (0.768745 * _CHARGES ** (7 / 3) - _CHARGES**2 / 2 + 0.2699 * _CHARGES ** (5 / 3))
     * (1 + (_CHARGES / 137) ** 2 / 4)
 )
-_BINDING = 100.0  # eV an atom; bonds give a tenth of it
+_BINDING = 100.0  # eV/atom; ten times the energy of bonds
 _MOST_NAMED = 5
-# Of a contact; the last ones of a float depend on where the pairs were found.
+# Decimals of a contact; the last digits of a float depend on the order of the pairs.
 _DIGITS = 12
-_NOBLE = (2, 10, 18, 36, 54, 86)  # their liquids and crystals have no bonds
+_NOBLE = (2, 10, 18, 36, 54, 86)  # noble gases: no bonds in liquid or crystal
 
 
 @dataclass(slots=True)
 class _Findings:
-    """What was found, by how bad it is, and by how far a limit was passed."""
+    """Reasons found so far, by severity, and the largest quantity / limit."""
 
     doubts: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -56,56 +56,57 @@ class _Findings:
     excess: float = 0.0
 
     def passed(self, excess: float) -> bool:
-        """Take note of a quantity that is ``excess`` times its limit."""
+        """Record a quantity of ``excess`` times its limit; return excess > 1."""
         if not (excess <= self.excess or np.isnan(self.excess)):
             self.excess = excess
         return excess > 1.0
 
     def note(self, why: str, *, absurd: bool) -> None:
-        """Take note of the reason."""
+        """Record a reason."""
         (self.absurd if absurd else self.faults).append(why)
 
 
 @final
 class Sanity:
-    """Whether a geometry, and what was computed for it, could be of any simulation.
+    """Checks whether geometry, energy and forces are physically possible.
 
-    It needs no labels and no pass, and costs 0.1 ms, or 0.3 ms where a thousand atoms
-    move step by step. It enters every verdict, also of a policy without a threshold for
-    it, and says
+    It needs no labels and no extra pass. It costs 0.1 ms, or 0.3 ms for 1 000 atoms in
+    a run. It affects every verdict, also without a threshold for it:
 
-    - UNRELIABLE: two atoms are fused, closer than 0.30 of the sum of their covalent
-      radii, or one has two others closer than 0.40; a force is above 1 000 eV/Å; the
-      structure reaches over more than 10 000 Å.
-    - UNRELIABLE, and a `uqcalc.Monitor` stops in that very step: atoms closer than 0.15
-      of that sum, a force above 10 000 eV/Å, an energy below that of all electrons of
-      the free atoms by a tenth, or above 1 000 eV an atom.
-    - SUSPECT: an atom has no neighbour within the cutoff: the model gives it the same
-      energy and no force wherever it is, so that nothing of it was judged (in a run,
-      one that has left the others' sight is UNRELIABLE: `uqcalc.Monitor`); no two
-      atoms are bonded, noble gases apart: the closest contact is longer than 1.36 of
-      the sum of the covalent radii, as in a crystal that was blown up; all forces
-      vanish by symmetry; ``atoms.info`` names a charge or a spin that the model does
-      not read, or a multiplicity that so many electrons cannot have.
+    - UNRELIABLE: two atoms are closer than 0.30 of the sum of their covalent radii; an
+      atom has two neighbours closer than 0.40 of that sum; a force is above 1 000 eV/Å;
+      the structure is larger than 10 000 Å.
+    - UNRELIABLE, and a `uqcalc.Monitor` stops in the same step: atoms are closer than
+      0.15 of that sum; a force is above 10 000 eV/Å; the energy is above 1 000 eV/atom,
+      or below the all-electron energy of the free atoms by more than 10 % plus
+      100 eV/atom.
+    - SUSPECT: an atom has no neighbour within the cutoff, so that the model gives it a
+      constant energy and no force, and cannot judge it (`uqcalc.Monitor` calls an atom
+      that leaves the others during a run UNRELIABLE); no two atoms are bonded, apart
+      from noble gases: the closest contact is above 1.36 of the sum of the covalent
+      radii, as in an expanded crystal; all forces vanish by symmetry; ``atoms.info``
+      has a charge or a spin that the model does not read, or a multiplicity that is
+      impossible for the number of electrons.
 
-    The risk is by how much the largest quantity exceeds its limit, as a fraction of the
-    limit; 0 where none does. ``sanity_contact`` is the closest contact of two atoms, in
-    units of the sum of their covalent radii; NaN where no two are within the cutoff.
-    ``sanity_unseen`` is how many atoms have no neighbour there.
+    The risk is the largest ratio quantity / limit (limit / contact for contacts), minus
+    1. It is 0 if no limit is passed, and NaN if the energy or a force is NaN.
+    ``sanity_contact`` is the closest contact of two
+    atoms, in units of the sum of their covalent radii; NaN if no two atoms are within
+    the cutoff. ``sanity_unseen`` is the number of atoms without a neighbour there.
 
-    A contact cannot tell compression: labelled crystals reach down to 0.32 under
-    pressure, and an atom's second contact down to 0.48. Nor does it see a broken bond,
-    until an atom is out of sight.
+    Contacts do not detect compression: in labelled crystals under pressure the closest
+    contact goes down to 0.32 and the second contact of an atom to 0.48. They also do
+    not detect a broken bond before an atom is beyond the cutoff.
 
     Parameters
     ----------
     cutoff : float, optional
-        How far the model sees, Å; 5 where it is not known.
+        Cutoff of the model in Å; 5 if it is not known.
     reads : frozenset of str, optional
-        `uqcalc.Backbone.reads`; None where it is not known, and then charge and spin
-        are not asked for.
+        `uqcalc.Backbone.reads`. With None (not known) charge and spin are not checked.
     forces : bool
-        Whether forces are what is judged: an energy does not vanish by symmetry.
+        Whether forces are judged. Only then is the symmetry checked, as an energy does
+        not vanish by symmetry.
     """
 
     name = "sanity"
@@ -128,11 +129,11 @@ class Sanity:
 
     @classmethod
     def of(cls, backbone: Backbone, *, forces: bool = True) -> Sanity:
-        """Return the signal for this model."""
+        """Return the signal with the cutoff and the inputs of this model."""
         return cls(backbone.cutoff, backbone.reads, forces=forces)
 
     def __call__(self, prediction: Prediction) -> TensorReading:
-        """Look at the geometry, the energy and the forces of one pass."""
+        """Check the geometry, the energy and the forces of one pass."""
         found = _Findings()
         unseen, around = 0, None
         contact = self._usual_contact(prediction)
@@ -166,14 +167,17 @@ class Sanity:
         )
 
     def _look(self, prediction: Prediction) -> Surroundings:
-        """Look at every atom."""
+        """Return the neighbours of every atom, and store them for the next step."""
         geometry = _geometry(prediction)
         around = surroundings(*geometry, self.cutoff)
         self._pairs.remember(geometry, around)
         return around
 
     def _usual_contact(self, prediction: Prediction) -> float | None:
-        """Return the closest contact where the last step's pairs say: nothing odd."""
+        """Return the closest contact from the stored pairs; None if a full look is due.
+
+        A full look is due if the pairs no longer hold, or if the contact is unusual.
+        """
         known = self._pairs.closest(_geometry(prediction), self.cutoff)
         if known is None:
             return None
@@ -184,7 +188,7 @@ class Sanity:
     def _judge_neighbours(
         self, around: Surroundings, numbers: np.ndarray, found: _Findings
     ) -> int:
-        """Doubt what is said of atoms out of sight, and return how many these are."""
+        """Record atoms without a neighbour, and return their number."""
         lone = np.flatnonzero(around.nearest == np.inf)
         if len(lone) == 0:
             return 0
@@ -217,7 +221,7 @@ def named_atoms(numbers: np.ndarray, indices: Sequence[int] | np.ndarray) -> str
 def _judge_contacts(
     around: Surroundings, numbers: np.ndarray, found: _Findings
 ) -> float:
-    """Take note of fused and of crowded atoms, and return the closest contact."""
+    """Record fused and crowded atoms, and return the closest contact."""
     atom = int(around.contacts.argmin())
     contact = float(around.contacts[atom])
     if contact == np.inf:
@@ -244,7 +248,7 @@ def _judge_contacts(
 
 
 def _judge_bonds(around: Surroundings, numbers: np.ndarray, found: _Findings) -> None:
-    """Take note of atoms none of which is bonded to another."""
+    """Record a structure without any bond."""
     atom = int(around.contacts.argmin())
     if around.contacts[atom] <= LOOSE and numbers[atom] not in _NOBLE:
         return
@@ -262,11 +266,11 @@ def _judge_bonds(around: Surroundings, numbers: np.ndarray, found: _Findings) ->
 
 
 def _judge_forces(prediction: Prediction, found: _Findings) -> float:
-    """Take note of forces beyond anything labelled, and return the largest."""
+    """Record forces above the limits, and return the largest in eV/Å."""
     forces = np.asarray(prediction.forces, dtype=float)
     with np.errstate(over="ignore", invalid="ignore"):
         sizes = np.sqrt(np.einsum("ij,ij->i", forces, forces))
-    atom = int(sizes.argmax())  # of NaN the first
+    atom = int(sizes.argmax())  # the first NaN, if any
     largest = float(sizes[atom])
     if found.passed(largest / FORCE):
         absurd = largest > ABSURD_FORCE
@@ -280,7 +284,7 @@ def _judge_forces(prediction: Prediction, found: _Findings) -> float:
 
 
 def _judge_energy(prediction: Prediction, found: _Findings) -> None:
-    """Take note of an energy that no electrons have, whatever it is counted from."""
+    """Record an energy that is impossible for any choice of the energy zero."""
     energy, count = prediction.energy, len(prediction.numbers)
     lowest = float(_LOWEST[prediction.numbers].sum()) - _BINDING * count
     bound = ABSURD_ENERGY * count if energy > 0 else lowest
@@ -293,10 +297,10 @@ def _judge_energy(prediction: Prediction, found: _Findings) -> None:
 
 
 def _judge_extent(prediction: Prediction, found: _Findings) -> None:
-    """Take note of a structure larger than any that is simulated."""
+    """Record a structure larger than ``EXTENT``."""
     positions, cell = prediction.positions, prediction.cell
     spans = positions.max(axis=0) - positions.min(axis=0)
-    spans *= ~prediction.pbc  # along the others atoms may have drifted
+    spans *= ~prediction.pbc  # atoms may drift along periodic axes
     edges = np.sqrt((cell * cell).sum(axis=1))
     extent = max(float(spans.max()), float(edges.max()))
     if found.passed(extent / EXTENT):
@@ -308,9 +312,9 @@ def _judge_extent(prediction: Prediction, found: _Findings) -> None:
 def _judge_symmetry(
     prediction: Prediction, around: Surroundings, largest: float, found: _Findings
 ) -> None:
-    """Take note of forces that vanish whatever the potential is."""
+    """Record forces that vanish by symmetry, for any potential."""
     if np.isinf(around.nearest).all():
-        return  # said already
+        return  # recorded already: no atom has a neighbour
     if forces_vanish(
         prediction.numbers,
         prediction.positions,

@@ -1,7 +1,7 @@
-"""Who is next to each atom: the nearest one, and the closest contact.
+"""The nearest neighbour and the closest contact of each atom.
 
-`surroundings` looks anew at any structure. `SamePairs` is for a structure that moves a
-little at a time, as in molecular dynamics: it asks the pairs of the last full look.
+`surroundings` searches any structure from scratch. `SamePairs` is for a structure that
+moves little per step, as in molecular dynamics: it uses the pairs of the last search.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from ase.geometry import complete_cell
 from scipy.spatial import cKDTree
 
 
-# Neighbours of an atom that are looked at where radii differ: the closest contacts are
-# among them unless eight others are closer still, and then theirs are as bad. Of atoms
-# of one radius the closest by distance are so by contact.
+# Neighbours that are searched per atom if radii differ. The closest contact is among
+# them unless eight atoms are nearer, and these contacts are then as bad. For atoms of
+# one radius the nearest neighbour has the closest contact.
 _NEAREST = 9
 _NEAREST_OF_ONE_RADIUS = 2
-# Reach of the first look, in units of the longest covalent bond there could be.
+# Reach of the first search, in units of the longest possible covalent bond.
 _FIRST_LOOK = 1.3
-_MOST_PAIRS = 4096  # up to so many are formed all at once, which is faster than a tree
+_MOST_PAIRS = 4096  # up to here all pairs at once are faster than a tree
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,14 +35,13 @@ class Surroundings:
     Attributes
     ----------
     nearest : array (atoms,)
-        Distance to the nearest atom in Å; infinite where there is none within reach.
+        Distance to the nearest atom in Å; infinite if no atom is within reach.
     contacts, seconds : array (atoms,)
-        The closest contact of each atom, and the next one; infinite where there is
-        none.
+        The closest and the second closest contact of each atom; infinite if missing.
     partners : array (atoms,) of int
-        The atom that the closest contact is with; -1 where there is none.
+        The other atom of the closest contact; -1 if missing.
     distances : array (atoms,)
-        Its distance in Å.
+        Distance of the closest contact in Å; infinite if missing.
     """
 
     nearest: np.ndarray
@@ -59,9 +58,10 @@ def surroundings(
     pbc: np.ndarray,
     reach: float,
 ) -> Surroundings:
-    """Return who is next to each atom, looking as far as ``reach`` in Å.
+    """Return the neighbours of each atom within ``reach`` in Å.
 
-    Memory grows with the atoms, not with their square. An atom's own images count.
+    Memory grows linearly with the number of atoms. Periodic images of an atom count as
+    its neighbours.
     """
     radii = covalent_radii[numbers]
     first = min(reach, _FIRST_LOOK * 2 * float(radii.max()))
@@ -93,7 +93,7 @@ def _look(
 def _all_pairs(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reach: float
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return distances and partners of each atom; None where they are too many."""
+    """Return distances and partners of each atom; None if there are too many pairs."""
     count = len(positions)
     if count**2 > _MOST_PAIRS:
         return None
@@ -102,8 +102,8 @@ def _all_pairs(
     if pbc.any():
         whole = cell if cell.any(axis=1).all() else complete_cell(cell)
         inverse = np.linalg.inv(whole)
-        # in fractions of the cell each is brought within a half; what is within reach
-        # of there lies so many cells away at most
+        # fractional differences are wrapped into [-1/2, 1/2]; images within reach are
+        # then at most this many cells away
         fractions = reach * np.sqrt((inverse * inverse).sum(axis=0))
         most = ((fractions + 0.5 + 1e-9) * pbc).astype(int)
         shifts = int((2 * most + 1).prod())
@@ -136,7 +136,7 @@ def _by_tree(
     most = _NEAREST_OF_ONE_RADIUS if np.ptp(radii) == 0.0 else _NEAREST
     tree = cKDTree(points, balanced_tree=False, compact_nodes=False)
     distances, found = tree.query(points[:count], most + 1, distance_upper_bound=reach)
-    # where there are fewer: index len(points); an atom is no neighbour of its own
+    # the tree fills missing neighbours with len(points); an atom itself is left out
     none = (found == len(points)) | (found == np.arange(count)[:, None])
     return np.where(none, np.inf, distances), owners[np.where(none, 0, found)]
 
@@ -144,7 +144,7 @@ def _by_tree(
 def with_images(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reach: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the atoms, wrapped into the cell, and the images within ``reach`` of it.
+    """Return the atoms, wrapped into the cell, and images within ``reach`` of the cell.
 
     Parameters
     ----------
@@ -157,9 +157,9 @@ def with_images(
     Returns
     -------
     points : array (points, 3)
-        In Å; the first are the atoms, in order.
+        In Å; the first points are the atoms, in order.
     owners : array (points,) of int
-        The atom that each is an image of.
+        Index of the atom of each point.
     """
     owners = np.arange(len(positions))
     if not pbc.any():
@@ -168,7 +168,7 @@ def with_images(
     inverse = np.linalg.inv(whole)
     scaled = positions @ inverse
     scaled[:, pbc] %= 1.0
-    # 1 / height of the cell over each face, in Å: how far a fraction reaches
+    # reach / height of the cell over each face: the reach in fractional coordinates
     margins = reach * np.linalg.norm(inverse, axis=0)
     for axis in np.flatnonzero(pbc):
         low, high = -margins[axis], 1.0 + margins[axis]
@@ -185,9 +185,9 @@ def with_images(
     return scaled @ whole, owners
 
 
-# Å that two atoms may have come closer by since the pairs were listed.
+# Å; the largest approach of two atoms for which the listed pairs still hold.
 _SKIN = 0.6
-# Pairs are listed up to so many times the closest contact.
+# Pairs are listed up to this multiple of the closest contact.
 _MARGIN = 1.15
 
 
@@ -202,12 +202,13 @@ class Geometry(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Listed:
-    """A structure and, where it was listed, its pairs with the closest contacts.
+    """A structure and, if listed, its pairs with the closest contacts.
 
-    ``first`` and ``second`` are atoms, ``shifts`` (pairs, 3) what takes the second to
-    the image that is meant, in Å, ``sums`` the sums of covalent radii. Any other pair
-    has a contact above ``reach`` for as long as no two atoms come closer by the skin;
-    ``lonely`` is the largest distance of an atom to its nearest neighbour in Å.
+    ``first`` and ``second`` (pairs,) are atom indices, ``shifts`` (pairs, 3) moves the
+    second atom to its image, in Å, and ``sums`` (pairs,) are sums of covalent radii in
+    Å. All other pairs have contacts above ``reach`` until two atoms approach each other
+    by more than ``_SKIN``. ``lonely`` is the largest distance of an atom to its nearest
+    neighbour in Å.
     """
 
     geometry: Geometry
@@ -219,7 +220,7 @@ class _Listed:
     lonely: float = np.inf
 
     def moved(self, geometry: Geometry) -> float:
-        """Return how far an atom moved at most, Å; infinite if aught else changed."""
+        """Return the largest displacement in Å; infinite if anything else changed."""
         before = self.geometry
         if not (
             np.array_equal(before.numbers, geometry.numbers)
@@ -232,23 +233,23 @@ class _Listed:
 
 
 class SamePairs:
-    """The closest contact of a structure that moves a little at a time.
+    """The closest contact of a structure that moves little per step.
 
-    It gives the contact that `surroundings` would give (to round-off), in half the time
-    for 20 atoms and in a fifth for 200 or more. It gives None where it cannot tell: ask
-    `surroundings` then, and hand the answer to `remember`.
+    The contact agrees with `surroundings` to round-off. It takes half the time for 20
+    atoms and a fifth for 200 or more. If `closest` returns None, call `surroundings`
+    and pass its result to `remember`.
     """
 
     def __init__(self) -> None:
         self._listed: _Listed | None = None
 
     def closest(self, geometry: Geometry, reach: float) -> tuple[float, int] | None:
-        """Return the closest contact and an atom of it, where every atom has one.
+        """Return the closest contact and the index of one of its atoms.
 
-        None where pairs are not listed or do not hold any more, and where an atom may
-        have no neighbour within ``reach`` in Å.
+        None if no pairs are listed, if they no longer hold, or if an atom may have no
+        neighbour within ``reach`` in Å.
         """
-        listed = self._listed  # once: another thread may put its own there
+        listed = self._listed  # read once: another thread may replace it
         if listed is None or listed.first is None:
             return None
         moved = listed.moved(geometry)
@@ -263,7 +264,7 @@ class SamePairs:
         return (contact, int(listed.first[best])) if contact < listed.reach else None
 
     def remember(self, geometry: Geometry, found: Surroundings) -> None:
-        """Keep a structure that was looked at; list its pairs if it is moving."""
+        """Store a searched structure; list its pairs if it has moved only a little."""
         before = self._listed
         self._listed = _Listed(Geometry(*(array.copy() for array in geometry)))
         closest = float(found.contacts.min())
@@ -275,13 +276,13 @@ class SamePairs:
 
 
 def _with_pairs(plain: _Listed, found: Surroundings, reach: float) -> _Listed:
-    """Return the structure with its pairs of contacts up to ``reach``, and a skin."""
+    """Return the structure with its pairs of contacts up to ``reach`` plus the skin."""
     numbers, positions, cell, pbc = plain.geometry
     radii = covalent_radii[numbers]
     farthest = reach * 2 * float(radii.max()) + _SKIN
     points, owners = with_images(positions, cell, pbc, farthest)
     pairs = cKDTree(points).query_pairs(farthest, output_type="ndarray")
-    pairs = pairs[pairs[:, 0] < len(radii)]  # of two images, others stand for them
+    pairs = pairs[pairs[:, 0] < len(radii)]  # pairs of two images are copies
     ends = points[pairs[:, 1]] - points[pairs[:, 0]]
     first, second = owners[pairs].T
     sums = radii[first] + radii[second]

@@ -1,4 +1,4 @@
-"""Whether symmetry alone makes every force of a structure vanish."""
+"""Test whether all forces of a structure vanish by symmetry."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from ase.geometry import complete_cell
 from ase.neighborlist import primitive_neighbor_list
 
 
-# A structure this close to symmetric positions, in Å, has forces of nothing but that
-# distance: with force constants of 5 eV/Å², of 5 meV/Å.
+# Å; displacements from symmetric positions. With force constants of 5 eV/Å² they cause
+# forces of 5 meV/Å.
 TOLERANCE = 1e-3
-# Space groups are searched in structures of so many atoms at most: the time grows
-# faster than their square, 0.2 s for 500 atoms of a perfect crystal.
+# Largest structure whose space group is searched: the time grows faster than the square
+# of the number of atoms; it is 0.2 s for 500 atoms of a perfect crystal.
 MOST_ATOMS = 500
 
-_REACH = 6.0  # Å; of the sums over neighbours
-_SHELLS = 2.5  # the same in units of the longest distance to a nearest neighbour
-_VACUUM = 20.0  # Å; beside films and wires
+_REACH = 6.0  # Å; reach of the sums over neighbours
+_SHELLS = 2.5  # the same, in units of the longest nearest-neighbour distance
+_VACUUM = 20.0  # Å; around films and wires
 
 
 def forces_vanish(
@@ -29,17 +29,17 @@ def forces_vanish(
     pbc: np.ndarray,
     nearest: np.ndarray,
 ) -> bool:
-    """Say whether every force is zero whatever the potential, by symmetry.
+    """Return whether symmetry makes every force zero, for any potential.
 
-    The force on an atom is left as it is by all operations that map the structure onto
-    itself and the atom onto itself or an image of it: it is zero where the mean of
-    their rotations is (site groups with an inversion, several axes, or an axis and a
-    mirror across it). This must hold for every atom. Of a molecule that is so for a
-    single atom only.
+    Symmetry operations that map the structure onto itself and an atom onto itself (or
+    its image) do not change the force on this atom. The force is zero if the mean of
+    their rotations is zero (site groups with an inversion, several axes, or an axis
+    with a mirror plane across it). The function requires this for every atom. A
+    non-periodic structure qualifies only if it is a single atom.
 
-    The space group is spglib's. It is asked only where, for each atom, sums over its
-    neighbours that turn with the structure as a force does are zero; for more than
-    ``MOST_ATOMS`` these sums decide alone. Where spglib finds no group, too.
+    A fast test comes first: for each atom a vector sum over its neighbours, which
+    rotates like a force, must be zero. Then spglib finds the space group. Without a
+    group from spglib, or above ``MOST_ATOMS`` atoms, the fast test decides alone.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def forces_vanish(
         In Å.
     pbc : array (3,) of bool
     nearest : array (atoms,)
-        Distance to each atom's nearest neighbour in Å; infinite where unknown.
+        Distance to each atom's nearest neighbour in Å; infinite if not known.
     """
     if not pbc.any():
         return len(numbers) == 1
@@ -69,10 +69,10 @@ def _vectors_vanish(
     pbc: np.ndarray,
     nearest: np.ndarray,
 ) -> bool:
-    """Say whether sum_j Z_j f(r_ij) r_ij / |r_ij| is zero for every atom i.
+    """Return whether sum_j Z_j f(r_ij) r_ij / |r_ij| is zero for every atom i.
 
-    f = (1 - r/R)^2 for two R, which fades, so that no shell is cut. Zero is what atoms
-    that are off by `TOLERANCE` could make of it.
+    f = (1 - r/R)^2 goes smoothly to zero at R, so that no shell is cut; two R are used.
+    A sum counts as zero if displacements of `TOLERANCE` can explain it.
     """
     known = nearest[np.isfinite(nearest)]
     longest = float(known.max(initial=0.0))
@@ -89,8 +89,8 @@ def _vectors_vanish(
         pulls = (weights * fading**2 / distances)[:, None] * apart
         steepest = weights * 2 * (fading / reach + fading**2 / distances)
         slope = weights * 2 * (fading**2 / distances - fading / reach)
-        # how far a sum moves where every atom is off by 1 Å: its own way, and the
-        # neighbours' at random, of which the images of an atom go the same way
+        # change of a sum if every atom is displaced by 1 Å: the atom itself, its
+        # neighbours in random directions, and the images of one atom together
         moves = np.abs(np.bincount(i, slope, len(numbers)))
         moves += 3 * np.sqrt(np.bincount(i, steepest**2, len(numbers)))
         moves += np.bincount(i, steepest, len(numbers)) / np.sqrt(len(numbers))
@@ -104,10 +104,10 @@ def _vectors_vanish(
 def _space_group(
     numbers: np.ndarray, box: np.ndarray, scaled: np.ndarray
 ) -> spglib.SpglibDataset | None:
-    """Return what spglib finds; None where it finds nothing."""
+    """Return spglib's symmetry dataset; None if spglib finds no group."""
     try:
         with warnings.catch_warnings():
-            # it announces that failures will be exceptions in its next version
+            # spglib warns that its next version will raise exceptions
             warnings.filterwarnings("ignore", "Set OLD_ERROR", DeprecationWarning)
             return spglib.get_symmetry_dataset(
                 (box.tolist(), scaled.tolist(), numbers.tolist()), symprec=TOLERANCE
@@ -119,9 +119,9 @@ def _space_group(
 def _with_vacuum(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
 ) -> np.ndarray:
-    """Return a cell whose open directions are at right angles, and long enough."""
+    """Return a cell with vacuum along open directions, which are at right angles."""
     box = np.where(pbc[:, None], cell, 0.0)
-    whole: np.ndarray = complete_cell(box)  # open directions: unit vectors, across
+    whole: np.ndarray = complete_cell(box)  # open: perpendicular unit vectors
     for axis in np.flatnonzero(~pbc):
         along = positions @ whole[axis]
         whole[axis] *= np.ptp(along) + _VACUUM
@@ -131,11 +131,11 @@ def _with_vacuum(
 def _all_sites_vanish(
     group: spglib.SpglibDataset, box: np.ndarray, scaled: np.ndarray
 ) -> bool:
-    """Say whether the mean rotation of every site's group is zero."""
+    """Return whether the mean rotation of the site group is zero for every atom."""
     for atom in np.unique(group.equivalent_atoms):
         apart = group.rotations @ scaled[atom] + group.translations - scaled[atom]
         distances = np.linalg.norm((apart - apart.round()) @ box, axis=1)
-        fixing = distances < 10 * TOLERANCE  # others are a bond away
+        fixing = distances < 10 * TOLERANCE  # other sites are a bond length away
         if group.rotations[fixing].sum(axis=0).any():
             return False
     return True

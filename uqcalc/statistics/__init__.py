@@ -1,1 +1,1 @@
-"""Statistics on plain arrays: conformal quantiles, scores of probabilities."""
+"""Statistics on plain arrays: conformal quantiles and scores of probabilities."""

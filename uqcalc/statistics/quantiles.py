@@ -1,4 +1,4 @@
-"""Quantiles with a finite-sample promise, where groups are what is exchangeable."""
+"""Conformal quantiles with a finite-sample guarantee for exchangeable groups."""
 
 from __future__ import annotations
 
@@ -11,39 +11,40 @@ from numpy.typing import ArrayLike
 from uqcalc.errors import LabelError
 
 
-# Sums of weights are compared to a level up to their round-off.
+# Tolerance for round-off when sums of weights are compared with a level.
 _ROUND_OFF = 1e-9
 
 
 def groups_needed(level: float) -> int:
-    """Return how many groups a conformal quantile at ``level`` takes, at least."""
+    """Return the smallest number of groups for a conformal quantile at ``level``."""
     return math.ceil(level / (1 - level) - _ROUND_OFF)
 
 
 def group_quantile(values: ArrayLike, groups: ArrayLike, level: float) -> float:
-    """Return the limit that a structure of a new group keeps with P >= ``level``.
+    """Return x for which P(value of a structure of a new group <= x) >= ``level``.
 
-    Each of the K groups has the mass 1 / (K + 1), its members share it equally, and as
-    much lies at infinity: hierarchical conformal prediction (Lee, Barber & Willett
-    2023, arXiv:2306.06342). With one structure a group it is the value of rank
-    ``ceil((K + 1) level)``, split conformal prediction (Vovk et al. 2005). The promise
-    holds on average over groups drawn alike; NaN counts as infinite.
+    Each of the K groups has the weight 1 / (K + 1), divided equally among its members;
+    the remaining 1 / (K + 1) lies at infinity. This is hierarchical conformal
+    prediction (Lee, Barber & Willett 2023, arXiv:2306.06342). With one structure per
+    group it is the value of rank ``ceil((K + 1) level)``, split conformal prediction
+    (Vovk et al. 2005). The guarantee is an average over groups drawn alike.
 
     Parameters
     ----------
     values : array (structures,)
+        NaN counts as infinite.
     groups : array (structures,)
-        Which belong together, as numbers or names.
+        Group of each structure, as a number or a name.
     level : float
         In (0, 1).
 
     Raises
     ------
     ValueError
-        If the level is none.
+        If the level is not in (0, 1).
     LabelError
-        If there are too few groups for it; it says how many it takes. Also where the
-        quantile falls on values that are not finite.
+        If there are too few groups (the message gives the number needed), or if the
+        quantile is not finite.
     """
     if not 0 < level < 1:
         msg = f"level of a quantile must lie in (0, 1), got {level}"
@@ -78,18 +79,20 @@ def group_quantile(values: ArrayLike, groups: ArrayLike, level: float) -> float:
 def conformal_factor(
     errors: ArrayLike, risks: ArrayLike, groups: ArrayLike, coverage: float
 ) -> float:
-    """Return the factor for which ``|error| <= factor * risk`` holds often enough.
+    """Return the factor of ``|error| <= factor * risk`` for the chosen coverage.
 
-    The conformal quantile of ``|error| / risk`` (all arrays (structures,)); an error
-    and a risk of zero agree.
+    It is the conformal quantile of ``|error| / risk`` (all arrays (structures,)). The
+    ratio counts as 0 if the error is 0; otherwise it is infinite for a NaN risk.
 
     Raises
     ------
     ValueError, LabelError
-        As `group_quantile`; also where too many risks vanish and their errors do not.
+        As `group_quantile`.
+    LabelError
+        If too many risks are 0 while their errors are not.
     """
     sizes, scales = np.abs(np.asarray(errors, float)), np.asarray(risks, float)
-    never = np.full_like(sizes, sys.float_info.max)  # of a risk that no factor scales
+    never = np.full_like(sizes, sys.float_info.max)  # for a risk of 0
     never[np.isnan(scales)] = np.nan
     scores = np.divide(sizes, scales, out=never, where=scales > 0)
     factor = group_quantile(np.where(sizes > 0, scores, 0.0), groups, coverage)

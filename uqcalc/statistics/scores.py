@@ -1,6 +1,6 @@
 """Scores of a reliability estimate: arrays in, numbers out.
 
-Throughout, ``reliable`` is a boolean array of the truth (error within the boundary)
+In all functions ``reliable`` is a boolean array (is the error within the boundary?)
 and ``probability`` the predicted P(reliable), both of shape (structures,).
 """
 
@@ -37,13 +37,14 @@ def _checked(
 
 
 class Bins(NamedTuple):
-    """What falls into each bin of the probability, all (bins,).
+    """Counts and means in each bin of the probability, all (bins,).
 
     Attributes
     ----------
     counts : array of int
+        Number of structures.
     predicted, observed : arrays
-        Mean probability and share of reliable ones; NaN in empty bins.
+        Mean probability and share of reliable structures; NaN in empty bins.
     """
 
     counts: NDArray[np.int64]
@@ -54,7 +55,7 @@ class Bins(NamedTuple):
 def reliability_bins(
     reliable: ArrayLike, probability: ArrayLike, bins: int = 10
 ) -> Bins:
-    """Sort probabilities into bins of equal width; the last one holds 1 as well."""
+    """Sort probabilities into bins of equal width; the last bin includes 1."""
     truth, belief = _checked(reliable, probability)
     index = _bin_of(belief, bins)
     counts = np.bincount(index, minlength=bins)
@@ -73,9 +74,9 @@ def _bin_of(belief: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
 def wilson_interval(
     hits: ArrayLike, counts: ArrayLike, confidence: float = 0.95
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the bounds (low, high) on binomial shares, of the shape of ``counts``.
+    """Return confidence bounds (low, high) on binomial shares, shaped as ``counts``.
 
-    Wilson 1927, doi:10.1080/01621459.1927.10502953; NaN where nothing was counted.
+    Wilson 1927, doi:10.1080/01621459.1927.10502953. NaN if a count is 0.
     """
     n = np.asarray(counts, dtype=float)
     n = np.where(n > 0, n, np.nan)
@@ -89,15 +90,17 @@ def wilson_interval(
 def brier_decomposition(
     reliable: ArrayLike, probability: ArrayLike, bins: int = 10
 ) -> dict[str, float]:
-    """Return what a Brier score is made of, over bins of equal width.
+    """Return the terms of the Brier score over bins of equal width.
 
-    ``brier = reliability - resolution + uncertainty + within_bins``: how far the
-    probabilities are from what is observed (0 is best), how far what is observed
-    differs from bin to bin (0 is no skill, the uncertainty is the most), and what
-    always giving the base rate would score (Murphy 1973,
-    doi:10.1175/1520-0450(1973)012<0595:ANVPOT>2.0.CO;2). Probabilities differ within a
-    bin, too; what that adds makes the sum exact (Stephenson et al. 2008,
-    doi:10.1175/2007WAF2006116.1).
+    ``brier = reliability - resolution + uncertainty + within_bins`` (Murphy 1973,
+    doi:10.1175/1520-0450(1973)012<0595:ANVPOT>2.0.CO;2):
+
+    - reliability: squared difference of predicted and observed shares; 0 is best.
+    - resolution: squared difference of the observed shares from the base rate; 0 is no
+      skill, the uncertainty is the maximum.
+    - uncertainty: Brier score of a model that always predicts the base rate.
+    - within_bins: correction for different probabilities within a bin, which makes the
+      sum exact (Stephenson et al. 2008, doi:10.1175/2007WAF2006116.1).
 
     Returns
     -------
@@ -136,10 +139,10 @@ def expected_calibration_error(
 def calibration_noise_floor(
     probability: ArrayLike, bins: int = 10, draws: int = 200, seed: int = 0
 ) -> float:
-    """Return the mean ECE of a *perfectly* calibrated model of these probabilities.
+    """Return the mean ECE of a *perfectly* calibrated model with these probabilities.
 
-    Truths are drawn from the probabilities themselves, so what is left is the
-    sampling noise of the estimator; an ECE near it cannot be improved upon.
+    The outcomes are drawn from the probabilities, so that this ECE is sampling noise
+    only. An ECE near this value cannot be improved.
     """
     belief = np.asarray(probability, dtype=float)
     rng = np.random.default_rng(seed)
@@ -151,12 +154,12 @@ def calibration_noise_floor(
 
 
 class Chance(NamedTuple):
-    """How large an ECE chance alone makes, of a perfectly calibrated model.
+    """The ECE of a perfectly calibrated model, caused by chance alone.
 
     Attributes
     ----------
     mean, most : float
-        Of the ECE, and what it stays below 19 times in 20.
+        Mean and 95 % quantile of the ECE.
     """
 
     mean: float
@@ -172,21 +175,21 @@ def calibration_chance(
     draws: int = 200,
     seed: int = 0,
 ) -> Chance:
-    """Return the ECE that a perfectly calibrated model of these probabilities has.
+    """Return the ECE of a perfectly calibrated model with these probabilities.
 
-    Structures of one group (frames of one molecule, of one run) are right or wrong
-    together, so that 20 groups of 50 say little more than 20 structures. With groups
-    the sum of ``reliable - probability`` of each group and bin is drawn with a random
-    sign (wild cluster bootstrap: Cameron, Gelbach & Miller 2008,
-    doi:10.1162/rest.90.3.414), which keeps what is correlated within a group; with
-    independent structures the truths are drawn from the probabilities. The larger of
-    the two counts.
+    Without groups the outcomes are drawn from the probabilities. With groups there is a
+    second estimate, and the larger one is returned: structures of one group (one
+    molecule, one run) are often right or wrong together, so that 20 groups of 50 hold
+    little more information than 20 structures. The second estimate gives the sum of
+    ``reliable - probability`` of each group and bin a random sign (wild cluster
+    bootstrap: Cameron, Gelbach & Miller 2008, doi:10.1162/rest.90.3.414), which keeps
+    the correlation within a group.
 
     Parameters
     ----------
     reliable, probability : arrays (structures,)
     groups : array (structures,), optional
-        Which structures belong together; by default each is one by itself.
+        Group of each structure; by default all structures are independent.
     """
     truth, belief = _checked(reliable, probability)
     rng = np.random.default_rng(seed)
@@ -206,7 +209,7 @@ def calibration_chance(
 
 
 def auroc(reliable: ArrayLike, probability: ArrayLike) -> float:
-    """Return the area under the ROC curve; NaN where only one class is present."""
+    """Return the area under the ROC curve; NaN if there is only one class."""
     truth = np.asarray(reliable, dtype=bool)
     if truth.all() or not truth.any():
         return math.nan
@@ -214,7 +217,7 @@ def auroc(reliable: ArrayLike, probability: ArrayLike) -> float:
 
 
 def _mcc(truth: NDArray[np.bool_], answer: NDArray[np.bool_]) -> float:
-    """Matthews' correlation, 0 where truth or answer is all one class."""
+    """Return Matthews' correlation; 0 if truth or answer has only one class."""
     if truth.all() or not truth.any() or answer.all() or not answer.any():
         return 0.0
     return float(metrics.matthews_corrcoef(truth, answer))
@@ -232,13 +235,15 @@ def coverage_table(
     probability: ArrayLike,
     cutoffs: Sequence[float] = CUTOFFS,
 ) -> list[dict[str, float]]:
-    """Return, for each cutoff on P(reliable), who is kept and how right that is.
+    """Return coverage and precision for each cutoff on P(reliable).
+
+    A structure is kept if its probability is at least the cutoff.
 
     Returns
     -------
     list of dict
-        ``cutoff``, ``coverage`` (fraction kept) and ``precision`` (fraction of the
-        kept that are reliable; NaN where none is kept).
+        ``cutoff``, ``coverage`` (share kept) and ``precision`` (share of the kept
+        structures that are reliable; NaN if none is kept).
     """
     truth, belief = _checked(reliable, probability)
     rows = []
@@ -258,11 +263,11 @@ def coverage_table(
 def risk_coverage(
     error: ArrayLike, risk: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return (coverage, mean error of the kept), keeping the least risky first.
+    """Return (coverage, mean error of the kept structures), lowest risk first.
 
-    The selective-risk curve of Geifman & El-Yaniv 2017 (arXiv:1705.08500) for the
-    error itself instead of a 0/1 loss. Both arrays have shape (structures,). Among
-    equal risks the order is random: each counts with the mean error of all.
+    The selective-risk curve of Geifman & El-Yaniv 2017 (arXiv:1705.08500), with the
+    error instead of a 0/1 loss. All arrays have the shape (structures,). Structures of
+    equal risk count with their mean error. NaN risks come last.
     """
     errors = np.asarray(error, dtype=float)
     _, place, counts = np.unique(  # in order of the risk, NaN last
@@ -278,13 +283,13 @@ def classification_report(
     probability: ArrayLike,
     groups: ArrayLike | None = None,
 ) -> dict[str, Any]:
-    """Return the scores of PROBE's paper (arXiv:2605.00640), and the baselines.
+    """Return the scores of PROBE's paper (arXiv:2605.00640), and baselines.
 
-    ``accuracy``, ``mcc`` and the F1 scores cut at 0.5; ``f1_unreliable`` is the
-    paper's, whose positive class is the unreliable one, ``f1_reliable`` that of the
-    other; ``majority_accuracy`` is what always answering the commoner class would
-    reach. ``ece_noise_floor`` and ``ece_chance`` are those of `calibration_chance`,
-    where structures of one of ``groups`` do not count as independent.
+    ``accuracy``, ``mcc`` and the F1 scores use the cutoff 0.5. ``f1_unreliable`` is the
+    F1 score of the paper, with unreliable as the positive class; ``f1_reliable`` has
+    reliable as the positive class. ``majority_accuracy`` is the accuracy of always
+    predicting the more frequent class. ``ece_noise_floor`` and ``ece_chance`` are mean
+    and 95 % quantile of `calibration_chance` with these ``groups``.
     """
     truth, belief = _checked(reliable, probability)
     answer = belief >= 0.5

@@ -1,1 +1,1 @@
-"""Runs watched while they go on: what is logged, flagged, halted and said."""
+"""Monitoring of runs: event log, flagged frames, halts and summaries."""

@@ -1,4 +1,4 @@
-"""A band of images (NEB) under a monitor: a verdict for each image, and the barrier."""
+"""A band of images (NEB) under a monitor: verdicts for each image and the barrier."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from uqcalc.watching.structure import Structure
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BandAssessment:
-    """What is known of a band of images at one step.
+    """Assessments, energies and barrier of a band of images at one step.
 
     Attributes
     ----------
     images : tuple of Assessment or None
-        One for each image, in order. None where it was not judged: an end of the band
-        without a `ReliableCalculator`, or a geometry that ``interval`` leaves out.
+        One for each image, in order. None for an image that was not judged: an end of
+        the band without a `ReliableCalculator`, or a geometry that ``interval`` skips.
     energies_eV : tuple of float
-        Potential energy of each image; NaN where it is not known.
+        Potential energy of each image in eV; NaN if not known.
     worst : int or None
-        Index of the image that decides the verdict of the step: the one with the
-        highest level and, within it, the highest risk. None where none was judged.
+        Index of the image that decides the verdict of the step: the highest level and,
+        within the level, the highest risk. None if no image was judged.
     highest : int
         Index of the image with the highest energy.
     barrier_eV : float
-        Energy of the highest image less that of the first one; NaN where one of them is
-        not known.
+        Energy of the highest image minus that of the first image, in eV; NaN if one of
+        them is not known.
     barrier : Verdict
-        Of ``barrier_eV``: the worse one of the first and the highest image. It is at
-        least SUSPECT where one of them was not judged, and where any other image is
-        UNRELIABLE, as the path may then be higher there.
+        Verdict on ``barrier_eV``: the worse verdict of the first and the highest image.
+        It is at least SUSPECT if one of these two was not judged, or if any other image
+        is UNRELIABLE, because the true maximum may then be there.
     """
 
     images: tuple[Assessment | None, ...]
@@ -49,7 +49,7 @@ class BandAssessment:
 
     @property
     def levels(self) -> tuple[Level | None, ...]:
-        """The level of each image; None where it was not judged."""
+        """The level of each image; None for an image that was not judged."""
         return tuple(None if a is None else a.level for a in self.images)
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ class BandAssessment:
         return "\n".join([*lines, self.barrier_words()])
 
     def barrier_words(self) -> str:
-        """Say how high the barrier is, and how far it may be trusted."""
+        """Return the barrier in eV and its verdict as a sentence."""
         reasons = "; ".join(self.barrier.reasons)
         return (
             f"Barrier from image 0 to image {self.highest}: {self.barrier_eV:.4g} eV, "
@@ -73,7 +73,7 @@ class BandAssessment:
     def of(
         cls, images: Sequence[Assessment | None], energies_eV: Sequence[float]
     ) -> BandAssessment:
-        """Judge a band by its images and their energies in eV."""
+        """Build the assessment from those of the images and their energies in eV."""
         known = [-math.inf if math.isnan(e) else e for e in energies_eV]
         highest = known.index(max(known))
         judged = [i for i, found in enumerate(images) if found is not None]
@@ -88,21 +88,22 @@ class BandAssessment:
 
 
 class Band:
-    """The images of a band, looked at together.
+    """The images of a band, judged together.
 
     Parameters
     ----------
     dynamics : ase optimiser
     neb : ase NEB
-        Each of its images must carry a `ReliableCalculator`, one for all of them or one
-        for each. The two ends may also carry another calculator with a known energy.
+        Each image needs a `ReliableCalculator`; images may share one. The two ends may
+        also have another calculator with a known energy.
 
     Attributes
     ----------
     last : Assessment or None
-        What the last look says of the whole band: readings of the worst image.
+        Assessment of the whole band at the last look, with the readings of the worst
+        image.
     seen : BandAssessment or None
-        All of the last look.
+        Assessments of all images at the last look.
     """
 
     def __init__(self, dynamics: Any, neb: Any) -> None:
@@ -126,17 +127,17 @@ class Band:
 
     @property
     def atoms(self) -> Atoms:
-        """The first image that is judged: all have the same elements."""
+        """The first judged image; all images have the same elements."""
         return self._judging[0].atoms
 
     @property
     def calculator(self) -> Any:
-        """The calculator of that image."""
+        """The calculator of the first judged image."""
         return self._judging[0].calculator
 
     @property
     def finite(self) -> bool:
-        """Whether energy and forces of every image were finite numbers."""
+        """Whether energy and forces of every image were finite at the last look."""
         return all(image.finite for image in self._judging)
 
     @property
@@ -146,14 +147,14 @@ class Band:
         return seen.energies_eV[seen.highest]
 
     def energies_now(self) -> list[float]:
-        """Return the energy in eV of each image as it is now, NaN if not known."""
+        """Return the current energy of each image in eV; NaN if not known."""
         found: list[float] = []
         for image, atoms in zip(self._images, self._neb.images, strict=True):
             found += [_known_energy(atoms)] if image is None else image.energies_now()
         return found
 
     def look(self, step: int, interval: int) -> Assessment | None:
-        """Return what is said of the band at this step: the worst image decides."""
+        """Return the assessment of the band at this step: that of the worst image."""
         found = [None if i is None else i.look(step, interval) for i in self._images]
         energies = [
             _known_energy(atoms) if image is None else image.energy
@@ -164,9 +165,14 @@ class Band:
         return self.last
 
     def snapshot(self, step: int, image: int | None = None) -> Atoms:
-        """Return an annotated copy of one image, by default of the worst one.
+        """Return an annotated copy of one image, by default the worst.
 
-        Its ``info["image"]`` says which one it is.
+        ``info["image"]`` is the index of the image.
+
+        Raises
+        ------
+        ValueError
+            If the image has no `ReliableCalculator`.
         """
         seen = self._seen()
         index = seen.worst if image is None else image
@@ -198,7 +204,7 @@ def _image(neb: Any, index: int) -> Atoms:
 
 
 def _combined(seen: BandAssessment) -> Assessment | None:
-    """Return the assessment of the worst image, whose reasons name it."""
+    """Return the assessment of the worst image, with its index in the reasons."""
     if seen.worst is None:
         return None
     worst = seen.images[seen.worst]
@@ -235,7 +241,7 @@ def _barrier(images: Sequence[Assessment | None], highest: int) -> Verdict:
 
 
 def _badness(found: Assessment | None, index: int) -> tuple[float, ...]:
-    """Order by level, then what stops a run at once, then risk; the earlier image."""
+    """Return a sort key: level, then absurd findings, then risk, then early index."""
     if found is None:
         return (-1.0,)
     risks = [math.inf if math.isnan(r.risk) else r.risk for r in found.readings]
@@ -244,6 +250,6 @@ def _badness(found: Assessment | None, index: int) -> tuple[float, ...]:
 
 
 def _known_energy(atoms: Atoms) -> float:
-    """Return the energy in eV that an image carries; NaN where it carries none."""
+    """Return the stored energy of an image in eV; NaN if there is none."""
     results = getattr(atoms.calc, "results", {})
     return float(results.get("energy", math.nan))

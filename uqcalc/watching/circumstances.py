@@ -1,4 +1,4 @@
-"""What a run shows beside its geometries: heat, speed, lost energy, a moving cell."""
+"""Checks on a run: temperature, speed, energy drift, lost atoms and a moving cell."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ from uqcalc.records import Assessment, Level, Reading, Verdict, told_apart
 from uqcalc.watching.watched import timestep_fs
 
 
-# K. Electrons are excited there (8.6 eV), and no potential of their ground state holds.
+# K. Electrons are excited there (8.6 eV): ground-state potentials do not apply.
 HOTTEST = 1e5
-# Å in one time step: more than half a bond, so that the integration is void.
+# Å in one time step: more than half a bond length, so that the integration fails.
 FARTHEST = 1.0
-# eV an atom, up or down since the first step: ten times what a bond holds.
+# eV/atom, up or down since the first step: ten times the energy of a bond.
 STEEPEST = 100.0
 
 
 class Circumstances:
-    """Adds to the assessment of each step what only the run can tell.
+    """Adds findings on the run to the assessment of each step.
 
-    UNRELIABLE, and to be acted on in that very step: a temperature above 100 000 K, an
-    atom that moves by more than 1 Å in a time step, an energy that is off by more than
-    100 eV an atom since the first step. UNRELIABLE: an atom has left, beyond the sight
-    of all others that it had at the first step (`uqcalc.Sanity`). SUSPECT: the cell
-    moves (a barostat, a cell filter, or a cell that has changed since the first step),
-    and the policy has no threshold for a signal with ``judges_stress``.
+    - UNRELIABLE, and the monitor acts in the same step: the temperature is above
+      100 000 K, velocities are not finite, an atom moves by more than 1 Å in a time
+      step, or the energy differs by more than 100 eV/atom from the first step.
+    - UNRELIABLE: more atoms than at the first step have no neighbour within the cutoff
+      (`uqcalc.Sanity`).
+    - SUSPECT: the cell moves (a barostat, a cell filter, or a change since the first
+      step), and the policy has no threshold for a signal with ``judges_stress``.
 
     Parameters
     ----------
     dynamics : ase MD or optimiser
     signals : sequence of Signal
-        Those that run.
+        Signals of the calculator.
     judged : sequence of str
-        Names of those that the policy has thresholds for.
+        Names of the signals with thresholds in the policy.
     """
 
     def __init__(
@@ -55,19 +56,19 @@ class Circumstances:
     def __call__(
         self, atoms: Atoms, assessment: Assessment | None
     ) -> Assessment | None:
-        """Return the assessment with what else there is to say of this step.
+        """Return the assessment of this step with the findings on the run.
 
-        A step that was not judged (None) stays so, unless it is absurd.
+        None (a step that was not judged) stays None, unless there is a finding.
         """
         energy = float(atoms.calc.results["energy"]) / len(atoms)
-        unseen = np.nan  # compares as False with any number
+        unseen = np.nan  # comparisons with NaN are False
         if assessment is not None:
             unseen = float(assessment.results().get("sanity_unseen", 0.0))
         if self._first is None:
             self._first = energy, atoms.cell.array.copy(), unseen
         risk, absurd = self._motion(atoms)
         change = energy - self._first[0]
-        if abs(change) > STEEPEST:  # NaN is said elsewhere
+        if abs(change) > STEEPEST:  # another check handles NaN
             found, most = told_apart(abs(change), STEEPEST)
             sign = "+" if change > 0 else "-"
             absurd.append(
@@ -95,7 +96,7 @@ class Circumstances:
         return extended(assessment or not_judged(self._judged), reading)
 
     def moves_cell(self, atoms: Atoms) -> bool:
-        """Say whether the cell moves, as far as is known at this step."""
+        """Return whether the cell can move or has changed since the first step."""
         changed = self._first is not None and not np.array_equal(
             self._first[1], atoms.cell.array
         )
@@ -105,7 +106,7 @@ class Circumstances:
         return not self._stress_judged and self.moves_cell(atoms)
 
     def _motion(self, atoms: Atoms) -> tuple[float, list[str]]:
-        """Return a risk, NaN where velocities are, and what is absurd of them."""
+        """Return a risk, NaN for non-finite velocities and else 0, and the reasons."""
         timestep = timestep_fs(self._dynamics)
         if timestep is None or not atoms.has("momenta"):
             return 0.0, []
@@ -128,12 +129,12 @@ class Circumstances:
 
 
 def not_judged(skipped: Sequence[str]) -> Assessment:
-    """Return an assessment without readings, to be extended by what a run shows."""
+    """Return an assessment without readings, to which findings can be added."""
     return Assessment((), Verdict(Level.RELIABLE, (), tuple(skipped)))
 
 
 def moves_cell(dynamics: Any) -> bool:
-    """Say whether an MD or optimiser object is made to change the cell."""
+    """Return whether an MD or optimiser object can change the cell."""
     moved: Any = getattr(dynamics, "atoms", None)
     while moved is not None and not isinstance(moved, Atoms):
         if isinstance(moved, StrainFilter | UnitCellFilter):
@@ -141,7 +142,9 @@ def moves_cell(dynamics: Any) -> bool:
         moved = getattr(moved, "atoms", None)
     if not isinstance(dynamics, MolecularDynamics):
         return False
-    if getattr(dynamics, "pfactor_given", 1.0) is None:  # Melchionna's, without one
+    if (
+        getattr(dynamics, "pfactor_given", 1.0) is None
+    ):  # MelchionnaNPT without barostat
         return False
     names = ("externalstress", "pressure", "_pressure_au")
     return any(getattr(dynamics, name, None) is not None for name in names)

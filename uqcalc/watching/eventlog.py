@@ -1,4 +1,4 @@
-"""The event log: JSON lines that survive a kill up to the last step."""
+"""The event log: JSON lines, complete up to the last step after a kill."""
 
 from __future__ import annotations
 
@@ -21,35 +21,34 @@ from uqcalc.watching.joint import Joint
 from uqcalc.watching.logrecords import checked_step
 
 
-_MOST_NAMED = 6  # entries: another probe differs in dozens
-# How a line ends: the last entry of a record is its checksum.
+_MOST_NAMED = 6  # differing entries in a message; another probe differs in dozens
+# The last entry of each record is its checksum.
 _CHECKSUM, _CLOSING = ', "crc32": "', '"}'
 
 
 class EventLog:
-    """An append-only file of JSON records, opened and closed for every one.
+    """An append-only file of JSON records; it is opened and closed for each record.
 
     Parameters
     ----------
     path : path
     header : mapping
-        First record of a new file. An existing file must have the same ``run``
-        entry, or it belongs to another run and is refused.
+        First record of a new file. An existing file must have the same ``run`` entry.
     mode : {"continue", "append", "new"}
         "new" refuses an existing file; the others continue it.
     joint : Joint, optional
-        Checks that the structure that goes on is the one at which the file ended.
+        Checks that the file ended at the structure with which the run continues.
 
     Attributes
     ----------
     last_step : int or None
-        Step of the last complete record of an existing file, which is continued.
+        Last step in an existing file that is continued; None without one.
 
     Raises
     ------
     RecordError
         If the existing file is not a log, or belongs to another run, or if another
-        process, or a monitor of this one whose run has not ended, is writing it.
+        process or an unfinished monitor of this process writes it.
     """
 
     def __init__(
@@ -63,19 +62,19 @@ class EventLog:
         self.writer = OneWriter(self.path)
         self._file = GrowingFile(self.path)
         self.last_step: int | None = None
-        # None: of a log that an earlier version began without checksums
+        # None for a log of an earlier version, which has no checksums
         self._checksum: int | None = 0
         if self.path.exists() and self.path.stat().st_size > 0:
             self._resume(header, mode, joint)
         self.write({"event": "header", **header})
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record; what JSON lacks (NaN, infinities) becomes null.
+        """Append one record; NaN and infinite values become null.
 
         Raises
         ------
         OSError
-            If it cannot be written; nothing of it is in the file then.
+            If the record cannot be written. The file then stays as it was.
         """
         line = json.dumps(strict_json(record), ensure_ascii=False, allow_nan=False)
         checksum = self._checksum
@@ -86,7 +85,7 @@ class EventLog:
         self._checksum = checksum
 
     def sync(self) -> None:
-        """Have the operating system put all of it on the disk."""
+        """Make the operating system write the file to disk."""
         self._file.sync()
 
     def _resume(
@@ -117,12 +116,12 @@ class EventLog:
 
 
 def check_same_run(path: Path, theirs: Any, ours: Any) -> None:
-    """Refuse a log whose header describes another run; say in what they differ.
+    """Refuse a log whose header describes another run.
 
     Raises
     ------
     RecordError
-        If the two descriptions are not equal as JSON.
+        If the two descriptions differ as JSON; the message names the differences.
     """
     differing = _differences(theirs, strict_json(ours))
     if differing:
@@ -137,7 +136,7 @@ def check_same_run(path: Path, theirs: Any, ours: Any) -> None:
 
 
 def _differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
-    """Say where two JSON values differ, entry by entry."""
+    """Return the differences of two JSON values as texts, one per entry."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         pairs = [(k, theirs.get(k), ours.get(k)) for k in {**theirs, **ours}]
     elif _same_length(theirs, ours):
@@ -166,13 +165,13 @@ def _short(value: Any, length: int = 60) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return what a run was made with, for the header of its log."""
+    """Return the versions of uqcalc, ASE, NumPy and Python for the log's header."""
     packages = {"uqcalc": version("uqcalc"), "ase": ase.__version__}
     return packages | {"numpy": np.__version__, "python": platform.python_version()}
 
 
 def cut_torn_record(path: Path) -> None:
-    """Remove an incomplete last line, left by a process that was killed."""
+    """Remove an incomplete last line, which a killed process has left."""
     with path.open("rb+") as file:
         content = file.read()
         end = content.rfind(b"\n") + 1
@@ -181,16 +180,15 @@ def cut_torn_record(path: Path) -> None:
 
 
 def read_log(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """Yield the records of an event log; a torn last line is left out.
+    """Yield the records of an event log, without an incomplete last line.
 
-    Each record carries a checksum of itself and of all records before it, so that a
-    changed byte and a missing record are noticed. Logs of versions before 0.2 have
-    none.
+    Each record has a checksum of itself and all records before it. It detects changed
+    bytes and missing records. Logs of versions before 0.2 have no checksums.
 
     Raises
     ------
     RecordError
-        If any other line is not a JSON record, or not as it was written.
+        If any other line is not a JSON record or fails the checksum.
     """
     for record, _ in _checked_records(path):
         yield record
@@ -199,11 +197,11 @@ def read_log(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
 def _checked_records(
     path: str | os.PathLike[str],
 ) -> Iterator[tuple[dict[str, Any], int | None]]:
-    """Yield each record and the checksum up to it, None where the log has none."""
-    # Only \n ends a record: torn bytes may look like another kind of line end.
+    """Yield each record and its checksum; None for a log without checksums."""
+    # Only \n ends a record: damaged bytes may look like another kind of line end.
     with Path(path).open(encoding="utf-8", errors="replace", newline="\n") as file:
         start = [file.readline(), file.readline()]
-        # a header that lost its own checksum is followed by a record that has one
+        # two lines: the header may have lost its checksum, the next record has one
         checksum = 0 if any(_CHECKSUM in line for line in start) else None
         for number, line in enumerate(chain(filter(None, start), file), start=1):
             if not line.endswith("\n"):
@@ -227,16 +225,15 @@ def _changed(where: str, number: int) -> str:
 
 
 def _chained(line: str, checksum: int) -> int:
-    """Return the checksum of a record and of all before it (CRC-32)."""
+    """Return the checksum (CRC-32) of a record and all records before it."""
     return zlib.crc32(line.encode(), checksum)
 
 
 def read_standing(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """Yield the step and warning records that stand, in the order of the steps.
+    """Yield the valid step and warning records, in the order of the steps.
 
-    A run that was killed goes on from the geometry it saved last: the log then counts
-    back to that step, and what it held of that step and later ones was run again and
-    is left out here.
+    A killed run continues from its last saved geometry, and the log then goes back to
+    that step. Earlier records of this step and later ones are invalid and left out.
 
     Raises
     ------
@@ -259,7 +256,7 @@ def read_standing(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
 def _parsed(line: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except (ValueError, RecursionError):  # also of a number with too many digits
+    except (ValueError, RecursionError):  # also for too many digits
         record = None
     if not isinstance(record, dict):
         msg = (

@@ -1,4 +1,4 @@
-"""Frames worth keeping: a file of annotated frames with a cap."""
+"""The file of flagged frames: annotated frames, up to a cap."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from uqcalc.files.writing import GrowingFile, OneWriter, writable
 
 
 class FrameFile:
-    """Append annotated frames up to a cap, whose last place is kept for `final`.
+    """Appends annotated frames up to a cap; the last place is for a `final` frame.
 
     Parameters
     ----------
     path : path
     cap : int
-        Most frames the file may hold; at least 1.
+        Largest number of frames in the file; at least 1.
     mode : {"continue", "append", "new"}
-        "new" refuses a file with frames in it; the others add to it.
+        "new" refuses a file with frames; the others append to it.
 
     Attributes
     ----------
     written, left_out : int
-        Frames.
+        Number of frames in the file, and of frames beyond the cap.
     incomplete : Counter
-        Entries that were left out of written frames, and of how many.
+        Entries that written frames lack, and the number of these frames.
     """
 
     def __init__(self, path: str | os.PathLike[str], cap: int, mode: str) -> None:
@@ -53,16 +53,17 @@ class FrameFile:
             self.written = cut_torn_frame(self.path, "flagged frames")
 
     def append(self, frame: Atoms, *, final: bool = False) -> bool:
-        """Write ``frame`` if there is room; say whether it was written.
+        """Write ``frame`` if there is room; return whether it was written.
 
-        Entries that the file cannot hold are left out; it says which in the frame.
+        Entries that the file format cannot hold are left out; the written frame lists
+        their names.
 
         Raises
         ------
         OSError
-            If it cannot be written; nothing of it is in the file then.
+            If the frame cannot be written. The file then stays as it was.
         RecordError
-            If not even its geometry can be.
+            If the format cannot hold the geometry.
         """
         room = self.cap if final else self.cap - 1
         if self.written >= room:
@@ -75,5 +76,5 @@ class FrameFile:
         return True
 
     def sync(self) -> None:
-        """Have the operating system put all of it on the disk."""
+        """Make the operating system write the file to disk."""
         self._file.sync()

@@ -1,4 +1,4 @@
-"""A halt: the run ends in its very step, and no later run of it begins."""
+"""A halt ends a run in the current step and blocks later runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ase.optimize.basin import BasinHopping
 from ase.optimize.sciopt import SciPyGradientlessOptimizer, SciPyOptimizer
 
 
-# Their loops do not read ``max_steps`` again, so they are left by an exception.
+# The loops of these classes do not check ``max_steps``; only an exception ends them.
 _NO_SOFT_STOP = (
     SciPyOptimizer,
     SciPyGradientlessOptimizer,
@@ -21,11 +21,11 @@ _STARTS = ("run", "irun")
 
 
 class Halt:
-    """Ends a run, and keeps later ones from beginning until `lift`.
+    """Ends a run, and blocks later ones until `lift`.
 
-    ASE calls observers after a step only, so that an observer would let each later
-    ``run`` make one more step. While the halt lasts, ``run`` and ``irun`` of this one
-    object are therefore replaced by functions that make none.
+    ASE calls observers only after a step. With an observer alone, each later ``run``
+    would make one more step. Therefore ``run`` and ``irun`` of this object are replaced
+    during the halt by functions that make no step.
 
     Parameters
     ----------
@@ -38,15 +38,15 @@ class Halt:
 
     @property
     def needs_exception(self) -> bool:
-        """Whether a loop that is under way ends by an exception only."""
+        """Whether only an exception can end a running loop of this class."""
         return isinstance(self._dynamics, _NO_SOFT_STOP)
 
     def stop(self) -> None:
-        """End the loop that is under way in this very step."""
+        """End the running loop after this step."""
         self._dynamics.max_steps = -1
 
     def bar(self, refuse: Callable[[], object]) -> None:
-        """Call ``refuse`` in place of every later ``run``, which returns False."""
+        """Make each later ``run`` call ``refuse`` and return False, without a step."""
         if self._own is not None:
             return
         attributes = vars(self._dynamics)
@@ -63,7 +63,7 @@ class Halt:
         self._dynamics.run, self._dynamics.irun = run, irun
 
     def lift(self) -> None:
-        """Let the next ``run`` begin."""
+        """Restore ``run`` and ``irun``."""
         if self._own is None:
             return
         for name in _STARTS:

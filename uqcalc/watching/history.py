@@ -1,4 +1,4 @@
-"""What a monitor has seen: the last events whole, all of them counted."""
+"""The history of a monitor: the last events, and counts of all events."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import overload
 from uqcalc.records import Event, Level
 
 
-# 0.7 to 1.8 kB an event: at most 18 MB.
+# 0.7 to 1.8 kB per event: at most 18 MB.
 KEPT = 10_000
 
 
 class History(Sequence[Event]):
-    """A sequence of the last events, which has counted those before them, too.
+    """A sequence of the last events, with counts of all events.
 
     Parameters
     ----------
     kept : int or None
-        Most events that are kept whole; None for all, which grows without end.
+        Largest number of events in memory; None keeps all, without a memory limit.
 
     Attributes
     ----------
     seen : int
-        How many events there were in all.
+        Number of all events.
     first : Event or None
-        The very first one.
+        The first of all events.
     """
 
     def __init__(self, kept: int | None = KEPT) -> None:
@@ -44,19 +44,19 @@ class History(Sequence[Event]):
         self.first: Event | None = None
 
     def append(self, event: Event) -> None:
-        """Count one more, and keep it; the oldest makes room."""
+        """Count an event and store it; a full history drops its oldest event."""
         self._events.append(event)
         self._levels[event.level] += 1
         self.seen += 1
         self.first = self.first or event
 
     def counts(self) -> dict[Level, int]:
-        """Return how many of all events had each level."""
+        """Return the number of all events with each level."""
         return {level: self._levels[level] for level in Level}
 
     @property
     def unjudged(self) -> int:
-        """How many of all events have no level."""
+        """Number of all events without a level."""
         return self._levels[None]
 
     @overload
@@ -64,11 +64,11 @@ class History(Sequence[Event]):
     @overload
     def __getitem__(self, index: slice) -> list[Event]: ...
     def __getitem__(self, index: int | slice) -> Event | list[Event]:
-        """Return one of the kept events, or a list of some."""
+        """Return one of the stored events, or a list of them."""
         if isinstance(index, slice):
             return list(self._events)[index]
         return self._events[index]
 
     def __len__(self) -> int:
-        """Return how many are kept."""
+        """Return the number of stored events."""
         return len(self._events)

@@ -1,4 +1,4 @@
-"""Whether a log and the structure that goes on are of one run."""
+"""Check that a log and the current structure belong to one run."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any
 from uqcalc.errors import RecordError
 
 
-# eV an atom: positions that were written with three decimals or more, and read again.
+# eV/atom: error from positions that were written with three decimals or more.
 _ROUNDED = 1e-4
-# Of the whole energy: what single precision leaves of it.
+# Relative error of the total energy in single precision.
 _RELATIVE = 5e-7
 
 
 class Joint:
-    """Checks that the structure that goes on has the energy with which a log ended.
+    """Checks that the current structure has the energy with which a log ended.
 
-    Two geometries of one run have energies that differ by far more than what rounding
-    of positions and single precision do: at 300 K by some 10 meV an atom. Of a band of
-    images the energy of each image is compared.
+    Energies of different geometries of a run differ by about 10 meV/atom at 300 K. This
+    is much more than the errors from rounded positions and single precision. For a band
+    the energies of all images are compared.
 
     Parameters
     ----------
     energies : callable
-        Returns the energy of the structure that goes on, or of each image, in eV.
+        Returns the current energies in eV: one, or one per image of a band.
     atoms : int
-        How many there are in the structure, or in an image.
+        Number of atoms in the structure, or in one image.
     step : int, optional
-        At which step of the log it goes on; by default at the last one.
+        Step of the log with which to compare; by default the last one.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Joint:
         self._energies, self._atoms, self._step = energies, atoms, step
 
     def check(self, path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-        """Compare with the step records of a log; one without steps fits any structure.
+        """Compare with the step records of a log; a log without steps passes.
 
         Raises
         ------
@@ -65,7 +65,7 @@ class Joint:
         raise RecordError(msg)
 
     def _same(self, theirs: list[float | None], ours: list[float | None]) -> bool:
-        """Say whether all energies agree; an end of a band may have none."""
+        """Return whether all energies agree; the ends of a band may lack energies."""
         if len(theirs) != len(ours) or all(energy is None for energy in theirs):
             return False
         return all(
@@ -80,7 +80,7 @@ class Joint:
 
 
 def _number(value: object) -> float | None:
-    """Return a finite number; None for anything else, as logs have null for NaN."""
+    """Return a finite number as float; None for anything else (NaN is null in logs)."""
     if isinstance(value, float | int) and math.isfinite(value):
         return float(value)
     return None

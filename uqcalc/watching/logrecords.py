@@ -1,7 +1,7 @@
-"""What the records of an event log must hold before anything is read from them.
+"""Checks of the entries of event log records before they are used.
 
-A log may be of another program, damaged, or edited by hand; those of versions before
-0.2 have no checksums. What a reader takes for a number must be one.
+A log may come from another program, be damaged or be edited by hand. Logs of versions
+before 0.2 have no checksums.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from uqcalc.errors import RecordError
 
 
-_SHOWN = 60  # letters of a value in a message
+_SHOWN = 60  # characters of a value in a message
 
 
 class _Entries(BaseModel):
-    """Some entries of a record; others are let through."""
+    """Entries of a record that are checked; other entries are allowed."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -88,12 +88,12 @@ _KINDS: Mapping[str, type[_Entries]] = {
 
 
 def check_record(record: Mapping[str, Any], path: object) -> None:
-    """Refuse a record whose entries are missing or of another type.
+    """Refuse a record with missing entries or entries of a wrong type.
 
     Raises
     ------
     RecordError
-        Naming the entry, and what it is.
+        If an entry is wrong; the message gives its name and value.
     """
     kind = record.get("event")
     model = _KINDS.get(kind) if isinstance(kind, str) else None
@@ -120,7 +120,7 @@ def checked_step(record: Mapping[str, Any], where: str) -> int:
     Raises
     ------
     RecordError
-        If it has none.
+        If the record has no integer step.
     """
     step = record.get("step")
     if not isinstance(step, int) or isinstance(step, bool):

@@ -1,4 +1,4 @@
-"""What an event log says of its run, read once it is over or while it goes on."""
+"""Summary of an event log, of a finished or a running run."""
 
 from __future__ import annotations
 
@@ -18,33 +18,34 @@ from uqcalc.watching.logrecords import check_record
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LogSummary:
-    """A run in numbers; a step that was run again after a kill counts once.
+    """Statistics of a run; a step that was repeated after a kill counts once.
 
     Attributes
     ----------
     run, versions : dict
-        From the header: what ran, and with which packages (of the last session).
+        Description of the run and package versions, from the last session's header.
     sessions : int
-        How many times the run was started or continued.
+        Number of times the run was started or continued.
     first_step, last_step : int or None
-        None where no step was logged.
+        None if no step was logged.
     time_fs : float or None
-        From the first to the last step; None for an optimiser.
+        Time from the first to the last step in fs; None for an optimiser.
     levels : dict
-        Logged steps by `Level`.
+        Number of logged steps for each `Level`.
     unjudged : int
-        Logged steps without a level.
+        Number of logged steps without a level.
     log_every : int
-        Of the last session: steps that follow the one before by less are in the log
-        only where they are UNRELIABLE, change the level, or are the last one.
+        Smallest distance of logged steps in the last session. UNRELIABLE steps, changes
+        of the level and the last step are logged at any distance.
     halts : list of dict
         ``step`` and ``reason`` of every halt, in order.
     warnings : int
-        How many times the policy would have halted a run that was only to be warned.
+        Number of warnings; a warning is logged instead of a halt if the monitor only
+        warns.
     end : dict or None
-        The end record; None while the run goes on, and if it was killed.
+        The end record; None while the run goes on or after a kill.
     worst : list of dict
-        Records of the steps with the highest level and, within it, the highest risk.
+        Records of the worst steps, by level and then by risk.
     """
 
     run: dict[str, Any]
@@ -63,13 +64,13 @@ class LogSummary:
 
     @property
     def judged(self) -> tuple[str, ...]:
-        """Names of the signals that the policy has thresholds for."""
+        """Names of the signals with thresholds in the policy."""
         thresholds = self.run.get("policy", {}).get("thresholds", ())
         return tuple(threshold["signal"] for threshold in thresholds)
 
 
 def summarise_log(path: str | os.PathLike[str], worst: int = 5) -> LogSummary:
-    """Read an event log; ``worst`` says how many of its worst steps to keep.
+    """Read an event log; ``worst`` is the number of worst steps to return.
 
     Raises
     ------
@@ -116,10 +117,10 @@ def summarise_log(path: str | os.PathLike[str], worst: int = 5) -> LogSummary:
 def _frame(
     path: str | os.PathLike[str],
 ) -> tuple[dict[str, Any], int, dict[str, Any] | None, list[dict[str, Any]]]:
-    """Return the last header, how many there are, the end record, and the halts.
+    """Return the last header, the number of headers, the end record and the halts.
 
-    The end record is None where steps follow it. Halts by one reason count once: a
-    step that is run again after a kill is halted again.
+    The end record is None if steps follow it. Halts with the same reason count once,
+    because a step that is repeated after a kill is halted again.
     """
     header: dict[str, Any] | None = None
     end: dict[str, Any] | None = None
@@ -148,7 +149,7 @@ def _frame(
 
 
 def _badness(record: Mapping[str, Any]) -> tuple[int, float, int]:
-    """Order by level, then risk (not a number is worst), then the earlier step."""
+    """Return a sort key: level, then risk (NaN is highest), then early step."""
     risks = [math.inf if risk is None else risk for risk in record["readings"].values()]
     return Level[record["level"]], max(risks, default=-math.inf), -record["step"]
 

@@ -1,4 +1,4 @@
-"""`Monitor`: watches every step of a run, records it, and stops it when it must."""
+"""`Monitor`: judges and records the steps of a run, and halts it if UNRELIABLE."""
 
 from __future__ import annotations
 
@@ -45,86 +45,89 @@ ABSURD = "Beyond all physics"
 class Monitor:
     """ASE observer for molecular dynamics and optimisers; it attaches itself.
 
-    Of a `BasinHopping` each new lowest minimum is watched and counts as a step; it is
-    halted by `UnreliableError`, as SciPy's optimisers are. Of an optimiser of a band of
-    images (``FIRE(NEB(images))``) each image is judged, and the worst one decides the
-    verdict of the step; `band` says all of it, with a verdict for the barrier.
+    `BasinHopping`: each new lowest minimum is judged and counts as a step. It and
+    SciPy's optimisers are halted by `UnreliableError`. Band of images
+    (``FIRE(NEB(images))``): each image is judged, and the worst one decides the verdict
+    of the step; `band` has all verdicts and that of the barrier.
 
-    A halted run stays halted: a later ``run`` makes no step and says so in one line,
-    until `resume`.
+    A halted run stays halted until `resume`: a later ``run`` makes no step and logs a
+    warning.
 
     Parameters
     ----------
     dynamics : ase MD or optimiser
-        Its atoms, or the images of its band, must carry a `ReliableCalculator`.
+        Its atoms, or the images of its band, must have a `ReliableCalculator`.
     log : path, optional
-        Event log: JSON lines, one record a step, on disk before the next one. A
+        Event log: JSON lines, one record per step, each written before the next step. A
         continued log counts on from its last step.
     flagged : path, optional
-        Extended XYZ file for the UNRELIABLE frames, annotated, and the halting one.
+        Extended XYZ file for annotated UNRELIABLE frames, the halting frame included.
     patience : int, optional
-        Consecutive UNRELIABLE frames before acting. By default `Trigger.usual`: half
-        of the last 50 fs, or three frames in a row of an optimiser.
+        Number of consecutive UNRELIABLE frames after which the monitor acts. By default
+        `Trigger.usual`: half of the last 50 fs, or three frames in a row of an
+        optimiser.
     window, fraction : int, float, optional
-        Act instead as soon as UNRELIABLE frames cover ``fraction`` of the last
-        ``window`` steps; a frame stands for the steps until the next one is judged.
+        Instead of ``patience``: act as soon as UNRELIABLE frames cover ``fraction`` of
+        the last ``window`` steps. A frame counts for all steps until the next judged
+        frame.
     on_unreliable : {"halt", "raise", "warn"} or callable
-        What to do then, and at once where there is nothing to wait for: numbers that
-        are none, or what is beyond all physics (`uqcalc.Sanity` and
-        `uqcalc.watching.circumstances`). Stop in that very step; raise
-        `UnreliableError`; only log; or call with the monitor, after which the run goes
-        on.
+        The action. "halt": stop in the same step. "raise": raise `UnreliableError`.
+        "warn": only log. A callable is called with the monitor, and the run goes on.
+        The monitor acts at once, without ``patience`` or ``window``, if energy or
+        forces are NaN or infinite, or if values are physically impossible
+        (`uqcalc.Sanity` and `uqcalc.watching.circumstances`).
     mode : {"continue", "append", "new"}
-        What to do with files that exist. "continue": go on with a log of the same run
-        if the structure has the energy with which the log ended, and refuse it if not,
-        as when a script is run twice. "append": go on without that check. "new": refuse
-        all that exist.
+        Handling of existing files. "continue": continue a log of the same run if the
+        structure has the energy with which the log ended, and refuse it otherwise (for
+        example if a script is started twice). "append": continue without this check.
+        "new": refuse existing files.
     max_flagged : int
-        Most frames in ``flagged``, the halting frame included.
+        Largest number of frames in ``flagged``, the halting frame included.
     about : mapping, optional
-        JSON-able, for the header of the log; only a run about the same continues it.
+        JSON-able entry for the header of the log. Only a run with an equal entry can
+        continue the log.
     first_step : int, optional
-        For a run that was killed and goes on from a saved geometry: its step number.
-        What existing files hold of that step and later ones no longer stands.
+        Step number of the saved geometry from which a killed run continues. Records of
+        this step and later ones in existing files become invalid.
     history : int or None
-        How many of the last events to keep in memory, at most 18 MB by default; None
-        for all of them, without end. The log has all, whatever is kept.
+        Number of last events in memory, at most 18 MB by default; None keeps all,
+        without a memory limit. The log does not depend on it.
     interval : int
-        Look at every ``interval``-th step only, and at the last one. A frame stands for
-        the steps until the next one that is judged. The calculator still judges each
-        geometry, unless it has an ``interval`` of its own, which saves the time.
+        Check only every ``interval``-th step and the last one. A frame counts for all
+        steps until the next judged frame. The calculator still judges each geometry; to
+        save this time, set the ``interval`` of the calculator.
     enabled : bool
-        With False nothing is watched, and no file is opened or written.
+        With False the monitor checks nothing and opens no file.
     log_every : int
-        Log a step at least so many steps after the one before. UNRELIABLE steps,
-        changes of the level and the last step are always logged.
+        Smallest distance of logged steps. UNRELIABLE steps, changes of the level and
+        the last step are always logged.
 
     Attributes
     ----------
     halted : bool
-        Whether it has ended the run, and no `resume` came since.
+        Whether the monitor has halted the run, without a later `resume`.
     reason : str
-        Why it last acted; empty if it never did.
+        Reason of the last action; empty without one.
     acted_on : Event or None
-        The step on which it last acted.
+        The step of the last action.
     history : History
-        A sequence of the last `Event` records; it has counted those before, too.
+        A sequence of the last `Event` records, with counts of all events.
     last : Assessment or None
-        Of the last step that it looked at; None where that was not judged.
+        Assessment of the last step that was checked; None if it was not judged.
     band : BandAssessment or None
-        Of the images of a band at that step.
+        Assessments of the images of a band at the last step.
     end : dict or None
-        The end record, once there is one; None as soon as the run goes on.
+        The end record; None before it is written and when the run goes on.
 
     Raises
     ------
     ValueError
-        For atoms without a `ReliableCalculator` or impossible settings.
+        If atoms have no `ReliableCalculator`, or if settings are invalid.
     RecordError
         If existing files belong to another run or do not end at this structure, or if
-        another process, or a monitor of
-        this one that was not closed, writes them. A file that cannot be written later
-        on ends no run: the summary and the end record say what is missing.
+        another process or an unfinished monitor of this process writes them. A write
+        that fails later does not end the run: the summary and the end record name the
+        missing output.
     """
 
     def __init__(  # noqa: PLR0913  (what a user writes in one line of a script)
@@ -186,17 +189,20 @@ class Monitor:
         )
         if enabled:
             self.outputs.hold()
-            # First in line: trajectory and logger then also see the halting step.
+            # First observer, so that trajectory and logger also get the halting step.
             dynamics.insert_observer(self, position=0)
 
     def __call__(self) -> None:
-        """Record first, then decide, so that the halting step is on disk."""
+        """Judge and record a step, then act if needed.
+
+        The order makes sure that the halting step is on disk.
+        """
         self._calls += 1
         watched = self._watched
         if not watched.calculator.enabled:
             return
         step = self.step
-        if step == self._resumed_at:  # ASE shows the first geometry in every run
+        if step == self._resumed_at:  # each run repeats its first geometry
             return
         if step % self.interval and not (self.halted or is_complete(self.dynamics)):
             return
@@ -205,7 +211,7 @@ class Monitor:
         event = self._event(step, assessment)
         self.history.append(event)
         self.end = None
-        # the next geometry would have no number in it, whatever the patience
+        # act at once: the next geometry would be NaN
         absurd = assessment is not None and bool(assessment.absurd)
         stop = absurd or not watched.finite
         act = self.trigger(assessment, step) or stop
@@ -213,7 +219,7 @@ class Monitor:
         self.outputs.step(event, whole=whole)
         if event.level is Level.UNRELIABLE:
             self._flag(final=act)
-        if self.halted:  # a loop that began before it was halted
+        if self.halted:  # a loop that began before the halt
             self._end("halted")
             self._stop()
         elif act:
@@ -242,20 +248,20 @@ class Monitor:
 
     @property
     def step(self) -> int:
-        """Step number of this run, counted on across restarts."""
-        if not counts_steps(self.dynamics):  # then by what was watched
+        """Step number of this run; it continues across restarts."""
+        if not counts_steps(self.dynamics):  # count the calls instead
             return self._offset + max(0, self._calls - 1)
         return self._offset + int(self.dynamics.nsteps)
 
     @property
     def band(self) -> BandAssessment | None:
-        """The images and the barrier of a band at the last step; None without one."""
+        """Images and barrier of a band at the last step; None without a band."""
         return self._watched.seen if isinstance(self._watched, Band) else None
 
     def resume(self) -> None:
-        """Let a halted run go on with the next ``run``.
+        """Allow a halted run to continue with the next ``run``.
 
-        It is halted again only by frames from then on. Without a halt nothing happens.
+        Only later frames can halt it again. Without a halt nothing happens.
         """
         if self.halted:
             self._resumed_at = self.step
@@ -263,7 +269,7 @@ class Monitor:
         self._halt.lift()
 
     def summary(self) -> str:
-        """Say in a few lines what was watched, when and why it stopped, what next."""
+        """Return a few lines: steps and levels, any halt and its reason, next steps."""
         if not self.enabled:
             return "Nothing is watched: the monitor is not enabled."
         return summarise(
@@ -277,29 +283,29 @@ class Monitor:
         )
 
     def close(self) -> None:
-        """Write the end record if it is not there yet; more steps may follow.
+        """Write the end record unless it exists; more steps may follow.
 
-        Runs that are halted, converge or use up their steps need no call; it is for
-        loops that are left early, over ``dynamics.irun()`` for instance.
+        Call it for loops that end early, for example over ``dynamics.irun()``. Runs
+        that are halted, converge or complete their steps do not need it.
         """
         if self.history and self.end is None:
             self._end("finished")
         self.outputs.rest()
 
     def counts(self) -> dict[Level, int]:
-        """Return how many of the watched frames had each level."""
+        """Return the number of checked frames with each level."""
         return self.history.counts()
 
     def snapshot(self, image: int | None = None) -> Atoms:
-        """Return an annotated copy of the geometry that was looked at last.
+        """Return an annotated copy of the geometry that was checked last.
 
-        Of a band it is the given image, by default the worst one. A geometry that was
-        not judged is judged now.
+        For a band it is the given image, by default the worst one. A geometry without
+        an assessment is judged now.
 
         Raises
         ------
         ValueError
-            If nothing was looked at yet, or the atoms have moved on since.
+            If no step was checked yet, or if the atoms have moved since.
         """
         if not self.history:
             msg = "monitor must have seen a step, got none; run the dynamics first"
@@ -318,7 +324,7 @@ class Monitor:
         max_flagged: int,
         log_every: int,
     ) -> None:
-        """Open the files, or take up those of the run that goes on."""
+        """Open new files, or the files of the run that continues."""
         calculator = self._watched.calculator
         if flagged is not None:
             self.flagged = FrameFile(flagged, max_flagged, mode)
@@ -338,7 +344,7 @@ class Monitor:
             self._go_back(self.first_step, calculator.policy.signals)
 
     def _flag(self, *, final: bool) -> None:
-        """Write the UNRELIABLE frames of this step, the one that decides it last."""
+        """Write the UNRELIABLE frames of this step, the deciding one last."""
         watched = self._watched
         if not isinstance(watched, Band):
             self.outputs.flag(self.snapshot, final=final)
@@ -349,7 +355,7 @@ class Monitor:
             self.outputs.flag(frame, final=final and worst)
 
     def _go_back(self, step: int, judged: tuple[str, ...]) -> None:
-        """Stand at ``step``, as if what was logged after it had not been seen."""
+        """Go back to ``step``: the trigger and the files drop later records."""
         self._offset = step - int(self.dynamics.nsteps)
         if self.log is not None:
             records = read_standing(self.log.path)
@@ -377,13 +383,13 @@ class Monitor:
         self._stop()
 
     def _stop(self) -> None:
-        """End the run that is under way."""
+        """End the current run."""
         if self.on_unreliable == "raise" or self._halt.needs_exception:
             self._raise()
         self._halt.stop()
 
     def _refuse(self) -> None:
-        """Say that a run does not begin, or raise where that is how it was ended."""
+        """Log that a run does not begin; raise if ``on_unreliable`` is "raise"."""
         if self.on_unreliable == "raise":
             self._raise()
         logging.getLogger("uqcalc").warning(

@@ -1,4 +1,4 @@
-"""What a monitored run writes, and what becomes of what cannot be written."""
+"""The output files of a monitored run, and the handling of failed writes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from uqcalc.watching.flagged import FrameFile
 
 
 class Outputs:
-    """The files of a run: a writer's trouble is counted and told, and ends nothing.
+    """The output files of a run. A failed write is counted; it does not end the run.
 
-    Each kind of output warns once; `entry` goes to the end record, `words` to the
+    Each kind of output warns once. `entry` goes to the end record, `words` to the
     summary.
 
     Parameters
@@ -26,8 +26,8 @@ class Outputs:
     log : EventLog or None
     flagged : FrameFile or None
     log_every : int
-        Log a step at least so many steps after the one before. UNRELIABLE steps, those
-        whose level is another than before, and the last step are always logged.
+        Smallest distance of logged steps. UNRELIABLE steps, changes of the level and
+        the last step are always logged.
     """
 
     def __init__(
@@ -41,19 +41,19 @@ class Outputs:
         self._reasons: dict[str, str] = {}
 
     def hold(self) -> None:
-        """Be the one that writes these files, until `rest`.
+        """Reserve the files for this writer, until `rest`.
 
         Raises
         ------
         RecordError
-            If another monitor of this process does.
+            If another monitor of this process has reserved them.
         """
         for file in (self.log, self.flagged):
             if file is not None:
                 file.writer.hold()
 
     def rest(self) -> None:
-        """Have all of it on the disk, and let another monitor go on with the files."""
+        """Write the files to disk, and release them for other monitors."""
         for name, file in (("log", self.log), ("flagged frames", self.flagged)):
             if file is not None:
                 self.attempt(name, file.sync)
@@ -66,19 +66,19 @@ class Outputs:
             self.attempt("log", lambda: log.write(record))
 
     def step(self, event: Event, *, whole: bool) -> None:
-        """Log a step, or keep it in memory until it turns out to be the last one.
+        """Log a step, or keep it in memory in case it is the last one.
 
         Parameters
         ----------
         whole : bool
-            Whether every signal that the policy judges was read.
+            Whether every signal with a threshold was read.
         """
         latest, latest_whole = self._levels
         level = event.level
         changed = level is not None and (
             level is not latest or (whole and level is not latest_whole)
         )
-        due = event.step < self._logged_step  # it has gone back to an earlier step
+        due = event.step < self._logged_step  # back at an earlier step
         due = due or event.step - self._logged_step >= self.log_every
         self._waiting = event
         if due or changed or level is Level.UNRELIABLE:
@@ -87,14 +87,14 @@ class Outputs:
             self._levels = (level, level if whole else latest_whole)
 
     def log_last_step(self) -> None:
-        """Log the last step, where ``log_every`` has left it out."""
+        """Log the last step if ``log_every`` has skipped it."""
         if self._waiting is not None:
             self._logged_step = self._waiting.step
             self.record(self._waiting.to_dict())
             self._waiting = None
 
     def flag(self, frame: Callable[[], Atoms], *, final: bool) -> None:
-        """Append a frame to the flagged ones."""
+        """Append a frame to the file of flagged frames."""
         if self.flagged is not None:
             file = self.flagged
             known = set(file.incomplete)
@@ -106,7 +106,7 @@ class Outputs:
                 )
 
     def attempt(self, name: str, write: Callable[[], object]) -> None:
-        """Write something; what cannot be written is counted under ``name``."""
+        """Call ``write``; count a failure under ``name`` and warn the first time."""
         try:
             write()
         except (OSError, RecordError) as error:
@@ -119,7 +119,7 @@ class Outputs:
                 )
 
     def entry(self) -> dict[str, Any]:
-        """Return what an end record says: frames written, and what is missing."""
+        """Return the entries of the end record: frames written, and failed writes."""
         entry: dict[str, Any] = {}
         if self.flagged is not None:
             entry["flagged_written"] = self.flagged.written
@@ -134,7 +134,7 @@ class Outputs:
         return entry
 
     def words(self) -> list[str]:
-        """Return a line for each kind of output of which something is missing."""
+        """Return one line for each kind of incomplete output."""
         lines = [
             f"Not written: {name}, {times} times ({self._reasons[name]})."
             for name, times in self._failed.items()

@@ -1,4 +1,4 @@
-"""`relax`: a geometry optimisation that notices when its potential gives out."""
+"""`relax`: a geometry optimisation that stops when the potential is UNRELIABLE."""
 
 from __future__ import annotations
 
@@ -27,19 +27,22 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Relaxation:
-    """What became of a guarded relaxation.
+    """Result of a guarded relaxation.
 
     Attributes
     ----------
     outcome : Outcome
     final : Atoms
-        Annotated copy of the last geometry of the path.
+        Annotated copy of the last geometry.
     trusted : Atoms or None
-        Annotated copy of the last geometry that was not UNRELIABLE.
-    trusted_step, went_bad_at : int or None
-        Its step, and the first UNRELIABLE step after which none was better.
+        Annotated copy of the last RELIABLE or SUSPECT geometry.
+    trusted_step : int or None
+        Step of ``trusted``.
+    went_bad_at : int or None
+        Step from which on all judged geometries are UNRELIABLE; None if the last judged
+        one is not.
     history : list of Event
-        One record per optimiser step; trial points of line searches do not count.
+        One record per optimiser step, without trial points of line searches.
     """
 
     outcome: Outcome
@@ -57,7 +60,7 @@ class Relaxation:
 
 
 class _Trusted:
-    """Keeps a copy of the last geometry that was not UNRELIABLE."""
+    """Keeps a copy of the last RELIABLE or SUSPECT geometry."""
 
     def __init__(self, monitor: Monitor) -> None:
         self.monitor = monitor
@@ -67,7 +70,7 @@ class _Trusted:
 
     def __call__(self) -> None:
         event = self.monitor.history[-1]
-        if event.level is None:  # not judged, so neither trusted nor bad
+        if event.level is None:  # not judged: changes nothing
             return
         if event.level is Level.UNRELIABLE:
             if self.went_bad_at is None:
@@ -88,28 +91,32 @@ def relax(
     flagged: str | os.PathLike[str] | None = None,
     **optimizer_options: Any,
 ) -> Relaxation:
-    """Relax ``atoms`` under a `Monitor` that halts when the potential gives out.
+    """Relax ``atoms`` under a `Monitor` that halts an UNRELIABLE relaxation.
 
     Parameters
     ----------
     atoms : Atoms or ase Filter
-        With a `ReliableCalculator`; moved in place, as ASE's optimisers do.
+        Must have a `ReliableCalculator`. The atoms are moved in place, as in ASE.
     optimizer : ase optimiser class
     fmax : float
-        Largest force at convergence, eV/Å.
+        Largest force at convergence, in eV/Å.
     steps : int
-        Most optimiser steps.
+        Largest number of optimiser steps.
     patience : int, optional
-        Consecutive UNRELIABLE geometries before it stops; three by default.
+        Number of consecutive UNRELIABLE geometries that halts; three by default.
     log, flagged : path, optional
         As for `Monitor`.
     **optimizer_options
         Passed to ``optimizer``.
 
+    Returns
+    -------
+    Relaxation
+
     Raises
     ------
     TypeError
-        If ``atoms`` is neither, for instance a band of images (NEB).
+        If ``atoms`` has another type, for example a band of images (NEB).
     """
     optimizer_options.setdefault("logfile", None)
     with optimizer(atoms, **optimizer_options) as dynamics:
@@ -121,7 +128,7 @@ def relax(
         dynamics.insert_observer(trusted, position=1)
         try:
             converged = bool(dynamics.run(fmax=fmax, steps=steps))
-        except UnreliableError:  # raised where an optimiser ignores the soft stop
+        except UnreliableError:  # only an exception stops some optimisers
             converged = False
             trusted()
     monitor.close()

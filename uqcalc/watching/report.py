@@ -1,4 +1,4 @@
-"""A monitored run in words."""
+"""Text summary of a monitored run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def summarise(
     first_step: int | None = None,
     band: BandAssessment | None = None,
 ) -> str:
-    """Return a few lines: what was watched, how it ended, which atoms, what next."""
+    """Return a few lines: steps and levels, the end, the worst atoms, next steps."""
     if history.first is None:
         return "Nothing watched yet: no step was run since the monitor was attached."
     counts = ", ".join(f"{n} {lv.name}" for lv, n in history.counts().items())

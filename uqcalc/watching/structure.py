@@ -1,4 +1,4 @@
-"""The structure that a monitor watches: its calculator's verdict, and the run's."""
+"""The structure under a monitor, with the assessments of calculator and run."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ LOST = "energy, forces or a moving cell's stress are not finite"
 
 
 class Structure:
-    """One structure of a run, looked at step by step.
+    """One structure of a run, checked step by step.
 
     Parameters
     ----------
     dynamics : ase MD or optimiser
     find : callable
-        Returns the structure that the dynamics moves now.
+        Returns the structure that the dynamics currently moves.
 
     Attributes
     ----------
     last : Assessment or None
-        Of the last look; None where the geometry was not judged.
+        Assessment of the last look; None if the geometry was not judged.
     finite : bool
-        Whether energy, forces and a moving cell's stress were finite numbers.
+        Whether energy, forces and, for a moving cell, stress were finite.
     results : mapping
-        The calculator's results at the last look; empty before the first one.
+        Results of the calculator at the last look; empty before the first one.
     """
 
     def __init__(self, dynamics: Any, find: Callable[[], Atoms]) -> None:
@@ -51,12 +51,12 @@ class Structure:
 
     @property
     def atoms(self) -> Atoms:
-        """The structure as it is now."""
+        """The current structure."""
         return self._find()
 
     @property
     def calculator(self) -> Any:
-        """The calculator of the structure, which must say how reliable it is."""
+        """The `ReliableCalculator` of the structure."""
         return judging_calculator(self._find())
 
     @property
@@ -65,15 +65,15 @@ class Structure:
         return float(self.results["energy"])
 
     def energies_now(self) -> list[float]:
-        """Return the potential energy in eV of the structure as it is now."""
+        """Return the current potential energy in eV, as a list of one number."""
         return [float(self.calculator.get_property("energy", self.atoms))]
 
     def look(self, step: int, interval: int) -> Assessment | None:
-        """Return what is said of the geometry at this step.
+        """Return the assessment of the geometry at this step.
 
-        None where the calculator's ``interval`` leaves the geometry out. Where the last
-        verdict is as old as the interval of the monitor or of the calculator, one is
-        asked for, at the cost of one more evaluation.
+        None if the ``interval`` of the calculator skips the geometry. If the last
+        verdict is older than the intervals of monitor and calculator, the geometry is
+        judged now, with one more evaluation.
         """
         atoms = self.atoms
         calculator = judging_calculator(atoms)
@@ -94,14 +94,14 @@ class Structure:
         return found
 
     def snapshot(self, step: int) -> Atoms:
-        """Return an annotated copy of the geometry at ``step``, that of the last look.
+        """Return an annotated copy of the geometry at ``step``, the last look.
 
-        A geometry that was not judged then is judged now.
+        A geometry without an assessment is judged now.
 
         Raises
         ------
         ValueError
-            If the atoms have moved on since.
+            If the atoms have moved since.
         """
         atoms = self.atoms
         results = atoms.calc.recall(atoms)
@@ -117,6 +117,6 @@ class Structure:
             assessment = self._circumstances(atoms, judged) or judged
             self.last, self.results = assessment, atoms.calc.results
         copy = annotated_copy(atoms, assessment, self.results)
-        drop_labels(copy)  # of the geometry that the run began with
+        drop_labels(copy)  # they belong to the first geometry of the run
         copy.info["step"] = step
         return copy

@@ -1,4 +1,4 @@
-"""When enough frames are UNRELIABLE to act: a streak, or a share of a window."""
+"""The condition for action: UNRELIABLE frames in a row, or a fraction of a window."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from uqcalc.records import Assessment, Level
 
 # Found on molecules heated until they failed: benchmarks/halts_when_it_should.py.
 WINDOW_FS, FRACTION = 50.0, 0.5
-# Optimisers take few steps, each of them a long way.
+# Optimisers make few and large steps.
 OPTIMISER_PATIENCE = 3
 
 
 class Trigger:
-    """When enough frames are UNRELIABLE to act: a streak, or a share of a window.
+    """Decides when enough frames are UNRELIABLE for the monitor to act.
 
-    A streak counts frames; a window counts steps, which is time. Where the judged
-    signals run at every k-th step only, a frame stands for the steps until the next
-    one: windows are as long as without, and the trigger acts at about the same time.
-    A frame on which a judged signal did not run neither ends nor lengthens a streak,
-    and the trigger does not act on it, unless the signals that did run say UNRELIABLE.
-    A frame that was not judged at all is treated in the same way.
+    The condition is ``patience`` UNRELIABLE frames in a row, or a fraction of a window
+    of steps. If the signals run only at every k-th step, a frame counts in the window
+    for all steps until the next frame. The window then covers the same time, and the
+    trigger acts at about the same time.
+
+    A frame without a verdict, or without the reading of a signal that has a threshold,
+    neither ends nor extends a row, and the trigger does not act on it. The exception is
+    a frame whose other signals make it UNRELIABLE.
 
     Parameters
     ----------
     patience : int
-        UNRELIABLE frames in a row before acting.
+        Number of UNRELIABLE frames in a row.
     window, fraction : int, float, optional
-        Act instead where the last frame is UNRELIABLE and such frames cover at least
-        ``fraction`` of the last ``window`` steps.
+        Instead of ``patience``: act if the last frame is UNRELIABLE and UNRELIABLE
+        frames cover at least ``fraction`` of the last ``window`` steps.
     """
 
     def __init__(
@@ -67,24 +69,24 @@ class Trigger:
 
     @classmethod
     def usual(cls, timestep_fs: float | None) -> Trigger:
-        """Return what users get by default.
+        """Return the default trigger for a time step in fs.
 
-        Molecular dynamics: half of the last 50 fs; without a time step (optimisers):
-        three frames in a row.
+        Molecular dynamics: half of the last 50 fs. Optimisers (None): three frames in a
+        row.
         """
         if timestep_fs is None:
             return cls(OPTIMISER_PATIENCE)
         return cls(window=max(1, round(WINDOW_FS / timestep_fs)), fraction=FRACTION)
 
     def __call__(self, assessment: Assessment | None, step: int | None = None) -> bool:
-        """Take note of one frame; say whether to act now.
+        """Record one frame; return whether to act now.
 
         Parameters
         ----------
         assessment : Assessment or None
-            None where the frame was not judged.
+            None if the frame was not judged.
         step : int, optional
-            Its number in the run; by default the one after the last frame's.
+            Step number of the frame; by default that of the last frame plus 1.
         """
         self._step = self._step + 1 if step is None else step
         if assessment is None:
@@ -99,20 +101,20 @@ class Trigger:
     def replay(
         self, records: Iterable[Mapping[str, Any]], judged: Collection[str]
     ) -> None:
-        """Take note of logged steps as if they were seen now.
+        """Record logged steps.
 
         Parameters
         ----------
         records : iterable of dict
-            As `read_standing` gives them.
+            Records from `read_standing`.
         judged : collection of str
-            Signals that the policy has thresholds for.
+            Signals with thresholds in the policy.
         """
         for record in records:
             self._step = int(record["step"])
             bad = record.get("level") == Level.UNRELIABLE.name
             if record["event"] == "warning":
-                self.clear()  # it acted, and has waited for a new streak since
+                self.clear()  # the trigger acted and then started anew
                 continue
             given = record.get("level") is not None
             whole = given and not set(judged) - set(record["readings"])
@@ -120,17 +122,18 @@ class Trigger:
                 self._recent.append(self._step, float(bad), whole=whole)
 
     def clear(self) -> None:
-        """Forget the frames so far."""
+        """Forget all frames."""
         self._recent.clear()
 
     def peak(self, risks: Sequence[float | None]) -> float:
-        """Return the largest limit on the risk that it would act on along a run.
+        """Return the largest limit on the risk for which the trigger acts in a run.
+
+        Minus infinity if the run is too short.
 
         Parameters
         ----------
         risks : sequence of float or None, (steps,)
-            Of each step of the run; None where the signal did not run, NaN counts as
-            infinite.
+            Risk at each step; None if the signal did not run. NaN counts as infinite.
         """
         recent, highest = _Recent(self.needed, self.window), -math.inf
         for step, risk in enumerate(risks):
@@ -140,7 +143,7 @@ class Trigger:
         return highest
 
     def words(self) -> str:
-        """Say what was waited for."""
+        """Return the condition in words."""
         if self.window is not None and self.window > self.needed:
             return f"{self.needed} of {self.window} frames UNRELIABLE"
         if self.needed == 1:
@@ -149,7 +152,7 @@ class Trigger:
 
 
 class _Recent:
-    """What of the steps so far still matters: from each on, the risk that stood."""
+    """The recent frames that still count: first step and risk of each."""
 
     def __init__(self, needed: int, window: int | None) -> None:
         self.needed, self.window = needed, window
@@ -158,10 +161,10 @@ class _Recent:
         self._now, self._held = (-1, -math.inf), -math.inf
 
     def append(self, step: int, risk: float, *, whole: bool = True) -> None:
-        """Take note of a frame, and forget those that the window has left.
+        """Record a frame, and forget frames before the window.
 
-        It stands for the steps until the next one, or, where it was not judged as a
-        whole, for its own step.
+        A frame counts for all steps until the next frame. If a signal is missing
+        (``whole=False``), it counts for its own step only.
         """
         stood, self._now = self._stood, (step, risk)
         if self.window is None:
@@ -178,14 +181,14 @@ class _Recent:
             stood.popleft()
 
     def clear(self) -> None:
-        """Forget all."""
+        """Forget all frames."""
         self._stood.clear()
         self._held = -math.inf
 
     def peak(self) -> float:
-        """Return the largest value that so many frames, or steps, have reached.
+        """Return the largest risk that ``needed`` frames, or steps, have reached.
 
-        The last frame must be among them; minus infinity where there are too few.
+        The last frame must be one of them. Minus infinity if there are too few.
         """
         starts, risks = np.array(self._stood, dtype=float).T
         if self.window is None:

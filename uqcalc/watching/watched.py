@@ -1,4 +1,4 @@
-"""What a monitor watches: the structure, the calculator and the clock of a run."""
+"""Access to the structure, the calculator and the time step of an ASE run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def watched_atoms(dynamics: Any) -> Atoms:
     Raises
     ------
     TypeError
-        If it moves none, or several.
+        If the object does not move exactly one structure.
     """
     watched: Any = getattr(dynamics, "atoms", None)
     while not isinstance(watched, Atoms) and hasattr(watched, "atoms"):
@@ -34,18 +34,18 @@ def watched_atoms(dynamics: Any) -> Atoms:
 
 
 def watched_band(dynamics: Any) -> Any | None:
-    """Return the band of images that an optimiser moves; None where it moves none."""
+    """Return the band of images that an optimiser moves; None without a band."""
     moved: Any = getattr(dynamics, "atoms", None)
     return moved if isinstance(moved, BaseNEB) else None
 
 
 def judging_calculator(atoms: Atoms) -> Any:
-    """Return the calculator of ``atoms``, which must say how reliable it is.
+    """Return the `ReliableCalculator` of ``atoms``.
 
     Raises
     ------
     ValueError
-        If it is no `ReliableCalculator`.
+        If the calculator has no ``assess`` method.
     """
     calculator = atoms.calc
     if not hasattr(calculator, "assess"):
@@ -58,15 +58,15 @@ def judging_calculator(atoms: Atoms) -> Any:
 
 
 def timestep_fs(dynamics: Any) -> float | None:
-    """Return the time step in fs; None for optimisers, whose steps are not in time."""
+    """Return the time step in fs; None for optimisers."""
     is_md = isinstance(dynamics, MolecularDynamics)
     return float(dynamics.dt) / units.fs if is_md else None
 
 
 def has_converged(dynamics: Any) -> bool | None:
-    """Say whether an optimiser has converged; None where the question makes no sense.
+    """Return whether an optimiser has converged; None if this is not defined.
 
-    `BasinHopping` has a largest force, too, but of the minimisations inside it.
+    The ``fmax`` of `BasinHopping` is that of its inner minimisations.
     """
     if getattr(dynamics, "fmax", None) is None or not hasattr(dynamics, "converged"):
         return None  # also an optimiser that has not begun, and NEBOptimizer
@@ -74,12 +74,12 @@ def has_converged(dynamics: Any) -> bool | None:
 
 
 def counts_steps(dynamics: Any) -> bool:
-    """Say whether ``nsteps`` goes up: `BasinHopping` leaves it at zero."""
+    """Return whether the object counts ``nsteps``; `BasinHopping` leaves it at 0."""
     return not isinstance(dynamics, BasinHopping)
 
 
 def is_complete(dynamics: Any) -> bool:
-    """Say whether the run ends with this step, as the dynamics itself asks it."""
+    """Return whether the run ends with this step, by the criterion of the dynamics."""
     if has_converged(dynamics):
         return True
     # SciPy's optimisers set max_steps only after the first call
@@ -88,7 +88,7 @@ def is_complete(dynamics: Any) -> bool:
 
 
 def is_finite(results: Mapping[str, Any], *, stress: bool = False) -> bool:
-    """Say whether a run can go on: energy and forces, and the stress where it moves."""
+    """Return whether energy, forces and, if ``stress``, the stress are finite."""
     names = [
         "energy",
         "forces",
