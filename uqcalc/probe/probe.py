@@ -302,7 +302,7 @@ class Probe:
         return distance / scope.distance, gap
 
     def scores(self, predictions: Sequence[Prediction]) -> torch.Tensor:
-        """Return the scores before calibration, (structures,); larger: more reliable."""
+        """Return the uncalibrated scores, (structures,): larger is more reliable."""
         with torch.inference_mode():
             margin, joined, _ = self._paths(predictions, explain=False)
             return margin if joined is None else joined.score

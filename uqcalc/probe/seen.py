@@ -168,7 +168,7 @@ def _number(text: bytes) -> int:
 
 
 def _tellable(frame: Atoms) -> bool:
-    """Return whether a geometry can be hashed: finite, and periodic only with volume."""
+    """Return whether a geometry can be hashed: finite, no flat periodic cell."""
     cell = frame.cell.array
     if not (np.isfinite(frame.positions).all() and np.isfinite(cell).all()):
         return False
