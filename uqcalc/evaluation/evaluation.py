@@ -290,7 +290,11 @@ def _scope_report(
     errors: NDArray[np.float64],
     outside: NDArray[np.bool_],
 ) -> dict[str, Any]:
-    """Return the share outside the scope, of all and of trusted but wrong ones."""
+    """Return the share outside the scope, and how many structures are falsely trusted.
+
+    A structure is falsely trusted if P is at least ``suspect`` and its error is above
+    the boundary. The last entry is the share of these outside the scope, NaN if none.
+    """
     card = probe.card
     trusted = (probability >= card.suspect) & (errors > card.boundary)
     known = card.scope is not None

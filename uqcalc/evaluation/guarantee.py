@@ -34,7 +34,7 @@ from uqcalc.quantities import parse_quantity
 
 
 _NAMED = 5  # largest number of frames or groups listed in a message
-_ALIKE = 2  # mean number of frames per composition above which a warning is given
+_ALIKE = 2  # mean number of frames per composition from which a warning is given
 
 
 def certify(  # noqa: PLR0913  (same options as the command)

@@ -46,9 +46,7 @@ from uqcalc.probe.card import Guarantee
 CUTOFFS = (*special.expit(np.arange(92, -93, -1) / 10).round(6).tolist(), 0.0)
 # Starts of the sequence: shares of the groups that would be accepted.
 SHARES = (0.05, 0.15, 0.4)
-_SPARE = (
-    1.15  # multiple of the fewest units to accept if even the last share is too few
-)
+_SPARE = 1.15  # reserve on the fewest units if even the last share accepts too few
 _ASIDE = 0.2  # share of the groups to compute the starts if the card lacks them
 _MANY = 1_000_000  # largest number of labels in the advice
 # The advice on the number of groups uses an upper bound on the share of errors with the
@@ -373,7 +371,7 @@ _SHARES = (
     0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8,
     0.9, 1.0,
 )  # fmt: skip
-_MOST = 15.0  # largest log-odds whose probability differs from 1 in single precision
+_MOST = 15.0  # limit on log-odds: P still differs from 1 in single precision
 
 
 def held_out_logits(

@@ -256,7 +256,7 @@ def usable_rows(
 def drop_leaks(
     sets: Sequence[Sequence[Atoms]], exclude: Collection[str]
 ) -> list[set[int]]:
-    """Return which frames of each set to leave out, so that no two sets share one.
+    """Return the frames of each set to leave out, so that no two share a geometry.
 
     A frame that is also in a later set is left out of the earlier set: the test set
     does not change. Rounding in a file and moving or rotating the whole structure do

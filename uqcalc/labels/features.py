@@ -85,7 +85,7 @@ def evaluate_frames(
 
 
 def _slim(prediction: Prediction) -> Prediction:
-    """Copy features and charges to the CPU in float32; keep energy and forces only."""
+    """Copy features and charges to the CPU in float32; keep only energy and forces."""
     charges = prediction.charges
     return Prediction(
         numbers=prediction.numbers,

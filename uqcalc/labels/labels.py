@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 # measured. Errors of good runs of ethanol at 300 K were 20 to 57 meV/Å. Labels at 300
 # to 1500 K had a median of 51 and a 90th percentile of 94; here the latter is used.
 _USUAL = 3.0
-# Share of the labels above the boundary: the first, or as many as `_ENOUGH` labels,
-# but at most the last.
+# Smallest share of the labels above the boundary: the first, or the share of `_ENOUGH`
+# labels if larger, but at most the last.
 _RARE, _ENOUGH, _MOST = 0.1, 31, 0.25
 
 

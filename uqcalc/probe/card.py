@@ -274,7 +274,7 @@ class Card:
 
     @property
     def meaning(self) -> str:
-        """The event of the probability, with boundary; below 1 in milli-units."""
+        """Text "P(error <= boundary)" with unit, in milli-units (meV) below 1."""
         return self._meaning_at(self.boundary)
 
     def _meaning_at(self, boundary: float) -> str:
@@ -285,7 +285,7 @@ class Card:
 
     @property
     def question(self) -> str:
-        """The event of the probability, in the unit of the boundary."""
+        """Text "P(error <= boundary)", in the unit of the boundary."""
         meaning = TARGETS[self.target].meaning
         return f"P({meaning} <= {self.boundary:.4g} {self.unit})"
 
@@ -336,7 +336,7 @@ class Card:
         return Policy([Threshold("probe", *limits, promise=meaning)])
 
     def _check_complete(self) -> None:
-        """Raise ProbeError if a learned limit is missing: the probe would overtrust."""
+        """Raise ProbeError if a learned limit is missing: P would be over-trusted."""
         floor = self.atom_floor is not None
         learned = self.training.get("atom_floor_learned", self.atom_calibration)
         missing = [

@@ -159,7 +159,11 @@ def scalars_of(prediction: Prediction, atom_energies: np.ndarray) -> np.ndarray:
 
 
 def on_device(device: torch.device, array: np.ndarray) -> torch.Tensor:
-    """Copy an array to the device; on CUDA without waiting for earlier kernels."""
+    """Copy an array to the device.
+
+    On CUDA the function does not wait for the device. The caller may change the array
+    after the return.
+    """
     return torch.from_numpy(array).to(device, non_blocking=device.type == "cuda")
 
 

@@ -91,7 +91,10 @@ class JoinedShape:
         return KernelShape(len(NAMES), components, self.centres, TREND)
 
     def atom_kernel(self, components: int) -> KernelShape:
-        """Return the shape of the kernel paths of atoms: wider, as labels are noisy."""
+        """Return the shape of the kernel paths of atoms.
+
+        Labels of atoms are many and noisy: the kernel is wider, its ridge larger.
+        """
         return KernelShape(
             len(ATOM_NAMES),
             components,
