@@ -1,1 +1,1 @@
-"""How good a probe is: scores, report, page, and the guarantee."""
+"""Evaluation of a probe: scores, report, HTML page, and guarantee."""

@@ -1,4 +1,4 @@
-"""The card of a probe in words, for `uqcalc info` and for the page."""
+"""The card of a probe as text, for `uqcalc info` and for the HTML page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from uqcalc.probe.card import Card, Guarantee
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """A title, rows of (name, text), and a table with a caption where there is one."""
+    """A title, rows of (name, text), and optionally a table with a caption."""
 
     title: str
     rows: list[tuple[str, str]]
@@ -25,7 +25,7 @@ class Facts:
 
 
 def card_facts(card: Card) -> Facts:
-    """Say what a probe predicts, for what, and how good it is."""
+    """Return what a probe predicts, for which potential, and its scores, as text."""
     symbols = " ".join(chemical_symbols[z] for z in card.elements)
     boundary = f"{card.boundary:.4g} {card.unit}"
     rule = card.training.get("boundary_rule", "")
@@ -122,7 +122,7 @@ def _training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _score_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Put each score beside what no skill at all would have given."""
+    """Return the scores, with the values of a probe without skill."""
     pairs = [
         ("accuracy", "majority_accuracy", "majority class"),
         ("ece", "ece_noise_floor", "noise floor"),
@@ -142,7 +142,7 @@ def _score_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         "mcc": "MCC",
         "f1_unreliable": "F1 (unreliable)",
         "f1_reliable": "F1 (reliable)",
-        "f1": "F1 (reliable)",  # of earlier versions
+        "f1": "F1 (reliable)",  # earlier versions
         "auroc": "AUROC",
         "brier": "Brier",
     }

@@ -1,4 +1,4 @@
-"""`evaluate`: how good a probe is on labelled structures it never saw."""
+"""`evaluate`: scores of a probe on held-out labelled structures."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tested:
-    """Who the structures of an evaluation are, and what else was said of them.
+    """Names of the structures of an evaluation, and further results for each.
 
     Attributes
     ----------
     formulas, groups : lists of str
-        Without a group key the group is the place of the frame, from 0.
+        Without a group key the group is the index of the frame, from 0.
     outside : boolean array (structures,)
         Outside the scope of the probe (`StructureReadings`).
     novelty : array (structures,) or None
-        Largest distance of an atom, in units of the scope's limit.
+        Largest squared Mahalanobis distance of an atom, divided by the scope's limit.
     atom_probability, atom_errors : arrays (atoms,) or None
         P(|ΔF_i| <= the card's ``atom_boundary``), and |ΔF_i| in eV/Å, without the
         atoms whose force vanishes by symmetry.
     atom_groups : array (atoms,) or None
-        Which of those atoms belong together, as numbers.
+        Number of the group of each of these atoms.
     frames : list of int or None
-        Place of each structure among the frames that were passed, from 0; None where
-        the structures were not frames of one list.
+        Index of each structure in the given frames, from 0; None if the structures are
+        not from one list of frames.
     """
 
     formulas: list[str]
@@ -67,18 +67,18 @@ class Tested:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """A probe, and how good it is on structures it never saw.
+    """A probe and its scores on held-out structures.
 
     Attributes
     ----------
     probe : Probe
     report : dict
-        `uqcalc.statistics.scores.classification_report` on the structures;
-        ``spearman`` of error and risk; ``outside_scope``, the share of structures
-        outside the scope; ``false_trust``, how many are wrong although their P reaches
-        the card's ``suspect``, and ``false_trust_outside``, which share of those the
-        scope tells; ``atoms``, the scores of the probabilities of single atoms, or
-        None; ``excluded``, how many frames were left out for which defect.
+        `uqcalc.statistics.scores.classification_report` of the structures;
+        ``spearman``: rank correlation of error and risk; ``outside_scope``: share of
+        structures outside the scope; ``false_trust``: number of wrong structures with P
+        of at least the card's ``suspect``; ``false_trust_outside``: share of these
+        outside the scope; ``atoms``: scores of the probabilities of single atoms, or
+        None; ``excluded``: number of left-out frames for each defect.
     probability, errors : arrays (structures,)
         P(reliable), and the true errors in the unit of the boundary.
     tested : Tested
@@ -112,12 +112,12 @@ class Evaluation:
         return "\n".join([str(self.probe.card), *report_lines(self.report)])
 
     def to_dict(self, warnings: Sequence[str] = ()) -> dict[str, Any]:
-        """Return the card, the scores, and what was said of every structure.
+        """Return the card, the scores, the warnings, and the results per structure.
 
         Each entry of ``"structures"`` has the ``probability``, the true ``error`` in
         the unit of the boundary, ``reliable`` (the error is within the boundary),
-        ``outside_scope``, the ``formula``, the ``group``, and where they are known the
-        ``novelty`` and the ``frame`` (its place among the frames, from 0).
+        ``outside_scope``, the ``formula``, the ``group``, and if known the ``novelty``
+        and the ``frame`` (index in the given frames, from 0).
         """
         tested = self.tested
         columns: dict[str, Any] = {
@@ -142,8 +142,8 @@ class Evaluation:
     def figure(self) -> Figure:
         """Draw the reliability diagram, the risk-coverage curve, and all errors.
 
-        Below them, where the probe has these, the single atoms, the weight of each of
-        its paths, and the errors against the distance from the labels.
+        If the probe has them, three more panels follow: single atoms, weights of the
+        paths, and errors against the distance from the labels.
         """
         from uqcalc.evaluation.panels import draw_all
 
@@ -154,13 +154,15 @@ class Evaluation:
     ) -> tuple[Path, Path, Path]:
         """Write ``STEM.json``, ``STEM.png`` and ``STEM.html``; return their paths.
 
-        The first holds card and scores, the second is `figure`, the third is all of it
-        on one page that needs no network and no scripts.
+        The JSON file is `to_dict`, the PNG file is `figure`. The HTML file has all
+        results on one page and needs no network and no scripts.
 
         Parameters
         ----------
+        stem : path
+            Path of the files without ending.
         warnings : sequence of str
-            What was said on the way (`LabelWarning`), to be kept on the page.
+            Messages of warnings (`LabelWarning`) to include.
         """
         from uqcalc.evaluation.page import render
         from uqcalc.plotting import save_figure
@@ -194,23 +196,23 @@ def evaluate(
     Parameters
     ----------
     frames : sequence of Atoms
-        With labels as `Labels` says.
+        Labelled frames, with keys as in ``labels``.
     calculator : ase calculator or Backbone
-        The potential that the probe belongs to.
+        The potential of the probe.
     labels : Labels, optional
-        Where the reference is; its boundary is the probe's own in any case.
+        Keys of the reference. The boundary is always the probe's own.
     exclude : collection of str
-        Defects of frames to leave out instead of refusing (see `build_dataset`).
+        Frames with these defects are left out instead of an error (`build_dataset`).
     cache : path, optional
-        A folder that keeps the features of this potential, as for `uqcalc.fit`.
+        Folder that stores the features of this potential, as for `uqcalc.fit`.
 
     Raises
     ------
     ProbeError
-        If the probe belongs to another backbone.
+        If the probe was fitted on another backbone.
     LabelError
-        For unusable labels, or labels of another target than the probe's.
-        For offsets that the probe has not.
+        If labels are unusable, their target is not the probe's, or they ask for
+        offsets and the probe has none.
     """
     check_frames(frames, exclude)
     wanted = labels_for(probe.card, labels)
@@ -228,10 +230,10 @@ def evaluate(
 
 
 def evaluate_dataset(probe: Probe, data: Dataset) -> Evaluation:
-    """Do what `evaluate` does, from a dataset whose features are there already.
+    """Score a probe as in `evaluate`, from a dataset with features.
 
-    Structures with elements that the probe's labels lacked get no probability from
-    it; they are counted in ``report["unseen_elements"]`` and not scored.
+    Structures with elements that the probe's labels lack get no probability. They are
+    not scored; ``report["unseen_elements"]`` is their number.
     """
     data.check(probe.card.fingerprint)
     seen = read_structures(probe, data.predictions)
@@ -263,7 +265,7 @@ def _tested(data: Dataset, seen: StructureReadings, known: NDArray[np.int64]) ->
     if seen.atoms is not None and data.atom_errors is not None:
         atom_probability = np.concatenate([seen.atoms[i] for i in known])
         atom_errors = np.concatenate([data.atom_errors[i] for i in known])
-        said = np.isfinite(atom_errors)  # the others' forces vanish by symmetry
+        said = np.isfinite(atom_errors)  # NaN: force vanishes by symmetry
         atom_probability, atom_errors = atom_probability[said], atom_errors[said]
         _, which = np.unique([data.groups[i] for i in known], return_inverse=True)
         atom_groups = np.repeat(which, data.sizes[known])[said]
@@ -288,7 +290,11 @@ def _scope_report(
     errors: NDArray[np.float64],
     outside: NDArray[np.bool_],
 ) -> dict[str, Any]:
-    """Count who is outside, and who of those that are trusted and wrong."""
+    """Return the share outside the scope, and how many structures are falsely trusted.
+
+    A structure is falsely trusted if P is at least ``suspect`` and its error is above
+    the boundary. The last entry is the share of these outside the scope, NaN if none.
+    """
     card = probe.card
     trusted = (probability >= card.suspect) & (errors > card.boundary)
     known = card.scope is not None

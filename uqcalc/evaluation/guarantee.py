@@ -1,4 +1,4 @@
-"""`certify`: labelled frames in, a probe with a promise on its card out."""
+"""`certify`: from labelled frames to a probe with a guarantee on its card."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from uqcalc.probe.probe import Probe
 from uqcalc.quantities import parse_quantity
 
 
-_NAMED = 5  # frames, and groups, that a message names
-_ALIKE = 2  # frames of a composition, in the mean, are no accident
+_NAMED = 5  # largest number of frames or groups listed in a message
+_ALIKE = 2  # mean number of frames per composition from which a warning is given
 
 
-def certify(  # noqa: PLR0913  (as many choices as the command has)
+def certify(  # noqa: PLR0913  (same options as the command)
     probe: Probe,
     frames: Sequence[Atoms],
     calculator: BaseCalculator | Backbone,
@@ -49,45 +49,49 @@ def certify(  # noqa: PLR0913  (as many choices as the command has)
     exclude: Collection[str] = (),
     cache: str | os.PathLike[str] | None = None,
 ) -> Probe:
-    """Return ``probe`` with a promise about the structures that it accepts.
+    """Return ``probe`` with a guarantee about the structures that it accepts.
 
-    With probability ``confidence``, of one structure from each new group, where it is
-    accepted, at most a share ``risk`` errs by more than ``tolerance``; see
-    `uqcalc.evaluation.riskcontrol` for what that rests on. It is on the card of the
-    probe (``card.promise``), and `uqcalc.Policy.from_promise` judges by it.
+    Take one structure from each new group. With probability ``confidence``, at most a
+    share ``risk`` of the accepted structures errs by more than ``tolerance``. The
+    assumptions are in `uqcalc.evaluation.riskcontrol`. The guarantee is stored on the
+    card (``card.promise``), and `uqcalc.Policy.from_promise` makes a policy from it.
 
     Parameters
     ----------
     frames : sequence of Atoms
-        Labelled, and none of those the probe was fitted, calibrated or chosen on: the
-        probe knows its own by `uqcalc.probe.seen`.
+        Labelled frames that were not used to fit, calibrate or choose the probe. Frames
+        of fit and calibration are found by `uqcalc.probe.seen`.
     calculator : ase calculator or Backbone
-        The potential that the probe belongs to.
+        The potential of the probe.
     labels : Labels, optional
-        Where the reference is, and by ``group_key`` which frames are not independent
-        of each other; its boundary is not looked at.
+        Keys of the reference, and ``group_key``: frames of one group are not
+        independent. Its boundary is not used.
     tolerance : float or str, optional
-        In the unit of the probe's boundary, or with a unit of its own such as
+        In the unit of the probe's boundary, or a text with a unit such as
         "1 kcal/mol"; by default the boundary.
+    risk : float
+        Largest share of the accepted structures that may be wrong, from 0 to 1.
+    confidence : float
+        Probability that the guarantee holds, from 0 to 1.
     exclude : collection of str
-        Defects of frames to leave out instead of refusing (see `build_dataset`).
+        Frames with these defects are left out instead of an error (`build_dataset`).
     cache : path, optional
-        A folder that keeps the features of this potential, as for `uqcalc.fit`.
+        Folder that stores the features of this potential, as for `uqcalc.fit`.
 
     Raises
     ------
     ProbeError
-        If the probe belongs to another backbone.
+        If the probe was fitted on another backbone.
     LabelError
-        For unusable labels, offsets that the probe has not, frames or groups that the
-        probe was made from, frames of one run that no group key keeps together, or too
-        few frames for such a promise; it says how many would do.
+        If labels are unusable or ask for offsets that the probe lacks; if frames or
+        groups were used for the probe; if frames of one run have no group key; if there
+        are too few frames. The message then gives the number of groups needed.
 
     Warns
     -----
     LabelWarning
-        If no group key is given although compositions repeat, and if the probe does
-        not say what it was fitted on.
+        If no group key is given although compositions repeat, or the probe has no
+        record of its labelled frames.
 
     Examples
     --------
@@ -118,7 +122,7 @@ def certify(  # noqa: PLR0913  (as many choices as the command has)
 def _refuse_early(
     frames: Sequence[Atoms], rows: Sequence[int], wanted: Labels, fewest: int
 ) -> None:
-    """Refuse, before any prediction, what no promise can rest on."""
+    """Raise LabelError, before any prediction, if frames are dependent or too few."""
     usable = [frames[i] for i in rows]
     if wanted.group_key is None and (series := find_series(usable)):
         msg = (
@@ -140,7 +144,7 @@ def _refuse_early(
 def _refuse_seen(
     probe: Probe, rows: Sequence[int], names: Sequence[str], key: str | None, total: int
 ) -> None:
-    """Refuse what the probe was made from: it would look better than it is."""
+    """Raise LabelError for frames or groups of the probe's own fit or calibration."""
     groups = probe.seen.names(key, names)
     if rows or groups:
         what = [f"{len(rows)} of its own ({_first(rows)})"] if rows else []
@@ -169,7 +173,7 @@ def _first(found: Sequence[int] | Sequence[str]) -> str:
 
 
 def _warn_of_groups(probe: Probe, frames: Sequence[Atoms], key: str | None) -> None:
-    """Say where frames that count one by one look as if they belonged together."""
+    """Warn if no group key is given but the frames seem to form groups."""
     if key is not None:
         return
     kinds = len({reduced_formula(frame) for frame in frames})
@@ -203,7 +207,7 @@ def certify_dataset(
     risk: float = 0.05,
     confidence: float = 0.95,
 ) -> Probe:
-    """Do what `certify` does, from a dataset whose features are there already."""
+    """Add a guarantee as in `certify`, from a dataset with features."""
     card, allowed = probe.card, _allowed(probe, tolerance)
     data.check(card.fingerprint)
     kept = np.empty(0, int) if data.geometries is None else data.geometries
@@ -227,7 +231,7 @@ def certify_dataset(
 
 
 def starts_of(probe: Probe, tolerance: float) -> Starts | None:
-    """Return where the sequence of cutoffs starts; None where the probe cannot say."""
+    """Return the starts of the sequence of cutoffs; None if the card lacks them."""
     card, boundary = probe.card, probability_boundary(probe, tolerance)
     if not card.held_out:
         return None
@@ -236,13 +240,13 @@ def starts_of(probe: Probe, tolerance: float) -> Starts | None:
 
 
 def acceptance(probe: Probe, data: Dataset, tolerance: float) -> NDArray[np.float64]:
-    """Return what structures are accepted by, (structures,); NaN is not accepted.
+    """Return the probability for the acceptance of each structure, (structures,).
 
-    P(error <= tolerance) where the probe's calibration covers the tolerance, and else
-    its probability at its own boundary: a promise holds for any number that ranks them.
-    Never accepted are structures outside the scope of the probe
-    (`StructureReadings.outside`), which includes elements that its labels lacked, and
-    structures with an atom that the verdict doubts (`StructureReadings.weak`).
+    It is P(error <= tolerance) if the probe's calibration covers the tolerance, else P
+    at the probe's own boundary: the guarantee holds for any number that ranks the
+    structures. It is NaN (never accepted) for structures outside the scope of the probe
+    (`StructureReadings.outside`), including structures with elements that the labels
+    lack, and for structures with an unreliable atom (`StructureReadings.weak`).
     """
     boundary = probability_boundary(probe, tolerance)
     seen = read_structures(probe, data.predictions, boundary)
@@ -250,7 +254,7 @@ def acceptance(probe: Probe, data: Dataset, tolerance: float) -> NDArray[np.floa
 
 
 def probability_boundary(probe: Probe, tolerance: float) -> float:
-    """Return ``tolerance`` where the probe can answer for it, else its own boundary."""
+    """Return ``tolerance`` if the calibration covers it, else the probe's boundary."""
     known = probe.card.calibration.boundaries
     covered = bool(known) and known[0] <= tolerance <= known[-1]
     return tolerance if covered else probe.card.boundary

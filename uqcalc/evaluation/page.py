@@ -1,4 +1,4 @@
-"""An evaluation on one HTML page that needs nothing beside it."""
+"""An evaluation as one HTML page without external files."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ footer { margin-top: 2.5rem }
 
 
 def render(seen: Evaluation, warnings: Sequence[str] = ()) -> str:
-    """Return the page.
+    """Return the HTML page.
 
     Parameters
     ----------
     seen : Evaluation
     warnings : sequence of str
-        What was said on the way; they stand before all scores.
+        Messages of warnings, shown before the scores.
     """
     card = seen.probe.card
     title = f"Probe report: {card.question}"
@@ -199,7 +199,7 @@ def _promise(seen: Evaluation) -> list[str]:
 
 
 def _worst(seen: Evaluation) -> list[str]:
-    """Show the wrong ones that were trusted most, and the largest errors."""
+    """Return tables of the wrong structures with the largest P, and largest errors."""
     wrong = np.flatnonzero(seen.errors > seen.probe.card.boundary)
     trusted = wrong[np.argsort(-seen.probability[wrong], kind="stable")]
     largest = np.argsort(-seen.errors, kind="stable")

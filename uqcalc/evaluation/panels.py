@@ -1,4 +1,4 @@
-"""Pictures of scores, and those of an evaluation together or one by one."""
+"""Plots of scores, and the panels of an evaluation, in one figure or several."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 _DASHED = (0, (4, 3))
-_TALLEST = 0.16  # of the bars that show how many there are in a bin
+_TALLEST = 0.16  # height of the tallest bar of counts
 
 
 def plot_reliability_diagram(
@@ -35,9 +35,9 @@ def plot_reliability_diagram(
 ) -> Axes:
     """Draw observed frequency against predicted P(reliable), with counts.
 
-    Error bars are 95 % Wilson intervals, as if structures were independent of each
-    other; grey bars and the numbers above are the structures in each bin. The noise
-    floor in the title is the one given, or that of independent structures.
+    Error bars are 95 % Wilson intervals for independent structures. Grey bars and the
+    numbers above them are counts of structures in each bin. The title has the ECE and
+    the noise floor; by default the noise floor of independent structures.
     """
     axes = axes_of(ax)
     found = scores.reliability_bins(reliable, probability, bins)
@@ -79,7 +79,11 @@ def plot_reliability_diagram(
 def plot_risk_coverage(
     error: ArrayLike, risks: dict[str, Any], unit: str, ax: Axes | None = None
 ) -> Axes:
-    """Draw mean true error of the kept structures against coverage, per risk."""
+    """Draw the mean true error of the kept structures against coverage.
+
+    One curve for each entry of ``risks`` (name -> risk, (structures,)), and one for a
+    perfect ranking. ``error`` (structures,) is in ``unit``.
+    """
     axes = axes_of(ax)
     for name, risk in (risks | {"perfect": np.asarray(error)}).items():
         coverage, kept = scores.risk_coverage(error, risk)
@@ -100,20 +104,20 @@ def plot_errors(
     *,
     outside: ArrayLike | None = None,
 ) -> Axes:
-    """Draw true errors, on a logarithmic axis, against what was said of each.
+    """Draw true errors, on a logarithmic axis, against another value.
 
     Parameters
     ----------
     values, errors : arrays (structures,)
-        Such as P(reliable), and the errors in ``unit``. Errors beyond ``boundary`` are
-        red.
+        Values such as P(reliable), and errors in ``unit``. Errors above ``boundary``
+        are red.
     outside : boolean array (structures,), optional
-        Drawn as crosses: structures outside the scope of a probe.
+        Structures outside the scope of a probe, drawn as crosses.
     """
     axes = axes_of(ax)
     x, y = np.asarray(values, dtype=float), np.asarray(errors, dtype=float)
     away = np.zeros(len(x), bool) if outside is None else np.asarray(outside, bool)
-    # nothing is below zero, and a logarithm has no place for it
+    # the logarithmic axis cannot show an error of 0
     y = np.maximum(y, 1e-3 * boundary)
     for wrong, level in ((False, Level.RELIABLE), (True, Level.UNRELIABLE)):
         for crossed, marker in ((False, "."), (True, "x")):
@@ -126,7 +130,7 @@ def plot_errors(
                 color=COLOURS[level],
                 alpha=0.7,
                 linewidths=0.8,
-                rasterized=True,  # thousands of points would swell an SVG
+                rasterized=True,  # thousands of points make an SVG large
             )
     axes.axhline(boundary, color=INK, lw=0.8, ls=_DASHED)
     axes.set(yscale="log", ylabel=f"true error [{unit}]")
@@ -135,7 +139,7 @@ def plot_errors(
 
 
 def plain_decades(axis: Any) -> None:
-    """Write 0.1, 0.2, 0.5 on a logarithmic axis; over many decades these alone."""
+    """Label a logarithmic axis with 0.1, 0.2, 0.5; above two decades 0.1, 1, 10."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     low, high = axis.get_data_interval()
@@ -146,7 +150,7 @@ def plain_decades(axis: Any) -> None:
 
 
 def plot_path_weights(weights: Mapping[str, float], ax: Axes | None = None) -> Axes:
-    """Draw the share that each path of a probe has in its verdicts."""
+    """Draw the share of each path of a probe in the spread of the score."""
     axes = axes_of(ax)
     values = np.array(list(weights.values()), dtype=float)
     shares = values / values.sum()
@@ -164,7 +168,7 @@ def plot_path_weights(weights: Mapping[str, float], ax: Axes | None = None) -> A
 
 
 class Panel(NamedTuple):
-    """One picture: its title, what to see in it, and what draws it."""
+    """One plot: its title, its caption, and the function that draws it."""
 
     title: str
     caption: str
@@ -172,7 +176,7 @@ class Panel(NamedTuple):
 
 
 def panels(seen: Evaluation) -> dict[str, Panel]:
-    """Return the pictures that there are numbers for, by name."""
+    """Return the panels of an evaluation by name, without panels that lack data."""
     drawn = {
         "reliability": Panel(
             "Is the probability right?",
@@ -226,13 +230,13 @@ def panels(seen: Evaluation) -> dict[str, Panel]:
 
 
 def path_weights(seen: Evaluation) -> dict[str, float]:
-    """Return the weight of each path of the probe; empty where it is all one."""
+    """Return the weight of each path of the probe; empty if it has only one path."""
     rows = seen.probe.card.training.get("paths") or []
     return {row["path"]: float(row["weight"]) for row in rows}
 
 
 def draw_all(seen: Evaluation) -> Figure:
-    """Draw every picture there is into one figure, three in a row."""
+    """Draw all panels in one figure, three in a row."""
     import matplotlib.pyplot as plt
 
     chosen = list(panels(seen).values())
@@ -249,7 +253,7 @@ def draw_all(seen: Evaluation) -> Figure:
 
 
 def draw_one(panel: Panel) -> Figure:
-    """Draw one picture into a figure of its own."""
+    """Draw one panel in its own figure."""
     import matplotlib.pyplot as plt
 
     figure, ax = plt.subplots(figsize=(4.8, 3.9), layout="constrained")

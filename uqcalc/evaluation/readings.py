@@ -1,4 +1,4 @@
-"""What a probe says of many structures, and which of them are outside its scope."""
+"""Outputs of a probe for many structures, and which of them are outside its scope."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ from uqcalc.probe.probe import Probe, ProbeReading
 from uqcalc.probe.scope import CHARGE_GAP, FARTHEST, LOWEST
 
 
-_BATCH = 256  # structures, of like size
+_BATCH = 256  # structures in a batch, of similar size
 
 
 class StructureReadings(NamedTuple):
-    """What a probe says of structures, on the host.
+    """Outputs of a probe for structures, on the host.
 
     Attributes
     ----------
     probability : array (structures,)
-        P(reliable), whatever the scope; NaN where ``unseen``.
+        P(reliable), inside and outside the scope; NaN where ``unseen``.
     unseen : boolean array (structures,)
-        Holds an element that the probe's labels lacked.
+        Whether the structure has an element that the probe's labels lack.
     outside : boolean array (structures,)
-        Outside the scope: ``unseen``, farther from the labels than almost all like
-        them, or of another size or charge. A probe without a scope knows of the first
-        alone.
+        Outside the scope: ``unseen``, farther from the labels than the scope's limit,
+        or of another size or charge. For a probe without a scope: ``unseen``.
     weak : boolean array (structures,)
-        With an atom less reliable than those of right structures are.
+        Whether the least reliable atom is below the atom floor.
     novelty : array (structures,) or None
-        Largest distance of an atom, in units of the scope's limit.
+        Largest squared Mahalanobis distance of an atom, divided by the scope's limit.
     atoms : list of arrays (atoms,) or None
         P(|ΔF_i| <= the card's ``atom_boundary``) of each structure.
     """
@@ -49,7 +48,9 @@ class StructureReadings(NamedTuple):
 def read_structures(
     probe: Probe, predictions: Sequence[Prediction], boundary: float | None = None
 ) -> StructureReadings:
-    """Read structures some hundreds at a time, at the card's boundary or another one.
+    """Return the outputs of a probe for structures, evaluated in batches.
+
+    ``boundary`` is in the unit of the card; by default it is the card's.
 
     Raises
     ------
@@ -105,7 +106,7 @@ def _read(
 def _outside(
     probe: Probe, predictions: Sequence[Prediction], found: ProbeReading
 ) -> NDArray[np.bool_]:
-    """Return who the scope's limits leave out, as the signal's reading has them."""
+    """Return which structures are outside the scope's limits, (structures,) of bool."""
     away = np.zeros(len(predictions), dtype=bool)
     scope = probe.card.scope
     if scope is None:
@@ -114,7 +115,7 @@ def _outside(
         (found.novelty, FARTHEST),
         (found.charge_gap, CHARGE_GAP),
     ):
-        if value is not None:  # what is not a number is outside
+        if value is not None:  # NaN is outside
             away |= ~(value.cpu().numpy() <= limit)
     odd = [bool(scope.doubts(p.numbers)) for p in predictions]
     return np.asarray(away | np.array(odd))

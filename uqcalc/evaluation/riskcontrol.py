@@ -1,27 +1,29 @@
-"""A promise about what a probe accepts, with a bound that holds for finite samples.
+"""A guarantee about accepted structures, with a bound that holds for finite samples.
 
-Of one structure from each new group, where its probability reaches a cutoff, at most a
-share ``risk`` errs by more than a tolerance: selective risk
-control (Geifman & El-Yaniv 2017, arXiv:1705.08500) by exact binomial bounds over a
-fixed sequence of cutoffs with several starts (Angelopoulos et al. 2021,
-arXiv:2110.01052, section 3; with errors handed on, the fallback procedure of Wiens &
-Dmitrienko 2005, doi:10.1080/10543400500265660).
+The statement: take one structure from each new group and accept it if its probability
+reaches a cutoff. At most a share ``risk`` of the accepted structures errs by more than
+a tolerance. The method is selective risk control (Geifman & El-Yaniv 2017,
+arXiv:1705.08500) by exact binomial tests over a fixed sequence of cutoffs with several
+starts (Angelopoulos et al. 2021, arXiv:2110.01052, section 3). Unspent error budget
+passes to the next test, as in the fallback procedure of Wiens & Dmitrienko 2005
+(doi:10.1080/10543400500265660).
 
-What is guaranteed, and why. One structure is drawn from each group, so the units are
-independent. At a cutoff c fixed beforehand the wrong ones among the n_c accepted units
-are binomial with the true risk R(c), whatever the probe and the population are;
-"R(c) > risk" is rejected at level a where so few would be wrong with probability a at
-most. The error budget 1 - confidence is divided among the starts. From each the
-cutoffs are tried downwards, at its part of the budget, until one is not rejected; what
-a row arrives with at a later start adds to the part of that start. The probability
-that any cutoff is rejected whose risk is too large is at most the whole budget, however
-the tests depend on each other; the lowest rejected cutoff is promised.
+Why it holds. One structure is drawn from each group, so the units are independent. For
+a cutoff c that is fixed beforehand, the number of wrong units among the n_c accepted
+ones is binomial with the true risk R(c), for any probe and any population. The test
+rejects "R(c) > risk" at level a if so few wrong units have probability a or less. The
+error budget 1 - confidence is divided among the starts. From each start the cutoffs are
+tested downwards, at the level of its part of the budget, until one is not rejected. If
+all tests down to a later start reject, their level is added to the part of that start.
+The probability of rejecting any cutoff whose risk is too large is at most the whole
+budget, for any dependence between the tests. The guarantee is for the lowest rejected
+cutoff.
 
-The starts lie where 5, 15 and 40 % of the groups would be accepted, as the probe's own
-held-out groups say, which are on its card: they are fixed before any of these labels is
-seen. How many of them there are depends on the number of groups alone (`plan`). A
-probe that does not know begins where a fifth of the groups says, whose labels are not
-looked at and do not count.
+The starts are the cutoffs at which 5, 15 and 40 % of the groups would be accepted. They
+are computed from the held-out groups on the probe's card, so they are fixed before any
+of these labels is used. The number of starts depends only on the number of groups
+(`plan`). For a probe without this record, the starts are computed from a fifth of the
+groups, whose labels are not used at all.
 """
 
 from __future__ import annotations
@@ -39,23 +41,23 @@ from uqcalc.errors import LabelError
 from uqcalc.probe.card import Guarantee
 
 
-# Fixed before any label is seen: from 0.9999 down, a step of 0.1 in the log-odds, and
-# at last everything that has a probability at all.
+# Fixed before any label is used: from 0.9999 down in steps of 0.1 in the log-odds; the
+# last cutoff, 0, accepts every structure whose probability is not NaN.
 CUTOFFS = (*special.expit(np.arange(92, -93, -1) / 10).round(6).tolist(), 0.0)
-# Where the sequence starts: shares of the groups that would be accepted.
+# Starts of the sequence: shares of the groups that would be accepted.
 SHARES = (0.05, 0.15, 0.4)
-_SPARE = 1.15  # so many more than the fewest, where even the last share is too few
-_ASIDE = 0.2  # of the groups, to find the starts of a probe that does not know them
-_MANY = 1_000_000  # more labels than anyone will draw
-# Advice on how many would do takes this bound on the share that errs, and asks that a
-# draw of so many makes the promise with this probability.
+_SPARE = 1.15  # reserve on the fewest units if even the last share accepts too few
+_ASIDE = 0.2  # share of the groups to compute the starts if the card lacks them
+_MANY = 1_000_000  # largest number of labels in the advice
+# The advice on the number of groups uses an upper bound on the share of errors with the
+# first confidence, and requires the guarantee with the second probability.
 _CAUTION, _SURE = 0.6, 0.9
 
 Starts = Callable[[Sequence[float]], ArrayLike]
 
 
 def exceeds(errors: ArrayLike, tolerance: float) -> NDArray[np.bool_]:
-    """Return which errors are wrong: larger than ``tolerance``, or not a number."""
+    """Return which errors count as wrong: larger than ``tolerance``, or NaN."""
     return ~(np.asarray(errors, dtype=float) <= tolerance)
 
 
@@ -67,7 +69,7 @@ def risk_bound(wrong: int, accepted: int, confidence: float) -> float:
 
 
 def units_needed(risk: float, confidence: float, wrong: int = 0) -> int:
-    """Return the fewest accepted units that allow the promise with ``wrong`` errors.
+    """Return the fewest accepted units for the guarantee if ``wrong`` of them err.
 
     Without errors it is the smallest n with ``(1 - risk)**n <= 1 - confidence``: 59
     for 5 % at 95 %.
@@ -92,7 +94,7 @@ def units_needed(risk: float, confidence: float, wrong: int = 0) -> int:
 
 
 def one_of_each(groups: Sequence[Any], seed: int = 0) -> NDArray[np.int64]:
-    """Return the index of one member of each group, each as likely as the others."""
+    """Return the index of one random member of each group, sorted."""
     order = np.random.default_rng(seed).permutation(len(groups))
     _, first = np.unique(np.asarray(groups)[order], return_index=True)
     return np.sort(order[first])
@@ -102,18 +104,18 @@ def one_of_each(groups: Sequence[Any], seed: int = 0) -> NDArray[np.int64]:
 def plan(
     groups: int, risk: float, confidence: float
 ) -> tuple[tuple[float, float], ...]:
-    """Return where the sequence starts: (share of groups accepted, part of the budget).
+    """Return the starts of the sequence: (share of groups accepted, part of budget).
 
-    Of `SHARES` those are used at which so many groups would be accepted that the
-    promise could be made without errors; the budget is divided evenly. Where all are
-    too few, there is one start, at the smallest share that is enough.
+    A share of `SHARES` is used if it accepts enough groups for the guarantee without
+    errors; the budget is divided evenly. If no share accepts enough, there is one
+    start, at the smallest sufficient share and a reserve of 15 %.
     """
     budget, shares = 1 - confidence, list(SHARES)
     while shares:
         fewest = units_needed(risk, 1 - budget / len(shares))
         if shares[0] * groups >= fewest:
             return tuple((share, budget / len(shares)) for share in shares)
-        del shares[0]  # the smallest: the others then have more of the budget
+        del shares[0]  # drop the smallest: the others get more of the budget
     return ((min(1.0, _SPARE * units_needed(risk, confidence) / groups), budget),)
 
 
@@ -127,32 +129,33 @@ def control_risk(
     starts: Starts | None = None,
     seed: int = 0,
 ) -> Guarantee:
-    """Return the lowest cutoff at which the risk among the accepted is under control.
+    """Return the guarantee with the lowest cutoff at which the risk is controlled.
 
     With probability ``confidence`` over the draw of the groups, the true risk at that
-    cutoff is at most ``risk``; the module says why.
+    cutoff is at most ``risk``; see the module `uqcalc.evaluation.riskcontrol`.
 
     Parameters
     ----------
     probability : array (structures,)
-        NaN is never accepted.
+        Structures with NaN are never accepted.
     wrong : boolean array (structures,)
         See `exceeds`.
     groups : sequence (structures,)
         Structures of one group are not independent of each other.
     starts : callable, optional
-        From shares of groups to the cutoffs that would accept them, found without a
-        look at these structures (`starting_cutoffs`). Without it a fifth of the groups
-        is set aside to find them.
+        Maps shares of groups to the cutoffs that would accept them. It must not depend
+        on these structures (`starting_cutoffs`). Without it, a fifth of the groups is
+        set aside to compute the cutoffs.
     seed : int
-        Of the draw from each group; to try several and keep the best voids it.
+        Seed of the draw from each group. To try several seeds and keep the best result
+        makes the guarantee invalid.
 
     Raises
     ------
     LabelError
-        If the data cannot support the promise; it says how many groups would.
+        If the data do not suffice; the message gives the number of groups needed.
     ValueError
-        For shares outside (0, 1), and for unequal lengths.
+        If ``risk`` or ``confidence`` is outside (0, 1), or lengths differ.
     """
     belief, failed = np.asarray(probability, float), np.asarray(wrong, bool)
     _check(belief, failed, len(groups))
@@ -189,7 +192,7 @@ def control_risk(
 def _ladder(
     planned: Sequence[tuple[float, float]], starts: Starts
 ) -> tuple[NDArray[np.float64], list[float]]:
-    """Return the cutoffs from the highest start down, and what each start brings."""
+    """Return the cutoffs from the highest start down, and the budget of each."""
     shares = [share for share, _ in planned]
     given = np.asarray(starts(shares), float)
     budget: dict[float, float] = {}
@@ -204,10 +207,10 @@ def _ladder(
 def _set_aside(
     belief: NDArray[np.float64], chosen: NDArray[np.int64], fewest: int
 ) -> tuple[Starts, NDArray[np.int64]]:
-    """Find the starts on a fifth of the groups, and return them with the others.
+    """Compute the starts from a fifth of the groups; return them and the other groups.
 
-    Where too few would be left, none is set aside: all that has a probability is tried
-    at once.
+    If too few groups would remain, none is set aside, and the only cutoff is 0: every
+    structure whose probability is not NaN is accepted.
     """
     aside = int(_ASIDE * len(chosen))
     if len(chosen) - aside < fewest:
@@ -250,7 +253,7 @@ def _refuse(
     risk: float,
     confidence: float,
 ) -> NoReturn:
-    """Say what was seen at the starts, and how many groups would do."""
+    """Raise LabelError with the results at the starts and the groups needed."""
     groups = len(belief)
     known = int(np.sum(belief >= 0))
     fewest = units_needed(risk, confidence)
@@ -290,7 +293,7 @@ def _advice(
     risk: float,
     confidence: float,
 ) -> str:
-    """Say how many groups would do: a little worse than seen, or as seen."""
+    """Return advice: groups needed at a cautious, or at the observed error rate."""
     other = "or raise the tolerance or the risk"
     used = [(s, n, k) for s, (n, k) in zip(shares, rows, strict=True) if n and s < 1]
     cautious = {s: (n / groups, risk_bound(k, n, _CAUTION)) for s, n, k in used}
@@ -324,12 +327,12 @@ def groups_enough(
     confidence: float,
     at_least: int = 1,
 ) -> int | None:
-    """Return how many groups make a promise likely; None where none would.
+    """Return how many groups make a guarantee likely; None if no number suffices.
 
     Parameters
     ----------
     rates : mapping
-        Share of a start -> (share of groups that it accepts, share of them that err).
+        Share of a start -> (share of groups that it accepts, share of these that err).
     """
     sizes, levels = _levels(risk, confidence)
     likely = np.zeros(len(sizes), dtype=bool)
@@ -340,7 +343,7 @@ def groups_enough(
         tested = (n >= 1) & (level > 0) & (errs < risk)
         n = np.where(tested, n, 1.0).astype(np.int64)
         level = np.where(tested, level, 0.5)
-        from scipy.stats import binom  # slow to import; cards need none of it
+        from scipy.stats import binom  # slow to import, not needed for cards
 
         allowed = binom.ppf(level, n, risk)
         allowed -= special.bdtr(allowed, n, risk) > level
@@ -354,7 +357,7 @@ def groups_enough(
 def _levels(
     risk: float, confidence: float
 ) -> tuple[NDArray[np.int64], dict[float, NDArray[np.float64]]]:
-    """Return sizes on a grid, and what part of the budget a start has at each."""
+    """Return a grid of sizes, and the part of the budget of each start at each size."""
     sizes = np.unique(np.geomspace(10, _MANY, 160).astype(np.int64))
     planned = [dict(plan(int(size), risk, confidence)) for size in sizes]
     return sizes, {
@@ -363,28 +366,28 @@ def _levels(
     }
 
 
-# Shares of the surest groups; between them it is a matter of interpolation.
+# Shares of groups that are stored; values between them are interpolated.
 _SHARES = (
     0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8,
     0.9, 1.0,
 )  # fmt: skip
-_MOST = 15.0  # log-odds that a probability in single precision still tells from 1
+_MOST = 15.0  # limit on log-odds: P still differs from 1 in single precision
 
 
 def held_out_logits(
     logits: ArrayLike, outside: ArrayLike, groups: Sequence[str]
 ) -> list[list[float]]:
-    """Return what a probe says of groups it was not fitted to: [share, logit] pairs.
+    """Return quantiles of the logits of held-out groups, as [share, logit] pairs.
 
-    The ``share`` of the surest of them have at least that logit of P(error <=
-    boundary), one structure of each drawn at random.
+    One structure is drawn at random from each group. A share ``share`` of them has at
+    least this logit of P(error <= boundary).
 
     Parameters
     ----------
     logits : array (structures,)
         At the probe's own boundary.
     outside : boolean array (structures,)
-        Who lies outside the scope, and is never accepted.
+        Structures outside the scope; they are never accepted.
     groups : sequence of str
     """
     said = np.where(np.asarray(outside, bool), -np.inf, np.asarray(logits, float))
@@ -400,16 +403,18 @@ def held_out_logits(
 def starting_cutoffs(
     pairs: Sequence[Sequence[float]], shares: Sequence[float], shift: float = 0.0
 ) -> NDArray[np.float64]:
-    """Return the P at which these shares of groups would be accepted, (shares,).
+    """Return the cutoffs on P that would accept these shares of groups, (shares,).
 
     Parameters
     ----------
     pairs : sequence of [share, logit]
-        Of `held_out_logits`.
+        From `held_out_logits`.
     shares : sequence of float
-        A share beyond what ever had a probability starts where all of that is accepted.
+        For a share above all stored shares, the cutoff of the largest stored share is
+        used.
     shift : float
-        What another boundary than the probe's own adds to a logit.
+        Added to the logits, for a boundary that is not the probe's own
+        (`Calibration.shift`).
     """
     known = np.asarray(pairs, dtype=float)
     logits = np.interp(shares, known[:, 0], known[:, 1]) + shift

@@ -1,4 +1,4 @@
-"""The scores of a probe in words: beside each, what no skill would have given."""
+"""The scores of a probe as text, each with its value without skill."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from uqcalc.labels.prospects import FEWEST_STRUCTURES, few_of_a_kind
 
 
 FEWEST_TEST_GROUPS = 30
-# Beyond what chance makes it, and its mean by this much, a calibration error is real.
+# A calibration error is significant if it exceeds the noise floor by this factor (used
+# if the report lacks the chance level) and by this amount.
 _FACTOR, _MORE = 1.5, 0.02
-_OFTEN = 0.05  # structures outside the scope: five times what the scope is set to
+_OFTEN = 0.05  # share outside the scope that is too large: five times the design value
 
 
 class Score(NamedTuple):
-    """A score, and the value that it would have without skill."""
+    """A score, and its value without skill (``beside``)."""
 
     name: str
     value: float
@@ -27,7 +28,7 @@ class Score(NamedTuple):
 
 
 def score_table(report: Mapping[str, Any]) -> list[Score]:
-    """Return the scores of a report, each beside its value without skill."""
+    """Return the scores of a report, each with its value without skill."""
     parts = report["brier_decomposition"]
     return [
         Score(
@@ -74,7 +75,7 @@ def score_table(report: Mapping[str, Any]) -> list[Score]:
 
 
 def report_lines(report: Mapping[str, Any]) -> list[str]:
-    """Return the report for a terminal."""
+    """Return the lines of the report for a terminal."""
     parts = report["brier_decomposition"]
     lines = [
         f"test: {report['structures']} structures in {report['groups']} groups, "
@@ -106,8 +107,8 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def f1_line(report: Mapping[str, Any]) -> str:
-    """Return F1 by the class that is positive: the paper's is the unreliable one."""
-    if "f1_unreliable" not in report:  # of a probe of an earlier version
+    """Return F1 for each positive class; in the paper it is the unreliable class."""
+    if "f1_unreliable" not in report:  # probe of an earlier version
         return f"F1 (reliable) {report['f1']:.3f}"
     return (
         f"F1 (unreliable, the paper's) {report['f1_unreliable']:.3f}  "
@@ -116,14 +117,14 @@ def f1_line(report: Mapping[str, Any]) -> str:
 
 
 def number(value: float | None) -> str:
-    """Return a score; in words where there is none."""
+    """Return a score as text; a phrase if it is None or NaN."""
     if value is None or math.isnan(value):
         return "not known (one kind only)"
     return f"{value:.3f}"
 
 
 def one_kind(report: Mapping[str, Any]) -> str:
-    """Say that one kind of structure is rare; nothing where both are there."""
+    """Return a sentence if one kind of structure is rare, else an empty text."""
     total, right = (
         report["structures"],
         round(report["prevalence"] * report["structures"]),
@@ -133,19 +134,19 @@ def one_kind(report: Mapping[str, Any]) -> str:
 
 
 def left_out(report: Mapping[str, Any]) -> str:
-    """Say how many frames were left out, and why; nothing where none was."""
-    counts = report.get("excluded") or {}  # probes of earlier versions do not say
+    """Return how many frames were left out for which defect; empty if none."""
+    counts = report.get("excluded") or {}  # missing in probes of earlier versions
     listed = ", ".join(f"{count} {defect}" for defect, count in counts.items())
     return f"left out before scoring: {listed}" if listed else ""
 
 
 def share(value: float) -> str:
-    """Return a share of what was kept as a percentage; "-" where none was."""
+    """Return a share as a percentage; "-" for NaN."""
     return "-" if math.isnan(value) else f"{value:.1%}"
 
 
 def scope_line(report: Mapping[str, Any]) -> str:
-    """Say how often the scope fired, and how much it caught."""
+    """Return the share outside the scope, and of wrong but trusted ones, as text."""
     text = f"outside the scope: {report['outside_scope']:.1%} of the structures"
     wrong = report["false_trust"]
     if not wrong:
@@ -157,7 +158,7 @@ def scope_line(report: Mapping[str, Any]) -> str:
 
 
 def atom_line(atoms: Mapping[str, Any]) -> str:
-    """Say how good the probabilities of single atoms are."""
+    """Return the scores of the probabilities of single atoms as text."""
     return (
         f"single atoms: P(|ΔF_i| <= {atoms['boundary']:.4g} eV/Å) of {atoms['atoms']}, "
         f"AUROC {atoms['auroc']:.3f}, ECE {atoms['ece']:.3f} "
@@ -166,7 +167,7 @@ def atom_line(atoms: Mapping[str, Any]) -> str:
 
 
 def findings(report: Mapping[str, Any]) -> list[str]:
-    """Return what a reader of a report should mind."""
+    """Return the problems that a report shows, one sentence each."""
     found = _of_the_test(report)
     for whose, scored in (("", report), (" of single atoms", report["atoms"])):
         if scored is not None and _is_off(scored):
@@ -191,7 +192,7 @@ def findings(report: Mapping[str, Any]) -> list[str]:
 
 
 def _of_the_test(report: Mapping[str, Any]) -> list[str]:
-    """Say what the test structures are too few, or too alike, for."""
+    """Return problems of the test set: too few structures or groups, one class."""
     found = []
     if report["structures"] < FEWEST_STRUCTURES:
         found.append(
@@ -218,6 +219,6 @@ def _of_the_test(report: Mapping[str, Any]) -> list[str]:
 
 def _is_off(scored: Mapping[str, Any]) -> bool:
     floor = scored["ece_noise_floor"]
-    # of an earlier version, which took structures for independent
+    # reports of earlier versions lack it: they assumed independent structures
     chance = scored.get("ece_chance", _FACTOR * floor)
     return bool(scored["ece"] > max(chance, floor + _MORE))

@@ -1,1 +1,1 @@
-"""How a probe is fitted: its paths, the training loop, what joins the paths."""
+"""Fit of a probe: its paths, the training loop, and the weights of the paths."""

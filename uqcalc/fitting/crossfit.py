@@ -1,4 +1,4 @@
-"""Predictions for groups left out: what weights, calibration and scope rest on."""
+"""Predictions for left-out groups: input of weights, calibration and scope."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ from uqcalc.probe.joined import PATHS
 from uqcalc.probe.probe import Probe
 
 
-# Weights and calibration are a handful of numbers: more structures would not help.
+# Weights and calibration are only a few numbers: more structures would not help.
 MOST = 20_000
-_LEAST_READ = 0.5  # of the structures
-# Groups below and above which the slope is taken as it is, and folds of those between.
+_LEAST_READ = 0.5  # smallest share of structures that must get a prediction
+# The slope is corrected above the first and up to the second number of groups. Third:
+# number of folds.
 _FOLDS, _MANY_GROUPS, _FOLDS_OF_GROUPS = 3, 100, 10
 _LEAST_SLOPE = 0.7
-_SHRINKAGE = 1.0  # of the standardised weights, in units of one label's loss
+_SHRINKAGE = 1.0  # penalty on standardised weights, in units of the loss of one label
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Unseen:
-    """What a probe's paths say of structures that they were not fitted to.
+    """Outputs of a probe's paths for held-out structures.
 
     Attributes
     ----------
     rows : array (structures,)
-        Which structures of the dataset.
+        Indices of the structures in the dataset.
     paths : array (structures, 4)
-        What each of `PATHS` says; larger is more reliable.
+        Output of each of `PATHS`; larger is more reliable.
     distance, remoteness : arrays (structures,)
         As in `uqcalc.probe.joined.JoinedOutput`.
     atoms : list of arrays (atoms,) or None
-        Scores of atoms.
+        Scores of the atoms of each structure.
     """
 
     rows: NDArray[np.int64]
@@ -54,16 +55,16 @@ class Unseen:
 def cross_fit(
     data: Dataset, folds: int, seed: int, fit: Callable[[Dataset], Probe]
 ) -> Unseen:
-    """Fit without one fold of the groups at a time, and read that fold.
+    """Leave out one fold of the groups at a time, fit to the rest, predict the fold.
 
-    Structures with an element that no group of the other folds has are not read: in
-    use such a structure gets no probability, and neither weights nor the scope are to
-    rest on what is said of it.
+    Structures with an element that the other folds lack are skipped. In use such a
+    structure gets no probability, so it must not affect weights and scope.
 
     Raises
     ------
     LabelError
-        If there are fewer groups than folds, or too few structures can be read.
+        If there are fewer groups than folds, or more than half of the structures are
+        skipped.
     """
     fold = group_folds(data.groups, folds, seed)
     numbers = data.numbers
@@ -98,7 +99,7 @@ def cross_fit(
 
 
 def group_folds(groups: Sequence[str], folds: int, seed: int) -> NDArray[np.int64]:
-    """Return the fold of each structure; a group is in one, folds are of like size."""
+    """Return the fold of each structure: whole groups, folds of similar size."""
     names, inverse, counts = np.unique(
         np.asarray(groups), return_inverse=True, return_counts=True
     )
@@ -113,15 +114,15 @@ def group_folds(groups: Sequence[str], folds: int, seed: int) -> NDArray[np.int6
     order = order[np.argsort(-counts[order], kind="stable")]
     held = np.zeros(folds)
     fold_of = np.empty(len(names), dtype=int)
-    for name in order:  # largest first, each to the fold that has least
+    for name in order:  # largest first, each to the smallest fold
         fold_of[name] = int(np.argmin(held))
         held[fold_of[name]] += counts[name]
     return fold_of[inverse]
 
 
 def read_paths(probe: Probe, data: Dataset, rows: NDArray[np.int64]) -> Unseen:
-    """Return what the paths of ``probe``, not weighted yet, say of ``rows``."""
-    rows = rows[np.argsort(data.sizes[rows], kind="stable")]  # little to pad
+    """Return the outputs of the unweighted paths of ``probe`` for ``rows``."""
+    rows = rows[np.argsort(data.sizes[rows], kind="stable")]  # less padding
     paths, distances, remote, atoms = [], [], [], []
     for chunk in chunks(data.subset(rows).predictions):
         joined = probe.joined_output(chunk)
@@ -143,11 +144,11 @@ def read_paths(probe: Probe, data: Dataset, rows: NDArray[np.int64]) -> Unseen:
 def stack(
     paths: NDArray[np.float64], reliable: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Return the weight of each path: logistic regression, no weight below 0.
+    """Return the weight of each path: logistic regression with weights >= 0.
 
-    A path that would have to count against its own direction counts for nothing. The
-    penalty draws the weights of the standardised paths towards each other's mean, so
-    that few labels cannot play one against another.
+    A path that would get a negative weight gets 0. A penalty draws the weights of the
+    standardised paths towards their mean; without it, a few labels could give
+    similar paths very different weights.
 
     Raises
     ------
@@ -183,20 +184,20 @@ def stack(
 def slope_on_new_groups(
     paths: NDArray[np.float64], reliable: NDArray[np.bool_], groups: Sequence[str]
 ) -> float:
-    """Return what to multiply the calibration's slope by, for groups not among these.
+    """Return a factor for the calibration's slope that corrects it for new groups.
 
-    Structures of one group are right or wrong together, so that few groups fix weights
-    and slope less well than their structures count: fitted to 6 groups of 150, the
-    log-odds of new groups are too far from each other by a tenth. Weights and slope
-    are fitted without a fold of the groups at a time; the slope of the truth on the
-    log-odds that this gives for the fold shows about twice what is lost (its fits rest
-    on still fewer groups, and differ from each other), so that its root is taken.
-    benchmarks/few_groups.py has the figures.
+    Errors within one group are correlated, so with few groups weights and slope are
+    less certain than the number of structures suggests. For example, after a fit to 6
+    groups of 150 structures the spread of the log-odds of new groups is too large by a
+    tenth. To measure this, weights and slope are fitted without one fold of the groups
+    at a time, and give log-odds for the fold. The calibration slope of these log-odds
+    shows about twice the effect, because these fits have fewer groups and differ from
+    each other; so the factor is its square root (`benchmarks/few_groups.py`).
 
     Returns
     -------
     float
-        At most 1; 1 with more groups than 100, which need no such help.
+        From 0.7 to 1; 1 with more than 100 groups, or at most 3.
     """
     names = sorted(set(groups))
     if not _FOLDS < len(names) <= _MANY_GROUPS:
@@ -207,7 +208,7 @@ def slope_on_new_groups(
         try:
             weights = stack(paths[rest], reliable[rest])
             slope, level = platt(paths[rest] @ weights, reliable[rest])
-        except LabelError:  # of one kind, or without skill: it says nothing
+        except LabelError:  # labels of one kind, or no skill: skip
             continue
         found[held] = slope * (paths[held] @ weights) + level
     known = np.isfinite(found)

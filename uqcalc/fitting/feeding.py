@@ -1,4 +1,4 @@
-"""What enters the network, a batch at a time: from memory, or from disk."""
+"""Batches of inputs for the network, from memory or from disk."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from uqcalc.probe.inputs import chunks
 from uqcalc.probe.probe import Probe
 
 
-BUDGET = 2**29  # bytes of standardised features that are kept in memory
+BUDGET = 2**29  # largest size of the standardised features in memory, in bytes
 _POOL = 2**14  # structures from disk that are shuffled together
 
 
 class Batch(NamedTuple):
-    """What `ProbeNetwork` takes, but for the charges where there are none."""
+    """Inputs of `ProbeNetwork`; ``charges`` is None for a probe without charges."""
 
     features: torch.Tensor
     sizes: list[int]
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     charges: torch.Tensor | None
 
     def to(self, device: torch.device) -> Batch:
-        """Return the same on a device."""
+        """Return the batch on a device."""
         charges = None if self.charges is None else self.charges.to(device)
         features, scalars = self.features.to(device), self.scalars.to(device)
         return Batch(features, self.sizes, scalars, charges)
@@ -37,15 +37,16 @@ class Batch(NamedTuple):
 class Feed:
     """Gives batches of standardised inputs.
 
-    Below ``budget`` they are computed once, not once an epoch. Above it only the
-    numbers of whole structures are, and features are read and standardised for each
+    If the features need at most ``budget`` bytes, all inputs are computed once. Else
+    only the scalars are computed once; features are read and standardised for each
     batch.
 
     Attributes
     ----------
     sizes : array (structures,)
+        Atoms of each structure.
     blocks : array (structures,) or None
-        Which structures lie together on disk, where they are read from there.
+        Shard of each structure if features are read from disk, else None.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ def passes(
     batch_size: int,
     rng: np.random.Generator,
 ) -> Iterator[NDArray[np.int64]]:
-    """Yield batches without an end, each pass over ``indices`` in another order."""
+    """Yield batches forever; each pass over ``indices`` has another random order."""
     while True:
         for pool in _pools(indices, feed.blocks, rng):
             batches = like_sized(pool, feed.sizes, batch_size)
@@ -111,10 +112,10 @@ def _pools(
     blocks: NDArray[np.int64] | None,
     rng: np.random.Generator,
 ) -> Iterator[NDArray[np.int64]]:
-    """Yield all of the indices in random order.
+    """Yield all indices in random order, in one or several arrays.
 
-    From disk the blocks come in random order, and structures are shuffled among some
-    of them at a time, so that reads stay within few files.
+    With ``blocks`` (on disk) the blocks come in random order, and structures are
+    shuffled within a few blocks, so that few files are open at a time.
     """
     order = rng.permutation(indices)
     if blocks is None:

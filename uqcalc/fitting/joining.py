@@ -1,4 +1,4 @@
-"""Fit the default probe: its paths, then what joins them, on groups left out."""
+"""Fit the default probe: its paths, then weights and calibration on left-out groups."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from uqcalc.statistics import scores
 from uqcalc.targets import TARGETS
 
 
-_ENOUGH = 20_000  # structures that scales and principal components are taken from
+_ENOUGH = 20_000  # structures that suffice for scales and principal components
 
 
 @torch.no_grad()
@@ -59,11 +59,11 @@ def learn_numbers(
     predictions : sequence of Prediction
         Labelled structures.
     moments : Moments
-        Of the same.
+        Moments of the features of these structures.
     statistics : Statistics
-        Learnt from the same.
+        Statistics of these structures.
     atom_energies : array (119,)
-        eV that are taken off the predicted energy.
+        eV that are subtracted from the predicted energy.
     """
     dim = len(moments.mean)
     ridge = 1e-3 * torch.eye(dim, dtype=torch.float64)
@@ -108,7 +108,7 @@ def _learn_scales(
             plain.host(chunk, atom_energies),
             *standard_and_distances(chunk, statistics),
             statistics,
-        )[:3]  # nothing of the distances is scaled
+        )[:3]  # distances are not scaled
         for chunk in chunks(chosen)
     ]
     numbers, atoms, pooled = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -128,16 +128,17 @@ def _learn_scales(
 def standard_and_distances(
     chunk: Sequence[Prediction], statistics: Statistics
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return standardised features and distances of all atoms."""
+    """Return standardised features (atoms, dim) and squared distances (atoms,)."""
     standard = statistics.features(torch.cat([p.features for p in chunk]))
     index = torch.from_numpy(np.concatenate([p.numbers for p in chunk]))
     return standard, statistics.distances(standard, index)
 
 
-# Labels of structures, and of atoms, that the other paths are fitted to: several for
-# each centre. More cost centres squared each, and it is the attention that profits.
+# Largest number of structures and of atoms in the fit of the other paths: several for
+# each centre. Each label costs centres squared, and more labels help only the
+# attention.
 _MOST_FITTED, _MOST_ATOMS = 20_000, 20_000
-# Force errors of atoms below it are rounding, as in perfect crystals [eV/Å].
+# Smaller force errors are rounding, as in perfect crystals [eV/Å].
 _NO_ERROR = 1e-6
 
 
@@ -166,10 +167,10 @@ def _fit_paths(
     recipe: Recipe,
     boundary: float,
 ) -> tuple[Probe, list[tuple[float, float]]]:
-    """Fit every path to the same structures; weights are still all 1.
+    """Fit every path to the same structures; all weights stay 1.
 
-    Frames that have exploded are labels of the attention alone: in a regression they
-    would be levers far outside, where ranks are flat.
+    Exploded frames are labels for the attention only. In the regressions they would be
+    outliers with a large effect.
     """
     single, curve = fit_single(data, backbone, labels, recipe, boundary)
     data = data.subset(np.flatnonzero(~data.exploded()))
@@ -183,11 +184,11 @@ def _fit_paths(
         min(CENTRES, len(data)),
         min(ATOM_CENTRES, int(_known_atoms(some).sum())),
     )
-    joined = Joined(shape).float()  # whatever torch's default dtype is
+    joined = Joined(shape).float()  # independent of torch's default dtype
     moments = Moments(data.predictions)
     energies = card.element_energies()
     learn_numbers(joined.numbers, data.predictions, moments, statistics, energies)
-    joined = joined.double().float()  # everything learnt in one precision
+    joined = joined.double().float()  # float32 for all buffers
     chosen = _some_atoms(some, recipe.seed) if shape.atom_centres else None
     seen = _describe(joined.numbers, some, statistics, energies, chosen)
     errors = torch.from_numpy(some.errors)
@@ -212,7 +213,7 @@ def _describe(
     energies: NDArray[np.float64],
     chosen: torch.Tensor | None,
 ) -> Described:
-    """Describe all structures, streaming, and those of their atoms that are chosen."""
+    """Return the numbers of all structures and of the chosen atoms, in chunks."""
     parts = []
     start = 0
     for chunk in chunks(data.predictions):
@@ -236,7 +237,7 @@ def _describe(
 def _weigh(
     probe: Probe, data: Dataset, unseen: Unseen, boundary: float, labels: Labels
 ) -> Probe:
-    """Set weights, calibration and scope by what was said of groups left out."""
+    """Set weights, calibration and scope from the outputs for left-out groups."""
     joined = probe.joined
     if joined is None:
         msg = "probe must have several paths to be weighed, got one"
@@ -291,12 +292,12 @@ def _weigh(
 def _scope(
     held: Dataset, unseen: Unseen, sound: NDArray[np.bool_], target: str
 ) -> Scope:
-    """Return the scope of the structures that have not exploded.
+    """Return the scope of the structures that are not exploded.
 
     Warns
     -----
     LabelWarning
-        If its limit is so far beyond the typical distance that little is outside.
+        If its limit is so far above the median distance that it excludes little.
     """
     rows = np.flatnonzero(sound)
     some = held.subset(rows)
@@ -311,10 +312,10 @@ def _scope(
 def _scores(
     joined: Joined, unseen: Unseen, sound: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Return the score of each structure, as it is read later.
+    """Return the score of each structure, as the fitted probe computes it.
 
-    Those that have exploded keep their say in how many are unreliable, and get the
-    lowest score of the others: a logarithm of the distance would tilt the calibration.
+    Exploded structures count as unreliable and get the lowest score of the others:
+    their true scores, which fall with the distance, would distort the calibration.
     """
     parts = joined.double().join(
         *(
@@ -331,9 +332,9 @@ def _scores(
 def _atom_floor(
     probe: Probe, held: Dataset, unseen: Unseen, score: NDArray[np.float64]
 ) -> AtomFloor | None:
-    """Return what the least reliable atoms of right structures have at least.
+    """Return the atom floor of right structures whose verdict would be RELIABLE.
 
-    Of those that would be called RELIABLE: the floor is to lower no other verdict.
+    Other structures are left out, because the floor must only change this verdict.
     """
     card = probe.card
     if unseen.atoms is None or card.atom_calibration is None or card.scope is None:
@@ -353,17 +354,17 @@ def _atom_floor(
 def _atom_calibration(
     held: Dataset, unseen: Unseen, sound: NDArray[np.bool_], labels: Labels
 ) -> tuple[float | None, Calibration | None]:
-    """Return the boundary of single atoms and their calibration, where there is one.
+    """Return the boundary and the calibration of single atoms, or (None, None).
 
     Warns
     -----
     LabelWarning
-        If these labels cannot support one; the probe of structures does without it.
+        If a calibration of atoms is not possible with these labels.
     """
     if held.atom_errors is None:
         return None, None
     errors = np.concatenate(held.atom_errors)
-    known = errors[errors > _NO_ERROR]  # NaN, and zeros of earlier datasets, are not
+    known = errors[errors > _NO_ERROR]  # without NaN and rounding
     boundary, reason = None, "the forces on almost all vanish by symmetry"
     if TARGETS[labels.target].of == "forces":
         boundary = labels.boundary
@@ -372,7 +373,8 @@ def _atom_calibration(
             boundary = replace(labels, boundary=None).chosen_boundary(known)
         groups = np.repeat(np.asarray(held.groups), held.sizes)
         score = np.concatenate(unseen.atoms)
-        # what has exploded would tilt the calibration, and counts as the worst of all
+        # atoms of exploded structures get at least the lowest score of the others:
+        # lower scores would distort the calibration
         score = np.fmax(score, score[np.repeat(sound, held.sizes)].min())
         chosen = np.flatnonzero(_some_atoms(held, 0).numpy())
         try:
@@ -390,14 +392,14 @@ def _atom_calibration(
 
 
 def _known_atoms(data: Dataset) -> torch.Tensor:
-    """Return which atoms have an error that says something, (atoms,) of bool."""
+    """Return which atoms have an error above rounding, (atoms,) of bool."""
     if data.atom_errors is None:
         return torch.zeros(int(data.sizes.sum()), dtype=torch.bool)
     return torch.from_numpy(np.concatenate(data.atom_errors) > _NO_ERROR)
 
 
 def _some_atoms(data: Dataset, seed: int) -> torch.Tensor:
-    """Return which of those are fitted to, (atoms,) of bool."""
+    """Return a random choice of these atoms for a fit, (atoms,) of bool."""
     known = _known_atoms(data)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(known), generator=generator)
@@ -407,6 +409,6 @@ def _some_atoms(data: Dataset, seed: int) -> torch.Tensor:
 
 
 def _some(data: Dataset, seed: int) -> NDArray[np.int64]:
-    """Return structures at random, as many as the weights can profit from."""
+    """Return at most `MOST` random indices of structures, sorted."""
     order = np.random.default_rng(seed).permutation(len(data))
     return np.sort(order[:MOST])

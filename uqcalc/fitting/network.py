@@ -1,4 +1,4 @@
-"""The training loop of the network: batches in, the weights of the best epoch out."""
+"""The training loop of the network: from batches to the weights of the best epoch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fit_single(
     recipe: Recipe,
     boundary: float,
 ) -> tuple[Probe, list[tuple[float, float]]]:
-    """Return a probe that is not calibrated yet, and its losses by epoch."""
+    """Return an uncalibrated probe with attention only, and its losses by epoch."""
     with torch.random.fork_rng(devices=[]):  # torch.manual_seed would seed GPUs too
         torch.default_generator.manual_seed(recipe.seed)
         probe = new_probe(data, backbone, labels, recipe, boundary)
@@ -51,9 +51,9 @@ def new_probe(
     recipe: Recipe,
     boundary: float,
 ) -> Probe:
-    """Return a probe with random weights, its input statistics learnt from ``data``.
+    """Return a probe with random weights and the input statistics of ``data``.
 
-    Frames that have exploded have no say in them, nor in elements and sizes.
+    Exploded frames are excluded from the statistics, elements and sizes.
     """
     data = data.subset(np.flatnonzero(~data.exploded()))
     raw = recipe.architecture == RAW_ARCHITECTURE
@@ -76,7 +76,7 @@ def new_card(
     boundary: float,
     architecture: str,
 ) -> Card:
-    """Return what is known of a probe before it is fitted."""
+    """Return the card of a probe before the fit."""
     width = data.predictions[0].features.shape[1]
     elements = sorted({int(z) for atoms in data.numbers for z in np.unique(atoms)})
     if architecture == RAW_ARCHITECTURE:
@@ -113,7 +113,8 @@ def _refuse_unknown(energies: dict[str, float], elements: list[int]) -> None:
 def atom_energies(predictions: Sequence[Prediction]) -> dict[str, float]:
     """Return the least-squares energy of each element in the *predicted* energies.
 
-    From the normal equations, which do not grow with the structures.
+    Atomic number (as a string) -> eV. The fit uses the normal equations, whose size
+    does not depend on the number of structures.
     """
     gram, right = np.zeros((119, 119)), np.zeros(119)
     for chunk in chunks(predictions):
@@ -121,27 +122,27 @@ def atom_energies(predictions: Sequence[Prediction]) -> dict[str, float]:
         gram += counts.T @ counts
         right += counts.T @ np.array([p.energy for p in chunk])
     present = np.flatnonzero(gram.diagonal())
-    # the shrinkage decides where elements come in fixed proportions only
+    # shrinkage makes the solution unique if elements occur only in fixed proportions
     shrunk = gram[np.ix_(present, present)] + 1e-6 * np.eye(len(present))
     solution = np.linalg.solve(shrunk, right[present])
     return {str(z): float(e) for z, e in zip(present, solution, strict=True)}
 
 
-_MOST_WATCHED = 8192  # structures
-_BATCH = 256  # structures read together
-_ROUND = 500  # steps after which a pass over many labels is interrupted and watched
+_MOST_WATCHED = 8192  # largest number of validation structures
+_BATCH = 256  # structures in one evaluation
+_ROUND = 500  # largest number of steps between two validations
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """What is to be learned.
+    """Classes of the structures, and their split into training and validation.
 
     Attributes
     ----------
     targets : tensor (structures,)
-        1 is unreliable.
+        0 is reliable, 1 is unreliable.
     fitting, watching : arrays
-        Structures that steps are made by, and others that tell when to stop.
+        Indices of the structures for gradient steps, and of those for validation.
     """
 
     targets: torch.Tensor
@@ -155,7 +156,7 @@ def train(
     task: Task,
     recipe: Recipe,
 ) -> tuple[dict[str, torch.Tensor], list[tuple[float, float]]]:
-    """Return the weights of the lowest validation loss, and the losses by epoch."""
+    """Return the weights with the lowest validation loss, and the losses by epoch."""
     feed = Feed(probe, predictions)
     network = probe.network.train().requires_grad_(requires_grad=True)
     optimiser = torch.optim.AdamW(
@@ -194,7 +195,7 @@ def _copy(network: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _rounds(structures: int, recipe: Recipe) -> list[int]:
-    """Return the steps of each round; one is an epoch but where labels are many."""
+    """Return the steps of each round: an epoch, or fewer steps with many labels."""
     epoch = -(-structures // recipe.batch_size)
     if recipe.most_steps is None:
         return [epoch] * recipe.epochs
@@ -257,17 +258,17 @@ def _evaluate(
 def optimise(
     probe: Probe, data: Dataset, reliable: NDArray[np.bool_], recipe: Recipe
 ) -> list[tuple[float, float]]:
-    """Train the network in place, back to the epoch of the lowest validation loss.
+    """Train the network in place; keep the weights of the lowest validation loss.
 
     Returns
     -------
     list of (training loss, validation loss)
-        One entry an epoch, or a round of it where there are very many labels.
+        One entry for each epoch; with many labels, one for each 500 steps.
 
     Raises
     ------
     LabelError
-        If labels come in one group, or no epoch had a finite loss.
+        If all labels are in one group, or no epoch had a finite validation loss.
     """
     fitting, watching = validation_split(data, np.random.default_rng(recipe.seed))
     task = Task(torch.from_numpy((~reliable).astype(np.int64)), fitting, watching)
@@ -286,7 +287,7 @@ def optimise(
 def validation_split(
     data: Dataset, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return structures for gradient steps, and a tenth of the groups to watch."""
+    """Return structures for gradient steps, and those of a tenth of the groups."""
     groups = sorted(set(data.groups))
     if len(groups) < 2:
         msg = (
@@ -304,7 +305,7 @@ def validation_split(
 
 
 def margins(probe: Probe, data: Dataset) -> NDArray[np.float64]:
-    """Return the scores that the calibration takes, (structures,)."""
+    """Return the uncalibrated scores, (structures,): larger is more reliable."""
     found = np.empty(len(data))
     for rows in like_sized(np.arange(len(data)), data.sizes, _BATCH):
         chosen = [data.predictions[i] for i in rows]

@@ -1,4 +1,4 @@
-"""How a probe is trained: every choice in one frozen record."""
+"""Settings for the training of a probe, in one frozen record."""
 
 from __future__ import annotations
 
@@ -18,33 +18,34 @@ from uqcalc.probe.network import Shape
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a probe is trained.
+    """Settings for the training of a probe.
 
-    The defaults are for hundreds to tens of thousands of labels;
-    ``Recipe.published()`` is the paper's (arXiv:2605.00640, section 4.1).
+    The defaults are for hundreds to tens of thousands of labels.
+    ``Recipe.published()`` is the recipe of the PROBE paper (arXiv:2605.00640, section
+    4.1).
 
     Attributes
     ----------
     architecture : {"joined", "standard", "probe-2026"}
-        The default joins attention with three other paths (`uqcalc.probe.joined`);
-        "standard" is its attention alone.
+        "joined" combines attention with three other paths (`uqcalc.probe.joined`);
+        "standard" is its attention alone; "probe-2026" is the published network.
     folds : int
-        Of the groups, for weights and calibration of the default.
+        Folds of the groups for weights and calibration of "joined".
     epochs, patience : int
-        Passes over the labels, and how many without a gain end them. A pass over more
-        than 500 batches counts as several.
+        Largest number of passes over the labels, and number of passes without a lower
+        validation loss after which training stops. With ``most_steps``, a pass over
+        more than 500 batches counts as several.
     batch_size : int
-        Structures of a step.
+        Structures in a gradient step.
     most_steps : int or None
-        Gradient steps that are enough, however many labels there are.
+        Largest number of gradient steps; None for no limit.
     atomic_energies : mapping or None
-        Of "probe-2026" alone: eV by atomic number or symbol, taken off the predicted
-        energy. None takes what an AIMNet2 model carries, and nothing for other models
-        (`uqcalc.probe.official`).
+        For "probe-2026" only: eV by atomic number or symbol, subtracted from the
+        predicted energy. None means the atomic shifts of an AIMNet2 model, and nothing
+        for other models (`uqcalc.probe.official`).
     suspect, unreliable : float
-        Cutoffs on P(reliable) that the default policy takes: by default SUSPECT when
-        more than one in five such predictions is wrong, UNRELIABLE when more than
-        half are.
+        Cutoffs on P(reliable) of the default policy. By default a prediction is SUSPECT
+        if P < 0.8 and UNRELIABLE if P < 0.5.
     """
 
     architecture: str = JOINED_ARCHITECTURE
@@ -100,8 +101,8 @@ class Recipe:
     def published(cls, **changes: Any) -> Recipe:
         """Return the published recipe with ``changes``.
 
-        It is the paper's where paper and released scripts (isayevlab/PROBE, June 2026)
-        differ, or where the scripts differ from each other:
+        Where paper and released scripts (isayevlab/PROBE, June 2026) differ, or the
+        scripts differ from each other, it follows the paper:
 
         ==================  ================  ================  ====================
         choice              here              paper             released scripts
@@ -126,12 +127,12 @@ class Recipe:
                             left out
         ==================  ================  ================  ====================
 
-        Class weights are 1 where the boundary is the median, so that paper and scripts
-        agree there. To come as close to the scripts as can be: say
-        ``Labels("energy")`` without a ``group_key`` (the default target is forces),
-        pass ``calibration=`` and ``test=`` frames to `uqcalc.fit`, so that nothing but
-        the tenth is taken from the training frames, and ``patience=10`` for MACE or
-        ``batch_size=3072`` for AIMNet2.
+        If the boundary is the median, class weights are 1, and paper and scripts agree.
+        To follow the scripts as closely as possible: use ``Labels("energy")`` without a
+        ``group_key`` (the default target is forces), pass ``calibration=`` and
+        ``test=`` frames to `uqcalc.fit`, so that only the tenth is taken from the
+        training frames, and set ``patience=10`` for MACE or ``batch_size=3072`` for
+        AIMNet2.
         """
         recipe = cls(
             architecture=RAW_ARCHITECTURE,

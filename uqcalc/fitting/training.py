@@ -1,4 +1,4 @@
-"""`fit`: labelled frames in, a calibrated probe and its report out."""
+"""`fit`: from labelled frames to a calibrated probe and its report."""
 
 from __future__ import annotations
 
@@ -46,22 +46,23 @@ from uqcalc.probe.seen import Seen
 __all__ = ["FitReport", "Recipe", "fit", "fit_datasets"]
 
 
-_DRAWS, _FURTHER = 20, 1000  # divisions that are tried, and how far apart their seeds
+_DRAWS, _FURTHER = 20, 1000  # number of divisions to try, and step between their seeds
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class FitReport(Evaluation):
-    """A fitted probe and how good it is on structures it never saw.
+    """A fitted probe and its scores on held-out structures.
 
     Attributes
     ----------
     curve : list of (training loss, validation loss)
+        One entry for each epoch.
     """
 
     curve: list[tuple[float, float]]
 
 
-def fit(  # noqa: PLR0913  (as many choices as the command has)
+def fit(  # noqa: PLR0913  (same options as the command)
     frames: Sequence[Atoms],
     calculator: BaseCalculator | Backbone,
     labels: Labels = Labels(),  # noqa: B008  (frozen)
@@ -77,36 +78,38 @@ def fit(  # noqa: PLR0913  (as many choices as the command has)
     Parameters
     ----------
     frames : sequence of Atoms
-        With labels as `Labels` says. Without ``test`` they are divided 85/15 by group;
-        weights and calibration then rest on predictions for groups left out.
+        Labelled frames, with keys as in ``labels``. Without ``test`` they are divided
+        85/15 by group into training and test. Weights and calibration use predictions
+        for left-out groups.
     calculator : ase calculator or Backbone
-        The potential whose errors are to be foreseen; it is not changed.
+        The potential whose errors the probe predicts; it is not changed.
     calibration, test : sequences of Atoms, optional
-        Held-out frames, for the calibration and for the report. The architectures
-        "standard" and "probe-2026" need the first; without it 15 % are taken for it.
+        Held-out frames for the calibration and for the report. The architectures
+        "standard" and "probe-2026" need calibration frames: without ``test`` the frames
+        are divided 70/15/15, with ``test`` they must be given.
     exclude : collection of str
-        Defects of frames to leave out instead of refusing (see `build_dataset`).
+        Frames with these defects are left out instead of an error (`build_dataset`).
     cache : path, optional
-        A folder that keeps the features of this potential. Frames whose features are
-        there already are not evaluated again, an interrupted evaluation goes on where
-        it stopped, and training reads from there instead of holding all in memory.
+        Folder that stores the features of this potential. Stored features are not
+        computed again, an interrupted evaluation continues, and training reads from
+        the folder instead of memory.
 
     Raises
     ------
     LabelError
-        For unusable labels, or where nothing that transfers can be learned.
+        If labels are unusable, or the probe has no skill on held-out groups.
     RecordError
         If the cache is of another potential.
 
     Warns
     -----
     LabelWarning
-        Early, of what dooms a probe: too few labels, one molecule only, another unit or
-        level of theory, frames of one run without a group key.
+        Before training, of problems with the labels: too few labels, one molecule only,
+        another unit or level of theory, frames of one run without a group key.
     """
     check_frames(frames, exclude)
     backbone = tap(calculator)
-    if recipe.architecture == RAW_ARCHITECTURE:  # refused before any prediction
+    if recipe.architecture == RAW_ARCHITECTURE:  # raises before any prediction
         released_energies(backbone, recipe.atomic_energies)
     build = partial(
         build_dataset, backbone=backbone, labels=labels, exclude=exclude, cache=cache
@@ -124,7 +127,7 @@ def fit_datasets(
     labels: Labels,
     recipe: Recipe,
 ) -> FitReport:
-    """Do what `fit` does, from datasets whose features are there already."""
+    """Fit as in `fit`, from datasets with features."""
     if calibration is None:
         _refuse_uncalibrated(recipe)
     for data in (train, calibration, test):
@@ -159,7 +162,7 @@ def fit_datasets(
 
 
 def _recalibrated(probe: Probe, held: Dataset, boundary: float) -> Probe:
-    """Calibrate on structures that were given for it."""
+    """Calibrate on the calibration structures."""
     score = margins(probe, held)
     calibration = Calibration.fit(score, held.errors, held.groups, boundary)
     probe = probe.with_card(calibration=calibration)
@@ -212,9 +215,9 @@ def _refuse_uncalibrated(recipe: Recipe) -> None:
 
 
 def _refuse_few_groups(frames: Sequence[Atoms], labels: Labels, fewest: int) -> None:
-    """Refuse, before any prediction, what cannot be divided as the recipe asks."""
+    """Raise LabelError, before any prediction, if there are too few groups."""
     names = sorted(set(group_names(frames, labels.group_key)))
-    if 1 < len(names) < fewest:  # one alone has a message of its own
+    if 1 < len(names) < fewest:  # one group has another message
         msg = (
             f"frames must come in at least {fewest} groups for weights, calibration "
             f"and test to rest on groups left out, got {len(names)} "
@@ -227,11 +230,12 @@ def _refuse_few_groups(frames: Sequence[Atoms], labels: Labels, fewest: int) -> 
 def warn_of_offset_span(
     span: dict[str, Any] | None, held: Iterable[Dataset | None]
 ) -> None:
-    """Warn where offsets of elements rest on too few compositions.
+    """Warn if the offsets were fitted to fewer compositions than elements.
 
     Warns
     -----
     LabelWarning
+        Once for the fit, and once for each held-out set with other compositions.
     """
     if span is None:
         return
@@ -249,12 +253,13 @@ def warn_of_offset_span(
 def _both_kinds(
     whole: Dataset, shares: Sequence[float], labels: Labels, seed: int
 ) -> list[Dataset]:
-    """Divide by group, again by another seed where a part holds labels of one kind.
+    """Divide by group; try other seeds until each part has labels of both kinds.
 
     Warns
     -----
     LabelWarning
-        If no division that was tried gives each part reliable and unreliable ones.
+        If no division gives each part reliable and unreliable structures. The first
+        division is then used.
     """
     first: list[Dataset] | None = None
     for attempt in range(_DRAWS):
@@ -274,7 +279,7 @@ def _both_kinds(
 
 
 def _refuse_untestable(train: Dataset, test: Dataset) -> None:
-    """Refuse, before training, a test that could say nothing of the probe."""
+    """Raise LabelError if each test structure has an element unknown in training."""
     known = {z for numbers in train.numbers for z in numbers.tolist()}
     if not any(known.issuperset(numbers.tolist()) for numbers in test.numbers):
         symbols = [chemical_symbols[z] for z in sorted(known)]
@@ -308,12 +313,12 @@ def _training_summary(
 
 
 def _choices(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe but the atomic energies, which have a place on the card."""
+    """Return the recipe without atomic energies, which are elsewhere on the card."""
     return {k: v for k, v in asdict(recipe).items() if k != "atomic_energies"}
 
 
 def _excluded(sets: Iterable[Dataset]) -> dict[str, int]:
-    """Count the frames left out by defect; parts of one set share their counts."""
+    """Return the number of excluded frames by defect; count shared records once."""
     distinct = {id(data.excluded): data.excluded for data in sets}
     counts: Counter[str] = Counter()
     for excluded in distinct.values():

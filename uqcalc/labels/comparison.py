@@ -1,4 +1,4 @@
-"""Predictions compared with labels: errors, and labels in a wrong unit."""
+"""Comparison of predictions with labels: errors, and labels in a wrong unit."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from uqcalc.labels.shards import AtomRows, Shards, evenly, sizes_of, taken
 from uqcalc.targets import QUANTITIES, TARGETS, force_errors
 
 
-# Potentials are seldom off by more; the closest two units differ by a factor of 1.9.
+# Largest scale error of a usual potential; the two closest units differ by 1.9.
 _NEAR = 1.3
-_NOTHING = 1e-6  # eV or eV/Å
-# Of ranks; below it the labels are not a multiple of the predictions in any unit.
+_NOTHING = 1e-6  # eV or eV/Å; smaller values count as zero
+# Smallest rank correlation for which labels can be a multiple of the predictions.
 _CORRELATED = 0.5
 
 
@@ -32,21 +32,21 @@ def warn_of_units(
     predictions: Sequence[Prediction],
     references: Sequence[NDArray[np.float64]],
 ) -> bool:
-    """Warn where the labels are a unit's multiple of the predictions, and say so.
+    """Warn if the ratio of labels to predictions indicates another unit.
 
-    Medians and ranks are compared, so that single exploded predictions do not decide.
-    Energies are compared after the best energy of each element has been taken out of
-    both, so that another zero of energy does not matter.
+    Medians and ranks are compared, so that a few exploded predictions have no effect.
+    Energies are compared after the best energy of each element is subtracted from
+    both, so that a different zero of energy has no effect.
 
     Returns
     -------
     bool
-        Whether they are.
+        Whether the labels seem to be in another unit.
 
     Warns
     -----
     LabelWarning
-        Naming the unit that the scale points to.
+        With the unit that the ratio indicates.
     """
     of = TARGETS[target].of
     scales, right = QUANTITIES[of].other_units, QUANTITIES[of].unit
@@ -78,7 +78,7 @@ def _guess(
     labels: NDArray[np.float64],
     scales: Mapping[str, float],
 ) -> str | None:
-    # zero in both, as by symmetry, says nothing of the unit
+    # values that are zero in both, for example by symmetry, do not depend on the unit
     told = (np.abs(predicted) > _NOTHING) | (np.abs(labels) > _NOTHING)
     predicted, labels = predicted[told], labels[told]
     if len(labels) < 3 or min(_spread(predicted), _spread(labels)) < _NOTHING:
@@ -92,30 +92,31 @@ def _guess(
 
 
 def _spread(values: NDArray[np.float64]) -> float:
-    """Return the median distance from the median: single blunders do not move it."""
+    """Return the median absolute deviation, which outliers hardly change."""
     return float(np.median(np.abs(values - np.median(values))))
 
 
-ENOUGH = 5000  # structures that a unit, or a level of theory, shows in
+ENOUGH = 5000  # structures that suffice to detect a wrong unit or level of theory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """What labels say of predictions.
+    """Errors of predictions.
 
     Attributes
     ----------
     errors : array (structures,)
         In the unit of the target; NaN where the prediction is not finite.
     finite : array (structures,)
+        Whether energy, forces and features of the prediction are finite.
     blank : array (structures,)
-        Whether the target is of forces and all of them vanish by symmetry; never where
+        Whether the target is of forces and all forces vanish by symmetry; False where
         the prediction is not finite.
     residuals : array (structures,) or None
         Reference minus predicted energy in eV; None for forces.
     atom_errors : AtomRows or None
-        |ΔF_i| in eV/Å, NaN where the force on the atom vanishes by symmetry; None where
-        a frame has no finite forces.
+        |ΔF_i| in eV/Å, NaN where the force on the atom vanishes by symmetry; None if
+        a frame has no finite reference forces.
     """
 
     errors: NDArray[np.float64]
@@ -131,14 +132,14 @@ def compare(
     predictions: Sequence[Prediction],
     labels: Labels,
 ) -> Comparison:
-    """Hold the predictions for ``frames[rows]`` against their labels.
+    """Compare the predictions for ``frames[rows]`` with their labels.
 
-    Of predictions on disk, errors of atoms are kept in single precision.
+    Errors of atoms are in single precision if the predictions are on disk.
 
     Warns
     -----
     LabelWarning
-        If labels look as if in another unit, or only some frames carry forces.
+        If labels seem to be in another unit, or only some frames have forces.
     """
     ends = np.cumsum(sizes_of(predictions))
     kind = np.float32 if isinstance(predictions, Shards) else np.float64

@@ -1,4 +1,4 @@
-"""Labelled frames -> features and errors, in one pass of the backbone each."""
+"""From labelled frames to features and errors, one backbone evaluation per frame."""
 
 from __future__ import annotations
 
@@ -40,33 +40,33 @@ from uqcalc.targets import TARGETS
 
 @dataclass(slots=True, eq=False)
 class Dataset:
-    """Labelled structures as a probe sees them.
+    """Labelled structures: predictions with features, errors and groups.
 
     Attributes
     ----------
     predictions : sequence of Prediction
-        Features on the CPU in float32; a list, or `storage.shards.Shards`, which
-        leaves them on disk.
+        Features on the CPU in float32; a list in memory, or
+        `uqcalc.labels.shards.Shards` on disk.
     errors : array (structures,)
         In the unit of the target (`uqcalc.targets.TARGETS`).
     groups : list of str
     excluded : dict
         Defect -> indices of the frames that were left out because of it.
     atom_errors : sequence of arrays (atoms,), optional
-        |ΔF_i| in eV/Å, whatever the target, NaN where the force on the atom vanishes by
-        symmetry; None where a frame has no finite forces.
+        |ΔF_i| in eV/Å for every target, NaN where the force on the atom vanishes by
+        symmetry; None if a frame has no finite reference forces.
     residuals : array (structures,), optional
         Reference minus predicted energy in eV, before offsets; None for forces.
     offsets : dict
-        Atomic number -> eV that was taken from the residuals; empty where none was.
+        Atomic number -> eV that was subtracted from the residuals; empty if none.
     offsets_fitted : bool
-        Whether they were fitted to these very structures.
+        Whether the offsets were fitted to these structures.
     labels : Labels, optional
-        What the errors are of, and what the groups go by.
+        Target of the errors and key of the groups.
     fingerprint : str, optional
-        Of the potential whose predictions these are.
+        Fingerprint of the potential that gave the predictions.
     geometries : array of int64 (structures,), optional
-        `labelling.seen.geometry_hashes`.
+        Hashes of `uqcalc.probe.seen.geometry_hashes`.
     """
 
     predictions: Sequence[Prediction]
@@ -86,7 +86,7 @@ class Dataset:
 
     @property
     def group_key(self) -> str | None:
-        """What the groups go by; None where each frame is one by itself."""
+        """Key of ``atoms.info`` that names the groups; None: each frame is a group."""
         return None if self.labels is None else self.labels.group_key
 
     @property
@@ -100,7 +100,7 @@ class Dataset:
         return numbers_of(self.predictions)
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> Dataset:
-        """Return the structures at ``indices``; what is on disk stays there."""
+        """Return the structures at ``indices``; predictions on disk stay there."""
         rows = np.asarray(indices, dtype=int)
         of_atoms, residuals = self.atom_errors, self.residuals
         if isinstance(of_atoms, AtomRows):
@@ -118,12 +118,13 @@ class Dataset:
         )
 
     def check(self, fingerprint: str) -> None:
-        """Refuse another potential than the one whose predictions these are.
+        """Check that the predictions are of the potential with this fingerprint.
 
         Raises
         ------
         LabelError
-            Naming both. A dataset that does not say is taken at its word.
+            If the fingerprints differ; the message names both. A dataset without a
+            fingerprint passes.
         """
         if self.fingerprint and not same_model(self.fingerprint, fingerprint):
             msg = (
@@ -135,8 +136,8 @@ class Dataset:
     def exploded(self) -> NDArray[np.bool_]:
         """Return on which structures the potential explodes, (structures,) of bool.
 
-        They are labels, and are to stay out of every location, scale and limit that a
-        fit learns (`uqcalc.labels.exploded`).
+        They stay labels, but a fit must exclude them from means, scales and limits
+        (`uqcalc.labels.exploded`).
         """
         residuals = self.residuals
         if residuals is not None and self.offsets:
@@ -144,7 +145,7 @@ class Dataset:
         return exploded(self.predictions, self.atom_errors, residuals)
 
     def with_offsets(self, offsets: Mapping[str, float]) -> Dataset:
-        """Return the same structures, their energy errors taken after ``offsets``.
+        """Return the same structures with energy errors after ``offsets`` (in eV).
 
         Raises
         ------
@@ -156,7 +157,7 @@ class Dataset:
         return replace(self, errors=errors, offsets=dict(offsets), offsets_fitted=False)
 
     def fit_offsets(self) -> Dataset:
-        """Return the same structures after the offsets that fit them best.
+        """Return the same structures with errors after offsets fitted to them.
 
         Raises
         ------
@@ -167,10 +168,11 @@ class Dataset:
         return replace(self.with_offsets(found), offsets_fitted=True)
 
     def crossed(self) -> Dataset:
-        """Return the same, each error after offsets fitted to other groups alone.
+        """Return the same structures, each error after offsets from other groups only.
 
-        What is fitted to labels makes their own errors too small. The offsets
-        themselves stay; where they were not fitted to these labels nothing changes.
+        Offsets fitted to labels make the errors of the same labels too small.
+        ``offsets`` does not change. If the offsets were not fitted to these labels,
+        nothing changes.
         """
         if not self.offsets_fitted:
             return self
@@ -180,8 +182,8 @@ class Dataset:
     def split(self, fractions: Sequence[float], seed: int) -> list[Dataset]:
         """Divide whole groups into shares of about ``fractions`` of the frames.
 
-        Offsets that were fitted to the whole are fitted again, to the first share
-        alone: labels held back have no say in them.
+        Offsets that were fitted to all structures are fitted again, to the first share
+        only: held-out labels must not affect them.
 
         Raises
         ------
@@ -219,37 +221,37 @@ def build_dataset(
     title: str = "features",
     cache: str | os.PathLike[str] | None = None,
 ) -> Dataset:
-    """Evaluate labelled frames, in native batches where the backbone has them.
+    """Evaluate labelled frames, in native batches if the backbone has them.
 
     Parameters
     ----------
     exclude : collection of str
-        Defects to leave out (and count) instead of refusing them: "missing",
-        "not finite" (label or prediction), "duplicate", "unknown elements", "empty",
-        "not computable" (the potential fails on it). For targets of forces, frames
+        Frames with these defects are left out and counted, instead of an error:
+        "missing", "not finite" (label or prediction), "duplicate", "unknown elements",
+        "empty", "not computable" (the potential fails). For targets of forces, frames
         whose forces vanish by symmetry ("no information": isolated atoms, perfect
-        crystals) are left out in any case, counted, and named in a warning.
+        crystals) are always left out, counted, and named in a warning.
     offsets : dict, optional
-        eV per element (atomic number as a string) to remove from energies as they are,
-        because they were fitted to other labels of this kind (`Dataset.offsets`).
-        Without them ``labels.offsets`` fits them to these frames.
+        eV per element (atomic number as a string) to subtract from the residuals; they
+        were fitted to other labels of this kind (`Dataset.offsets`). Without them,
+        ``labels.offsets=True`` fits offsets to these frames.
     cache : path, optional
-        A folder that keeps the features: what is in it is not evaluated again, and
-        none of it is held in memory. ``frames`` may then be any sequence, such as an
+        Folder that stores the features. Stored features are not computed again and are
+        not held in memory. ``frames`` may then be any sequence, such as an
         ``ase.io.Trajectory`` of more frames than fit into memory.
 
     Raises
     ------
     LabelError
-        If a frame has a defect that is not excluded, or none is left.
+        If a frame has a defect that is not excluded, or no frame is left.
     RecordError
         If the cache is of another potential.
 
     Warns
     -----
     LabelWarning
-        If labels look as if in another unit, or of another level of theory, frames
-        carry no information, or the potential explodes on some.
+        If labels seem to be in another unit or of another level of theory, some frames
+        have no information, or the potential explodes on some.
     """
 
     def predict(kept: list[int]) -> Evaluated:
@@ -277,11 +279,11 @@ def _labelled(
     labels: Labels,
     exclude: Collection[str],
 ) -> Dataset:
-    """Return the usable frames; offsets are still to come."""
+    """Return the usable frames, before offsets."""
     found = find_defects(frames, backbone, labels)
     found.refuse(frames, labels, exclude)
     kept = _kept(frames, found.rows)
-    group_names(frames, labels.group_key, kept)  # refuses before the expensive part
+    group_names(frames, labels.group_key, kept)  # raises before the costly evaluation
     predictions, failed = predict(kept)
     for k, reason in failed.items():
         found.add(NOT_COMPUTABLE, kept[k], reason)
@@ -327,13 +329,13 @@ def _kept(frames: Sequence[Atoms], found: dict[str, list[int]]) -> list[int]:
 
 
 def labels_for(card: Card, labels: Labels | None) -> Labels:
-    """Return the labels that a probe can be held against; by default of its target.
+    """Return the labels for a test of a probe; by default those of its target.
 
     Raises
     ------
     LabelError
-        If they are of another target, or ask for offsets that the probe has not: fitted
-        to the very labels it is held against, they would flatter it.
+        If the labels are of another target. If they ask for offsets and the probe has
+        none: offsets fitted to the test labels would make the result too good.
     """
     wanted = labels or Labels(card.target)
     if wanted.target != card.target:
@@ -360,9 +362,9 @@ def held_out_dataset(
     exclude: Collection[str],
     cache: str | os.PathLike[str] | None = None,
 ) -> Dataset:
-    """Evaluate ``frames``, energies taken after the offsets of the probe.
+    """Evaluate ``frames``, with energy errors after the offsets of the probe.
 
-    ``cache`` is a folder that keeps the features (`build_dataset`).
+    ``cache`` is a folder that stores the features (`build_dataset`).
     """
     offsets = card.offsets or None
     data = build_dataset(

@@ -1,14 +1,14 @@
-"""Which frames cannot serve as labels, and why: found, named, refused or left out.
+"""Frames that cannot be used as labels: find them, then raise or leave them out.
 
-Among them are forces that vanish by symmetry. The force on one atom in vacuum, in a
-one-atom cell or on a site of a perfect crystal without a polar direction is zero
-whatever the energy is: reference and potential agree there even if the potential knows
-nothing of the element. The labels show such frames, because both forces are zero. Two
-different potentials have a minimum at the same place within 1e-4 Å (1e-3 eV/Å over 10
-eV/Å²) only where symmetry puts it. A structure that was only relaxed with one of the
-two has forces of the other, and keeps its information. Of 4 875 crystals with PBE
-forces and SevenNet-0's, 638 pass both limits below, and `spglib` finds every atom of
-each of them on a site of vanishing force.
+One defect is that forces vanish by symmetry. The force on one atom in vacuum, in a
+one-atom cell or on a site of a perfect crystal without a polar direction is zero for
+any energy. There, reference and potential agree even if the potential is wrong for the
+element. Such frames are found because both forces are zero. Two different potentials
+have a minimum at the same place within 1e-4 Å (1e-3 eV/Å over 10 eV/Å²) only if
+symmetry requires it. A structure that was relaxed with one of the two has nonzero
+forces in the other and stays a label. Of 4 875 crystals with forces of PBE and of
+SevenNet-0, 638 are below both limits; according to `spglib`, each of their atoms is on
+a site of vanishing force.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from uqcalc.labels.labels import Labels
 from uqcalc.probe.seen import Geometries
 
 
-# Reference forces are symmetrised or of double precision; predicted ones are sums in
-# single precision of terms of up to 100 eV/Å [eV/Å].
+# Largest force that counts as zero [eV/Å]. Reference forces are symmetrised or in
+# double precision; predicted forces are single-precision sums of terms up to 100 eV/Å.
 _REFERENCE, _PREDICTED = 1e-4, 1e-3
-_NAMED = 5  # frames that a message names
+_NAMED = 5  # largest number of frames listed in a message
 
 
 def vanishing(predicted: ArrayLike, reference: ArrayLike) -> NDArray[np.bool_]:
@@ -41,7 +41,7 @@ def vanishing(predicted: ArrayLike, reference: ArrayLike) -> NDArray[np.bool_]:
     Parameters
     ----------
     predicted, reference : arrays (atoms, 3)
-        In eV/Å; NaN is not zero.
+        In eV/Å; NaN gives False.
     """
     sizes = [
         np.linalg.norm(np.asarray(forces, dtype=float), axis=1)
@@ -51,18 +51,18 @@ def vanishing(predicted: ArrayLike, reference: ArrayLike) -> NDArray[np.bool_]:
 
 
 def is_lone(frame: Atoms, reference: ArrayLike) -> bool:
-    """Return whether a frame is one atom in vacuum, its force zero as it must be."""
+    """Return whether a frame is one atom in vacuum with zero reference force."""
     alone = len(frame) == 1 and not frame.pbc.any()
     return alone and bool(np.linalg.norm(reference) <= _REFERENCE)
 
 
 def warn_of_no_information(rows: Sequence[int], frames: int) -> None:
-    """Name the frames that were left out because their forces vanish by symmetry.
+    """Warn of frames that were left out because their forces vanish by symmetry.
 
     Warns
     -----
     LabelWarning
-        If there are any.
+        If there are such frames; the message names the first ones.
     """
     if not rows:
         return
@@ -83,18 +83,18 @@ DEFECTS = (
     "missing", "not finite", "duplicate", "unknown elements", "empty", NOT_COMPUTABLE,
     NO_INFORMATION,
 )  # fmt: skip
-# What, beyond the geometry, tells two states apart; kept in ``atoms.info``.
+# Entries of ``atoms.info`` that distinguish two states of one geometry.
 _STATE_KEYS = ("charge", "total_charge", "spin", "total_spin")
-_ROUND_OFF = 1e-5  # Å: of single precision, and of what files keep
+_ROUND_OFF = 1e-5  # Å: round-off of single precision and of files
 
 
 def check_frames(frames: object, exclude: object) -> None:
-    """Refuse a path, or one structure, in the place of a list of frames.
+    """Check that ``frames`` is a list of frames and ``exclude`` is not one string.
 
     Raises
     ------
     LabelError
-        Saying what to pass.
+        If ``frames`` is a path or one structure, or ``exclude`` is a string.
     """
     if isinstance(frames, (str, Path, Atoms)) or isinstance(exclude, str):
         msg = (
@@ -107,21 +107,21 @@ def check_frames(frames: object, exclude: object) -> None:
 
 @dataclass(slots=True)
 class Defects:
-    """Frames that cannot serve as labels.
+    """Frames that cannot be used as labels.
 
     Attributes
     ----------
     rows : dict
         Defect -> indices of frames.
     reasons : dict
-        Index -> what the potential said of a frame that is not computable.
+        Index -> error message of the potential for a frame that is not computable.
     """
 
     rows: dict[str, list[int]] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
 
     def add(self, defect: str, index: int, reason: str | None = None) -> None:
-        """Count a frame under a defect."""
+        """Add a frame under a defect."""
         insort(self.rows.setdefault(defect, []), index)
         if reason is not None:
             self.reasons[index] = reason
@@ -129,9 +129,9 @@ class Defects:
     def refuse(
         self, frames: Sequence[Atoms], labels: Labels, exclude: Collection[str]
     ) -> None:
-        """Raise LabelError for defects that ``exclude`` does not name.
+        """Raise LabelError if there are defects that ``exclude`` does not name.
 
-        Frames without information are never refused: nobody has to correct them.
+        Frames without information never raise: they need no correction.
         """
         if unknown := set(exclude) - set(DEFECTS):
             msg = f"exclude must name defects among {DEFECTS}, got {sorted(unknown)}"
@@ -159,7 +159,7 @@ class Defects:
 
 
 def _why_missing(frame: Atoms, index: int, labels: Labels) -> str:
-    """Say what was looked for, what is there, and which of it may be the label."""
+    """Return a message: the wanted key, the existing keys, and the likely label."""
     what, key = labels.of, labels.reference_key
     stored = [] if frame.calc is None else sorted(frame.calc.results)
     msg = (
@@ -178,12 +178,13 @@ def _why_missing(frame: Atoms, index: int, labels: Labels) -> str:
 def find_defects(
     frames: Sequence[Atoms], backbone: Backbone, labels: Labels
 ) -> Defects:
-    """Return which frames cannot serve as labels, and why; each under one defect.
+    """Return the frames that cannot be used as labels, each under one defect.
 
-    "missing" is a label that is absent or not numbers of the right shape, "duplicate"
-    a geometry (with its charge and spin) that came before, "not computable" one that
-    the potential refuses, such as a molecule where it needs a cell. Of frames without
-    information, these are the atoms in vacuum; others show when they are evaluated.
+    "missing": the label is absent, not numeric or of the wrong shape. "duplicate": an
+    earlier frame has the same geometry, charge and spin. "not computable": the
+    potential does not accept the frame, such as a molecule where it needs a cell.
+    "no information": here only single atoms in vacuum; other such frames are found
+    after their evaluation.
     """
     found = Defects()
     met = Geometries()
@@ -214,7 +215,7 @@ def _defect(
     if known is not None and set(frame.numbers.tolist()) - known:
         return "unknown elements"
     if not labels.of_energy and is_lone(frame, reference):
-        return NO_INFORMATION  # however often it comes, and whatever the pass would say
+        return NO_INFORMATION  # before the check for duplicates: copies count here too
     if any(_same(frame, other) for other in met.find(frame)):
         return "duplicate"
     met.add([frame])
@@ -222,7 +223,7 @@ def _defect(
 
 
 def _same(frame: Atoms, other: Atoms) -> bool:
-    """Say whether two frames of one geometry are in the same place and state."""
+    """Return whether two frames agree in positions and cell (1e-5 Å) and in state."""
     states = [repr([f.info.get(name) for name in _STATE_KEYS]) for f in (frame, other)]
     return states[0] == states[1] and all(
         np.allclose(here, there, rtol=0.0, atol=_ROUND_OFF)
@@ -239,12 +240,12 @@ def usable_rows(
     labels: Labels,
     exclude: Collection[str] = (),
 ) -> list[int]:
-    """Return the indices of frames without the defects that ``exclude`` names.
+    """Return the indices of frames without defects.
 
     Raises
     ------
     LabelError
-        If there are others.
+        If a frame has a defect that ``exclude`` does not name.
     """
     found = find_defects(frames, backbone, labels)
     found.refuse(frames, labels, exclude)
@@ -255,28 +256,29 @@ def usable_rows(
 def drop_leaks(
     sets: Sequence[Sequence[Atoms]], exclude: Collection[str]
 ) -> list[set[int]]:
-    """Return which frames of each set to leave out, so that no two share a geometry.
+    """Return the frames of each set to leave out, so that no two share a geometry.
 
-    A frame that is in a later set, too, is left out of the earlier one: the test stays
-    whole, and training loses. What a file rounds, and a structure that was moved or
-    turned as a whole, is the same one (`uqcalc.probe.seen`).
+    A frame that is also in a later set is left out of the earlier set: the test set
+    does not change. Rounding in a file and moving or rotating the whole structure do
+    not make a new geometry (`uqcalc.probe.seen`).
 
     Parameters
     ----------
     sets : two or three sequences of Atoms
-        Training, calibration where there is one, and test.
+        Training, calibration (optional), and test.
     exclude : collection of str
-        With "duplicate" in it they are left out, else refused.
+        If it contains "duplicate", shared frames are left out; else they are an error.
 
     Raises
     ------
     LabelError
-        Naming the frames.
+        If sets share geometries and ``exclude`` lacks "duplicate"; the message names
+        the frames.
 
     Warns
     -----
     LabelWarning
-        Naming the frames that are left out, and where.
+        With the frames that are left out of each set.
     """
     names = (
         ("training", "calibration", "test") if len(sets) > 2 else ("training", "test")

@@ -1,9 +1,10 @@
-"""Frames on which a potential explodes: labels that must not set any scale.
+"""Frames on which a potential explodes: valid labels, but excluded from scales.
 
-A potential met with atoms too close predicts forces of hundreds to 1e5 eV/Å and
-energies to match. Such a frame is a true label ("unreliable"): without the worst
-failures P would be biased upwards. But one of them moves every mean and maximum that a
-fit learns from features and energies, and then nothing is far from the labels any more.
+If atoms are too close, a potential may predict forces of hundreds to 1e5 eV/Å and
+energies of similar size. Such a frame is a valid label ("unreliable"): without the
+worst failures P would be biased upwards. But one such frame shifts every mean and
+maximum that a fit computes from features and energies. Then no structure appears to be
+far from the labels.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from uqcalc.backbones.prediction import Prediction
 from uqcalc.errors import LabelWarning
 
 
-# Largest predicted force of an atom, beyond which, and beyond this many medians of all
-# frames, the potential may have failed [eV/Å]. Reference forces of 4 875 crystals, at
-# random and up to 2 000 K and 500 GPa, are below 30 but for cells under high stress.
+# The potential may have failed if its largest force on an atom is above this value
+# [eV/Å] and above this multiple of the median of all frames. Reference forces of 4 875
+# crystals (random, up to 2 000 K and 500 GPa) are below 30, except for cells under
+# high stress.
 _FORCE, _MEDIANS = 30.0, 5.0
-_WRONG = 0.5  # of that force, to be an error: true forces may be as large
-# Without reference forces nobody knows: strained cells truly reach 236 eV/Å.
+_WRONG = 0.5  # smallest error relative to that force: true forces may be as large
+# Limits without reference forces: true forces in strained cells reach 236 eV/Å.
 _UNKNOWN_FORCE, _UNKNOWN_MEDIANS = 300.0, 20.0
 _ENERGY, _DEVIATIONS = 10.0, 20.0  # eV/atom, and median deviations of the error
-_NAMED = 5  # frames
+_NAMED = 5  # largest number of frames listed in a message
 
 
 def exploded(
@@ -35,18 +37,18 @@ def exploded(
     atom_errors: Sequence[NDArray[Any]] | None = None,
     residuals: NDArray[np.float64] | None = None,
 ) -> NDArray[np.bool_]:
-    """Return which structures the potential explodes on, (structures,) of bool.
+    """Return on which structures the potential explodes, (structures,) of bool.
 
-    Everything is held against medians, so that up to half of the structures may
-    explode. What is found is wrong by at least 15 eV/Å or 10 eV/atom wherever there is
-    a reference: leaving it out of locations, scales and limits costs no right label.
+    Values are compared with medians, so that the method works while fewer than half
+    of the structures explode. With a reference, each structure found has an error of at
+    least 15 eV/Å or 10 eV/atom; thus no reliable label is excluded from scales.
 
     Parameters
     ----------
     predictions : sequence of Prediction
         Energies in eV, forces in eV/Å.
     atom_errors : sequence of arrays (atoms,), optional
-        |ΔF_i| in eV/Å; NaN where nothing is known.
+        |ΔF_i| in eV/Å; NaN is ignored.
     residuals : array (structures,), optional
         Reference minus predicted energy in eV.
     """
@@ -75,21 +77,21 @@ def exploded(
 def warn_of_exploded(
     rows: NDArray[np.int64], predictions: Sequence[Prediction], frames: int
 ) -> None:
-    """Name the frames that the potential explodes on.
+    """Warn of frames on which the potential explodes.
 
     Parameters
     ----------
     rows : array (exploded,)
-        Their places among the frames.
+        Indices of these frames.
     predictions : sequence of Prediction
-        Theirs alone.
+        Predictions of these frames only.
     frames : int
-        How many frames were given.
+        Number of all frames.
 
     Warns
     -----
     LabelWarning
-        If there are any.
+        If there are such frames; the message names the first ones.
     """
     if not len(rows):
         return
@@ -105,7 +107,7 @@ def warn_of_exploded(
 
 
 def _largest(values: NDArray[Any]) -> float:
-    """Return the largest value; NaN does not count, and of none it is 0."""
+    """Return the largest value without NaN; 0 if there is no value."""
     known = np.asarray(values, dtype=float)
     known = known[~np.isnan(known)]
     return float(known.max()) if known.size else 0.0

@@ -1,4 +1,4 @@
-"""Frames -> predictions as a probe keeps them: features and charges on the CPU."""
+"""From frames to predictions for a probe, with features and charges on the CPU."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from uqcalc.progress import progress_bar
 
 
 class Evaluated(NamedTuple):
-    """Frames of which some may have failed.
+    """Predictions of frames, and the frames on which the backbone failed.
 
     Attributes
     ----------
     predictions : sequence of Prediction
-        Of the others, in their order.
+        Predictions of the frames that did not fail, in order.
     failed : dict
-        Index among the frames that were asked for -> what the backbone said.
+        Index among the requested frames -> error message of the backbone.
     """
 
     predictions: Sequence[Prediction]
@@ -64,15 +64,15 @@ def predict_all(
 def evaluate_frames(
     frames: Sequence[Atoms], backbone: Backbone, advance: Callable[[int], None]
 ) -> list[Prediction | str]:
-    """Evaluate frames, those of like size in native batches where there are such.
+    """Evaluate frames, in native batches of similar size if the backbone has them.
 
-    One that the backbone fails on gives the reason instead; answers that are not
-    finite are returned as they are.
+    If the backbone fails on a frame, its entry is the error message. Predictions with
+    NaN or infinity are returned unchanged.
 
     Parameters
     ----------
     advance : callable
-        Told how many more are done.
+        Called with 1 after each frame, for a progress bar.
     """
     sizes = [len(frame) for frame in frames]
     by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
@@ -85,7 +85,7 @@ def evaluate_frames(
 
 
 def _slim(prediction: Prediction) -> Prediction:
-    """Keep features and charges as own float32 copies on the CPU."""
+    """Copy features and charges to the CPU in float32; keep only energy and forces."""
     charges = prediction.charges
     return Prediction(
         numbers=prediction.numbers,
@@ -104,8 +104,9 @@ def _own(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to("cpu", torch.float32, copy=True)
 
 
-# A stored prediction is another potential's beyond these: eV/atom, eV/Å, and a share
-# of the spread of the features. Other devices and precisions stay far within them.
+# Larger differences mean that another potential made the stored prediction: eV/atom,
+# eV/Å, and a share of the RMS of the features. Changes of device or precision give far
+# smaller differences.
 _ENERGY, _FORCE, _FEATURE = 1e-3, 1e-2, 1e-2
 
 
@@ -117,27 +118,26 @@ def predict_cached(
     title: str,
     label_key: str = "",
 ) -> Evaluated:
-    """Return the predictions of ``frames[rows]``, evaluating those that are not kept.
+    """Return the predictions of ``frames[rows]``; evaluate those not in the cache.
 
-    They are filed under the geometry (to 1e-6 Å) and all else that the backbone's
-    answer depends on. What was interrupted goes on after the last whole shard; a
-    damaged shard is made again. Two kept predictions are evaluated anew, to see that
-    the potential is still the one that made them. What the backbone fails on is not
-    kept.
+    The key of a prediction is the geometry (to 1e-6 Å) and all other input of the
+    backbone. After an interruption the evaluation continues after the last complete
+    shard. A damaged shard is computed again. Two stored predictions are computed again
+    to check that the potential is the same. Failures are not stored.
 
     Parameters
     ----------
     cache : path
-        A folder of this potential's own; it may serve any number of sets of frames.
+        Folder for this potential only; it may hold any number of sets of frames.
     label_key : str
-        Entry of ``atoms.info`` that is a label, which a backbone that watches all of
-        ``atoms.info`` does not read: labels may change, features stay.
+        Entry of ``atoms.info`` that is a label. It is not part of the key, even if the
+        backbone counts all of ``atoms.info`` as input: features do not depend on it.
 
     Raises
     ------
     RecordError
-        If the cache is of another potential, another process writes it, or the folder
-        cannot be made.
+        If the cache is of another potential, another process is writing to it, or the
+        folder cannot be created.
     """
     path = make_folder(cache)
     folder, damaged = open_folder(path)
@@ -180,12 +180,12 @@ def _evaluate(
     writer: ShardWriter,
     title: str,
 ) -> dict[bytes, str]:
-    """Evaluate frames a shard at a time, those of like size together.
+    """Evaluate frames one shard at a time, frames of similar size together.
 
     Returns
     -------
-    dict of key -> reason
-        Of frames that the backbone failed on.
+    dict of key -> error message
+        For frames on which the backbone failed.
     """
     failed = {}
     with progress_bar() as progress:
@@ -205,7 +205,7 @@ def _evaluate(
 def _blocks(
     frames: Sequence[Atoms], asked: Sequence[tuple[int, bytes]]
 ) -> Iterator[list[tuple[Atoms, bytes]]]:
-    """Yield frames and keys, as many at once as fit into a shard."""
+    """Yield blocks of frames and keys; each block fits into a shard."""
     block: list[tuple[Atoms, bytes]] = []
     atoms = 0
     for index, key in asked:
@@ -221,7 +221,7 @@ def _blocks(
 
 
 def _mended(known: Folder) -> Folder:
-    """Open the folder without its damaged shards, which are deleted and named."""
+    """Delete damaged shards, warn of each, and open the folder."""
     folder, damaged = open_folder(known.path, known)
     for path, reason in damaged.items():
         path.unlink()
@@ -246,10 +246,11 @@ def _spot_check(
     folder: Folder,
     backbone: Backbone,
 ) -> None:
-    """Evaluate the smallest structure that is kept and one of middle size, and compare.
+    """Compute the smallest stored structure and one of median size again; compare.
 
-    A fingerprint does not tell a potential from its sum with another one. Nor does a
-    lone atom, which feels no dispersion, or a structure without a finite answer.
+    The fingerprint of a potential and of its sum with another one are equal. A single
+    atom does not show the difference, as it has no dispersion; a prediction with NaN
+    does not either. So both are avoided.
     """
     kept = np.flatnonzero(found >= 0)
     sizes = folder.sizes[found[kept]]
@@ -289,7 +290,7 @@ def _compare(old: Prediction, frame: Atoms, folder: Folder, backbone: Backbone) 
 
 
 def _find(folder: Folder, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
-    """Return the row of each key in the folder, -1 where it is not there."""
+    """Return the row of each key in the folder, -1 if it is missing."""
     filed = folder.keys()
     if len(filed) == 0:
         return np.full(len(keys), -1)

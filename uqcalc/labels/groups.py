@@ -1,4 +1,4 @@
-"""Groups: which frames belong together, so that no split ever divides them."""
+"""Groups of frames that belong together: a split never divides a group."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from uqcalc.errors import LabelError
 
 
 class Grouped(Protocol):
-    """Structures that belong to groups; a `Dataset` is one."""
+    """Structures that belong to groups; a `Dataset` is an example."""
 
     @property
     def groups(self) -> Sequence[str]:
-        """Of each structure."""
+        """Group of each structure."""
 
     @property
     def group_key(self) -> str | None:
-        """Of ``atoms.info``; None where each structure is one by itself."""
+        """Key of ``atoms.info``; None if each structure is its own group."""
 
 
 # Group keys that need no entry in ``atoms.info``.
@@ -49,15 +49,15 @@ def _formula(numbers: tuple[int, ...], counts: tuple[int, ...]) -> str:
 def group_names(
     frames: Sequence[Atoms], key: str | None, rows: Sequence[int] | None = None
 ) -> list[str]:
-    """Return the group of each frame; without a key each is one by itself.
+    """Return the group of each frame; without a key each frame is its own group.
 
     Parameters
     ----------
     key : str, optional
-        Of ``atoms.info``. "formula" and "composition" need none: where no frame has
+        Key of ``atoms.info``. If it is "formula" or "composition" and no frame has
         such an entry, the reduced formula is the group.
     rows : sequence of int, optional
-        Which of the frames; by default all.
+        Indices of the frames to use; by default all.
 
     Raises
     ------
@@ -83,10 +83,11 @@ def group_names(
 def divide(
     groups: Sequence[str], fractions: Sequence[float], seed: int
 ) -> list[list[int]]:
-    """Return rows of shares of about ``fractions`` of the frames, in whole groups.
+    """Divide frames into shares of about ``fractions``, in whole groups; return rows.
 
-    Groups come in random order, large ones first; each goes where most is missing
-    among the shares that it fills by no more than a typical group too much.
+    Groups are taken by size, largest first, in random order among equal sizes. Each
+    goes to the share that is filled least. Shares that it would overfill by more than a
+    median group are used only if there is no other.
 
     Raises
     ------
@@ -108,7 +109,7 @@ def divide(
         size = len(members[name])
         filled = np.array([len(share) for share in shares])
         load = filled / goal
-        if left == np.count_nonzero(filled == 0):  # one for each that has none
+        if left == np.count_nonzero(filled == 0):  # one for each empty share
             load[filled > 0] = np.inf
         elif (fits := filled + size <= goal + typical).any():
             load[~fits] = np.inf
@@ -120,7 +121,7 @@ def divide(
 
 def _too_few_groups(shares: int, groups: Sequence[str]) -> str:
     single = ""
-    if len(groups) == 1 and not groups[0].isdecimal():  # which a lone frame's is
+    if len(groups) == 1 and not groups[0].isdecimal():  # decimal names: no group key
         single = f" (one molecule only: {groups[0]!r})"
     return (
         f"labels must come in at least {shares} groups (distinct frames without a "
@@ -131,21 +132,21 @@ def _too_few_groups(shares: int, groups: Sequence[str]) -> str:
 
 
 def refuse_shared_groups(train: Grouped, *held: Grouped) -> None:
-    """Refuse a group that is in two of the sets: the report would flatter.
+    """Check that no group is in two of the sets: the report would be too good.
 
-    Sets whose labels name no group key are not compared: their frames are groups by
-    themselves, under names that mean nothing elsewhere.
+    Two sets are compared only if they have the same group key. Without a key, group
+    names are numbers of frames and have no meaning in another set.
 
     Parameters
     ----------
     train : Grouped
     *held : Grouped
-        For calibration and test, or for the test alone.
+        Calibration and test, or test only.
 
     Raises
     ------
     LabelError
-        Naming the sets and one of the groups.
+        If two sets share a group; the message names the sets and one group.
     """
     names = (
         ("training", "calibration", "test") if len(held) > 1 else ("training", "test")
@@ -181,7 +182,7 @@ class Chained(Sequence[Atoms]):
     def __getitem__(self, index: int | slice) -> Atoms | list[Atoms]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]  # IndexError where there is none
+        place = range(len(self))[index]  # IndexError if out of range
         part = int(np.searchsorted(self._ends, place, side="right"))
         first = int(self._ends[part]) - len(self._parts[part])
         return self._parts[part][place - first]

@@ -1,4 +1,4 @@
-"""Labels: where the reference is, and which frames cannot serve as one."""
+"""Labels: where the reference is stored, and up to which error it is reliable."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from uqcalc.targets import QUANTITIES, TARGETS, check_target
 if TYPE_CHECKING:
     from uqcalc.backbones.base import Prediction
 
-# A choice, not a measurement: what runs do at it has not been counted yet. Errors of
-# sound runs of ethanol at 300 K were 20 to 57 meV/Å; labels at 300 to 1500 K had 51 at
-# the median and 94 at the 90th percentile, which this rule takes then.
+# Boundary in medians of the errors. This is a choice; its effect on runs has not been
+# measured. Errors of good runs of ethanol at 300 K were 20 to 57 meV/Å. Labels at 300
+# to 1500 K had a median of 51 and a 90th percentile of 94; here the latter is used.
 _USUAL = 3.0
-# Share of the labels that shall lie beyond it: this one, or more where that would be
-# too few to learn from, but not above the last.
+# Smallest share of the labels above the boundary: the first, or the share of `_ENOUGH`
+# labels if larger, but at most the last.
 _RARE, _ENOUGH, _MOST = 0.1, 31, 0.25
 
 
 class _Boundary:
-    """A field that takes a number or a text with a unit, and is a number."""
+    """A field that is set to a number, or a text with a unit, and stores a number."""
 
     @overload
     def __get__(self, labels: None, owner: type) -> None: ...
@@ -44,32 +44,32 @@ class _Boundary:
 
 @dataclass(frozen=True)
 class Labels:
-    """Where the reference is, and which errors count as reliable.
+    """Where the reference is stored, and which errors count as reliable.
 
     Attributes
     ----------
     target : {"forces", "energy", "energy_per_atom", "atom_forces"}
-        What a structure's error is: the RMS over its force components [eV/Å], the
-        absolute error of its total energy [eV] (the paper's) or of its energy per atom
-        [eV/atom], or the largest |ΔF_i| among its atoms [eV/Å].
+        Error of a structure: RMS over its force components [eV/Å], absolute error of
+        its total energy [eV] (as in the PROBE paper) or of its energy per atom
+        [eV/atom], or largest |ΔF_i| among its atoms [eV/Å].
     energy_key, forces_key : str
-        Keys of ``atoms.info`` and ``atoms.arrays``; "energy" and "forces" also find
-        what ASE's readers put on the frame's calculator. Values in eV and eV/Å.
+        Keys of ``atoms.info`` and ``atoms.arrays``, values in eV and eV/Å. "energy" and
+        "forces" also find results that ASE's readers put on the frame's calculator.
     group_key : str, optional
-        Key of ``atoms.info`` that says which frames belong together (one molecule,
-        one run); splits never divide a group. "formula" needs no such entry.
+        Key of ``atoms.info`` that names the group of a frame (one molecule, one run);
+        splits never divide a group. "formula" needs no such entry.
     percentile : float, optional
-        Of the training errors, taken as boundary: the published recipe takes the
-        median, 50. Such a probe ranks; one that watches runs needs a boundary that
-        sound frames keep, or half of them are wrong by construction.
+        Percentile of the training errors to use as boundary; the published recipe uses
+        the median, 50. Such a probe can rank structures. To monitor runs, choose a
+        boundary above the errors of good frames; with 50, half of them are wrong.
     boundary : float or str, optional
-        The boundary itself instead of a percentile: a number in the unit of the
-        target, or one with its unit, such as "1 kcal/mol", "50 meV/Å" or
-        "1 meV/atom" (`uqcalc.quantities.parse_quantity`). It reads as a number.
-        Without either, `chosen_boundary` says which error is taken.
+        Boundary instead of a percentile: a number in the unit of the target, or a text
+        with unit, such as "1 kcal/mol", "50 meV/Å" or "1 meV/atom"
+        (`uqcalc.quantities.parse_quantity`). It is stored as a number. Without boundary
+        and percentile, the rule of `chosen_boundary` is used.
     offsets : bool
-        Whether an energy for each element is fitted and removed before energies are
-        compared, for labels of another level of theory than the potential's.
+        Whether to fit an energy for each element and subtract it before energies are
+        compared. For labels whose level of theory differs from the potential's.
 
     Raises
     ------
@@ -88,7 +88,7 @@ class Labels:
 
     def __post_init__(self) -> None:
         check_target(self.target)
-        if self.percentile is not None:  # whole numbers, too, are read back as floats
+        if self.percentile is not None:  # store whole numbers as floats too
             object.__setattr__(self, "percentile", float(self.percentile))
         if self.percentile is not None and not 0 < self.percentile < 100:
             msg = f"percentile must lie in (0, 100), got {self.percentile}"
@@ -102,31 +102,30 @@ class Labels:
 
     @property
     def of(self) -> str:
-        """Which result of the potential is compared with the reference."""
+        """Name of the result that is compared with the reference."""
         return TARGETS[self.target].of
 
     @property
     def reference_key(self) -> str:
-        """Where that reference is in ``atoms.info`` or ``atoms.arrays``."""
+        """Key of the reference in ``atoms.info`` or ``atoms.arrays``."""
         return self._key(self.of)
 
     @property
     def of_energy(self) -> bool:
-        """Whether the errors are those of energies."""
+        """Whether the errors are errors of energies."""
         return self.of == "energy"
 
     def chosen_boundary(self, errors: ArrayLike) -> float:
-        """Return up to which error a prediction is reliable, in the target's unit.
+        """Return the largest error of a reliable prediction, in the target's unit.
 
-        The boundary itself, or the percentile of ``errors``; without either three times
-        the median of them, at the most what one in ten exceeds (one in four with few
-        labels): what is wrong is rare where the labels are what a run visits, and much
-        larger than usual where they reach further.
+        It is ``boundary``, or the ``percentile`` of ``errors``. Without both it is
+        three times their median, but at most their 90th percentile (down to the 75th
+        with few labels).
 
         Parameters
         ----------
         errors : array (structures,)
-            Of the training labels; NaN does not count.
+            Errors of the training labels; NaN is ignored.
         """
         if self.boundary is not None:
             return self.boundary
@@ -140,7 +139,7 @@ class Labels:
 
     @property
     def boundary_rule(self) -> str:
-        """How the boundary is chosen, in words; empty where it is given."""
+        """Rule for the boundary, in words; empty if the boundary is given."""
         if self.boundary is not None:
             return ""
         if self.percentile is not None:
@@ -151,15 +150,15 @@ class Labels:
         )
 
     def reference(self, frame: Atoms) -> NDArray[np.float64] | None:
-        """Return the label, shape () or (atoms, 3); None where no such numbers are."""
+        """Return the label, shape () or (atoms, 3); None if missing or invalid."""
         return self._stored(frame, self.of)
 
     def reference_forces(self, frame: Atoms) -> NDArray[np.float64] | None:
-        """Return the forces in eV/Å, (atoms, 3), whatever the target; None if none."""
+        """Return the reference forces in eV/Å, (atoms, 3); None if missing."""
         return self._stored(frame, "forces")
 
     def error(self, prediction: Prediction, reference: NDArray[np.float64]) -> float:
-        """Return the error whose size decides: eV, eV/atom or eV/Å."""
+        """Return the error of the target in its unit: eV, eV/atom or eV/Å."""
         predicted, atoms = prediction.results[self.of], len(prediction.numbers)
         return float(TARGETS[self.target].error(predicted, reference, atoms))
 
@@ -177,8 +176,8 @@ def _numbers(value: object, shape: tuple[int, ...]) -> NDArray[np.float64] | Non
     if value is None:
         return None
     array = np.asarray(value)
-    # a None that went through extxyz comes back as True: that is no label
-    if shape == () and array.size == 1:  # one number, however it is wrapped
+    # extxyz writes None and reads it back as True: refuse bool
+    if shape == () and array.size == 1:  # one number in an array of any shape
         array = array.reshape(())
     if array.dtype.kind not in "fiu" or array.shape != shape:
         return None
@@ -188,10 +187,10 @@ def _numbers(value: object, shape: tuple[int, ...]) -> NDArray[np.float64] | Non
 def geometry_key(
     numbers: NDArray[np.int64], positions: ArrayLike, cell: ArrayLike, pbc: ArrayLike
 ) -> bytes:
-    """Return a digest that two geometries share when equal to 1e-6 Å."""
+    """Return a digest of a geometry, with positions and cell rounded to 1e-6 Å."""
     digest = hashlib.sha256(np.asarray(numbers, dtype=np.int64).tobytes())
     for array in (positions, cell, pbc):
-        # + 0.0 makes one of the two zeros
+        # + 0.0 turns -0.0 into 0.0
         rounded = np.round(np.asarray(array, dtype=float), 6) + 0.0
         digest.update(rounded.tobytes())
     return digest.digest()

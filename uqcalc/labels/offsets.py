@@ -1,4 +1,4 @@
-"""Energies per element that set two levels of theory apart, and nothing else."""
+"""Energy offsets per element between two levels of theory."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ from uqcalc.errors import LabelWarning
 
 
 FOLDS = 5
-# Below these a fit per element says nothing, and an offset is below the accuracy of
-# reference calculations themselves [eV/atom].
+# Smallest number of structures for a fit per element, and smallest error that matters:
+# the accuracy of reference calculations [eV/atom].
 FEWEST = 20
 SMALLEST = 1e-3
-# Errors smaller by a factor 0.7 are squares smaller by half: that is most of them.
+# Share of the mean error that offsets must remove for a warning. Errors smaller by a
+# factor 0.7 mean squared errors smaller by half.
 MOST = 0.3
 _RIDGES = (1e-6, 1e-3, 1e-2, 0.1, 0.3, 1.0)
 _CROSSED = 10  # folds of `crossed_energies`
-# Of the largest singular value, and of the composition: less is rounding or too little
-# to fit an energy to.
+# Relative to the largest singular value, and to the composition: smaller values are
+# rounding, or too small to fit an energy.
 _SPANNED, _OUTSIDE = 1e-3, 1e-2
-_MOST_ROWS = 5000  # enough to choose one number by
+_MOST_ROWS = 5000  # structures that suffice to choose the ridge
 
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """How much of the energy errors a fit per element takes away.
+    """Energy errors before and after a fit of one energy per element.
 
     Attributes
     ----------
     before, after : float
-        Mean absolute error in eV/atom; ``after`` on structures the fit never saw, of
-        other compositions where there are enough of them.
+        Mean absolute error in eV/atom. ``after`` is on held-out structures, of other
+        compositions if there are enough compositions.
     """
 
     before: float
@@ -47,26 +48,26 @@ class Explained:
 
     @property
     def share(self) -> float:
-        """Share of the mean absolute error that is gone; negative if it grew."""
+        """Share of the mean absolute error that is removed; negative if it grew."""
         return 1 - self.after / self.before if self.before > 0 else 0.0
 
 
 def composition(numbers: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
-    """Return how many atoms of each atomic number there are, (structures, 119)."""
+    """Return the number of atoms of each atomic number, (structures, 119)."""
     return np.array([np.bincount(z, minlength=119) for z in numbers], dtype=float)
 
 
 def fit_offsets(
     numbers: Sequence[NDArray[np.int64]], residuals: NDArray[np.float64]
 ) -> dict[str, float]:
-    """Return the energy of each element that takes ``residuals`` nearest to zero.
+    """Return the energy of each element that best fits ``residuals``.
 
-    Least squares of the residual per atom on the fractions of the elements. Iterative
-    reweighting (Huber 1964, doi:10.1214/aoms/1177703732) keeps single blunders from
-    deciding. Elements are drawn towards one common energy per atom (ridge), as far as
-    cross-validation asks for it: with 85 elements and 280 frames plain least squares
-    makes new structures worse, not better; where composition explains everything, the
-    ridge vanishes.
+    The fit is least squares of the residual per atom on the fractions of the elements.
+    Iterative reweighting (Huber 1964, doi:10.1214/aoms/1177703732) limits the effect of
+    outliers. A ridge draws the elements towards one common energy per atom. Its
+    strength is chosen by cross-validation. With 85 elements and 280 frames, plain least
+    squares makes new structures worse. If composition explains everything, the ridge
+    is close to zero.
 
     Parameters
     ----------
@@ -88,17 +89,17 @@ def fit_offsets(
 def missing_span(
     numbers: Sequence[NDArray[np.int64]], offsets: Mapping[str, float]
 ) -> dict[str, Any] | None:
-    """Return which compositions offsets were fitted to, where those are not all.
+    """Return the span of the fitted compositions if it lacks some compositions.
 
     With fewer independent compositions than elements (one molecule only, water in every
-    frame) the energies of the elements are not determined one by one, but only sums
-    over what the fitted compositions span.
+    frame) the fit does not determine the energy of each element. It determines only
+    the sums for compositions in the span.
 
     Returns
     -------
     dict or None
-        ``elements``, atomic numbers, and ``basis``, orthonormal directions of
-        composition, (rank, elements); None where every composition is spanned.
+        ``elements``: atomic numbers. ``basis``: orthonormal directions of composition,
+        (rank, elements). None if the span contains every composition.
     """
     elements = sorted(int(z) for z in offsets)
     if not elements:
@@ -115,12 +116,12 @@ def missing_span(
 def warn_of_span(
     numbers: Sequence[NDArray[np.int64]], span: Mapping[str, Any] | None
 ) -> None:
-    """Warn of structures whose composition the offsets were not fitted to.
+    """Warn of structures whose composition is outside the span of the fit.
 
     Warns
     -----
     LabelWarning
-        Naming one.
+        If there are such structures; the message names one.
     """
     if span is None or not len(numbers):
         return
@@ -144,9 +145,9 @@ def warn_of_span(
 def without_elements(
     numbers: Sequence[NDArray[np.int64]], energies: ArrayLike
 ) -> NDArray[np.float64]:
-    """Return what no energy of each element explains, in eV, (structures,).
+    """Return energies minus the best energy of each element, in eV, (structures,).
 
-    The energies of the elements are fitted as by `fit_offsets`, without its ridge.
+    The energies of the elements are fitted as in `fit_offsets`, almost without ridge.
     """
     values = np.asarray(energies, dtype=float)
     rows, each, _ = _per_atom(numbers, values)
@@ -189,7 +190,7 @@ def crossed_energies(
 ) -> NDArray[np.float64]:
     """Return the sum of offsets of each structure, fitted to other groups, in eV.
 
-    An element that no other group holds has the offset of the fit to all.
+    An element that no other group contains has the offset of the fit to all groups.
     """
     everything = fit_offsets(numbers, residuals)
     energies = np.empty(len(numbers))
@@ -206,7 +207,7 @@ def crossed_energies(
 def explained_by_composition(
     numbers: Sequence[NDArray[np.int64]], residuals: NDArray[np.float64]
 ) -> Explained:
-    """Return what a fit per element achieves on structures that it never saw."""
+    """Return the errors before and after a fit per element, on held-out structures."""
     rows, values, _ = _per_atom(numbers, residuals)
     _, after = _choose_ridge(rows, values)
     return Explained(float(np.abs(values).mean()), after)
@@ -215,12 +216,12 @@ def explained_by_composition(
 def warn_of_offsets(
     numbers: Sequence[NDArray[np.int64]], residuals: NDArray[np.float64]
 ) -> None:
-    """Warn where energies per element explain most of the energy errors.
+    """Warn if one energy per element explains a large part of the energy errors.
 
     Warns
     -----
     LabelWarning
-        Then the labels look like another level of theory than the potential's.
+        The level of theory of the labels then seems to differ from the potential's.
     """
     if len(residuals) < FEWEST:
         return
@@ -240,7 +241,7 @@ def warn_of_offsets(
 def _per_atom(
     numbers: Sequence[NDArray[np.int64]], residuals: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[int]]:
-    """Return fractions of the elements present, residual per atom, and which ones."""
+    """Return element fractions, residuals per atom, and the elements present."""
     present = sorted({int(z) for atoms in numbers for z in np.unique(atoms)})
     rows = np.empty((len(numbers), len(present)))
     sizes = np.empty(len(numbers))
@@ -253,7 +254,7 @@ def _per_atom(
 def _solve(
     rows: NDArray[np.float64], values: NDArray[np.float64], ridge: float
 ) -> NDArray[np.float64]:
-    """Return the energy per atom of each element, robustly, near their median."""
+    """Return a robust fit of the energy of each element, drawn to the median."""
     centre = float(np.median(values))
     rest = values - centre
     weights = np.ones(len(values))
@@ -270,7 +271,7 @@ def _solve(
 def _choose_ridge(
     rows: NDArray[np.float64], values: NDArray[np.float64]
 ) -> tuple[float, float]:
-    """Return the ridge that predicts best, and its mean absolute error [eV/atom]."""
+    """Return the best ridge by cross-validation and its mean error [eV/atom]."""
     if len(values) < 2 * FOLDS:
         return _RIDGES[0], float(np.abs(values).mean())
     rng = np.random.default_rng(0)
@@ -294,10 +295,10 @@ def _choose_ridge(
 
 
 def _folds(rows: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return the fold of each row: by composition where there are enough of them.
+    """Return the fold of each row; folds hold whole compositions if there are enough.
 
-    A fit that has seen a composition knows its mean error, offset or not; but with few
-    compositions there would be no fit for the one left out.
+    If a composition is in the fit, the fit contains its mean error even without an
+    offset. But with few compositions, a fit without one of them is not possible.
     """
     _, which = np.unique(np.round(rows, 6), axis=0, return_inverse=True)
     which = which.ravel()

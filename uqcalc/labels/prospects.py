@@ -1,4 +1,4 @@
-"""Labels that no useful probe can come of: too few, all of one kind, of one run."""
+"""Checks for labels that give no useful probe: too few, of one kind, of one run."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from uqcalc.targets import TARGETS
 
 
 FEWEST, FEW, SMALL_SHARE = 5, 30, 0.05
-# A default boundary that is fewer medians than this lies among errors that are all
-# alike, as those of runs at one temperature are: a choice (ethanol, labels at 300 to
-# 1500 K: 1.7 to 1.8 medians; a log-normal spread of 0.25: 1.4).
+# If a default boundary is below this many medians, all errors are similar, as in runs
+# at one temperature. This is a choice (ethanol, labels at 300 to 1500 K: 1.7 to 1.8
+# medians; log-normal errors with a spread of 0.25: 1.4).
 _ALIKE = 1.5
-_BALANCED = 0.25  # few labels in all have a warning of their own
+_BALANCED = 0.25  # share that suffices for any count: few labels have another warning
 
 
 def few_of_a_kind(reliable: NDArray[np.bool_]) -> str:
-    """Say which kind has few labels; nothing where there are enough of both."""
+    """Return which kind has few labels, in words; empty if both have enough."""
     total = len(reliable)
     right = int(np.sum(reliable))
     count, kind = min((right, "reliable"), (total - right, "unreliable"))
@@ -37,12 +37,12 @@ def few_of_a_kind(reliable: NDArray[np.bool_]) -> str:
 
 
 def refuse_one_kind(errors: NDArray[np.float64], boundary: float) -> None:
-    """Refuse training labels of which fewer than 5 are of the rarer kind.
+    """Check that at least 5 training labels are of each kind.
 
     Raises
     ------
     LabelError
-        With the range of the errors, to choose another boundary from.
+        If not. The message gives the range of the errors, for another boundary.
     """
     right = int(np.sum(errors <= boundary))
     if min(right, len(errors) - right) >= FEWEST:
@@ -58,15 +58,15 @@ def refuse_one_kind(errors: NDArray[np.float64], boundary: float) -> None:
 
 
 def refuse_alike(errors: NDArray[np.float64], boundary: float, labels: Labels) -> None:
-    """Refuse a default boundary that lies among errors which are all alike.
+    """Check that the default boundary is well above the median error.
 
-    Frames of sound runs lie on both sides of it, and a monitor would halt such runs.
-    A boundary or a percentile that is given is taken as it is.
+    If all errors are similar, good runs have frames on both sides of the boundary, and
+    a monitor would stop them. A given boundary or percentile is not checked.
 
     Raises
     ------
     LabelError
-        With the smallest boundary that sound runs would keep, by these labels.
+        If the boundary is below 1.5 medians. The message suggests a boundary.
     """
     middle, high = np.percentile(errors, (50, 100))
     chosen = labels.boundary is not None or labels.percentile is not None
@@ -88,11 +88,13 @@ def refuse_alike(errors: NDArray[np.float64], boundary: float, labels: Labels) -
 def warn_of_one_kind(
     errors: NDArray[np.float64], boundary: float, labels: Labels
 ) -> None:
-    """Warn where one kind has fewer than 30 labels, or less than one in twenty.
+    """Warn if few labels are of one kind.
 
     Warns
     -----
     LabelWarning
+        If one kind has less than 5 % of the labels, or fewer than 30 labels and less
+        than 25 %.
     """
     if not (text := few_of_a_kind(errors <= boundary)):
         return
@@ -111,23 +113,24 @@ def warn_of_one_kind(
 
 FEWEST_STRUCTURES = 200
 FEWEST_GROUPS = 10
-# Below it P of further groups is less well known than the structures seem to say:
-# benchmarks/few_groups.py.
+# With fewer groups, P of new groups is less certain than the number of structures
+# suggests (benchmarks/few_groups.py).
 ENOUGH_GROUPS = 30
-# A series: this many frames of one composition, neighbours this much closer.
+# A series has at least this many frames of one composition, and its median step is
+# below this multiple of the median step of shuffled frames.
 _FEWEST_IN_SERIES = 20
 _CLOSER = 0.75
-_MOST_IN_SERIES = 500  # more frames would not change the answer
+_MOST_IN_SERIES = 500  # frames that suffice for the test
 _SHUFFLES = 20
 
 
 def warn_of_prospects(frames: Sequence[Atoms], labels: Labels) -> None:
-    """Warn, before any prediction, of what a probe of these frames will suffer from.
+    """Warn, before any prediction, if these frames are likely to give a poor probe.
 
     Parameters
     ----------
     frames : sequence of Atoms
-        All that a probe is to be fitted, calibrated and tested on.
+        All frames for fit, calibration and test.
     labels : Labels
 
     Raises
@@ -138,8 +141,8 @@ def warn_of_prospects(frames: Sequence[Atoms], labels: Labels) -> None:
     Warns
     -----
     LabelWarning
-        Of few structures, few groups, one composition only, and frames of one run (or
-        of one composition) without a group key; each a warning of its own.
+        One warning for each of: few structures, few groups, one composition only,
+        frames of one run (or of one composition) without a group key.
     """
     if not frames:
         return
@@ -154,12 +157,13 @@ def warn_of_prospects(frames: Sequence[Atoms], labels: Labels) -> None:
 
 
 def find_series(frames: Sequence[Atoms]) -> list[str]:
-    """Return the formulas whose frames follow each other as those of one run do.
+    """Return the formulas whose consecutive frames are correlated, as in one run.
 
-    Among frames of the same atoms in the same order, the median distance of
-    neighbours in the file is held against the same median after shuffling: for
-    independent frames the two are alike, in a run, a scan or a relaxation neighbours
-    are closer. Frames shuffled, or further apart than the run remembers, pass.
+    For frames with the same atoms in the same order, the median RMS displacement
+    between neighbours in the file is compared with the same median after shuffling.
+    For independent frames the two are similar. In a run, a scan or a relaxation,
+    neighbours are closer. Shuffled frames, and frames further apart than the
+    correlation time of a run, are not found.
     """
     members: dict[tuple[bytes, bytes], list[int]] = defaultdict(list)
     for index, frame in enumerate(frames):
@@ -215,7 +219,7 @@ def _one_composition(frames: Sequence[Atoms]) -> str | None:
 
 
 def _together(frames: Sequence[Atoms]) -> str | None:
-    """Say which frames a random split would tear apart."""
+    """Return a warning if a random split would separate frames that belong together."""
     if series := find_series(frames):
         return (
             f"frames of one run should stay together, but {series[0]} has frames that "
@@ -251,7 +255,7 @@ def _in_series(frames: Sequence[Atoms]) -> bool:
 def _median_step(
     positions: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_]
 ) -> float:
-    """Return the median RMS displacement from each frame to the next in Å."""
+    """Return the median RMS displacement between consecutive frames, in Å."""
     steps = np.diff(positions, axis=0)
     if pbc.any():
         fractions = steps @ np.linalg.pinv(cell)

@@ -1,4 +1,4 @@
-"""A shard: predictions in one safetensors file that describes itself."""
+"""A shard: predictions in one safetensors file, with fingerprint and checksum."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _OF_ATOMS = {"numbers", "positions", "forces", "total_forces", "features", "char
 
 
 def pack(predictions: Sequence[Prediction]) -> dict[str, NDArray[Any]]:
-    """Return the arrays of the predictions that a probe reads, in order of the atoms.
+    """Return the arrays of the predictions that a probe needs, in order of the atoms.
 
-    Energies and forces are kept twice where a sum of calculators has others than its
-    tapped part.
+    In a sum of calculators, energies and forces of the sum differ from those of the
+    part with the features; then both are stored.
     """
     forces = np.concatenate([p.forces for p in predictions])
     whole = np.concatenate([p.results.get("forces", p.forces) for p in predictions])
@@ -52,12 +52,12 @@ def pack(predictions: Sequence[Prediction]) -> dict[str, NDArray[Any]]:
 
 
 class OpenShard:
-    """A shard mapped into memory; what is of whole structures is read at once."""
+    """A memory-mapped shard; arrays of structures are read when it is opened."""
 
     def __init__(self, path: Path) -> None:
         file: Any = safe_open(path, framework="np")
         names = set(file.keys())
-        # made once: they cost as much as what is read through them
+        # kept: creating a slice costs as much as reading through it
         self._rows = {name: file.get_slice(name) for name in names & _OF_ATOMS}
         self._energies = file.get_tensor("energies")
         self._cells = file.get_tensor("cells")
@@ -67,11 +67,11 @@ class OpenShard:
             self._scaling = file.get_tensor("scale"), file.get_tensor("centre")
 
     def numbers(self, atoms: slice) -> NDArray[np.int64]:
-        """Return the atomic numbers in those rows."""
+        """Return the atomic numbers of these atoms, (atoms,)."""
         return np.asarray(self._rows["numbers"][atoms].astype(np.int64))
 
     def prediction(self, place: int, atoms: slice) -> Prediction:
-        """Return the prediction at ``place``, whose rows of atoms are ``atoms``."""
+        """Return the prediction of structure ``place``, with atoms at ``atoms``."""
         rows = self._rows
         energy, total = self._energies[place].tolist()
         forces = rows["forces"][atoms]
@@ -102,7 +102,7 @@ def _host(tensor: torch.Tensor) -> NDArray[np.float32]:
 
 
 SCHEMA = 1
-# A shard is full at either: little is lost with one, and few fill the memory.
+# A shard is full at either number. A lost shard costs little, and shards fit in memory.
 MOST_STRUCTURES, MOST_ATOMS = 1024, 16_384
 
 FILE = Kind(
@@ -111,12 +111,12 @@ FILE = Kind(
     error=RecordError,
     make="make one with uqcalc.fit(..., cache=...)",
     otherwise="delete it, and the next fit makes it again",
-    unknown=("",),  # a potential may give any number
+    unknown=("",),  # predictions may be NaN or infinite
 )
 
 
 class ShardFile(NamedTuple):
-    """A whole shard: where, of which backbone, and the atoms of its structures."""
+    """A checked shard: path, fingerprint of the backbone, atoms of each structure."""
 
     path: Path
     fingerprint: str
@@ -130,14 +130,14 @@ class ShardWriter:
     Parameters
     ----------
     path : path
-        The folder; it is made where its own folder exists.
+        The folder; it is created if its parent folder exists.
     fingerprint : str
-        Of the backbone that made them.
+        Fingerprint of the backbone that made the predictions.
 
     Raises
     ------
     RecordError
-        If the folder cannot be made.
+        If the folder cannot be created.
 
     Examples
     --------
@@ -162,14 +162,14 @@ class ShardWriter:
             self.flush()
 
     def add(self, prediction: Prediction, key: bytes = b"") -> None:
-        """Keep a prediction, to be found by ``key`` (16 bytes); writes a full shard."""
+        """Add a prediction under ``key`` (16 bytes); write the shard if it is full."""
         self._waiting.append((prediction, key))
         self._atoms += len(prediction.numbers)
         if len(self._waiting) >= MOST_STRUCTURES or self._atoms >= MOST_ATOMS:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is waiting as a shard of its own."""
+        """Write the waiting predictions as a shard."""
         if not self._waiting:
             return
         predictions, keys = zip(*self._waiting, strict=True)
@@ -188,7 +188,7 @@ class ShardWriter:
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Return the folder, made where it is missing but its own folder is there."""
+    """Return the folder; create it if it is missing and its parent exists."""
     folder = Path(path).absolute()
     if not folder.parent.is_dir() or (folder.exists() and not folder.is_dir()):
         msg = (
@@ -206,14 +206,14 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def read_shard(path: Path) -> ShardFile:
-    """Read all of a shard once.
+    """Read a whole shard and check it.
 
     Raises
     ------
     SafetensorError
-        If a byte is not what was written.
+        If the checksum differs or the file is damaged.
     RecordError
-        If it is of a newer schema.
+        If the schema is newer than this version of uqcalc.
     """
     with safe_open(path, framework="np") as file:
         card = json.loads((file.metadata() or {}).get(FILE.key, "{}"))

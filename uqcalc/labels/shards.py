@@ -1,9 +1,9 @@
 """Predictions on disk: shards of safetensors, written once, read a few at a time.
 
-A folder of shards is a sequence of predictions of one backbone. Each shard is written
-whole or not at all and describes itself, so that a folder has no index to disagree
-with. Shards are memory-mapped while they are read; however many there are, no more than
-`OPEN_BYTES` of them are mapped at once.
+A folder of shards is a sequence of predictions of one backbone. A failed write leaves
+no partial shard. Each shard contains its own metadata, so the folder needs no index.
+Shards are memory-mapped for reading; at most `OPEN_BYTES` are mapped at once, or one
+shard.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from uqcalc.errors import RecordError
 from uqcalc.labels.shardfile import FILE, OpenShard, ShardFile, read_shard, shard_files
 
 
-OPEN_BYTES = 2**28  # of shards mapped at once ...
+OPEN_BYTES = 2**28  # largest size of all mapped shards, in bytes
 _WINDOW = 16  # batches that are sorted by size together
-_OPEN_FILES = 64  # ... and how many that may be
+_OPEN_FILES = 64  # largest number of mapped shards
 
 
 class Shards(Sequence[Prediction]):
-    """Predictions in a folder, or some of them in any order; nothing is copied.
+    """Predictions in a folder, or some of them in any order, without copies.
 
     Parameters
     ----------
     folder : Folder
     rows : array (structures,), optional
-        Which of the folder's, by default all.
+        Rows of the folder; by default all.
 
     Examples
     --------
@@ -55,8 +55,8 @@ class Shards(Sequence[Prediction]):
         Raises
         ------
         RecordError
-            If there is no such folder or no shard in it, one is damaged, or they are
-            of several backbones.
+            If the folder does not exist or is empty, a shard is damaged, or the shards
+            are of several backbones.
         """
         folder, damaged = open_folder(path)
         if damaged:
@@ -81,7 +81,7 @@ class Shards(Sequence[Prediction]):
         return self.folder.read(int(self.rows[index]))
 
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Shards:
-        """Return those at ``indices``, in that order."""
+        """Return the structures at ``indices``, in that order."""
         return Shards(self.folder, self.rows[np.asarray(indices, dtype=int)])
 
     @property
@@ -91,12 +91,12 @@ class Shards(Sequence[Prediction]):
 
     @property
     def blocks(self) -> NDArray[np.int64]:
-        """Shard that each structure lies in, (structures,)."""
+        """Number of the shard of each structure, (structures,)."""
         return self.folder.shard_of(self.rows)
 
     @property
     def numbers(self) -> Numbers:
-        """Atomic numbers of each structure, nothing else being read."""
+        """Atomic numbers of each structure; nothing else is read."""
         return Numbers(self)
 
 
@@ -122,14 +122,14 @@ class Numbers(Sequence[NDArray[np.int64]]):
 def taken(
     predictions: Sequence[Prediction], indices: Sequence[int] | NDArray[np.int64]
 ) -> Sequence[Prediction]:
-    """Return the predictions at ``indices``; those on disk stay there."""
+    """Return the predictions at ``indices``; predictions on disk stay there."""
     if isinstance(predictions, Shards):
         return predictions.take(indices)
     return [predictions[i] for i in indices]
 
 
 def evenly(count: int, most: int) -> NDArray[np.int64]:
-    """Return indices of ``most`` of ``count`` things, evenly spread; or of them all."""
+    """Return at most ``most`` evenly spaced indices below ``count``."""
     if count <= most:
         return np.arange(count)
     return np.linspace(0, count - 1, most).astype(np.int64)
@@ -138,10 +138,10 @@ def evenly(count: int, most: int) -> NDArray[np.int64]:
 def like_sized(
     order: NDArray[np.int64], sizes: NDArray[np.int64], batch_size: int
 ) -> list[NDArray[np.int64]]:
-    """Cut an order into batches of structures of like size.
+    """Cut an order into batches of structures of similar size.
 
-    Attention pads each batch to its largest structure. Sorting within a window of
-    batches leaves little to pad, and who is beside whom stays random.
+    Attention pads each batch to its largest structure. Sorting by size within a window
+    of batches needs little padding and keeps the batches random.
     """
     batches = []
     window = _WINDOW * batch_size
@@ -156,7 +156,7 @@ def like_sized(
 
 
 def sizes_of(predictions: Sequence[Prediction]) -> NDArray[np.int64]:
-    """Return the atoms of each structure, (structures,)."""
+    """Return the number of atoms of each structure, (structures,)."""
     if isinstance(predictions, Shards):
         return predictions.sizes
     return np.array([len(p.numbers) for p in predictions], dtype=np.int64)
@@ -170,13 +170,13 @@ def numbers_of(predictions: Sequence[Prediction]) -> Sequence[NDArray[np.int64]]
 
 
 class Folder:
-    """The shards of one folder; a row is the place of a structure among them all.
+    """The shards of one folder; a row is the index of a structure over all shards.
 
     Attributes
     ----------
     path : Path
     fingerprint : str
-        Of the backbone; empty where there is no shard.
+        Fingerprint of the backbone; empty without shards.
     sizes : array (rows,)
         Atoms of each structure.
     """
@@ -188,7 +188,7 @@ class Folder:
         ends = np.cumsum([0, *(len(s.sizes) for s in shards)])
         self._paths = [shard.path for shard in shards]
         self._starts = ends[:-1]
-        # of the first atom of each structure within its shard
+        # index of the first atom of each structure within its shard
         self._atoms = np.concatenate(
             [np.zeros(0, int), *(np.cumsum(s.sizes) - s.sizes for s in shards)]
         )
@@ -196,15 +196,15 @@ class Folder:
         self._bytes = {i: p.stat().st_size for i, p in enumerate(self._paths)}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the maps behind: another process opens its own."""
+        """Drop the memory maps: another process opens its own."""
         return self.__dict__ | {"_open": OrderedDict()}
 
     def shard_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return which shard each of the rows is in."""
+        """Return the number of the shard of each row, (rows,)."""
         return np.asarray(np.searchsorted(self._starts, rows, side="right") - 1)
 
     def keys(self) -> NDArray[np.bytes_]:
-        """Return what each structure was filed under, (rows,)."""
+        """Return the key of each structure, (rows,)."""
         found = [np.zeros(0, "S16")]
         for path in self._paths:
             with safe_open(path, framework="np") as file:
@@ -212,7 +212,7 @@ class Folder:
         return np.concatenate(found)
 
     def read(self, row: int) -> Prediction:
-        """Return the prediction in a row, its features in float32."""
+        """Return the prediction in a row, with features in float32."""
         shard, place, atoms = self._where(row)
         return shard.prediction(place, atoms)
 
@@ -244,14 +244,14 @@ class Folder:
 def open_folder(
     path: str | os.PathLike[str], known: Folder | None = None
 ) -> tuple[Folder, dict[Path, str]]:
-    """Return what is whole in a folder, and what is wrong with each damaged shard.
+    """Return the folder of undamaged shards, and a message for each damaged shard.
 
-    Every byte is held against its checksum, but for shards that are ``known``.
+    The checksum of each shard is checked, except for the shards of ``known``.
 
     Raises
     ------
     RecordError
-        If there is no such folder, a shard is of a newer schema, or they are of
+        If the folder does not exist, a shard has a newer schema, or the shards are of
         several backbones.
     """
     folder = Path(path).absolute()
@@ -278,15 +278,15 @@ def open_folder(
 
 
 class AtomRows(Sequence[NDArray[Any]]):
-    """The values of each structure's atoms, or of some structures in any order.
+    """Values of the atoms of each structure, or of some structures in any order.
 
     Parameters
     ----------
     flat : array (atoms of all structures,)
     ends : array (structures,)
-        Where in it the atoms of each structure end.
+        Index in ``flat`` after the last atom of each structure.
     rows : array, optional
-        Which of the structures, by default all.
+        Indices of the structures; by default all.
     """
 
     def __init__(
@@ -313,5 +313,5 @@ class AtomRows(Sequence[NDArray[Any]]):
         return self.flat[first : self.ends[row]]
 
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> AtomRows:
-        """Return those at ``indices``, in that order."""
+        """Return the structures at ``indices``, in that order."""
         return AtomRows(self.flat, self.ends, self.rows[np.asarray(indices, int)])

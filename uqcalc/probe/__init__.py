@@ -1,1 +1,1 @@
-"""A fitted probe: what it computes in a step, and the file that keeps it."""
+"""A fitted probe: its computation in each step, and the file that stores it."""

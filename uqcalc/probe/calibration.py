@@ -1,7 +1,7 @@
-"""From a score to a probability: Platt or isotonic, at any boundary, monotone.
+"""Monotone map from a score to a probability, at any boundary: Platt or isotonic.
 
-Every card holds one: what only fits or applies it (torch, scikit-learn, SciPy) is
-imported there, so that a card is read without.
+Every card holds a calibration. Torch, scikit-learn and SciPy are imported inside the
+functions that need them, so that reading a card does not need them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from uqcalc.files.entries import checked
 if TYPE_CHECKING:
     import torch
 
-# Steps of an isotonic curve hold this many labels, and it is tried only where there
-# are so many steps: fewer would be noise.
+# Labels in each step of an isotonic curve, and the smallest number of steps for which
+# the curve is tried. Fewer labels or steps would fit noise.
 _STEP = 50
 _FEWEST_STEPS = 20
 _FOLDS = 5
@@ -31,23 +31,24 @@ _PERCENTILES = (5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95)
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """P(error <= b) from a score, larger for smaller errors, for any boundary b.
+    """P(error <= b) from a score, for any boundary b; it grows with the score.
 
-    At the probe's own boundary the logit is ``slope * score + intercept`` (Platt 1999),
-    bent by the isotonic ``knots`` where held-out labels are many enough to show that
-    it should be (Zadrozny & Elkan 2002, doi:10.1145/775047.775151). Every other
-    boundary shifts it: a proportional-odds model (McCullagh 1980), which cannot cross.
+    At the probe's own boundary the logit is ``slope * score + intercept`` (Platt 1999).
+    Isotonic ``knots`` (Zadrozny & Elkan 2002, doi:10.1145/775047.775151) correct it
+    where enough held-out labels show that they fit better. Another boundary adds a
+    constant to the logit: a proportional-odds model (McCullagh 1980). Thus
+    probabilities never decrease when the boundary grows. A NaN score gives NaN.
 
     Attributes
     ----------
     slope, intercept : float
     knots : tuple of (logit before, logit after)
-        Increasing in both; straight in between, of slope 1 beyond.
+        Both increase. Linear between the knots, slope 1 outside them.
     boundaries, shifts : tuples of float
-        Increasing; the shift is 0 at the probe's own boundary. Interpolated in the
-        logarithm of the boundary.
+        Increasing. The shift is 0 at the probe's own boundary and is interpolated in
+        the logarithm of the boundary.
     labels : int
-        Held-out labels it rests on.
+        Number of held-out labels that it was fitted to.
     """
 
     slope: float = 1.0
@@ -68,7 +69,7 @@ class Calibration:
         Raises
         ------
         ProbeError
-            Naming an entry that is missing, unknown or of another type.
+            If an entry is missing, unknown or of another type; the message names it.
         """
         return cls(**checked(cls, data, "calibration of a probe", ProbeError))
 
@@ -80,7 +81,7 @@ class Calibration:
         Raises
         ------
         ProbeError
-            If the boundary lies outside those that the labels covered.
+            If the boundary lies outside the errors of the labels.
         """
         bent = self.slope * score + self.intercept
         if self.knots:
@@ -88,7 +89,7 @@ class Calibration:
         return bent if boundary is None else bent + self.shift(boundary)
 
     def shift(self, boundary: float) -> float:
-        """Return what a boundary adds to the logit at the probe's own."""
+        """Return what a boundary adds to the logit at the probe's own boundary."""
         if not self.boundaries:
             msg = (
                 "boundary must be the probe's own, which was fitted for one only, got "
@@ -114,23 +115,23 @@ class Calibration:
         boundary: float,
         slope_factor: float = 1.0,
     ) -> Calibration:
-        """Fit to scores of structures that the score was not fitted to.
+        """Fit to scores of held-out structures.
 
         Parameters
         ----------
         score, errors : arrays (structures,)
         groups : sequence of str
-            Those of one group stay together when curves are compared.
+            Cross-validation of the isotonic curve keeps each group in one fold.
         boundary : float
+            Errors up to it are reliable; in the unit of ``errors``.
         slope_factor : float
-            The slope is multiplied by it, about the mean of the log-odds, and the
-            intercept set so that the mean probability is right: below 1 the
-            probabilities are wider than these few groups alone would have them.
+            Multiplies the slope; the intercept keeps the mean probability unchanged.
+            A factor below 1 moves the probabilities towards their mean.
 
         Raises
         ------
         LabelError
-            As `platt`.
+            As in `platt`.
         """
         scores, truth = np.asarray(score, float), np.asarray(errors, float)
         reliable = truth <= boundary
@@ -149,7 +150,7 @@ class Calibration:
 def _widened(
     slope: float, intercept: float, scores: NDArray[np.float64], factor: float
 ) -> tuple[float, float]:
-    """Return slope and intercept of ``factor`` times the slope, of the same mean P."""
+    """Return ``factor`` times the slope, and the intercept that keeps the mean P."""
     from scipy.optimize import brentq
     from scipy.special import expit
 
@@ -162,7 +163,7 @@ def _widened(
 def _shifts(
     logits: NDArray[np.float64], errors: NDArray[np.float64], boundary: float
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return boundaries and the shift at which each is right in the mean."""
+    """Return boundaries, and for each the shift that makes its mean P right."""
     from scipy.optimize import brentq
     from scipy.special import expit
 
@@ -181,7 +182,7 @@ def _shifts(
 def _isotonic(
     logits: NDArray[np.float64], reliable: NDArray[np.bool_], groups: Sequence[str]
 ) -> tuple[tuple[float, float], ...]:
-    """Return knots if, on groups left out, they beat the straight line; else none."""
+    """Return knots if they beat the straight line on left-out groups, else ()."""
     if len(logits) < _STEP * _FEWEST_STEPS or len(set(groups)) < _STEP * _FOLDS:
         return ()
     from sklearn.model_selection import GroupKFold
@@ -191,7 +192,7 @@ def _isotonic(
         bent = _bent(logits[judge], _knots(logits[fit], reliable[fit]))
         truth = reliable[judge]
         gain += float(np.sum(_loss(logits[judge], truth) - _loss(bent, truth)))
-    # one unit of log likelihood a parameter, as Akaike's criterion asks
+    # one unit of log likelihood for each parameter (Akaike's criterion)
     return _knots(logits, reliable) if gain > 2.0 else ()
 
 
@@ -213,7 +214,7 @@ def _knots(
     share = IsotonicRegression().fit_transform(
         before, (hits + 0.5) / (counts + 1), sample_weight=counts
     )
-    # a flat step would tie what the score tells apart
+    # a flat step would give different scores the same probability
     after = logit(share) + 1e-3 * (before - before[0])
     keep = np.concatenate([[True], np.diff(before) > 1e-9])
     return tuple(zip(before[keep].tolist(), after[keep].tolist(), strict=True))
@@ -233,7 +234,7 @@ def _on(
 def _interpolate(
     values: torch.Tensor, knots: tuple[tuple[float, float], ...]
 ) -> torch.Tensor:
-    """Return the piecewise straight line through ``knots``; NaN stays NaN."""
+    """Return the piecewise linear interpolation of ``knots``; NaN stays NaN."""
     import torch
 
     before, after = _on(knots, values.device, values.dtype)
@@ -247,7 +248,7 @@ def _interpolate(
 def _bent(
     logits: NDArray[np.float64], knots: tuple[tuple[float, float], ...]
 ) -> NDArray[np.float64]:
-    """Return `_interpolate` of numbers that are not in a tensor."""
+    """Return `_interpolate` of an array."""
     import torch
 
     bent: NDArray[np.float64] = _interpolate(torch.from_numpy(logits), knots).numpy()
@@ -257,11 +258,11 @@ def _bent(
 def platt(margin: ArrayLike, reliable: ArrayLike) -> tuple[float, float]:
     """Return (slope, intercept) of Platt's sigmoid on held-out labels.
 
-    ``P(reliable) = sigmoid(slope * margin + intercept)`` by maximum likelihood with
-    Platt's targets (N+ + 1)/(N+ + 2) and 1/(N- + 2) instead of 1 and 0, which keep
-    the slope finite where few labels happen to be separable (Platt 1999; Lin, Lin &
-    Weng 2007, doi:10.1007/s10994-007-5018-6). Two parameters, because a temperature
-    alone cannot repair a shifted prevalence.
+    Fits ``P(reliable) = sigmoid(slope * margin + intercept)`` by maximum likelihood.
+    Platt's targets (N+ + 1)/(N+ + 2) and 1/(N- + 2) replace 1 and 0. They keep the
+    slope finite when a few labels are separable (Platt 1999; Lin, Lin & Weng 2007,
+    doi:10.1007/s10994-007-5018-6). An intercept is needed because the share of reliable
+    structures may differ from the training labels; a temperature cannot correct that.
 
     Parameters
     ----------
@@ -272,7 +273,7 @@ def platt(margin: ArrayLike, reliable: ArrayLike) -> tuple[float, float]:
     Raises
     ------
     LabelError
-        If only one class is present, or if the margin ranks the wrong way round.
+        If only one class is present, or if the slope is not positive.
     """
     margins = np.asarray(margin, dtype=float)
     truth = np.asarray(reliable, dtype=bool)
@@ -287,7 +288,7 @@ def platt(margin: ArrayLike, reliable: ArrayLike) -> tuple[float, float]:
     target = np.where(truth, (hits + 1) / (hits + 2), 1 / (misses + 2))
     from sklearn.linear_model import LogisticRegression
 
-    # a soft target is both classes at once, weighted
+    # scikit-learn takes no soft targets: enter each row once per class, with weights
     scale = float(margins.std()) or 1.0
     model = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(
         np.tile(margins / scale, 2)[:, None],

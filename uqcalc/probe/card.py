@@ -1,4 +1,4 @@
-"""The card of a probe: everything a reader must know before believing it."""
+"""The card of a probe: its target, boundary, calibration and limits."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from uqcalc.targets import TARGETS
 
 SCHEMA = 4
 CHECKED_SINCE = 4  # files of earlier schemas may lack a checksum
-_JOINED_SINCE = 3  # earlier ones read their numbers otherwise
-_COMPLETE_SINCE = 4  # a card without a limit that the fit learned is damaged
+_JOINED_SINCE = 3  # earlier joined probes used other input numbers
+_COMPLETE_SINCE = 4  # since this schema, a card that lacks a learned limit is damaged
 FILE = Kind(
     name="probe",
     key="uqcalc_probe",
@@ -32,40 +32,41 @@ FILE = Kind(
     otherwise="copy it again, or use Probe.from_official for a checkpoint of the PROBE "
     "authors",
     checked_since=CHECKED_SINCE,
-    infinite=("joined.limit", "joined.known"),  # of probes that have no scope
+    infinite=("joined.limit", "joined.known"),  # infinite where a probe has no scope
 )
 ARCHITECTURES = ("joined", "standard", "probe-2026")
 JOINED_ARCHITECTURE = "joined"  # attention and other paths
-RAW_ARCHITECTURE = "probe-2026"  # published layout: energy and atom count enter raw
+RAW_ARCHITECTURE = "probe-2026"  # published: energy and atom count not standardised
 
 
 @dataclass(frozen=True, slots=True)
 class Guarantee:
-    """Of one accepted structure a new group, few err by more than ``tolerance``.
+    """Upper bound on the share of accepted structures that are wrong.
 
-    With probability ``confidence`` over the draw of the calibration set, at most a
-    share ``risk`` of them does: groups drawn like those of that set. Where
-    groups are of unequal size, the share among all accepted structures may be another.
-    It says nothing of a run that leaves them.
+    Take one structure from each new group, drawn like the groups of the calibration
+    set. Of the accepted structures, at most a share ``risk`` errs by more than
+    ``tolerance``. This holds with probability ``confidence`` over the draw of the
+    calibration set. If groups differ in size, the share among all accepted structures
+    may differ. The bound does not hold for a run that leaves these groups.
 
     Attributes
     ----------
     cutoff : float
-        Structures are accepted whose probability is at least this.
+        A structure is accepted if its probability is at least this.
     risk, confidence : float
     groups : int
         Groups of the calibration set; one structure of each was used.
     accepted, wrong : int
-        How many of those structures were accepted, and erred all the same.
+        Number of these structures that were accepted, and number accepted but wrong.
     bound : float
         Upper bound on the risk (Clopper & Pearson 1934) at the part of the error
         budget that was spent on it; no larger than ``risk``.
     tolerance : float or None
-        Larger errors are wrong, in ``unit``; None where only right and wrong are known.
+        A larger error is wrong, in ``unit``; None if labels say only right or wrong.
     unit : str
     boundary : float or None
-        The probability is P(error <= boundary), and of structures outside the probe's
-        scope it does not count; None where it is any other number.
+        The probability is P(error <= boundary), and structures outside the probe's
+        scope are rejected. None if the cutoff is on another number.
     """
 
     cutoff: float
@@ -94,7 +95,7 @@ class Guarantee:
         return self.accepted / self.groups
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-able form, the statement in words included."""
+        """Return a JSON-able form, with coverage and the statement in words."""
         return asdict(self) | {"coverage": self.coverage, "statement": str(self)}
 
     @classmethod
@@ -104,7 +105,7 @@ class Guarantee:
         Raises
         ------
         ProbeError
-            Naming an entry that is missing, unknown or of another type.
+            If an entry is missing, unknown or of another type; the message names it.
         """
         entries = {k: v for k, v in data.items() if k not in {"coverage", "statement"}}
         return cls(
@@ -148,48 +149,48 @@ _NESTED: dict[str, type[Calibration] | type[Scope] | type[AtomFloor]] = {
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a probe was fitted on, for which backbone, and what its answer means.
+    """Record of a probe: labels, backbone, calibration and meaning of the output.
 
     Attributes
     ----------
     fingerprint : str
-        Of the backbone whose features it reads (``Backbone.fingerprint``).
+        Fingerprint of the backbone that gives the features (``Backbone.fingerprint``).
     target : str
-        Whose error it foresees (`uqcalc.Labels`).
+        Quantity whose error the probe predicts (`uqcalc.Labels`).
     boundary : float
         Errors up to it are reliable, in ``unit``.
     percentile : float or None
-        Percentile of the training errors the boundary was taken at, if it was.
+        Percentile of the training errors that set the boundary; None if it was given.
     architecture : str
-        "joined", "standard" for its attention alone, or "probe-2026" for the published
-        one with its raw inputs.
+        "joined", "standard" (attention alone), or "probe-2026" (the published network,
+        inputs not standardised).
     shape : dict
-        Of the network (`uqcalc.probe.network.Shape`).
+        Sizes of the network (`uqcalc.probe.network.Shape`).
     joined : dict or None
-        Centres of the kernel paths, where there are any.
+        Sizes of the other paths (`uqcalc.probe.joined.JoinedShape`); None without them.
     calibration : Calibration
-        From score to P(reliable); a pair (slope, intercept) will do.
+        Maps a score to P(reliable). A pair (slope, intercept) is converted.
     atom_boundary : float or None
-        |ΔF_i| up to it is reliable, in eV/Å; None where there were no force labels.
+        |ΔF_i| up to it is reliable, in eV/Å; None without force labels.
     atom_calibration : Calibration or None
     atom_floor : AtomFloor or None
-        Log-odds that the least reliable atom of a right structure has at least.
+        Lower limit on the log-odds of the least reliable atom of a right structure.
     scope : Scope or None
-        What it was calibrated on; None for probes that do not know.
+        Limits of the calibration set; None if unknown.
     promise : dict or None
         `uqcalc.Guarantee` made with this probe; `promised` reads it.
     held_out : list of [share, logit]
-        The surest ``share`` of groups that it was not fitted to have at least this
-        logit of P(reliable); empty where nobody knows.
+        The ``share`` of held-out groups with the largest P(reliable) has at least this
+        logit; empty if unknown.
     offsets : dict
-        eV per element (by atomic number) that separate the labels' level of theory from
-        the backbone's.
+        eV per element (by atomic number): level of theory of the labels against that of
+        the backbone.
     suspect, unreliable : float
         Cutoffs on P(reliable), below which a prediction is SUSPECT, UNRELIABLE.
     elements : list of int
-        Atomic numbers seen in the labels; empty where nobody knows (imported).
+        Atomic numbers in the labels; empty if unknown (imported).
     sizes : (smallest, largest)
-        Atoms per labelled structure; empty where nobody knows.
+        Atoms per labelled structure; empty if unknown.
     atom_energies : dict
         eV per element (by atomic number) subtracted from the predicted energy.
     """
@@ -250,7 +251,7 @@ class Card:
             raise ProbeError(msg)
 
     def _check_atoms(self) -> None:
-        """Refuse elements and sizes that no structure has."""
+        """Raise ProbeError for impossible elements, energies or sizes."""
         check_elements(self.elements, "elements of a probe", ProbeError, _REMEDY)
         for name in ("offsets", "atom_energies"):
             given = getattr(self, name)
@@ -273,34 +274,34 @@ class Card:
 
     @property
     def meaning(self) -> str:
-        """What the probe gives the probability of, with boundary and unit."""
+        """Text "P(error <= boundary)" with unit, in milli-units (meV) below 1."""
         return self._meaning_at(self.boundary)
 
     def _meaning_at(self, boundary: float) -> str:
         value, unit = boundary, self.unit
-        if value < 1.0:  # meV, as people speak of errors
+        if value < 1.0:  # small errors are usually given in meV
             value, unit = 1000 * value, f"m{unit}"
         return f"P({TARGETS[self.target].meaning} <= {value:.3g} {unit})"
 
     @property
     def question(self) -> str:
-        """What the probe gives the probability of, in the unit of the boundary."""
+        """Text "P(error <= boundary)", in the unit of the boundary."""
         meaning = TARGETS[self.target].meaning
         return f"P({meaning} <= {self.boundary:.4g} {self.unit})"
 
     @property
     def promised(self) -> Guarantee | None:
-        """The promise that was made with this probe; None without one."""
+        """The guarantee made with this probe; None without one."""
         return None if self.promise is None else Guarantee.from_dict(self.promise)
 
     @property
     def feature_dim(self) -> int:
-        """Width of the features it reads."""
+        """Width of the backbone features."""
         return int(self.shape["features"])
 
     @property
     def charges(self) -> bool:
-        """Whether it reads atomic charges."""
+        """Whether the probe needs atomic charges."""
         return bool(self.shape["charges"])
 
     def element_energies(self) -> NDArray[np.float64]:
@@ -311,16 +312,16 @@ class Card:
         return energies
 
     def policy(self) -> Policy:
-        """Return the policy that the stored cutoffs amount to."""
+        """Return the policy of the stored cutoffs."""
         return Policy([Threshold("probe", 1 - self.suspect, 1 - self.unreliable)])
 
     def promise_policy(self) -> Policy:
-        """Return the policy of the promise; see `uqcalc.Policy.from_promise`.
+        """Return the policy of the guarantee; see `uqcalc.Policy.from_promise`.
 
         Raises
         ------
         ProbeError
-            If there is no promise about this probe's probability.
+            If the card has no guarantee about P(error <= boundary).
         """
         promise = self.promised
         if promise is None or promise.boundary is None:
@@ -335,7 +336,7 @@ class Card:
         return Policy([Threshold("probe", *limits, promise=meaning)])
 
     def _check_complete(self) -> None:
-        """Refuse a card that lacks what limits its verdicts: it would trust more."""
+        """Raise ProbeError if a learned limit is missing: P would be over-trusted."""
         floor = self.atom_floor is not None
         learned = self.training.get("atom_floor_learned", self.atom_calibration)
         missing = [
@@ -355,7 +356,7 @@ class Card:
             raise ProbeError(msg)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-able form with the unit spelled out."""
+        """Return a JSON-able form, with the unit."""
         records = {
             name: None if record is None else record.to_dict()
             for name, record in (
@@ -374,8 +375,8 @@ class Card:
         Raises
         ------
         ProbeError
-            For a schema that this version cannot read, missing or unknown entries, or
-            another unit.
+            If this version cannot read the schema, an entry is missing or unknown, or
+            the unit differs.
         """
         entries = dict(data)
         schema = entries.get("schema", 0)
@@ -406,7 +407,7 @@ class Card:
         entries = checked(cls, entries, "card of a probe", ProbeError, _REMEDY)
         entries |= {name: _record(name, value) for name, value in nested.items()}
         card = cls(**entries)
-        card.promised  # noqa: B018  (refuses a damaged one)
+        card.promised  # noqa: B018  (raises if damaged)
         if schema >= _COMPLETE_SINCE and card.architecture == JOINED_ARCHITECTURE:
             card._check_complete()
         if unit != card.unit:
@@ -428,7 +429,7 @@ class Card:
 
 
 def _record(name: str, value: object) -> object:
-    """Return a record on a card; a pair of numbers, until schema 2, as it is."""
+    """Return a record of a card; a pair of numbers (until schema 2) is unchanged."""
     if value is None and name != "calibration":
         return None
     if isinstance(value, (list, tuple)) and name == "calibration":
@@ -439,6 +440,6 @@ def _record(name: str, value: object) -> object:
 
 @dataclass(frozen=True)
 class _Pair:
-    """How calibrations were written until schema 2."""
+    """Form of a calibration until schema 2."""
 
     values: tuple[float, float]

@@ -1,4 +1,4 @@
-"""What enters the network: standardised with statistics kept in the checkpoint."""
+"""Inputs of the network, standardised with statistics stored in the probe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from uqcalc.backbones.prediction import Prediction
 class Ragged:
     """Reduces rows of atoms, (atoms, k), to rows of structures, (structures, k).
 
-    One structure, which is what a step of dynamics brings, takes the short way.
+    A single structure, as in a step of dynamics, needs no segments and is faster.
     """
 
     def __init__(self, sizes: Sequence[int], device: torch.device) -> None:
@@ -45,17 +45,17 @@ class Ragged:
         return torch.segment_reduce(rows, how, lengths=self._lengths)
 
 
-CHUNK, CHUNK_ATOMS = 512, 2**14  # structures held at once, and atoms
-# A spread below these is rounding of single precision, not a feature that varies.
-_CONSTANT, _NOTHING = 1e-6, 1e-8  # of the feature's mean, and by itself
+CHUNK, CHUNK_ATOMS = 512, 2**14  # largest number of structures and atoms in a chunk
+# A smaller spread is rounding of single precision: the feature is constant.
+_CONSTANT, _NOTHING = 1e-6, 1e-8  # relative to the mean of the feature, and absolute
 
 
 class Moments:
-    """Count, sum and second moment of features, overall and of each element.
+    """Count, mean and second moment of features, of all atoms and of each element.
 
-    Everything that standardisation and distances need follows from these, in float64.
-    They are summed about the mean of the first chunk: about 0, the variance of a
-    feature that hardly varies would be a difference of two large numbers.
+    Standardisation and distances are computed from these, in float64. Sums are taken
+    about the mean of the first chunk. About 0, the variance of an almost constant
+    feature would be a small difference of two large numbers.
 
     Attributes
     ----------
@@ -63,9 +63,9 @@ class Moments:
     counts : tensor (119,)
         Atoms of each element.
     mean, scale : tensor (dim,)
-        Of all features; a constant one has scale 1.
+        Mean and standard deviation of each feature; scale 1 for a constant feature.
     element_mean : tensor (119, dim)
-        Of the standardised features of each element, 0 where there is none.
+        Mean standardised features of each element; 0 for an element without atoms.
     within, uncentred : tensor (dim, dim)
         Second moments of the standardised features about the mean of their element,
         and about 0.
@@ -101,7 +101,7 @@ class Moments:
 
 
 def chunks(predictions: Sequence[Prediction]) -> Iterator[list[Prediction]]:
-    """Yield the predictions in order, as many at a time as memory surely holds."""
+    """Yield the predictions in order, in chunks that fit into memory."""
     chunk: list[Prediction] = []
     atoms = 0
     for index in range(len(predictions)):
@@ -117,15 +117,15 @@ def chunks(predictions: Sequence[Prediction]) -> Iterator[list[Prediction]]:
 
 HOST_SCALARS = 4
 SCALARS = HOST_SCALARS + 2
-# Beyond this many standard deviations more is not more informative.
+# Scalars are clamped to this many standard deviations.
 CLAMP = 10.0
 
 
 def raw_scalars(prediction: Prediction, atom_energies: np.ndarray) -> np.ndarray:
-    """Return the published inputs as they are: energy in eV and atom count.
+    """Return the inputs of the published network: energy in eV and atom count.
 
-    Of the energy only ``atom_energies`` (119,) are taken off, where the released
-    training does (`uqcalc.probe.official`).
+    ``atom_energies`` (119,) in eV are subtracted from the energy, as in the released
+    training (`uqcalc.probe.official`). Nothing is standardised.
     """
     numbers = prediction.numbers
     energy = prediction.energy - atom_energies[numbers].sum()
@@ -138,16 +138,16 @@ def host_scalars(
     squares: np.ndarray,
     atom_energies: np.ndarray,
 ) -> np.ndarray:
-    """Return four numbers that stay in range when size and composition change.
+    """Return four numbers that depend little on size and composition.
 
-    Per-atom energy in eV after ``atom_energies`` (119,) is subtracted, log of the
-    atom count, log of the RMS force component and of the largest force in eV/Å; of the
-    forces it takes the squared norms, (atoms,).
+    Energy per atom in eV after subtraction of ``atom_energies`` (119,); log of the
+    atom count; log of the RMS force component and of the largest force norm, in eV/Å.
+    ``squares`` (atoms,) are the squared norms of the forces.
     """
     rms = math.sqrt(squares.mean() / 3)
     worst = math.sqrt(squares.max())
     rest = (energy - atom_energies[numbers].sum()) / len(numbers)
-    floor = 1e-3  # eV/Å: below it a force is zero for this purpose
+    floor = 1e-3  # eV/Å: smaller forces count as zero; keeps the logarithm finite
     logs = [math.log(x) for x in (len(numbers), rms + floor, worst + floor)]
     return np.array([rest, *logs], dtype=np.float32)
 
@@ -159,15 +159,19 @@ def scalars_of(prediction: Prediction, atom_energies: np.ndarray) -> np.ndarray:
 
 
 def on_device(device: torch.device, array: np.ndarray) -> torch.Tensor:
-    """Copy to the device; CUDA has read the array on return and is not waited for."""
+    """Copy an array to the device.
+
+    On CUDA the function does not wait for the device. The caller may change the array
+    after the return.
+    """
     return torch.from_numpy(array).to(device, non_blocking=device.type == "cuda")
 
 
 class Statistics(nn.Module):
-    """Means, scales and per-element Gaussians of what a probe was fitted on.
+    """Means, scales and per-element Gaussians of the labelled structures.
 
-    The squared Mahalanobis distance of an atom's features to those of its own
-    element in the labels, divided by the width, says how unusual the atom is
+    An atom is unusual if its features are far from those of its element in the labels.
+    The measure is the squared Mahalanobis distance divided by the number of features
     (Lee et al. 2018, arXiv:1807.03888, class-conditional with shared covariance).
     """
 
@@ -202,7 +206,7 @@ class Statistics(nn.Module):
         """Join host scalars (batch, 4) and distances to (batch, 6), standardised."""
         joined = torch.cat([host, _log_mean_and_worst(distances, sizes)], dim=1)
         standard = (joined - self.scalar_mean) / self.scalar_scale
-        # inf - inf is NaN: what overflowed must not come back into range by the clamp
+        # inf - inf is NaN: the clamp must not turn an overflow into a normal value
         return standard.clamp(-CLAMP, CLAMP) + (standard - standard)
 
     @torch.no_grad()
@@ -212,7 +216,7 @@ class Statistics(nn.Module):
         moments: Moments,
         atom_energies: np.ndarray,
     ) -> None:
-        """Set all statistics from labelled structures, streaming."""
+        """Set all statistics from labelled structures, read in chunks."""
         self.feature_mean.copy_(moments.mean)
         self.feature_scale.copy_(moments.scale)
         self.element_mean.copy_(moments.element_mean)
@@ -235,7 +239,7 @@ class Statistics(nn.Module):
 
 
 def _log_mean_and_worst(distances: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-    """Return log of mean and of largest distance of each structure, (batch, 2)."""
+    """Return the log of the mean and of the largest distance, (batch, 2)."""
     pieces = distances.split(list(sizes)) if len(sizes) > 1 else (distances,)
     both = torch.stack([x for piece in pieces for x in (piece.mean(), piece.amax())])
     return both.view(-1, 2).add(1e-6).log()

@@ -1,4 +1,4 @@
-"""The default probe: attention, a line, a trend and what holds near labels, joined."""
+"""The default probe: weighted sum of attention, linear, trend and local paths."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from uqcalc.probe.regressions import KernelPaths, KernelShape, LinearPath
 
 PATHS = ("attention", "linear", "trend", "local")
 _TREND = PATHS.index("trend")
-# What a structure or an atom loses of its log-odds for each e-fold of the squared
-# distance beyond those that held-out labels had. No label says how errors grow there;
-# that they do is what is assumed (`benchmarks/README.md` has what other values do).
+# Log-odds subtracted for each e-fold of the squared distance beyond the distances of
+# held-out labels. No label shows how errors grow there; that they grow is an
+# assumption (`benchmarks/README.md` compares other values).
 REMOTE = 2.0
 CENTRES, ATOM_CENTRES = 4000, 600
 
 
 class JoinedOutput(NamedTuple):
-    """What the paths say of a ragged batch.
+    """Output of all paths for a ragged batch.
 
     Attributes
     ----------
     parts : tensor (structures, 4)
-        What each of `PATHS` adds to the score, beside what it adds to that of the
-        average labelled structure.
+        Contribution of each of `PATHS` to the score, relative to its mean over the
+        labelled structures.
     atoms : tensor (atoms,) or None
-        Score of each atom, from its own surroundings alone.
+        Score of each atom, from its own features and force only.
     distance : tensor (structures,)
         Largest squared Mahalanobis distance of an atom.
     remoteness : tensor (structures,)
@@ -64,7 +64,7 @@ class JoinedOutput(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class JoinedShape:
-    """Sizes of `Joined`: of its features, and how many centres each kernel has."""
+    """Sizes of `Joined`: width of the features, number of centres of each kernel."""
 
     features: int
     centres: int
@@ -77,7 +77,8 @@ class JoinedShape:
         Raises
         ------
         ProbeError
-            Naming an entry that is missing, unknown, of another type or no size.
+            If an entry is missing, unknown, of another type or not a valid size; the
+            message names it.
         """
         what = "paths of a probe"
         shape = cls(**checked(cls, data, what, ProbeError))
@@ -86,11 +87,14 @@ class JoinedShape:
         return shape
 
     def kernel(self, components: int) -> KernelShape:
-        """Return the shape of the paths of structures."""
+        """Return the shape of the kernel paths of structures."""
         return KernelShape(len(NAMES), components, self.centres, TREND)
 
     def atom_kernel(self, components: int) -> KernelShape:
-        """Return the shape of the paths of atoms; their labels are many and noisy."""
+        """Return the shape of the kernel paths of atoms.
+
+        Labels of atoms are many and noisy: the kernel is wider, its ridge larger.
+        """
         return KernelShape(
             len(ATOM_NAMES),
             components,
@@ -105,16 +109,17 @@ class Joined(nn.Module):
     """Adds other paths to the attention of a `ProbeNetwork`.
 
     The score of a structure is a weighted sum of the attention's margin, the linear
-    path, the trend and the local path (`uqcalc.probe.regressions`), with weights of one
-    sign that were fitted to predictions for groups left out (stacking; Wolpert 1992,
-    doi:10.1016/S0893-6080(05)80023-1). Outside the scope the answers of
-    a network and of a line are arbitrary: there what attention and line say in favour
-    of a structure fades with the distance, as the local path does by itself, and what
-    they say against it stays. Where the farthest atom, or the geometric mean of all, is
-    farther from the labels than held-out structures were, the trend falls with the
-    distance itself, whatever the labels could show. So far outside the sum never rises
-    with the distance. Atoms have paths of their own, which read nothing but the atom:
-    its features, its force.
+    path, the trend and the local path (`uqcalc.probe.regressions`). The weights are not
+    negative and were fitted to predictions for left-out groups (stacking; Wolpert 1992,
+    doi:10.1016/S0893-6080(05)80023-1).
+
+    Outside the scope, outputs of attention and linear path are arbitrary. There, their
+    positive contributions fade with the distance, as the local path does by itself;
+    negative contributions stay. Held-out structures set limits on the distance of the
+    farthest atom and on the geometric mean of the distances. Beyond either limit the
+    trend falls with the distance. Thus the score never rises with the distance far
+    outside. Atoms have separate paths, whose inputs are the features and force of
+    the atom only.
     """
 
     weights: torch.Tensor
@@ -162,12 +167,12 @@ class Joined(nn.Module):
     def join(
         self, paths: torch.Tensor, distance: torch.Tensor, remoteness: torch.Tensor
     ) -> torch.Tensor:
-        """Return what each path adds to the score, (structures, 4).
+        """Return the contribution of each path to the score, (structures, 4).
 
         Parameters
         ----------
         paths : tensor (structures, 4)
-            What each says; larger is more reliable.
+            Output of each path; larger is more reliable.
         distance, remoteness : tensors (structures,)
             As in `JoinedOutput`.
         """

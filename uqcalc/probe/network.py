@@ -1,4 +1,4 @@
-"""The probe's network: features of a ragged batch in, two logits a structure out."""
+"""The probe's network: from features of a ragged batch to two logits a structure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from uqcalc.errors import ProbeError
 from uqcalc.files.entries import checked
 
 
-_BLOCK = 2**17  # weights of one block of rows, over all heads: they stay in the cache
+_BLOCK = 2**17  # attention weights in one block of rows, all heads: fits the CPU cache
 
 
 def attend(
@@ -44,8 +44,8 @@ def attend_and_explain(
     """Return (attention output, attention received by each atom).
 
     The attention that atom j receives in one head is the column sum of the weight
-    matrix A over real queries; padded queries count for nothing. A is never held
-    whole: the memory is linear in the number of atoms.
+    matrix A over real queries; padded queries are ignored. A is never stored as a
+    whole, so memory is linear in the number of atoms.
 
     Returns
     -------
@@ -64,10 +64,10 @@ def explain_in_blocks(
     value: torch.Tensor,
     mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return output and column sums from blocks of rows of A that fit the cache.
+    """Return output and column sums, computed in blocks of rows that fit the cache.
 
-    On CPUs the fused kernel's backward pass costs three to five times its forward
-    pass, which makes this route the faster one there.
+    This is the faster method on CPUs: there, the backward pass of the fused kernel
+    costs three to five times its forward pass.
     """
     batch, heads, atoms, width = query.shape
     rows_at_once = max(16, _BLOCK // (batch * heads * atoms))
@@ -93,14 +93,14 @@ def explain_by_gradient(
     value: torch.Tensor,
     mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return output and column sums from one fused call and its own backward pass.
+    """Return output and column sums from one fused call and its backward pass.
 
-    Because ``out = A V``, the gradient of ``sum_i out[i, 0]`` with respect to
-    ``V[j, 0]`` *is* the column sum, so the fused kernel of accelerators gives it
-    without A ever being formed.
+    As ``out = A V``, the gradient of ``sum_i out[i, 0]`` with respect to ``V[j, 0]``
+    equals the column sum. The fused kernel of accelerators computes it without
+    storing A.
     """
     with torch.inference_mode(mode=False), torch.enable_grad():
-        # clones where needed: tensors of inference mode cannot enter autograd
+        # clone tensors of inference mode: they cannot enter autograd
         query, key = (t.clone() if t.is_inference() else t for t in (query, key))
         leaf = value.detach().clone().requires_grad_()
         output = attend(query.detach(), key.detach(), leaf, mask)
@@ -111,7 +111,7 @@ def explain_by_gradient(
     return output.detach(), received if mask is None else received * mask
 
 
-LARGEST = 100_000  # of a layer; a larger number is no size
+LARGEST = 100_000  # width of a layer; a larger number means a damaged file
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +123,15 @@ class Shape:
     features : int
         Width of the backbone's per-atom features.
     scalars : int
-        Numbers per structure that join the pooled atoms.
+        Numbers per structure that are appended to the pooled atoms.
     width, heads : int
-        Of the attention.
+        Width and number of heads of the attention.
     encoder, classifier : tuples of int
         Hidden widths.
     embedding : int
         Width of the structure's embedding.
     charges : bool
-        Whether atomic charges are injected after the encoder.
+        Whether an embedding of the atomic charges is added after the encoder.
     dropout : float
     """
 
@@ -157,7 +157,8 @@ class Shape:
         Raises
         ------
         ProbeError
-            Naming an entry that is missing, unknown, of another type or no size.
+            If an entry is missing, unknown, of another type or not a valid size; the
+            message names it.
         """
         shape = cls(**checked(cls, data, "shape of a probe", ProbeError))
         sizes = asdict(shape)
@@ -174,11 +175,12 @@ class Shape:
 
 
 def check_sizes(sizes: Mapping[str, Any], what: str, least: int = 1) -> None:
-    """Refuse sizes from a file that no layer has, before memory is taken for them.
+    """Check the sizes in a file before memory is allocated for them.
 
     Raises
     ------
     ProbeError
+        If a size is below ``least`` or above `LARGEST`.
     """
     for name, given in sizes.items():
         each = given if isinstance(given, tuple) else (given,)
@@ -191,7 +193,7 @@ def check_sizes(sizes: Mapping[str, Any], what: str, least: int = 1) -> None:
 
 
 class ProbeOutput(NamedTuple):
-    """What one pass of the probe gives for ``batch`` structures.
+    """Output of one pass of the probe for ``batch`` structures.
 
     Attributes
     ----------
@@ -242,8 +244,8 @@ class _Attention(nn.Module):
 class ProbeNetwork(nn.Module):
     """Atom encoder, attention with residual, pooling, classifier (arXiv:2605.00640).
 
-    With the default `Shape` this is the published network, layer by layer and name
-    by name: 566 434 parameters at 256 features.
+    With the default `Shape` this is the published network, with the same layers and
+    names: 566 434 parameters at 256 features.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -284,9 +286,9 @@ class ProbeNetwork(nn.Module):
             Atoms of each structure, in order.
         scalars : tensor (batch, scalars)
         charges : tensor (atoms of all structures,), optional
-            Needed exactly where the shape has ``charges``.
+            Required if the shape has ``charges``, else not used.
         explain : bool
-            Whether to compute the importance as well; it costs about as much again.
+            Whether to compute the importance too; this about doubles the time.
         """
         encoded = self.atom_encoder(features)
         if self.shape.charges:
@@ -308,7 +310,7 @@ class ProbeNetwork(nn.Module):
 def pad(
     rows: torch.Tensor, sizes: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return (batch, longest, dim) and the mask of real rows, None if all are."""
+    """Return (batch, longest, dim) and the mask of real rows; None without padding."""
     longest = max(sizes)
     if min(sizes) == longest:
         return rows.view(len(sizes), longest, rows.shape[1]), None

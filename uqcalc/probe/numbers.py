@@ -1,8 +1,8 @@
-"""Plain numbers of structures and atoms: what the kernel paths of a probe read.
+"""Plain numbers of structures and atoms: inputs of the kernel paths of a probe.
 
-Atom count, predicted forces, composition, how unusual the features are and how the
-energy is spread over the atoms say more about errors than the embedding does where
-labels are few (`benchmarks/README.md`).
+They are atom count, predicted forces, composition, distances of the features from the
+labels, and the spread of atomic energies. With few labels they predict errors better
+than the embedding does (`benchmarks/README.md`).
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ HOST = (
     "mean_number", "spread_of_numbers", "smallest_number", "largest_number",
     "log_rarest_element",
 )  # fmt: skip
-FLOOR = 1e-3  # eV/Å: below it a force is zero for this purpose
+FLOOR = 1e-3  # eV/Å: smaller forces count as zero; keeps the logarithm finite
 _ELEMENTS = 119
 
 
 class FromHost(NamedTuple):
-    """What a ragged batch's host arrays say, on the device of its features.
+    """Numbers from the host arrays of a ragged batch, on the device of its features.
 
     Attributes
     ----------
     sizes : list of int
         Atoms of each structure.
     numbers : tensor (structures, 13)
-        As `HOST` names them; the first four are those of `inputs.host_scalars`.
+        Named in `HOST`; the first four are those of `inputs.host_scalars`.
     shares : tensor (structures, 119)
-        Of each element among the atoms.
+        Share of each element among the atoms.
     log_forces : tensor (atoms,)
     """
 
@@ -62,13 +62,13 @@ def from_host(
     counts: np.ndarray,
     device: torch.device,
 ) -> FromHost:
-    """Describe a ragged batch by what is on the host.
+    """Compute the numbers of a ragged batch that need only host arrays.
 
     Parameters
     ----------
     predictions : sequence of Prediction
     atom_energies : array (119,)
-        eV that are taken off the predicted energy.
+        eV that are subtracted from the predicted energy.
     counts : array (119,)
         Atoms of each element in the labels.
     device : torch.device
@@ -90,12 +90,12 @@ def from_host(
 def _numbers_and_shares(
     prediction: Prediction, atom_energies: np.ndarray, counts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (13 + 119,) in float32, and log of the norm of each force."""
+    """Return (13 + 119,) in float32, and the log of each force norm."""
     numbers = prediction.numbers
     squares = np.einsum("ij,ij->i", prediction.forces, prediction.forces)
     norms = np.sqrt(squares)
     logs = np.log(norms + FLOOR)
-    # plain floats: a step finds no library code in the caches, and elements are few
+    # plain floats are faster than array operations for the few elements
     share = np.bincount(numbers, minlength=_ELEMENTS) / len(numbers)
     present = share.nonzero()[0].tolist()
     shares = share[present].tolist()
@@ -130,7 +130,7 @@ DEVICE = (
 )  # fmt: skip
 NAMES = HOST + DEVICE
 _LOG_ATOMS = HOST.index("log_atoms")
-# Those whose relation to the error keeps its direction outside the labels.
+# Numbers that are assumed to stay monotone in the error outside the labels.
 TREND = tuple(
     NAMES.index(name)
     for name in (
@@ -143,19 +143,19 @@ TREND = tuple(
 ATOM_NAMES = ("log_force", "log_distance", "log_rigidity", "atomic_energy")
 ATOM_TREND = (0, 1, 2)
 _LOG_DISTANCE = slice(1, 2)  # of `ATOM_NAMES`
-COMPONENTS = 16  # of the pooled features, and of those of single atoms
+COMPONENTS = 16  # principal components, of pooled and of atomic features
 
 
 class Described(NamedTuple):
-    """A batch in plain numbers, standardised but for `pooled` and the last two.
+    """Plain numbers of a batch; all standardised except `pooled` and the last two.
 
     Attributes
     ----------
     numbers : tensor (structures, 24)
     pooled : tensor (structures, 2 dim)
-        Mean and spread of the features, as they are.
+        Mean and spread of the features, not standardised again.
     components : tensor (structures, components)
-        Principal components of these.
+        Principal components of ``pooled``.
     atoms : tensor (atoms, 4)
     atom_features : tensor (atoms, components)
         Principal components of the features.
@@ -175,7 +175,7 @@ class Described(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """The same before it is standardised, without the principal components."""
+    """As `Described`, before standardisation and without principal components."""
 
     numbers: torch.Tensor
     atoms: torch.Tensor
@@ -185,12 +185,12 @@ class Raw(NamedTuple):
 
 
 class PlainNumbers(nn.Module):
-    """Computes them, with what `fitting.learning` learnt of labelled structures.
+    """Computes the plain numbers, with statistics fitted to labelled structures.
 
-    The rigidity of an atom is ``xᵀ C⁻¹ x`` per dimension of its standardised features x
-    with their second moment C over the labels: local prediction rigidity, inverted
-    (Bigi et al. 2024, doi:10.1088/2632-2153/ad805f). Atomic energies are the part of
-    the predicted energy that is linear in the features, which needs no second pass.
+    The rigidity of an atom is ``xᵀ C⁻¹ x / dim`` of its standardised features x, where
+    C is their second moment over the labels: inverse local prediction rigidity (Bigi
+    et al. 2024, doi:10.1088/2632-2153/ad805f). Atomic energies are the part of the
+    predicted energy that is linear in the features; they need no second pass.
     """
 
     rigidity: torch.Tensor
@@ -225,8 +225,11 @@ class PlainNumbers(nn.Module):
     def host(
         self, predictions: Sequence[Prediction], atom_energies: np.ndarray
     ) -> FromHost:
-        """Return what needs no features; ``atom_energies`` (119,) in eV are removed."""
-        if self._counts is None:  # on the host, where it is needed at every step
+        """Return the numbers that need no features.
+
+        ``atom_energies`` (119,) in eV are subtracted from the energy.
+        """
+        if self._counts is None:  # keep a copy on the host: every step needs it
             self._counts = self.element_counts.cpu().numpy()
         return from_host(predictions, atom_energies, self._counts, self.mean.device)
 
@@ -242,11 +245,11 @@ class PlainNumbers(nn.Module):
         Parameters
         ----------
         host : FromHost
-            Of `host`.
+            From `host`.
         standard : tensor (atoms, dim)
             Standardised features.
         distances : tensor (atoms,)
-            Of `Statistics.distances`.
+            From `Statistics.distances`.
         statistics : Statistics
         """
         raw = self.raw(host, standard, distances, statistics)
@@ -267,7 +270,7 @@ class PlainNumbers(nn.Module):
         distances: torch.Tensor,
         statistics: Statistics,
     ) -> Raw:
-        """Return the same before it is standardised; arguments as of `forward`."""
+        """Return the numbers before standardisation; arguments as for `forward`."""
         ragged = Ragged(host.sizes, standard.device)
         rigidity = (standard @ self.rigidity).square().mean(dim=1)
         energies = standard @ self.energy_weights
@@ -294,7 +297,7 @@ class PlainNumbers(nn.Module):
         )
 
     def set_counts(self, counts: torch.Tensor) -> None:
-        """Take how many atoms of each element, (119,), the labels hold."""
+        """Set the number of atoms of each element in the labels, (119,)."""
         self.element_counts.copy_(counts)
         self._counts = None
 
@@ -302,7 +305,7 @@ class PlainNumbers(nn.Module):
 def _ends(
     ragged: Ragged, unusual: torch.Tensor, energies: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return means and extremes over atoms, and the largest distance as it is."""
+    """Return means and extremes over atoms, and the largest distance without log."""
     per_atom = torch.cat(
         [unusual, energies[:, None], energies.square()[:, None]], dim=1
     )

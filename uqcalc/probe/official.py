@@ -36,31 +36,33 @@ def released_energies(
     *,
     charges: bool = False,
 ) -> dict[str, float]:
-    """Return what is taken off the predicted energy of each atom, in eV.
+    """Return the atomic energies to subtract from the predicted energy, in eV.
 
-    The released training of AIMNet2 probes (isayevlab/PROBE, ``train_aimnet2.py``) runs
-    the network before its export: without the atomic energies of the linear regression
-    that export adds, and without dispersion. That of MACE probes takes nothing off.
+    The released training of AIMNet2 probes (isayevlab/PROBE, ``train_aimnet2.py``) uses
+    the network before its export. Export adds atomic energies from a linear regression
+    and dispersion; both are absent in that training. The training of MACE probes
+    subtracts nothing.
 
     Parameters
     ----------
     backbone : Backbone
     given : mapping or None
         eV by atomic number or symbol. By default AIMNet2's own atomic shifts, which
-        hold these energies and what training added to them; nothing for other models.
+        are these energies as changed by training; nothing for other models.
     charges : bool
-        Whether the probe reads charges, as released ones do for AIMNet2 only.
+        Whether the probe needs charges; released probes do for AIMNet2 only.
 
     Returns
     -------
     dict
-        By atomic number, as a `Card` holds it; empty where nothing is taken off.
+        eV by atomic number, as in a `Card`; empty if nothing is subtracted.
 
     Raises
     ------
     ProbeError
-        For AIMNet2 if nobody knows the energies, or if a dispersion correction is in
-        its energy; for anything that is no energy of an element.
+        For AIMNet2, if the atomic energies are unknown or the energy includes a
+        dispersion correction. If ``given`` has an unknown element or an energy that is
+        not finite.
     """
     of_aimnet2 = isinstance(backbone, AIMNet2Backbone)
     if isinstance(backbone, AIMNet2Backbone) and backbone.has_dispersion:
@@ -97,7 +99,7 @@ def _entry(element: int | str, energy: float) -> tuple[str, float]:
     return str(int(known)), float(energy)
 
 
-HEADS = 32  # of the released configurations
+HEADS = 32  # attention heads of the released configurations
 _ARRAY = np.zeros(1)
 _REBUILD = {
     "_reconstruct": _ARRAY.__reduce__()[0],
@@ -118,8 +120,8 @@ def import_official(
     Raises
     ------
     ProbeError
-        If the file is not such a checkpoint, does not fit the calculator, or is for
-        AIMNet2 and the atomic energies are not known (`uqcalc.probe.official`).
+        If the file is not such a checkpoint, does not match the calculator, or is for
+        AIMNet2 and the atomic energies are unknown (`released_energies`).
     """
     content = _load(path)
     state = content.get("model_state_dict")
@@ -188,9 +190,9 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _numpy_constructors() -> list[Any]:
-    """Return what ``val_metrics`` needs to rebuild its arrays, and nothing else.
+    """Return the constructors that are needed to load the arrays of ``val_metrics``.
 
-    The functions moved between numpy 1 and 2; either home may be in the file.
+    The module of the functions differs between numpy 1 and 2; a file may name either.
     """
     kinds = [np.dtype(code) for code in np.typecodes["AllInteger"] + "?efd"]
     allowed: list[Any] = [np.ndarray, np.dtype, *{type(kind) for kind in kinds}]
@@ -200,7 +202,7 @@ def _numpy_constructors() -> list[Any]:
 
 
 def _reason(error: Exception) -> str:
-    """Pick the line that names the culprit out of torch's long message."""
+    """Return the line of torch's long message that names the refused object."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if "GLOBAL" in line), (lines or ["nothing"])[0])
 

@@ -1,4 +1,4 @@
-"""A fitted probe: it reads predictions, and one safetensors file keeps it."""
+"""A fitted probe: P(reliable) from predictions, stored in one safetensors file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from uqcalc.probe.seen import Seen
 
 
 class ProbeReading(NamedTuple):
-    r"""What a probe says of a ragged batch, all on the device of the features.
+    r"""Output of a probe for a ragged batch, on the device of the features.
 
     Attributes
     ----------
@@ -47,17 +47,17 @@ class ProbeReading(NamedTuple):
     atoms : tensor (atoms of all structures,) or None
         P(\|ΔF_i\| <= the card's ``atom_boundary``).
     parts : tensor (structures, 4) or None
-        What each of `joined.PATHS` adds to the log-odds, beside what it adds for the
-        average labelled structure.
+        Contribution of each of `joined.PATHS` to the log-odds, relative to its mean
+        over the labelled structures.
     novelty : tensor (structures,) or None
-        Largest Mahalanobis distance of an atom, in units of the scope's limit.
+        Largest squared Mahalanobis distance of an atom, divided by the scope's limit.
     charge_gap : tensor (structures,) or None
-        Between the total charge and the nearest one among the labels, in e.
+        Difference of the total charge and the nearest total charge in the labels, in e.
     worst_atom : tensor (structures,) or None
-        How far the least reliable atom lies below what almost all right structures of
-        that size have (`uqcalc.probe.scope`), in log-odds; negative where above.
+        Log-odds of the atom floor at that size minus log-odds of the least reliable
+        atom (`uqcalc.probe.scope.AtomFloor`); negative above the floor.
     other : tensor (structures,) or None
-        P(error <= another boundary), where that was asked for too.
+        P(error <= ``other``), if `Probe.read` was given a second boundary.
     """
 
     reliability: torch.Tensor
@@ -80,23 +80,23 @@ class _Inputs(NamedTuple):
 
 
 class Probe:
-    """P(reliable) of structures from their predictions, and the file that keeps it.
+    """P(reliable) of structures from their predictions; can be saved to a file.
 
     Parameters
     ----------
     card : Card
     network : ProbeNetwork
     statistics : Statistics or None
-        None for the published layout, whose inputs enter raw.
+        None for the published architecture, whose inputs are not standardised.
     joined : Joined or None
         The other paths of the default architecture.
     seen : Seen, optional
-        Geometries and groups that it was fitted to and calibrated on.
+        Geometries and groups used for fit and calibration.
 
     Raises
     ------
     ProbeError
-        If statistics or joined paths do not fit the architecture on the card.
+        If statistics or joined paths do not match the architecture on the card.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Probe:
             )
             raise ProbeError(msg)
         self.card = card
-        # float32 whatever torch's default dtype is: MACE may have changed that
+        # always float32: MACE may have changed torch's default dtype
         self.network = network.eval().float().requires_grad_(requires_grad=False)
         self.statistics = None if statistics is None else statistics.float()
         self.joined = None if joined is None else joined.float()
@@ -149,21 +149,21 @@ class Probe:
         ]
 
     def with_card(self, **entries: Any) -> Probe:
-        """Return the same networks with other entries on the card."""
+        """Return a probe with the same networks and changed entries on the card."""
         card = replace(self.card, **entries)
         return Probe(card, self.network, self.statistics, self.joined, self.seen)
 
     def with_seen(self, seen: Seen) -> Probe:
-        """Return the same probe, which knows what it was made from."""
+        """Return the same probe with a record of its labelled structures."""
         return Probe(self.card, self.network, self.statistics, self.joined, seen)
 
     def check(self, backbone: Backbone) -> None:
-        """Refuse a backbone that this probe was not fitted on.
+        """Check that this probe was fitted on the backbone.
 
         Raises
         ------
         ProbeError
-            If the feature width or the fingerprint differs; it names both sides.
+            If the feature width or the fingerprint differs; the message names both.
         """
         width = backbone.feature_dim
         if width is not None and width != self.card.feature_dim:
@@ -183,23 +183,25 @@ class Probe:
             raise ProbeError(msg)
 
     def unseen_elements(self, numbers: np.ndarray) -> list[str]:
-        """Return the symbols in ``numbers`` that were not in the labels.
+        """Return the symbols of the elements in ``numbers`` that the labels lack.
 
-        An imported official checkpoint does not say; it is taken at its word.
+        Empty for an imported checkpoint without a list of elements.
         """
         return self._elements.unseen(numbers)
 
     def reliability(
         self, predictions: Sequence[Prediction], boundary: float | None = None
     ) -> torch.Tensor:
-        """Return P(error <= boundary), (structures,), for any boundary in its labels.
+        """Return P(error <= boundary), (structures,).
 
-        It is NaN for a structure with an element that the labels lacked.
+        The boundary is in the unit of the card; by default it is the card's. The value
+        is NaN for a structure with an element that the labels lack.
 
         Raises
         ------
         ProbeError
-            If the boundary lies outside the errors of the labels; it names them.
+            If the boundary lies outside the errors of the labels; the message gives
+            their range.
         """
         found = self.read(predictions, boundary=boundary).reliability
         unseen = [bool(self.unseen_elements(p.numbers)) for p in predictions]
@@ -208,7 +210,7 @@ class Probe:
     def __call__(
         self, predictions: Sequence[Prediction], *, importance: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Read a ragged batch of structures on the device of their features.
+        """Return P(reliable) of a ragged batch, on the device of its features.
 
         Returns
         -------
@@ -228,9 +230,17 @@ class Probe:
         boundary: float | None = None,
         other: float | None = None,
     ) -> ProbeReading:
-        """Read all there is, at the card's boundary or another one in its unit.
+        """Return all outputs of the probe for a ragged batch.
 
-        With ``other`` the probability at that boundary comes beside it.
+        Parameters
+        ----------
+        predictions : sequence of Prediction
+        importance : bool
+            Whether to compute the importance of the atoms.
+        boundary : float, optional
+            Boundary of ``reliability``, in the unit of the card; by default the card's.
+        other : float, optional
+            Second boundary; its probability is ``ProbeReading.other``.
         """
         calibration = self.card.calibration
         if boundary == self.card.boundary:
@@ -259,7 +269,7 @@ class Probe:
     def atom_logits(self, joined: JoinedOutput) -> torch.Tensor | None:
         r"""Return the log-odds of \|ΔF_i\| <= the card's ``atom_boundary``, (atoms,).
 
-        None without a calibration of atoms.
+        None if the probe has no calibration of atoms.
         """
         calibration = self.card.atom_calibration
         if joined.atoms is None or joined.beyond is None or calibration is None:
@@ -292,18 +302,18 @@ class Probe:
         return distance / scope.distance, gap
 
     def scores(self, predictions: Sequence[Prediction]) -> torch.Tensor:
-        """Return what the calibration takes, (structures,): larger is more reliable."""
+        """Return the uncalibrated scores, (structures,): larger is more reliable."""
         with torch.inference_mode():
             margin, joined, _ = self._paths(predictions, explain=False)
             return margin if joined is None else joined.score
 
     def joined_output(self, predictions: Sequence[Prediction]) -> JoinedOutput:
-        """Return what each path says.
+        """Return the outputs of all paths.
 
         Raises
         ------
         ProbeError
-            If the probe is all one path.
+            If the probe has only one path.
         """
         with torch.inference_mode():
             joined = self._paths(predictions, explain=False)[1]
@@ -334,7 +344,7 @@ class Probe:
     def inputs(
         self, predictions: Sequence[Prediction]
     ) -> tuple[torch.Tensor, list[int], torch.Tensor, torch.Tensor | None]:
-        """Return (features, sizes, scalars, charges) as the network takes them."""
+        """Return the network's inputs: (features, sizes, scalars, charges)."""
         return self._prepare(predictions)[:4]
 
     def _prepare(self, predictions: Sequence[Prediction]) -> _Inputs:
@@ -364,7 +374,7 @@ class Probe:
 
     def _move_to(self, device: torch.device) -> None:
         if self.network.proj.weight.device != device:
-            # weights moved in inference mode would stay barred from autograd
+            # weights that are moved in inference mode cannot be used by autograd later
             with torch.inference_mode(mode=False):
                 self.network.to(device)
                 for module in (self.statistics, self.joined):
@@ -372,15 +382,15 @@ class Probe:
                         module.to(device)
 
     def save(self, path: str | os.PathLike[str], *, half: bool = False) -> Path:
-        """Write one safetensors file, whole or not at all.
+        """Write one safetensors file. A failed write leaves no partial file.
 
-        With ``half`` the centres of the kernels and the attention's weights are written
-        in half precision: P moves by less than 0.01, the file is half as large.
+        With ``half`` the kernel centres and the attention's weights are written in half
+        precision: P changes by less than 0.01, and the file is half as large.
 
         Raises
         ------
         RecordError, ProbeError
-            As `check_output`: nothing but another probe is written over.
+            As in `check_output`: an existing file is replaced only if it is a probe.
         """
         parts = (
             ("network", self.network),
@@ -408,7 +418,7 @@ class Probe:
         Raises
         ------
         ProbeError
-            If it is not a probe, is truncated, or of a newer schema.
+            If the file is not a probe, is truncated, or has a newer schema.
         """
         tensors, entries = FILE.read(path)
         card = Card.from_dict(entries)
@@ -438,24 +448,24 @@ class Probe:
     ) -> Probe:
         """Import a checkpoint of the released PROBE code; see `uqcalc.probe.official`.
 
-        The file says nothing of its backbone, and not how many heads its attention
-        has: by passing ``calculator`` and ``heads`` the user vouches for both.
+        The file does not contain the backbone or the number of attention heads. The
+        user must make sure that ``calculator`` and ``heads`` are right.
 
         Parameters
         ----------
         atomic_energies : mapping, optional
-            eV by atomic number or symbol that are taken off the predicted energy, as
-            the released training of AIMNet2 probes does (`uqcalc.probe.official`). By
-            default what an AIMNet2 model carries; nothing for other models.
+            eV by atomic number or symbol, subtracted from the predicted energy as in
+            the released training of AIMNet2 probes (`uqcalc.probe.official`). By
+            default the atomic shifts of an AIMNet2 model; nothing for other models.
         heads : int
-            Of the attention; 32 in the released configurations. With another number the
-            same weights give other probabilities.
+            Heads of the attention; 32 in the released configurations. With a wrong
+            number the probabilities are wrong.
 
         Raises
         ------
         ProbeError
-            If the file is not such a checkpoint or does not fit the calculator, or
-            for AIMNet2 whose atomic energies are not known or which adds dispersion.
+            If the file is not such a checkpoint or does not match the calculator. For
+            AIMNet2, if the atomic energies are unknown or the model adds dispersion.
         """
         from uqcalc.probe.official import import_official
 
@@ -475,12 +485,12 @@ def _section(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.T
 
 
 def _bulky(key: str) -> bool:
-    """Say what may be rounded: not what distances and sums of many terms rest on."""
+    """Return whether a tensor may be rounded without a large change of P."""
     return key.startswith("network.") or key.endswith((".centres", ".near"))
 
 
 def check_output(path: str | os.PathLike[str]) -> Path:
-    """Return where a probe may be written: a new file, or over another probe.
+    """Return the path if a probe may be written there: a new file or another probe.
 
     Raises
     ------

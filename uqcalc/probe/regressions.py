@@ -1,17 +1,17 @@
 """The regressions of a probe: the linear path, the trend and the local path.
 
-All of them are ridge regressions of the rank of the error, which no outlier can
-dominate. The linear path reads the mean and the spread of the features. The trend is
-half a linear model and half a wide kernel machine, both on the numbers whose relation
-to the error keeps its direction. The local path is a narrow Laplacian kernel on all
-numbers and on the principal components of the features; it learns what the trend
-leaves. It fades with the distance from the labels, so that the trend alone remains far
-outside.
+All of them are ridge regressions of the rank of the error; ranks limit the effect of
+outliers. Inputs of the linear path are the mean and the spread of the features. The
+trend is the mean of a linear model and a wide kernel machine, both on the numbers that
+are assumed to stay monotone in the error. The local path has a narrow Laplacian kernel
+on all numbers and on the principal components of the features, and is fitted to the
+residuals of the trend. It fades with the distance from the labels; far outside, only
+the trend remains.
 
-With more labels than centres the kernel machines are the subset-of-regressors
+With more labels than centres the kernel machines use the subset-of-regressors
 approximation, whose cost is linear in the labels (Rudi et al. 2017, arXiv:1705.10958).
 Laplacian kernels are as good as trees on such inputs (Radhakrishnan et al. 2024,
-doi:10.1126/science.adi5639) and far smaller in a file.
+doi:10.1126/science.adi5639) and need far less space in a file.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import torch
 from torch import nn
 
 
-LIMIT = 6.0  # standard deviations: what is beyond is far from the labels
-_PENALTY = 1.0  # of the slopes of standardised features, per feature
-# Below this share of the largest spread a number is constant but for rounding.
+LIMIT = 6.0  # standard deviations: larger values are far from the labels
+_PENALTY = 1.0  # ridge penalty per standardised feature
+# A spread below this share of the largest spread is rounding: the feature is constant.
 _CONSTANT = 1e-4
 _ROWS = 4096  # rows of the kernel matrix held at once
 
@@ -34,18 +34,19 @@ _ROWS = 4096  # rows of the kernel matrix held at once
 def standardised(
     rows: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """Return rows in standard deviations, and in their logarithm far from the mean.
+    """Return rows in standard deviations, compressed by asinh far from the mean.
 
-    Labels of one crystal are narrow, and all of its melt is far away. Clipping would
-    map the whole melt to one value; the logarithm keeps the order. NaN stays NaN.
+    Labels of one crystal have a small spread, and all of its melt is far away. Clipping
+    would map the whole melt to one value; asinh compresses but keeps the order. NaN
+    stays NaN, infinity becomes NaN.
     """
     standard = (rows - mean) / scale
-    # inf - inf is NaN: what overflowed must not pass for a large number
+    # inf - inf is NaN: an overflow must not become a large finite number
     return LIMIT * (standard / LIMIT).asinh() + (standard - standard)
 
 
 def ranks(errors: torch.Tensor) -> torch.Tensor:
-    """Return ranks scaled to -½ ... ½; the same errors get the same one, on average."""
+    """Return ranks of the errors, scaled to -½ ... ½; ties get their mean rank."""
     _, inverse, counts = errors.unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
     middle: torch.Tensor = last - counts.double() / 2
@@ -54,7 +55,7 @@ def ranks(errors: torch.Tensor) -> torch.Tensor:
 
 
 def ridge(rows: torch.Tensor, values: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Return slopes and the intercept, which is not penalised, (width + 1,)."""
+    """Return slopes and intercept, (width + 1,); the intercept has no penalty."""
     centre, level = rows.mean(dim=0), values.mean()
     centred = rows - centre
     gram = centred.T @ centred + penalty * torch.eye(rows.shape[1], dtype=rows.dtype)
@@ -64,11 +65,10 @@ def ridge(rows: torch.Tensor, values: torch.Tensor, penalty: float) -> torch.Ten
 
 @final
 class LinearPath(nn.Module):
-    """Expected rank of the error from mean and spread of the features, linearly.
+    """Expected rank of the error, linear in mean and spread of the features.
 
-    Where errors belong to kinds of molecules, or grow along a direction of the
-    features, it finds that with few labels and holds beyond them
-    (`benchmarks/README.md`).
+    If errors depend on the kind of molecule or grow along a direction of the features,
+    few labels suffice, and the path extrapolates (`benchmarks/README.md`).
     """
 
     centre: torch.Tensor
@@ -84,7 +84,7 @@ class LinearPath(nn.Module):
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """Return the expected rank, (rows,), from (rows, width).
 
-        The labels' are from -½ to ½; unlike them it has no bounds.
+        Ranks of labels lie from -½ to ½; the output can lie outside.
         """
         standard = standardised(pooled, self.centre, self.scale)
         return standard @ self.slope[:-1] + self.slope[-1]
@@ -92,7 +92,7 @@ class LinearPath(nn.Module):
     @classmethod
     @torch.no_grad()
     def fit(cls, pooled: torch.Tensor, errors: torch.Tensor) -> Self:
-        """Fit to errors (rows,), of which only the ranks matter."""
+        """Fit to the ranks of errors (rows,)."""
         path = cls(pooled.shape[1]).double()
         rows = pooled.double()
         spread = rows.std(dim=0)
@@ -113,12 +113,12 @@ class KernelShape:
     numbers, features : int
         Width of the two inputs.
     centres : int
-        Labelled points that the kernels are spanned by.
+        Number of labelled points that are kernel centres.
     trend : tuple of int
-        Columns of the numbers that the trend reads.
+        Columns of the numbers that are inputs of the trend.
     wide, narrow, near : float
-        Widths of the kernels: of the trend, of the local path on the numbers and on the
-        features; each in mean absolute standard deviations.
+        Kernel widths of the trend, of the local path on the numbers, and of the local
+        path on the features; mean absolute difference, in standard deviations.
     ridge, wide_ridge, narrow_ridge : float
     """
 
@@ -144,7 +144,7 @@ class KernelShape:
 
 
 class KernelPaths(nn.Module):
-    """Two regressions of a risk on plain numbers and principal components."""
+    """Trend and local path: error rank from plain numbers and principal components."""
 
     slope: torch.Tensor
     centres: torch.Tensor
@@ -176,7 +176,7 @@ class KernelPaths(nn.Module):
         numbers : tensor (rows, numbers)
         features : tensor (rows, features)
         """
-        if len(numbers) > _ROWS:  # rows of the kernel would fill the memory
+        if len(numbers) > _ROWS:  # the whole kernel matrix would need too much memory
             pairs = zip(numbers.split(_ROWS), features.split(_ROWS), strict=True)
             pieces = [torch.stack(self(*pair)) for pair in pairs]
             trend, local = torch.cat(pieces, dim=1)
@@ -184,7 +184,7 @@ class KernelPaths(nn.Module):
         some = self._trend(numbers)
         slopes = self.slope[:-1]
         against = some @ slopes.clamp(min=0.0)
-        # what speaks for a row by being large does so up to the edge of the labels only
+        # a large value lowers the expected error only up to the limit of the labels
         favour = some.clamp(max=LIMIT) @ slopes.clamp(max=0.0)
         linear = against + favour + self.slope[-1]
         wide = self._wide(some) @ self.wide_weights
@@ -192,9 +192,9 @@ class KernelPaths(nn.Module):
         return (linear + wide) / 2, local
 
     def _trend(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Return the columns that the trend reads, not far below those of the labels.
+        """Return the columns of the trend, at least -`LIMIT` standard deviations.
 
-        Nothing may be trusted more for being outside of what the labels hold.
+        Values far below the labels must not raise the trust.
         """
         if self._columns is None:  # on the device: a list would be copied at every step
             with torch.inference_mode(mode=False):
@@ -203,7 +203,7 @@ class KernelPaths(nn.Module):
         return numbers.index_select(1, self._columns).clamp(min=-LIMIT)
 
     def _wide(self, some: torch.Tensor) -> torch.Tensor:
-        if self._trend_centres is None:  # indexing costs as much as the distances
+        if self._trend_centres is None:  # kept: indexing costs as much as the distances
             with torch.inference_mode(mode=False):
                 self._trend_centres = self._trend(self.centres)
         width = self.shape.wide * len(self.shape.trend)
@@ -230,7 +230,7 @@ class KernelPaths(nn.Module):
         errors: torch.Tensor,
         seed: int,
     ) -> KernelPaths:
-        """Fit both to errors (rows,), of which only the ranks matter."""
+        """Fit both paths to the ranks of errors (rows,)."""
         rows = len(numbers)
         generator = torch.Generator().manual_seed(seed)
         chosen = (
@@ -265,7 +265,7 @@ def _machine(
     values: torch.Tensor,
     penalty: float,
 ) -> torch.Tensor:
-    """Return the weights of kernel ridge regression, rows of the kernel streamed."""
+    """Return the weights of kernel ridge regression; kernel rows come in blocks."""
     between = kernel(*(part[chosen] for part in inputs))
     unit = torch.eye(len(chosen), dtype=between.dtype)
     if len(chosen) == len(values):
@@ -280,6 +280,6 @@ def _machine(
 
 
 def _solve(matrix: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Solve for a positive definite matrix."""
+    """Solve a linear system with a positive definite matrix."""
     factor = torch.linalg.cholesky(matrix)
     return torch.cholesky_solve(values[:, None], factor)[:, 0]

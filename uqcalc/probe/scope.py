@@ -1,12 +1,11 @@
-"""What a probe was calibrated on: limits on structures, and on their worst atom.
+"""Limits of the calibration set: on structures, and on their least reliable atom.
 
-Outside its scope the probability of a probe is an extrapolation (`Scope`). Within it, P
-of a structure is close to an average over the atoms: one broken bond among many sound
-ones hardly moves it. The atoms have probabilities of their own, and the lowest of them
-shows what the average hides (`AtomFloor`). The lowest of many atoms is lower by chance
-alone, and an atom may err more than the structure as a whole. So the lowest one is
-compared with the lowest one of right structures with as many atoms, and not with a
-fixed number.
+Outside the scope the probability of a probe is an extrapolation (`Scope`). Inside, P of
+a structure is close to an average over the atoms: one broken bond among many intact
+bonds hardly changes it. Each atom has its own probability, and the lowest one shows
+what the average hides (`AtomFloor`). The lowest of many atoms is lower by chance alone,
+and an atom may err more than the structure as a whole. So the lowest log-odds are
+compared with those of right structures with as many atoms, not with a fixed number.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from uqcalc.targets import TARGETS
 
 
 LEVEL = 0.99
-# Errors of intensive quantities change little with the size; those of totals do.
+# Factor on the sizes for intensive quantities: their errors change little with size.
 _INTENSIVE = 2.0
-# Readings above these are outside: a distance in units of the scope's own limit, and a
-# charge in e, half of what sets ions apart.
+# Larger values are outside: distance in units of the scope's limit; charge gap in e,
+# half the difference between neighbouring ions.
 FARTHEST, CHARGE_GAP = 1.0, 0.5
-FAR = 4.0  # the distance above which a structure is far outside
-# Squared distances of labelled sets without a broken frame reach up to this many times
-# their median (80 to 154 on the crystal sets of `universal_probes.py`), and a reserve.
+FAR = 4.0  # distance in units of the limit above which a structure is far outside
+# Largest squared distance over the median: 80 to 154 in crystal sets without broken
+# frames (`universal_probes.py`); this limit includes a reserve.
 _WIDE = 1000.0
 
 
@@ -45,16 +44,16 @@ class Scope:
     Attributes
     ----------
     distance : float
-        Largest Mahalanobis distance of an atom that ``level`` of new structures like
-        the labelled ones stay within: a conformal quantile over groups that the
-        distance was not fitted to (Vovk et al. 2005).
+        Limit on the largest squared Mahalanobis distance of an atom. A share ``level``
+        of new structures like the labelled ones is below it: a conformal quantile over
+        held-out groups (Vovk et al. 2005).
     level : float
     smallest, largest : int
-        Atoms in a structure.
+        Limits on the number of atoms in a structure.
     charges : tuple of int
-        Total charges, where the backbone gives atomic ones; empty where it does not.
+        Total charges in e; empty if the backbone gives no atomic charges.
     outside : float
-        Share of held-out labelled structures beyond ``distance``.
+        Share of held-out labelled structures beyond ``distance``; NaN if unknown.
     """
 
     distance: float
@@ -76,14 +75,14 @@ class Scope:
         Raises
         ------
         ProbeError
-            Naming an entry that is missing, unknown or of another type.
+            If an entry is missing, unknown or of another type; the message names it.
         """
         if isinstance(data, Mapping) and data.get("outside", math.nan) is None:
             data = dict(data) | {"outside": math.nan}
         return cls(**checked(cls, data, "scope of a probe", ProbeError))
 
     def doubts(self, numbers: np.ndarray) -> tuple[str, ...]:
-        """Say what of a structure's size lies outside."""
+        """Return a message if the number of atoms lies outside the limits, else ()."""
         atoms = len(numbers)
         noun = "atom" if atoms == 1 else "atoms"
         if self.smallest <= atoms <= self.largest:
@@ -94,10 +93,11 @@ class Scope:
 def held_out_limit(
     values: NDArray[np.float64], groups: Sequence[str], level: float = LEVEL
 ) -> tuple[float, float]:
-    """Return what ``level`` of new structures stay below, and the level it has.
+    """Return a limit that holds for a share of new structures, and this share.
 
-    The conformal quantile over groups (`uqcalc.statistics.quantiles.group_quantile`).
-    With few groups the largest value is the best there is, and of a lower level.
+    The limit is the conformal quantile over groups
+    (`uqcalc.statistics.quantiles.group_quantile`). The share is ``level``, or
+    groups / (groups + 1) if that is lower.
     """
     count = len(set(groups))
     level = min(level, count / (count + 1))
@@ -117,14 +117,16 @@ def learn_scope(
     Parameters
     ----------
     target : str
-        For total energies the sizes are taken as they are, else within a factor of 2.
+        Sizes may exceed those of the labels by a factor of 2, except for targets whose
+        errors grow with size, such as total energies.
     distance : array (structures,)
-        Of each structure from what was fitted without its group.
+        Largest squared distance of an atom, from statistics fitted without its group.
     sizes : sequence of int
+        Atoms of each structure.
     groups : sequence of str
-        One structure of each, drawn at random, enters the quantile.
+        One structure of each group, drawn at random, enters the quantile.
     charges : sequence of float
-        Sums of the atomic charges; empty without such.
+        Sums of the atomic charges in e; empty without charges.
     """
     away = np.asarray(distance, dtype=float)
     limit, level = held_out_limit(away, groups, level)
@@ -142,7 +144,7 @@ def learn_scope(
 def warn_of_wide_scope(
     scope: Scope, distance: ArrayLike, groups: Sequence[str]
 ) -> None:
-    """Say where the limit is so far beyond the typical distance that it limits little.
+    """Warn if the limit is far above the median distance: it then excludes little.
 
     Warns
     -----
@@ -163,30 +165,30 @@ def warn_of_wide_scope(
     warnings.warn(msg, LabelWarning, stacklevel=2)
 
 
-# Readings above these are at least SUSPECT, and UNRELIABLE (`AtomFloor`), in log-odds.
+# Log-odds below the `AtomFloor` above which a structure is SUSPECT, UNRELIABLE.
 LOWEST, FAR_LOWEST = 0.0, 2.0
-_FEWEST = 20  # right structures
-_MOST = 5_000  # structures that a slope is taken from
-_SLOPE_AT = 0.1  # quantile whose slope is taken: enough lie below it
+_FEWEST = 20  # smallest number of right structures
+_MOST = 5_000  # largest number of structures in the fit of the slope
+_SLOPE_AT = 0.1  # quantile of the slope: enough structures lie below it
 
 
 @dataclass(frozen=True, slots=True)
 class AtomFloor:
-    """Log-odds that the least reliable atom of right structures has at least.
+    """Lower limit on the log-odds of the least reliable atom of right structures.
 
-    ``intercept + slope * log(atoms)``, for as many of them as ``level`` says.
+    It is ``intercept + slope * log(atoms)`` and holds for a share ``level`` of them.
 
     Attributes
     ----------
     level : float
         Share of new right structures like the labelled ones whose least reliable atom
-        lies above: a conformal quantile over groups that no path was fitted to.
+        lies above: a conformal quantile over held-out groups.
     intercept, slope : float
-        The slope is not positive: more atoms have a lower lowest one.
+        The slope is at most 0: the lowest of more atoms is lower.
     smallest : int
-        Atoms of the smallest right structure; smaller ones count as of this size.
+        Atoms of the smallest right structure; it is used for smaller structures too.
     structures : int
-        Right structures that it rests on.
+        Number of right structures that it was fitted to.
     """
 
     level: float
@@ -205,7 +207,7 @@ class AtomFloor:
             raise ProbeError(msg)
 
     def at(self, atoms: int) -> float:
-        """Return it for a structure of so many atoms."""
+        """Return the floor in log-odds for a structure of ``atoms`` atoms."""
         return self.intercept + self.slope * math.log(max(atoms, self.smallest))
 
     def to_dict(self) -> dict[str, Any]:
@@ -219,7 +221,7 @@ class AtomFloor:
         Raises
         ------
         ProbeError
-            Naming an entry that is missing, unknown or of another type.
+            If an entry is missing, unknown or of another type; the message names it.
         """
         return cls(**checked(cls, data, "atom floor of a probe", ProbeError))
 
@@ -230,7 +232,7 @@ def learn_floor(
     groups: Sequence[str],
     level: float = LEVEL,
 ) -> AtomFloor | None:
-    """Return the floor of right structures; None where they are too few.
+    """Return the atom floor; None if there are fewer than 20 right structures.
 
     The slope is that of a quantile regression (Koenker & Bassett 1978,
     doi:10.2307/1913643) in which each group has the same weight.
@@ -238,11 +240,11 @@ def learn_floor(
     Parameters
     ----------
     lowest : array (structures,)
-        Log-odds of the least reliable atom of each.
+        Log-odds of the least reliable atom of each right structure.
     sizes : array (structures,)
-        Atoms of each.
+        Atoms of each structure.
     groups : sequence of str
-        One structure of each, drawn at random, enters the quantile.
+        One structure of each group, drawn at random, enters the quantile.
     """
     if len(lowest) < _FEWEST:
         return None

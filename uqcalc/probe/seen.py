@@ -1,12 +1,12 @@
-"""Which geometries and groups a probe was made from, as hashes that go into its file.
+"""Hashes of the geometries and groups used for a probe; they are stored in its file.
 
-A geometry is told by a few lengths that do not change when a structure is moved or
-turned, or wrapped into its cell: with fixed weights ``w_k`` for the atoms in their
-order, ``v_k = sum_i w_ki x_i / sqrt(atoms)`` where ``x_i`` are positions about their
-mean or, along periodic directions, cosines and sines of the scaled positions. Lengths
-of these vectors are cut into bins, and a geometry that is looked up is tried in the
-next bin too where it lies near an edge: what a file rounds, or single precision, does
-not make it another one.
+A geometry is identified by a few lengths that do not change when a structure is moved,
+rotated or wrapped into its cell. They are the norms of
+``v_k = sum_i w_ki x_i / sqrt(atoms)`` with fixed weights ``w_k`` for the atoms in their
+order. ``x_i`` are positions about their mean or, along periodic directions, cosines and
+sines of the scaled positions. The lengths are put into bins. A search also tries the
+next bin if a length is near an edge, so that rounding in a file or in single precision
+does not change the result.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 
-_BIN = 2e-4  # Å: above what files round, below what a step of a run moves
-_NEAR = _BIN / 4  # of an edge: the next bin is looked into as well
-_WAVES = np.array([1.2345678, 2.7182818, 4.3219876])  # of the weights, in the order
+_BIN = 2e-4  # Å: more than rounding in files, less than a step of a run
+_NEAR = _BIN / 4  # Å from an edge: the next bin is tried too
+_WAVES = np.array([1.2345678, 2.7182818, 4.3219876])  # frequencies of the weights
 _MIXES = np.array([[1.0, 0.6180340, 0.3247180], [-0.4142136, 1.0, 0.7320508]])
 
 
 class Labelled(Protocol):
-    """Labelled structures, as far as a probe keeps them; a `Dataset` is one."""
+    """The part of labelled structures that `Seen` needs; a `Dataset` has it."""
 
     @property
     def geometries(self) -> NDArray[np.int64] | None:
-        """Hashes of the geometries (`geometry_hashes`); None where unknown."""
+        """Hashes of the geometries (`geometry_hashes`); None if unknown."""
 
     @property
     def groups(self) -> Sequence[str]:
@@ -47,12 +47,12 @@ class Labelled(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
-    """Geometries and groups of the structures that a probe was fitted to.
+    """Hashes of the geometries and groups that a probe was fitted to.
 
     Attributes
     ----------
     geometries, groups : arrays of int64, ascending
-        Empty where nobody knows: files of earlier versions, labels without a group key.
+        Empty if unknown: files of earlier versions, labels without a group key.
     """
 
     geometries: NDArray[np.int64]
@@ -60,12 +60,12 @@ class Seen:
 
     @classmethod
     def nothing(cls) -> Seen:
-        """Return what there is where nobody knows."""
+        """Return an empty record."""
         return cls(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
 
     @classmethod
     def of(cls, sets: Iterable[Labelled | None]) -> Seen:
-        """Return what all of ``sets`` hold; those that are None hold nothing."""
+        """Return the hashes of all ``sets`` together; None counts as empty."""
         present = [data for data in sets if data is not None]
         geometries = [d.geometries for d in present if d.geometries is not None]
         groups = {
@@ -81,21 +81,21 @@ class Seen:
         )
 
     def frames(self, frames: Sequence[Atoms], rows: Iterable[int]) -> list[int]:
-        """Return those of ``rows`` whose geometry is among these."""
+        """Return the ``rows`` of ``frames`` whose geometry is in this record."""
         known = set(self.geometries.tolist())
         return [
             i for i in rows if known and not known.isdisjoint(_candidates(frames[i]))
         ]
 
     def names(self, key: str | None, names: Iterable[str]) -> list[str]:
-        """Return those of the ``names`` of groups by ``key`` that are among these."""
+        """Return the group ``names`` by ``key`` that are in this record, sorted."""
         if key is None:
             return []
         known = set(self.groups.tolist())
         return sorted(name for name in set(names) if group_hash(key, name) in known)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return both for a file."""
+        """Return both arrays as tensors for a file."""
         return {
             "geometries": torch.from_numpy(self.geometries),
             "groups": torch.from_numpy(self.groups),
@@ -111,23 +111,24 @@ class Seen:
 
 
 class Geometries:
-    """Geometries met so far, which are known again as `Seen` knows them.
+    """Index of frames by geometry, with the hashes of `Seen`.
 
-    Those that are not finite, or whose cell has no volume, are never known.
+    Frames with NaN or infinite positions or cell are ignored, and so are periodic
+    frames whose cell has no volume.
     """
 
     def __init__(self) -> None:
         self._met: dict[int, list[Atoms]] = {}
 
     def find(self, frame: Atoms) -> list[Atoms]:
-        """Return the frames met so far that have the geometry of ``frame``."""
+        """Return the added frames that have the geometry of ``frame``."""
         if not _tellable(frame):
             return []
         tried = set(_candidates(frame))
         return [met for number in tried for met in self._met.get(number, ())]
 
     def add(self, frames: Iterable[Atoms]) -> None:
-        """Take note of frames."""
+        """Add frames to the index."""
         for frame in frames:
             if _tellable(frame):
                 number = _hash(frame, _bins(_lengths(frame)))
@@ -135,18 +136,18 @@ class Geometries:
 
 
 def geometry_hashes(frames: Sequence[Atoms], rows: Iterable[int]) -> NDArray[np.int64]:
-    """Return a number for the geometry of each of ``rows``, (rows,)."""
+    """Return a hash of the geometry of each of ``rows`` of ``frames``, (rows,)."""
     found = [_hash(frame := frames[i], _bins(_lengths(frame))) for i in rows]
     return np.array(found, dtype=np.int64)
 
 
 def group_hash(key: str, name: str) -> int:
-    """Return a number for the group ``name`` by ``key``."""
+    """Return a hash of the group ``name`` by ``key``."""
     return _number(f"{key}\0{name}".encode())
 
 
 def _candidates(frame: Atoms) -> list[int]:
-    """Return the numbers under which a geometry may have been kept."""
+    """Return the hashes of a geometry, with those of neighbouring bins near an edge."""
     lengths = _lengths(frame)
     either = zip(_bins(lengths - _NEAR), _bins(lengths + _NEAR), strict=True)
     tried = product(*({int(low), int(high)} for low, high in either))
@@ -167,7 +168,7 @@ def _number(text: bytes) -> int:
 
 
 def _tellable(frame: Atoms) -> bool:
-    """Say whether a geometry has lengths that tell it from others."""
+    """Return whether a geometry can be hashed: finite, no flat periodic cell."""
     cell = frame.cell.array
     if not (np.isfinite(frame.positions).all() and np.isfinite(cell).all()):
         return False
@@ -176,7 +177,7 @@ def _tellable(frame: Atoms) -> bool:
 
 
 def _lengths(frame: Atoms) -> NDArray[np.float64]:
-    """Return what tells a geometry from others, in Å, whatever its place and turn."""
+    """Return lengths of a geometry in Å; they do not depend on place and rotation."""
     atoms = len(frame)
     if atoms == 0:
         return np.empty(0)
@@ -191,7 +192,7 @@ def _lengths(frame: Atoms) -> NDArray[np.float64]:
 
 
 def _periodic(frame: Atoms) -> NDArray[np.float64]:
-    """Return coordinates that wrapping an atom into the cell does not change."""
+    """Return coordinates that do not change when an atom is wrapped into the cell."""
     cell = frame.cell.complete()
     scaled = (frame.positions - frame.positions[0]) @ np.linalg.inv(cell.array)
     columns = []
