@@ -221,13 +221,13 @@ __all__ = [
 __version__ = "0.1.0"
 
 
-# Names of version 0.1, which go with 0.2.
+# Names of version 0.1; 0.3 drops them.
 _FORMER = {"Promise": "Guarantee", "calibrate": "certify"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _FORMER:
-        msg = f"uqcalc.{name} is now uqcalc.{_FORMER[name]}; the old name goes with 0.2"
+        msg = f"uqcalc.{name} is now uqcalc.{_FORMER[name]}; the old name goes with 0.3"
         warnings.warn(msg, DeprecationWarning, stacklevel=2)
         name = _FORMER[name]
     if name not in _HOME:

@@ -101,7 +101,7 @@ def certify(  # noqa: PLR0913  (one option each)
     not independent. DATA are frames that the probe was neither fitted nor tested on.
     """
     if context.info_name == FORMER:
-        notice("uqcalc calibrate is now uqcalc certify; the old name goes with 0.2")
+        notice("uqcalc calibrate is now uqcalc certify; the old name goes with 0.3")
     with reporting(quiet=quiet) as report, input_file(data) as source:
         import uqcalc
         from uqcalc.files.structures import read_frames
