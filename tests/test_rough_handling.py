@@ -112,7 +112,7 @@ def test_structures_that_no_pass_can_be_made_for(calculator, atoms, words):
 def test_absurd_overlaps_are_unreliable_and_say_why(calculator, atoms):
     assessment = calculator.assess(atoms)
     assert assessment.level is Level.UNRELIABLE
-    assert "what is not a number" in assessment.verdict.reasons[0]
+    assert "NaN or infinite" in assessment.verdict.reasons[0]
     assert np.isnan(calculator.results["probe_reliability"])
 
 

@@ -181,7 +181,7 @@ class ReliableCalculator(BaseCalculator):
         chosen = self.signals if signals is None else signals
         given = [r for s in chosen if (r := s(prediction)) is not None]
         readings, broken = to_host_asking(given, prediction)
-        note = f"{_listed(broken)} an infinity or what is not a number"
+        note = f"{_listed(broken)} NaN or infinite"
         if broken:
             readings = tuple(_voided(reading, note) for reading in readings)
         verdict = self.policy(readings)
@@ -416,7 +416,8 @@ def default_calculator(
 
 
 def _listed(names: Sequence[str]) -> str:
-    return f"{' and '.join(names)} {'holds' if len(names) == 1 else 'hold'}"
+    verb = "has" if len(names) == 1 else "have"
+    return f"{' and '.join(names)} {verb} values that are"
 
 
 def _voided(reading: Reading, note: str) -> Reading:

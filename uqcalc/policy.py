@@ -97,7 +97,7 @@ class Threshold:
         """Say in words and numbers why ``reading`` is not RELIABLE."""
         unit = f" {reading.unit}" if reading.unit else ""
         if math.isnan(reading.risk):
-            return f"{self.signal}: {reading.note or 'risk is not a number'}"
+            return f"{self.signal}: {reading.note or 'the risk is NaN'}"
         if (self.suspect, self.unreliable) == TRUST_NOTHING:
             return (
                 f"{self.signal}: no limit is known (risk {reading.risk:.3g}{unit}), so "

@@ -326,7 +326,7 @@ class TestRefusals:
         )
         signal = next(s for s in seeds if s.card.report["held_out_unknown"])
         assert signal.card.report["held_out_unknown"] == 10
-        with pytest.raises(LabelError, match="must fall on a number, got 10 of"):
+        with pytest.raises(LabelError, match="must be finite, but 10 of"):
             replace_level(signal)
 
     @pytest.mark.parametrize("share", [-0.1, 1.0])

@@ -72,7 +72,7 @@ def test_what_is_no_number_counts_as_infinite():
     values = [1.0, np.nan, 3.0, 2.0, np.inf]
     groups = np.arange(5)
     assert group_quantile(values, groups, 0.5) == 3.0
-    with pytest.raises(LabelError, match="must fall on a number, got 2 of 5"):
+    with pytest.raises(LabelError, match="must be finite, but 2 of 5"):
         group_quantile(values, groups, 0.6)
 
 

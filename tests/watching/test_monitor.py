@@ -498,7 +498,7 @@ def test_what_is_not_a_number_becomes_null(tmp_path):
     assert last["readings"] == {"scripted": None, "sanity": None, "run": None}
     assert last["energy_eV"] is last["temperature_K"] is None
     assert last["level"] == "UNRELIABLE"
-    assert "not a number" in last["reasons"][0]
+    assert "NaN" in last["reasons"][0]
     assert math.isnan(monitor.history[-1].readings["scripted"])
     assert len(read(tmp_path / "flagged.xyz", ":")) == 1
 

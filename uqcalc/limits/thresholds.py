@@ -401,8 +401,8 @@ def _readings(
             reading = calculator.judge(outcome, chosen).readings[0]
             if math.isnan(reading.risk):
                 msg = (
-                    f"every frame must have a risk, got none in frame {len(found)}"
-                    f": {reading.note or 'it is not a number'}; leave it out"
+                    "every frame must have a finite risk, got NaN in frame "
+                    f"{len(found)} ({reading.note or 'without a reason'}); leave it out"
                 )
                 raise LabelError(msg)
             found.append((frame, outcome, reading.risk))

@@ -68,9 +68,9 @@ def group_quantile(values: ArrayLike, groups: ArrayLike, level: float) -> float:
     if not math.isfinite(limit):
         odd = int(np.sum(~np.isfinite(given)))
         msg = (
-            f"a quantile of {level:g} must fall on a number, got {odd} of "
-            f"{len(given)} that are none, such as risks of elements that were not in "
-            "the fit; lower it, or fit on frames with all elements"
+            f"the {level:g} quantile must be finite, but {odd} of {len(given)} values "
+            "are NaN or infinite, such as risks of elements that were not in the fit; "
+            "lower it, or fit on frames with all elements"
         )
         raise LabelError(msg)
     return limit
