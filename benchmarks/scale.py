@@ -1,6 +1,6 @@
 """Ask what many labels cost: memory, disk and time of training from shards.
 
-Structures of 30 atoms at width 256 are generated, written to shards in half precision,
+Structures of 30 atoms at width 256 are generated, written to shards in float32,
 and a default probe is trained on them in a process of its own, whose peak memory is
 measured, at several numbers of structures; the slope says what a million would take.
 Then the default ``fit`` on 4 000 structures whose features are on disk is timed.
