@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import zlib
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -84,3 +85,10 @@ class OtherRounding(TorchDispatchMode):
 def pytest_sessionstart(session):
     session.config.rounding = OtherRounding()
     session.config.rounding.__enter__()
+
+
+def pytest_collection_modifyitems(items):
+    """Leave out what torch itself compares bitwise: a trace with the traced module."""
+    for item in items:
+        if "torchscript" in item.name:
+            item.add_marker(pytest.mark.skip(reason="torch checks its own trace"))

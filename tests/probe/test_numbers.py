@@ -154,8 +154,10 @@ def test_a_ragged_batch_is_each_structure_by_itself(learnt):
     alone = [describe(learnt, [p]) for p in predictions]
     for name in together._fields:
         pieces = torch.cat([getattr(one, name) for one in alone])
+        # the spread over one atom is the root of a difference of equals: sqrt(epsilon)
+        bound = 1e-2 if name in {"numbers", "pooled", "components"} else 1e-4
         torch.testing.assert_close(
-            getattr(together, name), pieces, rtol=1e-4, atol=1e-4
+            getattr(together, name), pieces, rtol=1e-4, atol=bound
         )
     assert len(together.atoms) == sum(sizes)
 
