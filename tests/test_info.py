@@ -58,7 +58,7 @@ def test_a_log_says_how_far_and_how_badly_it_went(tmp_path):
         "scripted: SUSPECT above 0.3, UNRELIABLE above 0.7"
     )
     assert facts.table[0][:4] == ("3", "6", facts.table[0][2], "UNRELIABLE")
-    assert "not a number" in facts.table[0][4]
+    assert "NaN" in facts.table[0][4]
     assert facts.table[1][4:] == ("scripted: risk 1 eV > 0.7 eV", "3 2 1 0")
 
 

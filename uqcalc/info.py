@@ -215,7 +215,7 @@ def _input_rows(about: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _worst_row(record: Mapping[str, Any]) -> tuple[str, ...]:
     readings = record["readings"]
     risks = [
-        f"{name} {'not a number' if risk is None else f'{risk:.3g}'}"
+        f"{name} {'NaN' if risk is None else f'{risk:.3g}'}"
         for name, risk in readings.items()
     ]
     time, temperature = record["time_fs"], record.get("temperature_K")
