@@ -311,11 +311,13 @@ def test_a_fork_during_a_pass_leaves_the_child_free():
     assert os.waitstatus_to_exitcode(status) == 7
 
 
+@pytest.mark.parametrize("judged", [True, False])
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
-def test_no_grad_around_a_step_is_no_matter(mode):
+def test_no_grad_around_a_step_is_no_matter(mode, judged):
     """Forces are gradients; the bare calculator fails here."""
     atoms = FRAMES[0].copy()
     calculator = wrap_mace(mace_on_shared_models())
+    calculator.enabled = judged
     with mode():
         forces = calculator.get_property("forces", atoms)
     again = wrap_mace(mace_on_shared_models()).get_property("forces", atoms)

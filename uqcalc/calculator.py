@@ -59,8 +59,8 @@ class ReliableCalculator(BaseCalculator):
         others no signal is evaluated: ``results`` are those of the calculator alone,
         without a level, and `assessment` is None.
     enabled : bool
-        With False no signal is evaluated, ``results`` hold no level, and a `Monitor`
-        checks nothing. This attribute may be changed at any time.
+        If False, signals are not evaluated, ``results`` do not hold a level, and a
+        `Monitor` does not check the run. This attribute may be changed at any time.
 
     Raises
     ------
@@ -318,22 +318,12 @@ class ReliableCalculator(BaseCalculator):
                 self.results = prediction.results | assessment.results()
             else:
                 asked = [*properties] or ["energy"]  # as for the calculator alone
-                self.results = self._bare(
+                self.results = self.backbone.untapped(
                     given, sorted(wanted) if self.enabled else asked
                 )
             answer = Answer(self.atoms, self._state, self.results, self.assessment)
             self._recent.keep(answer)
             return self.assessment
-
-    def _bare(self, given: Atoms, properties: Sequence[str]) -> dict[str, Any]:
-        """Evaluate the wrapped calculator without a tap, and copy its results."""
-        base = self.backbone.calculator
-        base.calculate(given, properties, base.check_state(given))
-        return {
-            # copies: the next pass of the calculator may overwrite its arrays
-            key: value.copy() if isinstance(value, np.ndarray) else value
-            for key, value in base.results.items()
-        }
 
     def _drop(self) -> None:
         self.results, self.assessment = {}, None

@@ -94,7 +94,7 @@ class Reading:
 
     @property
     def out_of_scope(self) -> tuple[str, ...]:
-        """Exceeded limits and doubts, in words with numbers; empty if there are none.
+        """Exceeded limits and doubts, in words with numbers; otherwise empty.
 
         NaN exceeds every limit.
         """

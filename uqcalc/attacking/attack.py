@@ -259,7 +259,7 @@ class _Attacker:
         if self.observer is not None:
             self.observer(frame)
         if math.isnan(reading.risk):
-            return f"U is no number: {reading.note or 'the model gave none'}"
+            return f"U is NaN: {reading.note or 'the model did not give U'}"
         return failure
 
     def _prediction(self, atoms: Atoms) -> Prediction | str:

@@ -268,6 +268,21 @@ class Backbone(ABC):
         # copies: the next pass of the calculator may overwrite its arrays
         return self._prediction(atoms, captured).own()
 
+    @final
+    @one_at_a_time
+    def untapped(self, atoms: Atoms, wanted: Sequence[str]) -> dict[str, Any]:
+        """Return the results of the calculator alone, in one pass without the tap.
+
+        ``wanted`` are ASE properties. Arrays are copies: the next pass of the
+        calculator may overwrite its own.
+        """
+        calculator = self.calculator
+        calculator.calculate(atoms, wanted, calculator.check_state(atoms))
+        return {
+            key: value.copy() if isinstance(value, np.ndarray) else value
+            for key, value in calculator.results.items()
+        }
+
     def check_structure(self, atoms: Atoms) -> None:
         """Raise an error for a structure that the model cannot evaluate.
 

@@ -55,7 +55,7 @@ class Prediction:
     vectors : tensor (atoms, channels, 3) or None
         Features that rotate with the structure (l = 1), if the pass gives them.
     fixed : array (atoms,) of bool or None
-        True for atoms fixed in all directions by constraints; None if there are none.
+        True for atoms fixed in all directions by constraints; None if all may move.
     told : mapping
         Charge and spin given with the structure, even if the model does not read them:
         `uqcalc.backbones.told.told`.

@@ -38,7 +38,7 @@ def checked_species(species: str | Sequence[str] | None) -> list[str] | None:
     Raises
     ------
     RecordError
-        If there are none, or one is not a chemical symbol.
+        If the list is empty, or an entry is not a chemical symbol.
     """
     if species is None:
         return None

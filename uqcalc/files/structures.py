@@ -1,4 +1,4 @@
-"""Structures from files, and what ASE's many readers raise where there are none."""
+"""Read structures from files, and turn the errors of ASE's readers into ours."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def read_frames(
     Raises
     ------
     RecordError
-        If there are none, the file is damaged, or its elements are not known.
+        If the file has no frames, is damaged, or does not name its elements.
     """
     try:
         frames = list(frames_of(path, species=species))
