@@ -45,10 +45,10 @@ from uqcalc.policy import Policy, Threshold
 from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.card import Card
 from uqcalc.probe.inputs import Statistics
-from uqcalc.probe.joined import ATOM_CENTRES, CENTRES, Joined, JoinedShape
 from uqcalc.probe.network import ProbeNetwork
 from uqcalc.probe.probe import Probe
 from uqcalc.probe.scope import Scope
+from uqcalc.probe.stacked import ATOM_CENTRES, CENTRES, StackedPaths, StackedShape
 from uqcalc.signals.probe import ProbeSignal
 
 
@@ -111,7 +111,7 @@ def random_probe(
         return Probe(card, network, None)
     if architecture == "standard":
         return Probe(card, network, Statistics(features))
-    shape = JoinedShape(features, CENTRES, ATOM_CENTRES)
+    shape = StackedShape(features, CENTRES, ATOM_CENTRES)
     card = replace(
         card,
         joined=asdict(shape),
@@ -123,9 +123,9 @@ def random_probe(
     return Probe(card, network, Statistics(features), random_paths(shape, seed))
 
 
-def random_paths(shape: JoinedShape, seed: int) -> Joined:
+def random_paths(shape: StackedShape, seed: int) -> StackedPaths:
     """Return the other paths of the default probe, every buffer filled."""
-    joined = Joined(shape)
+    joined = StackedPaths(shape)
     generator = torch.Generator().manual_seed(seed)
     for name, buffer in joined.named_buffers():
         if name.endswith("scale"):

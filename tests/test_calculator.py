@@ -38,6 +38,7 @@ from uqcalc import (
     Threshold,
     tap,
 )
+from uqcalc.records import Assessment, Reading, Verdict
 
 
 @pytest.fixture(scope="module")
@@ -485,3 +486,14 @@ def test_a_wrapped_calculator_is_not_wrapped_again(base):
     once = ReliableCalculator(base, signals=[MaxForce()], policy=policy)
     with pytest.raises(BackboneError, match="must be the bare one"):
         ReliableCalculator(once, signals=[MaxForce()], policy=policy)
+
+
+def test_the_worst_atoms_have_the_lowest_reliability_not_the_most_attention():
+    results = {
+        "probe_reliabilities": np.array([0.9, 0.2, np.nan, 0.5]),
+        "probe_importance": np.array([0.7, 0.1, 0.1, 0.1]),
+    }
+    reading = Reading("probe", 0.3, results=results, per_atom_key="probe_importance")
+    assert Assessment((reading,), Verdict(Level.SUSPECT)).worst_atoms(3) == [2, 1, 3]
+    del results["probe_reliabilities"]
+    assert Assessment((reading,), Verdict(Level.SUSPECT)).worst_atoms(1) == [0]

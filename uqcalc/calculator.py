@@ -18,16 +18,16 @@ from ase.calculators.calculator import (
 from ase.outputs import Properties, all_outputs
 
 from uqcalc.backbones.base import Backbone, Prediction
+from uqcalc.backbones.chargespin import stated_charge_spin
 from uqcalc.backbones.locks import held
 from uqcalc.backbones.prediction import fixed_atoms
 from uqcalc.backbones.registry import tap
-from uqcalc.backbones.told import told
 from uqcalc.defaults import AUTO, choose_policy, choose_signals, probes_of
 from uqcalc.htmltable import html_table
 from uqcalc.policy import Policy
 from uqcalc.probe.probe import Probe
 from uqcalc.records import Assessment, Level, Reading, Verdict, checked_interval
-from uqcalc.remembering import Answer, Recent, changed, frozen, same
+from uqcalc.resultcache import Answer, Recent, changed, frozen, same
 from uqcalc.signals.base import Signal, TensorReading, to_host, to_host_asking
 from uqcalc.signals.probe import ProbeSignal
 
@@ -344,7 +344,12 @@ class ReliableCalculator(BaseCalculator):
         if not self.enabled:
             return (state, "not enabled")
         judges = [same(judge) for judge in (self.policy, *self.signals)]
-        return (state, frozen(told(atoms)), frozen(fixed_atoms(atoms)), *judges)
+        return (
+            state,
+            frozen(stated_charge_spin(atoms)),
+            frozen(fixed_atoms(atoms)),
+            *judges,
+        )
 
     def _due(self) -> list[Signal]:
         """Return the signals due now: some run only at every k-th geometry."""

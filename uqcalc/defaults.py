@@ -97,7 +97,7 @@ def choose_signals(
         )
         raise ValueError(msg)
     if sanity and not any(isinstance(signal, Sanity) for signal in chosen):
-        chosen.append(Sanity.of(backbone, forces=_judge_forces(chosen)))
+        chosen.append(Sanity.of(backbone, forces=_has_force_signal(chosen)))
     names = [signal.name for signal in chosen]
     if len(set(names)) != len(names):
         msg = f"signals must have distinct names, got {names}"
@@ -107,7 +107,7 @@ def choose_signals(
     return tuple(chosen)
 
 
-def _judge_forces(signals: Sequence[Signal]) -> bool:
+def _has_force_signal(signals: Sequence[Signal]) -> bool:
     """Return whether the signals judge forces, which may vanish by symmetry."""
     probes = probes_of(signals)
     return not probes or any(

@@ -114,6 +114,19 @@ class Reading:
             return None
         return np.asarray(self.results[self.per_atom_key])
 
+    @property
+    def risk_per_atom(self) -> np.ndarray | None:
+        """Risk of each atom, (atoms,), larger is worse; None if it is not known.
+
+        It is 1 - P(reliable) where the signal has a probability for each atom, and
+        `per_atom` otherwise. For a probe without probabilities of atoms that is the
+        attention (``probe_importance``).
+        """
+        reliabilities = self.results.get(f"{self.signal}_reliabilities")
+        if reliabilities is not None:
+            return 1.0 - np.asarray(reliabilities)
+        return self.per_atom
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -191,15 +204,17 @@ class Assessment:
         return merged
 
     def worst_atoms(self, count: int = 5) -> list[int]:
-        """Return the indices of the ``count`` atoms of largest weight, worst first.
+        """Return the indices of the ``count`` atoms of largest risk, worst first.
 
-        The weights are those of the first reading that has any; the list is empty if
-        no reading has weights.
+        The risks are `Reading.risk_per_atom` of the first reading that has them; for a
+        probe the worst atoms are those of lowest reliability. NaN is worst. The list is
+        empty if no reading has any.
         """
         for reading in self.readings:
-            weights = reading.per_atom
-            if weights is not None:
-                return [int(i) for i in np.argsort(-weights, kind="stable")[:count]]
+            risks = reading.risk_per_atom
+            if risks is not None:
+                order = np.argsort(-np.nan_to_num(risks, nan=np.inf), kind="stable")
+                return [int(i) for i in order[:count]]
         return []
 
 

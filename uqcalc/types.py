@@ -10,7 +10,7 @@ from uqcalc.annotating.tally import AnnotationSummary, WorstFrame
 from uqcalc.attacking.path import AttackPath
 from uqcalc.backbones import Backbone, Prediction
 from uqcalc.backbones.differentiable import Differentiable
-from uqcalc.backbones.load import Costs
+from uqcalc.backbones.passmemory import Costs
 from uqcalc.backbones.prediction import Capture
 from uqcalc.distillation import DistilledHead
 from uqcalc.distillation.card import HeadCard
@@ -22,10 +22,10 @@ from uqcalc.limits.runlimits import RunLimits
 from uqcalc.limits.thresholds import ErrorCurve
 from uqcalc.probe.card import Card, Guarantee
 from uqcalc.probe.inputs import Statistics
-from uqcalc.probe.joined import Joined, JoinedOutput
 from uqcalc.probe.network import ProbeNetwork, Shape
 from uqcalc.probe.probe import ProbeReading
 from uqcalc.probe.seen import Seen
+from uqcalc.probe.stacked import StackedOutput, StackedPaths
 from uqcalc.records import Assessment, BandEvent, Event, Level, Reading, Verdict
 from uqcalc.runfile.running import RunOutcome
 from uqcalc.signals.base import Signal, TensorReading
@@ -61,8 +61,6 @@ __all__ = [
     "Guarantee",
     "HeadCard",
     "HeldOut",
-    "Joined",
-    "JoinedOutput",
     "Level",
     "Outcome",
     "PerElement",
@@ -79,6 +77,8 @@ __all__ = [
     "Signal",
     "SignalCard",
     "Split",
+    "StackedOutput",
+    "StackedPaths",
     "Statistics",
     "TensorReading",
     "Tested",

@@ -20,7 +20,7 @@ from torch.nn import functional
 from discriminating.labelled import Labelled
 from discriminating.rows import BACKBONE, NETWORKS, Risk, folds, refitted
 from discriminating.tasks import SHIFTED, Task, datasets, run
-from uqcalc.fitting.feeding import Feed
+from uqcalc.fitting.batches import Feed
 from uqcalc.fitting.network import margins, new_probe, validation_split
 from uqcalc.fitting.recipe import Recipe
 from uqcalc.labels.dataset import Dataset

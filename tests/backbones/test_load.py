@@ -9,7 +9,7 @@ from ase.build import bulk, fcc111, molecule
 from ase.neighborlist import neighbor_list
 
 from uqcalc import BackboneError
-from uqcalc.backbones.load import Costs, check_load, neighbours
+from uqcalc.backbones.passmemory import Costs, check_load, neighbours
 
 
 MACE = (5.0, Costs(bins=5.0))

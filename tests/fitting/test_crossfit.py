@@ -12,7 +12,7 @@ from scipy.special import expit
 from uqcalc.errors import LabelError
 from uqcalc.fitting.crossfit import cross_fit, group_folds, stack
 from uqcalc.labels.dataset import Dataset
-from uqcalc.probe.joined import JoinedOutput
+from uqcalc.probe.stacked import StackedOutput
 from uqcalc.statistics import scores
 
 
@@ -52,14 +52,14 @@ class Spy:
     def unseen_elements(self, numbers):
         return sorted(set(numbers.tolist()) - self.elements)
 
-    def joined_output(self, predictions):
+    def path_output(self, predictions):
         known = [float(id(p) in self.seen) for p in predictions]
         energies = torch.tensor([p.energy for p in predictions])
         atoms = torch.cat(
             [torch.full((len(p.numbers),), p.energy) for p in predictions]
         )
         parts = torch.tensor(known)[:, None].expand(-1, 3)
-        return JoinedOutput(parts, atoms, energies, -energies)
+        return StackedOutput(parts, atoms, energies, -energies)
 
 
 def test_each_structure_is_read_once_by_a_probe_without_its_group():
@@ -82,7 +82,7 @@ def test_each_structure_is_read_once_by_a_probe_without_its_group():
     np.testing.assert_array_equal(unseen.rows, np.arange(60))
     assert not unseen.paths.any()
     np.testing.assert_array_equal(unseen.distance, np.arange(60))
-    np.testing.assert_array_equal(unseen.remoteness, -np.arange(60))
+    np.testing.assert_array_equal(unseen.mean_log_distance, -np.arange(60))
     for i, atoms in enumerate(unseen.atoms):
         np.testing.assert_array_equal(atoms, np.full(len(predictions[i].numbers), i))
 

@@ -9,7 +9,7 @@ import torch
 from probe.toys import random_prediction
 
 from uqcalc import Labels, Recipe
-from uqcalc.fitting.joining import fit_joined
+from uqcalc.fitting.stacking import fit_joined
 from uqcalc.labels.dataset import Dataset
 
 
@@ -72,15 +72,15 @@ def test_scope_and_scales_are_those_without_them(probes):
     assert broken.card.scope.distance == pytest.approx(
         clean.card.scope.distance, rel=0.3
     )
-    assert broken.joined.known.item() == pytest.approx(
-        clean.joined.known.item(), abs=0.3
+    assert broken.stacked.known.item() == pytest.approx(
+        clean.stacked.known.item(), abs=0.3
     )
     for name, tensor in clean.statistics.state_dict().items():
         torch.testing.assert_close(broken.statistics.state_dict()[name], tensor)
     for of in ("structure", "linear"):
-        for name, tensor in getattr(clean.joined, of).state_dict().items():
+        for name, tensor in getattr(clean.stacked, of).state_dict().items():
             torch.testing.assert_close(
-                getattr(broken.joined, of).state_dict()[name], tensor
+                getattr(broken.stacked, of).state_dict()[name], tensor
             )
     assert broken.card.atom_floor.intercept == pytest.approx(
         clean.card.atom_floor.intercept, abs=0.7

@@ -14,7 +14,7 @@ from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError, ProbeError
 from uqcalc.fitting.training import fit_datasets
 from uqcalc.labels.dataset import Dataset
-from uqcalc.probe.joined import PATHS
+from uqcalc.probe.stacked import PATHS
 from uqcalc.statistics import scores
 
 
@@ -271,7 +271,7 @@ def test_fits_whatever_the_default_dtype(sets):
     labels, recipe = Labels(group_key="run", percentile=50), Recipe(epochs=2)
     report = fit(sets[0], ToyBackbone(), labels, recipe)
     assert np.isfinite(report.probability).all()
-    for tensor in report.probe.joined.state_dict().values():
+    for tensor in report.probe.stacked.state_dict().values():
         assert tensor.dtype == torch.float32
 
 

@@ -15,7 +15,7 @@ from probe.toys import ToyBackbone, random_prediction
 from uqcalc import Labels, Recipe, fit
 from uqcalc.errors import LabelError, RecordError
 from uqcalc.fitting import feeding
-from uqcalc.fitting.feeding import Feed, passes
+from uqcalc.fitting.batches import Feed, passes
 from uqcalc.fitting.network import fit_single
 from uqcalc.fitting.training import fit_datasets
 from uqcalc.labels import features as featurecache, shardfile, shards as module

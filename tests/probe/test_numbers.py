@@ -10,7 +10,7 @@ from probe.toys import random_prediction
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 
-from uqcalc.fitting.joining import learn_numbers, standard_and_distances
+from uqcalc.fitting.stacking import learn_numbers, standard_and_distances
 from uqcalc.probe.inputs import Moments, Statistics
 from uqcalc.probe.numbers import ATOM_NAMES, NAMES, PlainNumbers
 

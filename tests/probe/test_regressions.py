@@ -46,8 +46,8 @@ def read(paths, numbers, features):
 
 def narrow(sizes, left, right):
     """The kernel of the local path, between pairs of (numbers, features)."""
-    close = laplacian_kernel(left[0], right[0], 1 / (sizes.narrow * NUMBERS))
-    alike = laplacian_kernel(left[1], right[1], 1 / (sizes.near * FEATURES))
+    close = laplacian_kernel(left[0], right[0], 1 / (sizes.local_width * NUMBERS))
+    alike = laplacian_kernel(left[1], right[1], 1 / (sizes.feature_width * FEATURES))
     return close * (1 + alike)
 
 
@@ -56,11 +56,11 @@ def by_scikit_learn(numbers, features, errors, new, sizes):
     rank = (rankdata(errors) - 0.5) / len(errors) - 0.5
     some, there = numbers[:, TREND], new[0][:, TREND]
     linear = Ridge(alpha=sizes.ridge).fit(some, rank)
-    gamma = 1 / (sizes.wide * len(TREND))
-    wide = KernelRidge(alpha=sizes.wide_ridge, kernel="laplacian", gamma=gamma)
+    gamma = 1 / (sizes.trend_width * len(TREND))
+    wide = KernelRidge(alpha=sizes.trend_ridge, kernel="laplacian", gamma=gamma)
     wide.fit(some, rank)
     rest = rank - (linear.predict(some) + wide.predict(some)) / 2
-    local = KernelRidge(alpha=sizes.narrow_ridge, kernel="precomputed")
+    local = KernelRidge(alpha=sizes.local_ridge, kernel="precomputed")
     own = (numbers, features)
     local.fit(narrow(sizes, own, own), rest)
     trend = (linear.predict(there) + wide.predict(there)) / 2
@@ -68,7 +68,16 @@ def by_scikit_learn(numbers, features, errors, new, sizes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"wide": 2.0, "narrow": 0.7, "near": 1.5, "narrow_ridge": 2.0}]
+    "changes",
+    [
+        {},
+        {
+            "trend_width": 2.0,
+            "local_width": 0.7,
+            "feature_width": 1.5,
+            "local_ridge": 2.0,
+        },
+    ],
 )
 def test_both_paths_are_kernel_ridge_regressions(changes):
     data, new = sample(80), sample(40, seed=1)[:2]
@@ -115,9 +124,9 @@ def test_fewer_centres_are_the_subset_of_regressors():
     paths = fitted(numbers, features, errors, sizes, seed=3)
     rank = (rankdata(errors) - 0.5) / len(errors) - 0.5
     some, centres = numbers[:, TREND], paths.centres.double().numpy()
-    gamma = 1 / (sizes.wide * len(TREND))
+    gamma = 1 / (sizes.trend_width * len(TREND))
     between = laplacian_kernel(centres[:, TREND], centres[:, TREND], gamma)
-    root = np.linalg.cholesky(sizes.wide_ridge * between).T
+    root = np.linalg.cholesky(sizes.trend_ridge * between).T
     stacked = np.vstack([laplacian_kernel(some, centres[:, TREND], gamma), root])
     target = np.append(rank, np.zeros(20))
     weights = np.linalg.lstsq(stacked, target, rcond=None)[0]
@@ -151,10 +160,6 @@ def test_not_a_number_stays_one():
     trend, local = read(paths, numbers, features)
     np.testing.assert_array_equal(np.isnan(trend), [False, True, False, False])
     np.testing.assert_array_equal(np.isnan(local), [False, True, True, False])
-
-
-def test_a_shape_is_json():
-    assert KernelShape.from_dict(shape(7).to_dict()) == shape(7)
 
 
 def test_standardised_numbers_keep_their_order_and_none_that_is_no_number():

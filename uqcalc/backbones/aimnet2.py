@@ -16,7 +16,7 @@ from packaging.version import Version
 from uqcalc.backbones.base import Capture, Prediction, one_at_a_time
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.lazy import LazyBackbone
-from uqcalc.backbones.load import Costs
+from uqcalc.backbones.passmemory import Costs
 from uqcalc.backbones.prediction import geometry
 from uqcalc.errors import BackboneError
 

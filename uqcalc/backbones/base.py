@@ -15,7 +15,7 @@ from ase.calculators.calculator import BaseCalculator
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from uqcalc.backbones.load import Costs, check_load
+from uqcalc.backbones.chargespin import check_charge_spin
 from uqcalc.backbones.locks import (
     entered,
     held,
@@ -24,9 +24,9 @@ from uqcalc.backbones.locks import (
     noted,
     parts_of,
 )
+from uqcalc.backbones.passmemory import Costs, check_load
 from uqcalc.backbones.prediction import Capture, Prediction, geometry
 from uqcalc.backbones.structure import check_atoms, check_cell, check_finite
-from uqcalc.backbones.told import check_told
 from uqcalc.errors import BackboneError
 
 
@@ -110,8 +110,9 @@ class Backbone(ABC):
         Largest distance of a neighbour in one step of message passing, Å; None if
         unknown.
     reads : frozenset of str or None
-        Keys of ``atoms.info`` for charge or spin (`uqcalc.backbones.told.NAMES`) that
-        change the model's results; None if unknown.
+        Keys of ``atoms.info`` for charge or spin
+        (`uqcalc.backbones.chargespin.NAMES`) that change the model's results; None if
+        unknown.
     parses : frozenset of str
         Keys of these that the calculator converts to a number, even if the model does
         not use it. Values other than whole numbers are refused.
@@ -299,7 +300,7 @@ class Backbone(ABC):
             raise BackboneError(msg)
         check_finite(atoms)
         check_atoms(atoms)
-        check_told(atoms, self.parses | (self.reads or frozenset()))
+        check_charge_spin(atoms, self.parses | (self.reads or frozenset()))
         if atoms.pbc.any():
             check_cell(atoms)
         if self.cutoff is not None and self.costs is not None:

@@ -14,7 +14,7 @@ from ase import Atoms
 from uqcalc.backbones.base import Backbone, Capture, Prediction, one_at_a_time
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.hooks import listen_to_input
-from uqcalc.backbones.load import Costs
+from uqcalc.backbones.passmemory import Costs
 from uqcalc.backbones.prediction import geometry
 from uqcalc.errors import BackboneError
 

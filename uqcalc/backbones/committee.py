@@ -13,14 +13,14 @@ from ase.calculators.calculator import BaseCalculator
 
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.fingerprint import combined
+from uqcalc.backbones.multipass import MultiPassBackbone, MultiPassCalculator, voigt
 from uqcalc.backbones.prediction import Capture, Prediction
 from uqcalc.backbones.registry import tap
-from uqcalc.backbones.several import Several, SeveralCalculator, voigt
 from uqcalc.errors import BackboneError
 
 
 @final
-class Committee(Several):
+class Committee(MultiPassBackbone):
     """Several calculators as one backbone, for `uqcalc.ForceSpread` and the like.
 
     Its calculator gives the mean energy and forces of the members (and stress, if all
@@ -79,7 +79,7 @@ class Committee(Several):
             self.provides |= {"committee_stresses"}
             self.on_demand |= {"committee_stresses"}
 
-    def joined(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
+    def combined(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
         """Return the first member's features, and the stresses if all have one."""
         first = predictions[0]
         names = ("features", "charges", "vectors")
@@ -92,7 +92,7 @@ class Committee(Several):
         return more
 
 
-class CommitteeCalculator(SeveralCalculator):
+class CommitteeCalculator(MultiPassCalculator):
     """Evaluate every member once; give means, ``energy_comm`` and ``forces_comm``."""
 
     def evaluate(self, atoms: Atoms, wanted: Sequence[str]) -> list[Prediction]:

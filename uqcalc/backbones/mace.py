@@ -11,11 +11,11 @@ import torch
 from ase import Atoms
 
 from uqcalc.backbones.base import Backbone, Capture, Prediction, one_at_a_time
+from uqcalc.backbones.chargespin import NAMES
 from uqcalc.backbones.differentiable import Differentiable, strained
 from uqcalc.backbones.fingerprint import CONVERTED, fingerprint
-from uqcalc.backbones.load import Costs
+from uqcalc.backbones.passmemory import Costs
 from uqcalc.backbones.prediction import geometry
-from uqcalc.backbones.told import NAMES
 from uqcalc.errors import BackboneError
 
 

@@ -11,12 +11,12 @@ import torch
 from ase import Atoms
 from ase.constraints import FixAtoms, FixCartesian, FixedLine, FixedPlane, FixScaled
 
-from uqcalc.backbones.told import told
+from uqcalc.backbones.chargespin import stated_charge_spin
 
 
 _OF_SINGLE_ATOMS = (FixAtoms, FixCartesian, FixScaled, FixedLine, FixedPlane)
 _NOTHING = 1e-9  # share of a unit force that may remain by round-off
-_GEOMETRY = ("numbers", "positions", "cell", "pbc", "results", "fixed", "told")
+_GEOMETRY = ("numbers", "positions", "cell", "pbc", "results", "fixed", "charge_spin")
 _OF_VOLUME = ("stress", "stresses", "virial", "virials")
 
 
@@ -56,9 +56,9 @@ class Prediction:
         Features that rotate with the structure (l = 1), if the pass gives them.
     fixed : array (atoms,) of bool or None
         True for atoms fixed in all directions by constraints; None if all may move.
-    told : mapping
+    charge_spin : mapping
         Charge and spin given with the structure, even if the model does not read them:
-        `uqcalc.backbones.told.told`.
+        `uqcalc.backbones.chargespin.stated_charge_spin`.
     """
 
     numbers: np.ndarray
@@ -81,7 +81,7 @@ class Prediction:
     projected: frozenset[str] = frozenset()
     vectors: torch.Tensor | None = None
     fixed: np.ndarray | None = None
-    told: Mapping[str, Any] = field(default_factory=dict)
+    charge_spin: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def finite(self) -> bool:
@@ -173,7 +173,7 @@ def geometry(atoms: Atoms) -> dict[str, Any]:
         "cell": atoms.cell.array.copy(),
         "pbc": atoms.pbc.copy(),
         "fixed": fixed_atoms(atoms),
-        "told": told(atoms),
+        "charge_spin": stated_charge_spin(atoms),
     }
 
 

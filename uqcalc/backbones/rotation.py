@@ -15,9 +15,14 @@ from scipy.spatial.transform import Rotation
 
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.fingerprint import combined
+from uqcalc.backbones.multipass import (
+    MultiPassBackbone,
+    MultiPassCalculator,
+    mean,
+    voigt,
+)
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.backbones.registry import tap
-from uqcalc.backbones.several import Several, SeveralCalculator, mean, voigt
 from uqcalc.errors import BackboneError
 
 
@@ -29,7 +34,7 @@ _VECTOR_RESULTS = ("forces", "forces_comm")
 
 
 @final
-class RotationAverage(Several):
+class RotationAverage(MultiPassBackbone):
     """A potential averaged over the same few rotations of every geometry.
 
     It helps if rotating a structure changes the potential's results, as with Orb:
@@ -88,7 +93,7 @@ class RotationAverage(Several):
         self.provides |= inner.provides & shared
         self.on_demand = inner.on_demand & self.provides
 
-    def joined(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
+    def combined(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
         """Return the averages of features and of all fields that were rotated back."""
         names = {"features", "charges", "expected_errors", *_VECTORS, *_STRESSES}
         means = {
@@ -99,7 +104,7 @@ class RotationAverage(Several):
         return means | {"projected": predictions[0].projected}
 
 
-class RotatingCalculator(SeveralCalculator):
+class RotatingCalculator(MultiPassCalculator):
     """Evaluates rotated copies of a geometry, and rotates the results back.
 
     Parameters

@@ -14,7 +14,7 @@ from ase import Atoms, units
 from uqcalc.backbones.base import Capture, Prediction
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.lazy import LazyBackbone
-from uqcalc.backbones.load import Costs
+from uqcalc.backbones.passmemory import Costs
 from uqcalc.errors import BackboneError
 
 

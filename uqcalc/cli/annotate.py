@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from uqcalc.cli.console import Report, reporting
-from uqcalc.cli.judging import judging
 from uqcalc.cli.options import (
     DeviceOption,
     HeadOption,
@@ -21,6 +20,7 @@ from uqcalc.cli.options import (
     extended_xyz,
 )
 from uqcalc.cli.probes import ProbeOption, load_probe, model_of
+from uqcalc.cli.signalchoice import with_force_delta
 from uqcalc.cli.streams import input_file, is_standard, output_file
 
 
@@ -95,10 +95,10 @@ def annotate(  # noqa: PLR0913  (one option each)
         name = model or "default" if probe is None else model_of(probe, model)
         loaded = _probe(name, probe, needed=promised)
         calculator = uqcalc.open_model(name, device=device)
-        judge = _judge(calculator, loaded, head, limits, promised=promised)
+        reliable = _calculator(calculator, loaded, head, limits, promised=promised)
         try:
             summary = uqcalc.annotate_file(
-                readable, target, judge, species=species, worst=worst
+                readable, target, reliable, species=species, worst=worst
             )
         except uqcalc.SourceError as error:
             _show(error.summary, output, report)
@@ -118,7 +118,7 @@ def _probe(name: str, probe: str | None, *, needed: bool) -> Probe | None:
     return shipped_probe(name) if needed or name in SHIPPED_PROBES else None
 
 
-def _judge(
+def _calculator(
     calculator: BaseCalculator,
     probe: Probe | None,
     head: Path | None,
@@ -126,15 +126,15 @@ def _judge(
     *,
     promised: bool,
 ) -> ReliableCalculator:
-    """Judge by the probe, by Force Delta where limits on it are given, or by both.
+    """Return a calculator with the probe, Force Delta (if it has limits), or both.
 
-    Without either, signals that need no labels are read, and every frame is at least
+    Without both, it reads the signals that need no labels, and every frame is at least
     SUSPECT.
     """
     from uqcalc.calculator import ReliableCalculator
 
     if limits is not None or head is not None:
-        return judging(calculator, probe, head, limits, promised=promised)
+        return with_force_delta(calculator, probe, head, limits, promised=promised)
     if probe is None:
         return ReliableCalculator(calculator)
     card = probe.card

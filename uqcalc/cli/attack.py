@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from uqcalc.cli.console import Report, reporting, usage_errors
-from uqcalc.cli.judging import judging
 from uqcalc.cli.options import (
     DeviceOption,
     HeadOption,
@@ -20,6 +19,7 @@ from uqcalc.cli.options import (
     extended_xyz,
 )
 from uqcalc.cli.probes import ProbeOption, load_probe
+from uqcalc.cli.signalchoice import with_force_delta
 from uqcalc.cli.streams import input_file, is_standard
 from uqcalc.progress import progress_bar
 
@@ -132,8 +132,8 @@ def attack(  # noqa: PLR0913  (one option each)
             )
         loaded = None if probe is None else load_probe(probe)
         calculator = uqcalc.open_model(model, device=device)
-        judge = judging(calculator, loaded, head, limits)
-        paths = _attacked(atoms, judge, settings, output, report)
+        reliable = with_force_delta(calculator, loaded, head, limits)
+        paths = _attacked(atoms, reliable, settings, output, report)
         _show(paths, report)
         count = sum(len(path.frames) for path in paths)
         report.result(f"wrote {output} with {count} frames")
@@ -147,7 +147,7 @@ def _last_frame(structure: Path, species: str | None) -> Atoms:
 
 def _attacked(
     atoms: Atoms,
-    judge: ReliableCalculator,
+    reliable: ReliableCalculator,
     settings: AttackSettings,
     output: Path,
     report: Report,
@@ -169,7 +169,7 @@ def _attacked(
             lost.update(append_frame(output, frame, what))
             bar.update(task, completed=start * each + step + 1)
 
-        paths = uqcalc.attack(atoms, judge, settings, observer=keep)
+        paths = uqcalc.attack(atoms, reliable, settings, observer=keep)
     if lost:
         what = ", ".join(sorted(lost))
         report.result(f"left out, as the file cannot hold it: {what}")

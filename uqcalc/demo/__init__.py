@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from uqcalc.demo.tell import describe_crystal, describe_molecule, picture
-from uqcalc.demo.watch import DemoRun, true_errors, watch_aspirin, watch_crystal
+from uqcalc.demo.runs import DemoRun, true_errors, watch_aspirin, watch_crystal
+from uqcalc.demo.story import describe_crystal, describe_molecule, picture
 from uqcalc.plotting import save_figure
 
 

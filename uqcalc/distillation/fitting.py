@@ -25,7 +25,7 @@ from uqcalc.distillation.head import (
     neighbours,
 )
 from uqcalc.errors import LabelWarning, ModelError
-from uqcalc.files.nodraws import NoDraws
+from uqcalc.files.emptyweights import EmptyWeights
 from uqcalc.progress import progress_bar
 
 
@@ -185,7 +185,7 @@ def _own(values: Any) -> torch.Tensor:
 def _initial(
     card: HeadCard, samples: Sequence[_Sample], generator: torch.Generator
 ) -> DirectNetwork:
-    with NoDraws():  # biases begin at zero, weights at what the seed says
+    with EmptyWeights():  # biases begin at zero, weights at what the seed says
         network = make_network(card)
     for parameter in network.parameters():
         if parameter.ndim == 2:
@@ -219,8 +219,8 @@ def _optimise(
             for count, batch in enumerate(shuffled):
                 done = (epoch + count / len(shuffled)) / epochs
                 optimiser.param_groups[0]["lr"] = _learning_rate(done)
-                joined = _joined(batch)
-                difference = _forces(network, joined) - joined.forces
+                merged = _merged(batch)
+                difference = _forces(network, merged) - merged.forces
                 loss = difference.norm(dim=1).mean() / network.force_scale
                 optimiser.zero_grad()
                 loss.backward()
@@ -243,7 +243,7 @@ def _shuffled(
     return batches(shuffled, lambda sample: len(sample.forces), size)
 
 
-def _joined(samples: Sequence[_Sample]) -> _Sample:
+def _merged(samples: Sequence[_Sample]) -> _Sample:
     starts = np.cumsum([0, *(len(s.forces) for s in samples[:-1])]).tolist()
     pairs = list(zip(samples, starts, strict=True))
     vectors = [s.vectors for s in samples if s.vectors is not None]
@@ -265,9 +265,9 @@ def _forces(network: DirectNetwork, sample: _Sample) -> torch.Tensor:
 
 def _report(network: DirectNetwork, samples: Sequence[_Sample]) -> dict[str, float]:
     with torch.no_grad():
-        joined = _joined(samples)
-        squares = (_forces(network, joined) - joined.forces).square().mean()
-    power = joined.forces.square().mean()
+        merged = _merged(samples)
+        squares = (_forces(network, merged) - merged.forces).square().mean()
+    power = merged.forces.square().mean()
     return {
         "rmse_ev_per_angstrom": float(squares.sqrt()),
         "force_rms_ev_per_angstrom": float(power.sqrt()),

@@ -18,8 +18,8 @@ from uqcalc.backbones.differentiable import Differentiable, strained
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.distillation.card import FILE, SCHEMA, HeadCard
 from uqcalc.errors import ModelError
+from uqcalc.files.emptyweights import EmptyWeights
 from uqcalc.files.entries import ElementsSeen
-from uqcalc.files.nodraws import NoDraws
 from uqcalc.files.tensorfile import load_state
 
 
@@ -215,7 +215,7 @@ class DistilledHead:
         """
         tensors, entries = FILE.read(path)
         card = HeadCard.from_dict(entries)
-        with NoDraws():
+        with EmptyWeights():
             network = make_network(card)
         load_state(network, tensors, str(path), ModelError)
         return cls(card, network)

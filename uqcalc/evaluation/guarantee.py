@@ -28,7 +28,7 @@ from uqcalc.labels.dataset import Dataset, held_out_dataset, labels_for
 from uqcalc.labels.defects import check_frames, usable_rows
 from uqcalc.labels.groups import BY_FORMULA, group_names, reduced_formula
 from uqcalc.labels.labels import Labels
-from uqcalc.labels.prospects import find_series
+from uqcalc.labels.setchecks import find_series
 from uqcalc.probe.probe import Probe
 from uqcalc.quantities import parse_quantity
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uqcalc.labels.prospects import FEWEST_STRUCTURES, few_of_a_kind
+from uqcalc.labels.setchecks import FEWEST_STRUCTURES, rare_class
 
 
 FEWEST_TEST_GROUPS = 30
@@ -129,7 +129,7 @@ def one_kind(report: Mapping[str, Any]) -> str:
         report["structures"],
         round(report["prevalence"] * report["structures"]),
     )
-    text = few_of_a_kind(np.arange(total) < right)
+    text = rare_class(np.arange(total) < right)
     return f"few of a kind: {text}; what is said of those is rough" if text else ""
 
 

@@ -15,8 +15,8 @@ from uqcalc.errors import LabelError
 from uqcalc.labels.dataset import Dataset
 from uqcalc.probe.calibration import platt
 from uqcalc.probe.inputs import chunks
-from uqcalc.probe.joined import PATHS
 from uqcalc.probe.probe import Probe
+from uqcalc.probe.stacked import PATHS
 
 
 # Weights and calibration are only a few numbers: more structures would not help.
@@ -39,8 +39,8 @@ class Unseen:
         Indices of the structures in the dataset.
     paths : array (structures, 4)
         Output of each of `PATHS`; larger is more reliable.
-    distance, remoteness : arrays (structures,)
-        As in `uqcalc.probe.joined.JoinedOutput`.
+    distance, mean_log_distance : arrays (structures,)
+        As in `uqcalc.probe.stacked.StackedOutput`.
     atoms : list of arrays (atoms,) or None
         Scores of the atoms of each structure.
     """
@@ -48,7 +48,7 @@ class Unseen:
     rows: NDArray[np.int64]
     paths: NDArray[np.float64]
     distance: NDArray[np.float64]
-    remoteness: NDArray[np.float64]
+    mean_log_distance: NDArray[np.float64]
     atoms: list[NDArray[np.float64]] | None
 
 
@@ -93,7 +93,7 @@ def cross_fit(
         np.concatenate([part.rows for part in found])[order],
         np.concatenate([part.paths for part in found])[order],
         np.concatenate([part.distance for part in found])[order],
-        np.concatenate([part.remoteness for part in found])[order],
+        np.concatenate([part.mean_log_distance for part in found])[order],
         [atoms[i] for i in order] if len(atoms) == read else None,
     )
 
@@ -125,12 +125,12 @@ def read_paths(probe: Probe, data: Dataset, rows: NDArray[np.int64]) -> Unseen:
     rows = rows[np.argsort(data.sizes[rows], kind="stable")]  # less padding
     paths, distances, remote, atoms = [], [], [], []
     for chunk in chunks(data.subset(rows).predictions):
-        joined = probe.joined_output(chunk)
-        paths.append(joined.parts.double())
-        distances.append(joined.distance)
-        remote.append(joined.remoteness)
-        if joined.atoms is not None:
-            pieces = joined.atoms.split([len(p.numbers) for p in chunk])
+        output = probe.path_output(chunk)
+        paths.append(output.parts.double())
+        distances.append(output.distance)
+        remote.append(output.mean_log_distance)
+        if output.atoms is not None:
+            pieces = output.atoms.split([len(p.numbers) for p in chunk])
             atoms += [piece.double().numpy() for piece in pieces]
     return Unseen(
         rows,

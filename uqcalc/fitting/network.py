@@ -16,7 +16,7 @@ from torch import nn
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.errors import LabelError
-from uqcalc.fitting.feeding import Feed, passes
+from uqcalc.fitting.batches import Feed, passes
 from uqcalc.fitting.recipe import Recipe
 from uqcalc.labels.dataset import Dataset
 from uqcalc.labels.labels import Labels

@@ -27,7 +27,7 @@ class Recipe:
     Attributes
     ----------
     architecture : {"joined", "standard", "probe-2026"}
-        "joined" combines attention with three other paths (`uqcalc.probe.joined`);
+        "joined" combines attention with three other paths (`uqcalc.probe.stacked`);
         "standard" is its attention alone; "probe-2026" is the published network.
     folds : int
         Folds of the groups for weights and calibration of "joined".

@@ -22,19 +22,19 @@ from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.evaluation.evaluation import Evaluation, evaluate_dataset
 from uqcalc.evaluation.readings import read_structures
 from uqcalc.evaluation.riskcontrol import held_out_logits
-from uqcalc.fitting.joining import fit_joined
 from uqcalc.fitting.network import fit_single, margins
 from uqcalc.fitting.recipe import Recipe
+from uqcalc.fitting.stacking import fit_joined
 from uqcalc.labels.dataset import Dataset, build_dataset
 from uqcalc.labels.defects import check_frames, drop_leaks
 from uqcalc.labels.groups import Chained, group_names, refuse_shared_groups
 from uqcalc.labels.labels import Labels
 from uqcalc.labels.offsets import missing_span, warn_of_span
-from uqcalc.labels.prospects import (
-    refuse_alike,
-    refuse_one_kind,
-    warn_of_one_kind,
-    warn_of_prospects,
+from uqcalc.labels.setchecks import (
+    check_both_classes,
+    check_spread_of_errors,
+    warn_of_rare_class,
+    warn_of_weak_set,
 )
 from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.card import JOINED_ARCHITECTURE, RAW_ARCHITECTURE
@@ -135,10 +135,10 @@ def fit_datasets(
             data.check(backbone.fingerprint)
     train = train.crossed()
     boundary = labels.chosen_boundary(train.errors)
-    refuse_alike(train.errors, boundary, labels)
-    refuse_one_kind(train.errors, boundary)
+    check_spread_of_errors(train.errors, boundary, labels)
+    check_both_classes(train.errors, boundary)
     _refuse_untestable(train, test)
-    warn_of_one_kind(train.errors, boundary, labels)
+    warn_of_rare_class(train.errors, boundary, labels)
     span = missing_span(train.numbers, train.offsets)
     warn_of_offset_span(span, (calibration, test))
     if recipe.architecture == JOINED_ARCHITECTURE:
@@ -186,7 +186,7 @@ def _datasets(
     alone = recipe.architecture != JOINED_ARCHITECTURE
     if alone and test is not None and calibration is None:
         _refuse_uncalibrated(recipe)
-    warn_of_prospects(Chained(given), labels)
+    warn_of_weak_set(Chained(given), labels)
     if not alone:
         _refuse_few_groups(frames, labels, recipe.folds + (test is None))
     if test is None:

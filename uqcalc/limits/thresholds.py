@@ -20,7 +20,7 @@ from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.labels.defects import vanishing, warn_of_no_information
 from uqcalc.labels.labels import Labels
-from uqcalc.labels.prospects import find_series
+from uqcalc.labels.setchecks import find_series
 from uqcalc.limits.runlimits import RunLimits, limits_of_runs
 from uqcalc.policy import Threshold
 from uqcalc.progress import progress_bar

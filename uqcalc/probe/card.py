@@ -167,7 +167,8 @@ class Card:
     shape : dict
         Sizes of the network (`uqcalc.probe.network.Shape`).
     joined : dict or None
-        Sizes of the other paths (`uqcalc.probe.joined.JoinedShape`); None without them.
+        Sizes of the other paths (`uqcalc.probe.stacked.StackedShape`); None without
+        them.
     calibration : Calibration
         Maps a score to P(reliable). A pair (slope, intercept) is converted.
     atom_boundary : float or None

@@ -204,8 +204,8 @@ class Statistics(nn.Module):
         self, host: torch.Tensor, distances: torch.Tensor, sizes: Sequence[int]
     ) -> torch.Tensor:
         """Join host scalars (batch, 4) and distances to (batch, 6), standardised."""
-        joined = torch.cat([host, _log_mean_and_worst(distances, sizes)], dim=1)
-        standard = (joined - self.scalar_mean) / self.scalar_scale
+        merged = torch.cat([host, _log_mean_and_worst(distances, sizes)], dim=1)
+        standard = (merged - self.scalar_mean) / self.scalar_scale
         # inf - inf is NaN: the clamp must not turn an overflow into a normal value
         return standard.clamp(-CLAMP, CLAMP) + (standard - standard)
 
@@ -232,9 +232,9 @@ class Statistics(nn.Module):
                 self.distances(standard, numbers), [len(p.numbers) for p in chunk]
             )
             pieces.append(torch.cat([torch.from_numpy(np.stack(host)), ends], dim=1))
-        joined = torch.cat(pieces)
-        spread = joined.std(dim=0)
-        self.scalar_mean.copy_(joined.mean(dim=0))
+        merged = torch.cat(pieces)
+        spread = merged.std(dim=0)
+        self.scalar_mean.copy_(merged.mean(dim=0))
         self.scalar_scale.copy_(torch.where(spread > 1e-6, spread, 1.0))
 
 

@@ -161,7 +161,7 @@ class Described(NamedTuple):
         Principal components of the features.
     distance : tensor (structures,)
         The largest squared Mahalanobis distance of an atom (`Statistics.distances`).
-    remoteness : tensor (structures,)
+    mean_log_distance : tensor (structures,)
         Mean over the atoms of the logarithm of these squared distances.
     """
 
@@ -171,7 +171,7 @@ class Described(NamedTuple):
     atoms: torch.Tensor
     atom_features: torch.Tensor
     distance: torch.Tensor
-    remoteness: torch.Tensor
+    mean_log_distance: torch.Tensor
 
 
 class Raw(NamedTuple):
@@ -181,7 +181,7 @@ class Raw(NamedTuple):
     atoms: torch.Tensor
     pooled: torch.Tensor
     distance: torch.Tensor
-    remoteness: torch.Tensor
+    mean_log_distance: torch.Tensor
 
 
 class PlainNumbers(nn.Module):
@@ -260,7 +260,7 @@ class PlainNumbers(nn.Module):
             standardised(raw.atoms, self.atom_mean, self.atom_scale),
             (standard @ self.atom_basis).clamp(-LIMIT, LIMIT),
             raw.distance,
-            raw.remoteness,
+            raw.mean_log_distance,
         )
 
     def raw(

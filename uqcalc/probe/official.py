@@ -17,7 +17,7 @@ from uqcalc.backbones.aimnet2 import AIMNet2Backbone
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import ProbeError
-from uqcalc.files.nodraws import NoDraws
+from uqcalc.files.emptyweights import EmptyWeights
 from uqcalc.probe.card import RAW_ARCHITECTURE, Card
 from uqcalc.probe.network import ProbeNetwork, Shape
 
@@ -134,7 +134,7 @@ def import_official(
         raise ProbeError(msg)
     backbone: Backbone = tap(calculator)
     shape = _shape(state, path, heads)
-    with NoDraws():
+    with EmptyWeights():
         network = ProbeNetwork(shape)
     try:
         network.load_state_dict(state)

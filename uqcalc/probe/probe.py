@@ -16,8 +16,8 @@ from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.errors import ProbeError
+from uqcalc.files.emptyweights import EmptyWeights
 from uqcalc.files.entries import ElementsSeen
-from uqcalc.files.nodraws import NoDraws
 from uqcalc.files.tensorfile import load_state
 from uqcalc.htmltable import html_table
 from uqcalc.probe.card import FILE, JOINED_ARCHITECTURE, RAW_ARCHITECTURE, Card
@@ -29,10 +29,10 @@ from uqcalc.probe.inputs import (
     raw_scalars,
     scalars_of,
 )
-from uqcalc.probe.joined import REMOTE, Joined, JoinedOutput, JoinedShape
 from uqcalc.probe.network import ProbeNetwork, Shape
 from uqcalc.probe.numbers import FromHost
 from uqcalc.probe.seen import Seen
+from uqcalc.probe.stacked import REMOTE, StackedOutput, StackedPaths, StackedShape
 
 
 class ProbeReading(NamedTuple):
@@ -47,8 +47,8 @@ class ProbeReading(NamedTuple):
     atoms : tensor (atoms of all structures,) or None
         P(\|ΔF_i\| <= the card's ``atom_boundary``).
     parts : tensor (structures, 4) or None
-        Contribution of each of `joined.PATHS` to the log-odds, relative to its mean
-        over the labelled structures.
+        Contribution of each of `uqcalc.probe.stacked.PATHS` to the log-odds, relative
+        to its mean over the labelled structures.
     novelty : tensor (structures,) or None
         Largest squared Mahalanobis distance of an atom, divided by the scope's limit.
     charge_gap : tensor (structures,) or None
@@ -88,7 +88,7 @@ class Probe:
     network : ProbeNetwork
     statistics : Statistics or None
         None for the published architecture, whose inputs are not standardised.
-    joined : Joined or None
+    stacked : StackedPaths or None
         The other paths of the default architecture.
     seen : Seen, optional
         Geometries and groups used for fit and calibration.
@@ -96,7 +96,7 @@ class Probe:
     Raises
     ------
     ProbeError
-        If statistics or joined paths do not match the architecture on the card.
+        If statistics or stacked paths do not match the architecture on the card.
     """
 
     def __init__(
@@ -104,13 +104,13 @@ class Probe:
         card: Card,
         network: ProbeNetwork,
         statistics: Statistics | None,
-        joined: Joined | None = None,
+        stacked: StackedPaths | None = None,
         seen: Seen | None = None,
     ) -> None:
-        if (joined is None) == (card.architecture == JOINED_ARCHITECTURE):
+        if (stacked is None) == (card.architecture == JOINED_ARCHITECTURE):
             msg = (
                 f"probe of architecture {card.architecture!r} must "
-                f"{'not ' if joined else ''}have kernel paths; the file is damaged, "
+                f"{'not ' if stacked else ''}have kernel paths; the file is damaged, "
                 "fit the probe again"
             )
             raise ProbeError(msg)
@@ -125,7 +125,7 @@ class Probe:
         # always float32: MACE may have changed torch's default dtype
         self.network = network.eval().float().requires_grad_(requires_grad=False)
         self.statistics = None if statistics is None else statistics.float()
-        self.joined = None if joined is None else joined.float()
+        self.stacked = None if stacked is None else stacked.float()
         self._atom_energies = card.element_energies()
         self.seen = Seen.nothing() if seen is None else seen
         self._elements = ElementsSeen(card.elements)
@@ -151,11 +151,11 @@ class Probe:
     def with_card(self, **entries: Any) -> Probe:
         """Return a probe with the same networks and changed entries on the card."""
         card = replace(self.card, **entries)
-        return Probe(card, self.network, self.statistics, self.joined, self.seen)
+        return Probe(card, self.network, self.statistics, self.stacked, self.seen)
 
     def with_seen(self, seen: Seen) -> Probe:
         """Return the same probe with a record of its labelled structures."""
-        return Probe(self.card, self.network, self.statistics, self.joined, seen)
+        return Probe(self.card, self.network, self.statistics, self.stacked, seen)
 
     def check(self, backbone: Backbone) -> None:
         """Check that this probe was fitted on the backbone.
@@ -246,35 +246,35 @@ class Probe:
         if boundary == self.card.boundary:
             boundary = None
         with torch.inference_mode():
-            margin, joined, received = self._paths(predictions, explain=importance)
-            score = margin if joined is None else joined.score
+            margin, stacked, received = self._paths(predictions, explain=importance)
+            score = margin if stacked is None else stacked.score
             reliability = torch.sigmoid(calibration.logits(score, boundary))
             beside = None
             if other is not None:
                 beside = torch.sigmoid(calibration.logits(score, other))
-            if joined is None:
+            if stacked is None:
                 return ProbeReading(reliability, received, other=beside)
-            atoms = self.atom_logits(joined)
+            atoms = self.atom_logits(stacked)
             worst = None
             if atoms is not None:
                 sizes = [len(p.numbers) for p in predictions]
                 worst = self._worst_atom(atoms, sizes)
                 atoms = atoms.sigmoid()
-            parts = calibration.slope * joined.parts
-            novelty, gap = self._scope(predictions, joined.distance)
+            parts = calibration.slope * stacked.parts
+            novelty, gap = self._scope(predictions, stacked.distance)
         return ProbeReading(
             reliability, received, atoms, parts, novelty, gap, worst, beside
         )
 
-    def atom_logits(self, joined: JoinedOutput) -> torch.Tensor | None:
+    def atom_logits(self, stacked: StackedOutput) -> torch.Tensor | None:
         r"""Return the log-odds of \|ΔF_i\| <= the card's ``atom_boundary``, (atoms,).
 
         None if the probe has no calibration of atoms.
         """
         calibration = self.card.atom_calibration
-        if joined.atoms is None or joined.beyond is None or calibration is None:
+        if stacked.atoms is None or stacked.beyond is None or calibration is None:
             return None
-        return calibration.logits(joined.atoms) - REMOTE * joined.beyond
+        return calibration.logits(stacked.atoms) - REMOTE * stacked.beyond
 
     def _worst_atom(
         self, logits: torch.Tensor, sizes: list[int]
@@ -304,10 +304,10 @@ class Probe:
     def scores(self, predictions: Sequence[Prediction]) -> torch.Tensor:
         """Return the uncalibrated scores, (structures,): larger is more reliable."""
         with torch.inference_mode():
-            margin, joined, _ = self._paths(predictions, explain=False)
-            return margin if joined is None else joined.score
+            margin, stacked, _ = self._paths(predictions, explain=False)
+            return margin if stacked is None else stacked.score
 
-    def joined_output(self, predictions: Sequence[Prediction]) -> JoinedOutput:
+    def path_output(self, predictions: Sequence[Prediction]) -> StackedOutput:
         """Return the outputs of all paths.
 
         Raises
@@ -316,30 +316,30 @@ class Probe:
             If the probe has only one path.
         """
         with torch.inference_mode():
-            joined = self._paths(predictions, explain=False)[1]
-        if joined is None:
+            stacked = self._paths(predictions, explain=False)[1]
+        if stacked is None:
             msg = (
                 "probe must have several paths, got the architecture "
                 f"{self.card.architecture!r}"
             )
             raise ProbeError(msg)
-        return joined
+        return stacked
 
     def _paths(
         self, predictions: Sequence[Prediction], *, explain: bool
-    ) -> tuple[torch.Tensor, JoinedOutput | None, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, StackedOutput | None, torch.Tensor | None]:
         given = self._prepare(predictions)
         output = self.network(*given[:4], explain=explain)
         margin = output.logits[:, 0] - output.logits[:, 1]
-        joined = None
-        if self.joined is not None and self.statistics is not None:
+        stacked = None
+        if self.stacked is not None and self.statistics is not None:
             if given.distances is None or given.host is None:
                 msg = "distances must be there where there are statistics, got None"
                 raise ProbeError(msg)
-            joined = self.joined(
+            stacked = self.stacked(
                 given.host, given.features, given.distances, self.statistics, margin
             )
-        return margin, joined, output.importance
+        return margin, stacked, output.importance
 
     def inputs(
         self, predictions: Sequence[Prediction]
@@ -349,18 +349,18 @@ class Probe:
 
     def _prepare(self, predictions: Sequence[Prediction]) -> _Inputs:
         sizes = [len(p.numbers) for p in predictions]
-        features = _join([p.features for p in predictions])
+        features = _cat([p.features for p in predictions])
         self._move_to(features.device)
         charges = None
         if self.card.charges:
-            charges = _join([_charges(p) for p in predictions])
+            charges = _cat([_charges(p) for p in predictions])
         if self.statistics is None:
             raw = [raw_scalars(p, self._atom_energies) for p in predictions]
             scalars = _tensor(raw, features.device)
             return _Inputs(features, sizes, scalars, charges, None, None)
         host = None
-        if self.joined is not None:
-            host = self.joined.numbers.host(predictions, self._atom_energies)
+        if self.stacked is not None:
+            host = self.stacked.numbers.host(predictions, self._atom_energies)
             first = host.numbers[:, :HOST_SCALARS]
         else:
             rows = [scalars_of(p, self._atom_energies) for p in predictions]
@@ -377,7 +377,7 @@ class Probe:
             # weights that are moved in inference mode cannot be used by autograd later
             with torch.inference_mode(mode=False):
                 self.network.to(device)
-                for module in (self.statistics, self.joined):
+                for module in (self.statistics, self.stacked):
                     if module is not None:
                         module.to(device)
 
@@ -395,7 +395,7 @@ class Probe:
         parts = (
             ("network", self.network),
             ("statistics", self.statistics),
-            ("joined", self.joined),
+            ("joined", self.stacked),
         )
         tensors = {
             f"{name}.{key}": tensor
@@ -422,19 +422,19 @@ class Probe:
         """
         tensors, entries = FILE.read(path)
         card = Card.from_dict(entries)
-        with NoDraws():
+        with EmptyWeights():
             network = ProbeNetwork(Shape.from_dict(card.shape))
         load_state(network, _section(tensors, "network."), str(path), ProbeError)
         statistics = None
         if state := _section(tensors, "statistics."):
             statistics = Statistics(card.feature_dim)
             load_state(statistics, state, str(path), ProbeError)
-        joined = None
+        stacked = None
         if card.joined is not None:
-            joined = Joined(JoinedShape.from_dict(card.joined))
-            load_state(joined, _section(tensors, "joined."), str(path), ProbeError)
+            stacked = StackedPaths(StackedShape.from_dict(card.joined))
+            load_state(stacked, _section(tensors, "joined."), str(path), ProbeError)
         seen = Seen.from_tensors(_section(tensors, "seen."))
-        return cls(card, network, statistics, joined, seen)
+        return cls(card, network, statistics, stacked, seen)
 
     @classmethod
     def from_official(
@@ -512,9 +512,9 @@ def _charges(prediction: Prediction) -> torch.Tensor:
     return prediction.charges
 
 
-def _join(rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    joined = rows[0] if len(rows) == 1 else torch.cat(list(rows))
-    return joined.to(torch.float32)
+def _cat(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    merged = rows[0] if len(rows) == 1 else torch.cat(list(rows))
+    return merged.to(torch.float32)
 
 
 def _tensor(rows: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:

@@ -17,7 +17,7 @@ doi:10.1126/science.adi5639) and need far less space in a file.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self, final
 
 import torch
@@ -116,31 +116,22 @@ class KernelShape:
         Number of labelled points that are kernel centres.
     trend : tuple of int
         Columns of the numbers that are inputs of the trend.
-    wide, narrow, near : float
+    trend_width, local_width, feature_width : float
         Kernel widths of the trend, of the local path on the numbers, and of the local
         path on the features; mean absolute difference, in standard deviations.
-    ridge, wide_ridge, narrow_ridge : float
+    ridge, trend_ridge, local_ridge : float
     """
 
     numbers: int
     features: int
     centres: int
     trend: tuple[int, ...]
-    wide: float = 4.0
-    narrow: float = 0.25
-    near: float = 0.5
+    trend_width: float = 4.0
+    local_width: float = 0.25
+    feature_width: float = 0.5
     ridge: float = 10.0
-    wide_ridge: float = 1.0
-    narrow_ridge: float = 0.5
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-able form; `from_dict` reads it back."""
-        return asdict(self) | {"trend": list(self.trend)}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> KernelShape:
-        """Rebuild from `to_dict`."""
-        return cls(**(data | {"trend": tuple(data["trend"])}))
+    trend_ridge: float = 1.0
+    local_ridge: float = 0.5
 
 
 class KernelPaths(nn.Module):
@@ -187,8 +178,8 @@ class KernelPaths(nn.Module):
         # a large value lowers the expected error only up to the limit of the labels
         favour = some.clamp(max=LIMIT) @ slopes.clamp(max=0.0)
         linear = against + favour + self.slope[-1]
-        wide = self._wide(some) @ self.wide_weights
-        local = self._narrow(numbers, features) @ self.narrow_weights
+        wide = self._trend_kernel(some) @ self.wide_weights
+        local = self._local_kernel(numbers, features) @ self.narrow_weights
         return (linear + wide) / 2, local
 
     def _trend(self, numbers: torch.Tensor) -> torch.Tensor:
@@ -202,11 +193,11 @@ class KernelPaths(nn.Module):
                 self._columns = torch.tensor(self.shape.trend, device=device)
         return numbers.index_select(1, self._columns).clamp(min=-LIMIT)
 
-    def _wide(self, some: torch.Tensor) -> torch.Tensor:
+    def _trend_kernel(self, some: torch.Tensor) -> torch.Tensor:
         if self._trend_centres is None:  # kept: indexing costs as much as the distances
             with torch.inference_mode(mode=False):
                 self._trend_centres = self._trend(self.centres)
-        width = self.shape.wide * len(self.shape.trend)
+        width = self.shape.trend_width * len(self.shape.trend)
         return _laplacian(some, self._trend_centres, width)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> KernelPaths:  # noqa: FBT001, FBT002  (torch's signature)
@@ -214,10 +205,12 @@ class KernelPaths(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def _narrow(self, numbers: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    def _local_kernel(
+        self, numbers: torch.Tensor, features: torch.Tensor
+    ) -> torch.Tensor:
         shape = self.shape
-        close = _laplacian(numbers, self.centres, shape.narrow * shape.numbers)
-        alike = _laplacian(features, self.near, shape.near * shape.features)
+        close = _laplacian(numbers, self.centres, shape.local_width * shape.numbers)
+        alike = _laplacian(features, self.near, shape.feature_width * shape.features)
         return alike.add_(1).mul_(close)
 
     @classmethod
@@ -243,12 +236,12 @@ class KernelPaths(nn.Module):
         rank = ranks(errors)
         some = paths._trend(numbers)
         paths.slope.copy_(ridge(some, rank, shape.ridge))
-        smooth = _machine(paths._wide, [some], chosen, rank, shape.wide_ridge)
+        smooth = _machine(paths._trend_kernel, [some], chosen, rank, shape.trend_ridge)
         paths.wide_weights.copy_(smooth)
         paths.narrow_weights.zero_()
         rest = rank - paths(numbers, features)[0]
         local = _machine(
-            paths._narrow, [numbers, features], chosen, rest, shape.narrow_ridge
+            paths._local_kernel, [numbers, features], chosen, rest, shape.local_ridge
         )
         paths.narrow_weights.copy_(local)
         return paths.float()

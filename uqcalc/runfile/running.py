@@ -20,10 +20,10 @@ from uqcalc.runfile.file import RunFile, read_run_file
 from uqcalc.runfile.opening import check_structure, open_calculator, open_structure
 from uqcalc.runfile.restart import Restart
 from uqcalc.runfile.sections import MdSection, RelaxSection
+from uqcalc.watching.aserun import watched_atoms
 from uqcalc.watching.eventlog import check_same_run
 from uqcalc.watching.logsummary import LogSummary, summarise_log
 from uqcalc.watching.monitor import Monitor
-from uqcalc.watching.watched import watched_atoms
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ import torch
 from ase.data import atomic_numbers
 
 from uqcalc.backbones.base import Backbone, Prediction
-from uqcalc.probe.joined import PATHS
 from uqcalc.probe.probe import Probe, ProbeReading
 from uqcalc.probe.scope import CHARGE_GAP, FAR, FAR_LOWEST, FARTHEST, LOWEST
+from uqcalc.probe.stacked import PATHS
 from uqcalc.signals.base import TensorReading
 from uqcalc.targets import TARGETS
 
@@ -28,8 +28,8 @@ class ProbeSignal:
     - ``probe_reliabilities`` (atoms,): the same per atom. This and the following
       results exist for the default architecture only.
     - ``probe_attention``, ``probe_linear``, ``probe_trend``, ``probe_local``: the
-      contribution of each path (`uqcalc.probe.joined`) to the log-odds, relative to the
-      average labelled structure.
+      contribution of each path (`uqcalc.probe.stacked`) to the log-odds, relative to
+      the average labelled structure.
     - ``probe_novelty``: the largest squared feature distance of an atom, divided by the
       value that 99 % of structures like the labelled ones stay below. Above 1 the
       verdict is at least SUSPECT, above `scope.FAR` UNRELIABLE.

@@ -10,7 +10,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from uqcalc.backbones.base import Backbone, Prediction
-from uqcalc.backbones.told import impossible, unread
+from uqcalc.backbones.chargespin import ignored_charge_spin, impossible
 from uqcalc.signals.base import TensorReading
 from uqcalc.signals.surroundings import Geometry, SamePairs, Surroundings, surroundings
 from uqcalc.signals.symmetry import forces_vanish
@@ -139,19 +139,19 @@ class Sanity:
         contact = self._usual_contact(prediction)
         if contact is None:
             around = self._look(prediction)
-            contact = _judge_contacts(around, prediction.numbers, found)
-            unseen = self._judge_neighbours(around, prediction.numbers, found)
-            _judge_bonds(around, prediction.numbers, found)
-        largest = _judge_forces(prediction, found)
-        _judge_energy(prediction, found)
-        _judge_extent(prediction, found)
+            contact = _check_contacts(around, prediction.numbers, found)
+            unseen = self._check_neighbours(around, prediction.numbers, found)
+            _check_bonds(around, prediction.numbers, found)
+        largest = _check_forces(prediction, found)
+        _check_energy(prediction, found)
+        _check_extent(prediction, found)
         if self.forces and largest < VANISHING and not (found.faults or found.absurd):
             around = around or self._look(prediction)
-            _judge_symmetry(prediction, around, largest, found)
+            _check_symmetry(prediction, around, largest, found)
         if self.reads is not None:
-            found.doubts.extend(unread(prediction.told, self.reads))
+            found.doubts.extend(ignored_charge_spin(prediction.charge_spin, self.reads))
             found.doubts.extend(
-                impossible(prediction.told, prediction.numbers, self.reads)
+                impossible(prediction.charge_spin, prediction.numbers, self.reads)
             )
         return TensorReading(
             signal=self.name,
@@ -185,7 +185,7 @@ class Sanity:
         odd = not CROWDED <= contact <= LOOSE or prediction.numbers[atom] in _NOBLE
         return None if odd else contact
 
-    def _judge_neighbours(
+    def _check_neighbours(
         self, around: Surroundings, numbers: np.ndarray, found: _Findings
     ) -> int:
         """Record atoms without a neighbour, and return their number."""
@@ -218,7 +218,7 @@ def named_atoms(numbers: np.ndarray, indices: Sequence[int] | np.ndarray) -> str
     return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
-def _judge_contacts(
+def _check_contacts(
     around: Surroundings, numbers: np.ndarray, found: _Findings
 ) -> float:
     """Record fused and crowded atoms, and return the closest contact."""
@@ -247,7 +247,7 @@ def _judge_contacts(
     return contact
 
 
-def _judge_bonds(around: Surroundings, numbers: np.ndarray, found: _Findings) -> None:
+def _check_bonds(around: Surroundings, numbers: np.ndarray, found: _Findings) -> None:
     """Record a structure without any bond."""
     atom = int(around.contacts.argmin())
     if around.contacts[atom] <= LOOSE and numbers[atom] not in _NOBLE:
@@ -265,7 +265,7 @@ def _judge_bonds(around: Surroundings, numbers: np.ndarray, found: _Findings) ->
     )
 
 
-def _judge_forces(prediction: Prediction, found: _Findings) -> float:
+def _check_forces(prediction: Prediction, found: _Findings) -> float:
     """Record forces above the limits, and return the largest in eV/Å."""
     forces = np.asarray(prediction.forces, dtype=float)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -283,7 +283,7 @@ def _judge_forces(prediction: Prediction, found: _Findings) -> float:
     return largest
 
 
-def _judge_energy(prediction: Prediction, found: _Findings) -> None:
+def _check_energy(prediction: Prediction, found: _Findings) -> None:
     """Record an energy that is impossible for any choice of the energy zero."""
     energy, count = prediction.energy, len(prediction.numbers)
     lowest = float(_LOWEST[prediction.numbers].sum()) - _BINDING * count
@@ -296,7 +296,7 @@ def _judge_energy(prediction: Prediction, found: _Findings) -> None:
         )
 
 
-def _judge_extent(prediction: Prediction, found: _Findings) -> None:
+def _check_extent(prediction: Prediction, found: _Findings) -> None:
     """Record a structure larger than ``EXTENT``."""
     positions, cell = prediction.positions, prediction.cell
     spans = positions.max(axis=0) - positions.min(axis=0)
@@ -309,7 +309,7 @@ def _judge_extent(prediction: Prediction, found: _Findings) -> None:
         )
 
 
-def _judge_symmetry(
+def _check_symmetry(
     prediction: Prediction, around: Surroundings, largest: float, found: _Findings
 ) -> None:
     """Record forces that vanish by symmetry, for any potential."""

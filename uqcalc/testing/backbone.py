@@ -15,6 +15,7 @@ from ase.calculators.calculator import BaseCalculator, equal
 
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.registry import tap
+from uqcalc.testing.chargespin import check_told_apart
 from uqcalc.testing.clauses import ContractError, Limits, to_array
 from uqcalc.testing.derivatives import check_forces, check_stress
 from uqcalc.testing.instruments import (
@@ -24,7 +25,6 @@ from uqcalc.testing.instruments import (
     wanted,
     ways_to_copy,
 )
-from uqcalc.testing.telling import check_told_apart
 
 
 # (rtol, atol, force_atol in eV/Å, step in Å) that a model's own round-off allows.

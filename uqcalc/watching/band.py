@@ -11,7 +11,7 @@ from typing import Any
 from ase import Atoms
 
 from uqcalc.records import Assessment, Level, Verdict
-from uqcalc.remembering import RECENT
+from uqcalc.resultcache import RECENT
 from uqcalc.watching.structure import Structure
 
 

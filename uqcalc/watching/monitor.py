@@ -17,6 +17,14 @@ from uqcalc.annotating.frames import cut_frames
 from uqcalc.errors import UnreliableError
 from uqcalc.htmltable import html_table
 from uqcalc.records import Assessment, BandEvent, Event, Level, checked_interval
+from uqcalc.watching.aserun import (
+    counts_steps,
+    has_converged,
+    is_complete,
+    timestep_fs,
+    watched_atoms,
+    watched_band,
+)
 from uqcalc.watching.band import Band, BandAssessment
 from uqcalc.watching.eventlog import EventLog, read_standing, versions
 from uqcalc.watching.flagged import FrameFile
@@ -27,14 +35,6 @@ from uqcalc.watching.outputs import Outputs
 from uqcalc.watching.report import summarise
 from uqcalc.watching.structure import Structure
 from uqcalc.watching.trigger import Trigger
-from uqcalc.watching.watched import (
-    counts_steps,
-    has_converged,
-    is_complete,
-    timestep_fs,
-    watched_atoms,
-    watched_band,
-)
 
 
 Action = Literal["halt", "raise", "warn"]
@@ -75,7 +75,7 @@ class Monitor:
         "warn": only log. A callable is called with the monitor, and the run goes on.
         The monitor acts at once, without ``patience`` or ``window``, if energy or
         forces are NaN or infinite, or if values are physically impossible
-        (`uqcalc.Sanity` and `uqcalc.watching.circumstances`).
+        (`uqcalc.Sanity` and `uqcalc.watching.runchecks`).
     mode : {"continue", "append", "new"}
         Handling of existing files. "continue": continue a log of the same run if the
         structure has the energy with which the log ended, and refuse it otherwise (for

@@ -12,8 +12,8 @@ from ase.optimize import BFGS
 
 from uqcalc.errors import UnreliableError
 from uqcalc.records import Event, Level
+from uqcalc.watching.aserun import watched_atoms
 from uqcalc.watching.monitor import Monitor
-from uqcalc.watching.watched import watched_atoms
 
 
 class Outcome(Enum):

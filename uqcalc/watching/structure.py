@@ -11,8 +11,8 @@ from ase import Atoms
 from uqcalc.annotating.copies import annotated_copy, drop_labels
 from uqcalc.policy import RUN, extended
 from uqcalc.records import Assessment, Reading
-from uqcalc.watching.circumstances import Circumstances, not_judged
-from uqcalc.watching.watched import is_finite, judging_calculator
+from uqcalc.watching.aserun import is_finite, reliable_calculator
+from uqcalc.watching.runchecks import RunChecks, not_judged
 
 
 LOST = "energy, forces or a moving cell's stress are not finite"
@@ -41,7 +41,7 @@ class Structure:
         self._find = find
         calculator = self.calculator
         self._judged = calculator.policy.signals
-        self._circumstances = Circumstances(
+        self._circumstances = RunChecks(
             dynamics, calculator.signals, calculator.policy.signals
         )
         self._judged_step = -math.inf
@@ -57,7 +57,7 @@ class Structure:
     @property
     def calculator(self) -> Any:
         """The `ReliableCalculator` of the structure."""
-        return judging_calculator(self._find())
+        return reliable_calculator(self._find())
 
     @property
     def energy(self) -> float:
@@ -76,7 +76,7 @@ class Structure:
         judged now, with one more evaluation.
         """
         atoms = self.atoms
-        calculator = judging_calculator(atoms)
+        calculator = reliable_calculator(atoms)
         judged = calculator.assessment_of(atoms)
         oldest = max(interval, calculator.interval)
         if judged is None and step - self._judged_step >= oldest:

@@ -39,7 +39,7 @@ def watched_band(dynamics: Any) -> Any | None:
     return moved if isinstance(moved, BaseNEB) else None
 
 
-def judging_calculator(atoms: Atoms) -> Any:
+def reliable_calculator(atoms: Atoms) -> Any:
     """Return the `ReliableCalculator` of ``atoms``.
 
     Raises

@@ -25,7 +25,7 @@ NAMES = (*CHARGES, *SPINS)
 INITIAL = "initial charges"
 
 
-def told(atoms: Atoms) -> dict[str, Any]:
+def stated_charge_spin(atoms: Atoms) -> dict[str, Any]:
     """Return the entries of ``info`` for charge or spin.
 
     The sum of initial charges is added as ``"initial charges"`` if it is NaN or
@@ -39,7 +39,9 @@ def told(atoms: Atoms) -> dict[str, Any]:
     return {name: value for name, value in said.items() if value is not None}
 
 
-def unread(said: Mapping[str, Any], reads: Collection[str]) -> tuple[str, ...]:
+def ignored_charge_spin(
+    said: Mapping[str, Any], reads: Collection[str]
+) -> tuple[str, ...]:
     """Return reasons: charges and spins that a model with ``reads`` ignores.
 
     Such a model treats every structure as a neutral singlet, so that these values give
@@ -85,7 +87,7 @@ def impossible(
     return tuple(reasons)
 
 
-def check_told(atoms: Atoms, parsed: Collection[str]) -> None:
+def check_charge_spin(atoms: Atoms, parsed: Collection[str]) -> None:
     """Raise an error for an impossible charge or spin that the calculator reads.
 
     Raises
@@ -95,7 +97,7 @@ def check_told(atoms: Atoms, parsed: Collection[str]) -> None:
         the number of electrons.
     """
     electrons = int(atoms.numbers.sum())
-    for name, value in told(atoms).items():
+    for name, value in stated_charge_spin(atoms).items():
         if name not in parsed:
             continue
         number = _whole(value)

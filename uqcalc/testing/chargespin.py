@@ -5,7 +5,7 @@ from __future__ import annotations
 from ase import Atoms
 
 from uqcalc.backbones.base import Backbone
-from uqcalc.backbones.told import CHARGES, INITIAL, NAMES
+from uqcalc.backbones.chargespin import CHARGES, INITIAL, NAMES
 from uqcalc.errors import BackboneError
 from uqcalc.testing.clauses import Limits
 from uqcalc.testing.instruments import predict
@@ -41,7 +41,7 @@ def check_told_apart(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
             "eV"
         )
         holds = got.energy != plain.energy if read else not changed
-        limits.require("told", holds, message)
+        limits.require("charge_spin", holds, message)
 
 
 def _tell(atoms: Atoms, name: str) -> None:

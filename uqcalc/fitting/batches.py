@@ -78,7 +78,7 @@ class Feed:
         if self._features is not None:
             features = torch.cat([self._features[i] for i in indices])
             charges = [self._charges[i] for i in indices] if self._charged else []
-            return Batch(features, sizes, scalars, _joined(charges))
+            return Batch(features, sizes, scalars, _cat(charges))
         chosen = [self._predictions[i] for i in indices]
         features = torch.cat([p.features for p in chosen])
         if self._statistics is not None:
@@ -86,10 +86,10 @@ class Feed:
         charges = [p.charges for p in chosen if p.charges is not None]
         if not self._charged:
             charges = []
-        return Batch(features, sizes, scalars, _joined(charges))
+        return Batch(features, sizes, scalars, _cat(charges))
 
 
-def _joined(charges: Sequence[torch.Tensor]) -> torch.Tensor | None:
+def _cat(charges: Sequence[torch.Tensor]) -> torch.Tensor | None:
     return torch.cat(list(charges)) if charges else None
 
 

@@ -13,7 +13,7 @@ from ase.md.md import MolecularDynamics
 
 from uqcalc.policy import CELL_MOVES, RUN, extended, stress_judged
 from uqcalc.records import Assessment, Level, Reading, Verdict, told_apart
-from uqcalc.watching.watched import timestep_fs
+from uqcalc.watching.aserun import timestep_fs
 
 
 # K. Electrons are excited there (8.6 eV): ground-state potentials do not apply.
@@ -24,7 +24,7 @@ FARTHEST = 1.0
 STEEPEST = 100.0
 
 
-class Circumstances:
+class RunChecks:
     """Adds findings on the run to the assessment of each step.
 
     - UNRELIABLE, and the monitor acts in the same step: the temperature is above

@@ -24,7 +24,6 @@ from uqcalc.labels.shards import evenly, taken
 from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.card import JOINED_ARCHITECTURE
 from uqcalc.probe.inputs import Moments, Statistics, chunks
-from uqcalc.probe.joined import ATOM_CENTRES, CENTRES, PATHS, Joined, JoinedShape
 from uqcalc.probe.numbers import Described, PlainNumbers
 from uqcalc.probe.probe import Probe
 from uqcalc.probe.regressions import KernelPaths, LinearPath
@@ -35,6 +34,13 @@ from uqcalc.probe.scope import (
     learn_floor,
     learn_scope,
     warn_of_wide_scope,
+)
+from uqcalc.probe.stacked import (
+    ATOM_CENTRES,
+    CENTRES,
+    PATHS,
+    StackedPaths,
+    StackedShape,
 )
 from uqcalc.statistics import scores
 from uqcalc.targets import TARGETS
@@ -179,30 +185,34 @@ def _fit_paths(
         msg = "input statistics must be there for further paths, got None"
         raise ValueError(msg)
     some = data.subset(evenly(len(data), _MOST_FITTED))
-    shape = JoinedShape(
+    shape = StackedShape(
         card.feature_dim,
         min(CENTRES, len(data)),
         min(ATOM_CENTRES, int(_known_atoms(some).sum())),
     )
-    joined = Joined(shape).float()  # independent of torch's default dtype
+    stacked = StackedPaths(shape).float()  # independent of torch's default dtype
     moments = Moments(data.predictions)
     energies = card.element_energies()
-    learn_numbers(joined.numbers, data.predictions, moments, statistics, energies)
-    joined = joined.double().float()  # float32 for all buffers
+    learn_numbers(stacked.numbers, data.predictions, moments, statistics, energies)
+    stacked = stacked.double().float()  # float32 for all buffers
     chosen = _some_atoms(some, recipe.seed) if shape.atom_centres else None
-    seen = _describe(joined.numbers, some, statistics, energies, chosen)
+    seen = _describe(stacked.numbers, some, statistics, energies, chosen)
     errors = torch.from_numpy(some.errors)
-    joined.linear = LinearPath.fit(seen.pooled, errors)
-    joined.structure = KernelPaths.fit(
-        joined.structure.shape, seen.numbers, seen.components, errors, recipe.seed
+    stacked.linear = LinearPath.fit(seen.pooled, errors)
+    stacked.structure = KernelPaths.fit(
+        stacked.structure.shape, seen.numbers, seen.components, errors, recipe.seed
     )
-    if joined.atoms is not None and chosen is not None and some.atom_errors is not None:
+    if (
+        stacked.atoms is not None
+        and chosen is not None
+        and some.atom_errors is not None
+    ):
         errors = torch.from_numpy(np.concatenate(some.atom_errors))[chosen]
-        joined.atoms = KernelPaths.fit(
-            joined.atoms.shape, seen.atoms, seen.atom_features, errors, recipe.seed
+        stacked.atoms = KernelPaths.fit(
+            stacked.atoms.shape, seen.atoms, seen.atom_features, errors, recipe.seed
         )
     card = replace(card, architecture=JOINED_ARCHITECTURE, joined=asdict(shape))
-    return Probe(card, single.network, statistics, joined), curve
+    return Probe(card, single.network, statistics, stacked), curve
 
 
 @torch.no_grad()
@@ -238,8 +248,8 @@ def _weigh(
     probe: Probe, data: Dataset, unseen: Unseen, boundary: float, labels: Labels
 ) -> Probe:
     """Set weights, calibration and scope from the outputs for left-out groups."""
-    joined = probe.joined
-    if joined is None:
+    stacked = probe.stacked
+    if stacked is None:
         msg = "probe must have several paths to be weighed, got one"
         raise ValueError(msg)
     held = data.subset(unseen.rows)
@@ -247,13 +257,13 @@ def _weigh(
     sound = np.isfinite(unseen.paths).all(axis=1) & ~held.exploded()
     paths = unseen.paths[sound]
     weights = stack(paths, reliable[sound])
-    joined.weights.copy_(torch.from_numpy(weights))
-    joined.averages.copy_(torch.from_numpy(paths.mean(axis=0)))
+    stacked.weights.copy_(torch.from_numpy(weights))
+    stacked.averages.copy_(torch.from_numpy(paths.mean(axis=0)))
     scope = _scope(held, unseen, sound, labels.target)
-    joined.limit.fill_(scope.distance)
+    stacked.limit.fill_(scope.distance)
     groups = [held.groups[i] for i in np.flatnonzero(sound)]
-    joined.known.fill_(held_out_limit(unseen.remoteness[sound], groups)[0])
-    score = _scores(joined, unseen, sound)
+    stacked.known.fill_(held_out_limit(unseen.mean_log_distance[sound], groups)[0])
+    score = _scores(stacked, unseen, sound)
     factor = slope_on_new_groups(paths, reliable[sound], groups)
     calibration = Calibration.fit(score, held.errors, held.groups, boundary, factor)
     logits = calibration.logits(torch.from_numpy(score)).numpy()
@@ -310,20 +320,20 @@ def _scope(
 
 
 def _scores(
-    joined: Joined, unseen: Unseen, sound: NDArray[np.bool_]
+    stacked: StackedPaths, unseen: Unseen, sound: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     """Return the score of each structure, as the fitted probe computes it.
 
     Exploded structures count as unreliable and get the lowest score of the others:
     their true scores, which fall with the distance, would distort the calibration.
     """
-    parts = joined.double().join(
+    parts = stacked.double().join(
         *(
             torch.from_numpy(column)
-            for column in (unseen.paths, unseen.distance, unseen.remoteness)
+            for column in (unseen.paths, unseen.distance, unseen.mean_log_distance)
         )
     )
-    joined.float()
+    stacked.float()
     score = parts.sum(dim=1).numpy()
     lowest, highest = score[sound].min(), score[sound].max()
     return np.clip(np.where(sound, score, lowest), lowest, highest)

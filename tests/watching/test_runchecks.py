@@ -19,7 +19,7 @@ from ase.optimize import BFGS
 from toys import GOOD, Scripted, copper, watched
 
 from uqcalc import Level, Monitor, default_calculator, read_assessment, relax
-from uqcalc.watching.circumstances import FARTHEST, HOTTEST, moves_cell
+from uqcalc.watching.runchecks import FARTHEST, HOTTEST, moves_cell
 
 
 STEP = 0.5 * units.fs

@@ -20,8 +20,8 @@ from uqcalc.backbones.registry import tap
 from uqcalc.errors import ProbeError
 from uqcalc.fitting.training import fit_datasets
 from uqcalc.labels.dataset import build_dataset
-from uqcalc.probe.joined import PATHS, REMOTE, Joined, JoinedShape
 from uqcalc.probe.probe import FILE
+from uqcalc.probe.stacked import PATHS, REMOTE, StackedPaths, StackedShape
 from uqcalc.signals.base import to_host
 from uqcalc.signals.probe import ProbeSignal
 
@@ -212,28 +212,28 @@ def test_a_total_charge_that_no_label_had_is_outside(probe, total, inside):
 
 def shapeless():
     """Paths whose limits and weights are known by heart."""
-    joined = Joined(JoinedShape(4, 3))
-    joined.weights.copy_(torch.tensor([1.0, 2.0, 0.5, 1.0]))
-    joined.averages.copy_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
-    joined.limit.fill_(3.0)
-    joined.known.fill_(-1.0)
-    return joined
+    stacked = StackedPaths(StackedShape(4, 3))
+    stacked.weights.copy_(torch.tensor([1.0, 2.0, 0.5, 1.0]))
+    stacked.averages.copy_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
+    stacked.limit.fill_(3.0)
+    stacked.known.fill_(-1.0)
+    return stacked
 
 
 def test_outside_the_scope_what_speaks_for_a_structure_fades():
-    joined = shapeless()
+    stacked = shapeless()
     paths = torch.tensor([[2.0, -1.0, 0.4, 0.2], [-2.0, 1.0, 0.4, 0.2]])
-    plain = (paths - joined.averages) * joined.weights
-    within = joined.join(paths, torch.tensor([2.9, 0.1]), torch.tensor([-1.1, -9.0]))
+    plain = (paths - stacked.averages) * stacked.weights
+    within = stacked.join(paths, torch.tensor([2.9, 0.1]), torch.tensor([-1.1, -9.0]))
     assert torch.equal(within, plain)
     away = torch.tensor([12.0, 12.0])  # 4 times the limit
-    outside = joined.join(paths, away, torch.tensor([-2.0, -2.0]))
+    outside = stacked.join(paths, away, torch.tensor([-2.0, -2.0]))
     expected = plain.clone()
     expected[0, 0] /= 4  # attention and line where they are in favour
     expected[1, 1] /= 4
     expected[:, 2] -= REMOTE * math.log(4)
     close(outside, expected)
-    nearer = joined.join(paths, away, torch.tensor([-1 + 5.0, -1 + 1.0]))
+    nearer = stacked.join(paths, away, torch.tensor([-1 + 5.0, -1 + 1.0]))
     expected[0, 2] += REMOTE * (math.log(4) - 5)  # the geometric mean is farther
     close(nearer, expected)
 
@@ -245,10 +245,10 @@ def test_outside_the_scope_what_speaks_for_a_structure_fades():
 )
 def test_a_larger_distance_never_makes_a_structure_more_reliable(paths, start, more):
     """Four log-odds less for each e-fold of the distance, at least."""
-    joined = shapeless().double()
+    stacked = shapeless().double()
     rows = torch.tensor([paths, paths], dtype=torch.float64)
     logs = torch.tensor([start, start + more], dtype=torch.float64)
-    near, far = joined.join(rows, 3 * logs.exp(), logs - 40).sum(dim=1).tolist()
+    near, far = stacked.join(rows, 3 * logs.exp(), logs - 40).sum(dim=1).tolist()
     beyond = max(start + more, 0) - max(start, 0)  # e-folds of the squared distance
     assert far <= near - REMOTE * beyond + 1e-9 * (1 + abs(near) + abs(far))
 
@@ -260,25 +260,25 @@ def test_beyond_what_held_out_labels_had_the_trend_falls_with_the_distance(probe
         atoms = distorted()
         atoms.set_cell(atoms.cell * factor, scale_atoms=True)
         squeezed.append(backbone(atoms, ["energy", "forces"]))
-    found = [probe.joined_output([prediction]) for prediction in squeezed]
-    away = np.array([out.remoteness.item() for out in found])
-    known = probe.joined.known.item()
+    found = [probe.path_output([prediction]) for prediction in squeezed]
+    away = np.array([out.mean_log_distance.item() for out in found])
+    known = probe.stacked.known.item()
     assert away[0] < known < away[1] < away[2] < away[3]
     statistics = probe.statistics
-    for prediction, remoteness in zip(squeezed, away, strict=True):
+    for prediction, mean_log_distance in zip(squeezed, away, strict=True):
         standard = statistics.features(prediction.features.float())
         numbers = torch.from_numpy(prediction.numbers)
         each = (statistics.distances(standard, numbers) + 1e-6).log()
-        close(remoteness, each.mean(), NETWORK, of=[1.0, remoteness])
+        close(mean_log_distance, each.mean(), NETWORK, of=[1.0, mean_log_distance])
     trend = np.array([out.parts[0, PATHS.index("trend")].item() for out in found])
-    limit = probe.joined.limit.item()
-    probe.joined.known.fill_(torch.inf)
-    probe.joined.limit.fill_(torch.inf)
+    limit = probe.stacked.limit.item()
+    probe.stacked.known.fill_(torch.inf)
+    probe.stacked.limit.fill_(torch.inf)
     try:
-        plain = [probe.joined_output([prediction]).parts[0] for prediction in squeezed]
+        plain = [probe.path_output([prediction]).parts[0] for prediction in squeezed]
     finally:
-        probe.joined.known.fill_(known)
-        probe.joined.limit.fill_(limit)
+        probe.stacked.known.fill_(known)
+        probe.stacked.limit.fill_(limit)
     lost = np.array([parts[PATHS.index("trend")].item() for parts in plain]) - trend
     farthest = np.log([out.distance.item() / limit for out in found])
     beyond = np.maximum(np.maximum(away - known, farthest), 0)

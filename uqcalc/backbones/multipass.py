@@ -29,7 +29,7 @@ class Evaluations(Capture):
     predictions: list[Prediction] = field(default_factory=list)
 
 
-class SeveralCalculator(Calculator, ABC):
+class MultiPassCalculator(Calculator, ABC):
     """An ASE calculator that averages several evaluations of a geometry.
 
     Parameters
@@ -98,16 +98,16 @@ class SeveralCalculator(Calculator, ABC):
                 captured.features.extend(rows)
 
 
-class Several(Backbone):
+class MultiPassBackbone(Backbone):
     """A backbone whose calculator evaluates each geometry several times.
 
     Energy and forces of its `Prediction` are the averages, as in its results: a sum of
     calculators counts as one potential.
     """
 
-    calculator: SeveralCalculator
+    calculator: MultiPassCalculator
 
-    def __init__(self, calculator: SeveralCalculator, **identity: Any) -> None:
+    def __init__(self, calculator: MultiPassCalculator, **identity: Any) -> None:
         parts = calculator.parts
         self.conservative = all(part.conservative for part in parts)
         self.changes_process = any(part.changes_process for part in parts)
@@ -123,7 +123,7 @@ class Several(Backbone):
             self.reads = frozenset.intersection(*read)
 
     @abstractmethod
-    def joined(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
+    def combined(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
         """Return the fields of a `Prediction` that are not results, by name."""
 
     @contextmanager
@@ -190,7 +190,7 @@ class Several(Backbone):
     def _join(
         self, atoms: Atoms, predictions: Sequence[Prediction], results: dict[str, Any]
     ) -> Prediction:
-        more = self.joined(predictions)
+        more = self.combined(predictions)
         if self.conservative:
             more["conservative_forces"] = results["forces"]
         return Prediction(

@@ -32,7 +32,7 @@ REMOTE = 2.0
 CENTRES, ATOM_CENTRES = 4000, 600
 
 
-class JoinedOutput(NamedTuple):
+class StackedOutput(NamedTuple):
     """Output of all paths for a ragged batch.
 
     Attributes
@@ -44,7 +44,7 @@ class JoinedOutput(NamedTuple):
         Score of each atom, from its own features and force only.
     distance : tensor (structures,)
         Largest squared Mahalanobis distance of an atom.
-    remoteness : tensor (structures,)
+    mean_log_distance : tensor (structures,)
         Mean over the atoms of the logarithm of their squared distances.
     beyond : tensor (atoms,) or None
         E-folds of an atom's squared distance beyond the limit; 0 within.
@@ -53,7 +53,7 @@ class JoinedOutput(NamedTuple):
     parts: torch.Tensor
     atoms: torch.Tensor | None
     distance: torch.Tensor
-    remoteness: torch.Tensor
+    mean_log_distance: torch.Tensor
     beyond: torch.Tensor | None = None
 
     @property
@@ -63,15 +63,15 @@ class JoinedOutput(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class JoinedShape:
-    """Sizes of `Joined`: width of the features, number of centres of each kernel."""
+class StackedShape:
+    """Sizes of `StackedPaths`: width of the features, centres of each kernel."""
 
     features: int
     centres: int
     atom_centres: int = 0
 
     @classmethod
-    def from_dict(cls, data: object) -> JoinedShape:
+    def from_dict(cls, data: object) -> StackedShape:
         """Rebuild from a card.
 
         Raises
@@ -100,12 +100,12 @@ class JoinedShape:
             components,
             self.atom_centres,
             ATOM_TREND,
-            narrow=0.5,
-            narrow_ridge=3.0,
+            local_width=0.5,
+            local_ridge=3.0,
         )
 
 
-class Joined(nn.Module):
+class StackedPaths(nn.Module):
     """Adds other paths to the attention of a `ProbeNetwork`.
 
     The score of a structure is a weighted sum of the attention's margin, the linear
@@ -127,7 +127,7 @@ class Joined(nn.Module):
     limit: torch.Tensor
     known: torch.Tensor
 
-    def __init__(self, shape: JoinedShape) -> None:
+    def __init__(self, shape: StackedShape) -> None:
         super().__init__()
         self.shape = shape
         self.numbers = PlainNumbers(shape.features)
@@ -140,7 +140,7 @@ class Joined(nn.Module):
         self.register_buffer("weights", torch.ones(len(PATHS)))
         self.register_buffer("averages", torch.zeros(len(PATHS)))
         self.register_buffer("limit", torch.tensor(torch.inf))  # of the distance
-        self.register_buffer("known", torch.tensor(torch.inf))  # of the remoteness
+        self.register_buffer("known", torch.tensor(torch.inf))  # of its mean log
 
     def forward(
         self,
@@ -149,7 +149,7 @@ class Joined(nn.Module):
         distances: torch.Tensor,
         statistics: Statistics,
         margin: torch.Tensor,
-    ) -> JoinedOutput:
+    ) -> StackedOutput:
         """Join the attention's margin, (structures,), with the other paths."""
         described = self.numbers(host, standard, distances, statistics)
         linear = self.linear(described.pooled)
@@ -158,14 +158,17 @@ class Joined(nn.Module):
         atoms = None
         if self.atoms is not None:
             atoms = -sum(self.atoms(described.atoms, described.atom_features))
-        parts = self.join(paths, described.distance, described.remoteness)
+        parts = self.join(paths, described.distance, described.mean_log_distance)
         beyond = None if atoms is None else (distances / self.limit).log().clamp(min=0)
-        return JoinedOutput(
-            parts, atoms, described.distance, described.remoteness, beyond
+        return StackedOutput(
+            parts, atoms, described.distance, described.mean_log_distance, beyond
         )
 
     def join(
-        self, paths: torch.Tensor, distance: torch.Tensor, remoteness: torch.Tensor
+        self,
+        paths: torch.Tensor,
+        distance: torch.Tensor,
+        mean_log_distance: torch.Tensor,
     ) -> torch.Tensor:
         """Return the contribution of each path to the score, (structures, 4).
 
@@ -173,13 +176,15 @@ class Joined(nn.Module):
         ----------
         paths : tensor (structures, 4)
             Output of each path; larger is more reliable.
-        distance, remoteness : tensors (structures,)
-            As in `JoinedOutput`.
+        distance, mean_log_distance : tensors (structures,)
+            As in `StackedOutput`.
         """
         parts = (paths - self.averages) * self.weights
         away = distance / self.limit
         fading = parts[:, :_TREND]
         fading.sub_(fading.clamp(min=0.0) * (1 - 1 / away.clamp(min=1.0))[:, None])
-        beyond = torch.maximum(remoteness - self.known, away.log()).clamp(min=0.0)
+        beyond = torch.maximum(mean_log_distance - self.known, away.log()).clamp(
+            min=0.0
+        )
         parts[:, _TREND] -= REMOTE * beyond
         return parts

@@ -14,7 +14,7 @@ from toys import POLICY, OfGeometry, ToyBackbone, copper, watched
 
 from uqcalc import Monitor, ReliableCalculator
 from uqcalc.backbones.prediction import fixed_atoms
-from uqcalc.remembering import frozen
+from uqcalc.resultcache import frozen
 
 
 def cyclic():

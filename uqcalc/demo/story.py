@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uqcalc.demo.watch import TIMESTEP_FS, DemoRun
+from uqcalc.demo.runs import TIMESTEP_FS, DemoRun
 
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def picture(run: DemoRun, title: str) -> Figure:
     _finish_axes(run, [axes[name] for name in rows])
     last = run.frames[-1]
     plotting.plot_atoms(last, last.arrays["probe_importance"], axes["atoms"])
-    axes["atoms"].set_title("attention of the verdict at the last step", fontsize=10)
+    axes["atoms"].set_title("attention on each atom at the last step", fontsize=10)
     return figure
 
 

@@ -25,7 +25,7 @@ _ALIKE = 1.5
 _BALANCED = 0.25  # share that suffices for any count: few labels have another warning
 
 
-def few_of_a_kind(reliable: NDArray[np.bool_]) -> str:
+def rare_class(reliable: NDArray[np.bool_]) -> str:
     """Return which kind has few labels, in words; empty if both have enough."""
     total = len(reliable)
     right = int(np.sum(reliable))
@@ -36,7 +36,7 @@ def few_of_a_kind(reliable: NDArray[np.bool_]) -> str:
     return f"{count} of {total} are {kind}"
 
 
-def refuse_one_kind(errors: NDArray[np.float64], boundary: float) -> None:
+def check_both_classes(errors: NDArray[np.float64], boundary: float) -> None:
     """Check that at least 5 training labels are of each kind.
 
     Raises
@@ -57,7 +57,9 @@ def refuse_one_kind(errors: NDArray[np.float64], boundary: float) -> None:
     raise LabelError(msg)
 
 
-def refuse_alike(errors: NDArray[np.float64], boundary: float, labels: Labels) -> None:
+def check_spread_of_errors(
+    errors: NDArray[np.float64], boundary: float, labels: Labels
+) -> None:
     """Check that the default boundary is well above the median error.
 
     If all errors are similar, good runs have frames on both sides of the boundary, and
@@ -85,7 +87,7 @@ def refuse_alike(errors: NDArray[np.float64], boundary: float, labels: Labels) -
     raise LabelError(msg)
 
 
-def warn_of_one_kind(
+def warn_of_rare_class(
     errors: NDArray[np.float64], boundary: float, labels: Labels
 ) -> None:
     """Warn if few labels are of one kind.
@@ -96,7 +98,7 @@ def warn_of_one_kind(
         If one kind has less than 5 % of the labels, or fewer than 30 labels and less
         than 25 %.
     """
-    if not (text := few_of_a_kind(errors <= boundary)):
+    if not (text := rare_class(errors <= boundary)):
         return
     better = replace(labels, boundary=None, percentile=None).chosen_boundary(errors)
     rule = f" ({labels.boundary_rule})" if labels.boundary_rule else ""
@@ -124,7 +126,7 @@ _MOST_IN_SERIES = 500  # frames that suffice for the test
 _SHUFFLES = 20
 
 
-def warn_of_prospects(frames: Sequence[Atoms], labels: Labels) -> None:
+def warn_of_weak_set(frames: Sequence[Atoms], labels: Labels) -> None:
     """Warn, before any prediction, if these frames are likely to give a poor probe.
 
     Parameters

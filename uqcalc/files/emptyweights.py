@@ -23,7 +23,7 @@ _DRAWS = {
 }
 
 
-class NoDraws(TorchFunctionMode):
+class EmptyWeights(TorchFunctionMode):
     """Lets modules be built without a random number: their weights begin at zero.
 
     torch's generator stays as it was. Saving its state and setting it back would not

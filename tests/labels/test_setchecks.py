@@ -16,12 +16,12 @@ from uqcalc.fitting.training import _both_kinds
 from uqcalc.labels.dataset import Dataset
 from uqcalc.labels.defects import drop_leaks
 from uqcalc.labels.offsets import fit_offsets, missing_span, warn_of_span
-from uqcalc.labels.prospects import (
+from uqcalc.labels.setchecks import (
+    check_both_classes,
+    check_spread_of_errors,
     find_series,
-    refuse_alike,
-    refuse_one_kind,
-    warn_of_one_kind,
-    warn_of_prospects,
+    warn_of_rare_class,
+    warn_of_weak_set,
 )
 
 
@@ -45,7 +45,7 @@ BY_MOLECULE = Labels(group_key="molecule")
 def said(frames, labels=BY_MOLECULE):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_of_prospects(frames, labels)
+        warn_of_weak_set(frames, labels)
     assert all(w.category is LabelWarning for w in caught)
     return [str(w.message) for w in caught]
 
@@ -81,7 +81,7 @@ def test_one_molecule_only():
     assert "one molecule only (molecule 'H2O')" in alone
     assert "one molecule only (H2O)" in same
     with pytest.raises(LabelError, match="frame 0 must have the group key 'run'"):
-        warn_of_prospects(independent(3), Labels(group_key="run"))
+        warn_of_weak_set(independent(3), Labels(group_key="run"))
 
 
 def test_frames_of_one_run_without_a_group_key():
@@ -150,20 +150,20 @@ def errors(right, wrong):
     ],
 )
 def test_labels_of_nearly_one_kind_are_named(right, wrong, said):
-    refuse_one_kind(errors(right, wrong), 0.5)
+    check_both_classes(errors(right, wrong), 0.5)
     if said is None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            warn_of_one_kind(errors(right, wrong), 0.5, Labels())
+            warn_of_rare_class(errors(right, wrong), 0.5, Labels())
     else:
         with pytest.warns(LabelWarning, match=said):
-            warn_of_one_kind(errors(right, wrong), 0.5, Labels())
+            warn_of_rare_class(errors(right, wrong), 0.5, Labels())
 
 
 @pytest.mark.parametrize(("right", "wrong"), [(4, 500), (500, 4), (100, 0)])
 def test_fewer_than_five_of_a_kind_are_refused(right, wrong):
     with pytest.raises(LabelError, match=f"got {right} of {right + wrong} within 0.5"):
-        refuse_one_kind(errors(right, wrong), 0.5)
+        check_both_classes(errors(right, wrong), 0.5)
 
 
 def test_the_default_boundary_is_one_that_usual_frames_keep():
@@ -193,16 +193,16 @@ def test_a_boundary_among_errors_that_are_all_alike_is_not_taken_unasked():
     boundary = Labels().chosen_boundary(alike)
     named = f"all alike, .* boundary={3 * np.median(alike):.2g},"
     with pytest.raises(LabelError, match=named):
-        refuse_alike(alike, boundary, Labels())
+        check_spread_of_errors(alike, boundary, Labels())
     for given in (Labels(boundary=boundary), Labels(percentile=50)):
-        refuse_alike(alike, boundary, given)
+        check_spread_of_errors(alike, boundary, given)
     hotter = np.concatenate([alike, rng.lognormal(np.log(0.1), 0.25, 150)])
     boundary = Labels().chosen_boundary(hotter)
-    refuse_alike(hotter, boundary, Labels())
+    check_spread_of_errors(hotter, boundary, Labels())
     assert np.mean(alike > boundary) < 0.01
     assert np.sum(hotter > boundary) >= 30
     with pytest.warns(LabelWarning, match="add such frames$"):  # no better boundary
-        warn_of_one_kind(alike, 0.06, Labels(boundary=0.06))
+        warn_of_rare_class(alike, 0.06, Labels(boundary=0.06))
 
 
 def test_a_geometry_in_two_sets_is_named_and_left_out_of_the_earlier_one():

@@ -1,4 +1,4 @@
-"""What commands judge by: a probe, Force Delta, or both."""
+"""The calculator of a command: with a probe, Force Delta, or both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from uqcalc.probe.probe import Probe
 
 
-def judging(
+def with_force_delta(
     model: BaseCalculator,
     probe: Probe | None,
     head: Path | None,
@@ -22,9 +22,9 @@ def judging(
     *,
     promised: bool = False,
 ) -> ReliableCalculator:
-    """Return a calculator that reads Force Delta, and the probe where there is one.
+    """Return a calculator with Force Delta and, if given, the probe.
 
-    Without limits and probe nobody has said what is reliable: every frame is SUSPECT.
+    Without limits and probe, no threshold is known: every frame is SUSPECT.
     """
     import uqcalc
     from uqcalc.policy import TRUST_NOTHING
