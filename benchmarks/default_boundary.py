@@ -30,8 +30,9 @@ from common import print_table, write_result
 from ramp import BatchedForces, Schedule, batched, new_ramp, run_ramps
 
 import uqcalc
-from uqcalc import LabelError, Labels, Probe, Recipe
+from uqcalc import Labels, Probe, Recipe
 from uqcalc.backbones import Backbone, Prediction
+from uqcalc.errors import LabelError
 from uqcalc.fitting.training import fit_datasets
 from uqcalc.labels.dataset import Dataset, build_dataset
 from uqcalc.models.bundled import bare_calculator, load_model

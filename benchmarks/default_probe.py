@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from common import print_table, target, write_result
 
-from uqcalc import LabelError
 from uqcalc.defaults import shipped_probe
+from uqcalc.errors import LabelError
 from uqcalc.probe.calibration import platt
 from uqcalc.statistics import scores
 

@@ -30,8 +30,9 @@ from distilled.members import spread, train_members, training
 from distilled.ranking import SIGNALS, Readings, mean_rank, rows
 from distilled.reading import fit_distance, predict, read_signals
 
-from uqcalc import Backbone, DistilledHead, Prediction, distill, tap
+from uqcalc import distill, tap
 from uqcalc.models.bundled import bare_calculator
+from uqcalc.types import Backbone, DistilledHead, Prediction
 
 
 NAME = "distilled_head"

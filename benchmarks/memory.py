@@ -24,8 +24,9 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.md.verlet import VelocityVerlet
 from common import print_targets, target, write_result
 
-from uqcalc import Backbone, MaxForce, Monitor, Policy, ReliableCalculator, Threshold
+from uqcalc import MaxForce, Monitor, Policy, ReliableCalculator, Threshold
 from uqcalc.backbones.base import Capture
+from uqcalc.types import Backbone
 
 
 class Spring(Calculator):

@@ -16,14 +16,17 @@ from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 
 import uqcalc
-from uqcalc import Guarantee, Labels, Monitor, Recipe, ReliableCalculator, plotting
+from uqcalc import Labels, Monitor, Recipe, ReliableCalculator, plotting
 from uqcalc.models.bundled import bare_calculator
+from uqcalc.types import Guarantee
 
 
 try:
     from tblite.ase import TBLite
 except ImportError as error:
-    raise uqcalc.MissingExtraError("the reference here", "tblite", "xtb") from error
+    raise uqcalc.errors.MissingExtraError(
+        "the reference here", "tblite", "xtb"
+    ) from error
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
 parser.add_argument("--quick", action="store_true", help="a tenth of it, to try it out")
@@ -91,7 +94,7 @@ tolerance = "150 meV/angstrom"
 try:
     probe = uqcalc.certify(probe, others, potential, labels, tolerance=tolerance)
     print("Guarantee:", Guarantee.from_dict(probe.card.promise))
-except uqcalc.LabelError as refusal:
+except uqcalc.errors.LabelError as refusal:
     print("No promise:", refusal)
 probe.save("my.probe")
 

@@ -5,7 +5,8 @@ import argparse
 from ase.build import molecule
 from ase.optimize import BFGS
 
-from uqcalc import Outcome, default_calculator, relax
+from uqcalc import default_calculator, relax
+from uqcalc.types import Outcome
 
 
 parser = argparse.ArgumentParser(description=__doc__)

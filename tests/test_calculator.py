@@ -28,7 +28,6 @@ from toys import (
 )
 
 from uqcalc import (
-    BackboneError,
     ForceSpread,
     Level,
     MaxForce,
@@ -38,6 +37,7 @@ from uqcalc import (
     Threshold,
     tap,
 )
+from uqcalc.errors import BackboneError
 from uqcalc.records import Assessment, Reading, Verdict
 
 

@@ -16,7 +16,6 @@ from uqcalc import (
     Level,
     MaxForce,
     Policy,
-    ProbeError,
     ProbeSignal,
     ReliableCalculator,
     Threshold,
@@ -24,6 +23,7 @@ from uqcalc import (
 )
 from uqcalc.cli import app
 from uqcalc.defaults import find_probe, label_free, shipped_probe
+from uqcalc.errors import ProbeError
 from uqcalc.models.bundled import bare_calculator
 from uqcalc.models.named import SHIPPED_PROBES
 from uqcalc.runfile import opening

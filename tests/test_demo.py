@@ -13,16 +13,10 @@ from ase.io import read
 from builders import import_mace
 from typer.testing import CliRunner
 
-from uqcalc import (
-    BackboneError,
-    Level,
-    MissingExtraError,
-    default_calculator,
-    demo,
-    read_assessment,
-)
+from uqcalc import Level, default_calculator, demo, read_assessment
 from uqcalc.cli import app
 from uqcalc.defaults import shipped_probe
+from uqcalc.errors import BackboneError, MissingExtraError
 
 
 mpl.use("Agg")

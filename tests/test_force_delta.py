@@ -16,12 +16,9 @@ from closeness import FLOAT64, NETWORK, close
 from scipy.spatial.transform import Rotation
 
 from uqcalc import (
-    DistilledHead,
     ForceDelta,
-    LabelError,
     LabelWarning,
     MaxForce,
-    ModelError,
     Policy,
     ReliableCalculator,
     Threshold,
@@ -31,9 +28,11 @@ from uqcalc import (
     tap,
 )
 from uqcalc.backbones.differentiable import Differentiable
+from uqcalc.errors import LabelError, ModelError
 from uqcalc.signals.base import to_host
 from uqcalc.signals.force_delta import without_torque
 from uqcalc.testing import check_signal
+from uqcalc.types import DistilledHead
 
 
 LIMITS = Policy([Threshold("force_delta", suspect=1.0, unreliable=2.0)])

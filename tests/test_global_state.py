@@ -9,7 +9,8 @@ import torch
 from backbones.toys import ModuleCalculator, mace_on_shared_models
 from builders import rattled, tiny_probe
 
-from uqcalc import BackboneError, Probe, open_model, tap
+from uqcalc import Probe, open_model, tap
+from uqcalc.errors import BackboneError
 
 
 def process():

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,9 +16,7 @@ import pytest
 from safetensors.numpy import save
 
 import uqcalc
-import uqcalc.distillation
 import uqcalc.errors
-import uqcalc.signals
 import uqcalc.types
 from uqcalc.distillation.card import FILE as HEAD, HeadCard
 from uqcalc.files.tensorfile import CHECKSUM, checksum
@@ -52,23 +51,25 @@ def test_import_is_cheap_and_loads_nothing_heavy():
 @pytest.mark.parametrize("name", uqcalc.__all__)
 def test_every_public_name_resolves(name):
     value = getattr(uqcalc, name)
-    assert value.__name__ == name
+    assert value.__name__.rpartition(".")[2] == name
     assert value.__doc__
 
 
 def test_names_that_do_not_exist_are_attribute_errors():
-    with pytest.raises(AttributeError, match="no attribute 'Moniter'"):
+    with pytest.raises(AttributeError, match="Moniter"):
         uqcalc.Moniter  # noqa: B018
     assert set(uqcalc.__all__) <= set(dir(uqcalc))
 
 
-@pytest.mark.parametrize("former", ["calibrate", "Promise"])
+@pytest.mark.parametrize("former", uqcalc._FORMER)
 def test_former_names_work_and_say_the_new_one(former):
     with pytest.warns(
         DeprecationWarning, match=f"uqcalc.{former} is now uqcalc"
     ) as said:
         value = getattr(uqcalc, former)
-    assert value is getattr(uqcalc, str(said[0].message).split(";")[0].rsplit(".")[-1])
+    place = str(said[0].message).split(";")[0].split()[-1]
+    module, _, name = place.rpartition(".")
+    assert value is getattr(import_module(module), name)
     assert former not in uqcalc.__all__
 
 
@@ -96,18 +97,6 @@ def test_every_type_of_a_public_signature_can_be_imported_from_a_public_place():
                 continue
             hidden = (annotated(function) & ours) - public
             assert not hidden, f"{name}.{function.__name__}"
-
-
-@pytest.mark.parametrize("package", [uqcalc, uqcalc.signals, uqcalc.distillation])
-def test_static_and_lazy_names_agree(package):
-    """What type checkers see under TYPE_CHECKING is what is loaded at run time."""
-    tree = ast.parse(Path(package.__file__).read_text(encoding="utf-8"))
-    [block] = [node for node in tree.body if isinstance(node, ast.If)]
-    static = {alias.name: node.module for node in block.body for alias in node.names}
-    at = package.__name__
-    assert static == {name: f"{at}.{home}" for name, home in package._HOME.items()}
-    assert set(package.__all__) <= set(dir(package))
-    assert all(getattr(package, name).__name__ == name for name in package.__all__)
 
 
 CARD = """

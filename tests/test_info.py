@@ -12,9 +12,10 @@ from toys import BAD, GOOD, NAN, SUSPECT, watched
 from typer import Typer
 from typer.testing import CliRunner
 
-from uqcalc import Level, Monitor, RecordError, read_log
+from uqcalc import Level, Monitor, read_log
 from uqcalc.cli.info import info
 from uqcalc.defaults import shipped_probe
+from uqcalc.errors import RecordError
 from uqcalc.evaluation.cardfacts import card_facts
 from uqcalc.info import file_facts, log_facts
 from uqcalc.watching.eventlog import EventLog

@@ -12,8 +12,9 @@ from builders import tiny_probe
 from hypothesis import given, strategies as st
 from probe.toys import ToyBackbone
 
-from uqcalc import Assessment, Level, Policy, Reading, Threshold, read_assessment
+from uqcalc import Level, Policy, Threshold, read_assessment
 from uqcalc.annotating.copies import annotated_copy
+from uqcalc.types import Assessment, Reading
 
 
 NAMES = ("a", "b", "c")

@@ -20,15 +20,11 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from typer.testing import CliRunner
 
 from uqcalc import (
-    BackboneError,
-    LabelError,
     LabelWarning,
     Level,
     MaxForce,
     Policy,
     Probe,
-    ProbeError,
-    RecordError,
     ReliableCalculator,
     Threshold,
     UqcalcError,
@@ -37,6 +33,7 @@ from uqcalc import (
     tap,
 )
 from uqcalc.cli import app
+from uqcalc.errors import BackboneError, LabelError, ProbeError, RecordError
 
 
 def reliable_calculator(**options):

@@ -11,9 +11,10 @@ from builders import tiny_probe
 from probe.toys import ToyBackbone
 from toys import BAD, GOOD, copper, watched
 
-from uqcalc import Assessment, Evaluation, Level, Monitor, Reading, Verdict
+from uqcalc import Level, Monitor
 from uqcalc.evaluation import evaluation
 from uqcalc.htmltable import html_table
+from uqcalc.types import Assessment, Evaluation, Reading, Verdict
 
 
 class Tags(HTMLParser):

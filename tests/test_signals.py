@@ -11,8 +11,8 @@ from closeness import FLOAT64, close
 from toys import ToyBackbone, copper
 
 from uqcalc import ForceSpread, MaxForce, ReliableCalculator, tap
-from uqcalc.signals import ProbeSignal, TensorReading
-from uqcalc.signals.base import to_host
+from uqcalc.signals.base import TensorReading, to_host
+from uqcalc.signals.probe import ProbeSignal
 
 
 @pytest.fixture(scope="module")

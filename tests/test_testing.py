@@ -13,18 +13,11 @@ import torch
 from backbones.toys import ModuleCalculator, mace_on_shared_models
 from builders import rattled, tiny_probe
 
-from uqcalc import (
-    Backbone,
-    ForceSpread,
-    MaxForce,
-    Prediction,
-    ProbeSignal,
-    UqcalcError,
-    tap,
-)
+from uqcalc import ForceSpread, MaxForce, ProbeSignal, UqcalcError, tap
 from uqcalc.backbones.base import Capture
 from uqcalc.signals.base import TensorReading
 from uqcalc.testing import ContractError, check_backbone, check_signal, contract_frames
+from uqcalc.types import Backbone, Prediction
 
 
 FRAMES = [rattled("CH3OH"), rattled("H2O")]

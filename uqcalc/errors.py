@@ -53,7 +53,7 @@ class SourceError(RecordError):
     Attributes
     ----------
     source, reason : str
-    summary : `uqcalc.AnnotationSummary`
+    summary : `uqcalc.types.AnnotationSummary`
         Summary of the frames that could be read.
     """
 

@@ -7,14 +7,14 @@ hand. Those that a script does build are in `uqcalc` itself, errors in `uqcalc.e
 from __future__ import annotations
 
 from uqcalc.annotating.tally import AnnotationSummary, WorstFrame
+from uqcalc.attacking.ascent import AttackSettings
 from uqcalc.attacking.path import AttackPath
 from uqcalc.backbones import Backbone, Prediction
 from uqcalc.backbones.differentiable import Differentiable
 from uqcalc.backbones.passmemory import Costs
 from uqcalc.backbones.prediction import Capture
-from uqcalc.distillation import DistilledHead
 from uqcalc.distillation.card import HeadCard
-from uqcalc.distillation.head import DirectNetwork
+from uqcalc.distillation.head import DirectNetwork, DistilledHead
 from uqcalc.evaluation.evaluation import Evaluation, Tested
 from uqcalc.fitting.training import FitReport
 from uqcalc.labels.dataset import Dataset
@@ -43,6 +43,7 @@ __all__ = [
     "AnnotationSummary",
     "Assessment",
     "AttackPath",
+    "AttackSettings",
     "Backbone",
     "BandAssessment",
     "BandEvent",

@@ -22,8 +22,9 @@ from ase.io import read
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from common import print_table, target, write_result
 
-from uqcalc import LabelError, Labels, Level, Recipe, ReliableCalculator, tap
+from uqcalc import Labels, Level, Recipe, ReliableCalculator, tap
 from uqcalc.backbones import Backbone
+from uqcalc.errors import LabelError
 from uqcalc.evaluation.guarantee import certify_dataset
 from uqcalc.fitting.training import fit_datasets
 from uqcalc.labels.dataset import Dataset, build_dataset

@@ -12,7 +12,8 @@ from ase.calculators.calculator import BaseCalculator
 from ase.spacegroup import crystal
 from common import water_box
 
-from uqcalc import DistilledHead, ForceDelta, Policy, ReliableCalculator, Threshold
+from uqcalc import ForceDelta, Policy, ReliableCalculator, Threshold
+from uqcalc.types import DistilledHead
 
 
 POLICY = Policy([Threshold("force_delta", suspect=1.0, unreliable=2.0)])

@@ -11,7 +11,8 @@ import numpy as np
 from ase import Atoms
 from ase.io import read
 
-from uqcalc import Backbone, tap
+from uqcalc import tap
+from uqcalc.types import Backbone
 
 
 SEED = 22

@@ -10,9 +10,10 @@ import torch
 from ase import Atoms
 from latent import LatentDistance
 
-from uqcalc import Backbone, DistilledHead, ForceDelta, Prediction
+from uqcalc import ForceDelta
 from uqcalc.backbones.batching import batches
 from uqcalc.signals.base import to_host
+from uqcalc.types import Backbone, DistilledHead, Prediction
 
 
 def predict(

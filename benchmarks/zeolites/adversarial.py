@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from ase import Atoms
 
-from uqcalc import (
-    Backbone,
-    ForceDelta,
-    Policy,
-    ReliableCalculator,
-    Threshold,
-    attack,
-)
+from uqcalc import ForceDelta, Policy, ReliableCalculator, Threshold, attack
 from uqcalc.attacking.ascent import AttackSettings
+from uqcalc.types import Backbone
 from zeolites.blocks import attack_starts
 
 

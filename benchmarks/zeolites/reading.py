@@ -11,9 +11,10 @@ from ase import Atoms
 from latent import LatentDistance
 from small_orb.model import small_orb_calculator
 
-from uqcalc import Backbone, ForceDelta, Prediction, tap
+from uqcalc import ForceDelta, tap
 from uqcalc.backbones.batching import batches
 from uqcalc.signals.base import to_host
+from uqcalc.types import Backbone, Prediction
 
 
 BOTH = ("energy", "forces", "conservative_forces")

@@ -31,7 +31,9 @@ PAGES: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 ERRORS = "uqcalc.errors"
-TYPES = "uqcalc.types"  # a module of re-exports, where there is one
+TYPES = "uqcalc.types"  # a module of re-exports
+MODULES = {"errors", "types"}
+OTHERS = {"save_safe_mace": "uqcalc.models.safemace.save_safe_mace"}
 
 
 def api_page(page: str) -> str:
@@ -43,7 +45,7 @@ def names_on(page: str) -> list[str]:
     """Return the dotted names that ``page`` documents, in order."""
     public = set(uqcalc.__all__)
     if page in PAGES:
-        return [f"uqcalc.{name}" for name in PAGES[page] if name in public]
+        return [_place(name) for name in PAGES[page]]
     if page == "errors":
         module = importlib.import_module(ERRORS)
         kinds = [k for k in vars(module).values() if isinstance(k, type)]
@@ -52,13 +54,21 @@ def names_on(page: str) -> list[str]:
     if page == "types":
         claimed = {name for names in PAGES.values() for name in names}
         claimed |= {name.rpartition(".")[2] for name in names_on("errors")}
-        rest = {name: f"uqcalc.{name}" for name in public - claimed}
+        rest = {name: f"uqcalc.{name}" for name in public - claimed - MODULES}
         for name in _exported_types():
             if name not in claimed:
                 rest.setdefault(name, f"{TYPES}.{name}")
         return [rest[name] for name in sorted(rest)]
     msg = f"page must be one of {[*PAGES, 'errors', 'types']}, got {page!r}"
     raise ValueError(msg)
+
+
+def _place(name: str) -> str:
+    """Return the dotted name under which users import ``name``."""
+    for module in (uqcalc, importlib.import_module(TYPES)):
+        if name in module.__all__:
+            return f"{module.__name__}.{name}"
+    return OTHERS[name]
 
 
 def _exported_types() -> list[str]:

@@ -12,19 +12,17 @@ from hypothesis import given, settings, strategies as st
 from toys import copper
 
 from uqcalc import (
-    Assessment,
     Level,
     Policy,
-    Reading,
-    RecordError,
     ReliableCalculator,
     Threshold,
-    Verdict,
     annotated_copy,
     read_assessment,
     tap,
 )
 from uqcalc.annotating.copies import cleared_copy
+from uqcalc.errors import RecordError
+from uqcalc.types import Assessment, Reading, Verdict
 
 
 def results():

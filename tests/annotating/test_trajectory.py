@@ -23,9 +23,7 @@ from uqcalc import (
     Level,
     MaxForce,
     Policy,
-    RecordError,
     ReliableCalculator,
-    SourceError,
     Threshold,
     annotate,
     annotate_file,
@@ -35,6 +33,7 @@ from uqcalc import (
 )
 from uqcalc.annotating.copies import left_out_of, read_error
 from uqcalc.cli.annotate import annotate as command
+from uqcalc.errors import RecordError, SourceError
 
 
 app = typer.Typer(pretty_exceptions_enable=False)

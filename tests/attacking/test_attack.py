@@ -20,8 +20,6 @@ from typer.testing import CliRunner
 
 import uqcalc
 from uqcalc import (
-    AttackSettings,
-    BackboneError,
     ForceDelta,
     Level,
     MaxForce,
@@ -34,6 +32,8 @@ from uqcalc import (
 from uqcalc.attacking.ascent import uphill
 from uqcalc.cli import app
 from uqcalc.distillation.head import HeadCard, make_network
+from uqcalc.errors import BackboneError
+from uqcalc.types import AttackSettings
 
 
 pytest.importorskip("orb_models")
@@ -173,7 +173,7 @@ def test_u_of_a_distilled_head_rises_too():
     card = HeadCard(backbone.fingerprint, width, channels, 4.0, 16, [1, 6, 8])
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        head = uqcalc.DistilledHead(card, make_network(card))
+        head = uqcalc.types.DistilledHead(card, make_network(card))
     calc = ReliableCalculator(backbone, signals=[ForceDelta(head)], policy=LIMITS)
     settings = AttackSettings(alpha=1e-3, beta=0, steps=4)
     [path] = attack(rattled(), calc, settings)

@@ -13,21 +13,12 @@ from backbones.toys import Springs
 from builders import rattled, tiny_probe
 from closeness import FLOAT64, NETWORK, close
 
-from uqcalc import (
-    BackboneError,
-    Labels,
-    Policy,
-    ProbeError,
-    Recipe,
-    ReliableCalculator,
-    Threshold,
-    fit,
-    tap,
-)
+from uqcalc import Labels, Policy, Recipe, ReliableCalculator, Threshold, fit, tap
 from uqcalc.backbones.aimnet2 import AIMNet2Backbone, _rows
+from uqcalc.errors import BackboneError, ProbeError
 from uqcalc.probe.network import ProbeNetwork, Shape
 from uqcalc.probe.probe import Probe
-from uqcalc.signals import MaxForce
+from uqcalc.signals.label_free import MaxForce
 from uqcalc.testing import check_backbone, contract_frames
 
 

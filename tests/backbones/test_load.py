@@ -8,8 +8,8 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.neighborlist import neighbor_list
 
-from uqcalc import BackboneError
 from uqcalc.backbones.passmemory import Costs, check_load, neighbours
+from uqcalc.errors import BackboneError
 
 
 MACE = (5.0, Costs(bins=5.0))

@@ -11,9 +11,10 @@ from backbones.toys import around, mace_on_shared_models, scripted_model
 from builders import mace_calculator, rattled, tiny_mace
 from closeness import FLOAT64, NETWORK, close
 
-from uqcalc import BackboneError, ForceSpread, Policy, ReliableCalculator, Threshold
+from uqcalc import ForceSpread, Policy, ReliableCalculator, Threshold
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.backbones.mace import MACEBackbone
+from uqcalc.errors import BackboneError
 
 
 WANTED = ["energy", "forces"]

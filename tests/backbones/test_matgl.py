@@ -13,14 +13,8 @@ from ase.calculators.mixing import SumCalculator
 from builders import rattled, salt
 from closeness import NETWORK, close
 
-from uqcalc import (
-    BackboneError,
-    MaxForce,
-    Policy,
-    ReliableCalculator,
-    Threshold,
-    tap,
-)
+from uqcalc import MaxForce, Policy, ReliableCalculator, Threshold, tap
+from uqcalc.errors import BackboneError
 from uqcalc.testing import check_backbone, contract_frames
 from uqcalc.testing.instruments import counted_calls
 

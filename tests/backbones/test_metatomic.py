@@ -15,15 +15,8 @@ from ase.calculators.mixing import SumCalculator
 from builders import rattled, salt
 from closeness import NETWORK, close
 
-from uqcalc import (
-    BackboneError,
-    ForceDelta,
-    MaxForce,
-    Policy,
-    ReliableCalculator,
-    Threshold,
-    tap,
-)
+from uqcalc import ForceDelta, MaxForce, Policy, ReliableCalculator, Threshold, tap
+from uqcalc.errors import BackboneError
 from uqcalc.testing import check_backbone, contract_frames
 
 

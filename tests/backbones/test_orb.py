@@ -13,7 +13,6 @@ from builders import rattled, salt
 from closeness import FLOAT64, NETWORK, close
 
 from uqcalc import (
-    BackboneError,
     ForceDelta,
     MaxForce,
     Policy,
@@ -22,6 +21,7 @@ from uqcalc import (
     Threshold,
     tap,
 )
+from uqcalc.errors import BackboneError
 from uqcalc.testing import check_backbone, contract_frames
 from uqcalc.testing.instruments import counted_calls
 

@@ -19,7 +19,8 @@ from ase.calculators.lj import LennardJones
 from ase.calculators.mixing import SumCalculator
 from closeness import NETWORK, close
 
-from uqcalc import BackboneError, MaxForce, Policy, ReliableCalculator, Threshold, tap
+from uqcalc import MaxForce, Policy, ReliableCalculator, Threshold, tap
+from uqcalc.errors import BackboneError
 from uqcalc.testing import check_backbone, contract_frames
 
 

@@ -21,7 +21,6 @@ from closeness import FLOAT64, NETWORK, close
 from scipy.spatial.transform import Rotation
 
 from uqcalc import (
-    BackboneError,
     Committee,
     ForceDelta,
     ForceSpread,
@@ -32,6 +31,7 @@ from uqcalc import (
     tap,
 )
 from uqcalc.backbones.fingerprint import CONVERTED, combined, same_model
+from uqcalc.errors import BackboneError
 from uqcalc.testing import check_backbone, contract_frames
 
 

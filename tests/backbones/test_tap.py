@@ -17,7 +17,8 @@ from ase.calculators.mixing import SumCalculator
 from backbones.toys import ModuleCalculator, Springs, mace_on_shared_models
 from builders import rattled
 
-from uqcalc import BackboneError, MaxForce, Policy, ReliableCalculator, Threshold, tap
+from uqcalc import MaxForce, Policy, ReliableCalculator, Threshold, tap
+from uqcalc.errors import BackboneError
 from uqcalc.testing import check_backbone
 
 

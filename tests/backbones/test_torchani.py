@@ -15,9 +15,10 @@ from backbones.toys import Springs
 from builders import rattled, salt, tiny_probe
 from closeness import FLOAT64, close
 
-from uqcalc import BackboneError, Policy, ReliableCalculator, Threshold, tap
+from uqcalc import Policy, ReliableCalculator, Threshold, tap
 from uqcalc.backbones.torchani import TorchANIBackbone
-from uqcalc.signals import ForceSpread, MaxForce
+from uqcalc.errors import BackboneError
+from uqcalc.signals.label_free import ForceSpread, MaxForce
 from uqcalc.testing import check_backbone, contract_frames
 
 

@@ -6,8 +6,8 @@ from ase.io import write
 from builders import import_mace
 from typer.testing import CliRunner
 
-from uqcalc import DistilledHead
 from uqcalc.cli import app
+from uqcalc.types import DistilledHead
 
 
 import_mace()

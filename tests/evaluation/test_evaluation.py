@@ -13,17 +13,8 @@ from closeness import FLOAT64, NETWORK, close
 from probe.toys import ToyBackbone
 from sklearn import metrics
 
-from uqcalc import (
-    LabelError,
-    Labels,
-    ProbeError,
-    Recipe,
-    ReliableCalculator,
-    evaluate,
-    fit,
-    tap,
-)
-from uqcalc.errors import LabelWarning
+from uqcalc import Labels, Recipe, ReliableCalculator, evaluate, fit, tap
+from uqcalc.errors import LabelError, LabelWarning, ProbeError
 from uqcalc.evaluation.readings import read_structures
 from uqcalc.evaluation.words import findings
 from uqcalc.probe.calibration import Calibration

@@ -12,7 +12,6 @@ from closeness import NETWORK, close
 from probe.toys import ToyBackbone
 
 from uqcalc import (
-    Guarantee,
     Labels,
     Level,
     Policy,
@@ -33,6 +32,7 @@ from uqcalc.evaluation.guarantee import (
 from uqcalc.labels.dataset import build_dataset
 from uqcalc.probe.seen import Seen, group_hash
 from uqcalc.signals import base
+from uqcalc.types import Guarantee
 
 
 NAMES = ["H2O", "CH3OH", "NH3", "C2H6"]

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from uqcalc import ProbeError, SignalError
 from uqcalc.defaults import shipped_probe
+from uqcalc.errors import ProbeError, SignalError
 from uqcalc.probe.card import Card
 from uqcalc.signals.card import SignalCard
 from uqcalc.signals.distance import LatentDistance

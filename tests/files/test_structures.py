@@ -15,14 +15,9 @@ from ase.io import read, write
 from toys import POLICY, OfGeometry, ToyBackbone, copper
 from typer.testing import CliRunner
 
-from uqcalc import (
-    RecordError,
-    ReliableCalculator,
-    RunFileError,
-    UqcalcError,
-    annotate_file,
-)
+from uqcalc import ReliableCalculator, UqcalcError, annotate_file
 from uqcalc.cli import app
+from uqcalc.errors import RecordError, RunFileError
 from uqcalc.files.structures import frames_of, read_frames
 from uqcalc.runfile.file import read_run_file
 from uqcalc.runfile.opening import open_structure

@@ -22,9 +22,9 @@ from uqcalc.files.tensorfile import CHECKSUM, Kind, metadata_of
 from uqcalc.probe.card import Card
 from uqcalc.probe.network import Shape
 from uqcalc.probe.probe import FILE as PROBE, Probe
-from uqcalc.signals import LatentDistance, SignalCard, load_signal
-from uqcalc.signals.card import FILE as SIGNAL, HeldOut
-from uqcalc.signals.distance import Mahalanobis
+from uqcalc.signals.card import FILE as SIGNAL, HeldOut, SignalCard
+from uqcalc.signals.distance import LatentDistance, Mahalanobis
+from uqcalc.signals.fitted import load_signal
 
 
 FIXTURES = {"probe": "probe", "distilled head": "head", "fitted signal": "signal"}

@@ -14,7 +14,7 @@ from probe.toys import ToyBackbone, random_prediction
 
 from uqcalc import Labels, Recipe, fit
 from uqcalc.errors import LabelError, RecordError
-from uqcalc.fitting import feeding
+from uqcalc.fitting import batches
 from uqcalc.fitting.batches import Feed, passes
 from uqcalc.fitting.network import fit_single
 from uqcalc.fitting.training import fit_datasets
@@ -397,7 +397,7 @@ def test_batches_read_from_disk_are_those_kept_in_memory(tmp_path, charges):
 
 
 def test_a_pass_visits_everything_once_and_few_shards_at_a_time(monkeypatch):
-    monkeypatch.setattr(feeding, "_POOL", 256)
+    monkeypatch.setattr(batches, "_POOL", 256)
     sizes = np.random.default_rng(0).integers(1, 30, 4000)
     feed = SimpleNamespace(sizes=sizes, blocks=np.arange(4000) // 64)
     indices = np.setdiff1d(np.arange(4000), np.arange(0, 4000, 9))
@@ -406,12 +406,12 @@ def test_a_pass_visits_everything_once_and_few_shards_at_a_time(monkeypatch):
         stream = passes(indices, feed, 32, rng)
         if not first:
             feed.blocks = None
-        batches = [next(stream) for _ in range(-(-len(indices) // 32))]
-        np.testing.assert_array_equal(np.sort(np.concatenate(batches)), indices)
-        near = [np.concatenate(batches[k : k + 8]) for k in range(0, 104, 8)]
+        drawn = [next(stream) for _ in range(-(-len(indices) // 32))]
+        np.testing.assert_array_equal(np.sort(np.concatenate(drawn)), indices)
+        near = [np.concatenate(drawn[k : k + 8]) for k in range(0, 104, 8)]
         shards = max(len(np.unique(rows // 64)) for rows in near)
         assert shards <= 6 if first else shards > 50
-        padded = sum(len(b) * sizes[b].max() for b in batches)
+        padded = sum(len(b) * sizes[b].max() for b in drawn)
         assert padded < 1.35 * sizes[indices].sum()  # 1.9 without sorting
 
 

@@ -17,12 +17,12 @@ from uqcalc import (
     Monitor,
     Policy,
     ReliableCalculator,
-    RunLimits,
     Threshold,
     calibrate_threshold,
 )
 from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.limits.runlimits import limits_of_runs, memory, run_rank, runs_needed
+from uqcalc.types import RunLimits
 from uqcalc.watching.trigger import Trigger
 
 

@@ -13,16 +13,11 @@ import torch
 from ase.build import bulk, molecule
 from builders import import_mace, tiny_mace
 
-from uqcalc import (
-    FileWarning,
-    MissingExtraError,
-    ModelError,
-    open_model,
-    save_safe_mace,
-    tap,
-)
+from uqcalc import open_model, tap
 from uqcalc.defaults import shipped_probe
+from uqcalc.errors import FileWarning, MissingExtraError, ModelError
 from uqcalc.models.bundled import bare_calculator
+from uqcalc.models.safemace import save_safe_mace
 
 
 import_mace()

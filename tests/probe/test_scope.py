@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from uqcalc import Level, Policy, Reading, Threshold
+from uqcalc import Level, Policy, Threshold
 from uqcalc.defaults import shipped_probe
 from uqcalc.errors import ProbeError
 from uqcalc.probe.card import Card
 from uqcalc.probe.scope import AtomFloor, Scope, learn_floor, learn_scope
+from uqcalc.types import Reading
 
 
 def farthest(structures, atoms=20, dim=8, *, seed):

@@ -10,7 +10,8 @@ from ase.io import read, write
 from builders import rattled
 from probe.toys import ToyBackbone
 
-from uqcalc import LabelError, Labels
+from uqcalc import Labels
+from uqcalc.errors import LabelError
 from uqcalc.labels.defects import drop_leaks, find_defects
 from uqcalc.probe.seen import Seen, geometry_hashes
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from ase.build import molecule
 
-from uqcalc import Guarantee, RunFileError
 from uqcalc.defaults import shipped_probe
+from uqcalc.errors import RunFileError
 from uqcalc.runfile.file import RunFile, read_run_file
 from uqcalc.runfile.opening import open_calculator
 from uqcalc.runfile.sections import (
@@ -17,6 +17,7 @@ from uqcalc.runfile.sections import (
     PolicySection,
     RelaxSection,
 )
+from uqcalc.types import Guarantee
 
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "run.yaml"

@@ -10,13 +10,8 @@ from ase.build import molecule
 from builders import import_mace
 
 import uqcalc
-from uqcalc import (
-    LabelWarning,
-    RunFileError,
-    distill,
-    read_log,
-    run_file,
-)
+from uqcalc import LabelWarning, distill, read_log, run_file
+from uqcalc.errors import RunFileError
 from uqcalc.runfile import opening
 from uqcalc.runfile.file import read_run_file
 

@@ -11,9 +11,9 @@ from ase.md.verlet import VelocityVerlet
 from closeness import FLOAT64, close
 from toys import copper
 
-from uqcalc import RecordError
 from uqcalc.annotating.copies import INFO_KEY
 from uqcalc.annotating.frames import append_frame, cut_frames
+from uqcalc.errors import RecordError
 from uqcalc.runfile.restart import Restart
 
 

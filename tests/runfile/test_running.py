@@ -21,18 +21,9 @@ from typer import Typer
 from typer.testing import CliRunner
 
 import uqcalc
-from uqcalc import (
-    BackboneError,
-    Level,
-    ModelError,
-    Monitor,
-    RecordError,
-    RunFileError,
-    read_assessment,
-    read_log,
-    run_file,
-)
+from uqcalc import Level, Monitor, read_assessment, read_log, run_file
 from uqcalc.cli.run import HALTED, run
+from uqcalc.errors import BackboneError, ModelError, RecordError, RunFileError
 from uqcalc.runfile import opening
 from uqcalc.runfile.file import read_run_file
 from uqcalc.runfile.restart import Restart

@@ -17,7 +17,6 @@ from uqcalc import (
     ConformalInterval,
     ForceDelta,
     ForceSpread,
-    LabelError,
     Labels,
     LatentDistance,
     Level,
@@ -25,16 +24,16 @@ from uqcalc import (
     Policy,
     ProbeSignal,
     ReliableCalculator,
-    SignalError,
-    Split,
     Threshold,
     load_signal,
     tap,
 )
+from uqcalc.errors import LabelError, SignalError
 from uqcalc.labels.dataset import build_dataset
 from uqcalc.signals.base import TensorReading, to_host
 from uqcalc.statistics.quantiles import group_quantile
 from uqcalc.testing import check_signal
+from uqcalc.types import Split
 
 
 WANTED = ["energy", "forces"]

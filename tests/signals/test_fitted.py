@@ -16,25 +16,24 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from uqcalc import (
-    LabelError,
     Labels,
     LabelWarning,
     LatentDistance,
     Policy,
     PredictionRigidity,
     ReliableCalculator,
-    SignalError,
-    Split,
     load_signal,
     tap,
 )
 from uqcalc.cli.info import info
 from uqcalc.defaults import shipped_probe
+from uqcalc.errors import LabelError, SignalError
 from uqcalc.labels.dataset import build_dataset
 from uqcalc.signals.base import to_host
 from uqcalc.signals.distance import Mahalanobis
 from uqcalc.statistics.quantiles import group_quantile
 from uqcalc.testing import check_signal
+from uqcalc.types import Split
 
 
 WANTED = ["energy", "forces"]

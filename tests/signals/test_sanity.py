@@ -14,7 +14,6 @@ from ase.neighborlist import primitive_neighbor_list
 from builders import mace_calculator, rattled
 
 from uqcalc import (
-    BackboneError,
     Level,
     MaxForce,
     Policy,
@@ -26,6 +25,7 @@ from uqcalc import (
     tap,
 )
 from uqcalc.backbones.prediction import Prediction, geometry
+from uqcalc.errors import BackboneError
 from uqcalc.signals.surroundings import surroundings
 from uqcalc.testing import check_signal
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from uqcalc import LabelError
+from uqcalc.errors import LabelError
 from uqcalc.statistics.quantiles import conformal_factor, group_quantile, groups_needed
 
 

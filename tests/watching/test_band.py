@@ -12,15 +12,8 @@ from ase.mep.neb import NEBOptimizer
 from ase.optimize import BFGS, FIRE
 from toys import BAD, GOOD, POLICY, SUSPECT, OfGeometry, ToyBackbone, copper
 
-from uqcalc import (
-    Level,
-    Monitor,
-    RecordError,
-    ReliableCalculator,
-    UnreliableError,
-    read_log,
-    relax,
-)
+from uqcalc import Level, Monitor, ReliableCalculator, UnreliableError, read_log, relax
+from uqcalc.errors import RecordError
 from uqcalc.watching.band import BandAssessment
 
 

@@ -12,7 +12,8 @@ from builders import run_and_kill
 from hypothesis import given, settings, strategies as st
 from toys import copper
 
-from uqcalc import RecordError, read_log
+from uqcalc import read_log
+from uqcalc.errors import RecordError
 from uqcalc.watching.eventlog import EventLog, read_standing
 from uqcalc.watching.flagged import FrameFile
 

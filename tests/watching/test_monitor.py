@@ -27,17 +27,16 @@ from toys import (
 )
 
 from uqcalc import (
-    Assessment,
     Level,
     Monitor,
     Policy,
-    RecordError,
     ReliableCalculator,
     Threshold,
     UnreliableError,
-    Verdict,
     read_log,
 )
+from uqcalc.errors import RecordError
+from uqcalc.types import Assessment, Verdict
 from uqcalc.watching.eventlog import read_standing
 from uqcalc.watching.trigger import Trigger
 

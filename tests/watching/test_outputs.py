@@ -12,7 +12,8 @@ from ase.io import read
 from ase.md.verlet import VelocityVerlet
 from toys import BAD, GOOD, watched
 
-from uqcalc import FileWarning, Monitor, RecordError, read_log, relax
+from uqcalc import Monitor, read_log, relax
+from uqcalc.errors import FileWarning, RecordError
 from uqcalc.files.writing import GrowingFile, OneWriter, strict_json, whole
 
 

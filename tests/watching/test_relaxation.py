@@ -11,7 +11,8 @@ from ase.optimize.sciopt import SciPyFminBFGS
 from closeness import FLOAT64, close
 from toys import BAD, GOOD, SUSPECT, FaultyEMT, OfGeometry, copper, watched
 
-from uqcalc import Level, Outcome, read_assessment, read_log, relax
+from uqcalc import Level, read_assessment, read_log, relax
+from uqcalc.types import Outcome
 
 
 def bare_path(optimizer=BFGS, *, fmax=0.01, steps=100, amount=0.1, **options):

@@ -100,7 +100,7 @@ def annotate(  # noqa: PLR0913  (one option each)
             summary = uqcalc.annotate_file(
                 readable, target, reliable, species=species, worst=worst
             )
-        except uqcalc.SourceError as error:
+        except uqcalc.errors.SourceError as error:
             _show(error.summary, output, report)
             raise
         _show(summary, output, report)

@@ -119,7 +119,7 @@ def attack(  # noqa: PLR0913  (one option each)
         import uqcalc
 
         with usage_errors():
-            settings = uqcalc.AttackSettings(
+            settings = uqcalc.types.AttackSettings(
                 alpha=alpha,
                 beta=beta,
                 steps=steps,

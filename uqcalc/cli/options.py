@@ -31,7 +31,7 @@ _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _MODELS = (
     "default, chgnet, sevennet, mace:FILE, mace_off:SIZE, mace_mp:SIZE, or orb:NAME "
     "such as orb:orb-v3-direct-20-mpa. A MACE model file can run code; open only files "
-    "you trust, or mace:FILE.json, which cannot (uqcalc.save_safe_mace)."
+    "you trust, or mace:FILE.json, which cannot (see uqcalc.models.safemace)."
 )
 
 

@@ -148,7 +148,7 @@ class DistilledHead:
 
     @property
     def requires(self) -> frozenset[str]:
-        """What it reads of a `uqcalc.Prediction`."""
+        """What it reads of a `uqcalc.types.Prediction`."""
         vectors = {"vectors"} if self.card.vectors else set()
         return frozenset({"features", *vectors})
 

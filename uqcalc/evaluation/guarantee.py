@@ -99,7 +99,7 @@ def certify(  # noqa: PLR0913  (same options as the command)
     ...     probe, frames, calculator, uqcalc.Labels(group_key="molecule"),
     ...     tolerance="50 meV/angstrom",
     ... )
-    >>> print(uqcalc.Guarantee.from_dict(probe.card.promise))  # doctest: +SKIP
+    >>> print(uqcalc.types.Guarantee.from_dict(probe.card.promise))  # doctest: +SKIP
     """
     check_frames(frames, exclude)
     wanted = labels_for(probe.card, labels)

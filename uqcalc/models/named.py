@@ -51,7 +51,7 @@ def open_model(
         ``"orb:NAME:FILE"`` for its weights in a file, which torch reads as numbers.
         A file that MACE saved is a Python pickle and can run code: open only files
         you trust. ``"mace:FILE.json"`` opens the form without code that
-        `uqcalc.save_safe_mace` writes.
+        `uqcalc.models.safemace.save_safe_mace` writes.
     device : str
         Torch device; "auto" is "cuda" where there is one, else "cpu".
     dtype : {"float32", "float64"}, optional
@@ -166,7 +166,7 @@ def _mace_file(detail: str, device: str, dtype: str | None) -> BaseCalculator:
         return MACECalculator(models=model, device=device, default_dtype=dtype or "")
     text = (
         "a MACE model file can run code; open only files you trust, got "
-        f"{detail}; uqcalc.save_safe_mace writes a form that cannot"
+        f"{detail}; uqcalc.models.safemace.save_safe_mace writes a form that cannot"
     )
     warnings.warn(text, FileWarning, stacklevel=4)
     try:

@@ -1,8 +1,8 @@
 """MACE models as numbers: a configuration in JSON beside weights in safetensors.
 
 MACE saves its models as Python pickles, and a pickle can run any code when it is
-opened. This form can not: `uqcalc.save_safe_mace` makes it once from a model that is
-trusted, and ``mace:my.json`` opens it.
+opened. This form cannot: `save_safe_mace` writes it once from a trusted model, and
+``mace:my.json`` opens it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def load_safe_mace(path: str | os.PathLike[str]) -> torch.nn.Module:
             msg = (
                 "model 'mace:FILE.json' must have a configuration and, beside it, its "
                 f"weights in .safetensors, got no file {file}; make both with "
-                "uqcalc.save_safe_mace"
+                "uqcalc.models.safemace.save_safe_mace"
             )
             raise ModelError(msg)
     try:
@@ -130,8 +130,8 @@ def _unfit(origin: str, why: object) -> ModelError:
     return ModelError(
         f"a MACE model without pickle must be a {ARCHITECTURE} whose configuration and "
         f"weights fit each other, got {origin} ({why}); write it again with "
-        "uqcalc.save_safe_mace, or open the file that MACE saved, if you trust it, as "
-        "mace:FILE"
+        "uqcalc.models.safemace.save_safe_mace, or open the file that MACE saved, if "
+        "you trust it, as mace:FILE"
     )
 
 

@@ -179,7 +179,7 @@ class Card:
     scope : Scope or None
         Limits of the calibration set; None if unknown.
     promise : dict or None
-        `uqcalc.Guarantee` made with this probe; `promised` reads it.
+        `uqcalc.types.Guarantee` made with this probe; `promised` reads it.
     held_out : list of [share, logit]
         The ``share`` of held-out groups with the largest P(reliable) has at least this
         logit; empty if unknown.

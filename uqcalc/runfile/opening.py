@@ -16,7 +16,8 @@ from uqcalc.models.named import SHIPPED_PROBES, open_model
 from uqcalc.policy import Policy, Threshold
 from uqcalc.probe.probe import Probe
 from uqcalc.runfile.file import RunFile
-from uqcalc.signals import ForceDelta, Signal
+from uqcalc.signals.base import Signal
+from uqcalc.signals.force_delta import ForceDelta
 
 
 def open_structure(file: RunFile) -> Atoms:

@@ -103,7 +103,8 @@ class Sanity:
     cutoff : float, optional
         Cutoff of the model in Å; 5 if it is not known.
     reads : frozenset of str, optional
-        `uqcalc.Backbone.reads`. With None (not known) charge and spin are not checked.
+        `uqcalc.types.Backbone.reads`. With None (not known) charge and spin are not
+        checked.
     forces : bool
         Whether forces are judged. Only then is the symmetry checked, as an energy does
         not vanish by symmetry.

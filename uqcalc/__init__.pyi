@@ -1,0 +1,56 @@
+"""The public names of uqcalc: what type checkers see and what is imported on use."""
+
+from . import errors as errors, types as types
+from .annotating.copies import (
+    annotated_copy as annotated_copy,
+    read_assessment as read_assessment,
+)
+from .annotating.file import annotate_file as annotate_file
+from .annotating.trajectory import annotate as annotate
+from .attacking.attack import attack as attack
+from .backbones.committee import Committee as Committee
+from .backbones.registry import tap as tap
+from .backbones.rotation import RotationAverage as RotationAverage
+from .calculator import (
+    ReliableCalculator as ReliableCalculator,
+    default_calculator as default_calculator,
+)
+from .distillation.fitting import distill as distill
+from .errors import (
+    LabelWarning as LabelWarning,
+    UnreliableError as UnreliableError,
+    UqcalcError as UqcalcError,
+)
+from .evaluation.evaluation import evaluate as evaluate
+from .evaluation.guarantee import certify as certify
+from .fitting.recipe import Recipe as Recipe
+from .fitting.training import fit as fit
+from .labels.labels import Labels as Labels
+from .limits.thresholds import (
+    calibrate_threshold as calibrate_threshold,
+    error_curve as error_curve,
+)
+from .models.named import open_model as open_model
+from .policy import Policy as Policy, Threshold as Threshold
+from .probe.probe import Probe as Probe
+from .records import Level as Level
+from .runfile.running import run_file as run_file
+from .signals.conformal import ConformalInterval as ConformalInterval
+from .signals.distance import LatentDistance as LatentDistance
+from .signals.fitted import load_signal as load_signal
+from .signals.force_delta import ForceDelta as ForceDelta
+from .signals.label_free import (
+    EnergySpread as EnergySpread,
+    ForceSpread as ForceSpread,
+    MaxForce as MaxForce,
+    OrbConfidence as OrbConfidence,
+    StressSpread as StressSpread,
+)
+from .signals.probe import ProbeSignal as ProbeSignal
+from .signals.rigidity import PredictionRigidity as PredictionRigidity
+from .signals.sanity import Sanity as Sanity
+from .watching.eventlog import read_log as read_log
+from .watching.monitor import Monitor as Monitor
+from .watching.relaxation import relax as relax
+
+__version__: str
