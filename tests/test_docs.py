@@ -54,6 +54,7 @@ WEIGHTS = {
 # Blocks that take more than some seconds, by page: run by `make test-slow`.
 SLOW = {
     "README.md": 1,
+    "docs/howto/adapt.md": 1,
     "docs/howto/certify.md": 1,
     "docs/howto/fit.md": 2,
     "docs/howto/force-delta.md": 1,
@@ -136,7 +137,8 @@ def labelled(files):
     """The same with labelled frames of 280 groups."""
     model = uqcalc.open_model("default")
     rng = np.random.default_rng(1)
-    for name, count in (("labelled", 120), ("test", 40), ("held_out", 120)):
+    sets = {"labelled": 120, "test": 40, "held_out": 120, "mine": 20}
+    for name, count in sets.items():
         frames = [labelled_frame(model, rng, f"{name} {k}") for k in range(count)]
         write(files / f"{name}.xyz", frames)
     return files
@@ -157,7 +159,7 @@ def labelled_frame(model, rng, group):
     error = rng.normal(0, 0.3 if far else 0.01, (len(atoms), 3))
     atoms.arrays["REF_forces"] = atoms.get_forces() + error
     atoms.calc = None
-    atoms.info["molecule"] = group
+    atoms.info["molecule"] = atoms.info["run"] = group
     return atoms
 
 
@@ -196,7 +198,7 @@ def test_python_blocks_run(page, files, tmp_path, monkeypatch):
 def test_slow_python_blocks_run(page, labelled, tmp_path, monkeypatch):
     shutil.copytree(labelled, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    if page == "docs/howto/certify.md":  # goes on where that page ends
+    if page in {"docs/howto/adapt.md", "docs/howto/certify.md"}:  # after that page
         run("docs/howto/fit.md", tmp_path, ("weights",))
     run(page, tmp_path, ("weights",))
 

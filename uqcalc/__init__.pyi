@@ -23,6 +23,7 @@ from .errors import (
 )
 from .evaluation.evaluation import evaluate as evaluate
 from .evaluation.guarantee import certify as certify
+from .fitting.adapt import adapt as adapt
 from .fitting.recipe import Recipe as Recipe
 from .fitting.training import fit as fit
 from .labels.labels import Labels as Labels

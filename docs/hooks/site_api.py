@@ -21,7 +21,7 @@ PAGES: dict[str, tuple[str, ...]] = {
         "Monitor", "relax", "run_file", "read_log", "attack", "AttackSettings",
     ),
     "probe": (
-        "Labels", "Recipe", "fit", "evaluate", "certify", "Guarantee", "Probe",
+        "Labels", "Recipe", "fit", "adapt", "evaluate", "certify", "Guarantee", "Probe",
     ),
     "signals": (
         "ProbeSignal", "Sanity", "ForceDelta", "distill", "DistilledHead",

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from uqcalc.cli.adapt import adapt
 from uqcalc.cli.annotate import annotate
 from uqcalc.cli.attack import attack
 from uqcalc.cli.certify import FORMER, certify
@@ -29,7 +30,18 @@ app = typer.Typer(
     rich_markup_mode=None,  # boxes cut names short in narrow terminals
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, fit, certify, distill, evaluate, annotate, attack, info, run):
+for command in (
+    demo,
+    fit,
+    adapt,
+    certify,
+    distill,
+    evaluate,
+    annotate,
+    attack,
+    info,
+    run,
+):
     name = command.__name__
     app.command(name, short_help=SUMMARIES[name], epilog=epilog(name))(command)
 app.command(FORMER, hidden=True, epilog=epilog("certify"))(certify)

@@ -19,6 +19,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "uqcalc certify my.probe held_out.xyz --risk 0.1 \\",
         '    --tolerance "50 meV/angstrom" -o certified.probe',
     ),
+    "adapt": (
+        "uqcalc adapt chgnet mine.xyz -o mine.probe",
+        "uqcalc adapt my.probe mine.xyz --group run \\",
+        "    --model mace:my.model -o mine.probe",
+    ),
     "distill": (
         "uqcalc distill frames.xyz --model chgnet \\",
         "    -o head.safetensors",
@@ -50,6 +55,7 @@ SUMMARIES = {
     "demo": "Heat a molecule until its potential breaks.",
     "fit": "Fit a probe to labelled frames.",
     "certify": "Add a promise to a probe.",
+    "adapt": "Fit a probe to one system, few labels.",
     "distill": "Fit a direct-force head to a potential.",
     "evaluate": "Score a probe on labelled frames.",
     "annotate": "Judge every frame of a trajectory.",

@@ -15,6 +15,7 @@ from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.evaluation.riskcontrol import held_out_logits
+from uqcalc.fitting.adapt import learn_spread
 from uqcalc.fitting.crossfit import MOST, Unseen, cross_fit, slope_on_new_groups, stack
 from uqcalc.fitting.network import fit_single
 from uqcalc.fitting.recipe import Recipe
@@ -281,6 +282,7 @@ def _weigh(
         atom_floor=floor,
         training={
             "atom_floor_learned": floor is not None,
+            "spread": learn_spread(calibration, score, held.errors, held.groups),
             "paths": [
                 {
                     "path": name,

@@ -49,6 +49,10 @@ class Calibration:
         the logarithm of the boundary.
     labels : int
         Number of held-out labels that it was fitted to.
+    system : tuple of (logit before, logit after)
+        Correction for one system, learnt from its labels (`uqcalc.adapt`); empty
+        without one. It is applied last, at every boundary; linear between its knots
+        and beyond them.
     """
 
     slope: float = 1.0
@@ -57,6 +61,7 @@ class Calibration:
     boundaries: tuple[float, ...] = ()
     shifts: tuple[float, ...] = ()
     labels: int = 0
+    system: tuple[tuple[float, float], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able form; `from_dict` reads it back."""
@@ -86,7 +91,13 @@ class Calibration:
         bent = self.slope * score + self.intercept
         if self.knots:
             bent = _interpolate(bent, self.knots)
-        return bent if boundary is None else bent + self.shift(boundary)
+        if boundary is not None:
+            bent = bent + self.shift(boundary)
+        return self.adapted(bent)
+
+    def adapted(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return log-odds after the correction for one system, if there is one."""
+        return _interpolate(logits, self.system) if self.system else logits
 
     def shift(self, boundary: float) -> float:
         """Return what a boundary adds to the logit at the probe's own boundary."""

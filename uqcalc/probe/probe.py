@@ -285,6 +285,8 @@ class Probe:
         levels = _tensor(
             [np.array(floor.at(n), np.float32) for n in sizes], logits.device
         )
+        if self.card.atom_calibration is not None:  # the floor is that of all systems
+            levels = self.card.atom_calibration.adapted(levels)
         lowest = Ragged(sizes, logits.device).min(logits[:, None])[:, 0]
         return levels - lowest
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from ase.data import chemical_symbols
 from numpy.typing import ArrayLike, NDArray
 
 from uqcalc.errors import LabelWarning, ProbeError
@@ -54,6 +55,9 @@ class Scope:
         Total charges in e; empty if the backbone gives no atomic charges.
     outside : float
         Share of held-out labelled structures beyond ``distance``; NaN if unknown.
+    elements : tuple of int
+        Atomic numbers of the system that the probe was adapted to; empty if any element
+        of the labels is allowed.
     """
 
     distance: float
@@ -62,11 +66,13 @@ class Scope:
     largest: int
     charges: tuple[int, ...] = ()
     outside: float = math.nan
+    elements: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able form; `from_dict` reads it back."""
         outside = None if math.isnan(self.outside) else self.outside
-        return asdict(self) | {"charges": list(self.charges), "outside": outside}
+        lists = {"charges": list(self.charges), "elements": list(self.elements)}
+        return asdict(self) | lists | {"outside": outside}
 
     @classmethod
     def from_dict(cls, data: object) -> Scope:
@@ -82,12 +88,20 @@ class Scope:
         return cls(**checked(cls, data, "scope of a probe", ProbeError))
 
     def doubts(self, numbers: np.ndarray) -> tuple[str, ...]:
-        """Return a message if the number of atoms lies outside the limits, else ()."""
+        """Return messages: the number of atoms, or an element, is outside the limits.
+
+        Empty if none is.
+        """
+        found = []
         atoms = len(numbers)
         noun = "atom" if atoms == 1 else "atoms"
-        if self.smallest <= atoms <= self.largest:
-            return ()
-        return (f"{atoms} {noun}, calibrated for {self.smallest} to {self.largest}",)
+        if not self.smallest <= atoms <= self.largest:
+            limits = f"{self.smallest} to {self.largest}"
+            found.append(f"{atoms} {noun}, calibrated for {limits}")
+        if self.elements and (others := set(numbers.tolist()) - set(self.elements)):
+            symbols = [chemical_symbols[z] for z in sorted(others)]
+            found.append(f"adapted to a system without {' '.join(symbols)}")
+        return tuple(found)
 
 
 def held_out_limit(

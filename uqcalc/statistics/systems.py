@@ -1,0 +1,252 @@
+"""How far a system's errors lie from those that a probe expects, from a few labels.
+
+A calibrated probe gives P(error <= b) = sigmoid(l + s(b)): l is its logit at its own
+boundary, s(b) the shift of another boundary (`uqcalc.probe.calibration`). Then the
+residual r = l + s(error) of a labelled structure has a standard logistic distribution.
+On a new system it has another place and width:
+
+    r = a + u + c ε,    ε ~ logistic(0, 1)
+
+===========  ====================  =====================================================
+symbol       variable              meaning
+===========  ====================  =====================================================
+a            place                 shift of the system; larger errors make it larger
+u            -                     shift of a run within the system, integrated over
+c            width                 1 for a system like those of the calibration
+τ_system     ``spread.system``     scale of a over systems, Student t with 4 degrees
+τ_run        ``spread.run``        standard deviation of u over runs
+===========  ====================  =====================================================
+
+A label uses the size of its error, not only whether it is right. So a few labels
+suffice, also if all are right or all are wrong. Errors beyond the boundaries that the
+calibration covers are censored. The posterior of (a, c) is computed on a grid. The
+adapted probability is the mean of sigmoid((l + s(b) - a - u) / c) over the posterior,
+a monotone function of l + s(b): probabilities keep their order and grow with the
+boundary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logsumexp
+from scipy.stats import norm, t
+
+
+_STEP = 0.1
+# Shifts on the grid. A shift of 15 turns a probability of 0.999 into 3e-4.
+GRID = np.arange(-15.0, 15.0 + _STEP / 2, _STEP)
+_FREEDOM = 4.0  # Student t: one system in a hundred is far from the others
+# Widths and their prior weights: log c ~ N(0, 0.5²), at the nodes of Gauss-Hermite.
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(7)
+WIDTHS = np.exp(0.5 * _NODES)
+_LOG_WEIGHTS = np.log(_WEIGHTS / _WEIGHTS.sum())
+SYSTEMS = np.geomspace(0.1, 5.0, 40)  # scales over systems that are tried
+# Spreads over runs that are tried, and fewest runs from which one is learnt.
+RUNS = np.array([0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.2])
+_FEWEST_RUNS = 4
+_KNOTS = np.linspace(-12.0, 12.0, 97)  # logits at which the adapted logit is stored
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How far systems and runs lie from each other, in log-odds.
+
+    Attributes
+    ----------
+    system, run : float
+        Scale over systems, standard deviation over runs of one system.
+    systems : int
+        Number of left-out systems that they were learnt from; 0 for assumed values.
+    """
+
+    system: float
+    run: float
+    systems: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Residuals:
+    """Residuals of labelled structures, some of them censored.
+
+    Attributes
+    ----------
+    value : array (structures,)
+        Residual in log-odds, or the bound if it is censored.
+    side : array of int (structures,)
+        0: known; -1: the residual is at most the value; 1: it is larger.
+    """
+
+    value: NDArray[np.float64]
+    side: NDArray[np.int64]
+
+    def log_likelihood(self) -> NDArray[np.float64]:
+        """Return log p(residual | place, width), (structures, places, widths)."""
+        z = (self.value[:, None, None] - GRID[:, None]) / WIDTHS
+        below, above = -np.logaddexp(0.0, -z), -np.logaddexp(0.0, z)
+        inside = below + above - np.log(WIDTHS)
+        side = self.side[:, None, None]
+        return np.where(side == 0, inside, np.where(side < 0, below, above))
+
+
+def residuals(
+    logits: NDArray[np.float64],
+    errors: NDArray[np.float64],
+    boundaries: Sequence[float],
+    shifts: Sequence[float],
+) -> Residuals:
+    """Return the residuals of structures.
+
+    Parameters
+    ----------
+    logits : array (structures,)
+        Log-odds of P(error <= the probe's boundary).
+    errors : array (structures,)
+        True errors, in the unit of ``boundaries``.
+    boundaries, shifts : sequences of float
+        Of the calibration. Errors outside ``boundaries`` are censored.
+    """
+    known = np.asarray(boundaries, float)
+    inside = np.clip(errors, known[0], known[-1])
+    shift = np.interp(np.log(inside), np.log(known), np.asarray(shifts, float))
+    side = np.where(errors < known[0], -1, np.where(errors > known[-1], 1, 0))
+    return Residuals(logits + shift, side)
+
+
+def run_likelihoods(
+    found: Residuals, runs: Sequence[str], spread_of_runs: float
+) -> NDArray[np.float64]:
+    """Return the log-likelihood of the system's place, (places, widths).
+
+    The shift of each run is integrated over N(0, ``spread_of_runs``²).
+    """
+    table = found.log_likelihood()
+    names, which = np.unique(np.asarray(runs), return_inverse=True)
+    kernel = _kernel(spread_of_runs)
+    total = np.zeros(table.shape[1:])
+    for number in range(len(names)):
+        total += _smooth(table[which == number].sum(axis=0), kernel)
+    return total
+
+
+def _kernel(deviation: float) -> NDArray[np.float64]:
+    """Return log N(v - a), (places a, places v); the identity for a tiny deviation."""
+    away = GRID[None, :] - GRID[:, None]
+    log = norm.logpdf(away, scale=max(deviation, _STEP / 4))
+    return np.asarray(log - logsumexp(log, axis=1, keepdims=True))
+
+
+def _smooth(
+    table: NDArray[np.float64], kernel: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    top = table.max(axis=0)
+    weights = np.exp(kernel)
+    return np.asarray(np.log(weights @ np.exp(table - top) + 1e-300) + top)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Posterior:
+    """Posterior of (place, width) of a system, on the grid."""
+
+    weights: NDArray[np.float64]
+    spread: Spread
+
+    @property
+    def place(self) -> tuple[float, float]:
+        """Mean and standard deviation of the system's place, in log-odds."""
+        over = self.weights.sum(axis=1)
+        mean = float(over @ GRID)
+        return mean, float(np.sqrt(over @ (GRID - mean) ** 2))
+
+    def logit(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the adapted log-odds of a new run; increasing in ``logits``."""
+        weights = np.exp(_kernel(self.spread.run)).T @ self.weights
+        z = (logits[:, None, None] - GRID[:, None]) / WIDTHS
+        mean = (expit(z) * weights).sum(axis=(1, 2))
+        rest = (expit(-z) * weights).sum(axis=(1, 2))
+        return np.asarray(np.log(mean) - np.log(rest))
+
+    def knots(self) -> tuple[tuple[float, float], ...]:
+        """Return (logit before, logit after), increasing in both."""
+        after = self.logit(_KNOTS)
+        return tuple(zip(_KNOTS.tolist(), after.tolist(), strict=True))
+
+
+def posterior(
+    found: Residuals, runs: Sequence[str], spread: Spread, mean: float = 0.0
+) -> Posterior:
+    """Return the posterior of a system's place and width.
+
+    Parameters
+    ----------
+    found : Residuals
+        Of the labelled structures; may be empty, which gives the prior.
+    runs : sequence of str
+        Name of the run of each; structures of one run err together.
+    spread : Spread
+    mean : float
+        Prior mean of the place.
+    """
+    log = run_likelihoods(found, runs, spread.run) if len(runs) else 0.0
+    prior = t.logpdf(GRID - mean, _FREEDOM, scale=spread.system)
+    log = log + prior[:, None] + _LOG_WEIGHTS
+    return Posterior(np.exp(log - logsumexp(log)), spread)
+
+
+def learn_system_spread(tables: Sequence[Residuals]) -> float:
+    """Return the scale over systems with the largest marginal likelihood.
+
+    Parameters
+    ----------
+    tables : sequence of Residuals
+        One for each system that the probe's fit left out.
+    """
+    logs = [found.log_likelihood().sum(axis=0) + _LOG_WEIGHTS for found in tables]
+    values = []
+    for scale in SYSTEMS:
+        prior = t.logpdf(GRID, _FREEDOM, scale=scale)
+        prior = (prior - logsumexp(prior))[:, None]
+        values.append(sum(float(logsumexp(log + prior)) for log in logs))
+    return float(SYSTEMS[int(np.argmax(values))])
+
+
+def learn_runs(found: Residuals, runs: Sequence[str], spread: Spread) -> float:
+    """Return the spread over runs with the largest marginal likelihood of one system.
+
+    With fewer than four runs it is that of ``spread``.
+    """
+    if len(set(runs)) < _FEWEST_RUNS:
+        return spread.run
+    prior = t.logpdf(GRID, _FREEDOM, scale=spread.system)[:, None] + _LOG_WEIGHTS
+    values = [
+        float(logsumexp(run_likelihoods(found, runs, run) + prior)) for run in RUNS
+    ]
+    return float(RUNS[int(np.argmax(values))])
+
+
+def compare_places(
+    found: Residuals, runs: Sequence[str], parts: Sequence[str], spread: Spread
+) -> float:
+    """Return log p(residuals | a place for each part) - log p(... | one place).
+
+    Positive values favour parts that differ, as do compositions of a mixture.
+    """
+    prior = t.logpdf(GRID, _FREEDOM, scale=spread.system)
+    prior = (prior - logsumexp(prior))[:, None] + _LOG_WEIGHTS
+
+    def evidence(rows: NDArray[np.int64]) -> float:
+        some = Residuals(found.value[rows], found.side[rows])
+        log = run_likelihoods(some, [runs[i] for i in rows], spread.run)
+        return float(logsumexp(log + prior))
+
+    which = np.asarray(parts)
+    apart = sum(evidence(np.flatnonzero(which == name)) for name in np.unique(which))
+    return apart - evidence(np.arange(len(which)))
