@@ -320,3 +320,32 @@ def test_devices_of_earlier_versions_are_ignored_with_a_warning():
         recipe = Recipe(devices=4, accelerator="cuda")
     assert recipe == Recipe()
     assert replace(recipe, epochs=2) == Recipe(epochs=2)
+
+
+def repeated(prediction, times):
+    """The prediction of an exact supercell: all that is per atom, ``times`` times."""
+    return replace(
+        prediction,
+        numbers=np.tile(prediction.numbers, times),
+        positions=np.tile(prediction.positions, (times, 1)),
+        energy=times * prediction.energy,
+        forces=np.tile(prediction.forces, (times, 1)),
+        features=prediction.features.repeat(times, 1),
+    )
+
+
+@pytest.mark.parametrize("times", [2, 8, 27])
+def test_a_supercell_has_the_probability_of_its_cell(fitted, sets, times):
+    """RMS errors of forces do not change where a cell is repeated."""
+    probe = fitted.probe
+    cells = tap(mace_calculator(0)).predict_many(sets[1][:12])
+    one = probe.read(cells)
+    many = probe.read([repeated(cell, times) for cell in cells])
+    np.testing.assert_allclose(many.reliability, one.reliability, atol=1e-3)
+    np.testing.assert_allclose(
+        many.atoms[: times * len(cells[0].numbers)],
+        one.atoms[: len(cells[0].numbers)].repeat(times),
+        atol=1e-3,
+    )
+    np.testing.assert_allclose(many.novelty, one.novelty, rtol=1e-3)
+    assert probe.card.scope.doubts(np.ones(10_000, int)) == ()

@@ -91,7 +91,7 @@ def _scope_rows(card: Card) -> list[tuple[str, str]]:
         return []
     text = (
         f"feature distance to {scope.distance:.3g} ({scope.level:.0%} of held-out "
-        f"groups), {scope.smallest} to {scope.largest} atoms"
+        f"groups), {scope.sizes} atoms"
     )
     if scope.charges:
         text += f", total charges {', '.join(f'{q:+d}' for q in scope.charges)}"

@@ -27,6 +27,7 @@ from uqcalc.probe.network import ProbeNetwork, Shape
 from uqcalc.probe.official import released_energies
 from uqcalc.probe.probe import Probe
 from uqcalc.progress import progress_bar
+from uqcalc.targets import TARGETS
 
 
 def fit_single(
@@ -64,7 +65,12 @@ def new_probe(
     if not raw:
         statistics = Statistics(card.feature_dim)
         moments = Moments(data.predictions)
-        statistics.learn(data.predictions, moments, card.element_energies())
+        statistics.learn(
+            data.predictions,
+            moments,
+            card.element_energies(),
+            sized=TARGETS[labels.target].grows,
+        )
     return Probe(card, network, statistics)
 
 

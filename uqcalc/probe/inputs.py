@@ -116,6 +116,9 @@ def chunks(predictions: Sequence[Prediction]) -> Iterator[list[Prediction]]:
 
 
 HOST_SCALARS = 4
+LOG_ATOMS = 1  # column of `host_scalars` that holds the size
+# Scale of a number that must have no effect: standardised, it is 0 for every structure.
+NO_EFFECT = 1e30
 SCALARS = HOST_SCALARS + 2
 # Scalars are clamped to this many standard deviations.
 CLAMP = 10.0
@@ -215,8 +218,14 @@ class Statistics(nn.Module):
         predictions: Sequence[Prediction],
         moments: Moments,
         atom_energies: np.ndarray,
+        *,
+        sized: bool = True,
     ) -> None:
-        """Set all statistics from labelled structures, read in chunks."""
+        """Set all statistics from labelled structures, read in chunks.
+
+        With ``sized=False`` the number of atoms has no effect on the scalars: a
+        supercell has the scalars of its cell.
+        """
         self.feature_mean.copy_(moments.mean)
         self.feature_scale.copy_(moments.scale)
         self.element_mean.copy_(moments.element_mean)
@@ -236,6 +245,8 @@ class Statistics(nn.Module):
         spread = merged.std(dim=0)
         self.scalar_mean.copy_(merged.mean(dim=0))
         self.scalar_scale.copy_(torch.where(spread > 1e-6, spread, 1.0))
+        if not sized:
+            self.scalar_scale[LOG_ATOMS] = NO_EFFECT
 
 
 def _log_mean_and_worst(distances: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:

@@ -130,6 +130,8 @@ DEVICE = (
 )  # fmt: skip
 NAMES = HOST + DEVICE
 _LOG_ATOMS = HOST.index("log_atoms")
+# Numbers that change where a cell is repeated; the others are those of the cell.
+SIZED = (_LOG_ATOMS, NAMES.index("log_rigidity_of_sum"))
 # Numbers that are assumed to stay monotone in the error outside the labels.
 TREND = tuple(
     NAMES.index(name)

@@ -27,8 +27,8 @@ from uqcalc.targets import TARGETS
 
 
 LEVEL = 0.99
-# Factor on the sizes for intensive quantities: their errors change little with size.
-_INTENSIVE = 2.0
+_INTENSIVE = 2.0  # divides the smallest size for quantities that do not grow with it
+ANY_SIZE = 2**31 - 1  # largest size of a scope without an upper limit
 # Larger values are outside: distance in units of the scope's limit; charge gap in e,
 # half the difference between neighbouring ions.
 FARTHEST, CHARGE_GAP = 1.0, 0.5
@@ -68,6 +68,13 @@ class Scope:
     outside: float = math.nan
     elements: tuple[int, ...] = ()
 
+    @property
+    def sizes(self) -> str:
+        """The range of the number of atoms as text: "3 to 18", "3 or more"."""
+        if self.largest >= ANY_SIZE:
+            return f"{self.smallest} or more"
+        return f"{self.smallest} to {self.largest}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able form; `from_dict` reads it back."""
         outside = None if math.isnan(self.outside) else self.outside
@@ -96,8 +103,7 @@ class Scope:
         atoms = len(numbers)
         noun = "atom" if atoms == 1 else "atoms"
         if not self.smallest <= atoms <= self.largest:
-            limits = f"{self.smallest} to {self.largest}"
-            found.append(f"{atoms} {noun}, calibrated for {limits}")
+            found.append(f"{atoms} {noun}, calibrated for {self.sizes}")
         if self.elements and (others := set(numbers.tolist()) - set(self.elements)):
             symbols = [chemical_symbols[z] for z in sorted(others)]
             found.append(f"adapted to a system without {' '.join(symbols)}")
@@ -131,8 +137,10 @@ def learn_scope(
     Parameters
     ----------
     target : str
-        Sizes may exceed those of the labels by a factor of 2, except for targets whose
-        errors grow with size, such as total energies.
+        If its errors grow with size, as those of total energies do, the sizes are those
+        of the labels. Otherwise larger structures are inside: the probe describes a
+        supercell like its cell. The smallest size is half that of the labels: clusters
+        of few atoms have no surroundings like theirs.
     distance : array (structures,)
         Largest squared distance of an atom, from statistics fitted without its group.
     sizes : sequence of int
@@ -144,12 +152,12 @@ def learn_scope(
     """
     away = np.asarray(distance, dtype=float)
     limit, level = held_out_limit(away, groups, level)
-    stretch = 1.0 if TARGETS[target].grows else _INTENSIVE
+    grows = TARGETS[target].grows
     return Scope(
         distance=limit,
         level=level,
-        smallest=math.ceil(min(sizes) / stretch),
-        largest=math.floor(max(sizes) * stretch),
+        smallest=min(sizes) if grows else math.ceil(min(sizes) / _INTENSIVE),
+        largest=max(sizes) if grows else ANY_SIZE,
         charges=tuple(sorted({round(q) for q in charges})),
         outside=float(np.mean(away > limit)),
     )
