@@ -16,8 +16,8 @@ from uqcalc import Level, Monitor, read_log
 from uqcalc.cli.info import info
 from uqcalc.defaults import shipped_probe
 from uqcalc.errors import RecordError
-from uqcalc.evaluation.cardfacts import card_facts
-from uqcalc.info import file_facts, log_facts
+from uqcalc.evaluation.cardinfo import card_info
+from uqcalc.info import file_info, log_info
 from uqcalc.watching.eventlog import EventLog
 from uqcalc.watching.logsummary import summarise_log
 
@@ -49,8 +49,8 @@ def test_a_log_says_how_far_and_how_badly_it_went(tmp_path):
     }
     assert [record["step"] for record in log.worst] == [3, 5, 1, 2]
     assert (log.end["how"], log.sessions, log.judged) == ("finished", 1, ("scripted",))
-    facts = log_facts(log, "run.jsonl")
-    rows = dict(facts.rows)
+    found = log_info(log, "run.jsonl")
+    rows = dict(found.rows)
     assert rows["ended"] == "finished at step 6"
     assert rows["steps"] == "0 to 6, 12 fs"
     assert rows["judged"] == "3 RELIABLE, 1 SUSPECT, 3 UNRELIABLE"
@@ -58,9 +58,9 @@ def test_a_log_says_how_far_and_how_badly_it_went(tmp_path):
     assert rows["limits on the risk"] == (
         "scripted: SUSPECT above 0.3, UNRELIABLE above 0.7"
     )
-    assert facts.table[0][:4] == ("3", "6", facts.table[0][2], "UNRELIABLE")
-    assert "NaN" in facts.table[0][4]
-    assert facts.table[1][4:] == ("scripted: risk 1 eV > 0.7 eV", "3 2 1 0")
+    assert found.table[0][:4] == ("3", "6", found.table[0][2], "UNRELIABLE")
+    assert "NaN" in found.table[0][4]
+    assert found.table[1][4:] == ("scripted: risk 1 eV > 0.7 eV", "3 2 1 0")
 
 
 def test_every_halt_of_a_log_is_listed(tmp_path):
@@ -73,16 +73,16 @@ def test_every_halt_of_a_log_is_listed(tmp_path):
         monitor.resume()
     log = summarise_log(path)
     assert [halt["step"] for halt in log.halts] == [1, 3]
-    rows = dict(log_facts(log).rows)
+    rows = dict(log_info(log).rows)
     assert rows["halt 1"].startswith("UNRELIABLE at step 1: scripted: risk 1 eV")
     assert rows["halt 2"].startswith("UNRELIABLE at step 3")
     assert rows["ended"] == "finished at step 7"
-    only = log_facts(summarise_log(ran(tmp_path / "one.jsonl", [BAD] * 4)))
+    only = log_info(summarise_log(ran(tmp_path / "one.jsonl", [BAD] * 4)))
     assert "halt 1" not in dict(only.rows)  # the row "ended" says it
 
 
 def ended(path):
-    return dict(log_facts(summarise_log(path)).rows)["ended"]
+    return dict(log_info(summarise_log(path)).rows)["ended"]
 
 
 def test_the_end_is_told_as_it_was(tmp_path):
@@ -101,7 +101,7 @@ def test_the_end_is_told_as_it_was(tmp_path):
     assert dynamics.run(fmax=0.05)
     assert ended(tmp_path / "relax.jsonl").endswith(", converged")
     warned = ran(tmp_path / "warned.jsonl", [BAD] * 7, on_unreliable="warn")
-    assert dict(log_facts(summarise_log(warned)).rows)["warnings"] == "2"
+    assert dict(log_info(summarise_log(warned)).rows)["warnings"] == "2"
 
 
 def test_steps_that_were_run_again_count_once(tmp_path):
@@ -111,22 +111,22 @@ def test_steps_that_were_run_again_count_once(tmp_path):
     log = summarise_log(path)
     assert log.levels[Level.RELIABLE] == sum(log.levels.values()) == 6
     assert (log.last_step, log.sessions) == (5, 2)
-    assert dict(log_facts(log).rows)["sessions"] == "2"
+    assert dict(log_info(log).rows)["sessions"] == "2"
 
 
 def test_a_log_that_has_no_step_yet_is_no_error(tmp_path):
     path = ran(tmp_path / "run.jsonl", steps=1)
     cut(path, "step")
     cut(path, "end")
-    facts = file_facts(path)
-    assert dict(facts.rows)["steps"] == "none yet"
-    assert facts.table == ()
+    found = file_info(path)
+    assert dict(found.rows)["steps"] == "none yet"
+    assert found.table == ()
 
 
 def test_a_card_puts_its_scores_beside_no_skill():
     card = shipped_probe("default").card
-    facts = card_facts(card)
-    rows = dict(facts.rows)
+    found = card_info(card)
+    rows = dict(found.rows)
     assert rows["predicts"] == "P(RMS force error <= 0.2 eV/Å)"
     assert rows["elements"] == "H C N O"
     assert rows["for the backbone"] == card.fingerprint
@@ -138,18 +138,19 @@ def test_a_card_puts_its_scores_beside_no_skill():
     assert rows["ECE"] == (
         f"{report['ece']:.3f} (noise floor {report['ece_noise_floor']:.3f})"
     )
+    assert rows["AUROC"] == f"{report['auroc']:.3f} (chance 0.500)"
     train = card.training["structures"]["train"]
     assert rows["structures"].startswith(f"{train} train in ")
-    assert len(facts.table) == len(report["coverage"])
+    assert len(found.table) == len(report["coverage"])
 
 
 def test_a_bare_card_has_rows_for_what_is_known(tmp_path):
     card = shipped_probe("default").card.to_dict()
     card |= {"report": {}, "training": {}, "elements": [], "sizes": []}
-    facts = card_facts(type(shipped_probe("default").card).from_dict(card))
-    rows = dict(facts.rows)
+    found = card_info(type(shipped_probe("default").card).from_dict(card))
+    rows = dict(found.rows)
     assert rows["elements"] == rows["atoms per structure"] == "not stated"
-    assert facts.table == ()
+    assert found.table == ()
 
 
 def test_the_command_recognises_both_by_content(tmp_path):
@@ -176,7 +177,7 @@ def test_a_file_that_is_neither_is_told_what_it_must_be(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(RecordError, match=r"must be a probe .* or an event log"):
-        file_facts(path)
+        file_info(path)
 
 
 @pytest.mark.parametrize("first", [{"event": "step", "step": 0}, {}, {"a": 1}])
@@ -184,7 +185,7 @@ def test_json_lines_of_something_else_are_no_log(tmp_path, first):
     path = tmp_path / "some.jsonl"
     path.write_text(json.dumps(first) + "\n", encoding="utf-8")
     with pytest.raises(RecordError, match="must begin with a header record"):
-        file_facts(path)
+        file_info(path)
     assert list(read_log(path)) == [first]
 
 
@@ -231,7 +232,7 @@ def mutants(value):
 def test_a_log_with_wrong_types_is_an_error_of_ours_or_is_read(tmp_path):
     path = ran(tmp_path / "run.jsonl", [GOOD, BAD, BAD, BAD])
     records = as_it_was_before_checksums(path)
-    assert file_facts(path).table
+    assert file_info(path).table
     kinds = {record["event"]: i for i, record in enumerate(records)}
     tried = refused = 0
     for number in kinds.values():
@@ -239,7 +240,7 @@ def test_a_log_with_wrong_types_is_an_error_of_ours_or_is_read(tmp_path):
             written(path, [*records[:number], mutant, *records[number + 1 :]])
             tried += 1
             try:
-                file_facts(path)
+                file_info(path)
             except RecordError:
                 refused += 1
             with suppress(RecordError):  # one that goes on with it

@@ -1,4 +1,4 @@
-"""A small HTML table, for what a notebook shows of an object."""
+"""A small HTML table, for objects that a notebook shows."""
 
 from __future__ import annotations
 

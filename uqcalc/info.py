@@ -1,4 +1,4 @@
-"""What a file of uqcalc holds, in words: probe, head, fitted signal or log."""
+"""The content of a file of uqcalc as text: probe, head, fitted signal or log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ase.data import chemical_symbols
 
 from uqcalc.errors import RecordError
-from uqcalc.evaluation.cardfacts import Facts, card_facts
+from uqcalc.evaluation.cardinfo import Info, card_info
 from uqcalc.files.tensorfile import metadata_of
 from uqcalc.records import Level
 from uqcalc.signals.card import FILE as SIGNAL_FILE, SignalCard
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from uqcalc.distillation.card import HeadCard
 
 
-def file_facts(path: str | os.PathLike[str]) -> Facts:
-    """Recognise a file by its content; say what it holds.
+def file_info(path: str | os.PathLike[str]) -> Info:
+    """Return what a probe, distilled head, fitted signal or event log contains.
 
-    A probe, a distilled head, a fitted signal, or an event log.
+    The kind of the file is recognised by its content.
 
     Raises
     ------
@@ -33,21 +33,21 @@ def file_facts(path: str | os.PathLike[str]) -> Facts:
     """
     kind = _kind(Path(path))
     if kind == "probe":
-        return _card_facts(path)
-    return log_facts(summarise_log(path), Path(path).name)
+        return _tensor_file_info(path)
+    return log_info(summarise_log(path), Path(path).name)
 
 
-def _card_facts(path: str | os.PathLike[str]) -> Facts:
-    """Say what the card of a file of tensors holds; a probe, if it is none of ours."""
+def _tensor_file_info(path: str | os.PathLike[str]) -> Info:
+    """Return the card of a file of tensors; a file without a card counts as a probe."""
     from uqcalc.distillation.card import FILE as HEAD_FILE, HeadCard
     from uqcalc.probe.card import FILE as PROBE_FILE, Card
 
     metadata = metadata_of(path) or {}
     if HEAD_FILE.key in metadata:
-        return head_facts(HeadCard.from_dict(HEAD_FILE.card(path)))
+        return head_info(HeadCard.from_dict(HEAD_FILE.card(path)))
     if SIGNAL_FILE.key in metadata:
-        return signal_facts(SignalCard.from_dict(SIGNAL_FILE.card(path)))
-    return card_facts(Card.from_dict(PROBE_FILE.card(path)))
+        return signal_info(SignalCard.from_dict(SIGNAL_FILE.card(path)))
+    return card_info(Card.from_dict(PROBE_FILE.card(path)))
 
 
 def _kind(path: Path) -> str:
@@ -70,10 +70,8 @@ def _kind(path: Path) -> str:
     raise RecordError(msg)
 
 
-def head_facts(card: HeadCard) -> Facts:
-    """Say whose forces a distilled head repeats, and how closely."""
-    from ase.data import chemical_symbols
-
+def head_info(card: HeadCard) -> Info:
+    """Return the backbone of a distilled head, and its errors on held-out frames."""
     report, training = card.report, card.training
     rows = [
         ("gives", "direct forces, for ForceDelta(head=...); experimental"),
@@ -91,7 +89,7 @@ def head_facts(card: HeadCard) -> Facts:
         ),
         ("uqcalc", card.uqcalc_version or "not stated"),
     ]
-    return Facts("Distilled head", rows)
+    return Info("Distilled head", rows)
 
 
 def _known(entries: Mapping[str, Any], name: str) -> str:
@@ -101,8 +99,8 @@ def _known(entries: Mapping[str, Any], name: str) -> str:
     return str(value) if isinstance(value, int) else "not stated"
 
 
-def log_facts(log: LogSummary, name: str = "Run") -> Facts:
-    """Say what ran, how far, how it was judged, how it ended, and its worst steps."""
+def log_info(log: LogSummary, name: str = "Run") -> Info:
+    """Return the settings, length, levels, end and worst steps of a run."""
     run = log.run
     probe = run.get("probe") or {}
     steps = "none yet"
@@ -130,7 +128,7 @@ def log_facts(log: LogSummary, name: str = "Run") -> Facts:
     ]
     columns = ("step", "time (fs)", "T (K)", "level", "why", "worst atoms")
     table = tuple(_worst_row(record) for record in log.worst)
-    return Facts(name, rows, "Worst steps", columns, table)
+    return Info(name, rows, "Worst steps", columns, table)
 
 
 def _how(log: LogSummary) -> str:
@@ -156,7 +154,7 @@ def _thinned_rows(log: LogSummary) -> list[tuple[str, str]]:
 
 
 def _halt_rows(log: LogSummary) -> list[tuple[str, str]]:
-    """Return a row for each halt; none where the log ends with its only one."""
+    """Return a row for each halt; none if the only halt is the end of the log."""
     if not log.halts or (len(log.halts) == 1 and _ended_by_halt(log)):
         return []
     return [(f"halt {n}", str(h["reason"])) for n, h in enumerate(log.halts, start=1)]
@@ -176,7 +174,7 @@ def _limits(run: Mapping[str, Any]) -> str:
     thresholds = run.get("policy", {}).get("thresholds", ())
     return "; ".join(
         f"{t['signal']}: SUSPECT above {_limit(t['suspect'])}"
-        f"{' and outside its promise' if t.get('promise') else ''}, UNRELIABLE above "
+        f"{' and outside its guarantee' if t.get('promise') else ''}, UNRELIABLE above "
         f"{_limit(t['unreliable'])}"
         for t in thresholds
     )
@@ -200,7 +198,7 @@ def _flagged_rows(log: LogSummary) -> list[tuple[str, str]]:
 
 
 def _input_rows(about: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the run file as it was echoed into the header, a row for each part."""
+    """Return the parts of the run file that the header of the log contains."""
     rows = []
     for key, value in about.get("input", {}).items():
         text = (
@@ -229,8 +227,8 @@ def _worst_row(record: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def signal_facts(card: SignalCard) -> Facts:
-    """Say what a fitted signal reads, and what it was fitted on."""
+def signal_info(card: SignalCard) -> Info:
+    """Return the risk, settings and training set of a fitted signal."""
     unit = card.unit or "a pure number"
     rows = [
         ("risk", f"{card.risk} ({unit})"),
@@ -242,11 +240,11 @@ def signal_facts(card: SignalCard) -> Facts:
         *[("note", note) for note in card.notes],
         ("uqcalc", f"{card.uqcalc_version} (schema {card.schema})"),
     ]
-    return Facts(f"Fitted signal: {card.kind.replace('_', ' ')}", rows)
+    return Info(f"Fitted signal: {card.kind.replace('_', ' ')}", rows)
 
 
 def _listed(entries: Mapping[str, Any]) -> str:
-    """Return names and values; what is nested is left to the file."""
+    """Return names and values; nested entries are left out."""
     return ", ".join(
         f"{name.replace('_', ' ')} {_short(value)}"
         for name, value in entries.items()

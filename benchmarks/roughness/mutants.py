@@ -17,7 +17,7 @@ from roughness.outcomes import SAME, Tally, attempt
 from uqcalc import annotate_file, read_log
 from uqcalc.backbones import Prediction
 from uqcalc.calculator import ReliableCalculator
-from uqcalc.info import file_facts
+from uqcalc.info import file_info
 from uqcalc.probe.probe import FILE, Probe
 from uqcalc.runfile.file import read_run_file
 
@@ -142,7 +142,7 @@ def log_mutants(tally: Tally, folder: Path, log: Path, count: int, seed: int) ->
     expected = list(read_log(target))
 
     def records() -> list[Any]:
-        file_facts(target)
+        file_info(target)
         return list(read_log(target))
 
     def case(kind: str, what: str = "", *, fewest: int = len(expected)) -> None:

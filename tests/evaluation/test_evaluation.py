@@ -15,8 +15,10 @@ from sklearn import metrics
 
 from uqcalc import Labels, Recipe, ReliableCalculator, evaluate, fit, tap
 from uqcalc.errors import LabelError, LabelWarning, ProbeError
+from uqcalc.evaluation import report as reports
+from uqcalc.evaluation.cardinfo import card_info
 from uqcalc.evaluation.readings import read_structures
-from uqcalc.evaluation.words import findings
+from uqcalc.evaluation.report import findings, report_lines
 from uqcalc.probe.calibration import Calibration
 from uqcalc.statistics import scores
 
@@ -177,6 +179,7 @@ class Page(HTMLParser):
         super().__init__()
         self.shown, self.asked, self.open, self.tags = "", [], [], []
         self.feed(text)
+        self.shown = " ".join(self.shown.split())
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
@@ -212,13 +215,13 @@ def test_the_page_needs_nothing_and_says_it_all(joined, tmp_path):
     worst = int(np.argmax(result.errors))
     for part in (
         f"{report['ece']:.3f}",
-        f"{report['ece_noise_floor']:.3f} (noise floor)",
+        f"noise floor {report['ece_noise_floor']:.3f}",
         f"{report['brier_decomposition']['resolution']:.3f}",
-        f"{report['outside_scope']:.1%} of the structures",
-        f"AUROC {report['atoms']['auroc']:.3f}",
-        "40 test structures are few",
-        result.tested.groups[worst],
-        "None was made",
+        f"outside the scope {report['outside_scope']:.1%}",
+        f"{report['atoms']['auroc']:.3f}",
+        "the test set has 40 structures, fewer than 200",
+        result.tested.groups[worst],  # "<37 & more>"
+        "This probe has no guarantee",
     ):
         assert part in page.shown
     again = result.write(tmp_path / "b")[0]
@@ -229,7 +232,8 @@ def test_a_probe_of_one_path_has_a_shorter_page(probe, tmp_path):
     result = evaluate(probe, labelled(), mace_calculator(0))
     page = Page(result.write(tmp_path / "a")[2].read_text(encoding="utf-8"))
     assert page.tags.count("img") == 3
-    assert "does not know what it was calibrated on" in page.shown
+    assert "no scope: the limits of its calibration set are unknown" in page.shown
+    assert "share of structures outside" not in page.shown
     assert result.report["atoms"] is None
 
 
@@ -285,15 +289,48 @@ def test_a_reader_is_told_what_to_mind(joined):
     }
     assert findings(good) == []
     for change, words in (
-        ({"structures": 150}, "150 test structures are few"),
-        ({"accuracy": 0.6}, "no better than always naming the commoner class"),
+        ({"structures": 150}, "the test set has 150 structures"),
+        ({"accuracy": 0.6}, "no more accurate than the answer"),
         ({"auroc": np.nan}, "all test structures are of one class"),
-        ({"ece": 0.2}, "off by more than chance explains (ECE 0.200"),
-        ({"atoms": {"ece": 0.4, "ece_noise_floor": 0.03}}, "of single atoms are off"),
-        ({"outside_scope": 0.4}, "40% of the structures lie outside the scope"),
+        ({"ece": 0.2}, "more than chance explains (ECE 0.200"),
+        (
+            {"atoms": {"ece": 0.4, "ece_noise_floor": 0.03}},
+            "probabilities of single atoms differ",
+        ),
+        ({"outside_scope": 0.4}, "40% of the structures are outside the scope"),
         ({"prevalence": 0.02}, "20 of 1000 are reliable"),
         ({"groups": 12}, "12 groups, fewer than 30"),
-        ({"unseen_elements": 3}, "3 further structures hold elements"),
+        ({"unseen_elements": 3}, "3 more structures contain elements"),
     ):
         (found,) = findings(good | change)
         assert words in found
+
+
+def test_a_score_is_one_row_that_every_renderer_shows(joined, monkeypatch, tmp_path):
+    """Terminal, page and card show a new row of the table without another change."""
+    probe, frames = joined
+    result = evaluate(probe, frames, ToyBackbone())
+    new = reports.Score(reports.Part.STRUCTURES, "median_error", "median", "a <b>", 9.0)
+    monkeypatch.setattr(reports, "SCORES", (*reports.SCORES, new))
+    value = f"{result.report['median_error']:.3f}"
+    (line,) = [x for x in report_lines(result.report) if x.startswith("  median")]
+    assert line.split() == ["median", value, "chance", "9.000"]
+    page = Page(result.write(tmp_path / "a")[2].read_text(encoding="utf-8"))
+    assert f"median {value} chance 9.000 a <b>" in page.shown
+    card = probe.with_card(report=result.report).card
+    assert ("median", f"{value} (chance 9.000)") in card_info(card).rows
+
+
+def test_a_score_without_a_value_is_said_to_be_undefined(joined):
+    probe, frames = joined
+    report = evaluate(probe, frames, ToyBackbone()).report
+    for value in (np.nan, None, "high", True):
+        shown = {
+            row.score.key: str(row)
+            for row in reports.score_rows(report | {"auroc": value})
+        }
+        assert shown["auroc"] == "not defined (chance 0.500)"
+    lines = report_lines(report | {"auroc": np.nan, "outside_scope": np.nan})
+    assert not [line for line in lines if "outside the scope  " in line]
+    assert "  AUROC                       not defined  chance 0.500" in lines
+    assert [str(row) for row in reports.score_rows({"f1": 0.25})] == ["0.250"]

@@ -12,7 +12,7 @@ from probe.toys import ToyBackbone, dense_network
 
 from uqcalc import ReliableCalculator
 from uqcalc.errors import ProbeError
-from uqcalc.evaluation.cardfacts import card_facts
+from uqcalc.evaluation.cardinfo import card_info
 from uqcalc.probe.network import ProbeNetwork, Shape
 from uqcalc.probe.probe import Probe
 
@@ -100,7 +100,7 @@ def test_the_number_of_heads_is_the_users_to_say(heads, tmp_path):
     torch.save(content, tmp_path / "best.pt")
     backbone = ToyBackbone(WIDTH)
     probe = Probe.from_official(tmp_path / "best.pt", backbone, heads=heads)
-    rows = dict(card_facts(probe.card).rows)
+    rows = dict(card_info(probe.card).rows)
     assert f"{heads} attention heads" in rows["description"]
     probe = Probe.load(probe.save(tmp_path / "mine.probe"))
     prediction = backbone(rattled(), ["energy", "forces"])

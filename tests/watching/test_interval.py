@@ -29,7 +29,7 @@ from uqcalc import (
     read_log,
     relax,
 )
-from uqcalc.info import log_facts
+from uqcalc.info import log_info
 from uqcalc.watching.eventlog import read_standing
 from uqcalc.watching.logsummary import summarise_log
 from uqcalc.watching.trigger import Trigger
@@ -156,7 +156,7 @@ def test_steps_between_the_judged_ones_are_not_called_reliable(tmp_path):
     assert monitor.end["not_judged"] == 5
     found = summarise_log(log)
     assert (found.levels[Level.RELIABLE], found.unjudged) == (2, 5)
-    assert ("judged", "2 RELIABLE, 0 SUSPECT, 0 UNRELIABLE, 5 not judged") in log_facts(
+    assert ("judged", "2 RELIABLE, 0 SUSPECT, 0 UNRELIABLE, 5 not judged") in log_info(
         found
     ).rows
     levels = [r["level"] for r in read_log(log) if r["event"] == "step"]
@@ -236,7 +236,7 @@ def test_a_thinned_log_keeps_flagged_steps_changes_and_the_last(tmp_path):
     assert steps_of(log) == [0, 3, 7, 8, 9, 19, 26]
     assert list(read_log(log))[-1]["event"] == "end"
     assert monitor.history.seen == 27
-    rows = dict(log_facts(summarise_log(log)).rows)
+    rows = dict(log_info(summarise_log(log)).rows)
     assert rows["logged"].startswith("every 10 steps; also UNRELIABLE steps")
 
 

@@ -1,4 +1,4 @@
-"""`uqcalc evaluate`: how good a probe is on frames it never saw."""
+"""`uqcalc evaluate`: score a probe on labelled frames that it was not fitted on."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ OutputOption = Annotated[
         "-o",
         metavar="STEM",
         callback=creatable,
-        help="Where to write, without ending; by default PROBE-DATA. - writes no file, "
-        "and JSON on standard output.",
+        help="Path of the files without ending; by default PROBE-DATA. With - no file "
+        "is written, and JSON goes to standard output.",
     ),
 ]
 
@@ -61,8 +61,8 @@ def evaluate(  # noqa: PLR0913  (one option each)
 ) -> None:
     """Score a probe on labelled frames that it was not fitted on.
 
-    Prints the scores, and writes them as .json, their pictures as .png, and both on
-    one page as .html. The JSON holds the probability and the error of every frame.
+    Prints the scores and writes three files: .json (scores, and the probability and
+    the error of each frame), .png (figures) and .html (a page with both).
     """
     with reporting(quiet=quiet) as report, input_file(data) as source:
         import uqcalc
@@ -80,13 +80,16 @@ def evaluate(  # noqa: PLR0913  (one option each)
             exclude=exclude or (),
             cache=cache,
         )
-        _tell(result, stem, report, as_json=as_json)
+        _write(result, stem, report, as_json=as_json)
 
 
-def _tell(
+def _write(
     result: Evaluation, stem: Path | None, report: Report, *, as_json: bool
 ) -> None:
-    """Write the files, then print the scores: a closed pipe loses no file."""
+    """Write the files, then print the scores.
+
+    In this order a closed pipe on standard output does not stop the files.
+    """
     from uqcalc.files.writing import strict_json
 
     written: list[str] = []

@@ -19,7 +19,7 @@ from uqcalc.models.named import SHIPPED_PROBES
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from uqcalc.evaluation.cardfacts import Facts
+    from uqcalc.evaluation.cardinfo import Info
 
 
 def _known(value: str) -> str:
@@ -47,27 +47,27 @@ def info(
 ) -> None:
     """Print the card of a probe or of a signal, or how a run went and ended."""
     with reporting() as report, shipped_file(file) as path:
-        from uqcalc.info import file_facts
+        from uqcalc.info import file_info
 
-        facts = file_facts(path)
+        found = file_info(path)
         if as_json:
             typer.echo(json.dumps(_record(path), indent=1))
         else:
-            report.result(*_tables(facts), fold=True)
+            report.result(*_tables(found), fold=True)
 
 
-def _tables(facts: Facts) -> Iterator[Table]:
+def _tables(found: Info) -> Iterator[Table]:
     from rich.table import Table
 
-    rows = Table(title=facts.title, title_justify="left", show_header=False)
+    rows = Table(title=found.title, title_justify="left", show_header=False)
     rows.add_column(no_wrap=False)
     rows.add_column(overflow="fold")
-    for name, text in facts.rows:
+    for name, text in found.rows:
         rows.add_row(name, text)
     yield rows
-    if facts.table:
-        table = Table(*facts.columns, title=facts.caption, title_justify="left")
-        for row in facts.table:
+    if found.table:
+        table = Table(*found.columns, title=found.caption, title_justify="left")
+        for row in found.table:
             table.add_row(*row)
         yield table
 

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_HEADLINE = ("auroc", "spearman", "ece")  # scores of the short form
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Tested:
     """Names of the structures of an evaluation, and further results for each.
@@ -91,23 +94,27 @@ class Evaluation:
     tested: Tested
 
     def __repr__(self) -> str:
-        said = ", ".join(f"{name}: {text}" for name, text in self._rows())
-        return f"<{type(self).__name__} {said}>"
+        text = ", ".join(f"{name}: {value}" for name, value in self._rows())
+        return f"<{type(self).__name__} {text}>"
 
     def _repr_html_(self) -> str:
         return html_table(type(self).__name__, self._rows())
 
     def _rows(self) -> list[tuple[str, str]]:
-        names = {"auroc": "AUROC", "spearman": "Spearman", "ece": "ECE"}
-        found = [(names[key], self.report.get(key)) for key in names]
+        from uqcalc.evaluation.report import score_rows
+
         return [
             ("probe gives", self.probe.card.meaning),
             ("structures", str(len(self.errors))),
-            *((name, f"{x:.3f}") for name, x in found if isinstance(x, float)),
+            *(
+                (row.score.name, row.value)
+                for row in score_rows(self.report)
+                if row.score.key in _HEADLINE
+            ),
         ]
 
     def __str__(self) -> str:
-        from uqcalc.evaluation.words import report_lines
+        from uqcalc.evaluation.report import report_lines
 
         return "\n".join([str(self.probe.card), *report_lines(self.report)])
 
@@ -236,16 +243,16 @@ def evaluate_dataset(probe: Probe, data: Dataset) -> Evaluation:
     not scored; ``report["unseen_elements"]`` is their number.
     """
     data.check(probe.card.fingerprint)
-    seen = read_structures(probe, data.predictions)
-    known = np.flatnonzero(~seen.unseen)
+    readings = read_structures(probe, data.predictions)
+    known = np.flatnonzero(~readings.unseen)
     if not len(known):
         msg = (
             f"at least one of the {len(data)} structures must be made of the probe's "
             f"elements, got none; {probe.card}"
         )
         raise LabelError(msg)
-    probability, errors = seen.probability[known], data.errors[known]
-    tested = _tested(data, seen, known)
+    probability, errors = readings.probability[known], data.errors[known]
+    tested = _tested(data, readings, known)
     report = scores.classification_report(
         errors <= probe.card.boundary, probability, tested.groups
     )
@@ -259,21 +266,24 @@ def evaluate_dataset(probe: Probe, data: Dataset) -> Evaluation:
     return Evaluation(probe, report, probability, errors, tested)
 
 
-def _tested(data: Dataset, seen: StructureReadings, known: NDArray[np.int64]) -> Tested:
+def _tested(
+    data: Dataset, readings: StructureReadings, known: NDArray[np.int64]
+) -> Tested:
     numbers = data.numbers
     atom_probability = atom_errors = atom_groups = None
-    if seen.atoms is not None and data.atom_errors is not None:
-        atom_probability = np.concatenate([seen.atoms[i] for i in known])
+    if readings.atoms is not None and data.atom_errors is not None:
+        atom_probability = np.concatenate([readings.atoms[i] for i in known])
         atom_errors = np.concatenate([data.atom_errors[i] for i in known])
-        said = np.isfinite(atom_errors)  # NaN: force vanishes by symmetry
-        atom_probability, atom_errors = atom_probability[said], atom_errors[said]
+        known_atoms = np.isfinite(atom_errors)  # NaN: force vanishes by symmetry
+        atom_probability = atom_probability[known_atoms]
+        atom_errors = atom_errors[known_atoms]
         _, which = np.unique([data.groups[i] for i in known], return_inverse=True)
-        atom_groups = np.repeat(which, data.sizes[known])[said]
+        atom_groups = np.repeat(which, data.sizes[known])[known_atoms]
     return Tested(
         formulas=[_formula(numbers[i]) for i in known],
         groups=[data.groups[i] for i in known],
-        outside=seen.outside[known],
-        novelty=None if seen.novelty is None else seen.novelty[known],
+        outside=readings.outside[known],
+        novelty=None if readings.novelty is None else readings.novelty[known],
         atom_probability=atom_probability,
         atom_errors=atom_errors,
         atom_groups=atom_groups,
@@ -298,11 +308,11 @@ def _scope_report(
     card = probe.card
     trusted = (probability >= card.suspect) & (errors > card.boundary)
     known = card.scope is not None
-    told = float(outside[trusted].mean()) if known and trusted.any() else math.nan
+    share = float(outside[trusted].mean()) if known and trusted.any() else math.nan
     return {
         "outside_scope": float(outside.mean()) if known else math.nan,
         "false_trust": int(trusted.sum()),
-        "false_trust_outside": told,
+        "false_trust_outside": share,
     }
 
 

@@ -175,71 +175,73 @@ class Panel(NamedTuple):
     draw: Callable[[Axes], object]
 
 
-def panels(seen: Evaluation) -> dict[str, Panel]:
+def panels(evaluation: Evaluation) -> dict[str, Panel]:
     """Return the panels of an evaluation by name, without panels that lack data."""
     drawn = {
         "reliability": Panel(
-            "Is the probability right?",
-            "On the dashed line it is. Bars: 95 % Wilson intervals, as if structures "
-            "were independent of each other; the noise floor knows of groups. Grey: "
-            "structures in each bin.",
-            lambda ax: _reliability(seen, ax),
+            "Predicted and observed frequency",
+            "On the dashed line the probability is right. The bars are 95 % Wilson "
+            "intervals for independent structures. The noise floor takes the groups "
+            "into account. Grey: number of structures in each bin.",
+            lambda ax: _reliability(evaluation, ax),
         ),
         "risk": Panel(
-            "What does it buy?",
-            "Mean true error of what is kept, where the least risky are kept first. "
-            "Dashed: what knowing every error would give.",
-            lambda ax: _risk(seen, ax),
+            "Error of the kept structures",
+            "Mean true error of the kept structures. Structures with the smallest "
+            "risk are kept first. Dashed: the order of the true errors.",
+            lambda ax: _risk(evaluation, ax),
         ),
         "errors": Panel(
             "Error against probability",
-            "Each point a test structure; red are wrong, crosses lie outside the "
-            "scope. Wrong ones to the right were trusted.",
-            lambda ax: _errors(seen, ax),
+            "Each point is a test structure. Red: the error is above the boundary. "
+            "Cross: outside the scope. Red points at the right are trusted but wrong.",
+            lambda ax: _errors(evaluation, ax),
         ),
     }
-    tested = seen.tested
-    errors, belief, novelty = (
-        tested.atom_errors,
-        tested.atom_probability,
-        tested.novelty,
-    )
-    if seen.report["atoms"] is not None and errors is not None and belief is not None:
-        right = errors <= seen.report["atoms"]["boundary"]
-        drawn["atoms"] = Panel(
-            "Single atoms",
-            "The same for the probability of each atom. Atoms of one structure are not "
-            "independent: the intervals are too narrow.",
-            lambda ax: _atoms(right, belief, seen.report["atoms"], ax),
-        )
-    if weights := path_weights(seen):
+    drawn |= _atom_panel(evaluation)
+    if weights := path_weights(evaluation):
         drawn["paths"] = Panel(
             "Weight of each path",
-            "What the verdict rests on, from the spread that each path adds to the "
-            "score. The attention shown on atoms explains its own share alone.",
+            "Share of each path in the spread of the score. The attention of an atom "
+            "explains only the share of the attention path.",
             lambda ax: _paths(weights, ax),
         )
-    if novelty is not None:
+    if (novelty := evaluation.tested.novelty) is not None:
         drawn["scope"] = Panel(
             "Error against distance",
-            "Feature distance from the labels, in units of the scope's limit: to the "
-            "right of the line a structure is outside.",
-            lambda ax: _scope(seen, novelty, ax),
+            "Distance of the features from those of the labels, divided by the limit "
+            "of the scope. Structures to the right of the line are outside the scope.",
+            lambda ax: _scope(evaluation, novelty, ax),
         )
     return drawn
 
 
-def path_weights(seen: Evaluation) -> dict[str, float]:
+def _atom_panel(evaluation: Evaluation) -> dict[str, Panel]:
+    scored = evaluation.report["atoms"]
+    errors = evaluation.tested.atom_errors
+    probability = evaluation.tested.atom_probability
+    if scored is None or errors is None or probability is None:
+        return {}
+    panel = Panel(
+        "Predicted and observed frequency of atoms",
+        "As the first figure, for the probability of each atom. The atoms of one "
+        "structure are not independent: the intervals are too narrow.",
+        lambda ax: _atoms(errors <= scored["boundary"], probability, scored, ax),
+    )
+    return {"atoms": panel}
+
+
+def path_weights(evaluation: Evaluation) -> dict[str, float]:
     """Return the weight of each path of the probe; empty if it has only one path."""
-    rows = seen.probe.card.training.get("paths") or []
+    rows = evaluation.probe.card.training.get("paths") or []
     return {row["path"]: float(row["weight"]) for row in rows}
 
 
-def draw_all(seen: Evaluation) -> Figure:
+def draw_all(evaluation: Evaluation) -> Figure:
     """Draw all panels in one figure, three in a row."""
     import matplotlib.pyplot as plt
 
-    chosen = list(panels(seen).values())
+    chosen = list(panels(evaluation).values())
     rows = -(-len(chosen) // 3)
     figure, axes = plt.subplots(
         rows, 3, figsize=(13, 4.2 * rows), layout="constrained", squeeze=False
@@ -256,86 +258,71 @@ def draw_one(panel: Panel) -> Figure:
     """Draw one panel in its own figure."""
     import matplotlib.pyplot as plt
 
-    figure, ax = plt.subplots(figsize=(4.8, 3.9), layout="constrained")
+    figure, ax = plt.subplots(figsize=(4.2, 3.5), layout="constrained")
     _draw(panel, ax)
     return figure
 
 
 def _draw(panel: Panel, ax: Axes) -> None:
     panel.draw(ax)
-    said: Any = ax.get_title()
-    title = f"{panel.title}\n{said}" if said else panel.title
+    scores_in_title: Any = ax.get_title()
+    ax.set_title("")
+    title = f"{panel.title}\n{scores_in_title}".rstrip()
     ax.set_title(title, fontsize=10, loc="left")
-    if said:
-        ax.set_title("")
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _reliability(seen: Evaluation, ax: Axes) -> None:
-    from uqcalc.evaluation.panels import plot_reliability_diagram
-
+def _reliability(evaluation: Evaluation, ax: Axes) -> None:
     plot_reliability_diagram(
-        seen.errors <= seen.probe.card.boundary,
-        seen.probability,
+        evaluation.errors <= evaluation.probe.card.boundary,
+        evaluation.probability,
         ax,
-        noise_floor=seen.report["ece_noise_floor"],
+        noise_floor=evaluation.report["ece_noise_floor"],
     )
 
 
-def _risk(seen: Evaluation, ax: Axes) -> None:
-    from uqcalc.evaluation.panels import plot_risk_coverage
-
-    plot_risk_coverage(
-        seen.errors, {"probe": 1 - seen.probability}, seen.probe.card.unit, ax
-    )
+def _risk(evaluation: Evaluation, ax: Axes) -> None:
+    risks = {"probe": 1 - evaluation.probability}
+    plot_risk_coverage(evaluation.errors, risks, evaluation.probe.card.unit, ax)
 
 
-def _errors(seen: Evaluation, ax: Axes) -> None:
-    from uqcalc.evaluation.panels import plot_errors
-
-    card = seen.probe.card
+def _errors(evaluation: Evaluation, ax: Axes) -> None:
+    card = evaluation.probe.card
     plot_errors(
-        seen.probability,
-        seen.errors,
+        evaluation.probability,
+        evaluation.errors,
         card.boundary,
         card.unit,
         ax,
-        outside=seen.tested.outside,
+        outside=evaluation.tested.outside,
     )
     ax.set(xlim=(-0.02, 1.02), xlabel="predicted P(reliable)")
 
 
 def _atoms(
-    right: NDArray[np.bool_],
-    belief: NDArray[np.float64],
+    reliable: NDArray[np.bool_],
+    probability: NDArray[np.float64],
     scored: dict[str, Any],
     ax: Axes,
 ) -> None:
-    from uqcalc.evaluation.panels import plot_reliability_diagram
-
     floor = scored["ece_noise_floor"]
-    plot_reliability_diagram(right, belief, ax, noise_floor=floor)
+    plot_reliability_diagram(reliable, probability, ax, noise_floor=floor)
     ax.set(xlabel="predicted P(reliable) of an atom")
 
 
 def _paths(weights: dict[str, float], ax: Axes) -> None:
-    from uqcalc.evaluation.panels import plot_path_weights
-
     plot_path_weights(weights, ax)
 
 
-def _scope(seen: Evaluation, novelty: NDArray[np.float64], ax: Axes) -> None:
-    from uqcalc.evaluation.panels import plain_decades, plot_errors
-    from uqcalc.plotting import INK
-
-    card = seen.probe.card
+def _scope(evaluation: Evaluation, novelty: NDArray[np.float64], ax: Axes) -> None:
+    card = evaluation.probe.card
     plot_errors(
         novelty,
-        seen.errors,
+        evaluation.errors,
         card.boundary,
         card.unit,
         ax,
-        outside=seen.tested.outside,
+        outside=evaluation.tested.outside,
     )
     ax.axvline(1.0, color=INK, lw=0.8)
     ax.set(xscale="log", xlabel="distance / limit of the scope")

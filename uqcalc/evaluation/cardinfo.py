@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ase.data import chemical_symbols
 
-from uqcalc.evaluation.words import atom_line, scope_line
-from uqcalc.probe.card import Card, Guarantee
+from uqcalc.evaluation.report import (
+    COVERAGE_COLUMNS,
+    Part,
+    coverage_rows,
+    one_line,
+    score_rows,
+    size_of_test_set,
+)
+from uqcalc.probe.card import Card
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """A title, rows of (name, text), and optionally a table with a caption."""
+class Info:
+    """What `uqcalc info` prints: rows of (name, text), and optionally a table."""
 
     title: str
     rows: list[tuple[str, str]]
@@ -24,7 +30,7 @@ class Facts:
     table: tuple[tuple[str, ...], ...] = ()
 
 
-def card_facts(card: Card) -> Facts:
+def card_info(card: Card) -> Info:
     """Return what a probe predicts, for which potential, and its scores, as text."""
     symbols = " ".join(chemical_symbols[z] for z in card.elements)
     boundary = f"{card.boundary:.4g} {card.unit}"
@@ -52,16 +58,12 @@ def card_facts(card: Card) -> Facts:
         ("network", _network(card)),
         ("uqcalc", f"{card.uqcalc_version or 'not stated'} (schema {card.schema})"),
     ]
-    if card.promise is not None:
-        rows.insert(2, ("promise", str(Guarantee.from_dict(card.promise))))
+    if card.promised is not None:
+        rows.insert(2, ("guarantee", str(card.promised)))
     if card.description:
         rows.insert(0, ("description", card.description))
-    coverage = tuple(
-        (f"{row['cutoff']:.2f}", f"{row['coverage']:.1%}", f"{row['precision']:.1%}")
-        for row in card.report.get("coverage", ())
-    )
-    columns = ("P(reliable) at least", "kept", "of them right")
-    return Facts("Probe", rows, "On its test set", columns, coverage)
+    coverage = tuple(coverage_rows(card.report))
+    return Info("Probe", rows, "On its test set", COVERAGE_COLUMNS, coverage)
 
 
 def _boundary_rows(card: Card) -> list[tuple[str, str]]:
@@ -122,51 +124,25 @@ def _training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _score_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the scores, with the values of a probe without skill."""
-    pairs = [
-        ("accuracy", "majority_accuracy", "majority class"),
-        ("ece", "ece_noise_floor", "noise floor"),
-    ]
+    """Return the scores: one row each for those of structures, one for other parts."""
     rows = []
     if "structures" in report:
-        text = f"{report['structures']} structures, {report['prevalence']:.1%} reliable"
+        text = size_of_test_set(report)
         if unseen := report.get("unseen_elements"):
-            text += f"; {unseen} more with unseen elements not scored"
+            text += f"; {unseen} more with unseen elements, not scored"
         rows.append(("test set", text))
-    for name, floor, words in pairs:
-        if name in report:
-            beside = f" ({words} {report[floor]:.3f})" if floor in report else ""
-            label = "ECE" if name == "ece" else name
-            rows.append((label, f"{report[name]:.3f}{beside}"))
-    others = {
-        "mcc": "MCC",
-        "f1_unreliable": "F1 (unreliable)",
-        "f1_reliable": "F1 (reliable)",
-        "f1": "F1 (reliable)",  # earlier versions
-        "auroc": "AUROC",
-        "brier": "Brier",
-    }
-    others |= {"spearman": "Spearman(error, risk)"}
-    scores = [f"{word} {report[k]:.3f}" for k, word in others.items() if k in report]
-    if scores:
-        rows.append(("further scores", ", ".join(scores)))
-    if not math.isnan(report.get("outside_scope", math.nan)):
-        rows.append(("scope on the test set", scope_line(report)))
-    if atoms := report.get("atoms"):
-        rows.append(("single atoms of it", atom_line(atoms)))
+    rows += [(row.score.name, str(row)) for row in score_rows(report, Part.STRUCTURES)]
+    for part in (Part.BRIER, Part.SCOPE, Part.ATOMS):
+        if found := score_rows(report, part):
+            rows.append((f"test set: {part.value}", one_line(found)))
     return rows
 
 
 def _regime_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    rows = []
-    for part in report.get("regimes", ()):
-        auroc = "-" if part["auroc"] is None else f"{part['auroc']:.3f}"
-        text = (
-            f"{part['structures']} structures, {part['prevalence']:.1%} reliable, "
-            f"accuracy {part['accuracy']:.3f}, AUROC {auroc}, ECE {part['ece']:.3f}"
-        )
-        rows.append((part["regime"], text))
-    return rows
+    return [
+        (part["regime"], f"{size_of_test_set(part)}, {one_line(score_rows(part))}")
+        for part in report.get("regimes", ())
+    ]
 
 
 def _network(card: Card) -> str:
