@@ -1,4 +1,4 @@
-"""What dooms a probe is said at once, and nothing is said of a healthy set."""
+"""Weak sets of labels give a warning or an error; good sets give none."""
 
 import warnings
 
@@ -78,8 +78,8 @@ def test_few_structures_and_few_groups_are_counted():
 
 def test_one_molecule_only():
     alone, same = said(independent(210, NAMES[:1]))
-    assert "one molecule only (molecule 'H2O')" in alone
-    assert "one molecule only (H2O)" in same
+    assert "one group only (molecule 'H2O')" in alone
+    assert "one composition only (H2O)" in same
     with pytest.raises(LabelError, match="frame 0 must have the group key 'run'"):
         warn_of_weak_set(independent(3), Labels(group_key="run"))
 
@@ -88,8 +88,8 @@ def test_frames_of_one_run_without_a_group_key():
     frames = run(210)
     assert find_series(frames) == ["C2H6"]
     one, series = said(frames, Labels())
-    assert "one molecule only" in one
-    assert "C2H6 has frames that follow each other" in series
+    assert "one composition only" in one
+    assert "consecutive frames of C2H6 are correlated" in series
     assert "group_key" in series
     mixed = [*independent(200), *frames[:40]]
     assert find_series(mixed) == ["C2H6"]
@@ -131,7 +131,7 @@ def test_many_frames_of_few_compositions_without_a_group_key():
     assert "at least 30 groups, got 10 by 'formula'" in few
     assert said([], Labels()) == []
     lone = [Atoms("H", positions=[[0, 0, i]]) for i in range(2)]
-    assert len(said(lone, Labels())) == 2  # few, and one molecule only
+    assert len(said(lone, Labels())) == 2  # few, and one composition only
 
 
 def errors(right, wrong):
@@ -191,7 +191,7 @@ def test_a_boundary_among_errors_that_are_all_alike_is_not_taken_unasked():
     rng = np.random.default_rng(0)
     alike = rng.lognormal(np.log(0.03), 0.25, 500)
     boundary = Labels().chosen_boundary(alike)
-    named = f"all alike, .* boundary={3 * np.median(alike):.2g},"
+    named = f"all errors are similar, .* boundary={3 * np.median(alike):.2g},"
     with pytest.raises(LabelError, match=named):
         check_spread_of_errors(alike, boundary, Labels())
     for given in (Labels(boundary=boundary), Labels(percentile=50)):
@@ -201,7 +201,9 @@ def test_a_boundary_among_errors_that_are_all_alike_is_not_taken_unasked():
     check_spread_of_errors(hotter, boundary, Labels())
     assert np.mean(alike > boundary) < 0.01
     assert np.sum(hotter > boundary) >= 30
-    with pytest.warns(LabelWarning, match="add such frames$"):  # no better boundary
+    with pytest.warns(
+        LabelWarning, match="add frames of this class$"
+    ):  # no better boundary
         warn_of_rare_class(alike, 0.06, Labels(boundary=0.06))
 
 

@@ -1,4 +1,4 @@
-"""Checks for labels that give no useful probe: too few, of one kind, of one run."""
+"""Checks for labels that give a poor probe: too few, of one class, of one run."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _BALANCED = 0.25  # share that suffices for any count: few labels have another w
 
 
 def rare_class(reliable: NDArray[np.bool_]) -> str:
-    """Return which kind has few labels, in words; empty if both have enough."""
+    """Return which class has few labels, as text; empty if both have enough."""
     total = len(reliable)
     right = int(np.sum(reliable))
-    count, kind = min((right, "reliable"), (total - right, "unreliable"))
+    count, name = min((right, "reliable"), (total - right, "unreliable"))
     share = count / max(total, 1)
     if share >= SMALL_SHARE and (count >= FEW or share >= _BALANCED):
         return ""
-    return f"{count} of {total} are {kind}"
+    return f"{count} of {total} are {name}"
 
 
 def check_both_classes(errors: NDArray[np.float64], boundary: float) -> None:
-    """Check that at least 5 training labels are of each kind.
+    """Check that at least 5 training labels are of each class.
 
     Raises
     ------
@@ -49,10 +49,10 @@ def check_both_classes(errors: NDArray[np.float64], boundary: float) -> None:
         return
     low, middle, high = np.percentile(errors, (0, 50, 100))
     msg = (
-        f"training labels must hold at least {FEWEST} reliable and {FEWEST} unreliable "
+        f"training labels must have at least {FEWEST} reliable and {FEWEST} unreliable "
         f"structures, got {right} of {len(errors)} within {boundary:.4g} (errors from "
         f"{low:.3g} to {high:.3g}, median {middle:.3g}); choose another boundary, or "
-        "add frames that reach further"
+        "add frames of the rarer class"
     )
     raise LabelError(msg)
 
@@ -76,13 +76,13 @@ def check_spread_of_errors(
         return
     unit = TARGETS[labels.target].unit
     msg = (
-        "errors of the training labels must spread for a boundary to be chosen from "
-        f"them, got {middle:.3g} {unit} at the median, {boundary:.3g} where the few "
-        f"largest begin and {high:.3g} at most: they are all alike, and a boundary "
-        "among them would halt sound runs; add frames on which the potential fails "
-        "(hotter runs, stretched bonds) and name the error you can live with, such "
-        f"as boundary={3 * middle:.2g}, or pass percentile=50 for a probe that ranks "
-        "and watches no runs"
+        "default boundary must be at least "
+        f"{_ALIKE:g} times the median error of the training labels, got "
+        f"{boundary:.3g} {unit} with the median {middle:.3g} and the maximum "
+        f"{high:.3g}: all errors are similar, and such a boundary halts good runs; add "
+        "frames with large errors (hotter runs, stretched bonds) and choose the "
+        f"largest error that you accept, for example boundary={3 * middle:.2g}, or "
+        "percentile=50 for a probe that ranks structures and does not monitor runs"
     )
     raise LabelError(msg)
 
@@ -90,12 +90,12 @@ def check_spread_of_errors(
 def warn_of_rare_class(
     errors: NDArray[np.float64], boundary: float, labels: Labels
 ) -> None:
-    """Warn if few labels are of one kind.
+    """Warn if few labels are of one class.
 
     Warns
     -----
     LabelWarning
-        If one kind has less than 5 % of the labels, or fewer than 30 labels and less
+        If one class has less than 5 % of the labels, or fewer than 30 labels and less
         than 25 %.
     """
     if not (text := rare_class(errors <= boundary)):
@@ -105,10 +105,10 @@ def warn_of_rare_class(
     apart = better >= _ALIKE * float(np.median(errors))
     other = f"choose another boundary (these errors suggest {better:.3g})"
     msg = (
-        f"labels should hold at least {FEW} structures of each kind and one in twenty, "
-        f"but of the training labels {text} at the boundary {boundary:.4g}{rule}: the "
-        "probe hardly learns what that kind looks like, and will say the other of what "
-        f"it has not seen; add such frames{', or ' + other if apart else ''}"
+        f"labels should have at least {FEW} structures and {SMALL_SHARE:.0%} of each "
+        f"class, but of the training labels {text} at the boundary {boundary:.4g}"
+        f"{rule}: the probe learns little about this class and often predicts the "
+        f"other one; add frames of this class{', or ' + other if apart else ''}"
     )
     warnings.warn(msg, LabelWarning, stacklevel=3)
 
@@ -152,7 +152,7 @@ def warn_of_weak_set(frames: Sequence[Atoms], labels: Labels) -> None:
         _few_structures(len(frames)),
         _few_groups(group_names(frames, labels.group_key), labels.group_key),
         _one_composition(frames),
-        _together(frames) if labels.group_key is None else None,
+        _ungrouped(frames) if labels.group_key is None else None,
     ):
         if text is not None:
             warnings.warn(text, LabelWarning, stacklevel=3)
@@ -183,7 +183,7 @@ def _few_structures(count: int) -> str | None:
         return None
     return (
         f"a probe should have at least {FEWEST_STRUCTURES} labelled structures, got "
-        f"{count}: it will know little, and its report will be rough; label more"
+        f"{count}: its probabilities and its scores are uncertain; add labels"
     )
 
 
@@ -193,21 +193,20 @@ def _few_groups(groups: Sequence[str], key: str | None) -> str | None:
         return None
     if count >= FEWEST_GROUPS:
         return (
-            f"labels should come in at least {ENOUGH_GROUPS} groups, got {count} by "
-            f"{key!r}: frames of one group are right or wrong together, so what P is "
-            "for further groups is less well known than so many frames seem to say; "
-            "add groups"
+            f"labels should have at least {ENOUGH_GROUPS} groups, got {count} by "
+            f"{key!r}: the errors of one group are correlated, so P of new groups is "
+            "less certain than the number of frames suggests; add groups"
         )
     if count == 1:
         return (
-            f"labels should come in at least {FEWEST_GROUPS} groups, got one molecule "
-            f"only ({key} {groups[0]!r}): nothing can be held back for calibration and "
-            "test; add others, or name what divides these frames as group_key"
+            f"labels should have at least {FEWEST_GROUPS} groups, got one group only "
+            f"({key} {groups[0]!r}): no group is left for calibration and test; add "
+            "groups, or choose a group_key that divides these frames"
         )
     return (
-        f"labels should come in at least {FEWEST_GROUPS} groups, got {count} by "
-        f"{key!r}: calibration and test rest on one or two each, so the report is "
-        "rough; add groups"
+        f"labels should have at least {FEWEST_GROUPS} groups, got {count} by "
+        f"{key!r}: calibration and test have one or two groups each, so the scores are "
+        "uncertain; add groups"
     )
 
 
@@ -215,28 +214,28 @@ def _one_composition(frames: Sequence[Atoms]) -> str | None:
     if len(frames) == 1 or len({reduced_formula(frame) for frame in frames}) > 1:
         return None
     return (
-        "labels should cover what the probe will see, got one molecule only "
-        f"({reduced_formula(frames[0])}): the probe will know that one and no other"
+        "labels should have several compositions, got one composition only "
+        f"({reduced_formula(frames[0])}): the probe learns this composition only"
     )
 
 
-def _together(frames: Sequence[Atoms]) -> str | None:
+def _ungrouped(frames: Sequence[Atoms]) -> str | None:
     """Return a warning if a random split would separate frames that belong together."""
     if series := find_series(frames):
         return (
-            f"frames of one run should stay together, but {series[0]} has frames that "
-            "follow each other and no group_key is given: frames of one run among both "
-            "training and test flatter the report; name as group_key (--group) the "
-            "info entry that tells runs, or blocks of one run, apart"
+            "frames of one run should be in one group, but consecutive frames of "
+            f"{series[0]} are correlated and no group_key is given: with frames of one "
+            "run in training and test, the scores are too good; choose as group_key "
+            "(--group) the info entry that names the run, or a block of a run"
         )
     kinds = len({reduced_formula(frame) for frame in frames})
     if kinds == 1 or len(frames) < 2 * kinds:
         return None
     return (
-        f"frames that are alike should stay together, but {len(frames)} frames have "
-        f"{kinds} compositions and no group_key is given: with one composition among "
-        "both training and test the report says little of new ones; pass "
-        "group_key='formula' (--group formula), or the info entry that tells them apart"
+        f"similar frames should be in one group, but {len(frames)} frames have {kinds} "
+        "compositions and no group_key is given: with one composition in training and "
+        "test, the scores do not hold for new compositions; choose "
+        "group_key='formula' (--group formula), or the info entry that names the group"
     )
 
 
