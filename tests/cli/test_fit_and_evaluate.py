@@ -140,7 +140,7 @@ def test_certify_puts_a_promise_on_the_card(data, tmp_path):
     assert done.stdout == ""
     assert f"warning: {FEW}" in done.stderr
     before = probe.read_bytes()
-    asked = ("--tolerance", "0.2 eV/Å", "--risk", "0.4", "--confidence", "0.8")
+    asked = ("--tolerance", "0.12 eV/Å", "--risk", "0.4", "--confidence", "0.8")
     options += ("--cache", tmp_path / "features")
     done = invoke("calibrate", probe, data, "-o", other, *asked, *options)
     assert done.exit_code == 1
@@ -153,7 +153,7 @@ def test_certify_puts_a_promise_on_the_card(data, tmp_path):
     promise = Probe.load(other).card.promise
     assert promise["groups"] == 30
     assert promise["statement"] in done.stdout
-    assert "err by more than 0.2 eV/Å" in done.stdout
+    assert "err by more than 0.12 eV/Å" in done.stdout
     assert probe.read_bytes() == before
     done = invoke("certify", probe, held_out, *options)
     assert done.exit_code == 1

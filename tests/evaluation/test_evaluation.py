@@ -20,6 +20,7 @@ from uqcalc.evaluation.cardinfo import card_info
 from uqcalc.evaluation.readings import read_structures
 from uqcalc.evaluation.report import findings, report_lines
 from uqcalc.probe.calibration import Calibration
+from uqcalc.probe.card import Guarantee
 from uqcalc.statistics import scores
 
 
@@ -334,3 +335,41 @@ def test_a_score_without_a_value_is_said_to_be_undefined(joined):
     assert not [line for line in lines if line.startswith("  outside")]
     assert "  AUROC                       not defined  chance 0.500" in lines
     assert [str(row) for row in reports.score_rows({"f1": 0.25})] == ["0.250"]
+
+
+def test_another_boundary_is_the_same_probe_with_shifted_log_odds(joined):
+    probe, frames = joined
+    low, *_, high = probe.card.calibration.boundaries
+    middle = float(np.sqrt(low * high))
+    found = evaluate(probe, frames, ToyBackbone(), boundary=f"{1000 * middle} meV/Å")
+    assert found.probe.card.boundary == pytest.approx(middle)
+    predictions = ToyBackbone().predict_many(frames)
+    asked = probe.reliability(predictions, boundary=middle).double().numpy()
+    close(found.probability, asked, NETWORK, of=1.0)
+    right = found.errors <= middle
+    close(found.report["prevalence"], right.mean())
+    back = found.probe.at(probe.card.boundary)
+    again = back.reliability(predictions).double().numpy()
+    close(again, probe.reliability(predictions).double().numpy(), NETWORK, of=1.0)
+    with pytest.raises(ProbeError, match="boundary must lie between"):
+        evaluate(probe, frames, ToyBackbone(), boundary=10 * high)
+
+
+def test_it_says_whether_probability_and_guarantee_hold(joined):
+    probe, frames = joined
+    worse = [atoms.copy() for atoms in frames]
+    for atoms in worse:
+        relabel(atoms, 5.0)
+    sure = probe.with_card(
+        promise=Guarantee(
+            0.05, 0.1, 0.95, 100, 90, 1, 0.05, probe.card.boundary, "eV/Å",
+            probe.card.boundary,
+        ).to_dict()
+    )  # fmt: skip
+    for rows, fails in ((frames, False), (worse, True)):
+        report = evaluate(sure, rows, ToyBackbone()).report
+        text = " ".join(findings(report))
+        assert ("P does not hold on these frames: 0% of" in text) == fails
+        assert ("the guarantee of the card does not hold" in text) == fails
+    assert report["guarantee"]["wrong"] == report["guarantee"]["accepted"] > 0
+    assert evaluate(probe, frames, ToyBackbone()).report["guarantee"] is None

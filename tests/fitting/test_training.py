@@ -30,6 +30,7 @@ REPORT = {
 REPORT |= {"f1_unreliable", "f1_reliable"}
 REPORT |= {"auroc", "ece", "ece_noise_floor", "brier", "coverage", "spearman"}
 REPORT |= {"median_error", "unseen_elements", "groups", "atoms", "brier_decomposition"}
+REPORT |= {"auroc_at_median", "mean_probability", "holds", "guarantee"}
 REPORT |= {"outside_scope", "false_trust", "false_trust_outside", "excluded"}
 
 
@@ -250,10 +251,10 @@ def test_what_must_fail_fails_before_any_prediction(sets):
     labels, standard = Labels(group_key="run", percentile=50), Recipe("standard")
     with pytest.raises(LabelError, match="must be given for the architecture 'stand"):
         fit(train, Untouched(), labels, standard, test=test)
-    few = pytest.warns(LabelWarning, match="rough")
+    few = pytest.warns(LabelWarning, match=r"at least (200 labelled|10 groups)")
     with few, pytest.raises(LabelError, match=r"at least 4 groups .* got 3 \(0/0, 0/1"):
         fit(train[:9], Untouched(), labels)
-    few = pytest.warns(LabelWarning, match="rough")
+    few = pytest.warns(LabelWarning, match=r"at least (200 labelled|10 groups)")
     with few, pytest.raises(LabelError, match=r"at least 3 groups .* got 2 \(0/0, 0/1"):
         fit(train[:6], Untouched(), labels, test=test[:9])
 

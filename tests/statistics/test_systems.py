@@ -9,6 +9,7 @@ from uqcalc.statistics.systems import (
     Residuals,
     Spread,
     compare_places,
+    holds,
     learn_runs,
     learn_system_spread,
     posterior,
@@ -123,3 +124,23 @@ def test_a_mixture_of_systems_is_told_from_one():
     assert compare_places(same, runs, parts, SPREAD) < 1.0
     other = residuals(logits, np.where(half, errors, 8 * errors), BOUNDARIES, SHIFTS)
     assert compare_places(other, runs, parts, SPREAD) > 3.0
+
+
+@pytest.mark.parametrize(
+    ("share", "mean", "holds_here", "beyond"),
+    [(0.55, 0.6, True, False), (0.13, 0.59, False, False), (0.0, 0.9, False, True)],
+)
+def test_whether_probabilities_hold(share, mean, holds_here, beyond):
+    reliable = np.arange(100) < round(100 * share)
+    found = holds(np.full(100, mean), reliable, 1.5)
+    assert (found["holds"], found["beyond_systems"]) == (holds_here, beyond)
+    assert np.sign(found["shift"]) == np.sign(share - mean)
+
+
+def test_calibrated_probabilities_are_seldom_said_not_to_hold():
+    rng = np.random.default_rng(0)
+    said = []
+    for _ in range(400):
+        p = rng.uniform(0.3, 0.9, 60)
+        said.append(holds(p, rng.uniform(size=60) < p, 1.5)["holds"])
+    assert 0.9 < np.mean(said) <= 1.0

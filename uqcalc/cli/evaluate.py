@@ -43,12 +43,23 @@ OutputOption = Annotated[
 ]
 
 
+BoundaryOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ERROR",
+        help='Errors up to it are right: "50 meV/angstrom", or a number in the unit of '
+        "the probe. By default the probe's boundary.",
+    ),
+]
+
+
 def evaluate(  # noqa: PLR0913  (one option each)
     probe: ProbeArgument,
     data: LabelledFrames,
     output: OutputOption = None,
     *,
     model: ModelOfProbe = None,
+    boundary: BoundaryOption = None,
     group: GroupOption = None,
     forces_key: ForcesKey = "REF_forces",
     energy_key: EnergyKey = "REF_energy",
@@ -77,6 +88,7 @@ def evaluate(  # noqa: PLR0913  (one option each)
             frames,
             uqcalc.open_model(name, device=device),
             labels_of(loaded, forces_key, energy_key, group),
+            boundary=boundary,
             exclude=exclude or (),
             cache=cache,
         )

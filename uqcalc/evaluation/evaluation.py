@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
+from uqcalc.evaluation.guarantee import guarantee_report
 from uqcalc.evaluation.readings import StructureReadings, read_structures
 from uqcalc.files.writing import strict_json, whole
 from uqcalc.htmltable import html_table
@@ -26,7 +27,9 @@ from uqcalc.labels.dataset import Dataset, held_out_dataset, labels_for
 from uqcalc.labels.defects import check_frames
 from uqcalc.labels.labels import Labels
 from uqcalc.probe.probe import Probe
+from uqcalc.quantities import parse_quantity
 from uqcalc.statistics import scores
+from uqcalc.statistics.systems import Spread, holds
 
 
 if TYPE_CHECKING:
@@ -195,6 +198,7 @@ def evaluate(
     calculator: BaseCalculator | Backbone,
     labels: Labels | None = None,
     *,
+    boundary: float | str | None = None,
     exclude: Collection[str] = (),
     cache: str | os.PathLike[str] | None = None,
 ) -> Evaluation:
@@ -207,7 +211,10 @@ def evaluate(
     calculator : ase calculator or Backbone
         The potential of the probe.
     labels : Labels, optional
-        Keys of the reference. The boundary is always the probe's own.
+        Keys of the reference. Its boundary is not used.
+    boundary : float or str, optional
+        Largest error of a reliable structure, in the unit of the card, or a text with a
+        unit such as "50 meV/Å"; by default that of the probe.
     exclude : collection of str
         Frames with these defects are left out instead of an error (`build_dataset`).
     cache : path, optional
@@ -216,12 +223,15 @@ def evaluate(
     Raises
     ------
     ProbeError
-        If the probe was fitted on another backbone.
+        If the probe was fitted on another backbone, or the boundary lies outside the
+        errors of its labels.
     LabelError
         If labels are unusable, their target is not the probe's, or they ask for
         offsets and the probe has none.
     """
     check_frames(frames, exclude)
+    if boundary is not None:
+        probe = probe.at(parse_quantity(boundary, probe.card.target, "boundary"))
     wanted = labels_for(probe.card, labels)
     backbone = tap(calculator)
     probe.check(backbone)
@@ -257,7 +267,16 @@ def evaluate_dataset(probe: Probe, data: Dataset) -> Evaluation:
         errors <= probe.card.boundary, probability, tested.groups
     )
     report["spearman"] = scores.spearman(errors, 1 - probability)
-    report["median_error"] = float(np.median(errors))
+    middle = float(np.median(errors))
+    report["median_error"] = middle
+    report["auroc_at_median"] = scores.auroc(errors <= middle, probability)
+    report["mean_probability"] = float(probability.mean())
+    report["holds"] = holds(
+        probability,
+        errors <= probe.card.boundary,
+        Spread.of_card(probe.card.training).system,
+    )
+    report["guarantee"] = guarantee_report(probe, data)
     report["groups"] = len(set(tested.groups))
     report["unseen_elements"] = len(data) - len(known)
     report["excluded"] = {k: len(v) for k, v in data.excluded.items() if v}

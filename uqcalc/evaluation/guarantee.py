@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -21,6 +23,8 @@ from uqcalc.evaluation.riskcontrol import (
     Starts,
     control_risk,
     exceeds,
+    one_of_each,
+    risk_bound,
     starting_cutoffs,
     units_needed,
 )
@@ -228,6 +232,35 @@ def certify_dataset(
         boundary=probability_boundary(probe, allowed),
     )
     return probe.with_card(promise=promise.to_dict())
+
+
+def guarantee_report(probe: Probe, data: Dataset) -> dict[str, Any] | None:
+    """Return how the guarantee of the card holds on labelled structures.
+
+    None without a guarantee. One random structure of each group counts. Entries:
+    ``risk`` (largest share of wrong ones that the card guarantees), ``accepted`` and
+    ``wrong`` (numbers), ``share``, and ``low`` and ``high``, the 95 % interval of the
+    share (Clopper & Pearson 1934); NaN if none is accepted.
+    """
+    made = probe.card.promised
+    if made is None or made.tolerance is None:
+        return None
+    one = data.subset(one_of_each(data.groups))
+    accepted = acceptance(probe, one, made.tolerance) >= made.cutoff
+    count = int(accepted.sum())
+    wrong = int((exceeds(one.errors, made.tolerance) & accepted).sum())
+    low, high = (math.nan, math.nan)
+    if count:
+        high = risk_bound(wrong, count, 0.975)
+        low = 1.0 - risk_bound(count - wrong, count, 0.975)
+    return {
+        "risk": made.risk,
+        "accepted": count,
+        "wrong": wrong,
+        "share": wrong / count if count else math.nan,
+        "low": low,
+        "high": high,
+    }
 
 
 def starts_of(probe: Probe, tolerance: float) -> Starts | None:

@@ -16,6 +16,7 @@ from uqcalc.evaluation.report import (
     coverage_rows,
     findings,
     score_rows,
+    whether_p_holds,
 )
 from uqcalc.targets import TARGETS
 
@@ -57,6 +58,7 @@ def render(evaluation: Evaluation, warnings: Sequence[str] = ()) -> str:
         report=report,
         target=TARGETS[card.target],
         boundary=f"{card.boundary:.4g} {card.unit}",
+        holds=whether_p_holds(report),
         notes=[*warnings, *findings(report)],
         parts={part.name: score_rows(report, part) for part in Part},
         figures=_figures(evaluation),

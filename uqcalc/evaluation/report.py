@@ -32,6 +32,7 @@ class Part(Enum):
     STRUCTURES = "structures"
     BRIER = "Brier terms"
     SCOPE = "scope"
+    GUARANTEE = "guarantee"
     ATOMS = "single atoms"
 
 
@@ -81,6 +82,21 @@ SCORES = (
         "probability that a right structure has a larger P than a wrong one; 1 is "
         "perfect",
         0.5,
+    ),
+    Score(
+        Part.STRUCTURES,
+        "auroc_at_median",
+        "AUROC at the median",
+        "the same where errors up to the median error of these structures are right",
+        0.5,
+    ),
+    Score(
+        Part.STRUCTURES,
+        "mean_probability",
+        "mean P",
+        "mean of P(reliable); the share of reliable structures if P holds",
+        "prevalence",
+        "reliable",
     ),
     Score(
         Part.STRUCTURES,
@@ -178,6 +194,22 @@ SCORES = (
         "share of the trusted but wrong structures that the scope makes SUSPECT",
         form="{:.0%}",
         optional=True,
+    ),
+    Score(
+        Part.GUARANTEE,
+        "guarantee.accepted",
+        "accepted",
+        "structures that the guarantee accepts, one of each group",
+        form="{:d}",
+    ),
+    Score(
+        Part.GUARANTEE,
+        "guarantee.share",
+        "wrong among them",
+        "share of accepted structures with an error above the tolerance",
+        "guarantee.risk",
+        "guaranteed at most",
+        form="{:.1%}",
     ),
     Score(Part.ATOMS, "atoms.atoms", "atoms", "atoms of the test set", form="{:d}"),
     Score(
@@ -302,6 +334,8 @@ def size_of_test_set(report: Mapping[str, Any]) -> str:
 def report_lines(report: Mapping[str, Any]) -> list[str]:
     """Return the lines of a report for a terminal."""
     lines = [f"test set: {size_of_test_set(report)}"]
+    if text := whether_p_holds(report):
+        lines.append(text)
     for part in Part:
         if rows := score_rows(report, part):
             lines.append(f"{part.value}:")
@@ -321,6 +355,9 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
 def findings(report: Mapping[str, Any]) -> list[str]:
     """Return the problems that a report shows, one sentence each."""
     found = _of_the_test_set(report)
+    if not report.get("holds", {}).get("holds", True):
+        found.append(whether_p_holds(report))
+    found += _of_the_guarantee(report)
     for whose, scored in (("", report), (" of single atoms", report["atoms"])):
         if scored is not None and _is_miscalibrated(scored):
             found.append(
@@ -375,6 +412,35 @@ def _of_the_test_set(report: Mapping[str, Any]) -> list[str]:
             f"{FEWEST_TEST_GROUPS}: on new groups every score may differ"
         )
     return found
+
+
+def whether_p_holds(report: Mapping[str, Any]) -> str:
+    """Return one sentence on P and these frames; empty if the report lacks it."""
+    held = report.get("holds")
+    if held is None:
+        return ""
+    text = (
+        f"{report['prevalence']:.0%} of the structures are right, at a mean P of "
+        f"{report['mean_probability']:.2f}"
+    )
+    if held["holds"]:
+        return f"P holds on these frames: {text}"
+    more = ", more than systems usually differ" if held["beyond_systems"] else ""
+    return (
+        f"P does not hold on these frames: {text}{more}; adapt the probe with 25 of "
+        "them (uqcalc adapt)"
+    )
+
+
+def _of_the_guarantee(report: Mapping[str, Any]) -> list[str]:
+    made = report.get("guarantee")
+    if made is None or not made["accepted"] or made["low"] <= made["risk"]:
+        return []
+    return [
+        f"the guarantee of the card does not hold on these frames: {made['wrong']} of "
+        f"{made['accepted']} accepted structures are wrong (95 % interval "
+        f"{made['low']:.0%} to {made['high']:.0%}), it allows {made['risk']:.0%}"
+    ]
 
 
 def _is_miscalibrated(scored: Mapping[str, Any]) -> bool:

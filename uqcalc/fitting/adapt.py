@@ -30,6 +30,7 @@ from uqcalc.probe.probe import Probe
 from uqcalc.probe.scope import Scope, held_out_limit
 from uqcalc.probe.seen import Seen
 from uqcalc.statistics.systems import (
+    ASSUMED,
     Posterior,
     Residuals,
     Spread,
@@ -42,10 +43,6 @@ from uqcalc.statistics.systems import (
 
 
 FEWEST = 5
-# Spreads that are assumed for probes whose card has none, in log-odds. Measured over
-# nine DFT systems with CHGNet: 2.0 to 2.5; over molecules with the bundled potential:
-# 0.4 to 0.5.
-ASSUMED = Spread(system=1.5, run=0.3)
 # Groups with fewer structures, or fewer groups, do not show how far systems differ.
 _FEWEST_OF_SYSTEM, _FEWEST_SYSTEMS = 5, 10
 _MOST_OF_SYSTEM, _MOST_SYSTEMS = 50, 300
@@ -137,7 +134,7 @@ def adapt_dataset(probe: Probe, data: Dataset) -> Probe:
     data.check(probe.card.fingerprint)
     card = probe.card
     found = _residuals(probe, data)
-    spread = spread_of(probe)
+    spread = Spread.of_card(probe.card.training)
     compositions = _compositions(data)
     _warn_of_mixture(found, data.groups, compositions, spread)
     spread = replace(spread, run=learn_runs(found, data.groups, spread))
@@ -194,12 +191,6 @@ def learn_spread(
         tables.append(residuals(logits[rows], errors[rows], *known))
     system = learn_system_spread(tables)
     return Spread(system, ASSUMED.run, len(tables)).to_dict()
-
-
-def spread_of(probe: Probe) -> Spread:
-    """Return the spreads on the card of a probe; `ASSUMED` if it has none."""
-    found = probe.card.training.get("spread")
-    return ASSUMED if found is None else Spread(**found)
 
 
 def _check_probe(probe: Probe) -> None:

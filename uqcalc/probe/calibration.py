@@ -7,7 +7,7 @@ functions that need them, so that reading a card does not need them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +98,21 @@ class Calibration:
     def adapted(self, logits: torch.Tensor) -> torch.Tensor:
         """Return log-odds after the correction for one system, if there is one."""
         return _interpolate(logits, self.system) if self.system else logits
+
+    def at(self, boundary: float) -> Calibration:
+        """Return the calibration whose own boundary is ``boundary``.
+
+        Raises
+        ------
+        ProbeError
+            As in `shift`.
+        """
+        moved = self.shift(boundary)
+        shifts = tuple(shift - moved for shift in self.shifts)
+        if not self.knots:
+            return replace(self, intercept=self.intercept + moved, shifts=shifts)
+        knots = tuple((before, after + moved) for before, after in self.knots)
+        return replace(self, knots=knots, shifts=shifts)
 
     def shift(self, boundary: float) -> float:
         """Return what a boundary adds to the logit at the probe's own boundary."""

@@ -153,6 +153,21 @@ class Probe:
         card = replace(self.card, **entries)
         return Probe(card, self.network, self.statistics, self.stacked, self.seen)
 
+    def at(self, boundary: float) -> Probe:
+        """Return the same probe with another boundary, in the unit of the card.
+
+        Raises
+        ------
+        ProbeError
+            If the boundary lies outside the errors of the labels.
+        """
+        if boundary == self.card.boundary:
+            return self
+        calibration = self.card.calibration.at(boundary)
+        return self.with_card(
+            boundary=boundary, percentile=None, calibration=calibration, held_out=[]
+        )
+
     def with_seen(self, seen: Seen) -> Probe:
         """Return the same probe with a record of its labelled structures."""
         return Probe(self.card, self.network, self.statistics, self.stacked, seen)
