@@ -8,7 +8,6 @@ the labels did not hold.
     python benchmarks/discrimination.py --cache DIR          # fits; resumes
     python benchmarks/discrimination.py --cache DIR --kind networks
     python benchmarks/discrimination.py --cache DIR --kind published  # minutes a fit
-        # (of both, with --device cuda the seeds of a cell are trained in step)
     python benchmarks/discrimination.py --cache DIR --kind committee
     python benchmarks/discrimination.py --cache DIR --report # table, figures, JSON
 
@@ -22,14 +21,13 @@ import json
 import multiprocessing
 import time
 import warnings
-from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from discriminating.labelled import Labelled
 from discriminating.report import report
-from discriminating.rows import KINDS, NETWORKS
+from discriminating.rows import KINDS
 from discriminating.tasks import Task, all_tasks, opened, run
 
 
@@ -39,30 +37,12 @@ def _data(block: str, cache: Path) -> Labelled:
     return opened("sevennet" if block in shared else block, cache)
 
 
-Done = list[tuple[Task, list[dict[str, Any]]]]
-
-
-def _done(tasks: list[Task], cache: Path, kind: str, device: str | None) -> Done:
+def _done(task: Task, cache: Path, kind: str) -> tuple[Task, list[dict[str, Any]]]:
     warnings.simplefilter("ignore")
     started = time.perf_counter()
-    data = _data(tasks[0].block, cache)
-    if device is None:
-        found = [(task, run(task, data, kind)) for task in tasks]
-    else:
-        from discriminating.stacked import run_together
-
-        found = list(run_together(tasks, data, kind, device))
-    names = ", ".join(task.key for task in tasks)
-    print(names, f"{time.perf_counter() - started:.0f} s", flush=True)
-    return found
-
-
-def _by_cell(tasks: list[Task]) -> list[list[Task]]:
-    """Return tasks that differ in their seed alone together, the largest first."""
-    cells: dict[Task, list[Task]] = {}
-    for task in tasks:
-        cells.setdefault(replace(task, seed=0), []).append(task)
-    return sorted(cells.values(), key=lambda cell: -cell[0].labels)
+    found = run(task, _data(task.block, cache), kind)
+    print(task.key, f"{time.perf_counter() - started:.0f} s", flush=True)
+    return task, found
 
 
 def main() -> None:
@@ -74,11 +54,8 @@ def main() -> None:
     parser.add_argument("--labels", default="", help="only these numbers of labels")
     parser.add_argument("--targets", default="", help="only these")
     parser.add_argument("--kind", choices=sorted(KINDS), default="rows")
-    parser.add_argument("--device", help="train networks here, seeds of a cell in step")
     parser.add_argument("--report", action="store_true", help="what has been fitted")
     options = parser.parse_args()
-    if options.device and options.kind not in NETWORKS:
-        parser.error(f"--device is for the networks: --kind {' or '.join(NETWORKS)}")
     if options.report:
         report(options.cache)
         return
@@ -96,15 +73,13 @@ def main() -> None:
         and (not options.targets or task.target in options.targets.split(","))
     ]
     print(f"{len(wanted)} tasks, {len(known)} done before", flush=True)
-    jobs = _by_cell(wanted) if options.device else [[task] for task in wanted]
-    job = partial(_done, cache=options.cache, kind=options.kind, device=options.device)
+    job = partial(_done, cache=options.cache, kind=options.kind)
     with (
         multiprocessing.get_context("spawn").Pool(options.workers) as pool,
         log.open("a", encoding="utf-8") as file,
     ):
-        for found in pool.imap_unordered(job, jobs):
-            for task, rows in found:
-                file.write(json.dumps({"task": task.key, "rows": rows}) + "\n")
+        for task, rows in pool.imap_unordered(job, wanted):
+            file.write(json.dumps({"task": task.key, "rows": rows}) + "\n")
             file.flush()
 
 

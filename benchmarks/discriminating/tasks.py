@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 
 from discriminating.judging import judge
 from discriminating.labelled import Labelled, load
-from discriminating.rows import KINDS, OURS, Row, judged, ours, refitted
+from discriminating.rows import KINDS, OURS, judged, ours, refitted
 from uqcalc.fitting.network import margins
 from uqcalc.labels.dataset import Dataset
 from uqcalc.probe.inputs import chunks
@@ -128,16 +128,14 @@ def datasets(task: Task, data: Labelled) -> tuple[Dataset, Dataset]:
     return train, data.dataset(task.target, tested, grouped=grouped)
 
 
-def run(
-    task: Task, data: Labelled, kind: str, rows: Mapping[str, Row] | None = None
-) -> list[dict[str, Any]]:
-    """Fit and judge every row of one kind, of `KINDS`, or these, on one task."""
+def run(task: Task, data: Labelled, kind: str) -> list[dict[str, Any]]:
+    """Fit and judge every row of one kind, of `KINDS`, on one task."""
     torch.set_num_threads(1)
     train, test = datasets(task, data)
     boundary = float(np.median(train.errors))
     own = task.block in SHIFTED
     found = []
-    for name, row in (rows or KINDS[kind]).items():
+    for name, row in KINDS[kind].items():
         risk, belief = judged(
             row, train, test, task.target, boundary,
             believed=not own, refits=refitted(kind, len(train)),
