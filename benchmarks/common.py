@@ -20,6 +20,8 @@ from ase.build import molecule
 
 
 RESULTS = Path(__file__).parent / "results"
+# Scripts of the bundled potential; benchmarks import its molecules and its dynamics.
+BUNDLED = Path(__file__).parents[1] / "provenance" / "bundled"
 PACKAGES = ("torch", "ase", "numpy", "mace-torch", "uqcalc")
 
 

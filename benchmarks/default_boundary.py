@@ -14,19 +14,17 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import CalculatorError
+from common import BUNDLED, print_table, write_result
 from tblite.ase import TBLite
 
 
-# the scripts that made the bundled potential lie beside each other in their folder
-sys.path.insert(0, str(Path(__file__).parent / "default_model"))
-from common import print_table, write_result
+sys.path.insert(0, str(BUNDLED))
 from ramp import BatchedForces, Schedule, batched, new_ramp, run_ramps
 
 import uqcalc

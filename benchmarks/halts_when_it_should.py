@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from common import BUNDLED
 from halting.report import report
 from halting.runs import RunSpec, all_specs, make_chunk, missing_chunks
 from halting.signals import write_training_features
@@ -45,14 +46,14 @@ def main() -> None:
     parser.add_argument(
         "--backbone-frames",
         type=Path,
-        default=Path("default_model/default_model_data/backbone.xyz"),
-        help="frames the bundled potential was trained on (default_model/sample.py)",
+        default=BUNDLED / "bundled_data" / "backbone.xyz",
+        help="training frames of the bundled potential, from its sample.py",
     )
     parser.add_argument(
         "--members",
         type=Path,
         nargs=3,
-        help="folders of three more potentials (default_model/train_backbone.py)",
+        help="folders of three more potentials, from its train_backbone.py",
     )
     options = parser.parse_args()
     cache: Path = options.cache

@@ -1,6 +1,6 @@
 """Train a small MACE on the frames of one system, periodic or not.
 
-The bundled backbone's shape and losses (``benchmarks/default_model``), with neighbour
+The bundled backbone's shape and losses (``provenance/bundled``), with neighbour
 lists that know periodic images and with a fixed number of steps, so that a repetition
 gives the same model on a CPU (a GPU sums in another order each time). One thread.
 """
@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
+from common import BUNDLED
 
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "default_model"))
+sys.path.insert(0, str(BUNDLED))
 from fast import accelerate, set_pairs
 
 from uqcalc.models.bundled import build_model, import_mace

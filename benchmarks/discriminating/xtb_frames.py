@@ -1,6 +1,6 @@
 """GFN2-xTB-labelled frames for the bundled backbone: new molecules, and hot known ones.
 
-Needs ``rdkit`` and the modules of ``benchmarks/default_model``. Molecules are named by
+Needs ``rdkit`` and the modules of ``provenance/bundled``. Molecules are named by
 their SMILES; all seeds are derived from them.
 """
 
@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 from ase import Atoms
 from ase.io import read
+from common import BUNDLED
 
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "default_model"))
+sys.path.insert(0, str(BUNDLED))
 from molecules import split, write_text
 from probe_frames import PLAN, label
 from ramp import Ramp, Schedule, batched, new_ramp, run_ramps

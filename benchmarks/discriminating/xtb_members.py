@@ -1,6 +1,6 @@
 """Further members of a committee with the bundled backbone: other seeds, same labels.
 
-They run the scripts of ``benchmarks/default_model`` that made it, on the frames that
+They run the scripts of ``provenance/bundled`` that made it, on the frames that
 these make again (all seeds are fixed), for half of its 50 minutes. Those of the table
 reached 97 and 92 meV/Å on validation at 300 K, the bundled one 81: weaker members.
 """
@@ -14,13 +14,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common import BUNDLED
+
 from uqcalc.models.bundled import build_model
 
 
 if TYPE_CHECKING:
     from mace.calculators import MACECalculator
 
-SCRIPTS = Path(__file__).parents[1] / "default_model"
 MINUTES = 25.0  # of one core each
 FIRST_SEED = 20  # the bundled backbone's
 
@@ -52,12 +53,12 @@ def _frames(data: Path, workers: int) -> Path:
 
 
 def _run(script: str, *options: object) -> None:
-    command = [sys.executable, SCRIPTS / script, *map(str, options)]
+    command = [sys.executable, BUNDLED / script, *map(str, options)]
     subprocess.run(command, check=True, env=_one_thread())
 
 
 def _train(data: Path, members: list[tuple[int, Path]]) -> None:
-    script = SCRIPTS / "train_backbone.py"
+    script = BUNDLED / "train_backbone.py"
     running = []
     for seed, folder in members:
         partial = folder.with_suffix(".partial")

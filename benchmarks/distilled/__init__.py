@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+
+from common import BUNDLED
 
 
 # molecules, GFN2-xTB labels and batched heating are those of the bundled potential
-sys.path.insert(0, str(Path(__file__).parents[1] / "default_model"))
+sys.path.insert(0, str(BUNDLED))

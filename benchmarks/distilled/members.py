@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from common import BUNDLED
 
 
 MEMBERS = 3
 FIRST_SEED = 31
-SCRIPT = Path(__file__).parents[1] / "default_model" / "train_backbone.py"
+SCRIPT = BUNDLED / "train_backbone.py"
 
 
 def train_members(cache: Path, minutes: float) -> list[Path]:

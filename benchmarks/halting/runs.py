@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from ase import Atoms
+from common import BUNDLED
 
 
-# the scripts that made the bundled potential lie beside each other in their folder
-sys.path.insert(0, str(Path(__file__).parents[1] / "default_model"))
+sys.path.insert(0, str(BUNDLED))
 from molecules import HELD_OUT, split
 from ramp import Ramp, Schedule, batched, new_ramp, run_ramps
 from sample import FAILURES, embed, seed_of, xtb

@@ -34,7 +34,7 @@ ANY_SIZE = 2**31 - 1  # largest size of a scope without an upper limit
 FARTHEST, CHARGE_GAP = 1.0, 0.5
 FAR = 4.0  # distance in units of the limit above which a structure is far outside
 # Largest squared distance over the median: 80 to 154 in crystal sets without broken
-# frames (`universal_probes.py`); this limit includes a reserve.
+# frames (`provenance/universal`); this limit includes a reserve.
 _WIDE = 1000.0
 
 

@@ -162,7 +162,7 @@ def sample_group(name: str, data: Path, plan: dict[float, int], workers: int) ->
 def main() -> None:
     """Sample the training and validation sets of the backbone."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("default_model_data"))
+    parser.add_argument("--data", type=Path, default=Path("bundled_data"))
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -77,7 +77,7 @@ def milliseconds(repeats: int = 50) -> float:
 def main() -> None:
     """Print and write all figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("default_model_data"))
+    parser.add_argument("--data", type=Path, default=Path("bundled_data"))
     data = parser.parse_args().data
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)

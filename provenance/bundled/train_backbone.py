@@ -277,7 +277,7 @@ def load_validation(path: Path, e0: np.ndarray) -> dict[str, list[Batch]]:
 def parse() -> tuple[Path, Settings]:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("default_model_data"))
+    parser.add_argument("--data", type=Path, default=Path("bundled_data"))
     parser.add_argument("--output", type=Path, default=Path("uqcalc/data"))
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=20)

@@ -221,7 +221,7 @@ def write_text(path: Path, text: str) -> None:
 def main() -> None:
     """Write the split as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("default_model_data"))
+    parser.add_argument("--data", type=Path, default=Path("bundled_data"))
     parser.add_argument("--seed", type=int, default=SEED)
     arguments = parser.parse_args()
     groups = split(arguments.seed)

@@ -399,7 +399,7 @@ def sample_split(data: Path, split: str, most: int | None) -> None:
 def main() -> None:
     """Label the splits, one after another."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("default_model_data"))
+    parser.add_argument("--data", type=Path, default=Path("bundled_data"))
     parser.add_argument("--splits", nargs="+", default=list(SMALL))
     parser.add_argument("--molecules", type=int, help="of each split; all by default")
     options = parser.parse_args()

@@ -169,7 +169,7 @@ def main() -> None:
     """Run one stage."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=["md", "ramps"])
-    parser.add_argument("--data", type=Path, default=Path("default_model_data"))
+    parser.add_argument("--data", type=Path, default=Path("bundled_data"))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--limit", type=int, default=None, help="ramps per split")
     options = parser.parse_args()

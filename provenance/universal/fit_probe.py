@@ -5,8 +5,8 @@ Labels: PBE(+U) forces of the benchmark sets of microsoft/mattersim (MIT), in
 two sides. A fifth of the groups is for the risk promise and a fifth for the test. Two
 of the six sets (MPtrj) are in both potentials' own training pool; the cards say so.
 
-    python benchmarks/universal_probes.py --model chgnet
-    python benchmarks/universal_probes.py --model sevennet  # in SevenNet's environment
+    python provenance/universal/fit_probe.py --model chgnet
+    python provenance/universal/fit_probe.py --model sevennet  # with sevenn
 
 With ``--before`` another probe is scored on the same test structures; the groups are
 divided as they were before structures without information were left out, so that a
@@ -19,6 +19,7 @@ there after it has checked some against a pass of its own, which saves an hour.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 from ase.io import read
+
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from common import target, write_result
 
 import uqcalc

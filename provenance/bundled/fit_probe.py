@@ -19,7 +19,7 @@ from ase import Atoms
 from ase.io import read
 
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from common import print_table, target, write_result
 
 from uqcalc import Labels, Level, Recipe, ReliableCalculator, tap
@@ -140,7 +140,7 @@ def promised(probe: Probe, data: Dataset) -> tuple[Probe, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("default_model_data"))
+    parser.add_argument("--data", type=Path, default=Path("bundled_data"))
     parser.add_argument("--output", type=Path, default=Path("default.probe"))
     parser.add_argument("--previous", type=Path, help="a probe to compare with")
     parser.add_argument("--seed", type=int, default=0)
