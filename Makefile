@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 SEVENNET := $(VENV)-sevennet
 SEVENNET_STAMP := $(SEVENNET)/.installed
 
-.PHONY: help demo test test-sevennet test-py312 test-portable test-slow test-gpu lint docs env lock clean
+.PHONY: help demo test test-sevennet test-py312 test-portable test-slow test-all test-gpu lint docs env lock clean
 
 help:
 	@echo "make demo       heat a molecule until its potential breaks, and see it caught (leaves demo/)"
@@ -17,7 +17,8 @@ help:
 	@echo "make test-sevennet  of these, the tests of SevenNet, in .venv-sevennet"
 	@echo "make test-py312 the same with Python 3.12, in .venv-py312 (downloads several GB at first)"
 	@echo "make test-portable  the numerical tests as on other processors and with two threads"
-	@echo "make test-slow  the slow tests too"
+	@echo "make test-slow  the slow tests, which the default suite leaves out"
+	@echo "make test-all   test, docs, test-portable, test-py312, test-slow, one after the other"
 	@echo "make test-gpu   the tests that need CUDA (and a CUDA build of torch)"
 	@echo "make lint       ruff and mypy --strict"
 	@echo "make docs       the documentation as a site, in site/ (needs no network)"
@@ -47,7 +48,13 @@ test-portable: $(STAMP)
 	$(BIN)/python tests/portable.py
 
 test-slow: $(STAMP)
-	$(PYTEST) -m "not gpu and not network"
+	$(PYTEST) -m "slow and not gpu and not network"
+
+# One leg at a time, since each uses all cores. The first leg that fails ends the run.
+ALL := test docs test-portable test-py312 test-slow
+test-all:
+	@for leg in $(ALL); do echo "== make $$leg"; $(MAKE) $$leg || exit 1; done
+	@echo "passed: $(ALL)"
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu
