@@ -258,17 +258,29 @@ def calibrate_threshold(  # noqa: PLR0913  (runs or frames)
             f"< 1, got {signal!r}, {suspect} and {unreliable}"
         )
         raise ValueError(msg)
-    given = list(frames or ())
-    if groups is None and (series := find_series(given)):
+    return _limits_of_frames(
+        list(frames or ()), calculator, signal, (suspect, unreliable), groups
+    )
+
+
+def _limits_of_frames(
+    frames: Sequence[Atoms],
+    calculator: ReliableCalculator,
+    signal: str,
+    levels: tuple[float, float],
+    groups: Sequence[Hashable] | None,
+) -> Threshold:
+    """Return these two quantiles of a signal over ``frames``, as limits."""
+    if groups is None and (series := find_series(frames)):
         text = (
             "limits for a run should come from several runs, got frames of "
             f"{series[0]} that follow each other: a quantile of frames halts many a "
             "normal run; pass runs=[...] with timestep_fs="
         )
-        warnings.warn(text, LabelWarning, stacklevel=2)
-    risks = [risk for _, _, risk in _readings(given, calculator, signal)]
-    names: Any = range(len(given)) if groups is None else list(groups)
-    limits = [group_quantile(risks, names, level) for level in (suspect, unreliable)]
+        warnings.warn(text, LabelWarning, stacklevel=3)
+    risks = [risk for _, _, risk in _readings(frames, calculator, signal)]
+    names: Any = range(len(frames)) if groups is None else list(groups)
+    limits = [group_quantile(risks, names, level) for level in levels]
     return Threshold(signal, suspect=limits[0], unreliable=limits[1])
 
 
@@ -305,46 +317,56 @@ def error_curve(
         names them.
     """
     labels = Labels("forces", forces_key=forces_key)
+    risks, errors = _labelled(_readings(frames, calculator, signal), labels)
+    failed = errors > tolerance
+    failures, count = int(failed.sum()), len(failed)
+    if min(failures, count - failures) < FEWEST_OF_A_KIND:
+        msg = (
+            f"at least {FEWEST_OF_A_KIND} labelled frames must lie on each side of "
+            f"{tolerance} eV/Å, got {failures} of {count} above; choose another "
+            "tolerance, or label more"
+        )
+        raise LabelError(msg)
+    fit = IsotonicRegression(out_of_bounds="clip").fit(risks, failed.astype(float))
+    closest = 1 / (count + 2)
+    order = np.argsort(risks, kind="stable")
+    return ErrorCurve(
+        signal,
+        tolerance,
+        np.asarray(fit.X_thresholds_, dtype=float),
+        np.clip(fit.y_thresholds_, closest, 1 - closest),
+        count,
+        risks[order],
+        failed[order],
+    )
+
+
+def _labelled(
+    readings: Sequence[tuple[Atoms, Prediction, float]], labels: Labels
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the risk of each frame and its error in eV/Å, both (frames,).
+
+    Frames whose forces vanish by symmetry are left out, with a warning.
+    """
     risks: list[float] = []
-    failed: list[bool] = []
+    errors: list[float] = []
     blank: list[int] = []
-    found = _readings(frames, calculator, signal)
-    for row, (frame, prediction, risk) in enumerate(found):
+    for row, (frame, prediction, risk) in enumerate(readings):
         reference = labels.reference(frame)
         if reference is None or not np.all(np.isfinite(reference)):
             msg = (
-                f"every frame must have finite reference forces under {forces_key!r}, "
-                f"got none in frame {row}; leave it out, or name the key"
+                "every frame must have finite reference forces under "
+                f"{labels.forces_key!r}, got none in frame {row}; leave it out, or "
+                "name the key"
             )
             raise LabelError(msg)
         if vanishing(prediction.results["forces"], reference).all():
             blank.append(row)
             continue
         risks.append(risk)
-        failed.append(labels.error(prediction, reference) > tolerance)
-    warn_of_no_information(blank, len(found))
-    failures = sum(failed)
-    if min(failures, len(failed) - failures) < FEWEST_OF_A_KIND:
-        msg = (
-            f"at least {FEWEST_OF_A_KIND} labelled frames must lie on each side of "
-            f"{tolerance} eV/Å, got {failures} of {len(failed)} above; choose another "
-            "tolerance, or label more"
-        )
-        raise LabelError(msg)
-    fit = IsotonicRegression(out_of_bounds="clip").fit(risks, np.array(failed, float))
-    closest = 1 / (len(failed) + 2)
-    probabilities = np.clip(fit.y_thresholds_, closest, 1 - closest)
-    knots = np.asarray(fit.X_thresholds_, dtype=float)
-    order = np.argsort(risks, kind="stable")
-    return ErrorCurve(
-        signal,
-        tolerance,
-        knots,
-        probabilities,
-        len(failed),
-        np.asarray(risks, dtype=float)[order],
-        np.asarray(failed, dtype=bool)[order],
-    )
+        errors.append(labels.error(prediction, reference))
+    warn_of_no_information(blank, len(readings))
+    return np.array(risks, dtype=float), np.array(errors, dtype=float)
 
 
 def _series(
