@@ -12,6 +12,7 @@ from uqcalc.cli.options import (
     DeviceOption,
     ModelOption,
     QuietOption,
+    SeedOption,
     SpeciesOption,
     creatable,
     existing,
@@ -38,9 +39,6 @@ CutoffOption = Annotated[
     float, typer.Option(min=1.0, help="Reach of its pair terms in angstrom.")
 ]
 EpochsOption = Annotated[int, typer.Option(min=1, help="Passes over the frames.")]
-SeedOption = Annotated[
-    int, typer.Option(min=0, help="Seed of the split and of the network.")
-]
 
 
 def distill(  # noqa: PLR0913  (one option each)

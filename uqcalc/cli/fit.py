@@ -20,6 +20,7 @@ from uqcalc.cli.options import (
     LabelledFrames,
     ModelOption,
     QuietOption,
+    SeedOption,
     SpeciesOption,
     TargetOption,
     creatable,
@@ -67,9 +68,6 @@ CalibrationOption = Annotated[
 EpochsOption = Annotated[
     int | None,
     typer.Option(min=1, help="Most passes over the data; by default the recipe's own."),
-]
-SeedOption = Annotated[
-    int, typer.Option(min=0, help="Seed of the split and of the network.")
 ]
 PublishedOption = Annotated[
     bool,

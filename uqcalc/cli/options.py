@@ -162,6 +162,9 @@ SpeciesOption = Annotated[
         "number their types.",
     ),
 ]
+SeedOption = Annotated[
+    int, typer.Option(min=0, help="Seed of the split and of the network.")
+]
 QuietOption = Annotated[
     bool,
     typer.Option(

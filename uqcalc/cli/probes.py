@@ -118,22 +118,13 @@ def _same_model(one: str, other: str) -> bool:
     return same_model(one, other)
 
 
+_PROBES = (
+    "Probe: a file, or default, chgnet or sevennet for the one that comes with uqcalc."
+)
 ProbeArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="PROBE",
-        callback=_known,
-        help="Probe: a file, or default, chgnet or sevennet for the one that comes "
-        "with uqcalc.",
-    ),
+    str, typer.Argument(metavar="PROBE", callback=_known, help=_PROBES)
 ]
 ProbeOption = Annotated[
     str | None,
-    typer.Option(
-        "--probe",
-        metavar="PROBE",
-        callback=_known,
-        help="Probe: a file, or default, chgnet or sevennet for the one that comes "
-        "with uqcalc.",
-    ),
+    typer.Option("--probe", metavar="PROBE", callback=_known, help=_PROBES),
 ]
