@@ -1,4 +1,4 @@
-"""What all benchmarks share: result files, tables, structures, models."""
+"""Shared functions of the benchmarks: result files, tables, structures, models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PACKAGES = ("torch", "ase", "numpy", "mace-torch", "uqcalc")
 
 
 def target(name: str, value: float, limit: float, *, at_most: bool = True) -> dict:
-    """Return an entry of ``targets``; NaN never meets one."""
+    """Return an entry of ``targets``; a NaN value never meets its target."""
     met = value <= limit if at_most else value >= limit
     sign = "<=" if at_most else ">="
     return {
@@ -46,11 +46,10 @@ def write_result(
     notes: Sequence[str] = (),
     more: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write ``results/NAME.json``, whole or not at all, and return its path.
+    """Write ``results/NAME.json`` by rename, and return its path.
 
-    ``more`` holds further entries, whatever the benchmark has to tell.
-
-    Non-finite numbers are written as null: they are no JSON.
+    ``more`` has further entries. NaN and infinite numbers are written as null, since
+    JSON does not have them.
     """
     record = {
         "benchmark": name,
@@ -91,7 +90,7 @@ def read_result(name: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Return versions of Python and the packages that matter, None where absent."""
+    """Return the versions of Python and of `PACKAGES`; None for absent ones."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -102,7 +101,7 @@ def versions() -> dict[str, str | None]:
 
 
 def host() -> dict[str, Any]:
-    """Return what the timings depend on; no names and no paths."""
+    """Return processor, GPU, threads and load, on which timings depend."""
     cuda = torch.cuda.is_available()
     return {
         "cpu": _cpu(),
@@ -129,7 +128,7 @@ def markdown_table(
 def print_table(
     title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
 ) -> None:
-    """Print the same table to a terminal."""
+    """Print the table of `markdown_table` to a terminal."""
     from rich.console import Console
     from rich.table import Table
 
@@ -153,8 +152,8 @@ def print_targets(targets: Sequence[Mapping[str, Any]]) -> None:
 def water_box(atoms: int, seed: int = 0) -> Atoms:
     """Return about ``atoms`` atoms of periodic water at 1 g/cm³.
 
-    Rigid molecules, randomly turned, on a jittered cubic grid with vacancies spread
-    evenly: the neighbour counts of the liquid, not its structure.
+    Rigid molecules in random orientations on a jittered cubic grid with evenly spread
+    vacancies. It has the number of neighbours of the liquid, but not its structure.
     """
     rng = np.random.default_rng(seed)
     count = max(1, round(atoms / 3))
@@ -186,10 +185,10 @@ def import_mace() -> Any:
 
 
 def random_mace(hidden: str, r_max: float, *, seed: int = 0) -> torch.nn.Module:
-    """Return a float32 MACE of the MACE-OFF23 family's shape with random weights.
+    """Return a float32 MACE with the shape of MACE-OFF23 and random weights.
 
-    ``"96x0e"`` and 4.5 Å is the small model's, ``"128x0e + 128x1o"`` and 5.0 Å the
-    medium one's (Kovács et al. 2023, arXiv:2312.15211).
+    ``"96x0e"`` and 4.5 Å are the small model, ``"128x0e + 128x1o"`` and 5.0 Å the
+    medium one (Kovács et al. 2023, arXiv:2312.15211).
     """
     mace = import_mace()
     from e3nn import o3

@@ -1,9 +1,10 @@
-"""Ask which default boundary lets sound runs pass and stops failing ones.
+"""Compare rules for the default boundary: sound runs pass, failing runs are halted.
 
-The bundled potential, GFN2-xTB as the truth. For each molecule labels of runs at 300 K
-alone, and of runs at 300 to 1 500 K; one probe for each rule that chooses a boundary
-from the errors of its labels. Then runs at 300 K, and runs heated until they fail,
-judged by each probe at every fifth step under the Monitor's default trigger.
+The potential is the bundled one, the reference is GFN2-xTB. Each molecule has two sets
+of labels: runs at 300 K, and runs at 300 to 1 500 K. Each rule chooses a boundary from
+the errors of the labels, and a probe is fitted with this boundary. The probes then
+judge each fifth step of runs at 300 K and of runs that are heated until they fail,
+with the default trigger of `Monitor`.
 
     python benchmarks/default_boundary.py
 """
@@ -40,11 +41,14 @@ from uqcalc.watching.trigger import Trigger
 
 MOLECULES = {"ethanol": "CH3CH2OH", "acetamide": "CH3CONH2"}
 STEP, FRICTION = 1.0, 0.02  # fs, 1/fs
-WARM_UP, APART = 60, 5  # steps: before a run, and between frames that are judged
+WARM_UP, APART = 60, 5  # steps before a run, and between judged frames
 HOTTEST = 2500.0  # K
 MIXED = [300.0, 900.0, 1500.0]
-RUNS, LABELLED = 8, (60, 6)  # runs of each temperature; steps, and between labels
-TOLERANCE = 0.2  # eV/Å: a run has failed from where half of its errors exceed it
+RUNS, LABELLED = (
+    8,
+    (60, 6),
+)  # runs of each temperature; steps of a run, and between labels
+TOLERANCE = 0.2  # eV/Å: a run fails when half of its errors exceed it
 LATE = 100.0  # fs after the failure, as in halts_when_it_should.py
 RULES: dict[str, Callable[[np.ndarray], float]] = {
     "the default": lambda e: Labels("forces").chosen_boundary(e),
@@ -72,7 +76,7 @@ COLUMNS = {
 
 
 class Run(NamedTuple):
-    """What the potential says of the frames of a run, and some true errors."""
+    """Predictions for the frames of a run, and the true errors of some."""
 
     predictions: list[Prediction]
     errors: np.ndarray  # eV/Å, RMS, of every other frame
@@ -85,7 +89,7 @@ def _capped(errors: np.ndarray, factor: float) -> float:
 def simulate(
     forces: BatchedForces, start: Atoms, copies: int, schedule: Schedule, seed: int
 ) -> list[list[Atoms]]:
-    """Return the frames of runs side by side, once they are warm."""
+    """Return the frames of several runs after the warm-up."""
     kelvin = schedule.start_K
     ramps = [
         new_ramp("", start.copy(), seed + copy, 2 * kelvin) for copy in range(copies)
@@ -98,7 +102,7 @@ def simulate(
 
 
 def truth(frame: Atoms) -> np.ndarray | None:
-    """Return GFN2-xTB's forces; None where it does not converge."""
+    """Return the forces of GFN2-xTB, or None if it does not converge."""
     try:
         return np.asarray(TBLite(verbosity=0).get_forces(frame.copy()))
     except (CalculatorError, RuntimeError):
@@ -106,7 +110,7 @@ def truth(frame: Atoms) -> np.ndarray | None:
 
 
 def watched(backbone: Backbone, runs: list[list[Atoms]]) -> list[Run]:
-    """Return runs with the true error of every other frame, inf without a truth."""
+    """Return runs with the true error of each second frame; inf without a reference."""
     found = []
     for frames in runs:
         predictions, errors = backbone.predict_many(frames), []
@@ -119,7 +123,7 @@ def watched(backbone: Backbone, runs: list[list[Atoms]]) -> list[Run]:
 
 
 def labelled(backbone: Backbone, runs: list[list[Atoms]]) -> tuple[Dataset, Dataset]:
-    """Return labels to fit to and to test on, each run a group."""
+    """Return labels for the fit and for the test; each run is a group."""
     frames = []
     for number, run in enumerate(runs):
         for frame in run:
@@ -133,21 +137,21 @@ def labelled(backbone: Backbone, runs: list[list[Atoms]]) -> tuple[Dataset, Data
 
 
 def halt(probe: Probe, seen: list[Prediction]) -> int | None:
-    """Return the step at which a Monitor at its defaults halts."""
+    """Return the step at which a `Monitor` with default settings halts."""
     found = probe.read(seen)
     bad = ~(found.reliability.double().numpy() >= probe.card.unreliable)
     for value, limit in ((found.novelty, FAR), (found.worst_atom, FAR_LOWEST)):
         if value is not None:
             bad |= ~(value.double().numpy() <= limit)
     trigger = Trigger.usual(STEP)
-    every = np.repeat(bad, APART)  # a frame stands until the next one
+    every = np.repeat(bad, APART)  # a frame counts until the next one
     count = np.convolve(every, np.ones(trigger.window or 1))[: len(every)]
     acted = np.flatnonzero(every & (count >= trigger.needed))
     return int(acted[0]) if len(acted) else None
 
 
 def failure(run: Run) -> int | None:
-    """Return the step from which half of five looks exceed the tolerance."""
+    """Return the first step at which half of five errors exceed the tolerance."""
     beyond = np.convolve(run.errors > TOLERANCE, np.ones(5))[: len(run.errors)]
     failing = np.flatnonzero(beyond >= 2.5)
     return int(failing[0]) * 2 * APART if len(failing) else None
@@ -156,11 +160,11 @@ def failure(run: Run) -> int | None:
 def fitted(
     data: tuple[Dataset, Dataset], backbone: Backbone, boundary: float, epochs: int
 ) -> Probe | str:
-    """Return a probe at ``boundary``, or why there is none."""
+    """Return a probe with this boundary, or the reason for the refusal."""
     labels = Labels("forces", group_key="run", boundary=boundary)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # few labels: that is the question
+            warnings.simplefilter("ignore")  # few labels are part of the question
             recipe = Recipe(epochs=epochs)
             return fit_datasets(data[0], None, data[1], backbone, labels, recipe).probe
     except LabelError as error:
@@ -168,7 +172,7 @@ def fitted(
 
 
 def judged(probe: Probe, kinds: dict[str, list[Run]]) -> dict[str, Any]:
-    """Return how many of each kind halt, and how late those that fail."""
+    """Return how many runs of each kind are halted, and the delay in failing runs."""
     row: dict[str, Any] = {"outcome": "fitted"}
     for kind, runs in kinds.items():
         halts = [halt(probe, one.predictions) for one in runs]
@@ -192,7 +196,7 @@ def of_molecule(
     forces: BatchedForces,
     options: argparse.Namespace,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return a row for each rule and set of labels, and what the runs are like."""
+    """Return a row for each rule and set of labels, and the errors of the runs."""
     start, count = molecule(MOLECULES[name]), options.runs
     sound = Schedule(300.0, 300.0, options.steps, APART, STEP, FRICTION)
     hot = Schedule(300.0, HOTTEST, options.steps, APART, STEP, FRICTION)

@@ -1,8 +1,8 @@
-"""Score the default probe beside the simplest things one could ask instead.
+"""Compare the bundled probe with the simplest alternatives.
 
-On structures that it was not fitted on: frames of the runs of
-`halts_when_it_should.py` (bundled MACE, GFN2-xTB forces). Every baseline gets the two
-parameters of Platt's calibration on groups of its own, as the probe did.
+The structures are frames of the runs of `halts_when_it_should.py` (bundled MACE,
+GFN2-xTB forces); the probe was not fitted on them. Each baseline is calibrated by
+Platt's method on other groups, like the probe.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COLUMNS = {
 def belief(
     risk: np.ndarray, calibration_risk: np.ndarray, calibration_reliable: np.ndarray
 ) -> np.ndarray:
-    """Return P(reliable) from a risk; the prevalence where it ranks nothing."""
+    """Return P(reliable) from a risk; the prevalence if the risk does not rank."""
     scale = np.log
     try:
         slope, intercept = platt(-scale(calibration_risk), calibration_reliable)
@@ -51,7 +51,7 @@ def row(
     potential: str, detector: str, errors: np.ndarray, probability: np.ndarray,
     boundary: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return one line: the scores of the report."""
+    """Return the scores of the report as a row."""
     report = scores.classification_report(errors <= boundary, probability)
     report["spearman"] = scores.spearman(errors, 1 - probability)
     del report["coverage"]
@@ -64,7 +64,7 @@ def compare(
     calibration: dict[str, np.ndarray],
     test: dict[str, np.ndarray],
 ) -> list[dict[str, Any]]:
-    """Return a line for each risk in `test`, and the majority class's."""
+    """Return a row for each risk in `test`, and one for the majority class."""
     errors, reliable = test["error"], calibration["error"] <= boundary
     rows = [row(potential, "probe", errors, test["probability"], boundary)]
     constant = np.full(len(errors), reliable.mean())
@@ -132,7 +132,7 @@ def main() -> None:
         ],
         notes=[
             "MACE: tested on ten molecules, baselines calibrated on 24 others",
-            "MACE: frames 100 fs apart; those of one run resemble each other",
+            "MACE: frames 100 fs apart; frames of one run are alike",
         ],
     )
     print(path)

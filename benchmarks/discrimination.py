@@ -1,8 +1,8 @@
-"""Ask which signal tells reliable predictions from others, and with how few labels.
+"""Compare signals: how well each separates wrong predictions, with how many labels.
 
-One table: our default probe, the published one, regressions on pooled features, and
-the other signals, on splits at random, by composition and by molecule, and on sets that
-the labels did not hold.
+The table has the default probe, the published probe, regressions on pooled features,
+and the other signals. The splits are at random, by composition and by molecule; further
+test sets are of kinds that are not among the labels.
 
     python benchmarks/discriminating/blocks.py --cache DIR   # potentials and labels
     python benchmarks/discrimination.py --cache DIR          # fits; resumes
@@ -11,7 +11,7 @@ the labels did not hold.
     python benchmarks/discrimination.py --cache DIR --kind committee
     python benchmarks/discrimination.py --cache DIR --report # table, figures, JSON
 
-Blocks of SevenNet-0 are in developers' data; the others are made by the first command.
+The blocks of SevenNet-0 are in developers' data; the first command makes the others.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""Does a distilled head rank true force errors? Beside committee, distance and forces.
+"""Test whether Force Delta with a distilled head ranks true force errors.
+
+It is compared with a committee, with the latent distance and with the largest force.
 
     python benchmarks/distilled_head.py --cache FOLDER
 
 Two potentials without direct forces: the bundled MACE on molecules (truth: GFN2-xTB)
-and CHGNet on crystals (truth: PBE(+U)). Each is distilled on ordinary structures and
-asked about others. Whatever is slow is kept in FOLDER.
+and CHGNet on crystals (truth: PBE(+U)). Each head is fitted on ordinary structures and
+tested on others. FOLDER keeps the results of slow stages.
 """
 
 from __future__ import annotations
@@ -37,41 +39,41 @@ from uqcalc.types import Backbone, DistilledHead, Prediction
 
 NAME = "distilled_head"
 MACE, CHGNET = "bundled MACE", "CHGNet"
-# frames and cutoff in Å of every head that was tried; the best held-out R² is used
+# frames and cutoff in Å of each head; the one with the best held-out R² is used
 HEADS = {
     MACE: (("dynamics", 5.0),),
     CHGNET: (("as they are", 5.0), ("rattled", 5.0), ("rattled", 6.0)),
 }
 SEED = 0
 NOTES = (
-    "heads are chosen by their held-out R² on the frames of their own kind; the true "
-    "errors rank signals and choose nothing",
-    "a head distilled on rattled crystals is held out on rattled ones: its R² is not "
-    "of the same frames as that of the head distilled on them as they are",
-    "held-out frames are drawn at random: MACE's are of the same molecules as the "
-    "fitted ones, CHGNet's are other crystals",
-    "error: RMS over the force components of a structure; U likewise",
-    "latent distance: mean Mahalanobis distance of atoms to what the head was "
-    "distilled on; MACE one covariance an element, CHGNet one for all",
-    "MACE: distilled on dynamics at 300 to 1000 K of molecules it was trained "
-    "on; all blocks are of other molecules; radicals are doublets",
-    "committee: the bundled MACE and three members trained here for minutes on few "
-    "frames of a starved machine (see members): far weaker than the bundled one, so "
-    "no measure of what a committee of equals can do",
+    "the head is chosen by its held-out R² on frames of the kind of its training; the "
+    "true errors are not used for the choice",
+    "a head for rattled crystals is tested on rattled crystals, so its R² cannot be "
+    "compared with that of the head for unrattled crystals",
+    "held-out frames are drawn at random: those of MACE are of the same molecules as "
+    "the training frames, those of CHGNet are other crystals",
+    "error and U: RMS over the force components of a structure",
+    "latent distance: mean Mahalanobis distance of the atoms to the training frames of "
+    "the head; one covariance for each element (MACE) or for all (CHGNet)",
+    "MACE: the head was fitted on dynamics at 300 to 1000 K of training molecules of "
+    "the potential; all blocks are of other molecules; radicals are doublets",
+    "committee: the bundled MACE and three members that were trained for minutes on "
+    "few frames on a crowded machine (see members): they are far weaker than the "
+    "bundled potential, and a committee of equal members would be better",
     "CHGNet: the two MPtrj sets are in its own training pool; structures with elements "
     "that the head has not seen, and those whose forces vanish by symmetry (below "
     "1 meV/Å), are left out of the comparison and counted",
     "95 %: molecules (materials) of each block drawn with repetition, 200 times",
-    "minutes: while ten and more processes shared two cores; cpu_minutes say more",
-    "this run put together: heads, members and labels were made one by one before, "
-    "with these functions; minutes of heads are sums of teacher and fit, rounded",
+    "minutes: ten and more processes shared two cores, so cpu_minutes say more",
+    "heads, members and labels were made one by one in earlier runs with the same "
+    "functions; minutes of heads are sums of labelling and fit, rounded",
     "cost: processor time of one thread, both in turns; median of pairs",
 )
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """A head, what it was distilled on, and what there is to say about it."""
+    """A head, its training frames, and its scores."""
 
     head: DistilledHead
     taught: Sequence[Prediction]
@@ -80,7 +82,7 @@ class Distilled:
 
 @dataclass(frozen=True)
 class Asked:
-    """A block: predictions, true forces, molecule or material, further risks."""
+    """A block: predictions, true forces, molecules or materials, further risks."""
 
     predictions: Sequence[Prediction]
     truth: Sequence[np.ndarray]
@@ -90,7 +92,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Study:
-    """What one potential's signals say of its blocks, and what the head costs."""
+    """Readings of the signals of one potential on its blocks, and cost of the head."""
 
     blocks: Mapping[str, Readings]
     groups: Mapping[str, Sequence[str]]
@@ -99,7 +101,7 @@ class Study:
 
 
 def main() -> None:
-    """Run what the cache lacks, then rank, print, write and draw."""
+    """Run the stages that the cache lacks; then rank, print, write and draw."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--cache", type=Path, default=Path("distilled_cache"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data/mattersim"))
@@ -117,7 +119,7 @@ def main() -> None:
 
 
 def study_molecules(cache: Path, minutes: float) -> tuple[Study, list[dict[str, Any]]]:
-    """Return everything about the bundled MACE, and about the committee's members."""
+    """Return the study of the bundled MACE, and the training of the committee."""
     organic.sample(cache)
     folders = train_members(cache, minutes)
     backbone = tap(bare_calculator())
@@ -138,7 +140,7 @@ def study_molecules(cache: Path, minutes: float) -> tuple[Study, list[dict[str, 
 
 
 def study_crystals(cache: Path, data: Path) -> Study:
-    """Return everything about CHGNet."""
+    """Return the study of CHGNet."""
     backbone = crystals.chgnet()
     plain = crystals.teaching_frames(data)
     frames = {"as they are": plain, "rattled": crystals.rattled(plain)}
@@ -157,7 +159,7 @@ def study_crystals(cache: Path, data: Path) -> Study:
 def distil_all(
     cache: Path, potential: str, sets: Mapping[str, Sequence[Atoms]], backbone: Backbone
 ) -> list[Distilled]:
-    """Return every head of `HEADS`, distilled now or before."""
+    """Return the heads of `HEADS`; those in the cache are not fitted again."""
     heads = []
     for name, cutoff in HEADS[potential]:
         path = cache / f"{potential} {name} {cutoff:g} A.head"

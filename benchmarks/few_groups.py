@@ -1,12 +1,12 @@
-"""Show how wide probabilities must be that rest on few groups.
+"""Measure how much wider probabilities must be if there are few groups of labels.
 
-Labels of groups (molecules, runs) are drawn: the log-odds of being right are twice a
-standard number, of which a part is the group's own, and a shift of the group that no
-path sees. Four paths see the number through noise, some of it the group's. Weights and
-calibration are fitted, as `fit` does it, to groups times structures that are 900 in
-all, and held against 300 further groups: the slope of the truth on the log-odds, 1
-where they are right and below 1 where they are too far apart, as they come and
-multiplied by `slope_on_new_groups`.
+The labels are generated. The log-odds that a structure is right are twice a standard
+normal number plus a shift of its group (molecule or run). A part of the number is
+common to the group. Each of four paths gives the number with noise, of which a part is
+common to the group; no path contains the shift. Path weights and calibration are fitted
+as in `fit`, to 900 structures. For 300 further groups the script computes the slope of
+the truth on the log-odds, with and without the factor `slope_on_new_groups`. At slope 1
+the probabilities are right; below 1 they are too far apart.
 
     python benchmarks/few_groups.py
 """
@@ -48,7 +48,7 @@ def draw(
 def slopes(
     rng: np.random.Generator, groups: int, shift: float, shared: float
 ) -> list[tuple[float, float]]:
-    """Return (slope, Brier score) on new groups, as it comes and widened."""
+    """Return (slope, Brier score) on new groups, without and with the factor."""
     paths, truth, names = draw(rng, groups, LABELS // groups, shift, shared)
     new, wanted, _ = draw(rng, NEW_GROUPS, 10, shift, shared)
     weights = stack(paths, truth)

@@ -1,12 +1,13 @@
-"""Does Force Delta rank true force errors? Beside an ensemble, distance and forces.
+"""Test whether Force Delta ranks true force errors.
+
+It is compared with an ensemble, with the latent distance and with the largest force.
 
     python benchmarks/force_delta.py --members FOLDER
     python benchmarks/force_delta.py --pretrained orb-v3-direct-20-mpa --frames dft.xyz
 
-Five small Orbs and a larger reference, trained by ``zeolites/train.py``, must lie in
-FOLDER. Structures without density functional forces (rattled, strained, adversarial)
-are labelled by the reference, which was trained on everything, and by CHGNet as a
-second opinion.
+FOLDER must have five small Orbs and a larger reference, trained by
+``zeolites/train.py``. The reference, which was trained on all labelled frames, and
+CHGNet label the structures without DFT forces (rattled, strained, adversarial).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ PAPER = {
 
 
 def main() -> None:
-    """Run the ranking, or a pretrained Orb on frames of one's own."""
+    """Run the ranking, or a pretrained Orb on the user's frames."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--members", type=Path, default=Path("zeolite_orbs"))
     parser.add_argument("--pretrained", help="name of official Orb weights")
@@ -62,7 +63,7 @@ def main() -> None:
 
 
 def run_ranking(folder: Path) -> None:
-    """Rank the errors of five members on all blocks and write what came out."""
+    """Rank the errors of five members on all blocks and write the result."""
     from zeolites.adversarial import attacked
     from zeolites.blocks import labelled_blocks, training_frames, unlabelled_blocks
     from zeolites.figures import draw
@@ -195,7 +196,7 @@ def _notes(
     second: Mapping[str, list[np.ndarray]],
     conservative: Any,
 ) -> list[str]:
-    """Say how good the reference is where that can be said."""
+    """Return the errors of the reference, on blocks where they are known."""
     from zeolites.reading import chgnet_forces, rms
 
     known = [name for name in blocks if name not in second]
@@ -217,7 +218,7 @@ def _notes(
 
 
 def run_pretrained(name: str, frames: Path | None) -> None:
-    """Print the paper's table beside one's own, for official weights."""
+    """Print the table of the paper beside that of the official weights."""
     from uqcalc import ForceDelta, Policy, ReliableCalculator, Threshold, UqcalcError
     from uqcalc.annotating.trajectory import annotate
     from uqcalc.models.named import open_model

@@ -1,10 +1,12 @@
-"""What does Force Delta cost? Direct, direct with it, conservative, an ensemble.
+"""Measure the time and the memory of Force Delta.
+
+It is compared with the direct model alone, the conservative model and an ensemble.
 
     python benchmarks/force_delta_cost.py
 
-Random weights in an Orb v3 of the released size (25.6 M parameters): time does not
-depend on what a model has learned. All four take turns on the same structures.
-Written for orb-models 0.5 (Python 3.11), whose models carry how graphs are made.
+The Orb v3 has the released size (25.6 M parameters) and random weights, on which the
+time does not depend. All four methods take turns on the same structures. The script
+needs orb-models 0.5 (Python 3.11), where the model has the settings of the graph.
 """
 
 from __future__ import annotations
@@ -44,14 +46,14 @@ DIRECT, DELTA, GRADIENT, ENSEMBLE = (
 )
 LIMITS = {"direct": 2.1, "conservative": 1.05}
 POLICY = Policy([Threshold("force_delta", suspect=1.0, unreliable=2.0)])
-# rounds of all four, by number of atoms: more where they are quick
+# rounds by number of atoms: more for small structures
 ROUNDS = {20: 15, 200: 5, 1000: 2}
 CUDA_ROUNDS = {100: 15, 1000: 9, 10000: 5}
 Run = Callable[[Atoms], object]
 
 
 def main() -> None:
-    """Time all four in turns, then each one's memory in a process of its own."""
+    """Time all methods in turns, then measure the memory of each in a new process."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument(
@@ -93,7 +95,7 @@ def main() -> None:
 
 
 def make_runs(device: str) -> dict[str, Run]:
-    """Return what is timed, by name."""
+    """Return the timed functions by name."""
     from orb_models.forcefield.calculator import ORBCalculator
 
     models = [_orb(direct=True, seed=seed) for seed in range(MEMBERS)]
@@ -148,14 +150,14 @@ def timed(
 
 
 def in_own_process(name: str, atoms: int) -> float:
-    """Return the peak memory of an evaluation in a process of its own, GB."""
+    """Return the peak memory of an evaluation in a new process, in GB."""
     command = [sys.executable, "-W", "ignore", __file__, "--memory", name, str(atoms)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
 def peak_gb(name: str, atoms: int, device: str) -> float:
-    """Return what an evaluation adds to the peak memory, GB."""
+    """Return the memory that an evaluation adds to the peak, in GB."""
     run = make_runs(device)[name]
     box = water_box(atoms)
     if device == "cuda":
@@ -163,7 +165,7 @@ def peak_gb(name: str, atoms: int, device: str) -> float:
         before = torch.cuda.max_memory_allocated()
         run(box)
         return (torch.cuda.max_memory_allocated() - before) / 1e9
-    # from here on: loading the models had a peak of its own
+    # the peak from here on, without that of loading the models
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = _peak()
     run(box)
@@ -171,7 +173,7 @@ def peak_gb(name: str, atoms: int, device: str) -> float:
 
 
 def _peak() -> float:
-    """Return the high-water mark in GB; that of getrusage is the parent's, too."""
+    """Return the peak memory in GB; that of getrusage includes the parent process."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     (line,) = (entry for entry in status.splitlines() if entry.startswith("VmHWM"))
     return int(line.split()[1]) / 1e6
@@ -182,7 +184,7 @@ def _orb(*, direct: bool, seed: int) -> Any:
     from orb_models.forcefield.atomic_system import SystemConfig
 
     torch.manual_seed(seed)
-    # as orb-v3-*-20: twenty neighbours an atom
+    # twenty neighbours an atom, as orb-v3-*-20
     config = SystemConfig(radius=6.0, max_num_neighbors=20)
     build = (
         pretrained.orb_v3_direct_architecture

@@ -1,8 +1,9 @@
-"""Ask whether it halts when it should, and not when it should not.
+"""Test whether the monitor halts failing runs in time, and leaves sound runs alone.
 
-Molecules that neither the bundled potential nor its probe has seen are heated until
-they fail, and kept at 300 K where they should not; GFN2-xTB is the truth. Stages, each
-continuing what is cached: `runs`, `signals`, `committee`, `report`.
+The molecules are in the labels of neither the bundled potential nor its probe. In some
+runs they are heated until the potential fails; other runs stay at 300 K. The reference
+is GFN2-xTB. The stages are `runs`, `signals`, `committee` and `report`; each continues
+from the files in the cache.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def in_parallel(job: Callable[..., Any], tasks: Sequence[Any], workers: int) -> 
 
 
 def without(folder: Path, ending: str) -> list[list[RunSpec]]:
-    """Return the runs that lack a cached file, a dozen together."""
+    """Return the runs without a cached file, in groups of twelve."""
     missing = [s for s in all_specs() if not (folder / f"{s.name}{ending}").is_file()]
     return [missing[start : start + 12] for start in range(0, len(missing), 12)]
 

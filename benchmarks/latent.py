@@ -1,4 +1,4 @@
-"""Latent distance: the baseline that needs the training set's features."""
+"""Latent distance, a baseline that needs the features of the training frames."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from sklearn.covariance import LedoitWolf
 
 
 class LatentDistance:
-    """Mahalanobis distance of each atom's features to the training set's.
+    """Mahalanobis distance of the features of each atom to those of training frames.
 
     One shrunk covariance (Ledoit & Wolf 2004, doi:10.1016/S0047-259X(03)00096-4) per
     element, from the frames that the potential was trained on.

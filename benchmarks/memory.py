@@ -1,10 +1,10 @@
-"""Memory of a watched run over very many steps: it must not grow.
+"""Measure the memory of a watched run, which must stay constant.
 
     python benchmarks/memory.py [steps] [--history all]
 
-A harmonic dimer under velocity Verlet, with the cheapest backbone there is, so that
-what is measured is `ReliableCalculator` and `Monitor`: resident memory every hundredth
-of the run, with a log on disk. A million steps take some twenty minutes.
+The run is velocity Verlet of a harmonic dimer with a minimal backbone, so nearly all
+the memory is that of `ReliableCalculator` and `Monitor`. A log is written. The resident
+memory is read a hundred times during the run. A million steps take about 20 minutes.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Spring(Calculator):
 
 
 class Bare(Backbone):
-    """One feature of ones."""
+    """A backbone with one feature, which is 1."""
 
     name = "spring"
 
     @contextmanager
     def armed(self) -> Iterator[Capture]:
-        """Stand for the one call."""
+        """Yield the capture of one call."""
         yield Capture([torch.ones(2, 1)], [])
 
 

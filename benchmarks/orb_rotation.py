@@ -1,9 +1,9 @@
-"""How far does a probe's answer on Orb move when a structure is turned? Measured.
+"""Measure how the output of a probe for Orb changes when a structure is rotated.
 
     python benchmarks/orb_rotation.py
 
-Orb has no rotational symmetry of its own. A probe is fitted on the small Orb of the
-examples; the same unseen frames are then judged in random orientations, alone and with
+Orb has no exact rotational symmetry. A probe is fitted for the small Orb of the
+examples. It then judges unseen frames in random orientations, without and with
 `uqcalc.RotationAverage` over n rotations.
 """
 
@@ -31,7 +31,7 @@ PER_SOURCE = 170
 
 
 def main() -> None:
-    """Fit the probe, turn the frames, write how far the answers move."""
+    """Fit the probe, rotate the frames, and write the changes of the output."""
     from small_orb.model import small_orb_calculator
     from zeolites.blocks import labelled_blocks
     from zeolites.frames import require_data
@@ -68,8 +68,8 @@ def main() -> None:
         seeds=[0],
         rows=rows,
         notes=[
-            "moves: standard deviation over the orientations of one frame, mean over "
-            "frames; features relative to their own spread over frames",
+            "changes: standard deviation over the orientations of one frame, mean over "
+            "frames; features relative to their standard deviation over frames",
             f"the probe, fitted without averaging: {result}",
         ],
     )
@@ -78,7 +78,7 @@ def main() -> None:
 def _row(
     calculator: Any, probe: Any, frames: Sequence[Atoms], count: int
 ) -> dict[str, Any]:
-    """Return how far everything moves when frames are turned."""
+    """Return the changes of features, energy, P and verdict under rotation."""
     from uqcalc import RotationAverage, tap
 
     backbone = tap(calculator)

@@ -1,7 +1,7 @@
-"""What does judging every geometry cost? Wall time of an MD step, wrapped and bare.
+"""Measure the time that uqcalc adds to a step of molecular dynamics.
 
-Random weights in models of published shapes: time does not depend on what a model
-has learned. A step moves all atoms by about 1e-3 Å and asks for forces, as MD does.
+The models have published shapes and random weights, on which the time does not depend.
+A step moves all atoms by about 1e-3 Å and computes forces, as dynamics does.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from uqcalc.signals.probe import ProbeSignal
 NAME = "overhead"
 MODELS = {"small": ("96x0e", 4.5), "medium": ("128x0e + 128x1o", 5.0)}
 ELEMENTS = [1, 6, 7, 8, 9, 15, 16, 17, 35, 53]
-# Wall time with importance over bare; without it half the excess is allowed.
+# Limit on wall time over bare with importance; without it, half the excess.
 LIMITS = {("small", "cpu"): 1.05, ("medium", "cpu"): 1.02}
 CUDA_LIMIT = 1.01
 MEMORY_LIMIT_GB = 1.0
@@ -70,7 +70,7 @@ NOTES = [
     "random weights; a step = all atoms moved by about 1e-3 Å, then forces",
     "ratio: median over wrapped steps, each over the mean of the bare ones around it",
     "added_ms: median time outside the MACE calculator's pass, wrapped minus bare",
-    "by_parts: 1 + added_ms / bare_ms; blind to what a signal does to the pass itself",
+    "by_parts: 1 + added_ms / bare_ms; without the effect of a signal on the pass",
     f"ratio is judged where there are {ENOUGH_PAIRS} pairs, else by_parts",
 ]
 
@@ -117,14 +117,14 @@ def random_probe(
         joined=asdict(shape),
         atom_boundary=0.1,
         atom_calibration=Calibration(),
-        # beyond any geometry: one outside gets its importance in a second reading
+        # no geometry is outside: outside, a second reading computes the importance
         scope=Scope(1e9, 0.99, 1, 10_000),
     )
     return Probe(card, network, Statistics(features), random_paths(shape, seed))
 
 
 def random_paths(shape: StackedShape, seed: int) -> StackedPaths:
-    """Return the other paths of the default probe, every buffer filled."""
+    """Return the other paths of the default probe, with all buffers filled."""
     joined = StackedPaths(shape)
     generator = torch.Generator().manual_seed(seed)
     for name, buffer in joined.named_buffers():
@@ -144,7 +144,7 @@ class Runner:
     seconds : list of float
         Wall time of each step.
     outside : list of float
-        The part of it not spent inside the MACE calculator's ``calculate``.
+        The part outside ``calculate`` of the MACE calculator.
     """
 
     atoms: Atoms
@@ -189,7 +189,7 @@ def _settle(device: str) -> None:
 
 @contextmanager
 def quiet_collector() -> Iterator[None]:
-    """Keep the garbage collector out of what is timed."""
+    """Switch the garbage collector off during the timed steps."""
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -203,7 +203,7 @@ def quiet_collector() -> Iterator[None]:
 def runners(
     model: torch.nn.Module, box: Atoms, shapes: list[str], device: str, seed: int
 ) -> dict[str, Runner]:
-    """Return the bare runner and the wrapped ones, all around one model."""
+    """Return the bare runner and the wrapped ones; they share one model."""
     bare = mace_calculator(model, device=device)
     found = {"bare": _runner(box, bare, bare, device)}
     for shape in shapes:
@@ -218,9 +218,9 @@ def runners(
 def alternatives(
     model: torch.nn.Module, box: Atoms, device: str, *, committee: bool
 ) -> dict[str, Runner]:
-    """Return the two ways to an uncertainty that need no tap.
+    """Return the two methods without a tap.
 
-    The members are one model several times: time does not depend on the weights.
+    The members of the committee are copies of one model.
     """
     second = mace_calculator(model, device=device)
     again = _runner(box, second, second, device)
@@ -235,7 +235,7 @@ def alternatives(
 def wrap(base: Any, shape: str, *, importance: bool, seed: int) -> ReliableCalculator:
     """Wrap ``base`` with a random probe and a policy that accepts everything.
 
-    The policy keeps importance from being computed for a flagged geometry.
+    With this policy no geometry is flagged, so importance is computed once.
     """
     backbone = tap(base)
     width = feature_width(base)
@@ -245,7 +245,7 @@ def wrap(base: Any, shape: str, *, importance: bool, seed: int) -> ReliableCalcu
 
 
 def feature_width(calculator: Any) -> int:
-    """Return the multiplicity of the scalars that the probe reads."""
+    """Return the number of scalar features of an atom."""
     width = tap(calculator).feature_dim
     if width is None:
         msg = "feature width of a MACE must be known before the first pass, got None"
@@ -269,9 +269,9 @@ def measure(
     seconds: float,
     rng: np.random.Generator,
 ) -> dict[str, dict[str, Any]]:
-    """Alternate bare, wrapped, bare, wrapped ...; one row per runner but the bare.
+    """Alternate bare and wrapped steps; return a row for each wrapped runner.
 
-    Each wrapped step is divided by the mean of the bare ones before and after it.
+    Each wrapped step is divided by the mean of the bare steps before and after it.
     ``others`` come last, a few times each, divided by the bare step before them.
     """
     bare, *wrapped = found
@@ -300,10 +300,10 @@ def measure(
 def _warm(
     found: dict[str, Runner], walk: Iterator[np.ndarray], rng: np.random.Generator
 ) -> float:
-    """Run what is to be timed and return the seconds of a bare step.
+    """Make the steps before the timing; return the seconds of a bare step.
 
-    TorchScript specialises in its first passes. Where a pass takes long the signals
-    are warmed on random features: their first pass is no different then.
+    TorchScript compiles in its first passes. If a pass takes long, only the signals
+    are run, on random features.
     """
     bare = found["bare"]
     seconds = bare.step(next(walk))
@@ -338,7 +338,7 @@ def _row(bare: Runner, other: Runner, ratios: list[float]) -> dict[str, Any]:
     if isinstance(other.atoms.calc, ReliableCalculator):
         added = 1e3 * float(np.median(other.outside) - np.median(bare.outside))
         parts = 1 + added / bare_ms
-    else:  # its cost is passes, not what is around one
+    else:  # its cost is in the passes
         added, parts = bare_ms * (float(middle) - 1), None
     return {
         "bare_ms": bare_ms,
@@ -353,14 +353,14 @@ def _row(bare: Runner, other: Runner, ratios: list[float]) -> dict[str, Any]:
 
 
 def added_syncs(found: dict[str, Runner], rng: np.random.Generator) -> dict[str, int]:
-    """Count the host synchronisations of a step that the bare one has not."""
+    """Count the host synchronisations that the wrapper adds to a step."""
     walk = _walk(found["bare"].atoms, rng)
     counts = {name: _syncs(runner, next(walk)) for name, runner in found.items()}
     return {name: count - counts["bare"] for name, count in counts.items()}
 
 
 def _syncs(runner: Runner, positions: np.ndarray) -> int:
-    # The timed step synchronises on purpose, so this asks for the forces itself.
+    # The timed step synchronises on purpose, so `step` cannot be used here.
     runner.atoms.set_positions(positions)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn")
@@ -376,7 +376,7 @@ def _syncs(runner: Runner, positions: np.ndarray) -> int:
 def head_memory(shape: str, features: int, atoms: int, seed: int) -> float:
     """Return the peak memory in GB that the signal alone adds at ``atoms`` atoms.
 
-    Run in a process of its own: the operating system only knows a process' peak.
+    Call this in a new process: the operating system gives the peak of a process.
     """
     rng = np.random.default_rng(seed)
     probe = random_probe(features, shape, "random:0", seed)
@@ -391,7 +391,7 @@ def head_memory(shape: str, features: int, atoms: int, seed: int) -> float:
 def _peak_gb() -> float:
     """Return the peak memory of this process in GB.
 
-    On Linux ``ru_maxrss`` survives exec, so a child would start from its parent's.
+    On Linux ``ru_maxrss`` survives exec: a child starts from its parent's value.
     """
     status = Path("/proc/self/status")
     if status.is_file():
@@ -405,7 +405,7 @@ def _peak_gb() -> float:
 def random_prediction(
     atoms: int, features: int, rng: np.random.Generator, device: str = "cpu"
 ) -> Prediction:
-    """Return what a pass would have left behind, with random features."""
+    """Return a prediction with random features."""
     rows = rng.normal(size=(atoms, features)).astype(np.float32)
     return Prediction(
         numbers=np.resize([8, 1, 1], atoms),
@@ -440,8 +440,8 @@ def memory_row(
 def targets_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the targets, one for each row that has one.
 
-    With fewer than ``ENOUGH_PAIRS`` pairs the noise of the pass itself is larger
-    than what is looked for: the time added to it is judged then.
+    With fewer than ``ENOUGH_PAIRS`` pairs the noise of the pass exceeds the added time;
+    then the target is for the time outside the pass.
     """
     entries = []
     for row in rows:
@@ -472,8 +472,8 @@ def run_cell(
     box = water_box(size, options.seed)
     device = options.device
     found = runners(model, box, options.shapes, device, options.seed)
-    # On the CPU a committee of medium models would take half of the time at the
-    # largest size and say nothing new.
+    # On the CPU a committee of medium models would take half of the time, so it is
+    # left out at the largest size.
     committee = device == "cuda" or name == "small" or size <= 500
     others = alternatives(model, box, device, committee=committee)
     rows = measure(found, others, repeats=options.repeats, seconds=seconds, rng=rng)
@@ -484,7 +484,7 @@ def run_cell(
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure everything, print it and write it down."""
+    """Measure all cells; print and write the rows."""
     started = time.perf_counter()
     rows = [memory_row(shape, 96, options) for shape in options.shapes]
     models = {n: random_mace(*MODELS[n], seed=options.seed) for n in options.models}

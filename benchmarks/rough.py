@@ -1,11 +1,11 @@
-"""What happens on bad input: files, structures, threads. One table, and one figure.
+"""Test damaged files, garbage structures, and several threads.
 
-Every case has one of five outcomes: the same answer as for sound input, a clear error,
-another answer in silence, a foreign traceback, or memory and time beyond a limit.
-Garbage structures are judged by the bundled potential and by CHGNet with the probes
-that ship; the share of RELIABLE is counted by kind. With ``--previous`` (a folder with
-probes of an earlier version) the share of right labelled frames that were RELIABLE then
-and are now is counted too; it needs the labels in ``--data``.
+Each case has one of five outcomes: the result of sound input, a clear error, a
+different result without an error, an exception of another package, or a use of memory
+or time above a limit. The bundled potential and CHGNet with the shipped probes judge
+garbage structures; the script counts the share of RELIABLE by kind. With ``--previous``
+(a folder with probes of an earlier version) it also counts the right labelled frames
+that were RELIABLE with these probes and still are; this needs the labels in ``--data``.
 
     python benchmarks/rough.py             # a few minutes
     python benchmarks/rough.py --seed 7    # other mutants, other garbage
@@ -42,7 +42,7 @@ from uqcalc import Level, Monitor, Probe, ReliableCalculator, open_model, tap
 from uqcalc.errors import UqcalcError
 
 
-MOST_MEMORY = 4 * 2**30  # bytes beyond what is in use at the start
+MOST_MEMORY = 4 * 2**30  # bytes above the use at the start
 DATA = Path(__file__).parent.parent / "uqcalc" / "data"
 RUN_FILE = Path(__file__).parent.parent / "examples" / "run.yaml"
 LIMITS = {"bundled potential": 0.005, "CHGNet": 0.02}
@@ -58,7 +58,7 @@ def judge_garbage(
     tally: Tally, name: str, calculator: ReliableCalculator,
     kinds: dict[str, Maker], count: int, seed: int,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Return the share of RELIABLE of each kind; errors are counted in ``tally``."""
+    """Return the share of RELIABLE of each kind, and count errors in ``tally``."""
     levels: dict[str, list[Level | None]] = {kind: [] for kind in kinds}
     for kind, atoms in draw(kinds, count, seed):
 
@@ -71,7 +71,7 @@ def judge_garbage(
         outcome, raised = attempt(level, lambda reliable: not reliable)
         if len(levels[kind]) == before:
             levels[kind].append(None)
-        # which garbage is called RELIABLE is another table's
+        # RELIABLE garbage is counted in another table
         shown = outcome if outcome != SILENT else "same answer"
         tally.add(f"garbage, {name}", shown, f"{kind}: {raised}")
     return [
@@ -118,14 +118,14 @@ def bad_files(
         log_mutants(tally, folder, log, count, seed)
         text = RUN_FILE.read_text(encoding="utf-8")
         run_file_mutants(tally, folder, text, count, seed)
-        with redirect_stderr(StringIO()):  # a progress bar for every file
+        with redirect_stderr(StringIO()):  # hides a progress bar for each file
             trajectory_mutants(tally, folder, frames, calculator, count, seed)
 
 
 def kept(old: Path, data: Path, count: int, seed: int) -> tuple[int, int, int] | None:
-    """Return how many right frames were RELIABLE, still are, and are lost to Sanity.
+    """Return how many right frames were RELIABLE, still are, and fail `Sanity`.
 
-    On frames of the MatterSim sets, with the probes of CHGNet of then and now.
+    The frames are of the MatterSim sets; the probes are those of CHGNet.
     """
     files = sorted(data.glob("*.xyz"))
     if not files or not old.is_file():
@@ -147,7 +147,7 @@ def kept(old: Path, data: Path, count: int, seed: int) -> tuple[int, int, int] |
             continue
         error = np.sqrt(np.mean((prediction.forces - reference) ** 2))
         if np.abs(prediction.forces).max() < 1e-3 or not error <= boundary:
-            continue  # forces that vanish by symmetry say nothing of the potential
+            continue  # forces that vanish by symmetry are no test of the potential
         probe_alone = then.policy([then.judge(prediction).reading("probe")])
         if probe_alone.level is not Level.RELIABLE:
             continue

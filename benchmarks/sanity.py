@@ -1,8 +1,8 @@
-"""How many labelled frames are called insane, and how much of the insane is not.
+"""Test whether the limits of `Sanity` accept labelled frames and reject garbage.
 
 ``python benchmarks/sanity.py`` (minutes) reads the frames of ``../shared/data`` with
-`uqcalc.Sanity`, its reference energy and forces in the place of a model's, and
-then makes garbage by kind. No model is run: only what the signal itself knows counts.
+`uqcalc.Sanity`, with the reference energy and forces as predictions. Then it makes
+garbage of several kinds. No model is run.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def labelled() -> Iterator[tuple[str, Atoms, float | None, np.ndarray | None]]:
 def prediction(
     atoms: Atoms, energy: float | None, forces: np.ndarray | None
 ) -> Prediction:
-    """Return what a model would give if it were right."""
+    """Return the prediction of a model without error."""
     energy = 0.0 if energy is None else float(energy)
     if forces is None:
         forces = np.ones((len(atoms), 3))
@@ -78,7 +78,7 @@ def prediction(
 
 
 def verdict(reading) -> str:
-    """Return the level of a reading of `Sanity`, in a word."""
+    """Return the level of a reading of `Sanity` as a word."""
     if reading.absurd:
         return "absurd"
     if reading.faults:
@@ -91,7 +91,7 @@ def _arrays(atoms: Atoms) -> tuple:
 
 
 def read_labelled() -> tuple[list[dict], list[dict]]:
-    """Return a row for each file, and the frames that are not sane."""
+    """Return a row for each file, and the frames that `Sanity` rejects."""
     signal = Sanity(CUTOFF, frozenset())
     seen: dict[str, list] = defaultdict(list)
     called: dict[str, Counter] = defaultdict(Counter)
@@ -128,7 +128,7 @@ def read_labelled() -> tuple[list[dict], list[dict]]:
                 "lowest_energy": float(np.nanmin(energy)),
                 "highest_energy": float(np.nanmax(energy)),
                 **{k: called[name][k] for k in ("sane", "vanishing", "unseen")},
-                # for another reason than that nothing, or not all, was judged
+                # rejected for another reason than a partial judgement
                 "lost": sum(called[name][k] for k in ("suspect", *_WRONG)),
             }
         )
@@ -136,7 +136,7 @@ def read_labelled() -> tuple[list[dict], list[dict]]:
 
 
 def fused(atoms: Atoms, contact: float, rng: np.random.Generator) -> Atoms:
-    """Return a copy with one atom moved onto its neighbour, up to this contact."""
+    """Return a copy with one atom moved towards its neighbour, to this contact."""
     moved = atoms.copy()
     first = int(rng.integers(len(moved)))
     distances = moved.get_all_distances(mic=bool(moved.pbc.any()))[first]
@@ -212,7 +212,7 @@ def _charged(atoms: Atoms, rng: np.random.Generator) -> Atoms:
 
 
 def read_garbage(seeds: list[int], each: int) -> tuple[list[dict], list[dict]]:
-    """Return how many of each kind are called what, and those called sane."""
+    """Return the levels of each kind, and the structures that pass."""
     signal = Sanity(CUTOFF, frozenset())
     called: dict[str, Counter] = defaultdict(Counter)
     missed = []
@@ -244,7 +244,7 @@ def read_garbage(seeds: list[int], each: int) -> tuple[list[dict], list[dict]]:
 
 
 def timings(repeats: int) -> list[dict]:
-    """Return the time of one reading, of structures that are sane."""
+    """Return the time of one reading, for structures that pass."""
     rows = []
     for count in (21, 201, 999):
         boxed = water_box(count)
@@ -270,7 +270,7 @@ def timings(repeats: int) -> list[dict]:
 
 
 def _times(atoms: Atoms, repeats: int, *, anew: bool) -> list[float]:
-    """Return the seconds of each reading; all atoms move by some 0.005 Å between."""
+    """Return the seconds of each reading; between readings atoms move by 0.005 Å."""
     signal, taken = Sanity(5.0, frozenset()), []
     for seed in range(repeats):
         moved = atoms.copy()
@@ -302,7 +302,7 @@ def main() -> None:
     targets += [
         target(f"{row['name']}: called sane", row["sane"], 0)
         for row in made
-        if row["name"] != "random soup"  # without a contact it is the probe's to judge
+        if row["name"] != "random soup"  # a soup without a contact is left to the probe
     ]
     print_targets(targets)
     path = write_result(

@@ -1,9 +1,9 @@
-"""Ask what many labels cost: memory, disk and time of training from shards.
+"""Measure the time, memory and disk space of a fit with many labels.
 
-Structures of 30 atoms at width 256 are generated, written to shards in float32,
-and a default probe is trained on them in a process of its own, whose peak memory is
-measured, at several numbers of structures; the slope says what a million would take.
-Then the default ``fit`` on 4 000 structures whose features are on disk is timed.
+Structures of 30 atoms with 256 features are generated and written to shards in float32.
+A default probe is trained on them in a new process, whose peak memory is measured. This
+is repeated for several numbers of structures; a straight line gives the memory for a
+million. Then the default ``fit`` on 4 000 structures with features on disk is timed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ FINGERPRINT = "generated:0"
 
 
 def generated(index: int, atoms: int, width: int) -> Prediction:
-    """Return a structure whose features say how large its error is, noisily."""
+    """Return a structure whose features contain its error, with noise."""
     rng = np.random.default_rng(index)
     strange = rng.gamma(2.0, 0.3)
     features = rng.normal(size=(atoms, width)).astype(np.float32)
@@ -68,7 +68,7 @@ def generated(index: int, atoms: int, width: int) -> Prediction:
 
 
 def errors_of(structures: int) -> np.ndarray:
-    """Return made-up force errors in eV/Å that the features foretell in part."""
+    """Return generated force errors in eV/Å, in part a function of the features."""
     found = np.empty(structures)
     for index in range(structures):
         rng = np.random.default_rng(index)
@@ -77,7 +77,7 @@ def errors_of(structures: int) -> np.ndarray:
 
 
 def write(folder: Path, structures: int, width: int) -> float:
-    """Write the shards and return the seconds it took."""
+    """Write the shards and return the time in s."""
     started = time.perf_counter()
     shutil.rmtree(folder, ignore_errors=True)
     with ShardWriter(folder, FINGERPRINT) as writer:
@@ -125,7 +125,7 @@ def _peak() -> float:
 
 
 def measured(folder: Path, structures: int, width: int, steps: int) -> dict[str, Any]:
-    """Write, then train in a process of its own."""
+    """Write the shards, then train in a new process."""
     seconds = write(folder, structures, width)
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
     command = [sys.executable, __file__, "--train", str(folder), "--steps", str(steps)]

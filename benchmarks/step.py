@@ -1,10 +1,11 @@
-"""What does watching a step cost beside the model? A model that costs nothing, watched.
+"""Measure the time that the wrapper and the monitor add to a step.
 
     python benchmarks/step.py
 
-Velocity Verlet on springs. Three runs of each size take turns: the bare calculator,
-`ReliableCalculator` with `MaxForce` and `Sanity`, and the same under `Monitor` with a
-log. What a real model adds is its own pass and its probe: benchmarks/overhead.py.
+The model is atoms on springs, which costs almost no time, under velocity Verlet. Three
+runs of each size take turns: the bare calculator, `ReliableCalculator` with `MaxForce`
+and `Sanity`, and the same with `Monitor` and a log. The pass and the probe of a real
+model come on top; see benchmarks/overhead.py.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from uqcalc.types import Backbone
 
 
 ROUNDS, STEPS = 15, 60
-# Goals; a pass of the bundled model takes 13 ms at 21 atoms, of CHGNet some 0.3 s at
-# 864.
+# Goals. A pass of the bundled model takes 13 ms at 21 atoms, one of CHGNet about
+# 0.3 s at 864 atoms.
 LIMIT_MS = {21: 1.3, 864: 2.6}
 
 
@@ -52,18 +53,18 @@ class Springs(Calculator):
 
 
 class Bare(Backbone):
-    """One feature of ones for each atom."""
+    """A backbone with one feature of each atom, which is 1."""
 
     name = "springs"
 
     @contextmanager
     def armed(self) -> Iterator[Capture]:
-        """Stand for the one call."""
+        """Yield the capture of one call."""
         yield Capture([torch.ones(len(self.calculator.places), 1)], [])
 
 
 def structure(count: int) -> Atoms:
-    """Return copper, or a grid of hydrogen and carbon, a little off its places."""
+    """Return copper, or a grid of hydrogen and carbon, slightly displaced."""
     if count > 100:
         return bulk("Cu", cubic=True).repeat(6)
     grid = np.indices((3, 3, 3)).reshape(3, -1).T[:count] * 1.3
@@ -71,7 +72,7 @@ def structure(count: int) -> Atoms:
 
 
 def run_of(count: int, what: str, folder: Path) -> VelocityVerlet:
-    """Return dynamics whose steps are to be timed."""
+    """Return the dynamics for the timing."""
     atoms = structure(count)
     base = Springs(atoms.positions.copy())
     atoms.calc = base

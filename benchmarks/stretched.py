@@ -1,11 +1,11 @@
-"""Does the bundled probe see one broken bond in a drug-sized molecule? GFN2-xTB says.
+"""Test whether the bundled probe notices one broken bond in a drug molecule.
 
     python benchmarks/stretched.py
 
-Nine drugs in their MMFF94 geometry; each bond outside rings is drawn to lengths between
-a strong vibration and a break, the smaller fragment moving as a whole. A frame is right
-where the RMS force error against GFN2-xTB is at most the probe's boundary. Needs rdkit
-and the extra xtb.
+Nine drugs are relaxed with MMFF94. Each bond outside rings is stretched to lengths
+between a strong vibration and a break; the smaller fragment moves as a whole. A frame
+is right if its RMS force error against GFN2-xTB is at most the boundary of the probe.
+The script needs rdkit and the extra xtb.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ COLUMNS = {
 
 
 def frames(smiles: str) -> Iterator[tuple[str, Atoms]]:
-    """Yield the molecule at rest and with one bond drawn, with bond and length."""
+    """Yield the relaxed and the stretched molecules, with bond and length."""
     molecule = Chem.AddHs(Chem.MolFromSmiles(smiles))
     AllChem.EmbedMolecule(molecule, randomSeed=1)
     AllChem.MMFFOptimizeMolecule(molecule)
@@ -82,7 +82,7 @@ def frames(smiles: str) -> Iterator[tuple[str, Atoms]]:
 
 
 def judged() -> list[tuple[str, float, float, Level]]:
-    """Return kind, error (eV/Å), P and level of every frame."""
+    """Return kind, error (eV/Å), P and level of each frame."""
     calc = default_calculator()
     found = []
     for smiles in DRUGS.values():
@@ -99,7 +99,7 @@ def judged() -> list[tuple[str, float, float, Level]]:
 def line(
     kind: str, mine: list[tuple[str, float, float, Level]], boundary: float
 ) -> dict[str, object]:
-    """Count one kind."""
+    """Return the counts of one kind."""
     right = np.array([error <= boundary for _, error, _, _ in mine])
     reliable = np.array([level is Level.RELIABLE for *_, level in mine])
     said = np.nan_to_num(np.array([p for _, _, p, _ in mine], dtype=float))

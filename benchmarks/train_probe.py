@@ -1,11 +1,11 @@
-"""Fit a probe for a potential whose weights you have, and print its card's figures.
+"""Fit a probe for your own potential, and print its scores.
 
     python benchmarks/train_probe.py --model mace_off:small --data labelled.xyz
 
-Models are named as everywhere (``uqcalc fit --help``): ``mace_off:SIZE``,
-``mace_mp:SIZE``, ``orb:NAME``, ``mace:FILE``. AIMNet2 is ``aimnet2:NAME``. What a
-potential downloads must be reachable; nothing else is fetched. The figures go to
-``results/train_probe_MODEL.json``: no table holds any that this has not written.
+Names of models are those of ``uqcalc fit --help`` (``mace_off:SIZE``,
+``mace_mp:SIZE``, ``orb:NAME``, ``mace:FILE``) and ``aimnet2:NAME``. Some potentials
+download their weights; the script downloads nothing else. It writes the scores to
+``results/train_probe_MODEL.json``.
 """
 
 from __future__ import annotations
