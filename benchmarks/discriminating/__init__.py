@@ -1,1 +1,1 @@
-"""Labelled predictions on which the discrimination benchmark judges its rows."""
+"""Parts of `discrimination.py`: labelled predictions, rows, scores, figures."""

@@ -1,14 +1,14 @@
-"""Write the labelled predictions that `benchmarks/discrimination.py` judges rows on.
+"""Write the labelled predictions for `benchmarks/discrimination.py`.
 
     python benchmarks/discriminating/blocks.py --cache DIR [--only NAME]
 
-One ``.npz`` for each of ``gfn2``, ``acac`` and ``sio2``, in the layout of
-``shared/data/sevennet0_mattersim`` (energies in eV, forces in eV/Å, lengths of
-structures in ``n``, atoms one after another) with ``set`` and ``group`` for each
-structure. Frames and weights that took time stay in DIR; present blocks are kept.
-``NAME_members`` of these holds what further members of a committee predict, which
-differ from the first in their seed (and for ``gfn2`` in the length of their training).
-Beside SevenNet-0, which has one published seed, ``sevennet_members`` asks CHGNet 0.3.0.
+The script writes one ``.npz`` file for each of ``gfn2``, ``acac`` and ``sio2``. The
+layout is that of ``shared/data/sevennet0_mattersim`` (energies in eV, forces in eV/Å,
+numbers of atoms in ``n``, atoms one after another), with ``set`` and ``group`` of each
+structure. DIR keeps frames and weights that took time; existing blocks are not written
+again. ``NAME_members`` has the predictions of further members of a committee, which
+differ from the first in their seed (and for ``gfn2`` in the length of the training).
+SevenNet-0 has one published seed, so ``sevennet_members`` has those of CHGNet 0.3.0.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MEMBERS = 3  # of a committee
 
 
 def evaluated(backbone: Backbone, frames: Sequence[Atoms], name: str) -> Rows:
-    """Return predictions beside labels of one set; groups are molecules or runs."""
+    """Return predictions and labels of one set; groups are molecules or runs."""
     kept: dict[str, list[Any]] = {key: [] for key in ("e_pred", "h", "e", "f_pred")}
 
     def keep_energies(_model: Any, _args: Any, output: dict[str, Any]) -> None:
@@ -94,13 +94,13 @@ def summary(rows: Rows) -> dict[str, float | int | str | None]:
 
 
 def _rms(errors: np.ndarray) -> float | None:
-    """Return the root mean square in thousandths."""
+    """Return the root mean square times 1000."""
     value = 1e3 * float(np.sqrt(np.mean(errors.astype(float) ** 2)))
     return round(value, 3) if np.isfinite(value) else None
 
 
 def write_block(path: Path, parts: Sequence[Rows]) -> None:
-    """Join the sets and write them, whole or not at all."""
+    """Join the sets and write them to a temporary file, which is then renamed."""
     _write(path, {k: np.concatenate([part[k] for part in parts]) for k in parts[0]})
     figures = [summary(part) for part in parts]
     text = json.dumps(figures, indent=1)
@@ -116,20 +116,20 @@ def _write(path: Path, arrays: Rows) -> None:
 
 
 def gfn2(cache: Path, workers: int, _device: str) -> None:
-    """Judge the bundled backbone: molecules it never saw, and hot ones it learnt."""
+    """Write the block of the bundled backbone: unseen molecules, hot training ones."""
     from discriminating.xtb_frames import hot_frames, unseen_frames
 
     raw = cache / "raw"
     backbone = tap(bare_calculator(dtype="float64"))
     parts = [evaluated(backbone, unseen_frames(raw, workers), "molecules")]
-    # usable while the hot runs are made
+    # can be used while the hot runs are made
     write_block(cache / "gfn2_molecules.npz", parts)
     parts.append(evaluated(backbone, hot_frames(raw, workers), "hot"))
     write_block(cache / "gfn2.npz", parts)
 
 
 def train_and_judge(name: str, cache: Path, _workers: int, device: str) -> None:
-    """Judge a MACE trained on acetylacetone at 300 K, or on crystalline silica."""
+    """Write the block of a MACE for acetylacetone at 300 K or crystalline silica."""
     from discriminating import systems
 
     system = {"acac": systems.acac, "sio2": systems.sio2}[name]()
@@ -149,7 +149,7 @@ def _potential(folder: Path, system: Any, how: Any, device: str) -> Backbone:
 
 
 def ask_members(name: str, cache: Path, _workers: int, device: str) -> None:
-    """Ask further members of a committee on one of these."""
+    """Write the predictions of further members of a committee for one block."""
     from discriminating import systems
 
     system = {"acac": systems.acac, "sio2": systems.sio2}[name]()
@@ -166,7 +166,7 @@ def ask_members(name: str, cache: Path, _workers: int, device: str) -> None:
 
 
 def gfn2_members(cache: Path, workers: int, _device: str) -> None:
-    """Ask further members of a committee with the bundled backbone."""
+    """Write the predictions of further members of the bundled backbone's committee."""
     from discriminating.xtb_frames import hot_frames, unseen_frames
     from discriminating.xtb_members import further_members
 
@@ -193,11 +193,11 @@ def _write_members(
 
 
 def sevennet_members(cache: Path, _workers: int, device: str) -> None:
-    """Ask CHGNet of SevenNet-0's structures, one file for each of its sets.
+    """Write the predictions of CHGNet for the structures of SevenNet-0, by set.
 
-    The two potentials' energies have different zeros for each element (one is of
-    corrected energies): the difference that is linear in the composition is taken off.
-    It rests on both predictions, not on labels.
+    The energies of the two potentials have different zeros for each element, since one
+    is for corrected energies. So the part of the difference that is linear in the
+    composition is subtracted. It is fitted to the predictions, without labels.
     """
     from chgnet.model.dynamics import CHGNetCalculator
 
@@ -228,7 +228,7 @@ def sevennet_members(cache: Path, _workers: int, device: str) -> None:
 def _asked_again(
     name: str, data: Any, backbone: Backbone
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return another potential's energies (structures,) and forces (atoms, 3)."""
+    """Return energies (structures,) and forces (atoms, 3) of another potential."""
     frames = ase.io.read(MATTERSIM / f"{name}.xyz", ":")
     chosen = []
     for row in data["index"]:

@@ -1,4 +1,4 @@
-"""Label efficiency, risk-coverage and reliability, as a paper would show them."""
+"""Figures: AUROC by number of labels, risk-coverage, and reliability."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHOWN = (
     "max force",
     "latent distance",
 )
-# By the number of labels the networks, minutes a fit, are shown as well.
+# Networks take minutes a fit, so they are in the figure by number of labels only.
 BY_LABELS = (
     *SHOWN,
     "our attention alone",
@@ -70,7 +70,7 @@ def _efficiency(axis: Axes, rows: list[dict[str, Any]], block: str, kind: str) -
 
 
 def _curves(cache: Path) -> None:
-    """Fit once more, for the curves of one seed by composition."""
+    """Draw the curves of one seed by composition; this fits the rows again."""
     figure, axes = plt.subplots(2, 2, figsize=(9, 7.5), layout="constrained")
     data = opened("composition", cache)
     for line, kind in zip(axes, ("energy", "forces"), strict=True):

@@ -19,9 +19,10 @@ def judge(
 ) -> dict[str, Any]:
     """Return the columns of the table.
 
-    With ``own_median`` the AUROC is at the test set's own median: with another set's
-    boundary some test sets are all of one class. ``aurc`` is the area under the
-    risk-coverage curve of the error, over that of a random order: 1 is no skill.
+    With ``own_median`` the AUROC is at the median error of the test set, because at the
+    boundary of the labels all structures of some test sets have one class. ``aurc`` is
+    the area under the risk-coverage curve of the error, divided by that of a random
+    order.
     """
     median = float(np.median(errors))
     cut = median if own_median else boundary

@@ -1,4 +1,4 @@
-"""Labelled predictions from files, and how they are divided."""
+"""Labelled predictions from files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPREADS = ("energy_spread", "forces_spread")  # of a committee, eV and eV/Å
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Structures of one potential: predictions, errors by target, set and group."""
+    """Structures of one potential: predictions, errors by target, sets and groups."""
 
     predictions: list[Prediction]
     errors: dict[str, np.ndarray]
@@ -27,7 +27,7 @@ class Labelled:
     sets: np.ndarray
 
     def dataset(self, target: str, rows: np.ndarray, *, grouped: bool) -> Dataset:
-        """Return the structures at ``rows``; ungrouped, each is a group by itself."""
+        """Return the structures at ``rows``; if not grouped, each is its own group."""
         names = self.groups[rows] if grouped else rows.astype(str)
         errors = self.errors["forces" if target == "atoms" else target]
         atoms = [self.atom_errors[i] for i in rows]
@@ -44,8 +44,8 @@ class Labelled:
 def load(paths: list[Path], cache: Path) -> Labelled:
     """Read files in the layout of ``sevennet0_mattersim``.
 
-    What further members of a committee predict, in ``NAME_members.npz`` of ``cache``,
-    is turned into the committee's spread.
+    The predictions of further members of a committee, in ``NAME_members.npz`` of
+    ``cache``, give the spread of the committee.
     """
     predictions: list[Prediction] = []
     errors: dict[str, list[float]] = {"energy": [], "energy_per_atom": [], "forces": []}
@@ -112,7 +112,7 @@ def _spread(
 
 
 def _formula(z: np.ndarray) -> str:
-    """Return the reduced composition: hot sets hold many frames of one."""
+    """Return the reduced composition as a group name."""
     kinds, counts = np.unique(z, return_counts=True)
     shares = counts // np.gcd.reduce(counts)
     return " ".join(f"{a}:{b}" for a, b in zip(kinds, shares, strict=True))

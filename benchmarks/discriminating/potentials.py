@@ -1,8 +1,8 @@
 """Train a small MACE on the frames of one system, periodic or not.
 
-The bundled backbone's shape and losses (``provenance/bundled``), with neighbour
-lists that know periodic images and with a fixed number of steps, so that a repetition
-gives the same model on a CPU (a GPU sums in another order each time). One thread.
+Shape and losses are those of the bundled backbone (``provenance/bundled``), with
+neighbour lists for periodic cells and a fixed number of steps. So a repetition on one
+thread of a CPU gives the same model. A GPU sums in another order each time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from uqcalc.models.bundled import build_model, import_mace
 
 
 Batch = dict[str, torch.Tensor]
-# as the bundled backbone's training has them
+# as in the training of the bundled backbone
 FORCE_WEIGHT, ENERGY_WEIGHT = 100.0, 1000.0
 FORCE_DELTA, ENERGY_DELTA = 0.3, 0.02  # eV/Å and eV/atom
 EMA_DECAY = 0.995
@@ -40,7 +40,7 @@ HELD_OUT_BATCH = 8
 
 @dataclass(frozen=True)
 class Training:
-    """How one potential is trained; frames carry ``energy`` and ``forces``."""
+    """Training data of one potential; frames have ``energy`` and ``forces``."""
 
     steps: int
     batch_size: int
@@ -83,7 +83,7 @@ def fit(
     how: Training,
     device: str = "cpu",
 ) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """Return the averaged model and its configuration with the errors it reached."""
+    """Return the averaged model, and its configuration with the final errors."""
     torch.set_num_threads(1)
     import_mace()
     elements = sorted({int(z) for atoms in train for z in atoms.numbers})
@@ -107,7 +107,7 @@ def fit(
 
 
 def fit_energies(frames: Sequence[Atoms], elements: Sequence[int]) -> np.ndarray:
-    """Return one energy for each element (eV), rounded as the model will hold it."""
+    """Return one energy for each element (eV), rounded as in the model."""
     counts = np.array([[(a.numbers == z).sum() for z in elements] for a in frames])
     energies = np.array([a.info["energy"] for a in frames])
     solution = np.linalg.lstsq(counts.astype(float), energies, rcond=None)[0]
@@ -117,7 +117,7 @@ def fit_energies(frames: Sequence[Atoms], elements: Sequence[int]) -> np.ndarray
 def prepare(
     atoms: Atoms, elements: Sequence[int], e0: np.ndarray, r_max: float
 ) -> Batch:
-    """Turn a frame into tensors: equally many edges for each atom, absent ones -1."""
+    """Turn a frame into tensors; atoms have equally many edges, absent ones are -1."""
     from mace.data.neighborhood import get_neighborhood
 
     (senders, receivers), shifts, units, _ = get_neighborhood(
@@ -231,7 +231,7 @@ def optimise(
     how: Training,
     device: str,
 ) -> tuple[torch.nn.Module, list[dict[str, float]]]:
-    """Return the averaged weights after one cosine decay, and errors on the way."""
+    """Return the averaged weights after one cosine decay, and the errors by step."""
     model = accelerate(build_model(config), config).to(device)
     average = build_model(config).to(device)
     optimiser = torch.optim.AdamW(

@@ -1,4 +1,4 @@
-"""From fitted rows to one table, its targets and three figures."""
+"""Table, targets and figures from the fitted rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCORES = (
     "ece_noise_floor", "brier", "outside_scope", "false_trust_outside",
 )  # fmt: skip
 OURS = "uqcalc"
-# Means over seeds, which take hours to repeat and whose fits have not changed since.
+# Means over seeds of earlier runs: a repetition takes hours, the fits are the same.
 EARLIER = RESULTS / "discrimination_networks.json"
 WANTED = {
     "energy": {250: 0.80, 1000: 0.85, 3900: 0.89},
@@ -61,13 +61,13 @@ def report(cache: Path) -> None:
             "acac and sio2 at each test set's own median",
             "aurc: area under the risk-coverage curve of the error over that of a "
             "random order",
-            "from 1 000 labels on, probabilities of the networks rest on the tenth of "
-            "the groups by which they chose their epoch, not on refits",
+            "from 1 000 labels on, networks are calibrated on the tenth of the groups "
+            "that chose their epoch, not by refits",
             "the committee is three seeds of one training for acac and sio2, the "
             "bundled backbone and two that were trained half as long for molecules and "
-            "hot, and CHGNet 0.3.0 beside SevenNet-0",
-            "ECE floors take structures for independent; frames of one composition "
-            "are not, which raises them",
+            "hot, and SevenNet-0 with CHGNet 0.3.0",
+            "the noise floor of the ECE assumes independent structures; frames of one "
+            "composition are not, which raises the ECE",
         ],
         more={"shifted": shifted(rows)},
     )
@@ -75,7 +75,7 @@ def report(cache: Path) -> None:
 
 
 def read(cache: Path) -> Rows:
-    """Return every row that was fitted, of every kind."""
+    """Return the fitted rows of all kinds."""
     found: Rows = []
     for kind in KINDS:
         path = cache / f"{kind}.jsonl"
@@ -114,7 +114,7 @@ def averaged(rows: Rows) -> Rows:
 
 
 def with_earlier(rows: Rows) -> Rows:
-    """Put in what earlier runs left of networks, where this one has fewer seeds."""
+    """Add the network rows of earlier runs where this run has fewer seeds."""
     if not EARLIER.is_file():
         return rows
 
@@ -130,7 +130,7 @@ def with_earlier(rows: Rows) -> Rows:
 
 
 def shifted(rows: Rows) -> Rows:
-    """Return the mean of each row over all blocks that the labels did not hold."""
+    """Return the mean of each row over the shifted blocks."""
     cells: dict[str, Rows] = defaultdict(list)
     for row in rows:
         if row["block"] in SHIFTED and row["target"] != "atoms":
@@ -152,7 +152,7 @@ def shifted(rows: Rows) -> Rows:
 
 
 def targets(rows: Rows) -> list[dict[str, Any]]:
-    """Return what the project asked for, and whether it was met."""
+    """Return the targets of the project, and whether they are met."""
     found = []
     groups: dict[tuple[Any, ...], Rows] = defaultdict(list)
     for row in rows:

@@ -1,4 +1,4 @@
-"""The rows of the table: what each one fits, and the risk it reads."""
+"""The rows of the table: the fit of each, and its risk."""
 
 from __future__ import annotations
 
@@ -127,9 +127,9 @@ ROWS: dict[str, Row] = {
     "logistic, pooled": logistic,
     "boosting, pooled": boosting,
 }
-# Passes and batch of the figures; the published scripts have 1 000 and 256 or more.
+# Settings of the table; the published scripts have 1 000 and at least 256.
 PASSES: dict[str, Any] = {"epochs": 200, "batch_size": 64}
-NETWORKS = {  # by kind: the published network as it is takes four times as long
+NETWORKS = {  # by kind: the raw published network takes four times as long
     "networks": {
         "our attention alone": Recipe(architecture="standard"),
         "published, standardised": Recipe.published(architecture="standard", **PASSES),
@@ -162,11 +162,11 @@ def judged(
     believed: bool,
     refits: bool = True,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return (risk, P(reliable)) on ``test``; without ``believed`` the first alone.
+    """Return (risk, P(reliable)) on ``test``; without ``believed``, P is None.
 
-    Platt's two parameters rest on groups left out, as for ours. A network takes minutes
-    a fit where labels are many: without ``refits`` they rest on the tenth of the groups
-    by which it chose its epoch.
+    The two parameters of Platt's calibration are fitted to groups that are left out of
+    refits, as for uqcalc. A network with many labels takes minutes a fit: without
+    ``refits`` they are fitted to the tenth of the groups that chose its epoch.
     """
     fitted = row(train, target, boundary)
     risk = _whole(fitted(test))
@@ -192,7 +192,7 @@ def _left_out(row: Row, train: Dataset, target: str, boundary: float) -> np.ndar
 
 
 def folds(train: Dataset) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the structures of each fit without a fold of the groups, and the fold."""
+    """Return, for each fold of groups, the other structures and those of the fold."""
     fold = group_folds(train.groups, FOLDS, 0)
     return [
         (np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(FOLDS)
@@ -200,18 +200,18 @@ def folds(train: Dataset) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def refitted(kind: str, labels: int) -> bool:
-    """Return whether rows of this kind are calibrated by refits at so many labels."""
+    """Return whether rows of this kind are calibrated by refits."""
     return kind not in NETWORKS or labels < MANY
 
 
 def calibrated(
     left_out: np.ndarray, reliable: np.ndarray, risk: np.ndarray
 ) -> np.ndarray:
-    """Return P(reliable); the prevalence where the risk ranks no better than chance."""
+    """Return P(reliable); the prevalence if the risk ranks no better than chance."""
     from uqcalc.errors import LabelError
 
     logs = [np.log(x - min(0.0, left_out.min()) + 1e-9) for x in (left_out, risk)]
-    if left_out.min() < 0:  # a logit already
+    if left_out.min() < 0:  # it is a logit already
         logs = [left_out, risk]
     try:
         slope, intercept = platt(-logs[0], reliable)
@@ -248,6 +248,6 @@ def _pooled(data: Dataset) -> np.ndarray:
 
 
 def _whole(risk: np.ndarray) -> np.ndarray:
-    """Put what a row cannot judge, an element it never saw, at the risky end."""
+    """Replace NaN, as for unseen elements, by the largest risk."""
     known = np.isfinite(risk)
     return np.where(known, risk, risk[known].max() if known.any() else 0.0)

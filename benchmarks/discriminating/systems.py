@@ -1,8 +1,8 @@
-"""The two DFT-labelled systems that small potentials are trained on, and their splits.
+"""Two systems with DFT labels for small potentials, and their splits.
 
-Frames carry ``energy`` (eV), ``forces`` (eV/Å; NaN where the source has energies only)
-and ``run``. A run is a stretch of consecutive frames of one trajectory: neighbours in
-time stay on one side of a split.
+Frames have ``energy`` (eV), ``forces`` (eV/Å; NaN if the source has energies only) and
+``run``. A run is a part of a trajectory with consecutive frames. A split keeps the
+frames of a run together.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STRETCH = 10  # frames
 
 @dataclass(frozen=True)
 class System:
-    """What a potential is trained on and how, and the sets it is judged on."""
+    """Training of a potential, and its test sets."""
 
     train: list[Atoms]
     held_out: list[Atoms]
@@ -40,7 +40,7 @@ class System:
 
 
 def acac() -> System:
-    """Acetylacetone at 300 K; hot, hydrogen transfer and dihedral scan to judge."""
+    """Acetylacetone at 300 K; test sets: 600 K, hydrogen transfer, dihedral scan."""
     frames = labelled("acac", "train_300K")
     order = np.random.default_rng(5).permutation(len(frames))
     train = [frames[i] for i in sorted(order[:ACAC_TRAINED])]
@@ -51,7 +51,7 @@ def acac() -> System:
 
 
 def sio2() -> System:
-    """Silica crystal, every second frame; its other frames and the melt to judge."""
+    """Silica crystal, each second frame; test sets: the other frames, and the melt."""
     frames = labelled("sio2", "sio2")
     kinds = {
         kind: [a for a in frames if a.info["config_type"] == kind]
@@ -87,6 +87,6 @@ def labelled(folder: str, name: str) -> list[Atoms]:
 
 
 def name_runs(frames: list[Atoms], name: str) -> None:
-    """Name the stretch of the trajectory that each frame is from."""
+    """Write into each frame the name of its part of the trajectory."""
     for place, atoms in enumerate(frames):
         atoms.info["run"] = f"{name}/{place // STRETCH:02d}"

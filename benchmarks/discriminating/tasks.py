@@ -1,4 +1,4 @@
-"""What is fitted on what, and judged where: one task a fit of every row."""
+"""Training and test sets: one task is a fit of each row."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class Task:
 
     @property
     def key(self) -> str:
-        """Return a name that tells it apart."""
+        """Return a unique name."""
         return "|".join(str(value) for value in asdict(self).values())
 
 
 def all_tasks(seeds: int, cache: Path, kind: str = "rows") -> Iterator[Task]:
-    """Yield every task, seed by seed, so that a stopped run is whole up to a seed.
+    """Yield the tasks, seed by seed, so that a stopped run is complete up to a seed.
 
-    Committees are asked where blocks have further members.
+    The kind "committee" has tasks for blocks with further members only.
     """
     names = sorted(path.stem for path in SEVENNET.glob("*.npz"))
     blocks = [
@@ -91,7 +91,7 @@ def opened(block: str, cache: Path) -> Labelled:
     Raises
     ------
     SystemExit
-        If the data are not there; it says which.
+        If data are absent; the message names them.
     """
     paths = files(block, cache)
     if not paths or not all(path.is_file() for path in paths):
@@ -101,7 +101,7 @@ def opened(block: str, cache: Path) -> Labelled:
 
 
 def divide(task: Task, data: Labelled) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows that are labelled and those that are tested."""
+    """Return the structures for the fit, and those for the test."""
     rng = np.random.default_rng(task.seed)
     everything = np.arange(len(data.predictions))
     if task.block == "molecules":
@@ -121,7 +121,7 @@ def divide(task: Task, data: Labelled) -> tuple[np.ndarray, np.ndarray]:
 
 
 def datasets(task: Task, data: Labelled) -> tuple[Dataset, Dataset]:
-    """Return what is labelled and what is tested."""
+    """Return the datasets for the fit and for the test."""
     labelled, tested = divide(task, data)
     grouped = task.block != "random"
     train = data.dataset(task.target, labelled, grouped=grouped)
@@ -161,7 +161,7 @@ def _ours(
 
 
 def _scope(probe: Probe, test: Dataset, belief: np.ndarray) -> dict[str, float]:
-    """Return how often the scope speaks, and how much of the error it then holds."""
+    """Return the share outside the scope: of all, and of wrong ones with P >= 0.5."""
     novelty = torch.cat(
         [probe.read(chunk).novelty for chunk in chunks(test.predictions)]
     ).numpy()
@@ -180,7 +180,7 @@ def _scope(probe: Probe, test: Dataset, belief: np.ndarray) -> dict[str, float]:
 def _atoms(
     task: Task, probe: Probe, train: Dataset, test: Dataset, *, own: bool
 ) -> list[dict[str, Any]]:
-    """Judge the reliabilities of single atoms beside what else tells them apart."""
+    """Judge the reliabilities of single atoms, and the alternatives."""
     if train.atom_errors is None or test.atom_errors is None:
         return []
     errors = np.concatenate(test.atom_errors)

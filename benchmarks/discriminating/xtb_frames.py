@@ -1,4 +1,4 @@
-"""GFN2-xTB-labelled frames for the bundled backbone: new molecules, and hot known ones.
+"""Frames with GFN2-xTB labels for the bundled backbone: new molecules, hot known ones.
 
 Needs ``rdkit`` and the modules of ``provenance/bundled``. Molecules are named by
 their SMILES; all seeds are derived from them.
@@ -43,13 +43,13 @@ def evenly(molecules: Sequence[str], count: int) -> list[str]:
 
 
 def unseen_molecules() -> list[str]:
-    """Return molecules the backbone was not trained on."""
+    """Return molecules that are not in the training of the backbone."""
     groups = split()
     return evenly([s for name in UNSEEN for s in groups[name]], UNSEEN_MOLECULES)
 
 
 def seen_molecules() -> list[str]:
-    """Return molecules the backbone was trained on."""
+    """Return training molecules of the backbone."""
     return evenly(split()["backbone"], SEEN_MOLECULES)
 
 
@@ -59,7 +59,7 @@ def unseen_frames(folder: Path, workers: int) -> list[Atoms]:
 
 
 def hot_frames(folder: Path, workers: int) -> list[Atoms]:
-    """Return dynamics at 1200 K on the backbone itself, of molecules it learnt."""
+    """Return dynamics with the backbone at 1200 K, of its training molecules."""
     return _made(folder / "hot", seen_molecules(), sample_hot, workers)
 
 
@@ -73,7 +73,7 @@ def sample_unseen(molecules: list[str]) -> list[Sampled]:
 
 
 def sample_hot(molecules: list[str]) -> list[Sampled]:
-    """Run a chunk of molecules hot."""
+    """Run dynamics of a chunk of molecules at 1200 K."""
     results = []
     for ramp in _heated(molecules, HOT, "discriminating-hot"):
         sampled = Sampled(ramp.molecule)
@@ -109,7 +109,7 @@ def _made(
     sample: Callable[[list[str]], list[Sampled]],
     workers: int,
 ) -> list[Atoms]:
-    """Read the frames, after sampling the chunks of molecules that are not there."""
+    """Sample the absent chunks of molecules, then read all frames."""
     chunks = range(0, len(molecules), CHUNK)
     paths = [folder / f"{start // CHUNK:02d}.xyz" for start in chunks]
     jobs = [

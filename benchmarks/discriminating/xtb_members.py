@@ -1,8 +1,8 @@
-"""Further members of a committee with the bundled backbone: other seeds, same labels.
+"""Further members of a committee with the bundled backbone: same labels, other seeds.
 
-They run the scripts of ``provenance/bundled`` that made it, on the frames that
-these make again (all seeds are fixed), for half of its 50 minutes. Those of the table
-reached 97 and 92 meV/Å on validation at 300 K, the bundled one 81: weaker members.
+The scripts of ``provenance/bundled`` make the frames again (all seeds are fixed) and
+train each member for 25 minutes instead of 50. So the members are weaker: those of the
+table have 97 and 92 meV/Å on validation frames at 300 K, the bundled backbone has 81.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FIRST_SEED = 20  # the bundled backbone's
 def further_members(cache: Path, count: int, workers: int) -> list[MACECalculator]:
     """Return members that differ from the bundled backbone in their seed.
 
-    Those which are not in the cache are trained first, ``workers`` at a time.
+    Members that are not in the cache are trained first, ``workers`` at a time.
     """
     folders = [cache / f"mace_gfn2_{i}" for i in range(1, count + 1)]
     absent = [

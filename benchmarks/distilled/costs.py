@@ -1,4 +1,4 @@
-"""What reading a distilled head adds to a step."""
+"""Time that a distilled head adds to a step."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def added_time(
     head: DistilledHead,
     boxes: Mapping[int, Atoms],
 ) -> list[dict[str, Any]]:
-    """Time both in turns on the same structures; ratios are medians over pairs.
+    """Time the bare and the wrapped potential in turns; ratios are medians of pairs.
 
-    Processor time of one thread: what else the machine does matters little.
+    Processor time of one thread depends little on other work of the machine.
     """
     watched = ReliableCalculator(
         watched_calculator, signals=[ForceDelta(head=head)], policy=POLICY

@@ -32,29 +32,29 @@ FORCES = "REF_forces"
 
 def chgnet() -> Backbone:
     """Return CHGNet 0.3.0, tapped."""
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
+    with contextlib.redirect_stdout(io.StringIO()):  # hides the message of CHGNet
         from chgnet.model.dynamics import CHGNetCalculator
 
         return tap(CHGNetCalculator(use_device="cpu", on_isolated_atoms="ignore"))
 
 
 def require_data(folder: Path) -> None:
-    """Leave with one clear line where the labels are absent."""
+    """Exit with a message if the labels are absent."""
     missing = [name for name in SETS.values() if not _path(folder, name).is_file()]
     if missing:
         raise SystemExit(f"needs {missing} as .xyz in {folder.name}, see --data")
 
 
 def teaching_frames(folder: Path) -> list[Atoms]:
-    """Return ordinary structures: a random part of MPtrj, which CHGNet has seen."""
+    """Return ordinary structures: a part of MPtrj, on which CHGNet was trained."""
     return _drawn(folder, KNOWN)[:TEACHING]
 
 
 def rattled(frames: Sequence[Atoms]) -> list[Atoms]:
     """Return copies whose atoms are displaced at random by up to 0.1 Å.
 
-    The standard deviation is another one for each: relaxed crystals have hardly any
-    forces to learn from.
+    Each copy has its own standard deviation. Relaxed crystals have hardly any forces
+    from which a head could learn.
     """
     rng = np.random.default_rng(SEED)
     copies = [atoms.copy() for atoms in frames]

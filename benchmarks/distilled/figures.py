@@ -1,4 +1,4 @@
-"""The picture of `distilled_head.py`."""
+"""Figure of `distilled_head.py`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MARKS = {
 def draw(
     studies: Mapping[str, Mapping[str, Readings]], rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Draw U against the true error, and who ranks which block how well."""
+    """Draw U against the true error, and the Spearman correlations by block."""
     figure, axes = plt.subplots(
         2,
         len(studies),

@@ -1,4 +1,4 @@
-"""Three small members beside the bundled MACE, and how far all four disagree."""
+"""Three small members of a committee with the bundled MACE, and its disagreement."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ SCRIPT = BUNDLED / "train_backbone.py"
 
 
 def train_members(cache: Path, minutes: float) -> list[Path]:
-    """Train what is missing, all at once, one thread each; return their folders.
+    """Train the absent members at the same time, one thread each; return all folders.
 
-    On the frames of ``backbone.xyz`` in the cache, with ``ordinary.xyz`` to report on.
+    The training frames are ``backbone.xyz`` of the cache, those for the scores
+    ``ordinary.xyz``.
     """
     folders = [cache / f"member_{i}" for i in range(MEMBERS)]
     shutil.copyfile(cache / "ordinary.xyz", cache / "backbone_validation.xyz")
@@ -46,7 +47,7 @@ def train_members(cache: Path, minutes: float) -> list[Path]:
 
 
 def training(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return what each member was trained on, how long, and how good it is."""
+    """Return frames, minutes, epochs and error of the training of each member."""
     cards = []
     for folder in folders:
         text = (folder / "backbone.json").read_text(encoding="utf-8")
@@ -74,8 +75,9 @@ def spread(
 ) -> np.ndarray:
     """Return the disagreement of these members and one more, (structures,) in eV/Å.
 
-    ``own`` are the forces of that one. Standard deviation over the members, RMS over
-    the force components. Read from ``path`` where it was found before.
+    ``own`` are the forces of the further member. The disagreement is the standard
+    deviation over the members, as RMS over the force components. It is read from
+    ``path`` if that exists.
     """
     if path.is_file():
         with np.load(path) as data:

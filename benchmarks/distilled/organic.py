@@ -1,4 +1,4 @@
-"""Molecules for the bundled MACE, labelled with GFN2-xTB: sampled once, then cached."""
+"""Molecules for the bundled MACE with GFN2-xTB labels, kept in a cache."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from scipy.sparse.csgraph import connected_components
 
 
 SEED = 22
-TEACHING = 80  # molecules the potential was trained on
-ORDINARY = 20  # molecules nobody was trained on, here and below
+TEACHING = 80  # training molecules of the potential
+ORDINARY = 20  # other molecules, here and below
 DISTORTED = 14
 TOGETHER = 10  # heated in one batch
 RAMPED = (
@@ -37,7 +37,7 @@ ENERGY, FORCES = "REF_energy", "REF_forces"
 
 
 def sample(cache: Path, workers: int = 2) -> None:
-    """Make every set of frames that the cache lacks."""
+    """Make the sets of frames that the cache lacks."""
     for name, make in _makers(workers).items():
         path = cache / f"{name}.xyz"
         if path.is_file():
@@ -50,7 +50,7 @@ def sample(cache: Path, workers: int = 2) -> None:
 
 
 def teaching_frames(cache: Path) -> list[Atoms]:
-    """Return the ordinary structures: what heads and members learn from."""
+    """Return the ordinary structures, for the fit of heads and members."""
     return ase.io.read(cache / "backbone.xyz", ":")
 
 
@@ -73,7 +73,7 @@ def _makers(workers: int) -> dict[str, Callable[[], list[Atoms]]]:
 
 
 def molecules() -> dict[str, dict[str, str]]:
-    """Return names and SMILES of each use; only ``backbone`` were trained on."""
+    """Return names and SMILES by use; only ``backbone`` are training molecules."""
     from molecules import HELD_OUT, split
 
     groups = split()
@@ -103,7 +103,7 @@ def labelled(frames: list[Atoms], workers: int) -> list[Atoms]:
 
 
 def heated(name: str, workers: int) -> list[Atoms]:
-    """Heat molecules on the bundled potential itself, from 300 K."""
+    """Heat molecules with the bundled potential, from 300 K."""
     listed = list(molecules()[name].items())
     tasks = [
         (name, start, listed[start : start + TOGETHER])
@@ -115,7 +115,7 @@ def heated(name: str, workers: int) -> list[Atoms]:
 
 @functools.cache
 def relaxed() -> list[tuple[str, Atoms]]:
-    """Return the molecules to distort, relaxed on the bundled potential."""
+    """Return molecules that are relaxed with the bundled potential, to be distorted."""
     from sample import embed
 
     from uqcalc.models.bundled import bare_calculator
@@ -132,7 +132,7 @@ def relaxed() -> list[tuple[str, Atoms]]:
 
 
 def rattled() -> list[Atoms]:
-    """Displace every atom at random, 0.01 to 0.3 Å."""
+    """Displace each atom at random, by 0.01 to 0.3 Å."""
     rng = np.random.default_rng(SEED)
     return [
         _frame(
@@ -147,7 +147,7 @@ def rattled() -> list[Atoms]:
 
 
 def scaled() -> list[Atoms]:
-    """Shrink or blow up whole molecules, 0.85 to 1.25 times."""
+    """Scale whole molecules by 0.85 to 1.25."""
     return [
         _frame(atoms.numbers, atoms.positions * scale, smiles, scale=scale)
         for smiles, atoms in relaxed()
@@ -156,7 +156,7 @@ def scaled() -> list[Atoms]:
 
 
 def stretched() -> list[Atoms]:
-    """Pull one bond apart by up to 2 Å, moving the smaller side as a whole."""
+    """Stretch one bond by up to 2 Å; the smaller side moves as a whole."""
     rng = np.random.default_rng(SEED)
     frames = []
     for smiles, atoms in relaxed():
@@ -171,7 +171,7 @@ def stretched() -> list[Atoms]:
 
 
 def radicals() -> list[Atoms]:
-    """Take one hydrogen atom away, rattle the rest by 0.05 Å; doublets for xTB."""
+    """Remove one hydrogen atom, and rattle the others by 0.05 Å; doublets in xTB."""
     rng = np.random.default_rng(SEED)
     frames = []
     for smiles, atoms in relaxed():
@@ -186,7 +186,7 @@ def radicals() -> list[Atoms]:
 
 
 def _bridges(atoms: Atoms) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Yield each bond whose loss makes two parts: its atoms, and the smaller part."""
+    """Yield each bond outside rings: its atoms, and the smaller of the two sides."""
     first, second = neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=1.2))
     for start, end in zip(first, second, strict=True):
         rest = ~((first == start) & (second == end))

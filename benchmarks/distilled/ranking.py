@@ -1,4 +1,4 @@
-"""Spearman's r_s of each signal with the true error, by block and together."""
+"""Spearman's r_s of each signal with the true error, by block and pooled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from uqcalc.statistics import scores
 
 SIGNALS = ("force_delta", "committee", "latent distance", "largest force")
 RESAMPLES = 200
-NO_FORCE = 1e-3  # eV/Å: what symmetry makes zero, any potential gets right
+NO_FORCE = 1e-3  # eV/Å: each potential is right about forces that vanish by symmetry
 Readings = Mapping[str, np.ndarray]
 
 
@@ -21,11 +21,11 @@ def rows(
     blocks: Mapping[str, Readings],
     groups: Mapping[str, Sequence[str]],
 ) -> list[dict[str, Any]]:
-    """Return a line for each block, all pooled, and the mean over blocks.
+    """Return a row for each block, for all pooled, and for the mean over blocks.
 
     Structures with elements that the head has not seen (NaN), and those in which the
-    potential's own forces vanish, are counted apart: all signals are compared on the
-    others. ``unseen as worst`` ranks the former on top.
+    forces of the potential vanish, are counted apart. All signals are compared on the
+    others. ``unseen as worst`` ranks structures with unseen elements as the worst.
     """
     lines = [_row(potential, name, block) for name, block in blocks.items()]
     pooled = {
@@ -48,18 +48,18 @@ def rows(
 
 
 def mean_rank(blocks: Mapping[str, Readings], signal: str) -> float:
-    """Return one signal's Spearman, averaged over the blocks."""
+    """Return the mean over blocks of Spearman's r_s of one signal."""
     some = [known(block) for block in blocks.values()]
     return float(np.mean([scores.spearman(b["error"], b[signal]) for b in some]))
 
 
 def known(block: Readings) -> dict[str, np.ndarray]:
-    """Return the readings of structures that all signals are compared on."""
+    """Return the readings of the structures of the comparison."""
     return _only(block, compared(block))
 
 
 def compared(block: Readings) -> np.ndarray:
-    """Return which structures have forces, and elements the head has seen."""
+    """Return which structures have forces and no unseen element."""
     return np.isfinite(block["force_delta"]) & _pushed(block)
 
 

@@ -1,4 +1,4 @@
-"""What a potential says of structures, and what the signals make of it."""
+"""Predictions of a potential, and readings of the signals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from uqcalc.types import Backbone, DistilledHead, Prediction
 def predict(
     backbone: Backbone, frames: Sequence[Atoms], path: Path
 ) -> list[Prediction]:
-    """Evaluate all frames, or read from ``path`` what was said of them before."""
+    """Return the predictions for all frames, from ``path`` if that exists."""
     if not path.is_file():
         wanted = ["energy", "forces", *(backbone.provides & {"vectors"})]
         found = [
@@ -39,8 +39,8 @@ def read_signals(
 ) -> dict[str, np.ndarray]:
     """Return true errors and risks, (structures,) each.
 
-    The error is the RMS over force components, eV/Å. Force Delta is NaN where the head
-    has not seen an element.
+    The error is the RMS over force components, in eV/Å. Force Delta is NaN for a
+    structure with an unseen element.
     """
     signal = ForceDelta(head=head)
     delta = [to_host([signal(p)])[0].risk for p in predictions]
@@ -66,9 +66,9 @@ def rms(forces: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> np.ndarray
 def fit_distance(
     predictions: Sequence[Prediction], *, by_element: bool
 ) -> LatentDistance:
-    """Return the Mahalanobis distance to what the head was distilled on.
+    """Return the Mahalanobis distance to the training frames of the head.
 
-    Crystals of many elements share one covariance: most have too few atoms for one.
+    For crystals all elements share one covariance: most elements have too few atoms.
     """
     features = np.concatenate([p.features.numpy().astype(float) for p in predictions])
     numbers = np.concatenate([p.numbers for p in predictions])

@@ -1,4 +1,4 @@
-"""The cached runs, and each as one detector sees it."""
+"""The cached runs, and the risk of one detector along each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from halting.signals import read_arrays
 
 @dataclass(frozen=True)
 class Cached:
-    """All that was said of one run."""
+    """One run with all its readings."""
 
     spec: RunSpec
     arrays: dict[str, np.ndarray]
@@ -26,12 +26,12 @@ class Cached:
         return find_onset(self.arrays["error"])
 
     def trace(self, risk: np.ndarray) -> Trace:
-        """Return the run as a detector with this risk sees it."""
+        """Return the run with this risk."""
         return Trace(self.spec.molecule, self.spec.kind, risk, self.onset)
 
 
 def read_cache(folder: Path, purpose: str) -> list[Cached]:
-    """Read every run of one purpose, refusing an incomplete cache."""
+    """Read the runs of one purpose; refuse an incomplete cache."""
     found = []
     for spec in all_specs():
         if spec.purpose != purpose:
@@ -44,7 +44,7 @@ def read_cache(folder: Path, purpose: str) -> list[Cached]:
 
 
 def traces(runs: Sequence[Cached], name: str) -> list[Trace]:
-    """Return all runs as one detector sees them."""
+    """Return the runs with the risk of one detector."""
     keys = {
         "probe": "probe",
         "committee of four": "committee",

@@ -1,4 +1,4 @@
-"""When a run failed, when a detector halted it, and whether that was right."""
+"""Time of the failure of a run, time of the halt, and the outcome."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Trace:
-    """One run as a detector sees it: its risk, and the frame at which it fails."""
+    """Risk of one detector along a run, and the frame at which the run fails."""
 
     molecule: str
     kind: str
@@ -37,10 +37,10 @@ class Trace:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a halt was: right, early, late, missed, or (where nothing failed) none.
+    """Kind of a halt: right, early, late, missed, or none (in a run without a failure).
 
-    `lead_fs` is how long before the failure; `watched_ps` how long nothing was wrong
-    while the detector was watching.
+    `lead_fs` is the time from the halt to the failure. `watched_ps` is the time until
+    the halt, at most until 500 fs before the failure.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Outcome:
 def find_onset(error: np.ndarray) -> int | None:
     """Return the first frame of the first sustained stretch above the tolerance.
 
-    Where the reference is unknown the frame neither ends nor lengthens a stretch.
+    A frame without a reference neither ends nor lengthens a stretch.
     """
     needed, streak, first = round(SUSTAINED_FS / FRAME_FS), 0, 0
     for index, value in enumerate(error):
@@ -68,7 +68,7 @@ def find_onset(error: np.ndarray) -> int | None:
 
 
 def find_halt(risk: np.ndarray, rule: Rule) -> int | None:
-    """Return the frame at which the rule halts; what is not within the limit counts."""
+    """Return the frame at which the rule halts; NaN counts as above the limit."""
     bad = ~(risk <= rule.limit)
     total = np.cumsum(bad)
     before = np.concatenate([np.zeros(rule.window, dtype=int), total])[: len(total)]
@@ -106,12 +106,12 @@ class Tally:
 
     @property
     def false_halts(self) -> int:
-        """Halts of steady runs where nothing failed, or long before it did."""
+        """Number of halts of steady runs without a failure, or long before it."""
         return sum(o.name in {"false", "early"} for o in self.steady)
 
     @property
     def watched_ps(self) -> float:
-        """Time over which the steady runs could be halted without reason."""
+        """Time over which a halt of the steady runs would be false."""
         return sum(o.watched_ps for o in self.steady)
 
     @property
@@ -143,7 +143,7 @@ def best_limit(
 ) -> tuple[Rule, Tally]:
     """Return the limit with most right halts at an accepted rate of false ones.
 
-    Where several do equally well it is the middle one.
+    If several are equally good, it is the middle one.
     """
     rules = [Rule(float(x), needed, window) for x in limits(traces)]
     tallies = [tally(traces, rule) for rule in rules]
@@ -175,9 +175,9 @@ def by_molecule(
     draws: int = 500,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Return a 95 % interval of `value` from drawing molecules, not runs.
+    """Return a 95 % interval of `value` by drawing molecules with repetition.
 
-    Runs of one molecule resemble each other, so this is the honest width.
+    Runs of one molecule are alike, so drawing runs would give too narrow an interval.
     """
     names = sorted({t.molecule for t in traces})
     members = {name: [t for t in traces if t.molecule == name] for name in names}

@@ -1,4 +1,4 @@
-"""Tables, targets and pictures from the cached runs."""
+"""Tables, targets and figures from the cached runs."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ TRIGGERS = (
 )  # fmt: skip
 LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # limits on 1 - P(reliable)
 BASELINES = ("committee of four", "largest force", "latent distance")
-# how well a detector would have to know the true error, as a factor exp(+-s)
+# accuracy of a known true error: a random factor exp(+-s)
 NOISES = (0.0, 0.05, 0.1, 0.2, 0.3)
 
 
 def all_rules(tuning: Sequence[Trace]) -> list[dict[str, Any]]:
-    """Return what every trigger and level would do on the tuning runs."""
+    """Return the outcomes of each trigger and level on the tuning runs."""
     rows = []
     for needed, window in TRIGGERS:
         for level in LEVELS:
@@ -56,7 +56,7 @@ def all_rules(tuning: Sequence[Trace]) -> list[dict[str, Any]]:
 
 
 def counts(result: Tally) -> dict[str, float]:
-    """Return the shares that decide."""
+    """Return the shares for the choice."""
     return {
         "right": result.share("right"),
         "early": result.share("early"),
@@ -66,9 +66,9 @@ def counts(result: Tally) -> dict[str, float]:
 
 
 def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the default: most right halts within the accepted early and false ones.
+    """Return the rule with most right halts within the limits on early and false halts.
 
-    Among rules as good as the best, the one with the fewest early halts.
+    Among equally good rules it is the one with the fewest early halts.
     """
     allowed = [
         row
@@ -85,7 +85,7 @@ def leads(outcomes: Sequence[Outcome]) -> list[float]:
 
 
 def detector_row(name: str, test: Sequence[Trace], rule: Rule) -> dict[str, Any]:
-    """Return one line of the main table."""
+    """Return one row of the main table."""
     result = tally(test, rule)
     row: dict[str, Any] = {"detector": name, "limit": rule.limit}
     for key, names in (
@@ -117,7 +117,7 @@ def ahead(
     theirs: tuple[Sequence[Trace], Rule],
     draws: int = 2000,
 ) -> list[float]:
-    """Return a 95 % interval of our right halts minus theirs, drawing molecules."""
+    """Return a 95 % interval of the difference in right halts, by drawing molecules."""
     kept = [
         [(t.molecule, judge(t, rule).name) for t in found if t.kind == "heated"]
         for found, rule in (ours, theirs)
@@ -142,7 +142,7 @@ def error_when_halted(
 ) -> list[float]:
     """Return the quartiles of the true error over the 50 fs before a heated run halts.
 
-    Not for the committee, whose risk was not evaluated after a failure.
+    Do not use it for the committee, which was not evaluated after a failure.
     """
     found = []
     for run in test:
@@ -156,7 +156,7 @@ def error_when_halted(
 def equal_false(
     test: Sequence[Trace], trigger: tuple[int, int], most: float
 ) -> dict[str, float]:
-    """Return the best a detector could do on the test runs themselves."""
+    """Return the best outcome of a detector with a limit chosen on the test runs."""
     rule, result = best_limit(test, *trigger, most)
     _, strict = best_limit(test, *trigger, most, MOST_EARLY)
     few = {"right_with_few_early": strict.share("right")}
@@ -164,7 +164,7 @@ def equal_false(
 
 
 def knowing(tuning: Sequence[Cached], noise: float, seed: int = 0) -> list[Trace]:
-    """Return the true error itself as a detector, off by a factor per molecule."""
+    """Return the true error as a detector, times a random factor of each molecule."""
     rng = np.random.default_rng(seed)
     names = sorted({run.spec.molecule for run in tuning})
     off = dict(zip(names, rng.normal(size=len(names)), strict=True))
@@ -177,7 +177,7 @@ def knowing(tuning: Sequence[Cached], noise: float, seed: int = 0) -> list[Trace
 def oracle_rows(
     test: Sequence[Cached], trigger: tuple[int, int], seeds: int = 5
 ) -> list[dict[str, Any]]:
-    """Return how well the true error would have to be known for the targets."""
+    """Return the outcomes of the true error, known with several accuracies."""
     rows = []
     for noise in NOISES:
         found = [
@@ -202,7 +202,7 @@ def curve(test: Sequence[Trace], trigger: tuple[int, int]) -> np.ndarray:
 
 
 def about_members(folders: Sequence[Path]) -> list[str]:
-    """Say how good the committee's members are."""
+    """Return the errors of the members of the committee."""
     notes = []
     for folder in folders:
         config = json.loads((folder / "backbone.json").read_text(encoding="utf-8"))
@@ -290,7 +290,7 @@ def report(folder: Path, members: Sequence[Path]) -> None:
 
 
 def plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with the rule spelled out."""
+    """Return a row with the rule in words."""
     rule: Rule = row["rule"]
     return {
         "limit": rule.limit,
@@ -301,7 +301,7 @@ def plain(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def about(run: Cached) -> dict[str, Any]:
-    """Return what a reader may want to know of one run."""
+    """Return a summary of one run."""
     error = run.arrays["error"]
     onset = run.onset
     return {

@@ -1,7 +1,7 @@
-"""Runs of molecules on the bundled potential, with the truth at every kept frame.
+"""Runs of molecules with the bundled potential, with reference forces of kept frames.
 
-Every run is one `.npz`: what it was, its positions every 5 fs, and GFN2-xTB's forces
-there. It is made once; all detectors then replay the same frames.
+Each run is one `.npz` file with its description, its positions every 5 fs, and the
+GFN2-xTB forces of these. It is made once, and all detectors use the same frames.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FRAME_FS = 5.0
 PICOSECONDS = 5.0
 FRICTION_PER_FS = 0.01
 EQUILIBRATION = Schedule(300.0, 300.0, 500, 500, 1.0, 0.05)
-# steady runs may take the longer steps that are usual at room temperature
+# at 300 K a time step of 1 fs is usual
 SCHEDULES = {
     "heated": Schedule(300.0, 2500.0, 10_000, 10, 0.5, FRICTION_PER_FS),
     "steady": Schedule(300.0, 300.0, 5_000, 5, 1.0, FRICTION_PER_FS),
@@ -63,7 +63,7 @@ class RunSpec:
 
 @dataclass
 class Run:
-    """A finished run and its truth.
+    """A finished run and its reference forces.
 
     `temperature` (frames,) K of the bath; `positions` (frames, atoms, 3) Å; `truth`
     (frames, atoms, 3) eV/Å, NaN where the reference did not converge.
@@ -82,7 +82,7 @@ class Run:
 
 
 def all_specs() -> list[RunSpec]:
-    """Return every run: 60 heated and 60 steady ones, and those for tuning."""
+    """Return all runs: 60 heated and 60 steady ones, and those for tuning."""
     unseen = split()["probe_test"]
     tuning = unseen[:: len(unseen) // TUNING_MOLECULES][:TUNING_MOLECULES]
     specs = []
@@ -123,7 +123,7 @@ def simulate(specs: list[RunSpec]) -> list[Ramp]:
 
 
 def label(numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Return GFN2-xTB forces of all frames, NaN where it does not converge."""
+    """Return GFN2-xTB forces of all frames; NaN for a frame without convergence."""
     truth = np.full(positions.shape, np.nan, dtype=np.float32)
     atoms = Atoms(numbers, positions=positions[0])
     atoms.calc = xtb()
@@ -132,7 +132,9 @@ def label(numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
         try:
             truth[index] = atoms.get_forces()
         except FAILURES:
-            atoms.calc = xtb()  # the next frame must not start from the wreck
+            atoms.calc = (
+                xtb()
+            )  # the next frame must not start from the failed calculation
     return truth
 
 
@@ -140,7 +142,7 @@ def make_chunk(specs: list[RunSpec], folder: Path) -> None:
     """Simulate some runs of one kind together, label them and write each."""
     os.environ["OMP_NUM_THREADS"] = "1"
     for spec, ramp in zip(specs, simulate(specs), strict=True):
-        # the truth is that of the positions as they are stored
+        # reference forces are for the positions as stored
         positions = np.array([p for _, p in ramp.frames], dtype=np.float32)
         temperature = np.array([t for t, _ in ramp.frames])
         truth = label(ramp.atoms.numbers, positions.astype(float))
@@ -149,7 +151,7 @@ def make_chunk(specs: list[RunSpec], folder: Path) -> None:
 
 
 def write_run(folder: Path, run: Run) -> None:
-    """Write one run whole or not at all."""
+    """Write one run to a temporary file, which is then renamed."""
     path = folder / f"{run.spec.name}.npz"
     partial = path.with_name(f".{path.name}")
     with partial.open("wb") as file:
@@ -174,7 +176,7 @@ def read_run(folder: Path, spec: RunSpec) -> Run:
 
 
 def missing_chunks(folder: Path) -> Iterator[list[RunSpec]]:
-    """Yield what is not cached yet, runs of one kind together."""
+    """Yield the runs that are not in the cache, runs of one kind together."""
     missing = [s for s in all_specs() if not (folder / f"{s.name}.npz").is_file()]
     for purpose in ("tuning", "test"):
         for kind in SCHEDULES:

@@ -1,7 +1,7 @@
-"""What every detector says of every kept frame, and the true error beside it.
+"""Readings of each detector for each kept frame, and the true error.
 
-Evaluated in batches on the accelerated model; `check_product` holds the numbers
-against what `ReliableCalculator` says of single frames.
+The accelerated model evaluates batches; `check_product` compares the risks with those
+of `ReliableCalculator` for single frames.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BATCH = 32
 class Signals:
     """Risks of one run's frames, each (frames,), larger is worse.
 
-    `error` is the truth: RMS over the force components, eV/Å, NaN where unknown.
+    `error` is the true error: RMS over the force components, eV/Å; NaN if unknown.
     """
 
     error: np.ndarray
@@ -83,7 +83,7 @@ def outputs(model: BatchedForces, frames: list[Atoms]) -> Iterator[list[Predicti
 
 
 def write_training_features(source: Path, target: Path) -> None:
-    """Cache the features of every fourth frame the potential was trained on."""
+    """Cache the features of each fourth training frame of the potential."""
     frames = ase.io.read(source, "::4")
     found = [p for batch in outputs(bundled(), frames) for p in batch]
     write_arrays(
@@ -113,7 +113,7 @@ def read_signals(model: BatchedForces, distance: LatentDistance, run: Run) -> Si
 
 
 def committee_spread(models: list[BatchedForces], frames: list[Atoms]) -> np.ndarray:
-    """Return the committee's disagreement in every frame, eV/Å.
+    """Return the disagreement of the committee in each frame, in eV/Å.
 
     Standard deviation over the members, RMS over the force components.
     """
@@ -125,7 +125,7 @@ def committee_spread(models: list[BatchedForces], frames: list[Atoms]) -> np.nda
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Write arrays whole or not at all."""
+    """Write arrays to a temporary file, which is then renamed."""
     partial = path.with_name(f".{path.name}")
     with partial.open("wb") as file:
         np.savez(file, **arrays)
@@ -139,7 +139,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def check_product(run: Run, signals: Signals, every: int = 97) -> float:
-    """Return the largest difference of the risk to the product's own answer."""
+    """Return the largest difference of the risk to that of `ReliableCalculator`."""
     calculator = default_calculator()
     differences = [
         abs(calculator.assess(atoms).readings[0].risk - signals.probe[index])

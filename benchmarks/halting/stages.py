@@ -1,4 +1,4 @@
-"""The stages after the runs: each reads the cache and adds one file to every run."""
+"""The stages after the runs: each reads the cache and adds a file to each run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TRAINING = "training_features.npz"
 
 
 def make_signals(specs: list[RunSpec], folder: Path) -> None:
-    """Evaluate everything but the committee; hold one run against the product."""
+    """Evaluate all signals except the committee; compare one run with the package."""
     torch.set_num_threads(1)
     model = bundled()
     distance = LatentDistance(**read_arrays(folder / TRAINING))
@@ -42,10 +42,10 @@ def make_signals(specs: list[RunSpec], folder: Path) -> None:
 
 
 def make_committee(specs: list[RunSpec], folder: Path, members: list[Path]) -> None:
-    """Evaluate the committee as far as its answer matters.
+    """Evaluate the committee on the frames that decide.
 
-    After a failure has begun and the time to notice it is over, a halt is late
-    anyway: the rest of such a run is left NaN.
+    A halt more than 100 fs after the failure is late in any case, so the frames after
+    that are NaN.
     """
     torch.set_num_threads(1)
     models = [bundled(), *map(member, members)]

@@ -1,4 +1,4 @@
-"""Pictures: one strip per run, truth above and verdict below; and the trade-off."""
+"""Figures: one strip a run, true error above and verdict below; and the trade-off."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LINES = {
 
 
 def levels(risk: np.ndarray) -> np.ndarray:
-    """Return the level of every frame under the shipped probe's own policy."""
+    """Return the level of each frame with the policy of the shipped probe."""
     [threshold] = shipped_probe("default").card.policy().thresholds
     return np.array([int(threshold.level(value)) for value in risk])
 
@@ -99,7 +99,7 @@ def strip(ax: Axes, run: Cached, row: int, rule: Rule) -> None:
 def draw_curves(
     curves: Mapping[str, np.ndarray], most_false: float, folder: Path
 ) -> None:
-    """Draw what share is halted in time against what is allowed to go wrong."""
+    """Draw the share that is halted in time against false and early halts."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(

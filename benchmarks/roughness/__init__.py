@@ -1,1 +1,1 @@
-"""Parts of `rough.py`: bad files, garbage structures, threads, and their outcomes."""
+"""Parts of `rough.py`: damaged files, garbage structures, threads, and outcomes."""

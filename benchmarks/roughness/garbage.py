@@ -1,4 +1,4 @@
-"""Garbage structures by kind: none of them is worth a RELIABLE."""
+"""Garbage structures by kind; none of them should be RELIABLE."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _soup(rng: np.random.Generator, symbols: list[str], *, periodic: bool) -> At
 
 
 def _shuffled(rng: np.random.Generator) -> Atoms:
-    """Put the elements of a molecule on each other's places, until some differ."""
+    """Exchange the elements of a molecule, until some differ."""
     while True:
         atoms = some_molecule(rng)
         if len(set(atoms.numbers)) < 2:
@@ -94,7 +94,7 @@ def _shuffled(rng: np.random.Generator) -> Atoms:
 
 
 def _pulled(rng: np.random.Generator) -> Atoms:
-    """Pull one atom off along its shortest bond, to 1.8 to 3 times its length."""
+    """Pull one atom off along its shortest bond, to 1.8 to 3 times the bond length."""
     atoms = some_molecule(rng)
     i = int(rng.integers(len(atoms)))
     vectors = atoms.positions[i] - atoms.positions
@@ -106,7 +106,7 @@ def _pulled(rng: np.random.Generator) -> Atoms:
 
 
 def _scattered(rng: np.random.Generator) -> Atoms:
-    """Put atoms too far apart for any of them to have a neighbour."""
+    """Put atoms so far apart that none has a neighbour."""
     count = int(rng.integers(1, 9))
     grid = np.stack(np.meshgrid(*[np.arange(2)] * 3), axis=-1).reshape(-1, 3)
     places = 9.0 * grid[:count] + rng.uniform(-0.5, 0.5, (count, 3))
@@ -114,7 +114,7 @@ def _scattered(rng: np.random.Generator) -> Atoms:
 
 
 def _flown(rng: np.random.Generator) -> Atoms:
-    """Put one atom of a molecule 8 to 60 Å away from all the others."""
+    """Move one atom of a molecule 8 to 60 Å away from the others."""
     atoms = some_molecule(rng)
     step = rng.normal(size=3)
     away = atoms.positions.mean(axis=0) + rng.uniform(8, 60) * step / (
@@ -139,7 +139,7 @@ def _crammed(rng: np.random.Generator) -> Atoms:
 
 
 def _wrong_elements(rng: np.random.Generator, *, perfect: bool) -> Atoms:
-    """Put random elements on the sites of a crystal, its lattice kept."""
+    """Put random elements on the sites of a crystal; the lattice stays."""
     atoms = some_crystal(rng, perfect=perfect)
     given = {z: i for i, z in enumerate(dict.fromkeys(atoms.numbers))}
     while True:
@@ -147,7 +147,7 @@ def _wrong_elements(rng: np.random.Generator, *, perfect: bool) -> Atoms:
         trial = atoms.copy()
         trial.symbols = [chosen[given[z]] for z in atoms.numbers]
         ratio = _closest_ratio(trial)
-        if not 0.85 < ratio < 1.3:  # else it may be a sensible crystal by chance
+        if not 0.85 < ratio < 1.3:  # else it can be a sensible crystal by chance
             return trial
 
 
@@ -159,7 +159,7 @@ def _closest_ratio(atoms: Atoms) -> float:
 
 
 def molecular_kinds() -> dict[str, Maker]:
-    """Return what the bundled potential (H, C, N, O molecules) is given."""
+    """Return the kinds for the bundled potential (molecules of H, C, N, O)."""
     return {
         "random soup": lambda r: _soup(r, list("HCNO"), periodic=False),
         "fused atoms": lambda r: _fused(some_molecule(r), r),
@@ -177,7 +177,7 @@ def molecular_kinds() -> dict[str, Maker]:
 
 
 def crystal_kinds() -> dict[str, Maker]:
-    """Return what CHGNet is given."""
+    """Return the kinds for CHGNet."""
     return {
         "random soup": lambda r: _soup(r, METALS + OTHERS, periodic=True),
         "fused atoms": lambda r: _fused(some_crystal(r), r),
@@ -205,7 +205,7 @@ def _boxed(rng: np.random.Generator) -> Atoms:
 
 
 def draw(kinds: dict[str, Maker], count: int, seed: int) -> Iterator[tuple[str, Atoms]]:
-    """Yield ``count`` structures of each kind, which draws by itself."""
+    """Yield ``count`` structures of each kind; each kind has its own random numbers."""
     for row, (kind, make) in enumerate(kinds.items()):
         rng = np.random.default_rng([seed, row])
         for _ in range(count):

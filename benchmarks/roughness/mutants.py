@@ -1,4 +1,4 @@
-"""Files that were damaged: probes, event logs, run files, trajectories."""
+"""Damaged files: probes, event logs, run files, trajectories."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def retyped(value: Any, rng: np.random.Generator) -> tuple[Any, str]:
-    """Return a JSON value in which one entry has another type; and which entry."""
+    """Return a JSON value in which one entry has another type, and this entry."""
     copy = json.loads(json.dumps(value))
     paths = list(leaves(copy))
     while True:
@@ -76,7 +76,7 @@ def probe_mutants(
     count: int,
     seed: int,
 ) -> None:
-    """Damage a probe file; what loads must answer as before."""
+    """Damage a probe file; a probe that loads must give the same output."""
     rng = np.random.default_rng([seed, 1])
     content, target = source.read_bytes(), folder / "mutant.probe"
     start = int.from_bytes(content[:8], "little") + 8
@@ -110,7 +110,9 @@ def probe_mutants(
         else:
             tally.add("probe, another type on its card", outcome, f"{where} {raised}")
         name = str(rng.choice(sorted(k for k in tensors if _weights(tensors[k]))))
-        value = float(rng.choice([math.nan, -math.inf]))  # +inf: a limit not set
+        value = float(
+            rng.choice([math.nan, -math.inf])
+        )  # +inf: a limit that is not set
         wild = {k: v.clone() for k, v in tensors.items()}
         wild[name].view(-1)[int(rng.integers(wild[name].numel()))] = value
         target.unlink(missing_ok=True)
@@ -134,7 +136,7 @@ def _said(calculator: ReliableCalculator, prediction: Prediction) -> Any:
 
 
 def log_mutants(tally: Tally, folder: Path, log: Path, count: int, seed: int) -> None:
-    """Damage an event log; what is read must be the first records as they were."""
+    """Damage an event log; the records that are read must be the first ones."""
     rng = np.random.default_rng([seed, 2])
     content, target = log.read_bytes(), folder / "mutant.jsonl"
     lines = content.splitlines(keepends=True)
@@ -147,7 +149,7 @@ def log_mutants(tally: Tally, folder: Path, log: Path, count: int, seed: int) ->
 
     def case(kind: str, what: str = "", *, fewest: int = len(expected)) -> None:
         def same(found: Any) -> bool:
-            # what was cut off reads as a run that was killed there
+            # a cut log reads as that of a killed run
             return len(found) >= fewest and bool(found == expected[: len(found)])
 
         outcome, raised = attempt(records, same)
@@ -155,7 +157,7 @@ def log_mutants(tally: Tally, folder: Path, log: Path, count: int, seed: int) ->
 
     for _ in range(count):
         target.write_bytes(flipped(content, rng))
-        case("log, bytes", fewest=len(expected) - 1)  # the last line end may be hit
+        case("log, bytes", fewest=len(expected) - 1)  # the last line end can be hit
         target.write_bytes(content[: int(rng.integers(1, len(content)))])
         case("log, truncated", fewest=0)
         row = int(rng.integers(1, len(lines) - 1))
@@ -175,7 +177,7 @@ def log_mutants(tally: Tally, folder: Path, log: Path, count: int, seed: int) ->
 def run_file_mutants(
     tally: Tally, folder: Path, text: str, count: int, seed: int
 ) -> None:
-    """Damage a run file so that no run can be meant: each must be refused."""
+    """Damage a run file so that it is invalid; each must be refused."""
     import yaml
 
     rng = np.random.default_rng([seed, 3])
@@ -191,7 +193,7 @@ def run_file_mutants(
 
     for _ in range(count):
         changed, where = retyped(sound, rng)
-        if not where.endswith(" = None"):  # an entry without a value is left out
+        if not where.endswith(" = None"):  # an entry without a value counts as left out
             dumped = yaml.safe_dump(changed).encode()
             refuse("run file, another type", dumped, where)
         copy = json.loads(json.dumps(sound))
@@ -210,7 +212,7 @@ def trajectory_mutants(
     count: int,
     seed: int,
 ) -> None:
-    """Damage a trajectory: each frame is annotated, or named as one that is not."""
+    """Damage a trajectory; each frame must be annotated, or named as left out."""
     rng = np.random.default_rng([seed, 4])
     for ending in ("xyz", "traj"):
         sound = folder / f"sound.{ending}"
@@ -234,10 +236,10 @@ def trajectory_mutants(
 
 
 def _all_there(target: Path, summary: Any, frames: Sequence[Atoms]) -> bool:
-    """Say whether every frame that was read can be read back, and none was lost.
+    """Return whether each frame that was read is in the output.
 
-    A flipped digit is another geometry, which nothing can know. A file that was cut
-    between two frames is a shorter trajectory.
+    A changed digit gives another valid geometry, which no program can notice. A file
+    that is cut between two frames is a shorter trajectory.
     """
     back = read(target, ":") if summary.frames else []
     return len(back) == summary.frames <= len(frames)

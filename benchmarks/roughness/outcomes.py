@@ -1,4 +1,4 @@
-"""What became of one bad input: five outcomes, counted by kind."""
+"""The five outcomes of a bad input, counted by kind."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ PACKAGE = Path(uqcalc.__file__).parent
 
 
 class Hang(Exception):
-    """A call took longer than it may."""
+    """A call took too long."""
 
 
 class Tally:
-    """Outcomes by kind, and an example of each that should not be."""
+    """Outcomes by kind, and an example of each bad outcome."""
 
     def __init__(self) -> None:
         self.counts: dict[str, Counter[str]] = defaultdict(Counter)
@@ -59,9 +59,9 @@ class Tally:
 def attempt(
     call: Callable[[], Any], same: Callable[[Any], bool], seconds: float = 60.0
 ) -> tuple[str, str]:
-    """Return the outcome of ``call()`` and what was raised, if anything was.
+    """Return the outcome of ``call()``, and the exception or None.
 
-    ``same`` says whether the answer is right. ``seconds=0`` sets no limit of time.
+    ``same`` returns whether the result is right. ``seconds=0`` sets no time limit.
     """
     try:
         with _limited(seconds), warnings.catch_warnings():
@@ -77,7 +77,7 @@ def attempt(
 
 
 def _ours(error: BaseException) -> bool:
-    """Say whether a ValueError or TypeError was raised by the package itself."""
+    """Return whether the package itself raised a ValueError or TypeError."""
     frames = traceback.extract_tb(error.__traceback__)
     raised = isinstance(error, ValueError | TypeError) and bool(frames)
     return raised and PACKAGE in Path(frames[-1].filename).parents
@@ -91,7 +91,7 @@ def _last_lines(error: BaseException) -> str:
 
 @contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    if seconds == 0:  # other threads than the first may set no alarm
+    if seconds == 0:  # only the first thread can set an alarm
         yield
         return
 

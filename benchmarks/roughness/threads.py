@@ -1,4 +1,4 @@
-"""Threads that share one model: their answers are those of one thread."""
+"""Threads that share one model must give the results of one thread."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def in_threads(
     *,
     workers: int,
 ) -> None:
-    """Judge ``frames`` by wrappers of their own in a pool; compare with one by one."""
+    """Judge ``frames`` in a pool of threads and one by one; compare the results."""
     serial = make()
     expected = [_answer(serial, frame) for frame in frames]
     wrappers = [make() for _ in range(workers)]

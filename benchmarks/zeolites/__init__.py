@@ -1,1 +1,1 @@
-"""Small Orbs for all-silica zeolites, and what their signals say."""
+"""Small Orbs for all-silica zeolites, and readings of their signals."""

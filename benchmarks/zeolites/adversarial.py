@@ -1,4 +1,4 @@
-"""The adversarial block: structures on which one member contradicts itself."""
+"""The adversarial block: structures for which the two forces of a member differ."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zeolites.blocks import attack_starts
 
 STARTS = 12
 STEPS = 14
-# U climbs from 0.05 to several eV/Å in these; atoms keep 0.7 of their covalent radii
+# U rises from 0.05 to several eV/Å; distances stay above 0.7 of covalent radii
 SETTINGS = AttackSettings(
     alpha=2.0, beta=0.002, steps=STEPS, max_step=0.06, closest=0.7
 )
@@ -20,7 +20,7 @@ LIMITS = Policy([Threshold("force_delta", suspect=0.15, unreliable=0.3)])
 
 
 def attacked(backbone: Backbone) -> list[Atoms]:
-    """Return every frame of every path, its start left out."""
+    """Return the frames of all paths without the starts."""
     calculator = ReliableCalculator(backbone, signals=[ForceDelta()], policy=LIMITS)
     made = []
     for index, atoms in enumerate(attack_starts(STARTS)):

@@ -1,4 +1,4 @@
-"""The blocks of structures on which signals are held against true force errors."""
+"""Blocks of structures for the comparison of signals with true force errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STRETCHES = (0.88, 0.91, 0.94, 0.96, 0.98, 1.0, 1.02, 1.04, 1.07, 1.1, 1.14)
 
 
 def labelled_blocks() -> dict[str, list[Atoms]]:
-    """Return the blocks whose forces were computed by density functional theory."""
+    """Return the blocks with DFT forces."""
     rng = np.random.default_rng(SEED)
     held_out = [atoms for name in TRAINED for atoms in split(name)[1]]
     blocks = {"held-out frames": _some(held_out, rng)}
@@ -29,7 +29,7 @@ def labelled_blocks() -> dict[str, list[Atoms]]:
 
 
 def unlabelled_blocks() -> dict[str, list[Atoms]]:
-    """Return the blocks that a reference model has to label."""
+    """Return the blocks without DFT forces; a reference model labels them."""
     rng = np.random.default_rng(SEED + 1)
     held_out = [atoms for name in TRAINED for atoms in split(name)[1]]
     return {
@@ -39,14 +39,14 @@ def unlabelled_blocks() -> dict[str, list[Atoms]]:
 
 
 def attack_starts(count: int) -> list[Atoms]:
-    """Return structures to attack, unlabelled: held-out frames of all topologies."""
+    """Return the starts of the attack: held-out frames of all topologies."""
     rng = np.random.default_rng(SEED + 2)
     held_out = [atoms for name in TRAINED for atoms in split(name)[1]]
     return [_plain(atoms) for atoms in _some(held_out, rng, count)]
 
 
 def training_frames(count: int) -> list[Atoms]:
-    """Return some of the frames that the models were trained on."""
+    """Return some training frames of the models."""
     rng = np.random.default_rng(SEED + 3)
     return _some([a for name in TRAINED for a in split(name)[0]], rng, count)
 
@@ -79,7 +79,7 @@ def _rattled(atoms: Atoms, amount: float, rng: np.random.Generator) -> None:
 
 
 def _scaled(atoms: Atoms, amount: float, rng: np.random.Generator) -> None:
-    """Scale all lengths, or one direction only."""
+    """Scale all lengths, or those in one direction."""
     factors = np.full(3, amount)
     if rng.random() < 0.5:
         factors[:] = 1.0

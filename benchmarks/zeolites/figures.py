@@ -1,4 +1,4 @@
-"""The pictures of `force_delta.py`."""
+"""Figures of `force_delta.py`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def draw(
     rows: Sequence[Mapping[str, Any]],
     signals: Sequence[str],
 ) -> None:
-    """Draw U against the true error, and who ranks which block how well."""
+    """Draw U against the true error, and the Spearman correlations by block."""
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(11, 4.8), layout="constrained", width_ratios=(1, 1.15)
     )

@@ -1,4 +1,4 @@
-"""The labelled frames that small Orbs are trained and tested on."""
+"""Labelled frames for the training and the test of small Orbs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HELD_OUT = 0.1
 
 
 def require_data() -> None:
-    """Leave with one clear line where the data is absent."""
+    """Exit with a message if the data are absent."""
     missing = [name for name in ("si_zeo22", "sio2") if not (DATA / name).is_dir()]
     if missing:
         raise SystemExit(f"needs {missing} under ../shared/data, which is absent")
@@ -32,7 +32,7 @@ def topology(name: str) -> list[Atoms]:
         atoms = Atoms(list(data["symbols"]), positions=positions, cell=cell, pbc=True)
         atoms.info["energy"] = float(energy)
         atoms.info["topology"] = name
-        # some older files carry a small net force
+        # some older files have a small net force
         atoms.arrays["forces"] = forces - forces.mean(axis=0)
         frames.append(atoms)
     return frames
@@ -41,8 +41,8 @@ def topology(name: str) -> list[Atoms]:
 def split(name: str) -> tuple[list[Atoms], list[Atoms]]:
     """Return the training and the held-out frames of one topology.
 
-    The files are shuffled, so that frames of one MD run lie on both sides: the held-out
-    block is as close to the training set as the source lets it be.
+    The files are shuffled, so both parts have frames of one MD run. The held-out frames
+    are thus similar to the training frames.
     """
     frames = topology(name)
     order = np.random.default_rng(22).permutation(len(frames))

@@ -1,4 +1,4 @@
-"""What models and signals say of a block of structures."""
+"""Predictions of models, and readings of signals, for a block of structures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BOTH = ("energy", "forces", "conservative_forces")
 
 @dataclass(frozen=True)
 class Answers:
-    """Of one model on one block: forces a structure, and the signals."""
+    """Forces and readings of one model on one block."""
 
     direct: list[np.ndarray]
     force_delta: np.ndarray
@@ -82,11 +82,11 @@ def rms(forces: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> np.ndarray
 
 
 def chgnet_forces(frames: Sequence[Atoms]) -> list[np.ndarray]:
-    """Return what CHGNet says of the forces, as an independent opinion."""
+    """Return the forces of CHGNet, as an independent reference."""
     import contextlib
     import io
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
+    with contextlib.redirect_stdout(io.StringIO()):  # hides the message of CHGNet
         from chgnet.model.dynamics import CHGNetCalculator
 
         backbone = tap(CHGNetCalculator(use_device="cpu"))

@@ -1,12 +1,13 @@
-"""Train a small Orb on zeolites: its energy through the energy's gradient, too.
+"""Train a small Orb on zeolites, with energies, direct and conservative forces.
 
     python -m zeolites.train SEED FOLDER             (from benchmarks/)
     python -m zeolites.train SEED FOLDER --everything
 
-An energy head that learns from energies alone has a poor gradient, and then direct and
-conservative forces differ everywhere. So three losses: energies, direct forces, and
-conservative forces. ``--everything`` trains the larger reference on all that is there.
-Written for orb-models 0.5 (Python 3.11), whose graphs are made without an adapter.
+An energy head that is trained on energies alone has a poor gradient, and then direct
+and conservative forces differ for all structures. So there are three losses: energies,
+direct forces, and conservative forces. ``--everything`` trains the larger reference on
+all frames. The script needs orb-models 0.5 (Python 3.11), which makes graphs without an
+adapter.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ REFERENCE_SIZE = {"latent": 96, "hidden": 192, "steps": 3}
 BATCH = 8
 STEPS = 3000
 PEAK_LEARNING_RATE = 3e-3
-# of energies in eV/atom beside forces in eV/Å; a steep energy loss drowns the forces
+# of energies (eV/atom) relative to forces (eV/Å); more would hide the forces
 ENERGY_WEIGHT = 2.0
 ENERGY_SCALE = 0.02  # eV/atom, below which the loss is quadratic
-DIRECT_WEIGHT = 2.0  # direct forces are learnt more slowly
+DIRECT_WEIGHT = 2.0  # the direct forces need a larger weight
 
 
 def main() -> None:
@@ -70,7 +71,7 @@ def train(
     size: dict[str, int],
     steps: int,
 ) -> tuple[DirectForcefieldRegressor, dict]:
-    """Return the model after one cycle of the learning rate, and what happened."""
+    """Return the model after one cycle of the learning rate, and the history."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     started = time.monotonic()
@@ -160,7 +161,7 @@ def _losses(
     energy, direct, conservative = both_forces(model, batch, create_graph=True)
     target = batch.node_targets["forces"]
     off = (energy - batch.system_targets["energy"]) / batch.n_node
-    off = off[off.isfinite()]  # of another functional only the forces are comparable
+    off = off[off.isfinite()]  # from another functional only forces can be compared
     energies = ((off**2 + ENERGY_SCALE**2).sqrt() - ENERGY_SCALE).sum()
     return (
         ENERGY_WEIGHT * energies / len(batch.n_node),
@@ -202,7 +203,7 @@ def _graph(model: DirectForcefieldRegressor, atoms: Atoms) -> AtomGraphs:
 
 
 def _turned(batch: AtomGraphs, rng: np.random.Generator) -> AtomGraphs:
-    """Turn each structure at random: Orb has no rotational symmetry of its own."""
+    """Rotate each structure at random: Orb has no exact rotational symmetry."""
     turns = Rotation.random(len(batch.n_node), random_state=rng).as_matrix()
     rotation = torch.as_tensor(turns, dtype=torch.float32)
     rows = rotation.repeat_interleave(batch.n_node, dim=0)

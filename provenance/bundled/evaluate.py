@@ -1,4 +1,4 @@
-"""Measure the bundled backbone: errors on unseen molecules and time per call."""
+"""Measure errors on unseen molecules and time per call of the bundled backbone."""
 
 import argparse
 import json

@@ -1,8 +1,8 @@
 """Faster training modules for a scalar MACE with harmonics up to degree 2.
 
-They compute the same functions from the same parameters as MACE's own modules, in
-fewer and smaller intermediate arrays; the trained parameters are then used with the
-unchanged model.
+They compute the same functions from the same parameters as the modules of MACE, with
+fewer and smaller intermediate arrays. The trained parameters are used in the unchanged
+model.
 """
 
 from typing import Any
@@ -17,8 +17,8 @@ CHANNELS_MARK = "x0e"
 class FusedConvolution(torch.nn.Module):
     """Tensor product and sum over neighbours of scalar features as matrix products.
 
-    Replaces MACE's `conv_tp` while training (`conv_fusion` marks the exchange). It
-    needs the same number of edges for every receiver, in order of the receivers.
+    It replaces `conv_tp` of MACE during training (`conv_fusion` marks this). It needs
+    the same number of edges for each receiver, in order of the receivers.
     """
 
     def __init__(self, degrees: int, channels: int) -> None:
@@ -51,9 +51,9 @@ class FusedConvolution(torch.nn.Module):
 class PairRadial(torch.nn.Module):
     """Radial network evaluated once per pair of atoms instead of once per edge.
 
-    `pairs` holds for every edge the number of its pair, counted from one, and zero
-    for the edges beyond the cutoff; `first` holds one edge of every pair. Both are set
-    for each batch before the model is called.
+    `pairs` has the number of the pair of each edge, counted from one, and zero for
+    edges beyond the cutoff. `first` has one edge of each pair. Both are set for each
+    batch before the model is called.
     """
 
     def __init__(self, network: torch.nn.Module) -> None:
@@ -145,7 +145,7 @@ class FastContraction(torch.nn.Module):
 
 
 def accelerate(model: torch.nn.Module, config: dict[str, Any]) -> torch.nn.Module:
-    """Exchange the slow modules of a model for the faster ones."""
+    """Replace the slow modules of a model by the faster ones."""
     channels = int(config["model"]["hidden_irreps"].removesuffix(CHANNELS_MARK))
     for interaction in model.interactions:
         interaction.conv_tp = FusedConvolution(config["model"]["max_ell"], channels)
@@ -158,7 +158,7 @@ def accelerate(model: torch.nn.Module, config: dict[str, Any]) -> torch.nn.Modul
 
 
 def set_pairs(model: torch.nn.Module, pairs: torch.Tensor, first: torch.Tensor) -> None:
-    """Tell an accelerated model which edges belong to the same pair of atoms."""
+    """Set the pair of atoms of each edge in an accelerated model."""
     for interaction in model.interactions:
         if isinstance(interaction.conv_tp_weights, PairRadial):
             interaction.conv_tp_weights.pairs = pairs

@@ -1,8 +1,9 @@
-"""Fit the probe that ships with the package, and say by kind of frame how good it is.
+"""Fit the probe of the bundled potential, and score it by kind of frame.
 
-Labels: the frames of `probe_frames.py` and `scope_frames.py`; molecules of training,
-promise and test differ. Writes the probe and ``results/fit_default_probe.json``, with
-the same table for another probe (``--previous``) on the same test frames.
+The labels are the frames of `probe_frames.py` and `scope_frames.py`. Training,
+guarantee and test have no molecule in common. The script writes the probe and
+``benchmarks/results/fit_default_probe.json``. With ``--previous`` the file has the
+scores of another probe on the same test frames, too.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from uqcalc.statistics import scores
 
 
 EXCLUDE = ("duplicate",)
-RISKS = (0.05, 0.1)  # of a promise, the strictest first
+RISKS = (0.05, 0.1)  # of a guarantee, the strictest first
 SPLITS = ("probe_train", "probe_calibration", "probe_test")
-TOLERANCE = 0.2  # eV/Å, RMS over the structure: where dynamics goes wrong
+TOLERANCE = 0.2  # eV/Å, RMS over the structure: larger errors spoil dynamics
 DESCRIPTION = (
     "For demonstrations, tests and learning. P(RMS force error against GFN2-xTB <= "
     "0.2 eV/Å) for the bundled MACE on neutral molecules of H, C, N, O, their dimers "
@@ -57,7 +58,7 @@ COLUMNS = {
 
 
 def load(folder: Path, split: str, every: int = 1) -> list[Atoms]:
-    """Return the frames of both scripts; of each ramp the ``every``-th frame only."""
+    """Return the frames of both scripts, with each ``every``-th frame of a ramp."""
     frames: list[Atoms] = []
     for path in (folder / f"{split}.xyz", folder / f"{split}.scope.xyz"):
         if path.is_file():
@@ -68,7 +69,7 @@ def load(folder: Path, split: str, every: int = 1) -> list[Atoms]:
 
 
 def kind_of(frame: Atoms) -> str:
-    """Return what a frame is reported under: its kind, by temperature or size."""
+    """Return the kind of a frame in the report; some depend on temperature or size."""
     kind: str = frame.info["kind"]
     if kind == "ramp":
         return "ramp to 1500 K" if frame.info["temperature"] < 1500 else "ramp beyond"
@@ -78,7 +79,7 @@ def kind_of(frame: Atoms) -> str:
 
 
 def kept(data: Dataset, frames: Sequence[Atoms]) -> list[Atoms]:
-    """Return the frames that ``data`` was made of, in its order."""
+    """Return the frames of ``data``, in its order."""
     left_out = {i for rows in data.excluded.values() for i in rows}
     return [frame for i, frame in enumerate(frames) if i not in left_out]
 
@@ -86,11 +87,11 @@ def kept(data: Dataset, frames: Sequence[Atoms]) -> list[Atoms]:
 def judged(
     name: str, probe: Probe, backbone: Backbone, data: Dataset, frames: list[Atoms]
 ) -> list[dict[str, Any]]:
-    """Return a line for each kind of test frame: what is said, and what is true."""
+    """Return a row for each kind of test frame: P, verdicts, and true errors."""
     calc = ReliableCalculator(backbone, probe=probe, importance="flagged")
     assessments = [calc.judge(prediction) for prediction in data.predictions]
     found = [a.results()["probe_reliability"] for a in assessments]
-    said = np.nan_to_num(np.array(found, dtype=float))  # NaN: not believed
+    said = np.nan_to_num(np.array(found, dtype=float))  # NaN counts as P = 0
     level = np.array([int(a.level) for a in assessments])
     right = data.errors <= TOLERANCE
     kinds = np.array([kind_of(frame) for frame in frames])
@@ -126,7 +127,7 @@ def _share(part: np.ndarray, whole: np.ndarray) -> float | None:
 
 
 def promised(probe: Probe, data: Dataset) -> tuple[Probe, str]:
-    """Return the probe with the strictest promise there is, or without one and why."""
+    """Return the probe with the strictest guarantee, if any, and the reasons."""
     reasons = []
     for risk in RISKS:
         try:
@@ -148,7 +149,7 @@ def main() -> None:
         "--ramp-every",
         type=int,
         default=2,
-        help="train on every so many frames of a ramp: those side by side are alike",
+        help="train on each n-th frame of a ramp: successive frames are alike",
     )
     options = parser.parse_args()
     backbone = tap(bare_calculator())
@@ -170,7 +171,7 @@ def main() -> None:
     probe, note = promised(probe, held_out)
     print(note, flush=True)
     probe.save(options.output, half=True)
-    probe = Probe.load(options.output)  # as it ships
+    probe = Probe.load(options.output)  # half precision, as in the package
     tested = kept(test, frames["probe_test"])
     rows = judged("shipped", probe, backbone, test, tested)
     compared = []
@@ -195,7 +196,7 @@ def main() -> None:
 def _targets(
     rows: list[dict[str, Any]], compared: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Hold the probe against the previous one, on the same frames."""
+    """Compare the probe with the previous one on the same frames."""
     named = {row["kind"]: row for row in rows}
     found = []
     for row in compared:

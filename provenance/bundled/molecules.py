@@ -71,7 +71,7 @@ HETERO_SUBSTITUENTS = [
 ]  # fmt: skip
 FAVOURED = {"C", "O", "N", "OC", "C(=O)O", "C=O", "OC(C)=O", "NC(C)=O"}
 
-# The chemistry of the held-out drugs in other molecules: always in the backbone.
+# Functional groups of the held-out drugs in other molecules: always in `backbone`.
 FORCED_BACKBONE = [
     "CC(=O)Oc1ccccc1", "CC(=O)Oc1ccc(C(=O)O)cc1", "CC(=O)Oc1cccc(C(=O)O)c1",
     "CC(=O)Oc1ccccc1C=O", "CC(=O)Oc1ccccc1C", "CC(=O)Oc1ccccc1C(N)=O",
@@ -118,7 +118,7 @@ def sites(mol: Chem.Mol) -> list[int]:
 
 
 def attach(scaffold: str, site: int, substituent: str) -> str | None:
-    """Join the first atom of a substituent to a scaffold atom; None if unsound."""
+    """Join the first atom of a substituent to a scaffold atom; None if invalid."""
     mol, group = Chem.MolFromSmiles(scaffold), Chem.MolFromSmiles(substituent)
     atom, first = mol.GetAtomWithIdx(site), group.GetAtomWithIdx(0)
     hetero = first.GetAtomicNum() != 6
@@ -139,12 +139,12 @@ def attach(scaffold: str, site: int, substituent: str) -> str | None:
 
 
 def is_unsaturated(atom: Chem.Atom) -> bool:
-    """Tell whether the atom takes part in a double or triple bond."""
+    """Return whether the atom is in a double or triple bond."""
     return any(bond.GetBondTypeAsDouble() > 1 for bond in atom.GetBonds())
 
 
 def accepted(smiles: str, held_out: set[str]) -> bool:
-    """Keep neutral closed-shell CHNO molecules of the chosen size."""
+    """Return whether a molecule is neutral CHNO, closed-shell and of allowed size."""
     mol = Chem.MolFromSmiles(smiles)
     allowed = all(atom.GetSymbol() in "CNO" for atom in mol.GetAtoms())
     radicals = any(atom.GetNumRadicalElectrons() for atom in mol.GetAtoms())

@@ -1,4 +1,4 @@
-"""Label frames on which a reliability probe for the backbone is fitted and tested.
+"""Label frames for the fit and the test of the probe of the bundled potential.
 
 Stage `md` samples GFN2-xTB dynamics of the probe molecules (no model needed). Stage
 `ramps` heats the molecules on the trained backbone until it fails, labels these
@@ -65,7 +65,7 @@ def sample_md(data: Path, workers: int) -> None:
 
 
 def label(atoms: Atoms, molecule: str, temperature: float) -> Atoms | str:
-    """Label one frame with a fresh calculator, or say why that failed."""
+    """Label one frame with a new calculator, or return the reason of the failure."""
     atoms.calc = xtb()
     try:
         return snapshot(atoms, molecule, temperature, "ramp")
@@ -74,7 +74,7 @@ def label(atoms: Atoms, molecule: str, temperature: float) -> Atoms | str:
 
 
 def ramp_chunk(molecules: list[str]) -> list[tuple[Sampled, str]]:
-    """Heat a chunk of molecules and label the frames; with the reason of the stop."""
+    """Heat a chunk of molecules and label the frames; return reasons of stops, too."""
     torch.set_num_threads(1)
     forces = batched(load_model())
     ramps = [

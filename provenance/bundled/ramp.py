@@ -14,7 +14,7 @@ MAX_FORCE, MAX_DISTANCE = 100.0, 15.0
 
 @dataclass(frozen=True)
 class Schedule:
-    """A linear ramp of the heat bath, and which of its steps are kept."""
+    """A linear ramp of the heat bath, and the interval of the kept frames."""
 
     start_K: float
     end_K: float
@@ -109,7 +109,7 @@ class BatchedForces:
 
 
 def batched(model: torch.nn.Module) -> BatchedForces:
-    """Return a model of the bundled one's shape, accelerated."""
+    """Return an accelerated copy of a model with the shape of the bundled one."""
     return BatchedForces(accelerate(model, SHAPE), model.atomic_numbers.tolist())
 
 
@@ -132,7 +132,7 @@ def drift(ramp: Ramp, schedule: Schedule, temperature: float) -> None:
 
 
 def broken(ramp: Ramp, forces: np.ndarray) -> str:
-    """Tell why a ramp must stop; empty while it may go on."""
+    """Return the reason why a ramp must stop; empty if it goes on."""
     distance = np.linalg.norm(ramp.atoms.positions - ramp.atoms.positions.mean(0),
                               axis=1).max()  # fmt: skip
     largest = np.linalg.norm(forces, axis=1).max()

@@ -1,7 +1,7 @@
 """Sample GFN2-xTB molecular dynamics frames of the enumerated molecules.
 
-Every molecule is embedded and pre-optimised with MMFF, then follows Langevin
-dynamics on GFN2-xTB at rising temperatures. Frames carry `REF_energy` (eV),
+Each molecule is embedded and optimised with MMFF. Langevin dynamics with GFN2-xTB at
+rising temperatures follows. Frames have `REF_energy` (eV),
 `REF_forces` (eV/Angstrom), `molecule` (SMILES), `temperature` and `kind`.
 """
 
@@ -38,7 +38,7 @@ FAILURES = (CalculatorError, RuntimeError)
 
 @dataclass
 class Sampled:
-    """Frames of one molecule and what went wrong on the way."""
+    """Frames of one molecule, and failures."""
 
     molecule: str
     frames: list[Atoms] = field(default_factory=list)
@@ -127,7 +127,7 @@ def write_frames(path: Path, frames: list[Atoms]) -> None:
 
 
 def collect(results: Iterable[Sampled], total: int) -> tuple[list[Atoms], list[str]]:
-    """Gather the frames and failures of all molecules, reporting progress."""
+    """Return the frames and failures of all molecules, and print the progress."""
     frames: list[Atoms] = []
     failures: list[str] = []
     start = time.monotonic()

@@ -1,4 +1,4 @@
-"""Label what dynamics of one molecule never shows: the rest of the probe's scope.
+"""Label kinds of frames that dynamics of one molecule does not have.
 
 Kinds: ``small`` (2 to 7 atoms, rattled and scaled), ``mmff`` (thermal frames of a force
 field, 300 to 2500 K, all molecules), ``stretch`` (one bond at 0.6 to 2.5 times its
@@ -9,10 +9,10 @@ whole molecule at 0.75 to 1.5 times its size) and ``large`` (drugs of 27 to 50 a
 ``mmff`` and ``stretch``). Every split has molecules of its own; a dimer belongs to its
 first one.
 
-The reference is what the backbone was trained on: GFN2-xTB of the whole system with as
-few unpaired electrons as its number allows (none, one for radicals), smeared over
-orbitals at 300 K. GFN2-xTB has no spin polarisation: two radicals drawn apart have
-half-filled orbitals, and no bond between them, with the spins paired or not.
+The reference is that of the backbone: GFN2-xTB of the whole system with the lowest
+number of unpaired electrons (none, or one for radicals) and an electronic temperature
+of 300 K. GFN2-xTB has no spin polarisation: two radicals far apart have half-filled
+orbitals and no bond, whether their spins are paired or not.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from sample import FAILURES, embed, read_groups, seed_of, snapshot, write_frames
 from tblite.ase import TBLite
 
 
-# Closed shells first, radicals after them; by split, so that the test holds others.
+# Closed shells first, then radicals; by split, so that the test has other molecules.
 SMALL = {
     "probe_train": [
         "[H][H]", "N#N", "O=O", "[C-]#[O+]", "O", "C", "N", "C#N", "O=C=O", "C#C",
@@ -75,7 +75,7 @@ LARGE = {
         "CC12CCC(CC1CCC2O)C(=O)OC",
     ],
 }  # fmt: skip
-# Of training alone: molecules of 15 to 30 atoms, with a few stretched bonds each.
+# For training only: molecules of 15 to 30 atoms, with a few stretched bonds each.
 PARTLY = [
     "CCOC(=O)c1ccccc1", "CC(C)CC(N)C(=O)O", "OCCc1ccccc1", "CCCCCC(=O)O",
     "CC(=O)Oc1ccccc1", "NC(=O)c1cccnc1", "COc1ccc(C=O)cc1O", "CC1CCCCC1O",
@@ -90,12 +90,12 @@ COUNTS = {
 START_K, END_K, MMFF_STEPS, STEP_FS = 300.0, 2500.0, 1400, 0.5
 FRICTION_PER_FS = 0.05
 KCAL_MOL = units.kcal / units.mol
-_LEAST_PARTLY = 12  # atoms; smaller molecules have stretched bonds enough
+_LEAST_PARTLY = 12  # atoms; smaller molecules have enough stretched bonds
 
 
 @dataclass(frozen=True)
 class Made:
-    """A geometry that waits for its label."""
+    """A geometry without a label."""
 
     kind: str
     atoms: Atoms
@@ -147,9 +147,9 @@ def stretched(
 ) -> tuple[Atoms, float]:
     """Return a copy with one bond shorter or longer, and the factor.
 
-    Half of the time the bond is to hydrogen where there is one. A fragment moves as a
-    whole; in rings, and in one of four, the atom moves alone. The share ``off`` of
-    atoms or fragments is pulled off to 8 Å.
+    In half of the frames the bond is one to hydrogen, if there is one. A fragment moves
+    as a whole. In rings, and in one of four frames, the atom moves alone. A share
+    ``off`` of atoms or fragments is pulled off, up to 8 Å.
     """
     known = bonds(atoms) or [nearest(atoms)]
     of_hydrogen = [b for b in known if 1 in atoms.numbers[list(b)]]
@@ -182,7 +182,7 @@ def rattled(atoms: Atoms, rng: np.random.Generator, width: float) -> Atoms:
 
 
 def turned(atoms: Atoms, rng: np.random.Generator) -> Atoms:
-    """Return a copy at the origin, turned at random."""
+    """Return a copy at the origin in a random orientation."""
     copy = atoms.copy()
     copy.positions -= copy.positions.mean(axis=0)
     matrix, upper = np.linalg.qr(rng.normal(size=(3, 3)))
@@ -249,7 +249,7 @@ def mmff_frames(smiles: str, count: int, purpose: str) -> list[tuple[float, Atom
 
 def _mmff_force(field: Any, conformer: Any, positions: np.ndarray) -> np.ndarray:
     conformer.SetPositions(positions)
-    field.Initialize()  # else distances of before are taken
+    field.Initialize()  # else RDKit uses the distances of the step before
     return -KCAL_MOL * np.array(field.CalcGrad()).reshape(-1, 3)
 
 
@@ -304,7 +304,7 @@ def of_molecule(smiles: str, partners: list[str], *, large: bool) -> Iterator[Ma
 
 
 def partly_stretched(smiles: str, count: int) -> Iterator[Made]:
-    """Make bonds at 1.2 to 1.6 times their length, and the molecule as it relaxes."""
+    """Make bonds at 1.2 to 1.6 times their length, and frames of the relaxation."""
     atoms = embed(smiles, seed_of(smiles, "partly"))
     if len(atoms) < _LEAST_PARTLY:
         return
@@ -355,7 +355,7 @@ def zlib_even(smiles: str) -> bool:
 
 
 def labelled(name: str, made: Made) -> Atoms | str:
-    """Return the labelled frame, or why it has no label."""
+    """Return the labelled frame, or the reason for a missing label."""
     atoms = made.atoms
     atoms.calc = reference(atoms)
     try:

@@ -32,7 +32,7 @@ Batch = dict[str, torch.Tensor]
 
 @dataclass
 class Settings:
-    """What the command line sets."""
+    """Settings of the command line."""
 
     minutes: float
     seed: int
@@ -50,7 +50,7 @@ def fit_energies(frames: list[Atoms]) -> np.ndarray:
 
 
 def prepare(atoms: Atoms, e0: np.ndarray) -> Batch:
-    """Turn a frame into tensors, neighbour list included."""
+    """Turn a frame into tensors with a neighbour list."""
     distances = atoms.get_all_distances()
     np.fill_diagonal(distances, np.inf)
     neighbours = [np.flatnonzero(row < R_MAX) for row in distances]
@@ -77,8 +77,8 @@ def prepare(atoms: Atoms, e0: np.ndarray) -> Batch:
 def collate(samples: list[Batch]) -> Batch:
     """Concatenate prepared frames into one batch, equally many edges per atom.
 
-    Missing edges are an atom's edge to itself, shifted beyond the cutoff: they
-    contribute exactly nothing and let the convolution run as matrix products.
+    A missing edge joins an atom to itself, shifted beyond the cutoff. Its contribution
+    is exactly zero, and the convolution can use matrix products.
     """
     sizes = torch.tensor([len(s["positions"]) for s in samples])
     ptr = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
@@ -169,7 +169,7 @@ def configuration(frames: list[Atoms], train: list[Batch], seed: int) -> dict[st
 
 
 def write_model(path: Path, model: torch.nn.Module, config: dict[str, Any]) -> None:
-    """Write weights and configuration, each renamed into place when whole."""
+    """Write weights and configuration to temporary files, which are then renamed."""
     state = {k: v.detach().clone().contiguous() for k, v in model.state_dict().items()}
     path.mkdir(parents=True, exist_ok=True)
     temporary = path / "backbone.safetensors.tmp"
@@ -223,7 +223,7 @@ class Trainer:
         return float(loss)
 
     def epoch(self, train: list[Batch]) -> float:
-        """Run one shuffled epoch, or what the budget leaves of it."""
+        """Run one shuffled epoch, or as much of it as the budget allows."""
         order = torch.randperm(len(train), generator=self.generator).tolist()
         size = self.settings.batch_size
         losses = []
@@ -240,7 +240,7 @@ class Trainer:
         return sum(losses) / max(len(losses), 1)
 
     def report(self, epoch: int, validation: dict[str, list[Batch]]) -> None:
-        """Evaluate the averaged weights and write them with their figures."""
+        """Evaluate the averaged weights and write them with their errors."""
         figures = {name: evaluate(self.shadow, s) for name, s in validation.items()}
         training = self.config["training"]
         training["epochs"] = epoch

@@ -1,19 +1,19 @@
 """Fit the probes of CHGNet 0.3.0 and SevenNet-0 that ship with the package.
 
-Labels: PBE(+U) forces of the benchmark sets of microsoft/mattersim (MIT), in
-``--data``. Structures of one reduced formula form a group, so that no material is on
-two sides. A fifth of the groups is for the risk promise and a fifth for the test. Two
-of the six sets (MPtrj) are in both potentials' own training pool; the cards say so.
+The labels are PBE(+U) forces of the benchmark sets of microsoft/mattersim (MIT), in
+``--data``. Structures of one reduced formula are a group, so each material is in one
+split only. A fifth of the groups is for the guarantee and a fifth for the test. Two of
+the six sets (MPtrj) are in the training pool of both potentials; the cards say so.
 
     python provenance/universal/fit_probe.py --model chgnet
     python provenance/universal/fit_probe.py --model sevennet  # with sevenn
 
-With ``--before`` another probe is scored on the same test structures; the groups are
-divided as they were before structures without information were left out, so that a
-probe from then has not seen them either.
+With ``--before`` another probe is scored on the same test structures. The split of the
+groups includes structures without information, as in earlier versions. So the test
+structures are unseen for a probe of an earlier version, too.
 
-SevenNet's features of these structures are in ``--features``; the script reads them
-there after it has checked some against a pass of its own, which saves an hour.
+``--features`` has the features of these structures from SevenNet. The script computes
+some of them again to check them, and reads the others, which saves an hour.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ DESCRIPTION = (
     "atoms. Labels: benchmark sets of microsoft/mattersim (MIT licence), of which the "
     "MPtrj frames are in the potential's own training pool. Energies are not judged."
 )
-CHECKED = 3  # structures of each set whose stored features are computed again
+CHECKED = 3  # structures of each set with features that are computed again
 
 
 def chgnet() -> BaseCalculator:
@@ -97,10 +97,10 @@ def load_frames(folder: Path, largest: int) -> list[Atoms]:
 def stored(
     frames: Sequence[Atoms], folder: Path, backbone: Backbone, labels: uqcalc.Labels
 ) -> tuple[Dataset, list[str], list[str]]:
-    """Return the dataset from stored predictions, some of which are checked.
+    """Return the dataset from stored predictions, the sets, and the groups.
 
-    Beside it stand the set of each structure, and the groups of all, also of those
-    that are left out because their forces vanish by symmetry.
+    A few predictions are checked. Sets are those of the kept structures; groups include
+    those of structures that are left out because their forces vanish by symmetry.
     """
     known: list[str] = []
     kept: list[Atoms] = []
@@ -161,7 +161,7 @@ def stored(
 
 def _check(prediction: Prediction, backbone: Backbone, frame: Atoms) -> None:
     fresh = backbone(Atoms(frame), ["energy", "forces"])
-    # half precision was stored
+    # the stored features have half precision
     np.testing.assert_allclose(
         prediction.features, fresh.features, rtol=2e-2, atol=5e-3
     )
@@ -169,7 +169,7 @@ def _check(prediction: Prediction, backbone: Backbone, frame: Atoms) -> None:
 
 
 def divide(data: Dataset, known: Sequence[str], seed: int) -> list[np.ndarray]:
-    """Return rows for fit, promise and test, 60/20/20 of the ``known`` groups."""
+    """Return rows for fit, guarantee and test: 60/20/20 % of the ``known`` groups."""
     names = np.random.default_rng(seed).permutation(sorted(set(known)))
     groups = np.asarray(data.groups)
     ends = (len(names) * 6 // 10, len(names) * 8 // 10)
@@ -193,7 +193,7 @@ def by_regime(
             [result.probe.read(c).atoms for c in chunks(part.predictions)]
         ).numpy()
         errors = np.concatenate(part.atom_errors or [])
-        said = np.isfinite(errors)  # the others' forces vanish by symmetry
+        said = np.isfinite(errors)  # NaN where forces vanish by symmetry
         errors, atoms = errors[said], atoms[said]
         right = errors <= (result.probe.card.atom_boundary or 0.0)
         rows.append(
@@ -210,7 +210,7 @@ def by_regime(
 
 
 def called_reliable(probe: uqcalc.Probe, data: Dataset) -> np.ndarray:
-    """Return whom the probe's own policy calls RELIABLE."""
+    """Return which structures are RELIABLE with the policy of the probe."""
     seen = read_structures(probe, data.predictions)
     return ~seen.outside & ~seen.weak & (seen.probability >= probe.card.suspect)
 
@@ -218,7 +218,7 @@ def called_reliable(probe: uqcalc.Probe, data: Dataset) -> np.ndarray:
 def compared(
     before: uqcalc.Probe, probe: uqcalc.Probe, test: Dataset
 ) -> dict[str, Any]:
-    """Return the scores of another probe, and who is RELIABLE with both or one."""
+    """Return the scores of another probe, and counts of RELIABLE with both or one."""
     right = test.errors <= probe.card.boundary
     old, new = called_reliable(before, test), called_reliable(probe, test)
     return {
@@ -292,7 +292,7 @@ def main() -> None:
         "regimes": [
             {k: None if row[k] != row[k] else row[k] for k in (*shown, "atoms_auroc")}
             for row in regimes
-        ]  # NaN, where all are of one class, is no JSON
+        ]  # NaN (if all are of one class) is not valid JSON
     }
     probe = probe.with_card(description=DESCRIPTION.format(name=name), report=report)
     output = options.output or Path(f"{options.model}.probe")
