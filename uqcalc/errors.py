@@ -61,8 +61,8 @@ class SourceError(RecordError):
         self.source, self.reason, self.summary = source, reason, summary
         super().__init__(
             f"source must be readable to its end, got {source} ({reason}) after "
-            f"{summary.frames} frames, which are in {summary.target}; mend it or "
-            "wait for it to grow, and run again to continue"
+            f"{summary.frames} frames, which are in {summary.target}; repair the "
+            "file, or wait until it is complete, and run again to continue"
         )
 
     def __reduce__(self) -> tuple[type[SourceError], tuple[Any, ...]]:
@@ -114,7 +114,7 @@ class MissingExtraError(UqcalcError, ImportError):
             last = f"{end[0]}.{end[1] - 1}"
             remedy = (
                 f"uqcalc supports it with Python 3.11 to {last}, and this is Python "
-                f"{this}: make an environment with Python {last}, and there {remedy}"
+                f"{this}: make an environment with Python {last}, and in it {remedy}"
             )
         super().__init__(f"{what} needs {package}, which is not installed; {remedy}")
 

@@ -170,7 +170,7 @@ def plot_atoms(
     axes.axis("off")
     strip = axes.inset_axes((0.2, -0.07, 0.6, 0.025))
     bar = axes.figure.colorbar(colours, cax=strip, orientation="horizontal")
-    bar.set_label("importance, as a multiple of the even share", fontsize=9)
+    bar.set_label("weight (average over the atoms: 1)", fontsize=9)
     bar.outline.set_visible(False)
     return axes
 

@@ -18,7 +18,7 @@ TRUST_NOTHING = (-1.0, sys.float_info.max)
 RUN = "run"
 CELL_MOVES = (
     "the cell moves with a stress that no signal of the policy judges: a probe for "
-    "forces or energies says nothing of it"
+    "forces or energies does not judge stress"
 )
 
 
@@ -100,8 +100,8 @@ class Threshold:
             return f"{self.signal}: {reading.note or 'the risk is NaN'}"
         if (self.suspect, self.unreliable) == TRUST_NOTHING:
             return (
-                f"{self.signal}: no limit is known (risk {reading.risk:.3g}{unit}), so "
-                "nothing counts as reliable"
+                f"{self.signal}: no limit is known (risk {reading.risk:.3g}{unit}), "
+                "so no structure is RELIABLE"
             )
         severe = self.level(reading.risk) is Level.UNRELIABLE
         limit = self.unreliable if severe else self.suspect

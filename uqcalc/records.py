@@ -279,6 +279,9 @@ def checked_interval(value: int, name: str) -> int:
     """
     given: object = value
     if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-        msg = f"{name} must be a whole number from 1, got {value!r}; 1 leaves none out"
+        msg = (
+            f"{name} must be a whole number of at least 1, got {value!r}; 1 means "
+            "every geometry"
+        )
         raise ValueError(msg)
     return value

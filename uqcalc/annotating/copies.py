@@ -169,7 +169,7 @@ def read_assessment(atoms: Atoms) -> Assessment:
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         msg = (
             f"info[{INFO_KEY!r}] must be what uqcalc wrote, got {str(text)[:60]!r} "
-            f"({type(error).__name__}: {error}); take the entry out of the frame"
+            f"({type(error).__name__}: {error}); remove this entry from the frame"
         )
         raise RecordError(msg) from error
     return Assessment(readings, verdict)

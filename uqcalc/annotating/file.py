@@ -122,7 +122,7 @@ def _checked_target(source: Path, target: str | os.PathLike[str]) -> Path:
     if output.suffix not in _ENDINGS:
         msg = (
             f"target must end in {' or '.join(_ENDINGS)}, got {output.name}; other "
-            "formats lose what is said of single atoms"
+            "formats lose the values of single atoms"
         )
         raise RecordError(msg)
     if not source.exists():
@@ -170,16 +170,17 @@ def _standing(
     for index, ours in enumerate(written):
         if ours.info.get(MODEL_KEY) != identity:
             msg = (
-                f"target must be annotated by the same potential, probe and policy, "
-                f"got {output} with {ours.info.get(MODEL_KEY)} at frame {index}, now "
-                f"{identity}; choose another name"
+                "target must be annotated with the potential, probe and policy of "
+                f"this run, {identity}, got {output} with {ours.info.get(MODEL_KEY)} "
+                f"at frame {index}; choose another name"
             )
             raise RecordError(msg)
         if not _same_geometry(ours, next(frames, None)):
             msg = (
-                f"target must hold the first frames of this source, got {output} whose "
-                f"frame {index} is not that of {reading.path}"
-                f"{f' ({reading.error})' if reading.error else ''}; choose another name"
+                f"target must hold the first frames of this source, got {output} "
+                f"whose frame {index} differs from that of "
+                f"{reading.path}{f' ({reading.error})' if reading.error else ''}; "
+                "choose another name"
             )
             raise RecordError(msg)
         yield ours
@@ -194,9 +195,9 @@ def _parsed(output: Path, frames: int) -> Iterator[Atoms]:
         )
     except UNREADABLE as error:
         msg = (
-            f"target must hold frames that can be read, got {output} "
-            f"({type(error).__name__}: {error}); move it away, or choose another name, "
-            "to annotate from the start"
+            f"frames of the target must be readable, got {output} "
+            f"({type(error).__name__}: {error}); to annotate from the start, move "
+            "this file away or choose another name"
         )
         raise RecordError(msg) from error
 

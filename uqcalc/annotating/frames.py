@@ -50,15 +50,16 @@ def whole_frames(path: Path, what: str) -> tuple[int, int]:
         while header := file.readline():
             if not header.strip().isdigit():
                 msg = (
-                    f"{what} must be XYZ, got {header[:40]!r} where {path} must give "
-                    "an atom count; choose another name"
+                    f"{what} must be XYZ, got {header[:40]!r} in {path} in place of a "
+                    "number of atoms; choose another name"
                 )
                 raise RecordError(msg)
             comment = file.readline()
             if comment.endswith(b"\n") and f"{INFO_KEY}=".encode() not in comment:
                 msg = (
-                    f"{what} must carry an assessment, got {path} whose frame {frames} "
-                    "has none; choose another name, so as not to mix files"
+                    f"{what} must carry an assessment, got {path} whose frame "
+                    f"{frames} has none; choose another name, because one file must "
+                    "not mix frames with and without assessments"
                 )
                 raise RecordError(msg)
             last = comment

@@ -94,7 +94,8 @@ def _mended(frame: Atoms, what: str, lost: list[str]) -> FrameText:
     if not _survives(kept, {}):
         msg = (
             f"{what} must have a geometry that extended XYZ can hold, got "
-            f"{len(frame)} atoms that it does not give back; write it by other means"
+            f"{len(frame)} atoms whose geometry changes when it is read back; use "
+            "another format"
         )
         raise RecordError(msg)
     kept = _with_results(kept, frame, lost)

@@ -90,15 +90,19 @@ class AnnotationSummary:
         counts = ", ".join(f"{n} {level.name}" for level, n in self.levels.items())
         lines = [f"Frames in {self.target}: {self.frames} ({counts})."]
         if self.resumed_from == self.frames:
-            lines.append("All of them were there already: the file is left as it was.")
+            lines.append("All frames were already in this file; it is unchanged.")
         elif self.resumed_from:
-            lines.append(f"The first {self.resumed_from} were there already.")
+            lines.append(
+                f"The first {self.resumed_from} frames were already in this file."
+            )
         if self.failed:
             lines.append(f"Frames that could not be evaluated: {len(self.failed)}.")
         for reason, indices in self.failures().items():
             lines.append(f"  {_listed(indices)}: {reason}")
         if self.left_out:
-            lines.append("Left out of frames, as extended XYZ does not give it back:")
+            lines.append(
+                "Entries left out of frames, because extended XYZ cannot hold them:"
+            )
         for entry, where in self.left_out.items():
             lines.append(f"  {_listed([*where])}: {entry}")
         return "\n".join(lines)
@@ -112,7 +116,10 @@ class Tally:
 
     def __init__(self, worst: int) -> None:
         if worst < 0:
-            msg = f"worst must be a count of frames to list, got {worst}; 0 lists none"
+            msg = (
+                "worst must be the number of frames to list, at least 0, got "
+                f"{worst}; 0 lists none"
+            )
             raise ValueError(msg)
         self.frames = 0
         self._most = worst

@@ -198,6 +198,6 @@ def check_calculator(calculator: object, batch_atoms: int) -> None:
 
 def _checked(frame: object) -> Atoms:
     if not isinstance(frame, Atoms):
-        msg = f"frames must be Atoms, got {type(frame).__name__} among them"
+        msg = f"each frame must be Atoms, got {type(frame).__name__}"
         raise TypeError(msg)
     return frame

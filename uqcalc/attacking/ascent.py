@@ -85,15 +85,21 @@ class AttackSettings:
         for name in positive:
             _check_number(name, getattr(self, name), zero=False)
         if self.closest >= 1:
-            msg = f"closest must be below 1, got {self.closest}; bonds lie there"
+            msg = (
+                f"closest must be below 1, the length of a bond, got {self.closest}; "
+                "0.6 is usual"
+            )
             raise ValueError(msg)
         if self.alpha == 0 and self.beta == 0:
-            msg = "alpha and beta must not both be 0: nothing would move; raise one"
+            msg = (
+                "alpha or beta must be above 0, got 0 for both, which moves no atom; "
+                "raise one"
+            )
             raise ValueError(msg)
         if self.starts > 1 and self.rattle == 0:
             msg = (
-                f"rattle must be above 0 for {self.starts} starts, got 0; they would "
-                "all be the same"
+                f"rattle must be above 0 for {self.starts} starts, got 0, which makes "
+                "all starts the same; raise rattle"
             )
             raise ValueError(msg)
         if self.cell not in {"fixed", "free"}:

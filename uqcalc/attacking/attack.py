@@ -99,8 +99,8 @@ def attack(
     _check_structure(atoms, calculator, chosen)
     if reference is not None and "forces" not in reference.implemented_properties:
         msg = (
-            "reference must give forces, got a calculator of "
-            f"{list(reference.implemented_properties)}; choose another"
+            "reference must give forces, got a calculator with only "
+            f"{list(reference.implemented_properties)}; choose another calculator"
         )
         raise ValueError(msg)
     attacker = _Attacker(calculator, signal, chosen, reference, observer)
@@ -110,7 +110,10 @@ def attack(
     for start in range(chosen.starts):
         paths.append(attacker.path(start, given))
         if not paths[0].frames:
-            msg = f"structure must be one that can be evaluated, got: {paths[0].reason}"
+            msg = (
+                "the potential must be able to evaluate the structure, got: "
+                f"{paths[0].reason}"
+            )
             raise BackboneError(msg)
     return paths
 
@@ -129,14 +132,15 @@ def _checked_signal(calculator: object) -> Any:
             break
     else:
         msg = (
-            "calculator must read Force Delta to be attacked, got signals "
+            "calculator must have the signal ForceDelta for an attack, got signals "
             f"{[s.name for s in calculator.signals]}; pass signals=[ForceDelta()]"
         )
         raise ValueError(msg)
     if not isinstance(calculator.backbone, CanDifferentiate):
         msg = (
-            "backbone must have a differentiable entry to be attacked, got "
-            f"{calculator.backbone.name}, which has none; wrap another, such as Orb's"
+            "backbone must be twice differentiable for an attack, got "
+            f"{calculator.backbone.name}, which is not; wrap another model, such as "
+            "Orb"
         )
         raise BackboneError(msg)
     return signal
@@ -152,8 +156,8 @@ def _check_structure(
     kinds = {type(constraint).__name__ for constraint in atoms.constraints}
     if others := sorted(kinds - {"FixAtoms"}):
         msg = (
-            f"constraints must be FixAtoms to be kept in an attack, got {others}; "
-            "remove them with atoms.set_constraint()"
+            f"all constraints must be FixAtoms for an attack, got {others}; remove "
+            "these with atoms.set_constraint()"
         )
         raise ValueError(msg)
     fixed = fixed_atoms(atoms)
@@ -162,19 +166,22 @@ def _check_structure(
         raise ValueError(msg)
     if settings.cell == "free" and not atoms.pbc.all():
         msg = (
-            "a free cell must be periodic in all three directions, got pbc "
+            "pbc must be True in all three directions for cell='free', got "
             f"{atoms.pbc.tolist()}; use cell='fixed'"
         )
         raise ValueError(msg)
     if settings.cell == "free" and fixed is not None:
-        msg = "a free cell would move atoms under FixAtoms; use cell='fixed'"
+        msg = (
+            "atoms must have no FixAtoms for cell='free', which moves every atom, "
+            "got FixAtoms; use cell='fixed'"
+        )
         raise ValueError(msg)
     if pairs := too_close(atoms, settings.closest):
         i, j, distance = pairs[0]
         msg = (
-            f"atoms must be no closer than {settings.closest:g} times the sum of their "
-            f"covalent radii, got atoms {i} and {j} at {distance:.3g} Å; lower "
-            "`closest`, or mend the structure"
+            f"atoms must be no closer than {settings.closest:g} times the sum of "
+            f"their covalent radii, got atoms {i} and {j} at {distance:.3g} Å; lower "
+            "`closest`, or correct the structure"
         )
         raise ValueError(msg)
 
@@ -218,7 +225,7 @@ class _Attacker:
         except _MODEL_FAULTS as error:
             return f"no gradient: {_said(error)}"
         if not step.finite:
-            return "the gradients are no numbers"
+            return "a gradient is NaN or infinite"
         return self._moved(atoms, step, bounded=True)
 
     def _moved(self, atoms: Atoms, step: Step, *, bounded: bool = False) -> Atoms | str:

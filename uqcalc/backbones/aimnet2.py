@@ -41,8 +41,9 @@ class AIMNet2Backbone(LazyBackbone):
         base = owner.base_calc
         if getattr(base, "_cuda_graph", None) is not None:
             msg = (
-                "AIMNet2Calculator must have cuda_graph=False to be tapped, got True: "
-                "replayed graphs run past the tap; build it with cuda_graph=False"
+                "AIMNet2Calculator must have cuda_graph=False to be tapped, got "
+                "True, which replays a CUDA graph without the tap; build the "
+                "calculator with cuda_graph=False"
             )
             raise BackboneError(msg)
         super().__init__(
@@ -172,9 +173,9 @@ def _check_neighbours(data: dict[str, torch.Tensor], room: int | None) -> None:
     """Raise an error if the neighbour buffer was full: neighbours may be missing."""
     if room is not None and data["nbmat"].shape[-1] >= room:
         msg = (
-            f"an atom must have fewer than {room} neighbours with aimnet "
-            f"{version('aimnet')}, which drops the others, got {room} or more; install "
-            f"aimnet {_SOUND} or later"
+            f"each atom must have fewer than {room} neighbours with aimnet "
+            f"{version('aimnet')}, which ignores all further neighbours, got {room} "
+            f"or more; install aimnet {_SOUND} or later"
         )
         raise BackboneError(msg)
 

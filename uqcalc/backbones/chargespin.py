@@ -58,7 +58,7 @@ def ignored_charge_spin(
             continue
         where = name if name == INITIAL else f"info[{name!r}]"
         shown = f"{value:.3g} e" if name == INITIAL else repr(value)[:40]
-        reasons.append(f"{where} is {shown}, which this model does not read")
+        reasons.append(f"{where} is {shown}, which this model does not use")
     return tuple(reasons)
 
 

@@ -35,8 +35,8 @@ class CHGNetBackbone(Backbone):
         model = owner.model
         if not model.mlp_first:
             msg = (
-                "CHGNet must have mlp_first=True to have one feature row an atom, got "
-                "False; use a released CHGNet model"
+                "CHGNet must have mlp_first=True to have one feature row for each "
+                "atom, got False; use a released CHGNet model"
             )
             raise BackboneError(msg)
         first = next(m for m in model.mlp.modules() if isinstance(m, torch.nn.Linear))

@@ -218,8 +218,9 @@ class MACEBackbone(Backbone):
         self.check_structure(atoms)
         if "vectors" not in self.provides:
             msg = (
-                "MACE model must be a plain one to be differentiated twice, got a "
-                "compiled or converted one; load it without compile_mode or enable_cueq"
+                "MACE model must be neither compiled nor converted for second "
+                "derivatives, got a compiled or converted model; load it without "
+                "compile_mode or enable_cueq"
             )
             raise BackboneError(msg)
         owner = self.model_calculator

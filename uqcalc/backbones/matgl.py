@@ -71,7 +71,8 @@ class MatGLBackbone(Backbone):
         if hasattr(self._model, "_orig_mod"):
             msg = (
                 "MatGL potential must have compile_model=False to be tapped, got a "
-                "compiled model, which may not keep its layers; build it without"
+                "compiled model, whose layers may be missing; build it with "
+                "compile_model=False"
             )
             raise BackboneError(msg)
         self._kind, self._layer = _layer(self._model)

@@ -252,9 +252,10 @@ def _require_alike(asked: dict[str, Any], names: dict[str, str]) -> None:
         _, unit, kind = _OUTPUTS[name]
         if key in asked and (asked[key].unit, asked[key].sample_kind) != (unit, kind):
             msg = (
-                f"additional_outputs[{key!r}] must have unit={unit!r}, sample_kind="
-                f"{kind!r} to be tapped, got unit={asked[key].unit!r}, sample_kind="
-                f"{asked[key].sample_kind!r}; ask for it so, or leave it out"
+                f"additional_outputs[{key!r}] must have unit={unit!r}, "
+                f"sample_kind={kind!r} to be tapped, got unit={asked[key].unit!r}, "
+                f"sample_kind={asked[key].sample_kind!r}; request it with these, or "
+                "leave it out"
             )
             raise BackboneError(msg)
 

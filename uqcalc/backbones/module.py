@@ -74,7 +74,8 @@ class ModuleBackbone(Backbone):
         if not isinstance(picked, torch.Tensor):
             msg = (
                 "output of the tapped module must be a tensor, got "
-                f"{type(picked).__name__}; pass select= to pick the tensor out of it"
+                f"{type(picked).__name__}; pass select=, a function that returns the "
+                "tensor"
             )
             raise BackboneError(msg)
         return picked.squeeze(0) if picked.ndim == 3 else picked

@@ -216,7 +216,7 @@ class OrbBackbone(Backbone):
         if len(given) == 1:
             msg = (
                 "charge and spin must be given together for Orb, got only "
-                f"{sorted(given)}; set both in atoms.info, or none"
+                f"{sorted(given)}; set both or neither in atoms.info"
             )
             raise BackboneError(msg)
 

@@ -61,11 +61,11 @@ def check_load(atoms: Atoms, cutoff: float, costs: Costs) -> None:
     if BIN * bins > max(LITTLE, SPACE_OF_AN_ATOM * len(atoms)):
         extent = float(np.abs(atoms.positions).max())
         msg = (
-            "structure must not be lost in empty space, got coordinates up to "
+            "neighbour list of a structure must fit in memory, got coordinates up to "
             f"{extent:.4g} Å and a cell of {atoms.cell.lengths().round(1).tolist()} Å "
-            f"for {len(atoms)} atoms, whose neighbour list would take "
-            f"{BIN * bins / 1e9:.3g} GB; remove atoms that flew away, move the others "
-            "to the origin with atoms.center(about=0), or take a smaller cell"
+            f"for {len(atoms)} atoms, which need {BIN * bins / 1e9:.3g} GB; remove "
+            "atoms that flew away, move the remaining atoms to the origin with "
+            "atoms.center(about=0), or take a smaller cell"
         )
         raise BackboneError(msg)
     if not atoms.pbc.any():
@@ -80,10 +80,10 @@ def check_load(atoms: Atoms, cutoff: float, costs: Costs) -> None:
     if taken > max(LITTLE, usual * len(atoms)):
         msg = (
             f"atoms must have at most {DENSE * _ball(cutoff):.0f} neighbours within "
-            f"{cutoff:.3g} Å on average (twice what diamond has), got about "
-            f"{pairs / len(atoms):.0f} for {len(atoms)} atoms, for which a pass would "
-            f"take some {taken / 1e9:.3g} GB; give lengths in Å, or take a geometry "
-            "from before the structure collapsed"
+            f"{cutoff:.3g} Å on average (twice the number in diamond), got about "
+            f"{pairs / len(atoms):.0f} for {len(atoms)} atoms, which need about "
+            f"{taken / 1e9:.3g} GB; give lengths in Å, or take a frame from before "
+            "the structure collapsed"
         )
         raise BackboneError(msg)
 

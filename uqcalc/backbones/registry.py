@@ -63,8 +63,8 @@ def tap(
     """
     if select is not None and module is None:
         msg = (
-            "select must come with module=, whose output it picks from, got module="
-            'None; name the layer, such as module="model.readout"'
+            "select= must be given together with module=, got module=None; name the "
+            'layer, such as module="model.readout"'
         )
         raise BackboneError(msg)
     if isinstance(calculator, Backbone):
@@ -73,8 +73,8 @@ def tap(
         raise BackboneError(_not_a_calculator(calculator))
     if hasattr(calculator, "assess"):
         msg = (
-            "calculator must be the bare one, got a ReliableCalculator; pass the "
-            "calculator it wraps: calculator.backbone.calculator"
+            "calculator must not be wrapped already, got a ReliableCalculator; pass "
+            "the calculator inside: calculator.backbone.calculator"
         )
         raise BackboneError(msg)
     if module is not None:
@@ -120,8 +120,9 @@ def _refusal(calculator: BaseCalculator, known: dict[str, str], found: int) -> s
     what = type(calculator).__name__
     if found > 1:
         return (
-            f"a sum of calculators must hold one calculator to tap, got {found} in "
-            f"{what}; wrap one of them with ReliableCalculator instead"
+            "a sum of calculators must have exactly one calculator that can be "
+            f"tapped, got {found} in {what}; wrap one of them with ReliableCalculator "
+            "instead"
         )
     return (
         f"calculator must be one that can be tapped ({', '.join(sorted(known))}, or "

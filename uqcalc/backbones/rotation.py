@@ -143,8 +143,8 @@ def _matrices(rotations: int, seed: int) -> np.ndarray:
     given: object = rotations
     if not isinstance(given, int) or isinstance(given, bool) or given < 1:
         msg = (
-            f"rotations must be an integer of at least 1, got {rotations!r}; each "
-            "costs a pass, 4 to 16 are usual"
+            f"rotations must be an integer of at least 1, got {rotations!r}; 4 to 16 "
+            "are usual, and each costs one pass of the model"
         )
         raise BackboneError(msg)
     drawn: np.ndarray = Rotation.random(

@@ -36,7 +36,7 @@ def check_atoms(atoms: Atoms) -> None:
         ghosts = " (0 is a ghost atom, 'X')" if 0 in got else ""
         msg = (
             f"atomic numbers must be 1 to {len(chemical_symbols) - 1}, got {got} at "
-            f"atoms {odd[:5].tolist()}{ghosts}; take these atoms out"
+            f"atoms {odd[:5].tolist()}{ghosts}; remove these atoms"
         )
         raise BackboneError(msg)
     if not atoms.has("masses"):
@@ -47,7 +47,8 @@ def check_atoms(atoms: Atoms) -> None:
         named = [f"{chemical_symbols[numbers[i]]}{i}" for i in odd[:5]]
         msg = (
             f"masses must be positive, got {masses[odd[:5]].tolist()} u at atoms "
-            f"{', '.join(named)}; call atoms.set_masses() for those of the elements"
+            f"{', '.join(named)}; call atoms.set_masses() to set the standard masses "
+            "of the elements"
         )
         raise BackboneError(msg)
 

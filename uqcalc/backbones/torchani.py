@@ -164,10 +164,10 @@ class TorchANIBackbone(LazyBackbone):
         across[np.ix_(atoms.pbc, atoms.pbc)] = 0.0
         if np.abs(across).max() > 1e-6:
             msg = (
-                "cell vectors without images must lie along their axes, and the "
-                f"others at right angles, for TorchANI, got {cell.tolist()} with pbc "
-                f"{atoms.pbc.tolist()}; rotate the structure, or make it periodic in "
-                "all directions with enough vacuum"
+                "cell vectors of directions with pbc=False must lie along x, y and "
+                "z, at right angles to the other vectors, for TorchANI, got "
+                f"{cell.tolist()} with pbc {atoms.pbc.tolist()}; rotate the "
+                "structure, or make it periodic in all directions with enough vacuum"
             )
             raise BackboneError(msg)
 
@@ -203,8 +203,9 @@ def _check(owner: Any) -> None:
         raise BackboneError(msg)
     if owner._stress_kind == "numerical":
         msg = (
-            "stress_kind must be one that takes one pass, got 'numerical', which takes "
-            "thirteen; make the calculator with model.ase(stress_kind='scaling')"
+            "stress_kind must need one pass of the model, got 'numerical', which "
+            "needs thirteen; make the calculator with "
+            "model.ase(stress_kind='scaling')"
         )
         raise BackboneError(msg)
 

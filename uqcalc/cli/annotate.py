@@ -36,7 +36,10 @@ SourceArgument = Annotated[
     typer.Argument(
         metavar="SOURCE",
         callback=existing,
-        help="Any trajectory that ASE reads; - is extended XYZ on standard input.",
+        help=(
+            "Trajectory, in any format that ASE reads; - is extended XYZ on standard "
+            "input."
+        ),
     ),
 ]
 OutputOption = Annotated[
@@ -46,8 +49,10 @@ OutputOption = Annotated[
         "-o",
         metavar="FILE",
         callback=extended_xyz,
-        help="Extended XYZ file (.xyz or .extxyz); one that an interrupted run left is "
-        "continued. - is standard output, at the end.",
+        help=(
+            "Extended XYZ file to write (.xyz or .extxyz). A file of an interrupted "
+            "command is continued. - is standard output, written at the end."
+        ),
     ),
 ]
 PromisedOption = Annotated[
@@ -58,7 +63,7 @@ PromisedOption = Annotated[
     ),
 ]
 WorstOption = Annotated[
-    int, typer.Option(min=0, help="How many of the worst frames to list.")
+    int, typer.Option(min=0, help="Number of worst frames (largest risk) to list.")
 ]
 
 
@@ -82,7 +87,7 @@ def annotate(  # noqa: PLR0913  (one option each)
     are kept: what the file has as energy and forces becomes original_energy and
     original_forces. Ends with status 1 if a frame could not be evaluated.
     """
-    stopped = "frames so far are on disk; the same command goes on"
+    stopped = "the frames so far are on disk; repeat the command to continue"
     if is_standard(output):
         stopped = "the frames so far are on standard output"
     with (

@@ -47,8 +47,10 @@ StructureArgument = Annotated[
     typer.Argument(
         metavar="STRUCTURE",
         callback=existing,
-        help="In any format ASE reads; its last frame is taken. - is extended XYZ on "
-        "standard input.",
+        help=(
+            "File with the start structure, in any format that ASE reads; its last "
+            "frame is used. - is extended XYZ on standard input."
+        ),
     ),
 ]
 OutputOption = Annotated[
@@ -58,32 +60,42 @@ OutputOption = Annotated[
         "-o",
         metavar="FILE",
         callback=_new_file,
-        help="New extended XYZ file, for all frames.",
+        help="Extended XYZ file to write, with all frames; it must not exist.",
     ),
 ]
-StepsOption = Annotated[int, typer.Option(help="Most steps of a path.")]
+StepsOption = Annotated[int, typer.Option(help="Maximum number of steps of a path.")]
 AlphaOption = Annotated[
-    float, typer.Option(help="Weight of the gradient of U, in angstrom^3/eV.")
+    float, typer.Option(help="Weight alpha of the gradient of U, in angstrom^3/eV.")
 ]
 BetaOption = Annotated[
-    float, typer.Option(help="Weight of the gradient of the energy, in angstrom^2/eV.")
+    float,
+    typer.Option(help="Weight beta of the gradient of the energy E, in angstrom^2/eV."),
 ]
 StartsOption = Annotated[
-    int, typer.Option(help="Paths; all but the first begin rattled.")
+    int,
+    typer.Option(
+        help="Number of paths; all but the first start from random displacements."
+    ),
 ]
 RattleOption = Annotated[
-    float, typer.Option(help="Standard deviation of the rattling, in angstrom.")
+    float,
+    typer.Option(help="Standard deviation of the random displacements, in angstrom."),
 ]
-SeedOption = Annotated[int, typer.Option(help="Seed of the rattling.")]
+SeedOption = Annotated[int, typer.Option(help="Random seed of the displacements.")]
 MaxStepOption = Annotated[
-    float, typer.Option(help="Largest displacement in a step, in angstrom.")
+    float, typer.Option(help="Largest displacement of an atom in a step, in angstrom.")
 ]
 MaxRiseOption = Annotated[
     float | None,
-    typer.Option(help="End a path where the energy has risen by this, in eV/atom."),
+    typer.Option(
+        help=(
+            "End a path when the energy has risen by this, in eV/atom; no limit by "
+            "default."
+        )
+    ),
 ]
 FreeCellOption = Annotated[
-    bool, typer.Option("--free-cell", help="Strain the cell, too.")
+    bool, typer.Option("--free-cell", help="Change the cell, too; fixed by default.")
 ]
 
 
@@ -172,7 +184,7 @@ def _attacked(
         paths = uqcalc.attack(atoms, reliable, settings, observer=keep)
     if lost:
         what = ", ".join(sorted(lost))
-        report.result(f"left out, as the file cannot hold it: {what}")
+        report.result(f"left out, because extended XYZ cannot hold it: {what}")
     return paths
 
 

@@ -18,15 +18,15 @@ def demo(
             "--output",
             "-o",
             metavar="FOLDER",
-            help="Empty or new folder for log, frames and pictures.",
+            help="New or empty folder for log, frames and pictures.",
         ),
     ] = Path("demo"),
     *,
     crystal: Annotated[
-        bool, typer.Option(help="Also squeeze a crystal with CHGNet.")
+        bool, typer.Option(help="Compress a crystal with CHGNet, too.")
     ] = True,
     seed: Annotated[
-        int, typer.Option(help="Seed of the velocities and the heat bath.")
+        int, typer.Option(help="Random seed of the velocities and the thermostat.")
     ] = 1,
     quiet: QuietOption = False,
 ) -> None:

@@ -25,8 +25,10 @@ FramesArgument = Annotated[
     typer.Argument(
         metavar="FRAMES",
         callback=existing,
-        help="Structures on which the potential is trusted; no labels needed. - is "
-        "extended XYZ on standard input.",
+        help=(
+            "Structures on which you trust the potential, in any format that ASE "
+            "reads; no labels needed. - is extended XYZ on standard input."
+        ),
     ),
 ]
 OutputOption = Annotated[
@@ -36,9 +38,11 @@ OutputOption = Annotated[
     ),
 ]
 CutoffOption = Annotated[
-    float, typer.Option(min=1.0, help="Reach of its pair terms in angstrom.")
+    float, typer.Option(min=1.0, help="Cutoff radius of the head, in angstrom.")
 ]
-EpochsOption = Annotated[int, typer.Option(min=1, help="Passes over the frames.")]
+EpochsOption = Annotated[
+    int, typer.Option(min=1, help="Number of passes over the frames.")
+]
 
 
 def distill(  # noqa: PLR0913  (one option each)
@@ -75,8 +79,10 @@ def distill(  # noqa: PLR0913  (one option each)
         written = head.save(output)
         scores, training = head.card.report, head.card.training
         report.result(
-            f"{training['frames']} frames, {training['held_out']} more held out: RMSE "
-            f"{1000 * scores['rmse_ev_per_angstrom']:.0f} meV/Å of "
-            f"{1000 * scores['force_rms_ev_per_angstrom']:.0f}, R² {scores['r2']:.3f}"
+            f"trained on {training['frames']} frames, tested on "
+            f"{training['held_out']}: RMSE "
+            f"{1000 * scores['rmse_ev_per_angstrom']:.0f} meV/Å (RMS force "
+            f"{1000 * scores['force_rms_ev_per_angstrom']:.0f} meV/Å), R² "
+            f"{scores['r2']:.3f}"
         )
         report.result(f"wrote {written}")

@@ -58,14 +58,14 @@ SUMMARIES = {
     "adapt": "Fit a probe to one system, few labels.",
     "distill": "Fit a direct-force head to a potential.",
     "evaluate": "Score a probe on labelled frames.",
-    "annotate": "Judge every frame of a trajectory.",
-    "attack": "Find structures where forces disagree.",
-    "info": "Show what a probe, signal or log holds.",
+    "annotate": "Write the reliability of every frame of a trajectory.",
+    "attack": "Find structures of large Force Delta.",
+    "info": "Show the contents of a probe, signal or log.",
     "run": "Run dynamics or a relaxation from a file.",
 }
 STATUS = (
-    "Exit status: 0 done, 1 error, 2 the command line cannot be used as it is, 3 a run "
-    "was halted by its monitor, 130 stopped by Ctrl-C."
+    "Exit status: 0 done, 1 error, 2 wrong command line, 3 a run was halted by its "
+    "monitor, 130 stopped by Ctrl-C."
 )
 
 

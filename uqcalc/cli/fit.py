@@ -38,15 +38,21 @@ if TYPE_CHECKING:
 OutputOption = Annotated[
     Path,
     typer.Option(
-        "--output", "-o", metavar="FILE", callback=creatable, help="Probe to write."
+        "--output",
+        "-o",
+        metavar="FILE",
+        callback=creatable,
+        help="File of the probe to write.",
     ),
 ]
 OffsetsOption = Annotated[
     bool,
     typer.Option(
         "--fit-offsets",
-        help="Fit an energy for each element first, and remove it: for labels of "
-        "another level of theory than the potential.",
+        help=(
+            "First fit an energy offset for each element and subtract it: for labels "
+            "of another level of theory than that of the potential."
+        ),
     ),
 ]
 TestOption = Annotated[
@@ -54,7 +60,7 @@ TestOption = Annotated[
     typer.Option(
         metavar="FILE",
         callback=existing,
-        help="Frames for the test, instead of a share of DATA.",
+        help="Labelled frames for the test; a share of DATA by default.",
     ),
 ]
 CalibrationOption = Annotated[
@@ -62,16 +68,25 @@ CalibrationOption = Annotated[
     typer.Option(
         metavar="FILE",
         callback=existing,
-        help="Frames for the calibration, instead of a share of DATA.",
+        help="Labelled frames for the calibration; a share of DATA by default.",
     ),
 ]
 EpochsOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Most passes over the data; by default the recipe's own."),
+    typer.Option(
+        min=1,
+        help="Maximum number of passes over the data; by default that of the recipe.",
+    ),
 ]
 PublishedOption = Annotated[
     bool,
-    typer.Option("--published", help="Use the published architecture and recipe."),
+    typer.Option(
+        "--published",
+        help=(
+            "Use the architecture and recipe of the PROBE paper; the default is uqcalc's "
+            "own."
+        ),
+    ),
 ]
 
 

@@ -38,8 +38,10 @@ def info(
         typer.Argument(
             metavar="FILE",
             callback=_known,
-            help="A probe, a fitted signal, a distilled head, or an event log; or "
-            "default, chgnet or sevennet for a probe that comes with uqcalc.",
+            help=(
+                "File of a probe, a fitted signal, a distilled head or an event log; "
+                "or default, chgnet or sevennet for a probe that comes with uqcalc."
+            ),
         ),
     ],
     *,

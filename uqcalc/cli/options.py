@@ -30,8 +30,8 @@ DEFECTS = (
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _MODELS = (
     "default, chgnet, sevennet, mace:FILE, mace_off:SIZE, mace_mp:SIZE, or orb:NAME "
-    "such as orb:orb-v3-direct-20-mpa. A MACE model file can run code; open only files "
-    "you trust, or mace:FILE.json, which cannot (see uqcalc.models.safemace)."
+    "such as orb:orb-v3-direct-20-mpa. A MACE model file can run code: open only "
+    "files you trust. mace:FILE.json cannot run code (see uqcalc.models.safemace)."
 )
 
 
@@ -88,7 +88,7 @@ def _limits(value: tuple[float, float] | None) -> tuple[float, float] | None:
 def existing(value: Path | None) -> Path | None:
     """Refuse a path to read that is no file (some formats of ASE are folders)."""
     if value is not None and not is_standard(value) and not value.exists():
-        msg = f"file must exist, got {value}; check its name and its folder"
+        msg = f"file must exist, got {value}; check its name and folder"
         raise typer.BadParameter(msg)
     return value
 
@@ -110,8 +110,8 @@ def extended_xyz(value: Path) -> Path:
     """Refuse a path to write that does not end as files with annotations must."""
     if not is_standard(value) and value.suffix not in {".xyz", ".extxyz"}:
         msg = (
-            f"output must end in .xyz or .extxyz, got {value.name}; other formats lose "
-            "what is said of single atoms"
+            f"output must end in .xyz or .extxyz, got {value.name}; other formats "
+            "lose the values of single atoms"
         )
         raise typer.BadParameter(msg)
     creatable(value)
@@ -123,8 +123,10 @@ LabelledFrames = Annotated[
     typer.Argument(
         metavar="DATA",
         callback=existing,
-        help="Labelled frames, in any format ASE reads; - is extended XYZ on standard "
-        "input.",
+        help=(
+            "Labelled frames, in any format that ASE reads; - is extended XYZ on "
+            "standard input."
+        ),
     ),
 ]
 ModelOption = Annotated[
@@ -139,8 +141,10 @@ ModelOfProbe = Annotated[
         "--model",
         metavar="NAME",
         callback=_model,
-        help="Potential; by default that of the probe, where it is default, chgnet or "
-        f"sevennet. Names: {_MODELS}",
+        help=(
+            "Potential; by default that of the probe, if this is default, chgnet or "
+            f"sevennet. Names: {_MODELS}"
+        ),
     ),
 ]
 DeviceOption = Annotated[
@@ -149,7 +153,7 @@ DeviceOption = Annotated[
         "--device",
         metavar="DEVICE",
         callback=_device,
-        help="cpu, cuda or mps; auto is cuda where there is one.",
+        help="cpu, cuda, cuda:N or mps; auto is cuda if there is a CUDA GPU, else cpu.",
     ),
 ]
 SpeciesOption = Annotated[
@@ -158,8 +162,7 @@ SpeciesOption = Annotated[
         "--species",
         metavar="SYMBOLS",
         callback=_species,
-        help="Element of each type in order, such as Na,Cl: for LAMMPS files, which "
-        "number their types.",
+        help="For LAMMPS files: element of each type in order, such as Na,Cl.",
     ),
 ]
 SeedOption = Annotated[
@@ -179,8 +182,11 @@ CacheOption = Annotated[
     typer.Option(
         "--cache",
         metavar="FOLDER",
-        help="Folder that keeps the features of this potential: frames whose features "
-        "are there are not evaluated again, and an interrupted command goes on.",
+        help=(
+            "Folder that keeps the features of this potential, so that no frame is "
+            "evaluated twice and an interrupted command can be repeated; none by "
+            "default."
+        ),
     ),
 ]
 HeadOption = Annotated[
@@ -189,8 +195,10 @@ HeadOption = Annotated[
         "--head",
         metavar="FILE",
         callback=existing,
-        help="For Force Delta: a distilled head, for a potential without direct "
-        "forces.",
+        help=(
+            "File of a distilled head: Force Delta for a potential without direct "
+            "forces."
+        ),
     ),
 ]
 LimitsOption = Annotated[
@@ -199,7 +207,10 @@ LimitsOption = Annotated[
         "--limits",
         metavar="SUSPECT UNRELIABLE",
         callback=_limits,
-        help="For Force Delta: SUSPECT and UNRELIABLE above these, in eV/angstrom.",
+        help=(
+            "Limits of Force Delta in eV/angstrom: SUSPECT above the first, "
+            "UNRELIABLE above the second."
+        ),
     ),
 ]
 TargetOption = Annotated[
@@ -208,7 +219,7 @@ TargetOption = Annotated[
         "--target",
         metavar=f"[{'|'.join(TARGETS)}]",
         callback=_target,
-        help="Error to predict.",
+        help="Kind of error that the probe predicts.",
     ),
 ]
 BoundaryOption = Annotated[
@@ -216,10 +227,13 @@ BoundaryOption = Annotated[
     typer.Option(
         "--boundary",
         metavar="ERROR",
-        help='Errors up to it are reliable, with a unit: "50 meV/angstrom", '
-        '"1 kcal/mol", "1 meV/atom"; without one in eV/angstrom, eV or eV/atom. '
-        "Name the error up to which you would trust a result: the default is three "
-        "times the median error, at most what one frame in ten exceeds.",
+        help=(
+            'Largest error of a reliable result, such as "50 meV/angstrom", "1 '
+            'kcal/mol" or "1 meV/atom"; a number without unit is in eV/angstrom, eV '
+            "or eV/atom. Choose the largest error that you accept. The default is "
+            "three times the median error, but at most the error that one frame in "
+            "ten exceeds."
+        ),
     ),
 ]
 GroupOption = Annotated[
@@ -227,9 +241,12 @@ GroupOption = Annotated[
     typer.Option(
         "--group",
         metavar="ENTRY",
-        help="Info entry that says which frames belong together (one molecule, one "
-        "run): they are never divided between fitting and testing. 'formula' groups by "
-        "reduced formula and needs no entry.",
+        help=(
+            "Info entry that names the group of a frame (such as one molecule or one "
+            "run): frames of one group are never split between fitting and testing. "
+            "'formula' groups by reduced formula and needs no entry. By default each "
+            "frame is its own group."
+        ),
     ),
 ]
 ForcesKey = Annotated[
@@ -237,8 +254,10 @@ ForcesKey = Annotated[
     typer.Option(
         "--forces-key",
         metavar="ENTRY",
-        help='Array with the reference forces (eV/angstrom); "forces" for what ASE '
-        "reads as such.",
+        help=(
+            'Array with the reference forces (eV/angstrom); "forces" for the forces '
+            "that ASE reads."
+        ),
     ),
 ]
 EnergyKey = Annotated[
@@ -246,8 +265,10 @@ EnergyKey = Annotated[
     typer.Option(
         "--energy-key",
         metavar="ENTRY",
-        help='Info entry with the reference energy (eV); "energy" for what ASE reads '
-        "as such.",
+        help=(
+            'Info entry with the reference energy (eV); "energy" for the energy that '
+            "ASE reads."
+        ),
     ),
 ]
 ExcludeOption = Annotated[
@@ -256,8 +277,11 @@ ExcludeOption = Annotated[
         "--exclude",
         metavar="DEFECT",
         callback=_defects,
-        help="Defect of frames to leave out, and count, instead of refusing the file: "
-        "missing, 'not finite', duplicate, 'unknown elements', empty or 'not "
-        "computable' (the potential fails on it). Repeatable.",
+        help=(
+            "Leave out frames with this defect and print their number; without it "
+            "such frames are an error: missing, 'not finite', duplicate, 'unknown "
+            "elements', empty, 'not computable' (the potential fails on it) or 'no "
+            "information' (all forces vanish by symmetry). Repeatable."
+        ),
     ),
 ]

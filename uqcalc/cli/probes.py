@@ -96,8 +96,8 @@ def model_of(probe: str, given: str | None) -> str:
     kind = wanted.partition(":")[0]
     sample = {"mace": "mace:FILE", "orb": "orb:NAME"}.get(kind, "NAME")
     msg = (
-        f"model must be given for a probe of {wanted}, which is none of "
-        f"{', '.join(SHIPPED_PROBES)}; add --model {sample}"
+        f"--model must be given for a probe of {wanted}, because only "
+        f"{', '.join(SHIPPED_PROBES)} are found by themselves; add --model {sample}"
     )
     raise typer.BadParameter(msg, param_hint="'--model'")
 

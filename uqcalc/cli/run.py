@@ -13,7 +13,10 @@ from uqcalc.cli.template import RUN_FILE
 from uqcalc.progress import progress_bar
 
 
-AGAIN = "what was done is on disk; the same command goes on from the last save"
+AGAIN = (
+    "the steps so far are on disk; repeat the command to continue from the last "
+    "saved step"
+)
 HALTED = 3  # 2 is for a command line that cannot be read
 
 
@@ -27,7 +30,7 @@ def _existing(value: Path) -> Path:
     if not value.is_file():
         msg = (
             f"run file must exist, got {value}; uqcalc run --template > run.yaml "
-            "writes one to begin with"
+            "writes a template"
         )
         raise typer.BadParameter(msg)
     return value
@@ -45,7 +48,7 @@ def run(
             "--template",
             is_eager=True,
             callback=_template,
-            help="Print a run file with every key, its unit and its default.",
+            help="Print a template run file with every key, its unit and its default.",
         ),
     ] = False,
     quiet: QuietOption = False,

@@ -34,7 +34,7 @@ def run_demo(output: Path, *, crystal: bool = True, seed: int = 1) -> str:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         msg = (
             f"output must be a new or empty folder, got {output}; choose another name "
-            "with --output, or remove it first"
+            "with --output, or remove this folder first"
         )
         raise FileExistsError(msg)
     output.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,8 @@ def run_demo(output: Path, *, crystal: bool = True, seed: int = 1) -> str:
     if crystal:
         solid = watch_crystal(output, seed=seed)
         save_figure(
-            picture(solid, "Rutile TiO₂ with CHGNet, squeezed"), output / "crystal.png"
+            picture(solid, "Rutile TiO₂ with CHGNet, compressed"),
+            output / "crystal.png",
         )
         lines += describe_crystal(solid, output)
     return "\n".join(lines)

@@ -85,10 +85,10 @@ def describe_molecule(run: DemoRun, output: Path) -> list[str]:
         "The question at every step: is the RMS force error within "
         f"{card.boundary * 1000:.0f} meV/Å?",
         halt,
-        f"Temperature then: {last.temperature_K:.0f} K; atoms that weighed most: "
-        f"{', '.join(map(str, last.worst_atoms))}.",
+        f"Temperature at the last step: {last.temperature_K:.0f} K; worst atoms "
+        f"(indices): {', '.join(map(str, last.worst_atoms))}.",
         *_truth_lines(run),
-        f"Files: {output / 'aspirin.png'} (look at this first), aspirin.jsonl (log), "
+        f"Files: {output / 'aspirin.png'} (open this first), aspirin.jsonl (log), "
         "aspirin.xyz (annotated), aspirin_flagged.xyz.",
     ]
 
@@ -99,15 +99,15 @@ def _truth_lines(run: DemoRun) -> list[str]:
     known = errors[np.isfinite(errors)] * 1000
     lost = len(errors) - len(known)
     text = (
-        f"Truth (GFN2-xTB, a tenth of the frames): {known[0]:.0f} meV/Å at the start, "
-        f"{known[-1]:.0f} meV/Å at the last step; "
+        f"True error (against GFN2-xTB, every tenth frame): {known[0]:.0f} meV/Å at "
+        f"the start, {known[-1]:.0f} meV/Å at the last step; "
     )
     if len(beyond):
         text += (
-            f"first beyond the boundary at step {run.frames[beyond[0]].info['step']}."
+            f"first above the boundary at step {run.frames[beyond[0]].info['step']}."
         )
     else:
-        text += "never beyond the boundary."
+        text += "never above the boundary."
     marked = f"The reference did not converge on {lost} frames; they are marked."
     return [text, marked] if lost else [text]
 
@@ -119,12 +119,12 @@ def describe_crystal(run: DemoRun, output: Path) -> list[str]:
     ended = last.get_volume() / len(last)
     halt = f"Halted: {monitor.reason}" if monitor.halted else "It was not halted"
     return [
-        "Then rutile TiO₂ with CHGNet (a universal potential), squeezed at 300 K: "
+        "Then rutile TiO₂ with CHGNet (a universal potential), compressed at 300 K: "
         f"{monitor.history[-1].step} steps of 1 fs; boundary "
         f"{run.card.boundary * 1000:.0f} meV/Å against PBE.",
-        f"{halt}; from {began:.2f} to {ended:.2f} Å³ an atom.",
-        "Its truth is not at hand here: no DFT was run, so this part shows the verdict "
-        "and cannot show that it is right.",
+        f"{halt}; from {began:.2f} to {ended:.2f} Å³/atom.",
+        "No DFT was run for this part: it shows the verdict, but not whether the "
+        "verdict is right.",
         f"Files: {output / 'crystal.png'}, crystal.jsonl, crystal.xyz, "
         "crystal_flagged.xyz.",
     ]

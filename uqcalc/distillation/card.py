@@ -77,9 +77,10 @@ class HeadCard:
         sizes = (card.features, card.hidden, card.vectors + 1)
         if not (all(1 <= n <= LARGEST for n in sizes) and 0 < card.cutoff < math.inf):
             msg = (
-                f"features, hidden and vectors of a {FILE.name} must be sizes of "
-                f"layers, and its cutoff a length, got {card.features}, {card.hidden}, "
-                f"{card.vectors} and {card.cutoff}; {FILE.otherwise}"
+                f"features, hidden and vectors of a {FILE.name} must be sizes from 1 "
+                f"to {LARGEST}, and its cutoff positive and finite, got "
+                f"{card.features}, {card.hidden}, {card.vectors} and {card.cutoff}; "
+                f"{FILE.otherwise}"
             )
             raise ModelError(msg)
         return card

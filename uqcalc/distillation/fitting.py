@@ -86,7 +86,7 @@ def distill(
     if not backbone.conservative:
         msg = (
             f"potential to distil must give conservative forces, got {backbone.name} "
-            "with direct ones; use ForceDelta() as it is"
+            "with direct forces; use ForceDelta() without a head"
         )
         raise ModelError(msg)
     predictions, left_out = _evaluate(frames, backbone)
@@ -113,8 +113,9 @@ def distill(
 def _warn_if_poor(share: float) -> None:
     if not share >= POOR:  # NaN is poor, too
         text = (
-            f"the head follows its potential poorly (held-out R² {share:.2f}); teach "
-            "it on more structures, displaced ones rather than relaxed ones"
+            "the head should reproduce the forces of its potential, got a held-out "
+            f"R² of {share:.2f}; distil it on more structures, displaced rather than "
+            "relaxed"
         )
         warnings.warn(text, LabelWarning, stacklevel=3)
 
@@ -152,9 +153,8 @@ def _evaluate(
     if len(predictions) < FEWEST:
         why = f"; the first reason: {reasons[0]}" if reasons else ""
         msg = (
-            f"at least {FEWEST} frames must be there to distil from, got "
-            f"{len(predictions)} of {len(frames)} that could be evaluated; "
-            f"give more{why}"
+            f"the potential must be able to evaluate at least {FEWEST} frames, got "
+            f"{len(predictions)} of {len(frames)}; give more frames{why}"
         )
         raise ModelError(msg)
     if reasons:

@@ -48,7 +48,9 @@ def checked(
         type; it is named.
     """
     if not isinstance(data, Mapping):
-        msg = f"{what} must have named entries, got {_shown(data)}; {remedy}"
+        msg = (
+            f"{what} must be a mapping of names to values, got {_shown(data)}; {remedy}"
+        )
         raise error(msg)
     required = {
         entry.name
@@ -120,7 +122,10 @@ def _entry(
         first = cause.errors(include_url=False)[0]
         where = ".".join(str(step) for step in first["loc"])
         reason = first["msg"].lower() + (f", at {where}" if where else "")
-        msg = f"{what} must be as it was written, got {_shown(value)} ({reason})"
+        msg = (
+            f"{what} must have the type that uqcalc writes, got {_shown(value)} "
+            f"({reason})"
+        )
         raise error(f"{msg}; {remedy}") from cause
 
 

@@ -96,8 +96,8 @@ class Elements:
             named = _data_names_elements(path)
         if not named and species is None:
             msg = (
-                "elements must be known, got a LAMMPS file that numbers its types and "
-                f"names none: {path}; {REMEDY}"
+                f"elements of a LAMMPS file must be known, got {path} with type "
+                f"numbers only; {REMEDY}"
             )
             raise RecordError(msg)
         return cls(path, form, species, named, options)
@@ -125,9 +125,9 @@ class Elements:
             self._relabel(atoms, np.asarray(types))
         elif types is not None and self._not_meant(atoms, np.asarray(types)):
             msg = (
-                f"elements must be known, got types {np.unique(types).tolist()} that "
-                f"are all {atoms.symbols[0]} in {self.path}, as where no element was "
-                f"ever set; {REMEDY}"
+                "elements of a LAMMPS file must be known, got types "
+                f"{np.unique(types).tolist()} that are all {atoms.symbols[0]} in "
+                f"{self.path}, as in a file whose elements were never set; {REMEDY}"
             )
             raise RecordError(msg)
         if self.form in DUMPS and atoms.calc is not None:
@@ -180,8 +180,8 @@ def _dump_header(path: str) -> tuple[list[str], str | None]:
 def _known_units(path: str, units: str) -> str:
     if units not in UNITSETS:
         msg = (
-            "units of a LAMMPS dump must be those of real lengths, got "
-            f"{units!r} in {path}; write it in metal units"
+            f"units of a LAMMPS dump must be one of {sorted(UNITSETS)}, got {units!r} "
+            f"in {path}; write the dump in metal units"
         )
         raise RecordError(msg)
     return units

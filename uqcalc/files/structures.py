@@ -103,7 +103,8 @@ def read_frames(
     except UNREADABLE as error:
         msg = (
             f"file must hold structures in a format that ASE reads, got {path} "
-            f"({type(error).__name__}: {error}); check its name and its end"
+            f"({type(error).__name__}: {error}); check the end of its name, and "
+            "whether the file is complete"
         )
         raise RecordError(msg) from error
     if not frames:

@@ -130,7 +130,7 @@ class Kind:
         if filled and self.key not in (metadata_of(target) or {}):
             msg = (
                 f"{self.name} must be written to a new file or over a {self.name}, "
-                f"got {target}, which is something else; choose another name"
+                f"got {target}, which is another kind of file; choose another name"
             )
             raise self.error(msg)
         return target
@@ -156,8 +156,9 @@ class Kind:
             raise self.error(msg)
         if metadata.get(CHECKSUM, found) != found:
             msg = (
-                f"{self.name} must be as it was written, got {path}, whose checksum "
-                f"differs: it was damaged or edited; {self.otherwise}"
+                f"{self.name} must be unchanged since uqcalc wrote it, got {path}, "
+                "whose checksum differs: the file was damaged or edited; "
+                f"{self.otherwise}"
             )
             raise self.error(msg)
         try:
@@ -179,12 +180,13 @@ class Kind:
         if not early or not isinstance(schema, int) or schema >= self.checked_since:
             msg = (
                 f"{self.name} of schema {schema} must have its checksum, got {path} "
-                f"without one: it was damaged or edited; {self.otherwise}"
+                f"without one: the file was damaged or edited; {self.otherwise}"
             )
             raise self.error(msg)
         text = (
-            f"{self.name} {path} has no checksum, as an earlier version wrote it: "
-            "damage would go unseen; save it again to give it one"
+            f"{self.name} {path} has no checksum, because an earlier version of "
+            "uqcalc wrote it, and damage cannot be detected; save it again to add a "
+            "checksum"
         )
         warnings.warn(text, FileWarning, stacklevel=5)
 
@@ -200,14 +202,14 @@ class Kind:
             if count := int(wrong.sum()):
                 msg = (
                     f"numbers of a {self.name} must be finite, got {count} of "
-                    f"{tensor.numel()} in {name!r} of {path} that are not; "
-                    f"{self.otherwise}"
+                    f"{tensor.numel()} in {name!r} of {path} that are NaN or "
+                    f"infinite; {self.otherwise}"
                 )
                 raise self.error(msg)
 
     def _damaged(self, path: str | os.PathLike[str], why: object) -> UqcalcError:
         msg = (
-            f"{self.name} must be a whole safetensors file, got {path} ({why}); "
+            f"{self.name} must be a complete safetensors file, got {path} ({why}); "
             f"{self.otherwise}"
         )
         return self.error(msg)

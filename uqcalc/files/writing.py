@@ -162,9 +162,9 @@ class OneWriter:
             gc.collect()  # one that nothing refers to any more holds nothing
         if self._another():
             msg = (
-                f"file must have one writer, got {self.path}, which another one of "
-                "this process writes; close() that Monitor first, or choose another "
-                "name"
+                f"file must have one writer, got {self.path}, which another Monitor "
+                "of this process writes; close() that Monitor first, or choose "
+                "another name"
             )
             raise RecordError(msg)
 

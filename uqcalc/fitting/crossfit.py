@@ -81,10 +81,11 @@ def cross_fit(
     read = sum(len(part.rows) for part in found)
     if read < _LEAST_READ * len(data):
         msg = (
-            "elements of a training structure must be in other groups too, or weights "
-            f"and calibration have nothing to rest on, got {len(data) - read} of "
-            f"{len(data)} structures with an element of their group's own; add groups "
-            "that share their elements, or leave those out"
+            "each element of the training structures must occur in at least two "
+            "groups, because weights and calibration are fitted on held-out groups, "
+            f"got {len(data) - read} of {len(data)} structures with an element that "
+            "no other group has; add groups with these elements, or leave these "
+            "structures out"
         )
         raise LabelError(msg)
     order = np.argsort(np.concatenate([part.rows for part in found]), kind="stable")
@@ -173,9 +174,9 @@ def stack(
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x[:-1]
     if not found.any():
         msg = (
-            f"the probe must rank held-out structures better than chance, got no "
-            f"weight for any of its paths {PATHS}; it learned nothing that transfers: "
-            "add labels closer to what it will see"
+            "the probe must rank held-out structures better than chance, got weight "
+            f"0 for all of its paths {PATHS}; add labels like the structures that it "
+            "will judge"
         )
         raise LabelError(msg)
     return np.asarray(found / scale)

@@ -68,9 +68,9 @@ class Recipe:
     def __post_init__(self, devices: int | None, accelerator: str | None) -> None:
         if devices is not None or accelerator is not None:
             text = (
-                f"Recipe takes no devices and no accelerator any more, got {devices!r} "
-                f"and {accelerator!r}, which are ignored: a probe trains on the CPU, "
-                "in one process"
+                "devices and accelerator of a Recipe are ignored now, got "
+                f"{devices!r} and {accelerator!r}: a probe trains on the CPU, in one "
+                "process; leave them out"
             )
             warnings.warn(text, DeprecationWarning, stacklevel=3)
         if self.architecture not in ARCHITECTURES:
@@ -93,7 +93,8 @@ class Recipe:
             raise ValueError(msg)
         if self.folds < 2:
             msg = (
-                f"folds must be at least 2, got {self.folds}; one is left out at a time"
+                f"folds must be at least 2, got {self.folds}, because one fold is "
+                "held out at a time; 3 is usual"
             )
             raise ValueError(msg)
 

@@ -265,7 +265,7 @@ def _weigh(
     """Set weights, calibration and scope from the outputs for left-out groups."""
     stacked = probe.stacked
     if stacked is None:
-        msg = "probe must have several paths to be weighed, got one"
+        msg = "probe must have several paths for path weights, got one"
         raise ValueError(msg)
     held = data.subset(unseen.rows)
     reliable = held.errors <= boundary
@@ -391,7 +391,7 @@ def _atom_calibration(
         return None, None
     errors = np.concatenate(held.atom_errors)
     known = errors[errors > _NO_ERROR]  # without NaN and rounding
-    boundary, reason = None, "the forces on almost all vanish by symmetry"
+    boundary, reason = None, "the forces on almost all atoms vanish by symmetry"
     if TARGETS[labels.target].of == "forces":
         boundary = labels.boundary
     if unseen.atoms is not None and len(known):
@@ -410,8 +410,8 @@ def _atom_calibration(
         except LabelError as error:
             reason = str(error)
     msg = (
-        "single atoms should have force errors that can be told apart, but "
-        f"{reason}: this probe has no probe_reliabilities"
+        f"probabilities of single atoms cannot be calibrated: {reason}; this probe "
+        "has no probe_reliabilities"
     )
     warnings.warn(msg, LabelWarning, stacklevel=2)
     return None, None

@@ -219,8 +219,8 @@ def _refuse_few_groups(frames: Sequence[Atoms], labels: Labels, fewest: int) -> 
     names = sorted(set(group_names(frames, labels.group_key)))
     if 1 < len(names) < fewest:  # one group has another message
         msg = (
-            f"frames must come in at least {fewest} groups for weights, calibration "
-            f"and test to rest on groups left out, got {len(names)} "
+            f"frames must come in at least {fewest} groups so that weights, "
+            f"calibration and test use held-out groups, got {len(names)} "
             f"({', '.join(names)}); add molecules or materials, or name a group key "
             "that divides these"
         )
@@ -240,9 +240,9 @@ def warn_of_offset_span(
     if span is None:
         return
     msg = (
-        f"energy offsets of {len(span['elements'])} elements should rest on as many "
-        f"independent compositions, got {len(span['basis'])}: of structures of other "
-        "compositions nobody knows the offset; add such frames"
+        f"energy offsets of {len(span['elements'])} elements should be fitted to as "
+        f"many independent compositions, got {len(span['basis'])}: the offset of "
+        "other compositions is unknown; add frames of other compositions"
     )
     warnings.warn(msg, LabelWarning, stacklevel=3)
     for data in held:
@@ -270,8 +270,8 @@ def _both_kinds(
         if all(0 < n < len(part) for n, part in zip(counts, parts, strict=True)):
             return parts
     msg = (
-        "test labels should hold reliable and unreliable structures, but none of "
-        f"{_DRAWS} divisions by group gives both: the scores will say little; add "
+        "test labels should have reliable and unreliable structures, but none of "
+        f"{_DRAWS} random splits by group has both, so the scores mean little; add "
         "groups, pass test frames, or choose another boundary"
     )
     warnings.warn(msg, LabelWarning, stacklevel=4)
@@ -285,7 +285,7 @@ def _refuse_untestable(train: Dataset, test: Dataset) -> None:
         symbols = [chemical_symbols[z] for z in sorted(known)]
         msg = (
             f"at least one of the {len(test)} test structures must be made of the "
-            f"training structures' elements ({' '.join(symbols)}), got none; divide by "
+            f"training structures' elements ({' '.join(symbols)}), got none; use "
             "another seed, pass test frames, or add groups that share their elements"
         )
         raise LabelError(msg)

@@ -64,10 +64,9 @@ def warn_of_units(
         return False
     ratio = _spread(labels) / _spread(predicted)
     msg = (
-        f"labels must be in {right}, but theirs are {ratio:.3g} times as large as "
-        f"the predictions, as labels in {unit} would be (factor "
-        f"{scales[unit]:.4g}); convert them: as they are, errors, boundary and "
-        "probe mean nothing"
+        f"labels must be in {right}, got labels {ratio:.3g} times as large as the "
+        f"predictions, which fits {unit} (factor {scales[unit]:.4g}); convert the "
+        "labels"
     )
     warnings.warn(msg, LabelWarning, stacklevel=5)
     return True
@@ -173,9 +172,10 @@ def compare(
         )
     if 0 < (missing := len(sound) - with_forces) < len(sound):
         msg = (
-            f"frames should all carry finite reference forces, or none, but {missing} "
-            f"of {len(sound)} have none: no probabilities of single atoms come of "
-            "these labels; complete them or leave these frames out"
+            "either all frames or none should have finite reference forces, but "
+            f"{missing} of {len(sound)} have none, so that the probe gets no "
+            "probabilities of single atoms; add these forces or leave these frames "
+            "out"
         )
         warnings.warn(msg, LabelWarning, stacklevel=4)
     return Comparison(

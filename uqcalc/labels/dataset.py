@@ -321,7 +321,7 @@ def _kept(frames: Sequence[Atoms], found: dict[str, list[int]]) -> list[int]:
     if not kept:
         counts = {defect: len(rows) for defect, rows in found.items()}
         msg = (
-            f"at least one of the {len(frames)} frames must be a usable label, got "
+            f"at least one of the {len(frames)} frames must have a usable label, got "
             f"none (left out: {counts}); add labelled frames"
         )
         raise LabelError(msg)
@@ -340,15 +340,15 @@ def labels_for(card: Card, labels: Labels | None) -> Labels:
     wanted = labels or Labels(card.target)
     if wanted.target != card.target:
         msg = (
-            f"labels must be of the probe's own target {card.target!r}, got "
-            f"{wanted.target!r}"
+            f"target of the labels must be {card.target!r}, which this probe was "
+            f"fitted for, got {wanted.target!r}"
         )
         raise LabelError(msg)
     if wanted.offsets and not card.offsets:
         msg = (
-            "offsets must be the probe's own, fitted to its labels, got offsets=True "
-            "for a probe without any; fit the probe with Labels(offsets=True), or "
-            "compare energies as they are"
+            "offsets=True must have a probe that was fitted with offsets, got a "
+            "probe without; fit the probe with Labels(offsets=True), or pass "
+            "offsets=False"
         )
         raise LabelError(msg)
     return wanted

@@ -69,10 +69,9 @@ def warn_of_no_information(rows: Sequence[int], frames: int) -> None:
     named = ", ".join(map(str, rows[:_NAMED])) + (", ..." if len(rows) > _NAMED else "")
     msg = (
         f"{len(rows)} of {frames} frames (frames {named}) have no force by symmetry, "
-        "neither in the labels nor predicted, such as isolated atoms and perfect "
-        "crystals: files made to train potentials hold them as a rule. Whether a "
-        "potential is right about forces they cannot say, so they are left out here; "
-        "nothing needs to be done"
+        "neither in the labels nor in the prediction (isolated atoms, perfect "
+        "crystals). Such frames cannot show whether forces are right and are left "
+        "out; nothing needs to be done"
     )
     warnings.warn(msg, LabelWarning, stacklevel=4)
 
@@ -169,8 +168,8 @@ def _why_missing(frame: Atoms, index: int, labels: Labels) -> str:
     )
     if what in stored:
         msg += (
-            f"; if the {what} read by ASE are the reference, say "
-            f"{what}_key={what!r} (--{what}-key {what})"
+            f"; if the {what} read by ASE are the reference, set {what}_key={what!r} "
+            f"(--{what}-key {what})"
         )
     return msg
 
@@ -305,8 +304,9 @@ def drop_leaks(
         )
         raise LabelError(msg)
     msg = (
-        f"{count} frames are in a later set, too, and are left out of the earlier one, "
-        f"so that the test stays as it is: {listed}"
+        f"{count} frames are in two of the training, calibration and test sets, and "
+        "are left out of the earlier set, so that the test set stays complete: "
+        f"{listed}"
     )
     warnings.warn(msg, LabelWarning, stacklevel=4)
     return dropped

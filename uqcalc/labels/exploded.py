@@ -98,10 +98,10 @@ def warn_of_exploded(
     worst = [_largest(np.linalg.norm(p.forces, axis=-1)) for p in predictions]
     named = ", ".join(map(str, rows[:_NAMED])) + (", ..." if len(rows) > _NAMED else "")
     msg = (
-        f"predictions should be sane, but the potential explodes on {len(rows)} of "
-        f"{frames} frames (frames {named}; forces of up to {max(worst):.3g} eV/Å): "
-        "they stay labels, of wrong predictions, and no location, scale or limit of a "
-        "fit rests on them; if no run of yours would come near them, leave them out"
+        f"the potential explodes on {len(rows)} of {frames} frames (frames {named}; "
+        f"forces up to {max(worst):.3g} eV/Å): these frames are kept as wrong "
+        "predictions, but means, scales and limits are fitted without them; leave "
+        "them out if your runs never come near them"
     )
     warnings.warn(msg, LabelWarning, stacklevel=4)
 

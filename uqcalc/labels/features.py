@@ -232,9 +232,9 @@ def _mended(known: Folder) -> Folder:
 def _refuse_another(folder: Folder, backbone: Backbone) -> None:
     if len(folder.sizes) and not same_model(folder.fingerprint, backbone.fingerprint):
         msg = (
-            f"cache of features must be of this potential ({backbone.fingerprint}), "
-            f"got one of {folder.fingerprint} in {folder.path}; choose another folder, "
-            "or delete that one"
+            "cache of features must belong to this potential "
+            f"({backbone.fingerprint}), got a cache of {folder.fingerprint} in "
+            f"{folder.path}; choose another folder, or delete this one"
         )
         raise RecordError(msg)
 
@@ -282,9 +282,9 @@ def _compare(old: Prediction, frame: Atoms, folder: Folder, backbone: Backbone) 
         if not gap <= limits[name]:
             msg = (
                 f"cache of features must agree with this potential, got {name} off by "
-                f"{gap:.3g} for a structure in {folder.path}: part of the calculator "
-                "differs, such as a dispersion correction; choose another folder, or "
-                "delete that one"
+                f"{gap:.3g} for a structure in {folder.path}: the calculator has "
+                "changed, such as its dispersion correction; choose another folder, "
+                "or delete this one"
             )
             raise RecordError(msg)
 

@@ -125,9 +125,9 @@ def _too_few_groups(shares: int, groups: Sequence[str]) -> str:
         single = f" (one molecule only: {groups[0]!r})"
     return (
         f"labels must come in at least {shares} groups (distinct frames without a "
-        f"group key) to be split, got {len(groups)}{single}; add frames of others, "
-        "name a group key that divides these, or pass separate calibration and test "
-        "frames"
+        f"group key) to be split, got {len(groups)}{single}; add frames of other "
+        "molecules or materials, name a group key that divides these frames, or pass "
+        "separate calibration and test frames"
     )
 
 

@@ -95,8 +95,8 @@ class Labels:
             raise LabelError(msg)
         if self.offsets and not self.of_energy:
             msg = (
-                f"offsets must be of energies, got the target {self.target!r}; leave "
-                "them out, forces have none"
+                "offsets=True must have an energy target, got the target "
+                f"{self.target!r}; pass offsets=False, because forces have no offset"
             )
             raise LabelError(msg)
 

@@ -133,11 +133,12 @@ def warn_of_span(
         return
     first = Symbols(numbers[int(outside[0])]).formula.format("hill")
     msg = (
-        "energy offsets should be applied to compositions like those they were fitted "
-        f"to, but {len(outside)} of {len(numbers)} structures (such as {first}) are "
-        f"none: the fit determines {len(basis)} combinations of "
+        "energy offsets should be applied to compositions that their fit determines, "
+        f"but {len(outside)} of {len(numbers)} structures (such as {first}) have "
+        f"other compositions: the fit determines {len(basis)} combinations of "
         f"{len(span['elements'])} elements, and the errors of these structures may be "
-        "off by any amount; fit to more compositions, or leave them out"
+        "wrong by any amount; fit offsets to more compositions, or leave these "
+        "structures out"
     )
     warnings.warn(msg, LabelWarning, stacklevel=3)
 
@@ -177,7 +178,7 @@ def offset_energies(
         symbols = ", ".join(chemical_symbols[z] for z in unknown)
         msg = (
             f"energy offsets should cover every element, but have none for {symbols}; "
-            "energies of structures with them are compared as they are"
+            "energies of structures with these elements are compared without offsets"
         )
         warnings.warn(msg, LabelWarning, stacklevel=3)
     return energies
@@ -229,11 +230,12 @@ def warn_of_offsets(
     if found.before < SMALLEST or found.share < MOST:
         return
     msg = (
-        "energy labels should be of the potential's own level of theory, but look like "
-        "another: an energy for each element, fitted to other structures, takes the "
-        f"mean error from {1000 * found.before:.3g} to {1000 * found.after:.3g} "
-        "meV/atom; a probe would learn composition instead of reliability. Let "
-        "Labels(offsets=True), or --fit-offsets, remove it"
+        "energy labels should have the level of theory of the potential, but seem to "
+        "have another: an energy offset for each element, fitted to other "
+        f"structures, reduces the mean error from {1000 * found.before:.3g} to "
+        f"{1000 * found.after:.3g} meV/atom. Without offsets the probe learns "
+        "composition instead of reliability; use Labels(offsets=True) or "
+        "--fit-offsets"
     )
     warnings.warn(msg, LabelWarning, stacklevel=3)
 

@@ -192,8 +192,8 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     folder = Path(path).absolute()
     if not folder.parent.is_dir() or (folder.exists() and not folder.is_dir()):
         msg = (
-            "folder of features must be a folder, or a new one in an existing folder, "
-            f"got {folder}; choose another name"
+            "folder of features must be a folder, or a new name in an existing "
+            f"folder, got {folder}; choose another name"
         )
         raise RecordError(msg)
     folder.mkdir(exist_ok=True)

@@ -265,13 +265,13 @@ def open_folder(
             whole.append(seen.get(file) or read_shard(file))
         except SafetensorError as error:
             damaged[file] = (
-                f"{FILE.name} must be a whole file, got {file} ({error}); "
+                f"{FILE.name} must be a complete file, got {file} ({error}); "
                 f"{FILE.otherwise}"
             )
     if len(owners := {shard.fingerprint for shard in whole}) > 1:
         msg = (
-            f"shards of a folder must be of one backbone, got {sorted(owners)} in "
-            f"{folder}; keep one folder for each"
+            "all shards of a folder must belong to one backbone, got "
+            f"{sorted(owners)} in {folder}; use one folder for each backbone"
         )
         raise RecordError(msg)
     return Folder(folder, whole), damaged

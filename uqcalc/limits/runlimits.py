@@ -75,15 +75,15 @@ class RunLimits:
             how = f"with {self.confidence:.0%} confidence"
         low, high = (count * self.timestep_fs for count in self.frames)
         length = f"{low:.4g} fs" if low == high else f"{low:.4g} to {high:.4g} fs"
-        power = "no failing runs were given: whether it ever fires nobody knows"
+        power = "no failing runs were given, so it is unknown how many it halts"
         if self.failing:
             power = f"it halts {self.caught} of {self.failing} failing runs"
         about = "approximately, from blocks of one run, " if self.blocks else ""
         return (
             f"UNRELIABLE: {limits}; {about}{how} at most {self.alpha:.3g} of further "
-            f"normal runs of that length ({length}), step and thermostat are halted "
-            f"({self.trigger}; {len(self.scores)} runs), of runs k times as long at "
-            f"most k times as many; {power}"
+            f"normal runs are halted, if they have the same length ({length}), step "
+            f"and thermostat ({self.trigger}; {len(self.scores)} runs); of runs k "
+            f"times as long at most k times as many; {power}"
         )
 
 
@@ -181,18 +181,19 @@ def limits_of_runs(
     if not math.isfinite(limit):
         odd = int(np.sum(~np.isfinite(scores)))
         msg = (
-            f"the limit must fall on a run with a finite score, got {odd} of "
-            f"{len(scores)} without: frames without a risk, or runs shorter than "
-            f"what the trigger waits for ({acts.words()}); leave them out"
+            f"scores of the normal runs must be finite at the limit, got {odd} of "
+            f"{len(scores)} that are NaN or infinite: their frames have no risk, or "
+            f"they are shorter than the trigger needs ({acts.words()}); leave these "
+            "runs out"
         )
         raise LabelError(msg)
     half = min(half, limit) if math.isfinite(half) else limit
     lengths = [len(run) for run in runs]
     if max(lengths) > _EVEN * min(lengths):
         text = (
-            "normal runs should be of one length, which is that of the further runs "
-            f"that the limit is for, got {min(lengths)} to {max(lengths)} frames: it "
-            "holds for a run drawn like these, not for the longest"
+            "normal runs should all have the length of the runs that you will watch, "
+            f"got {min(lengths)} to {max(lengths)} frames: the limit holds for a run "
+            "drawn from these lengths, not for the longest run"
         )
         warnings.warn(text, LabelWarning, stacklevel=3)
     return RunLimits(
@@ -243,9 +244,9 @@ def _blocks(run: Series, timestep_fs: float, fewest: int) -> list[Series]:
         )
         raise LabelError(msg)
     text = (
-        f"limits should come from several runs, got one, cut into {count} blocks of "
-        f"{len(run) // count} frames: what it says of further runs is approximate, "
-        "and of other starts and velocities it knows nothing"
+        f"limits should come from several runs, got one, which is cut into {count} "
+        f"blocks of {len(run) // count} frames: the limit is approximate for further "
+        "runs, and does not cover other start structures and velocities"
     )
     warnings.warn(text, LabelWarning, stacklevel=4)
     size = len(run) // count

@@ -120,10 +120,10 @@ class ErrorCurve:
         if first == 0:
             lowest = int(among[0]) if len(among) else int(failures[-1])
             msg = (
-                f"a limit below which P(error > {self.tolerance:g} eV/Å) is under "
-                f"{wanted:g} must rest on {width} labels of the lowest risks, of which "
-                f"few fail, got {lowest} failures of {min(width, len(self.seen))}; "
-                "label more frames of low risk, or ask for a larger probability"
+                f"a limit for P(error > {self.tolerance:g} eV/Å) below {wanted:g} "
+                f"must have few failures among the {width} labels of lowest risk, got "
+                f"{lowest} failures of {min(width, len(self.seen))}; label more "
+                "frames of low risk, or choose a larger probability"
             )
             raise LabelError(msg)
         return float(self.seen[first - 1])
@@ -233,7 +233,7 @@ def calibrate_threshold(  # noqa: PLR0913  (runs or frames)
     """
     if calculator is None or (frames is None) == (runs is None):
         msg = (
-            "frames or runs, and a calculator, must be given, got "
+            "calculator= and either frames= or runs= must be given, got "
             f"{'both' if frames is not None and runs is not None else 'none'}; pass "
             "calculator= and runs=[...] for molecular dynamics"
         )
@@ -254,8 +254,8 @@ def calibrate_threshold(  # noqa: PLR0913  (runs or frames)
         )
     if not isinstance(signal, str) or not 0 < suspect <= unreliable < 1:
         msg = (
-            "frames take one signal, and quantiles must be 0 < suspect <= unreliable "
-            f"< 1, got {signal!r}, {suspect} and {unreliable}"
+            "frames= must have one signal, and quantiles must be 0 < suspect <= "
+            f"unreliable < 1, got {signal!r}, {suspect} and {unreliable}"
         )
         raise ValueError(msg)
     return _limits_of_frames(
@@ -273,9 +273,9 @@ def _limits_of_frames(
     """Return these two quantiles of a signal over ``frames``, as limits."""
     if groups is None and (series := find_series(frames)):
         text = (
-            "limits for a run should come from several runs, got frames of "
-            f"{series[0]} that follow each other: a quantile of frames halts many a "
-            "normal run; pass runs=[...] with timestep_fs="
+            "limits for a run should come from several runs, got consecutive frames "
+            f"of {series[0]}: a limit from single frames halts many normal runs; pass "
+            "runs=[...] with timestep_fs="
         )
         warnings.warn(text, LabelWarning, stacklevel=3)
     risks = [risk for _, _, risk in _readings(frames, calculator, signal)]
@@ -416,7 +416,7 @@ def _readings(
         for frame, outcome in evaluate_each(calculator.backbone, frames, wanted):
             if isinstance(outcome, str):
                 msg = (
-                    f"every frame must be one that can be evaluated, got frame "
+                    "the potential must be able to evaluate every frame, got frame "
                     f"{len(found)}: {outcome}; leave it out"
                 )
                 raise LabelError(msg)

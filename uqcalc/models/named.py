@@ -94,8 +94,8 @@ def check_model_name(name: str) -> None:
         msg = f"model must be one of {usage}, got {name!r}"
         if kind not in MODELS and Path(name).is_file():
             msg += (
-                f", which is a file; if MACE saved it and you trust it, write "
-                f"mace:{name}; a probe goes to --probe"
+                ", which is a file; if MACE saved this file and you trust it, write "
+                f"mace:{name}; pass a probe with --probe"
             )
         raise ModelError(msg)
     if kind == "mace" and not Path(detail).is_file():
@@ -165,8 +165,8 @@ def _mace_file(detail: str, device: str, dtype: str | None) -> BaseCalculator:
         model = load_safe_mace(detail).to(device)
         return MACECalculator(models=model, device=device, default_dtype=dtype or "")
     text = (
-        "a MACE model file can run code; open only files you trust, got "
-        f"{detail}; uqcalc.models.safemace.save_safe_mace writes a form that cannot"
+        f"a MACE model file can run code; open only files you trust, got {detail}; "
+        "uqcalc.models.safemace.save_safe_mace writes a file that cannot run code"
     )
     warnings.warn(text, FileWarning, stacklevel=4)
     try:
@@ -177,7 +177,7 @@ def _mace_file(detail: str, device: str, dtype: str | None) -> BaseCalculator:
     except _NO_MODEL as error:
         msg = (
             f"model 'mace:FILE' must be a file that MACE saved, got {detail} "
-            f"({type(error).__name__}: {error}); a probe goes to --probe, and chgnet "
+            f"({type(error).__name__}: {error}); pass a probe with --probe; chgnet "
             "and default need no file"
         )
         raise ModelError(msg) from error
@@ -204,9 +204,9 @@ def _mace_foundation(family: str) -> Callable[[str, str, str | None], BaseCalcul
         except (OSError, RuntimeError) as error:
             url = sizes[size]
             msg = (
-                f"weights of {family}:{size} must be in MACE's cache or within reach, "
-                f"got: {error}; fetch them where there is a network with: curl -LO "
-                f"{url} and pass --model mace:{url.rpartition('/')[2]}"
+                f"weights of {family}:{size} must be in MACE's cache or downloadable, "
+                f"got: {error}; on a machine with a network run curl -LO {url} and "
+                f"pass --model mace:{url.rpartition('/')[2]}"
             )
             raise ModelError(msg) from error
         return calculator
@@ -239,17 +239,17 @@ def _orb(detail: str, device: str, dtype: str | None) -> BaseCalculator:
             made = load(file or urls[name], device=device, compile=False)
     except _NO_MODEL as error:  # also of a download that was cut
         msg = (
-            f"weights of orb:{name} must be of that very model, got "
-            f"{file or urls[name]} ({type(error).__name__}); fetch them again, or name "
-            "the model they are of"
+            f"weights of orb:{name} must belong to this model, got "
+            f"{file or urls[name]} ({type(error).__name__}); download them again, or "
+            "name the model they belong to"
         )
         raise ModelError(msg) from error
     except OSError as error:
         url = urls[name]
         msg = (
-            f"weights of orb:{name} must be in Orb's cache or within reach, got "
-            f"{type(error).__name__}; fetch them where there is a network with: curl "
-            f"-LO {url} and pass --model orb:{name}:{url.rpartition('/')[2]}"
+            f"weights of orb:{name} must be in Orb's cache or downloadable, got "
+            f"{type(error).__name__}; on a machine with a network run curl -LO {url} "
+            f"and pass --model orb:{name}:{url.rpartition('/')[2]}"
         )
         raise ModelError(msg) from error
     with _quiet():

@@ -192,7 +192,8 @@ def _check_same(model: torch.nn.Module, rebuilt: torch.nn.Module, reach: float) 
     gap, size = np.abs(known - found).max(), np.abs(known).max()
     if not gap <= _SAME * size:
         raise _unfit(
-            "a model", f"rebuilt, it gives energies and forces that differ by {gap:.3g}"
+            "a model",
+            f"the rebuilt model gives energies and forces that differ by {gap:.3g}",
         )
 
 

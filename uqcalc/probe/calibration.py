@@ -118,16 +118,16 @@ class Calibration:
         """Return what a boundary adds to the logit at the probe's own boundary."""
         if not self.boundaries:
             msg = (
-                "boundary must be the probe's own, which was fitted for one only, got "
-                f"{boundary:.4g}; fit it again"
+                "boundary must be the one that this probe was fitted for, got "
+                f"{boundary:.4g}; fit the probe again for another boundary"
             )
             raise ProbeError(msg)
         low, high = self.boundaries[0], self.boundaries[-1]
         if not low * (1 - 1e-9) <= boundary <= high * (1 + 1e-9):
             msg = (
-                f"boundary must lie between {low:.4g} and {high:.4g}, the errors that "
-                f"the probe's labels covered, got {boundary:.4g}; choose one inside, "
-                "or fit a probe on other labels"
+                f"boundary must lie between {low:.4g} and {high:.4g}, the range of "
+                f"the errors of the probe's labels, got {boundary:.4g}; choose one "
+                "inside, or fit a probe on other labels"
             )
             raise ProbeError(msg)
         return float(np.interp(np.log(boundary), np.log(self.boundaries), self.shifts))
@@ -305,9 +305,9 @@ def platt(margin: ArrayLike, reliable: ArrayLike) -> tuple[float, float]:
     truth = np.asarray(reliable, dtype=bool)
     if truth.all() or not truth.any():
         msg = (
-            "calibration labels must hold reliable and unreliable structures, got "
-            f"{int(truth.sum())} reliable of {truth.size}; use other frames or another "
-            "boundary"
+            "calibration labels must have reliable and unreliable structures, got "
+            f"{int(truth.sum())} reliable of {truth.size}; use other frames or "
+            "another boundary"
         )
         raise LabelError(msg)
     hits, misses = int(truth.sum()), int((~truth).sum())
@@ -325,8 +325,8 @@ def platt(margin: ArrayLike, reliable: ArrayLike) -> tuple[float, float]:
     if slope <= 0:
         msg = (
             "the probe must rank held-out structures better than chance, got a "
-            f"calibration slope of {slope:.3g}; it learned nothing that transfers: add "
-            "labels closer to what it will see"
+            f"calibration slope of {slope:.3g}; add labels like the structures that "
+            "it will judge"
         )
         raise LabelError(msg)
     return slope, intercept

@@ -138,7 +138,7 @@ class Guarantee:
         )
 
 
-_REMEDY = "the file is damaged, or is no probe: fit one again"
+_REMEDY = "the file is damaged or not a probe; fit the probe again"
 _NESTED: dict[str, type[Calibration] | type[Scope] | type[AtomFloor]] = {
     "calibration": Calibration,
     "atom_calibration": Calibration,

@@ -166,9 +166,10 @@ class Shape:
         check_sizes(sizes, "shape of a probe")
         if shape.width % shape.heads or not 0 <= shape.dropout < 1:
             msg = (
-                "shape of a probe must have a width that its heads divide and a "
-                f"dropout from 0 to below 1, got width {shape.width}, {shape.heads} "
-                f"heads and dropout {shape.dropout}; the file is damaged, make it again"
+                "shape of a probe must have a width that is a multiple of its heads, "
+                f"and a dropout from 0 to below 1, got width {shape.width}, "
+                f"{shape.heads} heads and dropout {shape.dropout}; the file is "
+                "damaged, make it again"
             )
             raise ProbeError(msg)
         return shape

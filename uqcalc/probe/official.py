@@ -24,9 +24,9 @@ from uqcalc.probe.network import ProbeNetwork, Shape
 
 _ADVICE = (
     "atomic_energies={element: eV} must be given for a published probe on AIMNet2, "
-    "got none and a model that does not carry them: its released training takes them "
-    "off the energy; pass those of the model's training (its .sae file), or zeros "
-    "where its energies have none"
+    "got none and a model without atomic energies: the released training subtracts "
+    "them from the energy; pass those of the model's training (its .sae file), or "
+    "zeros if its energies are without them"
 )
 
 
@@ -67,10 +67,10 @@ def released_energies(
     of_aimnet2 = isinstance(backbone, AIMNet2Backbone)
     if isinstance(backbone, AIMNet2Backbone) and backbone.has_dispersion:
         msg = (
-            "AIMNet2 model must be without dispersion for a published probe, as its "
-            "released training is, got one that adds it; build it with "
-            "AIMNet2Calculator(..., needs_dispersion=False) and add the correction as "
-            "another calculator: SumCalculator([AIMNet2ASE(...), ...])"
+            "AIMNet2 model must be without dispersion for a published probe, as in "
+            "the released training, got a model that adds dispersion; build it with "
+            "AIMNet2Calculator(..., needs_dispersion=False) and add the correction "
+            "as another calculator: SumCalculator([AIMNet2ASE(...), ...])"
         )
         raise ProbeError(msg)
     if given is not None:
@@ -159,19 +159,21 @@ def import_official(
         sizes=[],
         atom_energies=energies,
         training={"epoch": int(content.get("epoch", -1))},
-        description="imported official checkpoint; its backbone and its "
-        f"{heads} attention heads were asserted by the user (the file names neither), "
-        f"its probability is not calibrated here; {_taken_off(energies)}",
+        description=(
+            f"imported official checkpoint; its backbone and its {heads} attention "
+            "heads were given by the user (the file has neither), its probability "
+            f"was not calibrated by uqcalc; {_taken_off(energies)}"
+        ),
     )
     return card, network
 
 
 def _load(path: Path) -> dict[str, Any]:
     if not (path.is_file() and zipfile.is_zipfile(path)):
-        got = "a file that is not one" if path.is_file() else "no such file"
+        got = "another file" if path.is_file() else "no such file"
         msg = (
-            f"{path} must be a whole checkpoint written by torch.save, got {got}; copy "
-            "it again, or use Probe.load for a probe of uqcalc"
+            f"{path} must be a complete checkpoint written by torch.save, got {got}; "
+            "copy it again, or use Probe.load for a probe of uqcalc"
         )
         raise ProbeError(msg)
     try:
@@ -180,7 +182,7 @@ def _load(path: Path) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         msg = (
             f"{path} must be a PyTorch checkpoint of tensors and arrays only, got: "
-            f"{_reason(error)}; ask its authors for one without code in it"
+            f"{_reason(error)}; ask its authors for a checkpoint without code"
         )
         raise ProbeError(msg) from error
     if not isinstance(content, dict):
@@ -209,9 +211,9 @@ def _reason(error: Exception) -> str:
 
 def _taken_off(energies: dict[str, float]) -> str:
     if not energies:
-        return "it reads the whole predicted energy"
+        return "it reads the total predicted energy"
     symbols = " ".join(chemical_symbols[int(z)] for z in energies)
-    return f"it reads the predicted energy less atomic energies of {symbols}"
+    return f"it reads the predicted energy minus atomic energies of {symbols}"
 
 
 def _shape(state: dict[str, torch.Tensor], path: Path, heads: int) -> Shape:

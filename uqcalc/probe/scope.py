@@ -179,10 +179,10 @@ def warn_of_wide_scope(
         return
     far = np.unique([groups[i] for i in np.argsort(-away, kind="stable")[:5]]).tolist()
     msg = (
-        "distances of labelled structures should be of like size, or the scope limits "
-        f"little, but its limit is {scope.distance:.3g} where the median is "
-        f"{middle:.3g}; look at the farthest (of the groups {far}), which may be "
-        "broken frames"
+        "distances of labelled structures should be similar, but the limit of the "
+        f"scope is {scope.distance:.3g} and the median {middle:.3g}, so that the "
+        f"scope excludes little; look at the farthest structures (groups {far}), "
+        "which may be broken frames"
     )
     warnings.warn(msg, LabelWarning, stacklevel=2)
 

@@ -97,8 +97,8 @@ class RunFile(Section):
         if "md" in info.data and (info.data["md"] is None) == (value is None):
             both = value is not None
             msg = (
-                f"must {'be left out' if both else 'be given'} "
-                f"{'where md is given: one task a file' if both else 'unless md is'}"
+                "must be "
+                f"{'left out where md is given: a run file has one task' if both else 'given where md is left out'}"
             )
             raise ValueError(msg)
         return value
@@ -115,7 +115,7 @@ class RunFile(Section):
                 continue
             path = (folder_of(info) / name).resolve()
             if path in seen:
-                msg = f"{key} must be a file of its own, not that of {seen[path]}"
+                msg = f"{key} must name another file than {seen[path]}"
                 raise ValueError(msg)
             seen[path] = key
         return named
@@ -190,7 +190,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         if self.check_event(yaml.AliasEvent):
             event = self.get_event()
             raise yaml.MarkedYAMLError(
-                problem=f"the alias *{event.anchor} must be what it stands for",
+                problem=f"alias *{event.anchor} must be replaced by its value",
                 problem_mark=event.start_mark,
             )
         return super().compose_node(parent, index)
@@ -200,7 +200,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         for key in (k for k, _ in node.value if isinstance(k, yaml.ScalarNode)):
             if key.value in seen:
                 raise yaml.MarkedYAMLError(
-                    problem=f"the key {key.value} is given twice",
+                    problem=f"key {key.value} must be given once, got it twice",
                     problem_mark=key.start_mark,
                 )
             seen.add(key.value)
@@ -212,12 +212,12 @@ def _parsed(file: Path) -> dict[str, Any]:
         raise RunFileError(str(file), ["must be a file that exists"])
     size = file.stat().st_size
     if size > LARGEST:
-        problem = f"must be at most {LARGEST} bytes, got {size}: it is no run file"
+        problem = f"must be at most {LARGEST} bytes, got {size}: this is not a run file"
         raise RunFileError(str(file), [problem])
     try:
         data = yaml.load(file.read_bytes(), Loader=_Loader)
     except RecursionError as error:
-        problem = "must be sections of key: value, got sections without end"
+        problem = "must be sections of key: value, got sections nested too deeply"
         raise RunFileError(str(file), [problem]) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark

@@ -104,9 +104,9 @@ def _probe_policy(file: RunFile, probe: Probe) -> Policy:
         given = "suspect" if policy.unreliable is None else "unreliable"
         other = "unreliable" if policy.unreliable is None else "suspect"
         problem = (
-            f"policy.{given}: must leave suspect at or above unreliable, got suspect="
-            f"{suspect:g} and unreliable={unreliable:g}, where {other} is the probe's "
-            "own; give both"
+            f"policy.{given}: suspect must be at least unreliable, got "
+            f"suspect={suspect:g} and unreliable={unreliable:g}, where {other} is "
+            "that of the probe; give both"
         )
         raise RunFileError(str(file.path), [problem])
     return replace(card, suspect=suspect, unreliable=unreliable).policy()

@@ -118,7 +118,7 @@ class Restart:
             )
         except (KeyError, TypeError, ValueError, EOFError, BadZipFile) as error:
             msg = (
-                f"restart must be a file that uqcalc saved, got {path} ({error}); "
-                "remove it, and the log beside it, to begin anew"
+                f"restart file must be one that uqcalc saved, got {path} ({error}); "
+                "to start anew, remove this file and the log beside it"
             )
             raise RecordError(msg) from error

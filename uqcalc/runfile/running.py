@@ -230,7 +230,7 @@ def _past(file: RunFile, about: dict[str, Any]) -> LogSummary | None:
     try:
         check_same_run(log, past.run["about"], about)
     except RecordError as error:
-        msg = f"{error}. To go on from where a run ended: {_again(file)}"
+        msg = f"{error}. To continue from the end of a run: {_again(file)}"
         raise RecordError(msg) from error
     return past
 
@@ -244,14 +244,16 @@ def _restart(
     restart = Restart.load(path)
     if restart.run != _digest(about):
         msg = (
-            f"restart must belong to this run, got {path} of another one; remove it "
-            "and the log beside it to begin anew, or choose another name"
+            f"restart file must belong to this run, got {path} of another run; to "
+            "start anew, remove this file and the log beside it, or choose another "
+            "name"
         )
         raise RecordError(msg)
     if past.last_step is None or restart.step > past.last_step:
         msg = (
-            f"restart must not be ahead of the log, got {path} at step {restart.step} "
-            f"and a log that ends at step {past.last_step}; remove both to begin anew"
+            f"restart file must not be ahead of the log, got {path} at step "
+            f"{restart.step} and a log that ends at step {past.last_step}; to start "
+            "anew, remove both"
         )
         raise RecordError(msg)
     return restart
@@ -272,8 +274,8 @@ def _clear_the_way(file: RunFile) -> None:
     for name in (file.outputs.trajectory, file.outputs.last):
         if name is not None and file.at(name).exists():
             msg = (
-                f"outputs of a new run must not exist, got {file.at(name)}; move it "
-                "away, or choose another name"
+                f"outputs of a new run must not exist, got {file.at(name)}; move this "
+                "file away, or choose another name"
             )
             raise RecordError(msg)
     _restart_path(file).unlink(missing_ok=True)
@@ -286,7 +288,7 @@ def _task(file: RunFile) -> MdSection | RelaxSection:
 def _outcome(file: RunFile, end: dict[str, Any], told: str) -> RunOutcome:
     lines = [told, f"Last geometry: {file.at(file.outputs.last)}."]
     if not end.get("converged"):
-        lines.append(f"To go on from there: {_again(file)}.")
+        lines.append(f"To continue from it: {_again(file)}.")
     return RunOutcome(
         end["how"], int(end["step"]), end.get("converged"), "\n".join(lines)
     )

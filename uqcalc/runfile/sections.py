@@ -97,10 +97,16 @@ class MdSection(Section):
         known = info.data.keys() >= {"ensemble", "velocities"}
         if known and info.data["ensemble"] == "nve":
             if isinstance(value, tuple):
-                msg = "must be one number for nve, which has no heat bath; use nvt"
+                msg = (
+                    "must be one number for nve, which has no thermostat; use nvt "
+                    "for a ramp"
+                )
                 raise ValueError(msg)
             if value is None and info.data["velocities"] == "new":
-                msg = "must be given for new velocities, or write velocities: keep"
+                msg = (
+                    "must be given for velocities: new; give it, or write "
+                    "velocities: keep"
+                )
                 raise ValueError(msg)
         elif known and value is None:
             msg = f"must be given for {info.data['ensemble']}"
@@ -164,7 +170,7 @@ class RelaxSection(Section):
     @classmethod
     def _with_cell(cls, value: float, info: ValidationInfo) -> float:
         if info.data.get("cell") is False:
-            msg = "must be left out unless cell: true lets the cell relax"
+            msg = "must be left out unless cell: true is given"
             raise ValueError(msg)
         return value
 

@@ -195,8 +195,8 @@ class ConformalInterval(FittedSignal):
         if isinstance(self.base, Constant):
             msg = (
                 "bound must differ between structures to have quantiles, got "
-                f"{self.card.settings['factor']:.3g} {self.card.unit} everywhere; fit "
-                "it with a signal"
+                f"{self.card.settings['factor']:.3g} {self.card.unit} for all; fit "
+                "the bound with a signal"
             )
             raise LabelError(msg)
         return super().threshold(suspect=suspect, unreliable=unreliable)
@@ -226,8 +226,8 @@ class ConformalInterval(FittedSignal):
             return cls(card, rebuilt(known_kind(inner), inner, own, name), held_out)
         if base.get("plain") not in _PLAIN:
             msg = (
-                f"conformal interval of the signal {name!r} must be given that signal, "
-                "got a file without it; pass ConformalInterval.load(file, signal=...)"
+                "signal= must be given for a conformal interval of the signal "
+                f"{name!r}, got None; pass ConformalInterval.load(file, signal=...)"
             )
             raise SignalError(msg)
         return cls(card, _PLAIN[base["plain"]](**base["settings"]), held_out)
@@ -254,7 +254,7 @@ class ConformalInterval(FittedSignal):
         if card.kind != cls.kind or signal.name != card.settings["signal"]:
             msg = (
                 f"{path} must be a {cls.kind} of the signal {signal.name!r}, got a "
-                f"{card.kind} of {card.settings.get('signal')!r}; pass that one"
+                f"{card.kind} of {card.settings.get('signal')!r}; pass this signal"
             )
             raise SignalError(msg)
         return cls(card, signal, HeldOut.from_tensors(tensors))

@@ -86,14 +86,14 @@ class FittedSignal(ABC):
         width, expected = backbone.feature_dim, self.card.feature_dim
         if expected and width is not None and width != expected:
             msg = (
-                f"{self.name} must match the backbone's feature width, got one for "
-                f"{expected} features ({self.card.fingerprint}) and a backbone with "
-                f"{width} ({backbone.fingerprint}); fit it for this backbone"
+                f"{self.name} must match the backbone's feature width, got a signal "
+                f"for {expected} features ({self.card.fingerprint}) and a backbone "
+                f"with {width} ({backbone.fingerprint}); fit it for this backbone"
             )
             raise SignalError(msg)
         if not same_model(backbone.fingerprint, self.card.fingerprint):
             msg = (
-                f"{self.name} must belong to this backbone, got one fitted for "
+                f"{self.name} must belong to this backbone, got a signal fitted for "
                 f"{self.card.fingerprint} and the backbone {backbone.fingerprint}; "
                 "load the model it was fitted for, or fit it again"
             )
@@ -183,7 +183,7 @@ class FittedSignal(ABC):
         if card.kind != cls.kind:
             msg = (
                 f"file must hold a {cls.kind}, got a {card.kind} in {path}; use "
-                "uqcalc.load_signal, which takes any"
+                "uqcalc.load_signal, which loads any kind"
             )
             raise SignalError(msg)
         return rebuilt(cls, card, tensors, path)
@@ -208,7 +208,7 @@ def known_kind(card: SignalCard) -> type[FittedSignal]:
     if card.kind not in FittedSignal.kinds:
         msg = (
             f"fitted signal must be one of {sorted(FittedSignal.kinds)}, got "
-            f"{card.kind!r}; import what defines it, or upgrade uqcalc"
+            f"{card.kind!r}; import the module that defines it, or upgrade uqcalc"
         )
         raise SignalError(msg)
     return FittedSignal.kinds[card.kind]
@@ -227,14 +227,14 @@ def rebuilt(
         return kind.rebuild(card, held_out, own)
     except KeyError as error:
         msg = (
-            f"{card.kind} in {origin} must hold all it was saved with, got none named "
-            f"{error}; {FILE.otherwise}"
+            f"{card.kind} in {origin} must be complete, got no entry {error}; "
+            f"{FILE.otherwise}"
         )
         raise SignalError(msg) from error
     except (TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
         msg = (
-            f"{card.kind} in {origin} must be as it was saved, got what cannot be read "
-            f"({type(error).__name__}: {error}); {FILE.otherwise}"
+            f"{card.kind} in {origin} must be readable, got {type(error).__name__}: "
+            f"{error}; {FILE.otherwise}"
         )
         raise SignalError(msg) from error
 
@@ -253,10 +253,12 @@ def fit_card(
     card.training["groups"] = len(np.unique(samples.groups))
     if not samples.grouped:
         note = (
-            "no groups were given: each frame counts by itself, though frames of one "
-            "run repeat each other; give a group key, or limits come out too narrow"
+            "no groups were given, and each frame counts as independent: limits from "
+            "frames of one run are too narrow; give a group key"
         )
         card.notes.append(note)
     if samples.offsets:
-        card.notes.append("errors of energies are those after fitted offsets")
+        card.notes.append(
+            "errors of energies are those after subtracting fitted offsets"
+        )
     return card

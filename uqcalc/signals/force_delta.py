@@ -59,7 +59,10 @@ class ForceDelta:
     """
 
     name = "force_delta"
-    remedy = "distil a head for it (uqcalc distill) and pass that, or wrap another one"
+    remedy = (
+        "distil a head for this model (uqcalc distill) and pass "
+        "ForceDelta(head=...), or wrap another model"
+    )
     requires: frozenset[str] = frozenset({"direct_forces", "conservative_forces"})
 
     def __init__(
@@ -97,7 +100,7 @@ class ForceDelta:
         out = self._taken_out(frozenset())
         reading = _reading(prediction, self.head(prediction), out)
         if unseen := self.head.unseen_elements(prediction.numbers):
-            note = f"the head was not distilled on elements {unseen}"
+            note = f"the head was distilled without elements {unseen}"
             return replace(reading, risk=float("nan"), note=note)
         return reading
 

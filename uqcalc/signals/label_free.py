@@ -30,7 +30,7 @@ class MaxForce:
 
 # How often each Voigt component of the stress occurs in the 3 x 3 matrix.
 VOIGT_COUNTS = np.array([1.0, 1.0, 1.0, 2.0, 2.0, 2.0])
-_REMEDY = "wrap a committee: uqcalc.Committee([one, other]), or a MACE one"
+_REMEDY = "wrap a committee: uqcalc.Committee([one, other]), or a committee of MACE"
 
 
 @final
@@ -123,7 +123,7 @@ class StressSpread:
     def __call__(self, prediction: Prediction) -> TensorReading:
         """Return the reading from the members' stresses, (members, 6)."""
         if not prediction.pbc.all():
-            note = "only structures with a cell in all directions have a stress"
+            note = "only structures with three cell vectors have a stress"
             return self._reading(float("nan"), note)
         members = _members(prediction, "committee_stresses")
         variances = members.var(axis=0, dtype=float)
@@ -164,7 +164,7 @@ class OrbConfidence:
     """
 
     name = "orb_confidence"
-    remedy = "wrap an Orb v3 model, whose heads have one named 'confidence'"
+    remedy = "wrap an Orb v3 model, which has a head 'confidence'"
     requires = frozenset({"expected_errors"})
 
     def __init__(self, reduce: str = "mean") -> None:

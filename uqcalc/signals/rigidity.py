@@ -108,7 +108,10 @@ class Rigidity(nn.Module):
 
 # Smallest number of held-out labels for alpha.
 FEWEST_LABELS = 10
-UNCALIBRATED = "uncalibrated: alpha is 1 for want of labels, and the risk has no unit"
+UNCALIBRATED = (
+    "uncalibrated: alpha is 1, because there were too few labels, and the risk has "
+    "no unit"
+)
 
 
 @final
@@ -313,7 +316,7 @@ def _sum(prediction: Prediction) -> torch.Tensor:
 def _warn(labels: int) -> None:
     text = (
         f"prediction rigidity must have at least {FEWEST_LABELS} held-out energies to "
-        f"be calibrated, got {labels} under the key of its Labels; its risk ranks "
-        "structures, but has no unit"
+        f"be calibrated, got {labels} under the energy key of the labels; the risk "
+        "ranks structures, but has no unit"
     )
     warnings.warn(text, LabelWarning, stacklevel=4)

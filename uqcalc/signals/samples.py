@@ -69,9 +69,10 @@ class Risks:
         """Raise LabelError if ``name`` gave no risk for samples of ``everything``."""
         if lost := len(everything.order) - len(self.order):
             msg = (
-                f"the signal {name!r} must know the risk of enough frames, got none "
-                f"for {lost} of {len(everything.order)}, such as frames of elements "
-                "that it was not fitted on; fit it on these, or choose another signal"
+                f"the risk of the signal {name!r} must be finite for enough frames, "
+                f"got NaN for {lost} of {len(everything.order)}, such as frames with "
+                "elements that its fit lacked; fit the signal on these elements, or "
+                "choose another signal"
             )
             raise LabelError(msg)
 
@@ -161,7 +162,7 @@ class Samples:
             names = group_names(self._frames, key)
             self.grouped = key is not None
         if not names:
-            msg = "frames must be at least one, got none; add structures"
+            msg = "at least one frame must be given, got none; add frames"
             raise LabelError(msg)
         self.groups = np.unique(names, return_inverse=True)[1]
 
@@ -183,7 +184,8 @@ class Samples:
         if len(names) < 2:
             msg = (
                 "frames must come in at least 2 groups, so that one can be held out, "
-                "got 1; add some, or pass Split(held_out=0) and go without thresholds"
+                "got 1; add groups, or pass Split(held_out=0) for a signal without "
+                "thresholds"
             )
             raise LabelError(msg)
         count = min(max(1, round(split.held_out * len(names))), len(names) - 1)
@@ -282,10 +284,10 @@ def _sound(index: int, outcome: Prediction | str) -> Prediction:
     if isinstance(outcome, Prediction):
         if bool(outcome.features.isfinite().all()):
             return outcome
-        outcome = "features hold NaN or infinity"
+        outcome = "features are NaN or infinite"
     msg = (
-        f"every frame must be one that can be evaluated, got frame {index}: {outcome}; "
-        "leave it out"
+        f"the potential must be able to evaluate every frame, got frame {index}: "
+        f"{outcome}; leave it out"
     )
     raise LabelError(msg)
 
@@ -298,8 +300,8 @@ def _require(prediction: Prediction, requires: Collection[str]) -> None:
     ]
     if missing:
         msg = (
-            f"dataset must hold {missing} for this signal, got one that does not keep "
-            "them; pass the frames instead"
+            f"dataset must hold {missing} for this signal, got a dataset without; "
+            "pass the frames instead"
         )
         raise LabelError(msg)
 
@@ -307,8 +309,8 @@ def _require(prediction: Prediction, requires: Collection[str]) -> None:
 def _check_labels(own: Labels | None, wanted: Labels | None) -> None:
     if own is not None and wanted is not None and own.target != wanted.target:
         msg = (
-            f"dataset must be one of {wanted.target!r}, got one of {own.target!r}; "
-            "build it with other labels, or pass the frames"
+            f"target of the dataset must be {wanted.target!r}, got {own.target!r}; "
+            "build the dataset with other labels, or pass the frames"
         )
         raise LabelError(msg)
 
@@ -316,7 +318,7 @@ def _check_labels(own: Labels | None, wanted: Labels | None) -> None:
 def _refuse_offsets(labels: Labels | None) -> None:
     if labels is not None and labels.offsets:
         msg = (
-            "frames must have energies that need no offsets, got labels with "
-            "offsets=True; pass a dataset, which fits and removes them"
+            "labels of a list of frames must have offsets=False, got offsets=True; "
+            "pass a Dataset, which fits and subtracts offsets"
         )
         raise LabelError(msg)

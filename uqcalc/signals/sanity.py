@@ -193,7 +193,7 @@ class Sanity:
         lone = np.flatnonzero(around.nearest == np.inf)
         if len(lone) == 0:
             return 0
-        within = f"within {self.cutoff:.3g} Å, which is as far as the model sees"
+        within = f"within {self.cutoff:.3g} Å (the cutoff of the model)"
         if len(lone) < len(numbers):
             verb = "has" if len(lone) == 1 else "have"
             which = f"{named_atoms(numbers, lone)} {verb} no"
@@ -305,9 +305,7 @@ def _check_extent(prediction: Prediction, found: _Findings) -> None:
     edges = np.sqrt((cell * cell).sum(axis=1))
     extent = max(float(spans.max()), float(edges.max()))
     if found.passed(extent / EXTENT):
-        found.note(
-            f"the structure reaches over {extent:.3g} Å > {EXTENT:g} Å", absurd=False
-        )
+        found.note(f"the structure is {extent:.3g} Å > {EXTENT:g} Å long", absurd=False)
 
 
 def _check_symmetry(
@@ -324,6 +322,6 @@ def _check_symmetry(
         around.nearest,
     ):
         found.doubts.append(
-            f"all forces vanish by symmetry (the largest is {largest:.1g} eV/Å): "
-            "nothing was judged"
+            f"all forces vanish by symmetry (the largest is {largest:.1g} eV/Å): the "
+            "structure was not judged"
         )

@@ -55,10 +55,11 @@ def group_quantile(values: ArrayLike, groups: ArrayLike, level: float) -> float:
     )
     if len(counts) < groups_needed(level):
         msg = (
-            f"a quantile of {level:g} must have at least {groups_needed(level)} groups "
-            f"(frames without a group key are one each), got {len(counts)}; give more, "
-            "or lower it; for a run of one molecule or material, give several normal "
-            "runs to uqcalc.calibrate_threshold(runs=[...])"
+            f"a quantile of {level:g} must have at least {groups_needed(level)} "
+            f"groups (frames without a group key are one each), got {len(counts)}; "
+            "give more groups, or choose a lower quantile; for a run of one molecule "
+            "or material, give several normal runs to "
+            "uqcalc.calibrate_threshold(runs=[...])"
         )
         raise LabelError(msg)
     order = np.argsort(given, kind="stable")  # NaN comes last
@@ -69,8 +70,8 @@ def group_quantile(values: ArrayLike, groups: ArrayLike, level: float) -> float:
         odd = int(np.sum(~np.isfinite(given)))
         msg = (
             f"the {level:g} quantile must be finite, but {odd} of {len(given)} values "
-            "are NaN or infinite, such as risks of elements that were not in the fit; "
-            "lower it, or fit on frames with all elements"
+            "are NaN or infinite, such as risks of elements that were not in the "
+            "fit; choose a lower quantile, or fit on frames with all elements"
         )
         raise LabelError(msg)
     return limit
@@ -99,8 +100,9 @@ def conformal_factor(
     if factor == sys.float_info.max:
         flat = int(np.sum((scales <= 0) & (sizes > 0)))
         msg = (
-            f"a risk must not vanish where errors do not, got {flat} of {len(sizes)} "
-            "structures that err at a risk of 0; add a floor to it, in its unit"
+            f"risk must be above 0 where the error is, got {flat} of {len(sizes)} "
+            "structures with an error and a risk of 0; add a floor to the risk, in "
+            "its unit"
         )
         raise LabelError(msg)
     return factor

@@ -168,7 +168,7 @@ def _check_shapes(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
             limits.require("on demand", value is None, message)
             continue
         promised = name in backbone.provides
-        message = f"{name} must be there exactly when provides says so"
+        message = f"{name} must be given exactly where `provides` has it"
         limits.require("provides", (value is not None) == promised, message)
         if value is not None:
             its = tuple(np.shape(value))
@@ -215,18 +215,20 @@ def _check_on_demand(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
     before = backbone.passes
     full = predict_all(backbone, atoms)
     passes, due = backbone.passes - before, backbone.passes_per_geometry
-    message = f"must be {due} with everything wanted, got {passes}"
+    message = f"must be {due} with all quantities wanted, got {passes}"
     limits.require("passes", passes == due, message)
     for name in backbone.on_demand:
         needless = name.endswith(("stress", "stresses")) and not atoms.pbc.all()
-        message = f"{name} must be there where it is wanted"
+        message = f"{name} must be given where it is wanted"
         there = getattr(full, name) is not None
         limits.require("on demand", needless or there, message)
     for key, value in plain.results.items():
         limits.close("on demand", full.results[key], value, key)
     limits.close("on demand", full.features, plain.features, "features")
     kept = full.features.requires_grad
-    limits.require("detached", not kept, "features must be so on demand, too")
+    limits.require(
+        "detached", not kept, "features must be detached from the graph on demand, too"
+    )
 
 
 def _check_own_geometry(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
@@ -236,12 +238,15 @@ def _check_own_geometry(backbone: Backbone, atoms: Atoms, limits: Limits) -> Non
     kept = first.features.clone()
     second = predict(backbone, other)
     again = predict(backbone, atoms)
-    what = "features of a geometry, before and after another one,"
+    what = "features of a geometry, before and after another geometry,"
     limits.same("own geometry", again.features, kept, what)
-    limits.same("own geometry", first.features, kept, "features that were handed out")
+    limits.same("own geometry", first.features, kept, "features that were returned")
     if len(atoms) > 1:
         moved = not torch.equal(second.features, kept)
-        message = "features must follow the atoms, got stale ones after a displacement"
+        message = (
+            "features must change with the positions, got the old features after a "
+            "displacement"
+        )
         limits.require("own geometry", moved, message)
 
 
@@ -281,12 +286,16 @@ def _check_batches(backbone: Backbone, frames: Sequence[Atoms], limits: Limits) 
         _check_geometry(batched, atoms, limits)
         for name in BATCHED:
             one, many = getattr(alone, name), getattr(batched, name)
-            message = f"{name} must be there as in a single evaluation"
+            message = f"{name} must be given as in a single evaluation"
             limits.require("batches", (one is None) == (many is None), message)
             if one is not None:
                 limits.close("batches", many, one, name)
         kept = batched.features.requires_grad
-        limits.require("detached", not kept, "features must be so in a batch too")
+        limits.require(
+            "detached",
+            not kept,
+            "features must be detached from the graph in a batch, too",
+        )
 
 
 def _check_threads(backbone: Backbone, frames: Sequence[Atoms], limits: Limits) -> None:
@@ -322,7 +331,7 @@ def _check_identity(
         message = "must be the same for two makes and after use; hash the weights only"
         raise ContractError("fingerprint", message)
     if lost := copyable - ways_to_copy(used.calculator):
-        message = f"calculator must stay as copyable as it was, lost {sorted(lost)}"
+        message = f"calculator must remain copyable, lost {sorted(lost)}"
         raise ContractError("copies", message)
 
 

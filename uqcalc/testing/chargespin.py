@@ -36,9 +36,9 @@ def check_told_apart(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
         read = bool(backbone.reads & {*names})
         where = " and ".join(names)
         message = (
-            f"{where} must be among reads exactly where it changes the energy, got "
-            f"{sorted(backbone.reads)} and a change of {got.energy - plain.energy:.2g} "
-            "eV"
+            f"{where} must be in `reads` exactly where it changes the energy, got "
+            f"{sorted(backbone.reads)} and a change of "
+            f"{got.energy - plain.energy:.2g} eV"
         )
         holds = got.energy != plain.energy if read else not changed
         limits.require("charge_spin", holds, message)

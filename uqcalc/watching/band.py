@@ -193,7 +193,9 @@ class Band:
 
     def _seen(self) -> BandAssessment:
         if self.seen is None:
-            msg = "monitor must have seen a step, got none; run the dynamics first"
+            msg = (
+                "at least one step must have been run, got none; run the dynamics first"
+            )
             raise ValueError(msg)
         return self.seen
 

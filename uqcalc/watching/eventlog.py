@@ -129,8 +129,8 @@ def check_same_run(path: Path, theirs: Any, ours: Any) -> None:
         told = "; ".join(differing[:_MOST_NAMED])
         told += f"; and {more} other entries" if more > 0 else ""
         msg = (
-            f"log must belong to the same run, got {path} with other {told}; choose "
-            "another name for the new run"
+            f"log must belong to the same run, got {path} with different {told}; "
+            "choose another name for the new run"
         )
         raise RecordError(msg)
 
@@ -218,9 +218,9 @@ def _checked_records(
 
 def _changed(where: str, number: int) -> str:
     return (
-        f"{where} must be the record that was written after the one before it, got "
-        "another: a byte was changed or a record is missing; the "
-        f"{number - 1} records before it are sound, take an earlier copy for the rest"
+        f"{where} must follow the record before it, got a checksum that differs: "
+        f"bytes were changed or a record is missing; the first {number - 1} records "
+        "are intact, use an earlier copy for the rest"
     )
 
 

@@ -34,8 +34,8 @@ class History(Sequence[Event]):
         whole = isinstance(given, int) and not isinstance(given, bool) and given > 0
         if kept is not None and not whole:
             msg = (
-                "history must be how many events to keep, a whole number from 1, or "
-                f"None for all, got {kept!r}"
+                "history must be the number of events to keep, at least 1, or None "
+                f"for all, got {kept!r}"
             )
             raise ValueError(msg)
         self._events: deque[Event] = deque(maxlen=kept)

@@ -60,7 +60,7 @@ class Joint:
             f"log must be continued from the geometry at which it ended, got {path} "
             f"with {_words(logged)} eV at step {last['step']} and a structure with "
             f"{_words(ours)} eV; choose another file name for a new run, or pass "
-            'mode="append" where this run truly continues that one'
+            'mode="append" if this run continues the logged run'
         )
         raise RecordError(msg)
 

@@ -108,8 +108,8 @@ def check_record(record: Mapping[str, Any], path: object) -> None:
         shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
         msg = (
             f"{kind} records of an event log must hold what uqcalc writes, got {path} "
-            f"with {where} = {shown} ({first['msg'].lower()}); the log is damaged, "
-            "or not of uqcalc"
+            f"with {where} = {shown} ({first['msg'].lower()}); the log is damaged, or "
+            "uqcalc did not write it"
         )
         raise RecordError(msg) from error
 
@@ -125,8 +125,8 @@ def checked_step(record: Mapping[str, Any], where: str) -> int:
     step = record.get("step")
     if not isinstance(step, int) or isinstance(step, bool):
         msg = (
-            f"{where} must say of which step it is, got {json.dumps(step)[:_SHOWN]}; "
-            "the log is damaged, or not of uqcalc"
+            f"step of {where} must be an integer, got {json.dumps(step)[:_SHOWN]}; "
+            "the log is damaged, or uqcalc did not write it"
         )
         raise RecordError(msg)
     return step

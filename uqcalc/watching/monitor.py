@@ -38,7 +38,7 @@ from uqcalc.watching.trigger import Trigger
 
 
 Action = Literal["halt", "raise", "warn"]
-LOST = "Energy, forces or a moving cell's stress are not numbers"
+LOST = "Energy, forces or stress of a moving cell are NaN or infinite"
 ABSURD = "Beyond all physics"
 
 
@@ -271,7 +271,7 @@ class Monitor:
     def summary(self) -> str:
         """Return a few lines: steps and levels, any halt and its reason, next steps."""
         if not self.enabled:
-            return "Nothing is watched: the monitor is not enabled."
+            return "Nothing was watched: the monitor is not enabled."
         return summarise(
             self.history,
             self.acted_on,
@@ -308,7 +308,9 @@ class Monitor:
             If no step was checked yet, or if the atoms have moved since.
         """
         if not self.history:
-            msg = "monitor must have seen a step, got none; run the dynamics first"
+            msg = (
+                "at least one step must have been run, got none; run the dynamics first"
+            )
             raise ValueError(msg)
         step = self.history[-1].step
         if isinstance(self._watched, Band):
@@ -393,8 +395,8 @@ class Monitor:
         if self.on_unreliable == "raise":
             self._raise()
         logging.getLogger("uqcalc").warning(
-            "no step is made: the monitor has halted this run. %s. Call "
-            "monitor.resume() to go on all the same",
+            "the monitor has halted this run, and no step was made. %s. Call "
+            "monitor.resume() to continue the run",
             self.reason,
         )
 
@@ -472,7 +474,7 @@ def _check_paths(
 ) -> None:
     given = [Path(path).absolute() for path in (log, flagged) if path is not None]
     if len(set(given)) < len(given):
-        msg = f"log and flagged must be two files, got {log} for both"
+        msg = f"log and flagged must be different files, got {log} for both"
         raise ValueError(msg)
 
 

@@ -101,8 +101,8 @@ class Outputs:
             self.attempt("flagged frames", lambda: file.append(frame(), final=final))
             if new := sorted(set(file.incomplete) - known):
                 _warn(
-                    f"flagged frames in {file.path} are written without what extended "
-                    f"XYZ does not give back: {', '.join(new)}"
+                    f"flagged frames in {file.path} are written without entries that "
+                    f"extended XYZ cannot hold: {', '.join(new)}"
                 )
 
     def attempt(self, name: str, write: Callable[[], object]) -> None:
@@ -114,8 +114,8 @@ class Outputs:
             if name not in self._reasons:
                 self._reasons[name] = f"{type(error).__name__}: {error}"
                 _warn(
-                    f"{name} cannot be written ({self._reasons[name]}); the run goes "
-                    "on, and its summary says how much is missing"
+                    f"{name} cannot be written ({self._reasons[name]}); the run "
+                    "continues, and its summary counts what is missing"
                 )
 
     def entry(self) -> dict[str, Any]:
@@ -143,7 +143,12 @@ class Outputs:
             names = ", ".join(
                 f"{name} ({n})" for name, n in self.flagged.incomplete.items()
             )
-            lines.append(f"Left out of flagged frames, as XYZ cannot hold it: {names}.")
+            lines.append(
+                (
+                    "Entries left out of flagged frames, because extended XYZ cannot "
+                    f"hold them: {names}."
+                )
+            )
         return lines
 
 

@@ -21,14 +21,16 @@ def summarise(
 ) -> str:
     """Return a few lines: steps and levels, the end, the worst atoms, next steps."""
     if history.first is None:
-        return "Nothing watched yet: no step was run since the monitor was attached."
+        return (
+            "Nothing was watched yet: no step was run since the monitor was attached."
+        )
     counts = ", ".join(f"{n} {lv.name}" for lv, n in history.counts().items())
     counts += f", {history.unjudged} not judged" if history.unjudged else ""
     lines = [f"Watched steps {history.first.step} to {history[-1].step}: {counts}."]
     if acted_on is None:
-        lines.append("It was not halted: the policy saw no reason to act.")
+        lines.append("The run was not halted: the policy was never met.")
     else:
-        lines.append(f"{'Halted' if halted else 'Went on, but was flagged'}: {reason}.")
+        lines.append(f"{'Halted' if halted else 'Flagged, but not halted'}: {reason}.")
         lines += _advice(acted_on)
     if band is not None:
         images = ", ".join(
@@ -54,10 +56,10 @@ def _continued(log: EventLog, first_step: int | None) -> list[str]:
         return []
     if first_step is not None:
         return [
-            f"It went on from step {first_step}, the last that was saved of a run that "
-            f"was ended from outside at step {log.last_step}."
+            f"This run continues from step {first_step}, the last saved step of a run "
+            f"that was killed at step {log.last_step}."
         ]
-    return [f"It continues a log that ended at step {log.last_step}."]
+    return [f"The log continues one that ended at step {log.last_step}."]
 
 
 def _advice(event: Event) -> list[str]:
@@ -65,12 +67,12 @@ def _advice(event: Event) -> list[str]:
     if event.worst_atoms:
         atoms = ", ".join(str(index) for index in event.worst_atoms)
         image = f" of image {event.image}" if isinstance(event, BandEvent) else ""
-        lines.append(f"Atoms that weighed most (indices{image}): {atoms}.")
+        lines.append(f"Worst atoms (indices{image}): {atoms}.")
     lines.append(
-        "Next: compute a reference for the flagged frames. If their errors are ones "
-        "you can live with, widen the boundary of the probe (fit it with a larger "
-        "one), or the limit of another signal; a higher limit on 1 - P would let true "
-        "failures pass, too. If they are wrong, train the potential on them or run "
-        f"under milder conditions than at step {event.step}."
+        "Next: compute a reference for the flagged frames. If you accept their "
+        "errors, fit the probe with a larger boundary, or raise the limit of another "
+        "signal. Do not raise the limit on the risk 1 - P(reliable): it would let "
+        "true failures pass, too. If the errors are too large, train the potential "
+        f"on these frames, or run under milder conditions than at step {event.step}."
     )
     return lines

@@ -72,12 +72,17 @@ class RunChecks:
             found, most = told_apart(abs(change), STEEPEST)
             sign = "+" if change > 0 else "-"
             absurd.append(
-                f"the energy is {sign}{found} eV/atom off that of the first step, more "
-                f"than {most} eV/atom"
+                f"the energy differs from that of the first step by {sign}{found} "
+                f"eV/atom, more than {most} eV/atom"
             )
         left = unseen - self._first[2]
         faults = (
-            [f"atoms have left: {left:.0f} more without a neighbour than at the start"]
+            [
+                (
+                    f"atoms have left: {left:.0f} more atoms without a neighbour than at "
+                    "the start"
+                )
+            ]
             if left > 0
             else []
         )
@@ -111,7 +116,7 @@ class RunChecks:
         if timestep is None or not atoms.has("momenta"):
             return 0.0, []
         if not np.isfinite(atoms.get_momenta()).all():
-            return np.nan, ["the velocities are not all finite numbers"]
+            return np.nan, ["velocities are NaN or infinite"]
         reasons = []
         temperature = float(atoms.get_temperature())
         if temperature > HOTTEST:

@@ -15,7 +15,7 @@ from uqcalc.watching.aserun import is_finite, reliable_calculator
 from uqcalc.watching.runchecks import RunChecks, not_judged
 
 
-LOST = "energy, forces or a moving cell's stress are not finite"
+LOST = "energy, forces or stress of a moving cell are NaN or infinite"
 
 
 class Structure:
@@ -107,7 +107,7 @@ class Structure:
         results = atoms.calc.recall(atoms)
         if not results or results is not self.results:
             msg = (
-                f"atoms must be as they were at step {step}, got others; take "
+                f"atoms must be unchanged since step {step}, got changed atoms; take "
                 "snapshots from an observer or right after run()"
             )
             raise ValueError(msg)

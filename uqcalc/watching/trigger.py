@@ -46,7 +46,9 @@ class Trigger:
         fraction: float | None = None,
     ) -> None:
         if patience != int(patience) or patience < 1:
-            msg = f"patience must be a whole number of frames from 1, got {patience}"
+            msg = (
+                f"patience must be a whole number of frames, at least 1, got {patience}"
+            )
             raise ValueError(msg)
         patience = int(patience)
         if (window is None) != (fraction is None):
