@@ -484,7 +484,7 @@ def test_arguments_of_the_wrong_kind_are_named(base, arguments, message):
 def test_a_wrapped_calculator_is_not_wrapped_again(base):
     policy = Policy([Threshold("max_force", 1, 2)])
     once = ReliableCalculator(base, signals=[MaxForce()], policy=policy)
-    with pytest.raises(BackboneError, match="must be the bare one"):
+    with pytest.raises(BackboneError, match="must not be wrapped already"):
         ReliableCalculator(once, signals=[MaxForce()], policy=policy)
 
 

@@ -199,7 +199,7 @@ class TestDistilledHead:
     def test_a_file_of_something_else_is_refused(self, head, tmp_path):
         path = tmp_path / "not.safetensors"
         path.write_bytes(b"no")
-        with pytest.raises(ModelError, match="whole safetensors"):
+        with pytest.raises(ModelError, match="complete safetensors"):
             DistilledHead.load(path)
         with pytest.raises(ModelError, match="something else"):
             head.save(path)
@@ -239,7 +239,7 @@ class TestDistilledHead:
             made = distill([*benzenes[:30], broken], teacher, epochs=1, hidden=4)
         first, second = (str(warning.message) for warning in told)
         assert "1 of 31 frames were left out" in first
-        assert "follows its potential poorly" in second
+        assert "should reproduce the forces of its potential" in second
         assert made.card.training["left_out"] == 1
 
     def test_too_few_frames_are_refused(self, teacher, benzenes):

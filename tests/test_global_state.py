@@ -49,5 +49,7 @@ def test_select_picks_the_features_out_of_an_output():
     atoms = rattled()
     one, other = (b(atoms, ["energy", "forces"]).features for b in (whole, halved))
     assert torch.equal(other, one[:, :2])
-    with pytest.raises(BackboneError, match="select must come with module="):
+    with pytest.raises(
+        BackboneError, match="select= must be given together with module="
+    ):
         tap(ModuleCalculator(), select=lambda rows: rows)

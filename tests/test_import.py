@@ -148,4 +148,4 @@ def test_cards_of_heads_and_signals_are_told_without_torch(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True
     )
-    assert "must hold all it was saved with" in done.stderr
+    assert "must be complete, got no entry" in done.stderr

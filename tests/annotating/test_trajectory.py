@@ -301,7 +301,7 @@ def test_a_file_is_annotated_counted_and_left_alone_when_done(tmp_path, suffix):
     assert again.resumed_from == again.frames == 9
     assert (again.levels, again.failed) == (summary.levels, summary.failed)
     assert [row.index for row in again.worst] == worst
-    assert "left as it was" in str(again)
+    assert "it is unchanged" in str(again)
 
 
 def test_a_file_torn_anywhere_is_continued_to_what_it_would_have_been(source, tmp_path):
@@ -368,12 +368,12 @@ def test_a_target_of_something_else_is_refused_untouched(source, tmp_path):
     annotate_file(source, target, judged())
     before = target.read_bytes()
     limits = Policy([Threshold("scripted", 0.3, 0.8)])
-    with pytest.raises(RecordError, match="same potential, probe and policy"):
+    with pytest.raises(RecordError, match="potential, probe and policy of this run"):
         annotate_file(source, target, judged(policy=limits))
-    with pytest.raises(RecordError, match=r"frame 3 is not that of .*other\.xyz"):
+    with pytest.raises(RecordError, match=r"frame 3 differs from that of .*other\.xyz"):
         annotate_file(other_source(tmp_path / "other.xyz"), target, judged())
     write(tmp_path / "short.xyz", many()[:7])
-    with pytest.raises(RecordError, match="frame 7 is not that of"):
+    with pytest.raises(RecordError, match="frame 7 differs from that of"):
         annotate_file(tmp_path / "short.xyz", target, judged())
     assert target.read_bytes() == before
     write(target, next(annotate(many()[:1], judged())))
@@ -479,7 +479,7 @@ def test_a_killed_command_is_continued_to_what_it_would_have_been(tmp_path):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1  # one frame failed
     assert ": 40 (" in result.output
-    assert "were there already" in result.output
+    assert "frames were already in" in result.output
     assert "  1: elements must be among" in result.output
     expected = annotate(molecules(40), uqcalc.default_calculator())
     for frame, other in zip(read(target, ":"), expected, strict=True):

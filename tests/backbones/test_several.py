@@ -230,7 +230,10 @@ class TestCommittee:
             (lambda: [EMT(), Springs()], "can be tapped .*got EMT"),
             (lambda: [toy(), "mace"], "must be an ASE calculator, got str"),
             (lambda: [toy(), EnergyOnly()], r"got EnergyOnly without \['forces'\]"),
-            (lambda: [toy(), reliable(Committee([toy(), toy()]))], "be the bare one"),
+            (
+                lambda: [toy(), reliable(Committee([toy(), toy()]))],
+                "not be wrapped already",
+            ),
         ],
     )
     def test_refusals(self, make, message):

@@ -53,7 +53,9 @@ def test_refusals(calculator, module, message):
 
 def test_refuses_a_sum_of_two_models():
     both = SumCalculator([mace_on_shared_models(0), mace_on_shared_models(1)])
-    with pytest.raises(BackboneError, match="one calculator to tap, got 2 in Sum"):
+    with pytest.raises(
+        BackboneError, match="one calculator that can be tapped, got 2 in Sum"
+    ):
         tap(both)
 
 

@@ -32,7 +32,7 @@ def test_distill_writes_a_head_and_says_how_good_it_is(frames, tmp_path):
     assert done.exit_code == 0, done.output
     report = DistilledHead.load(output).card.report
     assert f"R² {report['r2']:.3f}" in done.stdout
-    assert "27 frames, 3 more held out" in done.stdout
+    assert "trained on 27 frames, tested on 3" in done.stdout
     told = CliRunner().invoke(app, ["info", str(output)])
     assert told.exit_code == 0, told.output
     assert "Distilled head" in told.stdout

@@ -127,8 +127,8 @@ def test_a_probe_given_as_the_model_is_recognised(data, tmp_path):
     words = ["fit", data, "-o", tmp_path / "my.probe", "--device", "cpu"]
     done = invoke(*words, "--model", data)
     assert done.exit_code == 2
-    assert "if MACE saved it and you trust it, write mace:" in done.stderr
-    assert "a probe goes to --probe" in done.stderr
+    assert "if MACE saved this file and you trust it, write mace:" in done.stderr
+    assert "pass a probe with --probe" in done.stderr
 
 
 def test_certify_puts_a_promise_on_the_card(data, tmp_path):

@@ -266,7 +266,7 @@ def test_refuses_another_backbone_and_another_target(probe):
     with pytest.raises(ProbeError, match="must belong to this backbone"):
         evaluate(probe, labelled(3), mace_calculator(1))
     energies = probe.with_card(target="energy")
-    with pytest.raises(LabelError, match="offsets must be the probe's own"):
+    with pytest.raises(LabelError, match="offsets=True must have a probe"):
         evaluate(energies, [], mace_calculator(0), Labels("energy", offsets=True))
     with pytest.raises(LabelError, match="own target 'forces', got 'energy'"):
         evaluate(probe, labelled(3), mace_calculator(0), Labels("energy"))

@@ -293,7 +293,7 @@ def test_what_no_promise_can_rest_on_is_refused_before_any_prediction(probe):
     with pytest.raises(LabelError, match="tolerance for the target 'forces' must be"):
         certify(probe, frames, Untouched(), tolerance="1 kcal/mol")
     offsets = Labels("energy", offsets=True)
-    with pytest.raises(LabelError, match="offsets must be the probe's own"):
+    with pytest.raises(LabelError, match="offsets=True must have a probe"):
         certify(probe.with_card(target="energy"), frames, Untouched(), offsets)
     with pytest.raises(LabelError, match="the probe's own target 'forces'"):
         certify(probe, frames, Untouched(), Labels("energy"))

@@ -106,7 +106,9 @@ def test_types_become_the_elements_that_are_named(trajectory, species):
 def test_types_alone_are_refused(tmp_path, name, text):
     path = tmp_path / name
     path.write_text(text)
-    with pytest.raises(RecordError, match=r"elements must be known.*--species Na,Cl"):
+    with pytest.raises(
+        RecordError, match=r"elements of a LAMMPS file must be known.*--species Na,Cl"
+    ):
         read_frames(path)
     found = read_frames(path, species="Na,Cl")[0].symbols
     assert set(found) == {"Na", "Cl"}
@@ -135,7 +137,7 @@ def test_compressed_dumps_and_units_are_read_as_they_are(tmp_path):
     path = tmp_path / "t.lammpstrj.gz"
     with gzip.open(path, "wt") as file:
         file.write(dump(salt(), head="ITEM: UNITS\nnano"))
-    with pytest.raises(RecordError, match="elements must be known"):
+    with pytest.raises(RecordError, match="elements of a LAMMPS file must be known"):
         read_frames(path)
     frame = read_frames(path, species="Na,Cl")[0]
     np.testing.assert_allclose(frame.positions, 10 * salt().positions, atol=1e-8)
@@ -183,7 +185,7 @@ def test_an_annotation_judges_what_the_types_stand_for(tmp_path):
     judge = ReliableCalculator(
         ToyBackbone(EMT()), signals=[OfGeometry(lambda _: 0.1)], policy=POLICY
     )
-    with pytest.raises(RecordError, match="elements must be known"):
+    with pytest.raises(RecordError, match="elements of a LAMMPS file must be known"):
         annotate_file(path, target, judge)
     assert not target.exists() or target.stat().st_size == 0
     annotate_file(path, target, judge, species="Cu,Au")

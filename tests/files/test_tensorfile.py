@@ -182,7 +182,7 @@ def test_every_entry_of_a_wrong_type_is_our_error(kind, read, request):
 def test_a_card_that_is_none_is_our_error(text, probe):
     tensors = safetensors.torch.load_file(probe)
     safetensors.torch.save_file(tensors, probe, metadata={PROBE.key: text})
-    with pytest.raises(ProbeError, match="must be a whole safetensors file"):
+    with pytest.raises(ProbeError, match="must be a complete safetensors file"):
         Probe.load(probe)
 
 

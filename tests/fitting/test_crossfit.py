@@ -100,7 +100,9 @@ def test_what_would_get_no_probability_has_no_say():
     assert len(unseen.atoms) == len(unseen.paths) == 57
     for i in range(31):
         predictions[i].numbers[:] = 20 + i
-    with pytest.raises(LabelError, match=r"got 32 of 60 structures with an element of"):
+    with pytest.raises(
+        LabelError, match=r"got 32 of 60 structures with an element that no"
+    ):
         cross_fit(data, 3, 0, Spy)
 
 

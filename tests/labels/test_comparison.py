@@ -37,7 +37,7 @@ def references(target, factor, noise=0.3):
     ],
 )
 def test_forces_in_another_unit_are_named(unit, factor):
-    with pytest.warns(LabelWarning, match=rf"as labels in {unit} would be"):
+    with pytest.warns(LabelWarning, match=rf"which fits {unit} \(factor"):
         warn_of_units("forces", predictions(), references("forces", factor))
 
 
@@ -48,7 +48,7 @@ def test_energies_in_kcal_per_mol_with_another_zero_are_named():
         value + sum(zeros.get(int(z), 0.0) for z in p.numbers)
         for value, p in zip(found, predictions(), strict=True)
     ]
-    with pytest.warns(LabelWarning, match="as labels in kcal/mol would be"):
+    with pytest.warns(LabelWarning, match="which fits kcal/mol would be"):
         warn_of_units("energy", predictions(), shifted)
 
 

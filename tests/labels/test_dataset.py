@@ -217,7 +217,10 @@ def test_an_energy_needs_no_forces_but_takes_them_where_all_frames_have_them():
     for absent in (False, True):
         if absent:
             unlabelled(frames[1])
-        with pytest.warns(LabelWarning, match="1 of 4 have none: no probabilities of"):
+        with pytest.warns(
+            LabelWarning,
+            match="1 of 4 have none, so that the probe gets no probabilities of",
+        ):
             data = build_dataset(frames, ToyBackbone(), labels)
         assert data.atom_errors is None
     assert data.subset([0]).atom_errors is None

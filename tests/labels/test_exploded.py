@@ -110,5 +110,5 @@ def test_correct_labels_keep_their_unit_beside_them(target, size):
         warnings.simplefilter("error")
         warn_of_units(target, made, references)
     unit, factor = ("kcal/mol/Å", 23.06) if target == "forces" else ("kcal/mol", 23.06)
-    with pytest.warns(LabelWarning, match=f"as labels in {unit} would be"):
+    with pytest.warns(LabelWarning, match=rf"which fits {unit} \(factor"):
         warn_of_units(target, made, [factor * r for r in references])

@@ -36,7 +36,7 @@ def test_what_is_linear_in_composition_is_found_to_the_bit_that_matters():
     found = fit_offsets(numbers, residuals)
     assert {z: round(energy, 3) for z, energy in found.items()} == truth
     assert explained_by_composition(numbers, residuals).share > 0.999
-    with pytest.warns(LabelWarning, match="another: an energy for each element"):
+    with pytest.warns(LabelWarning, match="another: an energy offset for each element"):
         warn_of_offsets(numbers, residuals)
 
 

@@ -213,7 +213,7 @@ def test_a_geometry_in_two_sets_is_named_and_left_out_of_the_earlier_one():
     listed = r"3 in two of them \(training frames 0, 4; calibration frames 2\)"
     with pytest.raises(LabelError, match=listed):
         drop_leaks(sets, ())
-    with pytest.warns(LabelWarning, match="left out of the earlier one"):
+    with pytest.warns(LabelWarning, match="left out of the earlier set"):
         assert drop_leaks(sets, ["duplicate"]) == [{0, 4}, {2}, set()]
     assert drop_leaks([frames[:5], frames[5:]], ()) == [set(), set()]
 

@@ -132,7 +132,7 @@ def test_a_damaged_shard_is_named(tmp_path, spoil, why):
     path = sorted((tmp_path / "a").iterdir())[1]
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(
-        RecordError, match=rf"must be a whole file, got .*1\.saf.*{why}"
+        RecordError, match=rf"must be a complete file, got .*1\.saf.*{why}"
     ):
         Shards.open(tmp_path / "a")
 
@@ -148,7 +148,9 @@ def test_folders_that_hold_nothing_of_use_are_refused(tmp_path):
     written(tmp_path / "a", some_predictions(8))
     with ShardWriter(tmp_path / "a", "toy:1") as writer:
         writer.add(random_prediction(3, 5))
-    with pytest.raises(RecordError, match=r"of one backbone, got .*toy:0.*toy:1"):
+    with pytest.raises(
+        RecordError, match=r"belong to one backbone, got .*toy:0.*toy:1"
+    ):
         Shards.open(tmp_path / "a")
 
 

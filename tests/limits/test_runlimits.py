@@ -104,10 +104,10 @@ def test_limits_say_what_holds_and_what_they_catch():
         confidence=0.95,
     )  # fmt: skip
     assert "with 95% confidence" in str(sure)
-    assert "nobody knows" in str(sure)
-    with pytest.raises(LabelError, match="finite score, got 9 of 9"):
+    assert "it is unknown how many it halts" in str(sure)
+    with pytest.raises(LabelError, match="finite at the limit, got 9 of 9"):
         limits_of_runs([[1.0]] * 9, {"a": 1.0}, timestep_fs=STEP)
-    with pytest.warns(LabelWarning, match=r"one length.*100 to 200"):
+    with pytest.warns(LabelWarning, match=r"normal runs should all .*100 to 200"):
         limits_of_runs([*runs, runs[0][:100]], {"a": 1.0}, timestep_fs=STEP)
 
 

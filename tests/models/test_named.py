@@ -117,7 +117,7 @@ def test_what_cannot_be_rebuilt_from_numbers_is_not_written(tmp_path):
     readout = model.readouts[-1]
     plain = type(readout).forward
     model.readouts[-1].forward = lambda *args: 2 * plain(readout, *args)
-    with pytest.raises(ModelError, match=r"rebuilt, it gives .* differ by"):
+    with pytest.raises(ModelError, match=r"the rebuilt model gives .* differ by"):
         save_safe_mace(model, tmp_path / "my.json")
     with pytest.raises(ModelError, match=r"target must end in .json"):
         save_safe_mace(model, tmp_path / "my.model")
@@ -236,7 +236,10 @@ def test_an_orb_opens_and_leaves_torch_as_it_was(monkeypatch, caplog, tmp_path):
             rf"got ConnectionError; fetch .* curl -LO {URL} and pass --model "
             r"orb:orb-v2:orb-v2-20241011.ckpt$",
         ),
-        (RuntimeError("size mismatch"), rf"of that very model, got {URL} \(Runtime"),
+        (
+            RuntimeError("size mismatch"),
+            rf"must belong to this model, got {URL} \(Runtime",
+        ),
     ],
 )
 def test_an_orb_out_of_reach_is_told_in_one_line(monkeypatch, caplog, error, words):

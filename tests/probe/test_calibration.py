@@ -168,11 +168,11 @@ def test_a_boundary_that_no_label_covered_is_refused():
     score = torch.zeros(1)
     for boundary in (low, high):
         assert BENT.logits(score, boundary).isfinite().all()
-    words = f"between {low:.4g} and {high:.4g}, the errors that the probe's labels"
+    words = f"between {low:.4g} and {high:.4g}, the range of the errors of the probe's"
     for boundary in (low / 1.01, high * 1.01, -1.0, np.nan):
         with pytest.raises(ProbeError, match=words):
             BENT.logits(score, boundary)
-    with pytest.raises(ProbeError, match=r"fitted for one only, got 0\.2; fit"):
+    with pytest.raises(ProbeError, match=r"was fitted for, got 0\.2; fit"):
         Calibration(1.0, 0.0).logits(score, 0.2)
 
 

@@ -193,7 +193,7 @@ def test_files_that_are_no_checkpoint(tmp_path):
     whole = path.read_bytes()
     for content in (b"", b"hello", whole[: len(whole) // 2], pickle.dumps({"a": 1})):
         path.write_bytes(content)
-        with pytest.raises(ProbeError, match="must be a whole checkpoint"):
+        with pytest.raises(ProbeError, match="must be a complete checkpoint"):
             Probe.from_official(path, ToyBackbone(WIDTH))
 
 

@@ -169,7 +169,7 @@ def test_truncated_file_is_refused(saved):
     for keep in (0, 4, 200, len(whole) // 2, len(whole) - 1):
         saved.write_bytes(whole[:keep])
         with pytest.raises(
-            ProbeError, match=r"whole safetensors file, got .*my\.probe"
+            ProbeError, match=r"complete safetensors file, got .*my\.probe"
         ):
             Probe.load(saved)
 

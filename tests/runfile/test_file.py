@@ -255,7 +255,7 @@ def test_what_would_fill_the_memory_is_refused_before_it_is_read(read):
     bomb = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     bomb += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
     [problem] = problems(read, MD + "\n".join(bomb))
-    assert problem.startswith("line 4: the alias *a0 must be what it stands for")
+    assert problem.startswith("line 4: alias *a0 must be replaced by its value")
     [problem] = problems(read, MD + "# " + "x" * 300_000)
     assert problem.startswith("must be at most 200000 bytes, got 300")
     [problem] = problems(read, "a: " + "[" * 50_000)

@@ -83,7 +83,7 @@ def test_another_file_is_refused(tmp_path, content):
         np.savez(path, positions=np.zeros(3))
     else:
         path.write_bytes(content)
-    with pytest.raises(RecordError, match="must be a file that uqcalc saved"):
+    with pytest.raises(RecordError, match="must be one that uqcalc saved"):
         Restart.load(path)
 
 

@@ -216,7 +216,7 @@ def test_a_run_that_is_killed_outright_is_ended_by_the_same_command(tmp_path):
     assert steps_of(read_standing(log)) == list(range(61))
     [resumed] = [r for r in read_log(log) if r["event"] == "resumed"]
     assert resumed["step"] == killed_at - killed_at % 7
-    assert f"It went on from step {resumed['step']}" in done.summary
+    assert f"This run continues from step {resumed['step']}" in done.summary
 
 
 def test_two_runs_in_one_folder_keep_to_their_own_states(tmp_path):
@@ -226,12 +226,12 @@ def test_two_runs_in_one_folder_keep_to_their_own_states(tmp_path):
     ]
     killed(paths[0], 5)
     run_file(paths[1])
-    assert "went on from step" in run_file(paths[0]).summary
+    assert "run continues from step" in run_file(paths[0]).summary
     mine, other = (tmp_path / f"md.{kelvin}.jsonl.restart.npz" for kelvin in (300, 900))
     killed_again = written(tmp_path, name="third.yaml", md=NVT | {"seed": 9})
     killed(killed_again, 5)
     other.replace(tmp_path / "third.jsonl.restart.npz")
-    with pytest.raises(RecordError, match="restart must belong to this run"):
+    with pytest.raises(RecordError, match="restart file must belong to this run"):
         run_file(killed_again)
     assert mine.exists()
 

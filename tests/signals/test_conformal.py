@@ -171,7 +171,7 @@ def test_groups_count_once():
     )
     assert singly.card.settings["factor"] > 4.0
     assert grouped.card.settings["factor"] < 0.2
-    assert "each frame counts by itself" in singly.card.notes[0]
+    assert "each frame counts as independent" in singly.card.notes[0]
     assert grouped.card.notes == []
     assert grouped.card.training["groups"] == 81
 
@@ -348,7 +348,9 @@ class TestRefusals:
         dataset = build_dataset(FRAMES[:20], ToyBackbone(), Labels("forces"))
         with pytest.raises(LabelError, match="one of 'energy', got one of 'forces'"):
             interval(frames=dataset, target="energy")
-        with pytest.raises(LabelError, match="pass a dataset, which fits and removes"):
+        with pytest.raises(
+            LabelError, match="pass a Dataset, which fits and subtracts"
+        ):
             interval(target="energy", labels=Labels("energy", offsets=True))
 
     def test_a_dataset_of_the_target_will_do(self):

@@ -300,7 +300,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("frames", "message"),
         [
-            ([], "frames must be at least one, got none"),
+            ([], "at least one frame must be given, got none"),
             (rattled(), "list of Atoms or a Dataset, got Atoms"),
             ("frames.xyz", "list of Atoms or a Dataset, got str"),
             ([rattled()], "at least 2 groups.* got 1"),

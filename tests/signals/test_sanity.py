@@ -141,11 +141,11 @@ def test_atoms_out_of_sight():
     reading = read(left)
     [why] = reading.doubts
     assert why.startswith("H5 has no neighbour within 5 Å")
-    assert why.endswith("nothing of it was judged")
+    assert why.endswith("this atom was not judged")
     assert reading.results["sanity_unseen"] == 1
     alone = read(Atoms("N"))
     assert not alone.faults
-    assert "nothing was judged" in alone.doubts[0]
+    assert "the structure was not judged" in alone.doubts[0]
     assert read(bulk("W", a=14.0)).doubts
     assert is_sane(read(molecule("CH3OH"), Sanity(1.6)))
 
@@ -194,7 +194,7 @@ def test_nobody_simulates_a_metre():
     far = molecule("CH3OH")
     far.set_cell([2e4, 10, 10])
     [why] = read(far).faults
-    assert why == "the structure reaches over 2e+04 Å > 10000 Å"
+    assert why == "the structure is 2e+04 Å > 10000 Å long"
 
 
 def test_forces_that_vanish_by_symmetry_say_nothing_and_small_ones_do():
@@ -212,7 +212,7 @@ def test_a_charge_that_is_not_read_is_a_doubt(value):
     ion = molecule("CH3OH")
     ion.info["charge"] = value
     [why] = read(ion).doubts
-    assert why == f"info['charge'] is {value!r}, which this model does not read"
+    assert why == f"info['charge'] is {value!r}, which this model does not use"
     assert is_sane(read(ion, Sanity(5.0, frozenset({"charge"}))))
     assert is_sane(read(ion, Sanity(5.0)))  # it is not known what the model reads
 

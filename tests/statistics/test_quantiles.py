@@ -88,5 +88,5 @@ def test_the_factor_covers_scaled_errors_and_zeros_agree():
     groups = np.arange(5)
     assert conformal_factor(errors, risks, groups, 0.8) == pytest.approx(2.0)
     assert conformal_factor(errors, risks, groups, 0.6) == pytest.approx(1.0)
-    with pytest.raises(LabelError, match=r"1 of 5 .* at a risk of 0; add a floor"):
+    with pytest.raises(LabelError, match=r"1 of 5 .* a risk of 0; add a floor"):
         conformal_factor(errors, [0.0, 0.1, 0.3, 0.2, 0.0], groups, 0.8)

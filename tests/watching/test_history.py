@@ -41,7 +41,9 @@ def test_all_are_kept_where_that_is_asked():
 @pytest.mark.parametrize("kept", [0, -1, 2.5, True, "all"])
 def test_the_number_kept_is_checked(kept):
     dynamics = VelocityVerlet(watched(), 1.0)
-    with pytest.raises(ValueError, match="history must be how many events to keep"):
+    with pytest.raises(
+        ValueError, match="history must be the number of events to keep"
+    ):
         Monitor(dynamics, history=kept)
 
 

@@ -185,7 +185,7 @@ def test_a_later_run_resumes(tmp_path, make):
     assert dynamics.nsteps == 5
     assert steps_of(log) == list(range(6))
     assert [e["how"] for e in events(log, "end")] == ["halted", "finished"]
-    assert "Went on" in monitor.summary()
+    assert "Flagged, but not halted" in monitor.summary()
 
 
 def test_a_resumed_run_needs_a_new_streak():
@@ -309,7 +309,7 @@ def test_a_run_that_goes_back_to_a_saved_step_is_one_run(tmp_path):
     assert [r["step"] for r in read_standing(log)] == list(range(7))
     assert [frame.info["step"] for frame in read(flagged, ":")] == [3, 4, 5, 6]
     assert monitor.flagged.written == 4
-    assert "It went on from step 4" in monitor.summary()
+    assert "This run continues from step 4" in monitor.summary()
     assert events(log, "header")[0]["run"]["about"] == {"why": "test", "limits": [1]}
     with pytest.raises(RecordError, match=r"about\.why"):
         Monitor(
@@ -352,7 +352,7 @@ def test_an_exception_in_the_base_passes_through(tmp_path, make):
     assert steps_of(log) == [0, 1, 2, 3]
     monitor.summary()
     assert events(log, "end") == []  # a crash does not look like a finish
-    with pytest.raises(ValueError, match="as they were at step 3"):
+    with pytest.raises(ValueError, match="unchanged since step 3"):
         monitor.snapshot()  # the atoms have moved on: that label is not theirs
 
 
@@ -448,7 +448,7 @@ def test_forces_that_are_no_numbers_end_the_run_whatever_the_patience(tmp_path):
     assert dynamics.run(9) is False
     assert (monitor.halted, dynamics.nsteps) == (True, 2)
     assert monitor.reason.startswith(
-        "Energy, forces or a moving cell's stress are not numbers at step 2"
+        "Energy, forces or stress of a moving cell are NaN or infinite at step 2"
     )
 
 
@@ -595,8 +595,11 @@ def test_a_signal_read_less_often_halts_at_about_the_same_time(every, expected):
 def test_settings_and_calculators_that_cannot_work_are_refused():
     dynamics = verlet(watched())
     for settings, message in [
-        ({"patience": 0}, "patience must be a whole number of frames from 1, got 0"),
-        ({"patience": 2.5}, "whole number of frames from 1, got 2.5"),
+        (
+            {"patience": 0},
+            "patience must be a whole number of frames, at least 1, got 0",
+        ),
+        ({"patience": 2.5}, "whole number of frames, at least 1, got 2.5"),
         ({"log": "same", "flagged": "same"}, "two files, got same for both"),
         ({"window": 5}, "together, got window=5 and fraction=None"),
         ({"window": 5, "fraction": 1.5}, "fraction in"),

@@ -109,11 +109,11 @@ def test_a_log_holds_whatever_it_is_given():
 def test_two_monitors_of_one_process_do_not_share_a_log(tmp_path):
     log = tmp_path / "run.jsonl"
     first = Monitor(verlet(watched(after=GOOD)), log=log)
-    with pytest.raises(RecordError, match="another one of this process"):
+    with pytest.raises(RecordError, match="another Monitor of this process"):
         Monitor(verlet(watched(after=GOOD)), log=log)
     first.dynamics.run(2)  # ends, and lets go of it
     second = Monitor(verlet(watched(after=GOOD)), log=log, mode="append")
-    with pytest.raises(RecordError, match="another one of this process"):
+    with pytest.raises(RecordError, match="another Monitor of this process"):
         first.dynamics.run(1)
     second.close()
     assert second.log.last_step == 2

@@ -46,7 +46,7 @@ def test_a_hydrogen_in_an_oxygen_stops_at_once(bundled, options, tmp_path):
     dynamics.run(60)
     assert monitor.halted
     assert monitor.step <= 1
-    assert monitor.reason.startswith("Beyond all physics at step 1: ")
+    assert monitor.reason.startswith("Unphysical values at step 1: ")
     assert "H1 moves by" in monitor.reason
     assert " K > 100000 K" in monitor.reason
     last = json.loads((tmp_path / "run.jsonl").read_text().splitlines()[-1])
@@ -99,7 +99,7 @@ def test_energy_lost_in_a_step_stops_it():
     dynamics.run(5)
     assert monitor.halted
     assert monitor.step == 2
-    assert "eV/atom off that of the first step" in monitor.reason
+    assert "the energy differs from that of the first step" in monitor.reason
 
 
 def test_an_atom_that_leaves_is_unreliable_and_one_that_was_away_suspect():

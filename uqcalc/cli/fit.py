@@ -83,7 +83,7 @@ PublishedOption = Annotated[
     typer.Option(
         "--published",
         help=(
-            "Use the architecture and recipe of the PROBE paper; the default is uqcalc's "
+            "Use the architecture and recipe of the PROBE paper in place of uqcalc's "
             "own."
         ),
     ),

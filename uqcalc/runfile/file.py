@@ -97,8 +97,9 @@ class RunFile(Section):
         if "md" in info.data and (info.data["md"] is None) == (value is None):
             both = value is not None
             msg = (
-                "must be "
-                f"{'left out where md is given: a run file has one task' if both else 'given where md is left out'}"
+                "must be left out where md is given: a run file has one task"
+                if both
+                else "must be given where md is left out"
             )
             raise ValueError(msg)
         return value

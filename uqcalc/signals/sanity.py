@@ -197,12 +197,12 @@ class Sanity:
         if len(lone) < len(numbers):
             verb = "has" if len(lone) == 1 else "have"
             which = f"{named_atoms(numbers, lone)} {verb} no"
-            judged = "nothing of it" if len(lone) == 1 else "nothing of them"
+            judged = "this atom was" if len(lone) == 1 else "these atoms were"
         elif len(lone) == 1:
-            which, judged = "the only atom has no", "nothing"
+            which, judged = "the only atom has no", "the structure was"
         else:
-            which, judged = "no atom has a", "nothing"
-        found.doubts.append(f"{which} neighbour {within}: {judged} was judged")
+            which, judged = "no atom has a", "the structure was"
+        found.doubts.append(f"{which} neighbour {within}: {judged} not judged")
         return len(lone)
 
 

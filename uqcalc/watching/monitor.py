@@ -39,7 +39,7 @@ from uqcalc.watching.trigger import Trigger
 
 Action = Literal["halt", "raise", "warn"]
 LOST = "Energy, forces or stress of a moving cell are NaN or infinite"
-ABSURD = "Beyond all physics"
+ABSURD = "Unphysical values"
 
 
 class Monitor:

@@ -144,10 +144,8 @@ class Outputs:
                 f"{name} ({n})" for name, n in self.flagged.incomplete.items()
             )
             lines.append(
-                (
-                    "Entries left out of flagged frames, because extended XYZ cannot "
-                    f"hold them: {names}."
-                )
+                "Entries left out of flagged frames, because extended XYZ cannot "
+                f"hold them: {names}."
             )
         return lines
 

@@ -28,7 +28,7 @@ def summarise(
     counts += f", {history.unjudged} not judged" if history.unjudged else ""
     lines = [f"Watched steps {history.first.step} to {history[-1].step}: {counts}."]
     if acted_on is None:
-        lines.append("The run was not halted: the policy was never met.")
+        lines.append("The run was not halted.")
     else:
         lines.append(f"{'Halted' if halted else 'Flagged, but not halted'}: {reason}.")
         lines += _advice(acted_on)

@@ -78,10 +78,8 @@ class RunChecks:
         left = unseen - self._first[2]
         faults = (
             [
-                (
-                    f"atoms have left: {left:.0f} more atoms without a neighbour than at "
-                    "the start"
-                )
+                f"atoms have left: {left:.0f} more without a neighbour than at the "
+                "first step"
             ]
             if left > 0
             else []
