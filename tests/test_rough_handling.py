@@ -145,7 +145,7 @@ def test_labels_in_kcal_per_mol_are_given_away_by_their_scale():
     from uqcalc import Labels
     from uqcalc.labels.dataset import build_dataset
 
-    with pytest.warns(LabelWarning, match="as labels in kcal/mol/Å would be"):
+    with pytest.warns(LabelWarning, match="which fits kcal/mol/Å"):
         build_dataset(labelled(factor=23.06), tap(mace_calculator(0)), Labels())
 
 

@@ -219,7 +219,7 @@ def test_arguments_that_cannot_work_are_refused_at_once():
         annotate([copper()], EMT())
     with pytest.raises(ValueError, match="batch_atoms must be at least 1, got 0"):
         annotate([copper()], judged(), batch_atoms=0)
-    with pytest.raises(TypeError, match="frames must be Atoms, got int"):
+    with pytest.raises(TypeError, match="each frame must be Atoms, got int"):
         list(annotate([3], judged()))
 
 

@@ -179,7 +179,7 @@ def test_u_of_a_distilled_head_rises_too():
     [path] = attack(rattled(), calc, settings)
     assert np.all(np.diff(path.force_delta) > 0)
     [path] = attack(molecule("NH3"), calc, settings)
-    assert path.reason.startswith("U is NaN: the head was not distilled on")
+    assert path.reason.startswith("U is NaN: the head was distilled without")
     assert len(path.frames) == 1
 
 

@@ -399,4 +399,4 @@ class TestPublishedProbes:
         scalars = probe.inputs([prediction])[2]
         rest = prediction.energy - sum(shifts[str(z)] for z in prediction.numbers)
         assert scalars.flatten().tolist() == pytest.approx([rest, 6.0], rel=1e-5)
-        assert "less atomic energies of H C N O" in probe.card.description
+        assert "minus atomic energies of H C N O" in probe.card.description

@@ -295,7 +295,7 @@ def test_what_no_promise_can_rest_on_is_refused_before_any_prediction(probe):
     offsets = Labels("energy", offsets=True)
     with pytest.raises(LabelError, match="offsets=True must have a probe"):
         certify(probe.with_card(target="energy"), frames, Untouched(), offsets)
-    with pytest.raises(LabelError, match="the probe's own target 'forces'"):
+    with pytest.raises(LabelError, match="target of the labels must be 'forces'"):
         certify(probe, frames, Untouched(), Labels("energy"))
     with pytest.raises(ProbeError, match="must belong to this backbone"):
         certify(probe, frames, Untouched(identity="toy:1"))

@@ -113,8 +113,8 @@ outputs:
         "md.steps: must be at least 1, got -5",
         "md.timestep_fs: must be a number, got '1e-3'; write it without quotes, and "
         "1.0e-3 for 1e-3 (text to YAML)",
-        "md.temperature_K: must be one number for nve, which has no heat bath; use "
-        "nvt, got [300, 600]",
+        "md.temperature_K: must be one number for nve, which has no thermostat; use "
+        "nvt for a ramp, got [300, 600]",
         "md.pressure_GPa: must be left out for nve; it is for npt, got 1",
         "md.seed: must be a whole number, got '7'; write it without quotes",
         "md.temprature_K: unknown key; did you mean temperature_K?",
@@ -162,7 +162,7 @@ def test_a_key_may_be_of_another_section_or_of_none(read, line, expected):
         ),
         (
             "structure: m.xyz\nmd: {steps: 5, ensemble: nve}\n",
-            "md.temperature_K: must be given for new velocities",
+            "md.temperature_K: must be given for velocities: new",
         ),
         (
             MD.replace("300", "[1, 2, 3]"),
@@ -189,10 +189,10 @@ def test_a_key_may_be_of_another_section_or_of_none(read, line, expected):
             "policy.promise: must be left out where suspect is given",
         ),
         (MD + "policy: {promise: 0.9}\n", "policy.promise: must be true or false, got"),
-        (MD + "outputs: {log: m.xyz}\n", "outputs: log must be a file of its own, not"),
-        (MD + "outputs: {log: heat.yaml}\n", "outputs: log must be a file of its own"),
+        (MD + "outputs: {log: m.xyz}\n", "outputs: log must name another file than"),
+        (MD + "outputs: {log: heat.yaml}\n", "outputs: log must name another file"),
         (MD + "outputs: {log: .}\n", "outputs.log: must be a file in a folder"),
-        (MD + "md: [5]\n", "line 3: the key md is given twice"),
+        (MD + "md: [5]\n", "line 3: key md must be given once"),
         (MD + "policy: 7\n", "policy: must be a section of its own"),
         ("structure: m.xyz\nmd: {steps: 5\nrelax: 1\n", "line 3: "),
         ("a text", "must be lines of key: value, got 'a text'"),

@@ -307,7 +307,7 @@ def test_a_run_whose_end_was_not_saved_writes_what_is_missing(tmp_path, monkeypa
         ),
         (
             {"md": NVT, "structure": "heat.yaml"},
-            "outputs: structure must be a file of its own",
+            "outputs: structure must name another file",
         ),
         (
             {"md": NVT, "repeat": [1, 2, 1]},

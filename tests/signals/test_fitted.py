@@ -368,5 +368,5 @@ class TestFiles:
                 load_signal(path)
         damaged = distance(frames=FRAMES[:30])
         del damaged.distance._buffers["means"]
-        with pytest.raises(SignalError, match="got none named 'means'"):
+        with pytest.raises(SignalError, match="got no entry 'means'"):
             load_signal(damaged.save(tmp_path / "x"))

@@ -600,13 +600,13 @@ def test_settings_and_calculators_that_cannot_work_are_refused():
             "patience must be a whole number of frames, at least 1, got 0",
         ),
         ({"patience": 2.5}, "whole number of frames, at least 1, got 2.5"),
-        ({"log": "same", "flagged": "same"}, "two files, got same for both"),
+        ({"log": "same", "flagged": "same"}, "different files, got same for both"),
         ({"window": 5}, "together, got window=5 and fraction=None"),
         ({"window": 5, "fraction": 1.5}, "fraction in"),
         ({"on_unreliable": "stop"}, "callable, got 'stop'"),
         ({"mode": "w"}, "'continue', 'append' or 'new', got 'w'"),
-        ({"interval": 0}, "interval must be a whole number from 1, got 0"),
-        ({"log_every": 2.5}, "log_every must be a whole number from 1, got 2.5"),
+        ({"interval": 0}, "interval must be a whole number of at least 1, got 0"),
+        ({"log_every": 2.5}, "log_every must be a whole number of at least 1, got 2.5"),
         ({"flagged": "f.xyz", "max_flagged": 0}, "at least 1, got 0"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -64,8 +64,8 @@ SUMMARIES = {
     "run": "Run dynamics or a relaxation from a file.",
 }
 STATUS = (
-    "Exit status: 0 done, 1 error, 2 the command line cannot be read, 3 a run was halted by its "
-    "monitor, 130 stopped by Ctrl-C."
+    "Exit status: 0 done, 1 error, 2 the command line cannot be read, 3 a run was "
+    "halted by its monitor, 130 stopped by Ctrl-C."
 )
 
 

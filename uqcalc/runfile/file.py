@@ -201,7 +201,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         for key in (k for k, _ in node.value if isinstance(k, yaml.ScalarNode)):
             if key.value in seen:
                 raise yaml.MarkedYAMLError(
-                    problem=f"key {key.value} must be given once, got it twice",
+                    problem=f"key {key.value} must be given once, got twice",
                     problem_mark=key.start_mark,
                 )
             seen.add(key.value)

@@ -103,10 +103,7 @@ class MdSection(Section):
                 )
                 raise ValueError(msg)
             if value is None and info.data["velocities"] == "new":
-                msg = (
-                    "must be given for velocities: new; give it, or write "
-                    "velocities: keep"
-                )
+                msg = "must be given for velocities: new; or write velocities: keep"
                 raise ValueError(msg)
         elif known and value is None:
             msg = f"must be given for {info.data['ensemble']}"
