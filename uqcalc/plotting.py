@@ -1,4 +1,4 @@
-"""Pictures: every function takes ``ax=None`` and returns the Axes it drew on."""
+"""Plots: every function takes ``ax=None`` and returns the Axes it drew on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The progress bar of long work: on the error stream, so that output can be piped."""
+"""Progress bars, on the error stream, so that standard output can be piped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parse errors with a unit: "1 kcal/mol", "50 meV/Å", "1 meV/atom"."""
+"""Parse an error with a unit: "1 kcal/mol", "50 meV/Å", "1 meV/atom"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: parse, call one library function, print. One file a command."""
+"""The command line: each command parses its options, calls one function and prints."""
 
 from __future__ import annotations
 

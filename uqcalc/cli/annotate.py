@@ -81,11 +81,11 @@ def annotate(  # noqa: PLR0913  (one option each)
     worst: WorstOption = 10,
     quiet: QuietOption = False,
 ) -> None:
-    """Judge every frame of a trajectory, and write it with its reliability.
+    """Judge every frame of a trajectory, and write the frames with their reliability.
 
-    Without --model and --probe the bundled potential and its probe are taken. Labels
-    are kept: what the file has as energy and forces becomes original_energy and
-    original_forces. Ends with status 1 if a frame could not be evaluated.
+    Without --model and --probe, the bundled potential and its probe are used. Labels
+    are kept: energy and forces of the file become original_energy and original_forces.
+    The exit status is 1 if a frame could not be evaluated.
     """
     stopped = "the frames so far are on disk; repeat the command to continue"
     if is_standard(output):

@@ -1,4 +1,4 @@
-"""`uqcalc attack`: structures at which a potential's two forces disagree."""
+"""`uqcalc attack`: find structures of large Force Delta."""
 
 from __future__ import annotations
 
@@ -120,10 +120,11 @@ def attack(  # noqa: PLR0913  (one option each)
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
 ) -> None:
-    """Move a structure to where a potential's two forces disagree more (Force Delta).
+    """Move a structure towards larger Force Delta, where two forces disagree.
 
-    For potentials with a direct force head: r <- r + alpha dU/dr - beta dE/dr. All
-    frames of all paths are written with their reliability, as they are made.
+    U is the Force Delta: the difference between the direct and the conservative forces
+    of a potential. Each step is r <- r + alpha dU/dr - beta dE/dr, with the energy E.
+    All frames of all paths are written with their reliability, as they are made.
     """
     stopped = f"the frames so far are in {output}"
     with reporting(stopped, quiet=quiet) as report, input_file(structure) as source:

@@ -1,4 +1,4 @@
-"""What every command shares: where it prints, how an error reads, what quiet leaves."""
+"""Output of all commands: results, warnings, errors and exit status; ``--quiet``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PLAIN = str.maketrans("Å²³Δ·…₂\N{MINUS SIGN}", "A23D*.2-")
 
 @dataclass
 class Report:
-    """The voice of one command.
+    """Output of one command.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class Report:
     warnings: list[str] = field(default_factory=list)
 
     def result(self, *what: RenderableType, fold: bool = False) -> None:
-        """Print texts and tables, unless the command is to be quiet.
+        """Print texts and tables, unless ``quiet`` is set.
 
         ``fold`` breaks lines at the width of the terminal, as tables need it.
         """
@@ -63,16 +63,16 @@ def reporting(
     quiet: bool = False,
     to_stderr: bool = False,
 ) -> Iterator[Report]:
-    """End the command with a message on the error stream where it meets an error.
+    """Print errors of the block on the error stream, and end the command.
 
-    The status is 1 for an error that uqcalc foresees and 130 for Ctrl-C. Usage errors
-    (`typer.BadParameter`, status 2) pass through, and so does a pipe that its reader
-    has closed. Warnings of labels and files are printed at once.
+    The exit status is 1 for `UqcalcError`, `OSError` and `ValueError`, and 130 for
+    Ctrl-C. Usage errors (`typer.BadParameter`, status 2) and `BrokenPipeError` pass
+    through. Warnings about labels and files are printed at once.
 
     Parameters
     ----------
     stopped : str
-        What Ctrl-C leaves behind.
+        What has been written when Ctrl-C ends the command.
     quiet, to_stderr : bool
         As in `Report`; ``quiet`` hides progress bars, too.
     """
@@ -136,7 +136,7 @@ def harmless(text: str) -> str:
 
 
 def write_in_any_encoding() -> None:
-    """Have standard output and error replace letters that their encoding lacks.
+    """Replace letters that the encoding of standard output or error lacks.
 
     Å becomes A under ``PYTHONIOENCODING=ascii``; without this, printing it is an error.
     """

@@ -1,4 +1,4 @@
-"""`uqcalc demo`: the demonstration."""
+"""`uqcalc demo`: run the demonstration."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def demo(
     ] = 1,
     quiet: QuietOption = False,
 ) -> None:
-    """Heat aspirin until its potential breaks, and see it caught (3 minutes)."""
+    """Heat aspirin until its potential fails and the monitor halts it (3 minutes)."""
     with reporting(quiet=quiet) as report:
         from uqcalc.demo import run_demo
 

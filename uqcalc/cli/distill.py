@@ -1,4 +1,4 @@
-"""`uqcalc distill`: ordinary structures in, a direct-force head out."""
+"""`uqcalc distill`: fit a direct-force head to a potential."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def distill(  # noqa: PLR0913  (one option each)
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
 ) -> None:
-    """Teach a potential without direct forces a head for them (experimental).
+    """Fit a direct-force head to a potential without one (experimental).
 
-    The head repeats the potential's own forces; where it cannot, ForceDelta(head=...)
-    says so.
+    The head is trained on the forces of the potential. ForceDelta(head=...) measures
+    how much the forces of head and potential differ.
     """
     with reporting(quiet=quiet) as report, input_file(frames) as source:
         import uqcalc

@@ -1,4 +1,4 @@
-"""The end of every help text: examples, and where the documentation is."""
+"""The end of every help text: examples and the link to the documentation."""
 
 from __future__ import annotations
 

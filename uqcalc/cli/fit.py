@@ -1,4 +1,4 @@
-"""`uqcalc fit`: labelled frames in, a probe out."""
+"""`uqcalc fit`: fit a probe to labelled frames."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def fit(  # noqa: PLR0913  (one option each)
 ) -> None:
     """Fit a probe for a potential on frames with reference labels.
 
-    Writes the probe and, beside it, its scores, their pictures, and both on one page
-    (my.probe.json, my.probe.png and my.probe.html).
+    Writes the probe, and beside it the scores (my.probe.json), their pictures
+    (my.probe.png) and a page with both (my.probe.html).
     """
     with reporting(quiet=quiet) as report, input_file(data) as source:
         import uqcalc

@@ -1,4 +1,4 @@
-"""`uqcalc info`: what a probe, a fitted signal or an event log holds."""
+"""`uqcalc info`: print the contents of a probe, a fitted signal or an event log."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def info(
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the card of a probe or of a signal, or how a run went and ended."""
+    """Print the card of a probe, signal or head, or the summary of an event log."""
     with reporting() as report, shipped_file(file) as path:
         from uqcalc.info import file_info
 

@@ -1,7 +1,7 @@
-"""Arguments and options that several commands share, and how each is checked.
+"""Arguments and options that several commands share, and their checks.
 
-A check runs while the command line is read: what it refuses is an error of usage
-(status 2), reported before torch or a potential is imported.
+The checks run while the command line is read. A failed check is a usage error (status
+2), which is reported before torch or a potential is imported.
 """
 
 from __future__ import annotations

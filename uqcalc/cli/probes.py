@@ -1,4 +1,4 @@
-"""Probes of a command line: files, or the names of models that bring one along."""
+"""Probes on the command line: files, or the names of potentials with a probe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`uqcalc run`: what a run file says, under a monitor."""
+"""`uqcalc run`: run dynamics or a relaxation from a run file, under a monitor."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def run(
 ) -> None:
     """Run molecular dynamics or a relaxation from a file, under a monitor.
 
-    If the run was killed, the same command goes on from the state saved last; if it
-    has ended, it only says how. Exit status: 0 finished, 1 error, 3 halted by the
-    monitor.
+    If the run was killed, the same command continues from the last saved state. If the
+    run has ended, the command prints how it ended. Exit status: 0 finished, 1 error, 3
+    halted by the monitor.
     """
     with reporting(AGAIN, quiet=quiet) as report, progress_bar() as bar:
         from uqcalc.runfile.file import read_run_file

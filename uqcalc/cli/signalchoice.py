@@ -1,4 +1,4 @@
-"""The calculator of a command: with a probe, Force Delta, or both."""
+"""Make the calculator of a command: with a probe, Force Delta, or both."""
 
 from __future__ import annotations
 

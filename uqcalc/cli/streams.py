@@ -1,4 +1,4 @@
-"""Files of a command line, of which "-" is standard input or standard output."""
+"""Input and output files of commands; "-" is standard input or standard output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main job in three minutes: heat a molecule until its potential breaks."""
+"""Demonstration (three minutes): heat a molecule until its potential fails."""
 
 from __future__ import annotations
 

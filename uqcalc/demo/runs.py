@@ -1,4 +1,4 @@
-"""The runs of the demonstration: a molecule heated, a crystal squeezed."""
+"""The runs of the demonstration: heat a molecule, compress a crystal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the demonstration has to show: one picture and a few calm lines a run."""
+"""Results of the demonstration: one picture and a few lines of text for each run."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _finish_axes(run: DemoRun, axes: list[Any]) -> None:
 
 
 def describe_molecule(run: DemoRun, output: Path) -> list[str]:
-    """Say in a few lines what was watched, when it stopped and what was true."""
+    """Return lines about the run: what was watched, why it ended, the true error."""
     monitor, card = run.monitor, run.card
     last = monitor.history[-1]
     halt = f"Halted: {monitor.reason}." if monitor.halted else "It was not halted."
@@ -113,7 +113,7 @@ def _truth_lines(run: DemoRun) -> list[str]:
 
 
 def describe_crystal(run: DemoRun, output: Path) -> list[str]:
-    """Say the same of the crystal, and that its truth is not at hand."""
+    """Return the same lines for the crystal, which has no reference energies."""
     monitor, last = run.monitor, run.frames[-1]
     began = run.frames[0].get_volume() / len(last)
     ended = last.get_volume() / len(last)

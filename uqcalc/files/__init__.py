@@ -1,1 +1,1 @@
-"""Files that uqcalc writes and reads: whole, checked, without pickle."""
+"""Read and write files of uqcalc: complete, with a checksum, without pickle."""

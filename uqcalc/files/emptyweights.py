@@ -1,4 +1,4 @@
-"""Modules built without random numbers, for weights that are loaded next."""
+"""Build modules without random weights, before saved weights are loaded."""
 
 from __future__ import annotations
 

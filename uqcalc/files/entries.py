@@ -1,4 +1,4 @@
-"""Entries of a card read from a file: there, known, and of the type they must have."""
+"""Check the entries of a card that was read from a file: names and types."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Elements of LAMMPS files, which number their types and seldom name an element.
+"""Elements of LAMMPS files, which have type numbers and seldom elements.
 
-ASE reads type 1 as hydrogen, type 2 as helium and so on. What a potential says of such
-atoms is right for hydrogen and helium, and void for the structure that was meant.
+ASE reads type 1 as hydrogen, type 2 as helium and so on: the prediction of a potential
+is then made for hydrogen and helium, and not for the elements of the run.
 """
 
 from __future__ import annotations

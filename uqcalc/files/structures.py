@@ -1,4 +1,4 @@
-"""Read structures from files, and turn the errors of ASE's readers into ours."""
+"""Read structures from files; errors of ASE's readers become `RecordError`."""
 
 from __future__ import annotations
 

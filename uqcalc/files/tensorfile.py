@@ -1,6 +1,6 @@
-"""Files of ours that hold tensors and a card: safetensors under a checksum, no pickle.
+"""Files with tensors and a card: safetensors with a checksum, without pickle.
 
-Reading a card takes no torch, so that `uqcalc info` answers at once.
+A card is read without torch, so that `uqcalc info` is fast.
 """
 
 from __future__ import annotations

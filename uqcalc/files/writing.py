@@ -1,4 +1,4 @@
-"""Files that are whole or not there, with one writer, and numbers that JSON holds."""
+"""Write files completely or not at all, with one writer; numbers for strict JSON."""
 
 from __future__ import annotations
 

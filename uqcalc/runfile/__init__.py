@@ -1,1 +1,1 @@
-"""Runs from a file: validated, under a monitor, going on after a kill."""
+"""Runs from a run file: validated, under a monitor, continued after a kill."""

@@ -1,4 +1,4 @@
-"""From the sections of a run file to the dynamics of ASE that do what they say."""
+"""Make the dynamics of ASE from the sections of a run file."""
 
 from __future__ import annotations
 

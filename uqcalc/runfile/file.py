@@ -1,4 +1,4 @@
-"""The run file: what `uqcalc run` is asked to do, validated before anything runs."""
+"""Read and validate a run file, before the run starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open what a run file names: its structure, and its potential with a probe."""
+"""Open the structure, the potential and the probe that a run file names."""
 
 from __future__ import annotations
 

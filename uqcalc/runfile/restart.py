@@ -1,4 +1,4 @@
-"""From where a run goes on after it was killed: its state, saved every few steps."""
+"""Save the state of a run every few steps, and continue from it after a kill."""
 
 from __future__ import annotations
 

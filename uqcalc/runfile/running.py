@@ -1,4 +1,4 @@
-"""`run_file`: do what a run file says, under a monitor, and go on after a kill."""
+"""`run_file`: carry out a run file under a monitor, and continue after a kill."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The sections of a run file: what each key means, and what it may be.
+"""The sections of a run file: the meaning, type and default of each key.
 
-Units are in the names; whatever a file leaves out has the default given here.
+Units are part of the names. A key that the file leaves out has the default given here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The section of a run file that asks for a signal besides the probe."""
+"""The section of a run file for the signal Force Delta."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contracts of backbones and signals as runnable code, for third parties too.
+"""Checks that backbones and signals keep their contracts, for users of uqcalc, too.
 
 A new backbone is right when `check_backbone` returns, a new signal when
 `check_signal` does. Neither needs a test framework:

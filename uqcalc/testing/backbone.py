@@ -1,4 +1,4 @@
-"""The contract of a backbone."""
+"""Check the contract of a backbone."""
 
 from __future__ import annotations
 

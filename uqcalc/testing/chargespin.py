@@ -1,4 +1,4 @@
-"""Whether a backbone reads of charge and spin what it says it reads."""
+"""Check that a backbone uses charge and spin exactly as its ``reads`` states."""
 
 from __future__ import annotations
 

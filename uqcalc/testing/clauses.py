@@ -1,4 +1,4 @@
-"""How a clause fails, and how closely numbers must agree."""
+"""Errors of the checks, and the tolerances for numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forces and stress against central differences of the energy."""
+"""Compare forces and stress with central differences of the energy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the contracts measure with."""
+"""Helpers of the checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of a signal."""
+"""Check the contract of a signal."""
 
 from __future__ import annotations
 
