@@ -7,17 +7,17 @@ from __future__ import annotations
 RUN_FILE = """\
 # Run file of uqcalc: molecular dynamics or a relaxation under a monitor.
 #   uqcalc run run.yaml
-# Paths are relative to this file. Repeat the command after a kill: the run goes on.
-# A key behind "#" has the value shown by default, unless "sample" stands beside it.
+# Paths are relative to this file. If a run is killed, repeat the command to continue.
+# Keys after "#" show their default value; "sample" marks keys without a default.
 
 structure: structure.xyz        # any file that ASE reads
-#frame: -1                      # which frame of it; -1 is the last
-#repeat: [1, 1, 1]              # copies of the cell along its three vectors
+#frame: -1                      # index of the frame; -1 is the last
+#repeat: [1, 1, 1]              # copies of the cell along each cell vector
 #species: [Na, Cl]              # sample; element of each type, for LAMMPS files
 
 model: default                  # default, chgnet, sevennet, mace:FILE, mace_off:SIZE,
                                 # mace_mp:SIZE or orb:NAME
-#probe: my.probe                # sample; default, chgnet and sevennet have their own
+#probe: my.probe                # sample; not for default, chgnet and sevennet
 #device: auto                   # auto, cpu, cuda, cuda:N or mps
 #dtype: float32                 # sample; float32 or float64
 
@@ -37,29 +37,29 @@ md:                             # remove this section for a relaxation
   #optimizer: BFGS              # BFGS, LBFGS or FIRE
   #fmax_eV_per_A: 0.05
   #steps: 500
-  #cell: false                  # true relaxes the cell, too
+  #cell: false                  # true: relax the cell, too
   #pressure_GPa: 0.0            # with cell: true
 
-#force_delta:                   # limits without labels: uqcalc.calibrate_threshold
+#force_delta:                   # limits: see uqcalc.calibrate_threshold
   #suspect_eV_per_A: 0.1        # sample
   #unreliable_eV_per_A: 0.2     # sample
-  #interval: 1                  # steps from one reading to the next
+  #interval: 1                  # steps between two readings
   #head: head.safetensors       # sample; for models without direct forces
 
 #policy:
   #suspect: 0.8                 # sample; SUSPECT below this P(reliable)
   #unreliable: 0.5              # sample; UNRELIABLE below this P(reliable)
   #promise: true                # sample; RELIABLE only within the promise (certify)
-  #window: 20                   # sample; act when a fraction of so many frames
-  #fraction: 0.5                # sample; is UNRELIABLE (default: half of 50 fs)
-  #patience: 3                  # sample; or after so many UNRELIABLE frames in a row
+  #window: 20                   # sample; act when, of the last 20 frames,
+  #fraction: 0.5                # sample; half are UNRELIABLE (default: half of 50 fs)
+  #patience: 3                  # sample; or after 3 UNRELIABLE frames in a row
   #on_unreliable: halt          # halt or warn
 
 outputs:
   trajectory: "{name}_frames.xyz"   # {name} is the name of this file without ending
   #interval: 10                 # steps between frames, and between saved states
   #log: "{name}.jsonl"
-  #flagged: "{name}_flagged.xyz"    # UNRELIABLE frames; null writes none
+  #flagged: "{name}_flagged.xyz"    # UNRELIABLE frames; null: do not write them
   #max_flagged: 100
   #last: "{name}_last.xyz"
 """
