@@ -209,7 +209,8 @@ LimitsOption = Annotated[
         callback=_limits,
         help=(
             "Limits of Force Delta in eV/angstrom: SUSPECT above the first, "
-            "UNRELIABLE above the second."
+            "UNRELIABLE above the second. Without limits, Force Delta does not "
+            "change the level."
         ),
     ),
 ]

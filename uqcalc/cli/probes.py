@@ -119,7 +119,7 @@ def _same_model(one: str, other: str) -> bool:
 
 
 _PROBES = (
-    "Probe: a file, or default, chgnet or sevennet for the one that comes with uqcalc."
+    "Probe: a file, or default, chgnet or sevennet for a probe that comes with uqcalc."
 )
 ProbeArgument = Annotated[
     str, typer.Argument(metavar="PROBE", callback=_known, help=_PROBES)
