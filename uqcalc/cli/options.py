@@ -279,10 +279,9 @@ ExcludeOption = Annotated[
         metavar="DEFECT",
         callback=_defects,
         help=(
-            "Leave out frames with this defect and print their number; without it "
-            "such frames are an error: missing, 'not finite', duplicate, 'unknown "
-            "elements', empty, 'not computable' (the potential fails on it) or 'no "
-            "information' (all forces vanish by symmetry). Repeatable."
+            "Leave out frames with this defect and count them; by default they are "
+            "an error: missing, 'not finite', duplicate, 'unknown elements', empty "
+            "or 'not computable' (the potential fails on it). Repeatable."
         ),
     ),
 ]
