@@ -48,7 +48,7 @@ def test_energies_in_kcal_per_mol_with_another_zero_are_named():
         value + sum(zeros.get(int(z), 0.0) for z in p.numbers)
         for value, p in zip(found, predictions(), strict=True)
     ]
-    with pytest.warns(LabelWarning, match="which fits kcal/mol would be"):
+    with pytest.warns(LabelWarning, match=r"which fits kcal/mol \(factor"):
         warn_of_units("energy", predictions(), shifted)
 
 

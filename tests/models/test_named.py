@@ -233,7 +233,7 @@ def test_an_orb_opens_and_leaves_torch_as_it_was(monkeypatch, caplog, tmp_path):
     [
         (
             ConnectionError("HTTPSConnectionPool(...): Max retries exceeded"),
-            rf"got ConnectionError; fetch .* curl -LO {URL} and pass --model "
+            rf"got ConnectionError; on a .* run curl -LO {URL} and pass --model "
             r"orb:orb-v2:orb-v2-20241011.ckpt$",
         ),
         (

@@ -154,7 +154,7 @@ def test_a_key_may_be_of_another_section_or_of_none(read, line, expected):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("structure: m.xyz\n", "relax: must be given unless md is"),
+        ("structure: m.xyz\n", "relax: must be given where md is left out"),
         (MD + "relax:\n", "relax: must be left out where md is given"),
         (
             "structure: m.xyz\nmd: {steps: 5}\n",
@@ -259,4 +259,4 @@ def test_what_would_fill_the_memory_is_refused_before_it_is_read(read):
     [problem] = problems(read, MD + "# " + "x" * 300_000)
     assert problem.startswith("must be at most 200000 bytes, got 300")
     [problem] = problems(read, "a: " + "[" * 50_000)
-    assert "without end" in problem or "line 1" in problem
+    assert "too deeply" in problem or "line 1" in problem

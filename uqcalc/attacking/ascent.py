@@ -85,10 +85,7 @@ class AttackSettings:
         for name in positive:
             _check_number(name, getattr(self, name), zero=False)
         if self.closest >= 1:
-            msg = (
-                f"closest must be below 1, the length of a bond, got {self.closest}; "
-                "0.6 is usual"
-            )
+            msg = f"closest must be below 1, got {self.closest}; 0.6 is usual"
             raise ValueError(msg)
         if self.alpha == 0 and self.beta == 0:
             msg = (
