@@ -268,7 +268,7 @@ def test_refuses_another_backbone_and_another_target(probe):
     energies = probe.with_card(target="energy")
     with pytest.raises(LabelError, match="offsets=True must have a probe"):
         evaluate(energies, [], mace_calculator(0), Labels("energy", offsets=True))
-    with pytest.raises(LabelError, match="must be 'forces', .* got 'energy'"):
+    with pytest.raises(LabelError, match=r"must be 'forces', .* got 'energy'"):
         evaluate(probe, labelled(3), mace_calculator(0), Labels("energy"))
 
 
