@@ -561,7 +561,9 @@ def test_a_structure_that_cannot_be_evaluated_is_refused(monkeypatch):
         raise RuntimeError("broken")
 
     monkeypatch.setattr(calc.backbone.calculator, "calculate", calculate)
-    with pytest.raises(BackboneError, match="evaluated, got: RuntimeError: broken"):
+    with pytest.raises(
+        BackboneError, match="evaluate the structure, got: RuntimeError: broken"
+    ):
         attack(rattled(), calc)
 
 

@@ -192,7 +192,7 @@ def test_a_damaged_file_may_be_written_over_by_its_own_kind_only(probe, signal):
     probe.write_bytes(content)
     with pytest.raises(ProbeError, match="checksum"):
         Probe.load(probe)
-    with pytest.raises(SignalError, match="something else"):
+    with pytest.raises(SignalError, match="another kind of file"):
         SIGNAL.write(probe, {}, {})
     PROBE.write(probe, {}, {})
     with pytest.raises(ModelError, match="without a card"):
