@@ -140,7 +140,7 @@ def test_cards_of_heads_and_signals_are_told_without_torch(tmp_path):
     head = HeadCard(**given, features=3, vectors=0, cutoff=5.0, hidden=8)
     write(path, HEAD.key, asdict(head))
     assert "Distilled head" in card_without_torch(path)
-    signal = SignalCard("latent_distance", **given, feature_dim=3, risk="distance")
+    signal = SignalCard(kind="latent_distance", **given, feature_dim=3, risk="distance")
     write(path, SIGNAL.key, asdict(signal))
     assert "latent distance" in card_without_torch(path)
     # a class is known by the name on a card, though nothing has imported it

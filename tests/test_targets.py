@@ -80,6 +80,14 @@ def test_a_new_target_is_one_entry(monkeypatch):
     found = labels.error(prediction, labels.reference(frame))
     close(found, np.abs(away).mean(), FLOAT64)
     shape = {"features": 3, "charges": False}
-    card = Card("toy:0", "mean_forces", 0.05, "standard", shape, [1], [1, 9])
+    card = Card(
+        fingerprint="toy:0",
+        target="mean_forces",
+        boundary=0.05,
+        architecture="standard",
+        shape=shape,
+        elements=[1],
+        sizes=[1, 9],
+    )
     assert card.unit == "eV/Å"
     assert "P(mean force error <= 0.05 eV/Å)" in str(card)

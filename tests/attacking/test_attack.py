@@ -170,7 +170,14 @@ def test_u_rises_step_by_step(atoms):
 def test_u_of_a_distilled_head_rises_too():
     backbone = uqcalc.tap(mace_calculator(0))
     width, channels = backbone.feature_dim, 8
-    card = HeadCard(backbone.fingerprint, width, channels, 4.0, 16, [1, 6, 8])
+    card = HeadCard(
+        fingerprint=backbone.fingerprint,
+        features=width,
+        vectors=channels,
+        cutoff=4.0,
+        hidden=16,
+        elements=[1, 6, 8],
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         head = uqcalc.types.DistilledHead(card, make_network(card))

@@ -64,6 +64,12 @@ def test_no_number_of_a_card_that_is_none_is_read(wrong):
     ],
 )
 def test_settings_that_a_signal_reads_must_be_what_it_knows(settings):
-    card = SignalCard("latent_distance", "toy:1", 4, [1], "a distance")
+    card = SignalCard(
+        kind="latent_distance",
+        fingerprint="toy:1",
+        feature_dim=4,
+        elements=[1],
+        risk="a distance",
+    )
     with pytest.raises(SignalError, match=r"of settings of latent_dist|must have the"):
         LatentDistance(replace(card, settings=settings), None)

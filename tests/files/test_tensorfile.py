@@ -11,12 +11,8 @@ import torch
 from builders import tiny_probe
 from probe.toys import ToyBackbone, random_prediction
 
-from uqcalc.distillation.head import (
-    FILE as HEAD,
-    DirectNetwork,
-    DistilledHead,
-    HeadCard,
-)
+from uqcalc.distillation.card import FILE as HEAD, HeadCard
+from uqcalc.distillation.head import DirectNetwork, DistilledHead
 from uqcalc.errors import FileWarning, ModelError, ProbeError, RecordError, SignalError
 from uqcalc.files.tensorfile import CHECKSUM, Kind, metadata_of
 from uqcalc.probe.card import Card
@@ -37,7 +33,14 @@ def probe(tmp_path):
 
 @pytest.fixture
 def head(tmp_path):
-    card = HeadCard("toy:0", 4, 0, 4.0, 8, [1, 6])
+    card = HeadCard(
+        fingerprint="toy:0",
+        features=4,
+        vectors=0,
+        cutoff=4.0,
+        hidden=8,
+        elements=[1, 6],
+    )
     return DistilledHead(card, DirectNetwork(4, 0, cutoff=4.0, hidden=8)).save(
         tmp_path / "a.head"
     )
@@ -49,7 +52,12 @@ def signal(tmp_path):
     features = torch.randn(40, 3, generator=generator, dtype=torch.float64)
     distance = Mahalanobis.fit(torch.tensor([1, 6] * 20).numpy(), features)
     card = SignalCard(
-        "latent_distance", "toy:0", 3, [1, 6], "distance", settings={"kind": "x"}
+        kind="latent_distance",
+        fingerprint="toy:0",
+        feature_dim=3,
+        elements=[1, 6],
+        risk="distance",
+        settings={"kind": "x"},
     )
     card.settings.update(kind="mahalanobis", reduce="mean")
     risks = torch.tensor([1.0, math.nan, math.inf]).numpy()

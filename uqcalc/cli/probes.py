@@ -104,10 +104,10 @@ def model_of(probe: str, given: str | None) -> str:
 
 def card_of(probe: str) -> Card:
     """Return the card of a probe, without torch."""
-    from uqcalc.probe.card import FILE, Card
+    from uqcalc.probe.card import Card
 
     with shipped_file(probe) as path:
-        return Card.from_dict(FILE.card(path))
+        return Card.of(path)
 
 
 def _same_model(one: str, other: str) -> bool:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 from uqcalc.errors import ModelError
-from uqcalc.files.entries import check_elements, checked
+from uqcalc.files.card import FileCard
 from uqcalc.files.tensorfile import Kind
 
 
-SCHEMA = 2
-LARGEST = 100_000  # of a layer; a larger number is no size
+LARGEST = 100_000  # width of a layer; a larger number is damage
 FILE = Kind(
     name="distilled head",
     key="uqcalc_direct_head",
@@ -21,66 +19,48 @@ FILE = Kind(
     make="make one with uqcalc distill",
     otherwise="copy it again, or distil another one",
     checked_since=2,
+    schema=2,
 )
 
 
-@dataclass(frozen=True, slots=True)
-class HeadCard:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadCard(FileCard):
     """What a head was distilled from, and how closely it follows its potential.
+
+    The entries of every card are described in `uqcalc.files.card.FileCard`; the
+    ``report`` has the held-out RMSE in eV/Å and R² against the potential's own forces.
 
     Attributes
     ----------
-    fingerprint : str
-        Of the backbone whose forces it repeats.
     features, vectors : int
-        Width of the features and channels of the vectors it reads.
+        Width of the features and channels of the vectors that the head reads.
     cutoff : float
         In Å.
-    elements : list of int
-        Atomic numbers it has seen.
-    report : dict
-        Held-out RMSE in eV/Å and R² against the potential's own forces.
+    hidden : int
+        Width of the hidden layers.
+
+    Raises
+    ------
+    ModelError
+        If an entry is impossible.
     """
 
-    fingerprint: str
+    file: ClassVar[Kind] = FILE
+
     features: int
     vectors: int
     cutoff: float
     hidden: int
-    elements: list[int]
-    report: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    uqcalc_version: str = ""
-    schema: int = SCHEMA
+    schema: int = FILE.schema
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> HeadCard:
-        """Rebuild a card.
-
-        Raises
-        ------
-        ModelError
-            For a newer schema, and naming an entry that is missing, unknown, of
-            another type, or no size.
-        """
-        schema = data.get("schema", 1)
-        if not isinstance(schema, int) or schema > SCHEMA:
-            msg = (
-                f"schema of a distilled head must be at most {SCHEMA} for this version "
-                f"of uqcalc, got {schema!r}; upgrade uqcalc"
-            )
-            raise ModelError(msg)
-        entries = dict(data) | {"schema": schema}
-        card = cls(**checked(cls, entries, FILE.name, ModelError, FILE.otherwise))
-        what = f"elements of a {FILE.name}"
-        check_elements(card.elements, what, ModelError, FILE.otherwise)
-        sizes = (card.features, card.hidden, card.vectors + 1)
-        if not (all(1 <= n <= LARGEST for n in sizes) and 0 < card.cutoff < math.inf):
+    def __post_init__(self) -> None:
+        FileCard.__post_init__(self)
+        sizes = (self.features, self.hidden, self.vectors + 1)
+        if not (all(1 <= n <= LARGEST for n in sizes) and 0 < self.cutoff < math.inf):
             msg = (
                 f"features, hidden and vectors of a {FILE.name} must be sizes from 1 "
                 f"to {LARGEST}, and its cutoff positive and finite, got "
-                f"{card.features}, {card.hidden}, {card.vectors} and {card.cutoff}; "
+                f"{self.features}, {self.hidden}, {self.vectors} and {self.cutoff}; "
                 f"{FILE.otherwise}"
             )
             raise ModelError(msg)
-        return card

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import nn
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.differentiable import Differentiable, strained
 from uqcalc.backbones.fingerprint import same_model
-from uqcalc.distillation.card import FILE, SCHEMA, HeadCard
+from uqcalc.distillation.card import HeadCard
 from uqcalc.errors import ModelError
 from uqcalc.files.emptyweights import EmptyWeights
 from uqcalc.files.entries import ElementsSeen
@@ -200,9 +199,7 @@ class DistilledHead:
         RecordError, ModelError
             If the folder does not exist, or the file is something else.
         """
-        card = asdict(self.card)
-        card["schema"] = max(self.card.schema, SCHEMA)  # of the file that is written
-        return FILE.write(path, self.network.state_dict(), card)
+        return self.card.write(path, self.network.state_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> DistilledHead:
@@ -213,8 +210,7 @@ class DistilledHead:
         ModelError
             If it is not a head, or is truncated.
         """
-        tensors, entries = FILE.read(path)
-        card = HeadCard.from_dict(entries)
+        card, tensors = HeadCard.read(path)
         with EmptyWeights():
             network = make_network(card)
         load_state(network, tensors, str(path), ModelError)

@@ -46,6 +46,8 @@ class Kind:
         Ends of the names of tensors that may be +inf, such as limits not yet set.
     unknown : tuple of str
         Of those that may hold NaN and infinities, such as held-out risks.
+    schema : int
+        Newest schema of a card that this version reads.
     """
 
     name: str
@@ -56,6 +58,24 @@ class Kind:
     checked_since: int = 0
     infinite: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    schema: int = 1
+
+    def schema_of(self, card: Mapping[str, Any], origin: str = "") -> int:
+        """Return the schema of a card; 1 if the card has none.
+
+        Raises
+        ------
+        UqcalcError
+            If it is newer than this version of uqcalc; ``origin`` names the file.
+        """
+        schema = card.get("schema", 1)
+        if not isinstance(schema, int) or schema > self.schema:
+            msg = (
+                f"schema of a {self.name} must be at most {self.schema} for this "
+                f"version of uqcalc, got {schema!r}{origin}; upgrade uqcalc"
+            )
+            raise self.error(msg)
+        return schema
 
     def read(
         self, path: str | os.PathLike[str]
@@ -188,7 +208,8 @@ class Kind:
             "uqcalc wrote it, and damage cannot be detected; save it again to add a "
             "checksum"
         )
-        warnings.warn(text, FileWarning, stacklevel=5)
+        # the line that loads the file: by way of `FileCard.read` and a `load` of ours
+        warnings.warn(text, FileWarning, stacklevel=6)
 
     def _check_numbers(
         self, tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[str]

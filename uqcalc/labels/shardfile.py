@@ -101,7 +101,6 @@ def _host(tensor: torch.Tensor) -> NDArray[np.float32]:
     return np.asarray(tensor.detach().to("cpu", torch.float32).numpy())
 
 
-SCHEMA = 1
 # A shard is full at either number. A lost shard costs little, and shards fit in memory.
 MOST_STRUCTURES, MOST_ATOMS = 1024, 16_384
 
@@ -177,7 +176,7 @@ class ShardWriter:
         filed = np.array(keys, dtype="S16")
         tensors["keys"] = filed.view(np.uint8).reshape(len(keys), 16)
         card = {
-            "schema": SCHEMA,
+            "schema": FILE.schema,
             "fingerprint": self.fingerprint,
             "checksum": _checksum(tensors),
         }
@@ -217,12 +216,7 @@ def read_shard(path: Path) -> ShardFile:
     """
     with safe_open(path, framework="np") as file:
         card = json.loads((file.metadata() or {}).get(FILE.key, "{}"))
-        if card.get("schema", 0) > SCHEMA:
-            msg = (
-                f"schema of a {FILE.name} must be at most {SCHEMA} for this version "
-                f"of uqcalc, got {card['schema']} in {path}; upgrade uqcalc"
-            )
-            raise RecordError(msg)
+        FILE.schema_of(card, f" in {path}")
         names = file.keys()
         checksum = _checksum({k: file.get_tensor(k) for k in names})
         if checksum != card.get("checksum"):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from uqcalc.errors import ProbeError
+from uqcalc.files.card import FileCard
 from uqcalc.files.entries import check_elements, checked
 from uqcalc.files.tensorfile import Kind
 from uqcalc.policy import Policy, Threshold
@@ -20,8 +22,9 @@ from uqcalc.probe.scope import AtomFloor, Scope
 from uqcalc.targets import TARGETS
 
 
-SCHEMA = 4
-CHECKED_SINCE = 4  # files of earlier schemas may lack a checksum
+if TYPE_CHECKING:
+    import torch
+
 _JOINED_SINCE = 3  # earlier joined probes used other input numbers
 _COMPLETE_SINCE = 4  # since this schema, a card that lacks a learned limit is damaged
 FILE = Kind(
@@ -29,10 +32,11 @@ FILE = Kind(
     key="uqcalc_probe",
     error=ProbeError,
     make="fit one with uqcalc.fit",
-    otherwise="copy it again, or use Probe.from_official for a checkpoint of the PROBE "
-    "authors",
-    checked_since=CHECKED_SINCE,
+    otherwise="copy it again, fit one again, or use Probe.from_official for a "
+    "checkpoint of the PROBE authors",
+    checked_since=4,
     infinite=("joined.limit", "joined.known"),  # infinite where a probe has no scope
+    schema=4,
 )
 ARCHITECTURES = ("joined", "standard", "probe-2026")
 JOINED_ARCHITECTURE = "joined"  # attention and other paths
@@ -138,7 +142,6 @@ class Guarantee:
         )
 
 
-_REMEDY = "the file is damaged or not a probe; fit the probe again"
 _NESTED: dict[str, type[Calibration] | type[Scope] | type[AtomFloor]] = {
     "calibration": Calibration,
     "atom_calibration": Calibration,
@@ -147,14 +150,15 @@ _NESTED: dict[str, type[Calibration] | type[Scope] | type[AtomFloor]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card(FileCard):
     """Record of a probe: labels, backbone, calibration and meaning of the output.
+
+    The entries of every card are described in `uqcalc.files.card.FileCard`. The list of
+    ``elements`` is empty if they are unknown (imported).
 
     Attributes
     ----------
-    fingerprint : str
-        Fingerprint of the backbone that gives the features (``Backbone.fingerprint``).
     target : str
         Quantity whose error the probe predicts (`uqcalc.Labels`).
     boundary : float
@@ -188,20 +192,20 @@ class Card:
         the backbone.
     suspect, unreliable : float
         Cutoffs on P(reliable), below which a prediction is SUSPECT, UNRELIABLE.
-    elements : list of int
-        Atomic numbers in the labels; empty if unknown (imported).
     sizes : (smallest, largest)
         Atoms per labelled structure; empty if unknown.
     atom_energies : dict
         eV per element (by atomic number) subtracted from the predicted energy.
+    description : str
+        Text for the reader of the card.
     """
 
-    fingerprint: str
+    file: ClassVar[Kind] = FILE
+
     target: str
     boundary: float
     architecture: str
     shape: dict[str, Any]
-    elements: list[int]
     sizes: list[int]
     percentile: float | None = None
     joined: dict[str, Any] | None = None
@@ -216,13 +220,11 @@ class Card:
     suspect: float = 0.8
     unreliable: float = 0.5
     atom_energies: dict[str, float] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    report: dict[str, Any] = field(default_factory=dict)
     description: str = ""
-    uqcalc_version: str = ""
-    schema: int = SCHEMA
+    schema: int = FILE.schema
 
     def __post_init__(self) -> None:
+        FileCard.__post_init__(self)
         given: object = self.calibration
         if isinstance(given, (tuple, list)):
             slope, intercept = given
@@ -243,7 +245,7 @@ class Card:
                 f"{self.boundary} {self.unit}; fit the probe with another boundary"
             )
             raise ProbeError(msg)
-        self._check_atoms()
+        self._check_energies_and_sizes()
         if not 0 <= self.unreliable <= self.suspect <= 1:
             msg = (
                 "cutoffs on P(reliable) must satisfy 0 <= unreliable <= suspect <= 1, "
@@ -251,20 +253,19 @@ class Card:
             )
             raise ProbeError(msg)
 
-    def _check_atoms(self) -> None:
-        """Raise ProbeError for impossible elements, energies or sizes."""
-        check_elements(self.elements, "elements of a probe", ProbeError, _REMEDY)
+    def _check_energies_and_sizes(self) -> None:
+        """Raise ProbeError for impossible energies of elements, or sizes."""
         for name in ("offsets", "atom_energies"):
             given = getattr(self, name)
             known = [z for z in given if str(z).isascii() and str(z).isdecimal()]
             numbers = [int(z) for z in known]
             if len(known) < len(given) or not all(map(math.isfinite, given.values())):
                 numbers = [0]
-            check_elements(numbers, f"{name} of a probe", ProbeError, _REMEDY)
+            check_elements(numbers, f"{name} of a probe", ProbeError, FILE.otherwise)
         if self.sizes and not (len(self.sizes) == 2 and self.sizes[0] >= 1):
             msg = (
                 "sizes of a probe must be the smallest and the largest number of "
-                f"atoms, got {self.sizes}; {_REMEDY}"
+                f"atoms, got {self.sizes}; {FILE.otherwise}"
             )
             raise ProbeError(msg)
 
@@ -370,46 +371,20 @@ class Card:
         return asdict(self) | records | {"unit": self.unit}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Card:
-        """Rebuild from `to_dict`.
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Build the card from the output of `to_dict`.
 
         Raises
         ------
         ProbeError
-            If this version cannot read the schema, an entry is missing or unknown, or
-            the unit differs.
+            If this version cannot read the schema, if an entry is missing, unknown or
+            impossible, or if the unit differs.
         """
         entries = dict(data)
-        schema = entries.get("schema", 0)
-        if not isinstance(schema, int) or schema > SCHEMA:
-            msg = (
-                f"schema of a probe must be at most {SCHEMA} for this version of "
-                f"uqcalc, got {schema!r}; upgrade uqcalc"
-            )
-            raise ProbeError(msg)
-        if (
-            entries.get("architecture") == JOINED_ARCHITECTURE
-            and schema < _JOINED_SINCE
-        ):
-            msg = (
-                f"schema of a {JOINED_ARCHITECTURE!r} probe must be at least "
-                f"{_JOINED_SINCE}, got {schema}: this version of uqcalc reads its "
-                "numbers in another way; fit the probe again"
-            )
-            raise ProbeError(msg)
         unit = entries.pop("unit", None)
-        if missing := {"calibration"} - set(entries):
-            msg = (
-                f"card of a probe must have the entries {sorted(missing)}, got "
-                f"{sorted(entries)}; the file is not a probe or is damaged"
-            )
-            raise ProbeError(msg)
-        nested = {name: entries.pop(name) for name in _NESTED if name in entries}
-        entries = checked(cls, entries, "card of a probe", ProbeError, _REMEDY)
-        entries |= {name: _record(name, value) for name, value in nested.items()}
-        card = cls(**entries)
+        card = cls(**cls._entries(entries | {"schema": FILE.schema_of(entries)}))
         card.promised  # noqa: B018  (raises if damaged)
-        if schema >= _COMPLETE_SINCE and card.architecture == JOINED_ARCHITECTURE:
+        if card.schema >= _COMPLETE_SINCE and card.architecture == JOINED_ARCHITECTURE:
             card._check_complete()
         if unit != card.unit:
             msg = (
@@ -419,14 +394,44 @@ class Card:
             raise ProbeError(msg)
         return card
 
-    def __str__(self) -> str:
-        symbols = ", ".join(chemical_symbols[z] for z in self.elements)
-        sizes = " to ".join(str(size) for size in self.sizes)
-        return (
-            f"probe for {self.fingerprint} ({self.architecture}): "
-            f"{self.question}; elements {symbols or 'not stated'}; "
-            f"{sizes or 'any number of'} atoms"
-        )
+    @classmethod
+    def _entries(cls, data: dict[str, Any]) -> dict[str, Any]:
+        joined = data.get("architecture") == JOINED_ARCHITECTURE
+        if joined and data["schema"] < _JOINED_SINCE:
+            msg = (
+                f"schema of a {JOINED_ARCHITECTURE!r} probe must be at least "
+                f"{_JOINED_SINCE}, got {data['schema']}: this version of uqcalc reads "
+                "its numbers in another way; fit the probe again"
+            )
+            raise ProbeError(msg)
+        if "calibration" not in data:
+            msg = (
+                f"card of a probe must have the entries ['calibration'], got "
+                f"{sorted(data)}; {FILE.otherwise}"
+            )
+            raise ProbeError(msg)
+        nested = {name: data.pop(name) for name in _NESTED if name in data}
+        records = {name: _record(name, value) for name, value in nested.items()}
+        return super(Card, cls)._entries(data) | records
+
+    def write(
+        self, path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor]
+    ) -> Path:
+        """Write this card and ``tensors`` to one file, and return its path.
+
+        The schema stays: an earlier card may lack entries that the newest schema needs.
+
+        Raises
+        ------
+        RecordError, ProbeError
+            As `uqcalc.files.tensorfile.Kind.write`.
+        """
+        return FILE.write(path, tensors, self.to_dict())
+
+    def _facts(self) -> list[str]:
+        sizes = " to ".join(str(size) for size in self.sizes) or "any number of"
+        facts = [self.question, *FileCard._facts(self), f"{sizes} atoms"]
+        return [*facts, f"architecture {self.architecture}"]
 
 
 def _record(name: str, value: object) -> object:
@@ -434,7 +439,8 @@ def _record(name: str, value: object) -> object:
     if value is None and name != "calibration":
         return None
     if isinstance(value, (list, tuple)) and name == "calibration":
-        pair = checked(_Pair, {"values": value}, "calibration", ProbeError, _REMEDY)
+        what = "calibration of a probe"
+        pair = checked(_Pair, {"values": value}, what, ProbeError, FILE.otherwise)
         return pair["values"]
     return _NESTED[name].from_dict(value)
 

@@ -426,7 +426,7 @@ class Probe:
                 for key, tensor in tensors.items()
             }
         tensors |= {f"seen.{key}": kept for key, kept in self.seen.tensors().items()}
-        return FILE.write(path, tensors, self.card.to_dict())
+        return self.card.write(path, tensors)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Probe:
@@ -437,8 +437,7 @@ class Probe:
         ProbeError
             If the file is not a probe, is truncated, or has a newer schema.
         """
-        tensors, entries = FILE.read(path)
-        card = Card.from_dict(entries)
+        card, tensors = Card.read(path)
         with EmptyWeights():
             network = ProbeNetwork(Shape.from_dict(card.shape))
         load_state(network, _section(tensors, "network."), str(path), ProbeError)

@@ -5,25 +5,21 @@ This module does not import torch at load time.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from uqcalc.errors import SignalError
-from uqcalc.files.entries import check_elements, checked
+from uqcalc.files.card import FileCard
 from uqcalc.files.tensorfile import Kind
 
 
 if TYPE_CHECKING:
     import torch
 
-SCHEMA = 2
 FILE = Kind(
     name="fitted signal",
     key="uqcalc_signal",
@@ -32,76 +28,46 @@ FILE = Kind(
     otherwise="copy it again, or fit it again",
     checked_since=2,
     unknown=("held_out.risks",),
+    schema=2,
 )
 
 
-@dataclass(frozen=True, slots=True)
-class SignalCard:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignalCard(FileCard):
     """Fit data, backbone and meaning of the risk of a fitted signal.
+
+    The entries of every card are described in `uqcalc.files.card.FileCard`. Its
+    ``training`` counts the structures in the fit and the structures held out.
 
     Attributes
     ----------
     kind : str
         Kind of signal, such as "latent_distance".
-    fingerprint : str
-        Fingerprint of the backbone (``Backbone.fingerprint``).
     feature_dim : int
         Width of the features that the signal reads; 0 if it reads no features.
-    elements : list of int
-        Atomic numbers in the fit.
     risk : str
         Meaning of the risk in words.
     unit : str
         Unit of the risk; empty for a dimensionless risk.
     settings : dict
         Settings of the fit and of the reading.
-    training : dict
-        Counts of the structures in the fit and of the structures held out.
-    report : dict
-        Statistics of the held-out frames.
     notes : list of str
         Warnings for the user of the signal.
     """
 
+    file: ClassVar[Kind] = FILE
+
     kind: str
-    fingerprint: str
     feature_dim: int
-    elements: list[int]
     risk: str
     unit: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    report: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    uqcalc_version: str = field(default_factory=lambda: version("uqcalc"))
-    schema: int = SCHEMA
+    schema: int = FILE.schema
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> SignalCard:
-        """Build a card from a dict.
-
-        Raises
-        ------
-        SignalError
-            If the schema is newer, or if entries are missing or unknown.
-        """
-        schema = data.get("schema", 0)
-        if not isinstance(schema, int) or schema > SCHEMA:
-            msg = (
-                f"schema of a fitted signal must be at most {SCHEMA} for this version "
-                f"of uqcalc, got {schema!r}; upgrade uqcalc"
-            )
-            raise SignalError(msg)
-        what = "card of a fitted signal"
-        card = cls(**checked(cls, data, what, SignalError, FILE.otherwise))
-        what = "elements of a fitted signal"
-        check_elements(card.elements, what, SignalError, FILE.otherwise)
-        return card
-
-    def __str__(self) -> str:
-        symbols = " ".join(chemical_symbols[z] for z in self.elements)
+    def _facts(self) -> list[str]:
         unit = f" in {self.unit}" if self.unit else ""
-        return f"{self.kind} for {self.fingerprint}: {self.risk}{unit}; {symbols}"
+        return [f"{self.kind}, {self.risk}{unit}", *FileCard._facts(self)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,17 +96,3 @@ class HeldOut:
         """Build it from the output of `tensors`."""
         risks, groups = tensors["held_out.risks"], tensors["held_out.groups"]
         return cls(risks.numpy(), groups.numpy())
-
-
-def read_signal(
-    path: str | os.PathLike[str],
-) -> tuple[SignalCard, dict[str, torch.Tensor]]:
-    """Return card and tensors from the file of any fitted signal.
-
-    Raises
-    ------
-    SignalError
-        If the file does not hold a fitted signal.
-    """
-    tensors, entries = FILE.read(path)
-    return SignalCard.from_dict(entries), tensors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, final
 
 import numpy as np
@@ -17,7 +17,7 @@ from uqcalc.errors import LabelError, SignalError
 from uqcalc.labels.labels import Labels
 from uqcalc.policy import Threshold
 from uqcalc.signals.base import Signal, TensorReading, check_readable
-from uqcalc.signals.card import HeldOut, SignalCard, read_signal
+from uqcalc.signals.card import HeldOut, SignalCard
 from uqcalc.signals.fitted import FittedSignal, fit_card, known_kind, rebuilt
 from uqcalc.signals.label_free import (
     EnergySpread,
@@ -250,7 +250,7 @@ class ConformalInterval(FittedSignal):
         """
         if signal is None:
             return super().load(path)
-        card, tensors = read_signal(path)
+        card, tensors = SignalCard.read(path)
         if card.kind != cls.kind or signal.name != card.settings["signal"]:
             msg = (
                 f"{path} must be a {cls.kind} of the signal {signal.name!r}, got a "
@@ -302,7 +302,7 @@ def _card(
 def _described(base: Signal) -> dict[str, Any]:
     """Return the entry of the card from which the base signal is rebuilt."""
     if isinstance(base, FittedSignal):
-        return {"card": asdict(base.card)}
+        return {"card": base.card.to_dict()}
     if type(base) is _PLAIN.get(base.name):
         return {"plain": base.name, "settings": getattr(base, "settings", {})}
     return {}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -20,7 +20,7 @@ from uqcalc.errors import LabelError, SignalError
 from uqcalc.files.entries import ElementsSeen, check_some
 from uqcalc.policy import Threshold
 from uqcalc.signals.base import TensorReading
-from uqcalc.signals.card import FILE, SCHEMA, HeldOut, SignalCard, read_signal
+from uqcalc.signals.card import FILE, HeldOut, SignalCard
 from uqcalc.signals.samples import Samples
 from uqcalc.statistics.quantiles import group_quantile
 
@@ -165,10 +165,7 @@ class FittedSignal(ABC):
         RecordError, SignalError
             If the folder does not exist, or if a different kind of file has this path.
         """
-        tensors = self.tensors() | self.held_out.tensors()
-        card = asdict(self.card)
-        card["schema"] = max(self.card.schema, SCHEMA)  # schema of the new file
-        return FILE.write(path, tensors, card)
+        return self.card.write(path, self.tensors() | self.held_out.tensors())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -179,7 +176,7 @@ class FittedSignal(ABC):
         SignalError
             If the file holds something else or another kind of signal, or is damaged.
         """
-        card, tensors = read_signal(path)
+        card, tensors = SignalCard.read(path)
         if card.kind != cls.kind:
             msg = (
                 f"file must hold a {cls.kind}, got a {card.kind} in {path}; use "
@@ -197,7 +194,7 @@ def load_signal(path: str | os.PathLike[str]) -> FittedSignal:
     SignalError
         If this version does not know the kind of signal, or the file is damaged.
     """
-    card, tensors = read_signal(path)
+    card, tensors = SignalCard.read(path)
     return rebuilt(known_kind(card), card, tensors, path)
 
 
@@ -248,6 +245,7 @@ def fit_card(
         fingerprint=samples.backbone.fingerprint,
         feature_dim=features,
         elements=sorted({int(z) for z in elements}),
+        uqcalc_version=version("uqcalc"),
         **entries,
     )
     card.training["groups"] = len(np.unique(samples.groups))
