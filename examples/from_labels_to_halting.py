@@ -1,8 +1,8 @@
 """From 1 000 labelled frames to a run that halts itself, in one script.
 
 Frames of small molecules are made with the potential and labelled with GFN2-xTB; a
-probe is fitted to them, tested on a molecule it never saw, asked for a promise, and set
-to watch a molecule that is heated until its potential fails.
+probe is fitted to them, tested on a molecule it never saw, asked for a guarantee, and
+set to watch a molecule that is heated until its potential fails.
 """
 
 import argparse
@@ -18,7 +18,6 @@ from ase.md.verlet import VelocityVerlet
 import uqcalc
 from uqcalc import Labels, Monitor, Recipe, ReliableCalculator, plotting
 from uqcalc.models.bundled import bare_calculator
-from uqcalc.types import Guarantee
 
 
 try:
@@ -68,13 +67,13 @@ def labelled(frames):
     return frames
 
 
-# 1. Labels. Some runs are kept for the promise, which needs frames nobody has seen.
+# 1. Labels. Some runs are kept for the guarantee, which needs frames nobody has seen.
 names = ["CH4", "CH3OH", "H2CO", "HCOOH", "CH3CONH2"]
 frames = labelled([frame for name in names for frame in hot_frames(name, runs)])
 kept = {run for run in sorted({f.info["run"] for f in frames}) if rng.random() < 0.4}
 fitted = [frame for frame in frames if frame.info["run"] not in kept]
 others = [frame for frame in frames if frame.info["run"] in kept]
-print(f"{len(fitted)} frames to fit to, {len(others)} for the promise")
+print(f"{len(fitted)} frames to fit to, {len(others)} for the guarantee")
 
 # 2. Fit. Warnings say early what dooms a probe; my.probe.html shows how good it is.
 labels = Labels("forces", group_key="run", boundary="100 meV/angstrom")
@@ -89,13 +88,13 @@ unseen = uqcalc.evaluate(probe, strange, potential, labels)
 unseen.write("ethanol")
 print(f"On ethanol, AUROC {unseen.report['auroc']:.2f}; see ethanol.html")
 
-# 4. A promise with a bound that holds, or a refusal with the number it would take.
+# 4. A guarantee with a bound that holds, or a refusal with the number it would take.
 tolerance = "150 meV/angstrom"
 try:
     probe = uqcalc.certify(probe, others, potential, labels, tolerance=tolerance)
-    print("Guarantee:", Guarantee.from_dict(probe.card.promise))
+    print("Guarantee:", probe.card.guarantee)
 except uqcalc.errors.LabelError as refusal:
-    print("No promise:", refusal)
+    print("No guarantee:", refusal)
 probe.save("my.probe")
 
 # 5. Heat a molecule, by 2 K a step, until the monitor halts the run.

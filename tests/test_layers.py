@@ -15,9 +15,10 @@ import uqcalc
 
 
 PACKAGE = Path(uqcalc.__file__).parent
-BASE = {"errors", "records", "htmltable"}
+BASE = {"errors", "former", "records", "htmltable"}
 STEP = BASE | {"backbones", "files", "policy", "quantities", "statistics", "targets"}
 ROOMS = {
+    "former": set(),
     "htmltable": set(),
     "records": {"htmltable"},
     "errors": {"records"},

@@ -175,20 +175,20 @@ def choose_policy(
         )
         raise ValueError(msg)
     for threshold in policy.thresholds:
-        if threshold.promise:
-            _check_promise(threshold, probes_of(signals))
+        if threshold.guarantee:
+            _check_guarantee(threshold, probes_of(signals))
     return policy
 
 
-def _check_promise(threshold: Threshold, probes: Sequence[Probe]) -> None:
-    """Raise an error if the policy comes from the promise of another probe."""
-    own = [probe.card.promise_policy().thresholds[0] for probe in probes]
-    known = [(t.signal, t.suspect, t.promise) for t in own]
-    if (threshold.signal, threshold.suspect, threshold.promise) not in known:
+def _check_guarantee(threshold: Threshold, probes: Sequence[Probe]) -> None:
+    """Raise an error if the policy comes from the guarantee of another probe."""
+    own = [probe.card.guarantee_policy().thresholds[0] for probe in probes]
+    known = [(t.signal, t.suspect, t.guarantee) for t in own]
+    if (threshold.signal, threshold.suspect, threshold.guarantee) not in known:
         msg = (
-            "policy of a promise must be that of the probe in use, got "
-            f"{threshold.promise} at least {1 - threshold.suspect:.4g}; make it with "
-            "Policy.from_promise(probe)"
+            "policy of a guarantee must be that of the probe in use, got "
+            f"{threshold.guarantee} at least {1 - threshold.suspect:.4g}; make it with "
+            "Policy.from_guarantee(probe)"
         )
         raise ValueError(msg)
 

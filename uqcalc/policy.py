@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
+from uqcalc.former import Former, former_argument
 from uqcalc.records import Assessment, Level, Reading, Verdict, told_apart
 
 
@@ -22,6 +23,7 @@ CELL_MOVES = (
 )
 
 
+@former_argument("promise", "guarantee")
 @dataclass(frozen=True, slots=True)
 class Threshold:
     """Two limits on the risk of one signal, in the unit of that risk.
@@ -32,10 +34,10 @@ class Threshold:
     ``probe_novelty`` and ``probe_worst_atom``. The signal's own limits on such a value
     still apply.
 
-    ``promise`` is the text of a probe's promise (`Policy.from_promise`), or empty. With
-    a promise, RELIABLE are exactly the predictions that the probe marks as covered. The
-    risk is then one minus the probability in the promise, and ``suspect`` is one minus
-    the cutoff of the promise.
+    ``guarantee`` is the text of a probe's guarantee (`Policy.from_guarantee`), or
+    empty. With a guarantee, RELIABLE are exactly the predictions that the probe marks
+    as covered. The risk is then one minus the probability in the guarantee, and
+    ``suspect`` is one minus the cutoff of the guarantee.
 
     Raises
     ------
@@ -51,7 +53,9 @@ class Threshold:
     signal: str
     suspect: float
     unreliable: float
-    promise: str = ""
+    guarantee: str = ""
+
+    promise = Former("guarantee")
 
     def __post_init__(self) -> None:
         for name in ("suspect", "unreliable"):  # JSON has no numpy scalars
@@ -70,7 +74,7 @@ class Threshold:
 
     def judge(self, reading: Reading) -> tuple[Level, list[str]]:
         """Return the level of a reading, and the reasons if it is not RELIABLE."""
-        if not self.promise:
+        if not self.guarantee:
             level = self.level(reading.risk)
             return level, [] if level is Level.RELIABLE else [self.reason(reading)]
         name = self.signal
@@ -79,11 +83,11 @@ class Threshold:
             return Level.RELIABLE, []
         asked = reading.results.get(f"{name}_tolerance_reliability")
         risk = reading.risk if asked is None else 1 - float(asked)
-        reading = replace(reading, risk=risk, meaning=self.promise)
+        reading = replace(reading, risk=risk, meaning=self.guarantee)
         level = self.level(risk)
-        why = f"{name}: {self.promise}" if level is Level.RELIABLE else ""
+        why = f"{name}: {self.guarantee}" if level is Level.RELIABLE else ""
         why = why or self.reason(reading)
-        return max(Level.SUSPECT, level), [f"{why}, outside the promise"]
+        return max(Level.SUSPECT, level), [f"{why}, outside the guarantee"]
 
     def level(self, risk: float) -> Level:
         """Return the level of ``risk``; NaN is UNRELIABLE."""
@@ -113,10 +117,10 @@ class Threshold:
 
 
 class _Card(Protocol):
-    def promise_policy(self) -> Policy: ...
+    def guarantee_policy(self) -> Policy: ...
 
 
-class _Promised(Protocol):
+class _Guaranteed(Protocol):
     """The part of a `uqcalc.Probe` that a policy needs."""
 
     @property
@@ -181,36 +185,40 @@ class Policy:
         """Return JSON-compatible thresholds; `from_dict` reads them back."""
         rows = [asdict(threshold) for threshold in self.thresholds]
         for row in rows:
-            if not row["promise"]:
-                del row["promise"]
+            if guarantee := row.pop("guarantee"):
+                row["promise"] = guarantee  # the key in files
         return {"thresholds": rows}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Policy:
         """Rebuild a policy from `to_dict`."""
-        return cls(Threshold(**row) for row in data["thresholds"])
+        rows = [dict(row) for row in data["thresholds"]]
+        return cls(Threshold(guarantee=row.pop("promise", ""), **row) for row in rows)
 
     @classmethod
-    def from_promise(cls, probe: _Promised) -> Policy:
-        """Return a policy with RELIABLE only for predictions covered by the promise.
+    def from_guarantee(cls, probe: _Guaranteed) -> Policy:
+        """Return a policy with RELIABLE only for predictions that a guarantee covers.
 
         All others are at least SUSPECT; they are UNRELIABLE if their probability is
         below the probe's own cutoff for UNRELIABLE. RELIABLE predictions are those that
         `uqcalc.certify` counts as accepted, apart from findings of other signals
-        (`Sanity`). The promise: take one structure from each new group; of those that
-        are accepted, at most the promised share has an error above the tolerance.
+        (`Sanity`). The guarantee (`uqcalc.types.Guarantee`): take one structure from
+        each new group; of those that are accepted, at most a share ``risk`` has an
+        error above the tolerance.
 
         Raises
         ------
         ProbeError
-            If the probe has no promise.
+            If the probe has no guarantee.
 
         Examples
         --------
-        >>> policy = Policy.from_promise(probe)  # doctest: +SKIP
+        >>> policy = Policy.from_guarantee(probe)  # doctest: +SKIP
         >>> calc = ReliableCalculator(bare, probe, policy=policy)  # doctest: +SKIP
         """
-        return probe.card.promise_policy()
+        return probe.card.guarantee_policy()
+
+    from_promise = Former("from_guarantee")
 
 
 def _published(key: str, readings: Sequence[Reading]) -> Reading | None:

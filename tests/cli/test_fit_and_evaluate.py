@@ -131,7 +131,7 @@ def test_a_probe_given_as_the_model_is_recognised(data, tmp_path):
     assert "pass a probe with --probe" in done.stderr
 
 
-def test_certify_puts_a_promise_on_the_card(data, tmp_path):
+def test_certify_puts_a_guarantee_on_the_card(data, tmp_path):
     probe, other = tmp_path / "my.probe", tmp_path / "other.probe"
     options = ("--group", "run", "--device", "cpu")
     boundary = ("--boundary", "150 meV/angstrom", "--quiet")
@@ -159,7 +159,7 @@ def test_certify_puts_a_promise_on_the_card(data, tmp_path):
     assert done.exit_code == 1
     assert "must rest on at least 59 groups" in done.stderr
     assert probe.read_bytes() == before
-    words = ("annotate", held_out, "--promised", "--device", "cpu", "-o")
+    words = ("annotate", held_out, "--guaranteed", "--device", "cpu", "-o")
     done = invoke(*words, tmp_path / "judged.xyz", "--probe", other)
     assert done.exit_code == 0, done.output
     frames = read(tmp_path / "judged.xyz", ":")
@@ -167,9 +167,11 @@ def test_certify_puts_a_promise_on_the_card(data, tmp_path):
     assert 0 < kept.sum() < len(kept)
     levels = np.array([frame.info["reliability_level"] for frame in frames])
     np.testing.assert_array_equal(levels == 0, kept)
+    words = ("annotate", held_out, "--promised", "--device", "cpu", "-o")
     done = invoke(*words, tmp_path / "none.xyz", "--probe", probe)
     assert done.exit_code == 1
-    assert "must carry a promise" in done.stderr
+    assert "--promised is now --guaranteed" in done.stderr
+    assert "must have a guarantee" in done.stderr
 
 
 def test_annotate_reads_and_writes_standard_streams(data, tmp_path):

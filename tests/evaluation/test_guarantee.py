@@ -1,4 +1,4 @@
-"""`certify` end to end: the promise on the card is the one that the frames give."""
+"""`certify` end to end: the guarantee on the card is the one that the frames give."""
 
 import json
 import re
@@ -67,7 +67,7 @@ def probe():
         return fit(train + held, ToyBackbone(), recipe=recipe, test=test).probe
 
 
-def test_the_promise_is_what_counting_by_hand_gives(probe, tmp_path):
+def test_the_guarantee_is_what_counting_by_hand_gives(probe, tmp_path):
     frames = labelled(120, seed=3)
     promised = certify(probe, frames, ToyBackbone(), OWN, tolerance="90 meV/Å", **LOOSE)
     found = Guarantee.from_dict(promised.card.promise)
@@ -171,7 +171,7 @@ def promises(probe):
     ]
 
 
-def test_live_promises_are_those_that_were_counted(promises, tmp_path, monkeypatch):
+def test_live_guarantees_are_those_that_were_counted(promises, tmp_path, monkeypatch):
     """Also of the verdict, read back from a file, and in one transfer a step."""
     promised = promises[1]
     frames = labelled(120, seed=3) + labelled(9, seed=6)
@@ -184,10 +184,10 @@ def test_live_promises_are_those_that_were_counted(promises, tmp_path, monkeypat
     frames[-1].set_cell(None)
     frames[-1].arrays["REF_forces"] = np.zeros((len(frames[-1]), 3))
     data = build_dataset(frames, ToyBackbone(), Labels())
-    found = promised.card.promised
+    found = promised.card.guarantee
     counted = acceptance(promised, data, 0.09) >= found.cutoff
     assert counted[:120].sum() == found.accepted
-    policy = Policy.from_promise(promised)
+    policy = Policy.from_guarantee(promised)
     assert Policy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
     fetched = []
     real = base._fetch
@@ -215,13 +215,13 @@ def test_live_promises_are_those_that_were_counted(promises, tmp_path, monkeypat
         assert policy(read_assessment(read(path)).readings) == assessment.verdict
 
 
-def test_outside_the_promise_is_suspect_and_says_so(promises, monkeypatch):
+def test_outside_the_guarantee_is_suspect_and_says_so(promises, monkeypatch):
     frames = labelled(40, seed=3)
     own, wide = (promised.with_card(unreliable=0.02) for promised in promises)
     meaning = r"P\(RMS force error <= [\d.]+ meV/Å\) = [\d.]+ < [\d.]+"
     for promised in (own, wide):
         calc = ReliableCalculator(
-            ToyBackbone(), promised, policy=Policy.from_promise(promised)
+            ToyBackbone(), promised, policy=Policy.from_guarantee(promised)
         )
         live = [calc.assess(atoms) for atoms in frames]
         outside = [a for a in live if not a.results()["probe_promised"]]
@@ -229,7 +229,7 @@ def test_outside_the_promise_is_suspect_and_says_so(promises, monkeypatch):
         for assessment in outside:
             assert assessment.level is not Level.RELIABLE
             reasons = "; ".join(assessment.verdict.reasons)
-            assert re.match(f"probe: {meaning}, outside the promise", reasons) or (
+            assert re.match(f"probe: {meaning}, outside the guarantee", reasons) or (
                 "outside its calibration" in reasons
             )
     assert (
@@ -251,21 +251,21 @@ def test_outside_the_promise_is_suspect_and_says_so(promises, monkeypatch):
         assert assessment.level is Level.UNRELIABLE
 
 
-def test_a_policy_of_a_promise_is_that_of_its_probe(probe, promises):
+def test_a_policy_of_a_guarantee_is_that_of_its_probe(probe, promises):
     own, wide = promises
-    with pytest.raises(ProbeError, match="must carry a promise about its probability"):
-        Policy.from_promise(probe)
+    with pytest.raises(ProbeError, match="must have a guarantee about its probability"):
+        Policy.from_guarantee(probe)
     for other in (probe, own):
-        with pytest.raises((ProbeError, ValueError), match="promise"):
-            ReliableCalculator(ToyBackbone(), other, policy=Policy.from_promise(wide))
-    # the usual policy says of a frame what it said without a promise
+        with pytest.raises((ProbeError, ValueError), match="guarantee"):
+            ReliableCalculator(ToyBackbone(), other, policy=Policy.from_guarantee(wide))
+    # the usual policy says of a frame what it said without a guarantee
     calc, bare = (
         ReliableCalculator(ToyBackbone(), wide),
         ReliableCalculator(ToyBackbone(), probe),
     )
     for atoms in labelled(10, seed=3):
         assert calc.assess(atoms).verdict == bare.assess(atoms).verdict
-    with pytest.raises(ProbeError, match="entry 'cutoff' of promise of a probe"):
+    with pytest.raises(ProbeError, match="entry 'cutoff' of guarantee of a probe"):
         Guarantee.from_dict(wide.card.promise | {"cutoff": "0.9"})
     with pytest.raises(ProbeError, match="must be from 0 to 1"):
         Guarantee.from_dict(wide.card.promise | {"cutoff": 9.0})
@@ -286,7 +286,7 @@ def test_defects_are_left_out_where_that_is_asked_for(probe):
     assert left_out.card.promise == expected
 
 
-def test_what_no_promise_can_rest_on_is_refused_before_any_prediction(probe):
+def test_what_no_guarantee_can_rest_on_is_refused_before_any_prediction(probe):
     frames = labelled(120, seed=5)
     with pytest.raises(LabelError, match=r"at least 59 groups .* got 58"):
         certify(probe, frames[:58], Untouched())

@@ -1,4 +1,4 @@
-"""The promise holds as often as it says, on populations whose risk is known."""
+"""The guarantee holds as often as it says, on populations whose risk is known."""
 
 import json
 import math
@@ -23,7 +23,7 @@ from uqcalc.probe.card import Guarantee
 
 
 DRAWS = 500
-# Broken promises in so many draws, were each broken with probability 5 %.
+# Broken guarantees in so many draws, were each broken with probability 5 %.
 ALLOWED = stats.binom.ppf(0.999, DRAWS, 0.05)
 
 
@@ -68,7 +68,9 @@ def exact(shares):
 @pytest.mark.parametrize("name", POPULATIONS)
 @pytest.mark.parametrize("size", [90, 300])
 @pytest.mark.parametrize("starts", [exact, None], ids=["card", "none"])
-def test_promises_are_broken_no_more_often_than_announced(name, size, starts, briefly):
+def test_guarantees_are_broken_no_more_often_than_announced(
+    name, size, starts, briefly
+):
     wrong_at, law = POPULATIONS[name], LAW
     rng = np.random.default_rng(size)
     broken = 0
@@ -79,7 +81,7 @@ def test_promises_are_broken_no_more_often_than_announced(name, size, starts, br
         if found is not None:
             broken += risk_above(found.cutoff, law.pdf, wrong_at) > 0.05
     assert broken <= ALLOWED
-    if name == "no skill":  # every promise is broken: the level is used, not wasted
+    if name == "no skill":  # every guarantee is broken: the level is used, not wasted
         assert broken > 0.3 * ALLOWED
 
 
@@ -88,7 +90,7 @@ RISING = [lambda u: 0.02 + 0.2 * u**2, lambda u: np.where(u < 0.4, 0.02, 0.2)]
 
 
 def power(size, wrong_at, draws, seed):
-    """Share of draws in which a promise is made, and in which a broken one is."""
+    """Share of draws in which a guarantee is made, and in which a broken one is."""
     rng, made, broken = np.random.default_rng(seed), 0, 0
     grid = (np.arange(20_000) + 0.5) / 20_000
     mean = np.cumsum(wrong_at(grid)) / np.arange(1, 20_001)
@@ -105,7 +107,7 @@ def power(size, wrong_at, draws, seed):
 
 
 @pytest.mark.parametrize(("size", "least"), [(300, 0.1), (1000, 0.4), (5000, 0.97)])
-def test_more_groups_make_a_promise_more_often(size, least, briefly):
+def test_more_groups_make_a_guarantee_more_often(size, least, briefly):
     """One start at the surest 60 makes one in 24 to 29 %, whatever the size."""
     draws = 60
     for wrong_at in RISING:
@@ -159,7 +161,7 @@ def test_what_a_row_arrives_with_adds_to_a_later_start():
 
 
 def test_groups_of_frames_that_err_together(briefly):
-    """Each frame counted for itself breaks the promise; one of each group keeps it."""
+    """Counting each frame breaks the guarantee; counting one of each group keeps it."""
     rng = np.random.default_rng(1)
     groups, each = 120, 20
     names = np.repeat([f"run {g}" for g in range(groups)], each)
@@ -229,7 +231,7 @@ def test_the_number_of_groups_asked_for_is_enough(size):
                 again = promised(1 - rank, wrong, range(more), starts=starts)
                 kept += again is not None
     assert asked > 5
-    # a promise is made in at least 80 % of them
+    # a guarantee is made in at least 80 % of them
     assert kept >= stats.binom.ppf(0.01, asked, 0.8)
 
 
@@ -293,7 +295,7 @@ def test_arguments_are_checked(wrong):
         control_risk(np.ones(100), np.zeros(100), **options)
 
 
-def test_a_promise_says_what_it_is_and_survives_a_file():
+def test_a_guarantee_says_what_it_is_and_survives_a_file():
     made = Guarantee(0.8, 0.05, 0.95, 310, 143, 2, 0.0434, 0.05, "eV/Å")
     stored = json.loads(json.dumps(made.to_dict()))
     assert Guarantee.from_dict(stored) == made

@@ -234,11 +234,11 @@ def test_the_example_is_valid_and_complete():
     assert file.outputs.log == "run.jsonl"
 
 
-def test_a_promise_of_the_probe_is_the_policy_where_that_is_asked_for(read, tmp_path):
+def test_a_guarantee_of_the_probe_is_the_policy_where_that_is_asked_for(read, tmp_path):
     plain = shipped_probe("default").with_card(promise=None)
     plain.save(tmp_path / "my.probe")
     file = read(MD + "probe: my.probe\npolicy: {promise: true, unreliable: 0.1}\n")
-    with pytest.raises(RunFileError, match=r"policy.promise: .* must carry a promise"):
+    with pytest.raises(RunFileError, match=r"policy.promise: .* must have a guarantee"):
         open_calculator(file)
     made = Guarantee(
         0.84, 0.05, 0.95, 80, 60, 0, 0.05, 0.2, "eV/Å", plain.card.boundary
@@ -246,7 +246,7 @@ def test_a_promise_of_the_probe_is_the_policy_where_that_is_asked_for(read, tmp_
     plain.with_card(promise=made.to_dict()).save(tmp_path / "my.probe")
     calc = open_calculator(file)
     [threshold] = calc.policy.thresholds
-    assert threshold.promise == plain.card.meaning
+    assert threshold.guarantee == plain.card.meaning
     assert threshold.suspect == pytest.approx(0.16)
     assert threshold.unreliable == pytest.approx(0.9)
 

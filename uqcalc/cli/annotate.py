@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from uqcalc.cli.console import Report, reporting
+from uqcalc.cli.console import Report, notice, reporting
 from uqcalc.cli.options import (
     DeviceOption,
     HeadOption,
@@ -55,13 +55,14 @@ OutputOption = Annotated[
         ),
     ),
 ]
-PromisedOption = Annotated[
+GuaranteedOption = Annotated[
     bool,
     typer.Option(
-        "--promised",
-        help="RELIABLE only within the promise on the probe's card (uqcalc certify).",
+        "--guaranteed",
+        help="RELIABLE only within the guarantee on the probe's card (uqcalc certify).",
     ),
 ]
+FormerGuaranteed = Annotated[bool, typer.Option("--promised", hidden=True)]
 WorstOption = Annotated[
     int, typer.Option(min=0, help="Number of worst frames (largest risk) to list.")
 ]
@@ -73,7 +74,8 @@ def annotate(  # noqa: PLR0913  (one option each)
     *,
     model: ModelOfProbe = None,
     probe: ProbeOption = None,
-    promised: PromisedOption = False,
+    guaranteed: GuaranteedOption = False,
+    promised: FormerGuaranteed = False,
     head: HeadOption = None,
     limits: LimitsOption = None,
     species: SpeciesOption = None,
@@ -87,6 +89,9 @@ def annotate(  # noqa: PLR0913  (one option each)
     are kept: energy and forces of the file become original_energy and original_forces.
     The exit status is 1 if a frame could not be evaluated.
     """
+    if promised:
+        notice("--promised is now --guaranteed; the old name goes with 0.3")
+    guaranteed = guaranteed or promised
     stopped = "the frames so far are on disk; repeat the command to continue"
     if is_standard(output):
         stopped = "the frames so far are on standard output"
@@ -98,9 +103,9 @@ def annotate(  # noqa: PLR0913  (one option each)
         import uqcalc
 
         name = model or "default" if probe is None else model_of(probe, model)
-        loaded = _probe(name, probe, needed=promised)
+        loaded = _probe(name, probe, needed=guaranteed)
         calculator = uqcalc.open_model(name, device=device)
-        reliable = _calculator(calculator, loaded, head, limits, promised=promised)
+        reliable = _calculator(calculator, loaded, head, limits, guaranteed=guaranteed)
         try:
             summary = uqcalc.annotate_file(
                 readable, target, reliable, species=species, worst=worst
@@ -129,7 +134,7 @@ def _calculator(
     head: Path | None,
     limits: tuple[float, float] | None,
     *,
-    promised: bool,
+    guaranteed: bool,
 ) -> ReliableCalculator:
     """Return a calculator with the probe, Force Delta (if it has limits), or both.
 
@@ -139,11 +144,11 @@ def _calculator(
     from uqcalc.calculator import ReliableCalculator
 
     if limits is not None or head is not None:
-        return with_force_delta(calculator, probe, head, limits, promised=promised)
+        return with_force_delta(calculator, probe, head, limits, guaranteed=guaranteed)
     if probe is None:
         return ReliableCalculator(calculator)
     card = probe.card
-    policy = card.promise_policy() if promised else card.policy()
+    policy = card.guarantee_policy() if guaranteed else card.policy()
     return ReliableCalculator(calculator, probe, policy=policy)
 
 

@@ -1,4 +1,4 @@
-"""`uqcalc certify`: a probe and frames it never saw in, a promise on its card out."""
+"""`uqcalc certify`: a probe and frames it never saw in, a guarantee on its card out."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ RiskOption = Annotated[
 ConfidenceOption = Annotated[
     float,
     typer.Option(
-        callback=_share, help="Probability with which the promise is to hold."
+        callback=_share, help="Probability with which the guarantee is to hold."
     ),
 ]
 
@@ -94,7 +94,7 @@ def certify(  # noqa: PLR0913  (one option each)
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
 ) -> None:
-    """Find the cutoff above which a probe keeps a promise, and put both on its card.
+    """Find the cutoff above which a guarantee holds, and put both on the probe's card.
 
     Of one structure from each new group, where it is accepted, at most a share RISK
     errs by more than TOLERANCE. One frame of each group counts: frames of one run are
@@ -123,7 +123,7 @@ def certify(  # noqa: PLR0913  (one option each)
             cache=cache,
         )
         written = certified.save(target)
-        report.result(str(certified.card.promised))
+        report.result(str(certified.card.guarantee))
         report.result(f"wrote {written}")
 
 

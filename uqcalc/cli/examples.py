@@ -54,7 +54,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 SUMMARIES = {
     "demo": "Heat a molecule until its potential breaks.",
     "fit": "Fit a probe to labelled frames.",
-    "certify": "Add a promise to a probe.",
+    "certify": "Add a guarantee to a probe.",
     "adapt": "Fit a probe to one system, few labels.",
     "distill": "Fit a direct-force head to a potential.",
     "evaluate": "Score a probe on labelled frames.",

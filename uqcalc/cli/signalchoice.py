@@ -20,7 +20,7 @@ def with_force_delta(
     head: Path | None,
     limits: tuple[float, float] | None,
     *,
-    promised: bool = False,
+    guaranteed: bool = False,
 ) -> ReliableCalculator:
     """Return a calculator with Force Delta and, if given, the probe.
 
@@ -31,7 +31,8 @@ def with_force_delta(
 
     thresholds: list[Threshold] = []
     if probe is not None:
-        policy = probe.card.promise_policy() if promised else probe.card.policy()
+        card = probe.card
+        policy = card.guarantee_policy() if guaranteed else card.policy()
         thresholds += policy.thresholds
     if limits is not None:
         thresholds.append(uqcalc.Threshold("force_delta", *limits))

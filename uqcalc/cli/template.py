@@ -49,7 +49,7 @@ md:                             # remove this section for a relaxation
 #policy:
   #suspect: 0.8                 # sample; SUSPECT below this P(reliable)
   #unreliable: 0.5              # sample; UNRELIABLE below this P(reliable)
-  #promise: true                # sample; RELIABLE only within the promise (certify)
+  #promise: true                # sample; RELIABLE only within the guarantee
   #window: 20                   # sample; act when, of the last 20 frames,
   #fraction: 0.5                # sample; half are UNRELIABLE (default: half of 50 fs)
   #patience: 3                  # sample; or after 3 UNRELIABLE frames in a row

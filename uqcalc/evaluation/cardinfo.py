@@ -58,8 +58,8 @@ def card_info(card: Card) -> Info:
         ("network", _network(card)),
         ("uqcalc", f"{card.uqcalc_version or 'not stated'} (schema {card.schema})"),
     ]
-    if card.promised is not None:
-        rows.insert(2, ("guarantee", str(card.promised)))
+    if card.guarantee is not None:
+        rows.insert(2, ("guarantee", str(card.guarantee)))
     if card.description:
         rows.insert(0, ("description", card.description))
     coverage = tuple(coverage_rows(card.report))

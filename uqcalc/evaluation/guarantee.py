@@ -58,7 +58,7 @@ def certify(  # noqa: PLR0913  (same options as the command)
     Take one structure from each new group. With probability ``confidence``, at most a
     share ``risk`` of the accepted structures errs by more than ``tolerance``. The
     assumptions are in `uqcalc.evaluation.riskcontrol`. The guarantee is stored on the
-    card (``card.promise``), and `uqcalc.Policy.from_promise` makes a policy from it.
+    card (``card.promise``), and `uqcalc.Policy.from_guarantee` makes a policy from it.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def certify(  # noqa: PLR0913  (same options as the command)
     ...     probe, frames, calculator, uqcalc.Labels(group_key="molecule"),
     ...     tolerance="50 meV/angstrom",
     ... )
-    >>> print(uqcalc.types.Guarantee.from_dict(probe.card.promise))  # doctest: +SKIP
+    >>> print(probe.card.guarantee)  # doctest: +SKIP
     """
     check_frames(frames, exclude)
     wanted = labels_for(probe.card, labels)
@@ -138,7 +138,7 @@ def _refuse_early(
     groups = len(set(group_names(frames, wanted.group_key, rows)))
     if groups < fewest:
         msg = (
-            f"a promise like this must rest on at least {fewest} groups (distinct "
+            f"a guarantee like this must rest on at least {fewest} groups (distinct "
             "frames without a group key) even if the probe never errs, got "
             f"{groups}; label more, or raise the risk"
         )
@@ -164,7 +164,7 @@ def _refuse_seen(
         text = (
             "frames should be held against those that the probe was fitted on, which "
             "this probe does not say (an earlier version made it, or another "
-            "programme): a promise on its own frames is void; fit it again to be sure"
+            "programme): a guarantee on its own frames is void; fit it again to be sure"
         )
         warnings.warn(text, LabelWarning, stacklevel=3)
 
@@ -190,7 +190,7 @@ def _warn_of_groups(probe: Probe, frames: Sequence[Atoms], key: str | None) -> N
     text = (
         f"frames that are alike should count as one group, but no group_key is given "
         f"and {why}: if those of one molecule, material or run err together, the "
-        "promise is broken more often than it says; pass "
+        "guarantee is broken more often than it says; pass "
         f"group_key={(own or 'formula')!r} (--group), or the info entry that tells "
         "them apart"
     )
@@ -225,13 +225,13 @@ def certify_dataset(
         confidence=confidence,
         starts=starts_of(probe, allowed),
     )
-    promise = replace(
+    guarantee = replace(
         found,
         tolerance=allowed,
         unit=card.unit,
         boundary=probability_boundary(probe, allowed),
     )
-    return probe.with_card(promise=promise.to_dict())
+    return probe.with_card(promise=guarantee.to_dict())
 
 
 def guarantee_report(probe: Probe, data: Dataset) -> dict[str, Any] | None:
@@ -242,7 +242,7 @@ def guarantee_report(probe: Probe, data: Dataset) -> dict[str, Any] | None:
     ``wrong`` (numbers), ``share``, and ``low`` and ``high``, the 95 % interval of the
     share (Clopper & Pearson 1934); NaN if none is accepted.
     """
-    made = probe.card.promised
+    made = probe.card.guarantee
     if made is None or made.tolerance is None:
         return None
     one = data.subset(one_of_each(data.groups))

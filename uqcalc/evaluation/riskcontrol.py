@@ -257,8 +257,8 @@ def _refuse(
     groups = len(belief)
     known = int(np.sum(belief >= 0))
     fewest = units_needed(risk, confidence)
-    promise = (
-        f"a promise of at most {risk:.3g} wrong at confidence {confidence:.3g} must "
+    claim = (
+        f"a guarantee of at most {risk:.3g} wrong at confidence {confidence:.3g} must "
     )
     if known < fewest:
         remedy = (
@@ -270,7 +270,7 @@ def _refuse(
             needed = math.ceil(fewest * groups / known)
             remedy = f"label structures of more than {needed} groups"
         msg = (
-            f"{promise}rest on at least {fewest} accepted groups even if none of them "
+            f"{claim}rest on at least {fewest} accepted groups even if none of them "
             f"errs, got {known} of {groups} groups at the lowest cutoff; {remedy}"
         )
         raise LabelError(msg)
@@ -280,7 +280,7 @@ def _refuse(
             for k in (belief >= cutoff for cutoff in cutoffs)]  # fmt: skip
     seen = ", ".join(f"{wrong} wrong of the surest {n}" for n, wrong in rows if n)
     msg = (
-        f"{promise}hold where a sequence of cutoffs starts, got {seen or 'none there'} "
+        f"{claim}hold where a sequence of cutoffs starts, got {seen or 'none there'} "
         f"(of {groups} groups); {_advice(shares, rows, groups, risk, confidence)}"
     )
     raise LabelError(msg)

@@ -16,6 +16,7 @@ from uqcalc.errors import ProbeError
 from uqcalc.files.card import FileCard
 from uqcalc.files.entries import check_elements, checked
 from uqcalc.files.tensorfile import Kind
+from uqcalc.former import Former
 from uqcalc.policy import Policy, Threshold
 from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.scope import AtomFloor, Scope
@@ -88,8 +89,8 @@ class Guarantee:
         shares = (self.cutoff, self.risk, self.confidence, self.bound)
         if not all(0 <= share <= 1 for share in shares):
             msg = (
-                "cutoff, risk, confidence and bound of a promise must be from 0 to 1, "
-                f"got {shares}; certify the probe again"
+                "cutoff, risk, confidence and bound of a guarantee must be from 0 to "
+                f"1, got {shares}; certify the probe again"
             )
             raise ProbeError(msg)
 
@@ -116,7 +117,7 @@ class Guarantee:
             **checked(
                 cls,
                 entries,
-                "promise of a probe",
+                "guarantee of a probe",
                 ProbeError,
                 "certify the probe again",
             )
@@ -183,7 +184,7 @@ class Card(FileCard):
     scope : Scope or None
         Limits of the calibration set; None if unknown.
     promise : dict or None
-        `uqcalc.types.Guarantee` made with this probe; `promised` reads it.
+        Stored form of the guarantee of this probe; `guarantee` reads it.
     held_out : list of [share, logit]
         The ``share`` of held-out groups with the largest P(reliable) has at least this
         logit; empty if unknown.
@@ -292,9 +293,11 @@ class Card(FileCard):
         return f"P({meaning} <= {self.boundary:.4g} {self.unit})"
 
     @property
-    def promised(self) -> Guarantee | None:
-        """The guarantee made with this probe; None without one."""
+    def guarantee(self) -> Guarantee | None:
+        """The guarantee of this probe; None without one."""
         return None if self.promise is None else Guarantee.from_dict(self.promise)
+
+    promised = Former("guarantee")
 
     @property
     def feature_dim(self) -> int:
@@ -317,25 +320,27 @@ class Card(FileCard):
         """Return the policy of the stored cutoffs."""
         return Policy([Threshold("probe", 1 - self.suspect, 1 - self.unreliable)])
 
-    def promise_policy(self) -> Policy:
-        """Return the policy of the guarantee; see `uqcalc.Policy.from_promise`.
+    def guarantee_policy(self) -> Policy:
+        """Return the policy of the guarantee; see `uqcalc.Policy.from_guarantee`.
 
         Raises
         ------
         ProbeError
             If the card has no guarantee about P(error <= boundary).
         """
-        promise = self.promised
-        if promise is None or promise.boundary is None:
+        guarantee = self.guarantee
+        if guarantee is None or guarantee.boundary is None:
             msg = (
-                "probe must carry a promise about its probability, got none; make one "
+                "probe must have a guarantee about its probability, got none; make one "
                 "on frames that it never saw: uqcalc.certify (uqcalc certify)"
             )
             raise ProbeError(msg)
-        beyond = 1 - promise.cutoff
+        beyond = 1 - guarantee.cutoff
         limits = (beyond, max(beyond, 1 - self.unreliable))
-        meaning = self._meaning_at(promise.boundary)
-        return Policy([Threshold("probe", *limits, promise=meaning)])
+        meaning = self._meaning_at(guarantee.boundary)
+        return Policy([Threshold("probe", *limits, guarantee=meaning)])
+
+    promise_policy = Former("guarantee_policy")
 
     def _check_complete(self) -> None:
         """Raise ProbeError if a learned limit is missing: P would be over-trusted."""
@@ -383,7 +388,7 @@ class Card(FileCard):
         entries = dict(data)
         unit = entries.pop("unit", None)
         card = cls(**cls._entries(entries | {"schema": FILE.schema_of(entries)}))
-        card.promised  # noqa: B018  (raises if damaged)
+        card.guarantee  # noqa: B018  (raises if damaged)
         if card.schema >= _COMPLETE_SINCE and card.architecture == JOINED_ARCHITECTURE:
             card._check_complete()
         if unit != card.unit:

@@ -145,7 +145,7 @@ class Probe:
             ("for", card.fingerprint),
             ("SUSPECT, UNRELIABLE", cutoffs),
             ("elements", " ".join(chemical_symbols[z] for z in card.elements)),
-            ("promise", "no" if card.promise is None else "yes"),
+            ("guarantee", "no" if card.promise is None else "yes"),
         ]
 
     def with_card(self, **entries: Any) -> Probe:

@@ -97,7 +97,7 @@ def _probe_policy(file: RunFile, probe: Probe) -> Policy:
     """Return the probe's policy, with the cutoffs of the file if it has any."""
     card, policy = probe.card, file.policy
     if policy.promise:
-        return _promise_policy(file, probe)
+        return _guarantee_policy(file, probe)
     suspect = card.suspect if policy.suspect is None else policy.suspect
     unreliable = card.unreliable if policy.unreliable is None else policy.unreliable
     if unreliable > suspect:
@@ -112,13 +112,13 @@ def _probe_policy(file: RunFile, probe: Probe) -> Policy:
     return replace(card, suspect=suspect, unreliable=unreliable).policy()
 
 
-def _promise_policy(file: RunFile, probe: Probe) -> Policy:
-    """Return the policy of the probe's promise, with the file's other cutoff."""
+def _guarantee_policy(file: RunFile, probe: Probe) -> Policy:
+    """Return the policy of the probe's guarantee, with the file's other cutoff."""
     card, given = probe.card, file.policy.unreliable
     if given is not None:
         card = replace(card, suspect=max(given, card.suspect), unreliable=given)
     try:
-        return card.promise_policy()
+        return card.guarantee_policy()
     except ProbeError as error:
         raise RunFileError(str(file.path), [f"policy.promise: {error}"]) from error
 

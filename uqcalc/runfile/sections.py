@@ -181,7 +181,7 @@ class PolicySection(Section):
         Cutoffs on P(reliable), below which a frame is SUSPECT, UNRELIABLE; by default
         the probe's own.
     promise : bool
-        A frame is RELIABLE only where the promise on the probe's card covers it.
+        A frame is RELIABLE only where the guarantee on the probe's card covers it.
     window, fraction : int, float
         Act as soon as this fraction of the last ``window`` steps is UNRELIABLE.
     patience : int
@@ -214,7 +214,7 @@ class PolicySection(Section):
     @classmethod
     def _or_suspect(cls, value: Any, info: ValidationInfo) -> Any:
         if value and info.data.get("suspect") is not None:
-            msg = "must be left out where suspect is given: the promise has a cutoff"
+            msg = "must be left out where suspect is given: the guarantee has a cutoff"
             raise ValueError(msg)
         return value
 

@@ -11,6 +11,7 @@ import torch
 from ase.data import atomic_numbers
 
 from uqcalc.backbones.base import Backbone, Prediction
+from uqcalc.former import Former
 from uqcalc.probe.probe import Probe, ProbeReading
 from uqcalc.probe.scope import CHARGE_GAP, FAR, FAR_LOWEST, FARTHEST, LOWEST
 from uqcalc.probe.stacked import PATHS
@@ -54,6 +55,7 @@ class ProbeSignal:
     """
 
     name = "probe"
+    promise = Former("guarantee")
 
     def __init__(self, probe: Probe, *, importance: bool = True) -> None:
         self.probe = probe
@@ -61,11 +63,13 @@ class ProbeSignal:
         card = probe.card
         self.meaning = card.meaning
         self.judges_stress = TARGETS[card.target].of == "stress"
-        self.promise = promise = card.promised
+        self.guarantee = guarantee = card.guarantee
         self._tolerance: float | None = None
-        if promise is not None and promise.boundary not in {None, card.boundary}:
-            self._tolerance = promise.boundary
-            card.calibration.shift(promise.boundary)  # raises for an unusable tolerance
+        if guarantee is not None and guarantee.boundary not in {None, card.boundary}:
+            self._tolerance = guarantee.boundary
+            card.calibration.shift(
+                guarantee.boundary
+            )  # raises for an unusable tolerance
         charges = {"charges"} if card.charges else set()
         self.requires = frozenset({"features", *charges})
         judged = {"probe_novelty": card.scope, "probe_worst_atom": card.atom_floor}
@@ -88,7 +92,9 @@ class ProbeSignal:
         results: dict[str, float | bool] = {"probe_reliability": math.nan}
         if self._tolerance is not None:
             results["probe_tolerance_reliability"] = math.nan
-        return results if self.promise is None else results | {"probe_promised": False}
+        return (
+            results if self.guarantee is None else results | {"probe_promised": False}
+        )
 
     def _read(self, prediction: Prediction, *, importance: bool) -> TensorReading:
         probe, numbers = self.probe, prediction.numbers
@@ -119,7 +125,7 @@ class ProbeSignal:
             limits["probe_charge_gap"] = CHARGE_GAP
         if probe.card.scope is not None and not unseen:
             doubts = probe.card.scope.doubts(numbers)
-        results |= self._of_promise(found, reliability, doubts)
+        results |= self._of_guarantee(found, reliability, doubts)
         return TensorReading(
             signal=self.name,
             risk=1.0 - reliability,
@@ -132,23 +138,23 @@ class ProbeSignal:
             meaning=self.meaning,
         )
 
-    def _of_promise(
+    def _of_guarantee(
         self, found: ProbeReading, reliability: torch.Tensor, doubts: Sequence[str]
     ) -> dict[str, torch.Tensor | bool]:
         """Return the results on the guarantee; empty for a probe without one.
 
         If ``reliability`` is NaN, ``probe_tolerance_reliability`` is NaN.
         """
-        if self.promise is None:
+        if self.guarantee is None:
             return {}
         asked = reliability
         results: dict[str, torch.Tensor | bool] = {"probe_promised": False}
         if found.other is not None:
             asked = found.other[0].where(~reliability.isnan(), torch.nan)
             results["probe_tolerance_reliability"] = asked
-        if doubts or self.promise.boundary is None:  # not about this probability
+        if doubts or self.guarantee.boundary is None:  # not about this probability
             return results
-        covered = asked.double() >= self.promise.cutoff
+        covered = asked.double() >= self.guarantee.cutoff
         for value, limit in (
             (found.novelty, FARTHEST),
             (found.charge_gap, CHARGE_GAP),
