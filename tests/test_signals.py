@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -53,6 +53,29 @@ def test_all_readings_come_to_the_host_in_one_transfer(transfers):
     np.testing.assert_array_equal(b.results["v"], vectors.numpy())
     np.testing.assert_array_equal(host.per_atom, np.ones(5))
     assert a.per_atom is None
+
+
+def test_every_entry_of_a_reading_arrives_on_the_host():
+    given = TensorReading(
+        "a",
+        torch.tensor(0.5),
+        "eV",
+        {"x": torch.tensor(2.0)},
+        "x",
+        "note",
+        {"x": 1.0},
+        {"x": 3.0},
+        ("doubt",),
+        ("fault",),
+        ("absurd",),
+        always=True,
+        meaning="P",
+    )
+    [found] = to_host([given])
+    entries = {e.name: getattr(found, e.name) for e in fields(TensorReading)}
+    expected = {e.name: getattr(given, e.name) for e in fields(TensorReading)}
+    assert entries == expected | {"risk": 0.5, "results": {"x": 2.0}}
+    assert type(found.risk) is type(found.results["x"]) is float
 
 
 def test_nothing_on_the_device_means_no_transfer(transfers):

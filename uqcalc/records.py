@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
-from typing import Any
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
 
 from uqcalc.htmltable import html_table
+
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    Number = TypeVar("Number", default=float)
+else:
+    from typing import TypeVar
+
+    Number = TypeVar("Number")
 
 
 class Level(IntEnum):
@@ -33,20 +44,25 @@ def told_apart(one: float, other: float, *, digits: int = 3) -> tuple[str, str]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reading:
+class Reading(Generic[Number]):
     """The result of one signal for one geometry.
+
+    A signal may return a reading with ``risk`` and ``results`` as tensors on its device
+    (`uqcalc.types.TensorReading`); `uqcalc.signals.base.to_host` copies the tensors of
+    all readings of a step to the host at once. The properties are for readings on the
+    host.
 
     Attributes
     ----------
     signal : str
         Name of the signal.
-    risk : float
+    risk : float or tensor ()
         Larger means less reliable, for every signal; NaN means UNRELIABLE.
     unit : str
         Unit of ``risk``; empty for a probability.
     results : mapping
-        Entries for ``calc.results``: floats and arrays of shape (atoms,) or
-        (atoms, k).
+        Entries for ``calc.results``: floats and arrays, or tensors, of shape (atoms,)
+        or (atoms, k).
     per_atom_key : str or None
         Key of ``results`` that holds the weight of each atom, shape (atoms,).
     note : str
@@ -72,7 +88,7 @@ class Reading:
     """
 
     signal: str
-    risk: float
+    risk: Number
     unit: str = ""
     results: Mapping[str, Any] = field(default_factory=dict)
     per_atom_key: str | None = None
@@ -84,6 +100,11 @@ class Reading:
     absurd: tuple[str, ...] = ()
     always: bool = False
     meaning: str = ""
+
+    def on_host(self, risk: float, results: Mapping[str, Any]) -> Reading:
+        """Return the same reading with these numbers in place of its tensors."""
+        # faster than `dataclasses.replace`: this is part of every step
+        return Reading(self.signal, risk, self.unit, results, *_others(self))
 
     @property
     def floor(self) -> Level:
@@ -126,6 +147,10 @@ class Reading:
         if reliabilities is not None:
             return 1.0 - np.asarray(reliabilities)
         return self.per_atom
+
+
+# The entries of a reading after signal, risk, unit and results.
+_others = attrgetter(*[entry.name for entry in fields(Reading)[4:]])
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,27 +12,11 @@ from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.records import Reading
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TensorReading:
-    """A `uqcalc.records.Reading` whose numbers may still be on the device.
-
-    ``risk`` and the values of ``results`` are tensors on one device, or numbers and
-    arrays on the host.
-    """
-
-    signal: str
-    risk: torch.Tensor | float
-    unit: str = ""
-    results: Mapping[str, Any] = field(default_factory=dict)
-    per_atom_key: str | None = None
-    note: str = ""
-    limits: Mapping[str, float] = field(default_factory=dict)
-    far_limits: Mapping[str, float] = field(default_factory=dict)
-    doubts: tuple[str, ...] = ()
-    faults: tuple[str, ...] = ()
-    absurd: tuple[str, ...] = ()
-    always: bool = False
-    meaning: str = ""
+# A reading with tensors on one device, or numbers and arrays on the host.
+if TYPE_CHECKING:
+    TensorReading: TypeAlias = Reading[torch.Tensor | float]
+else:
+    TensorReading = Reading  # one class, so that `isinstance` works
 
 
 @runtime_checkable
@@ -132,14 +115,13 @@ def _resolved(
             array = array.astype(bool)
         return array.item() if array.ndim == 0 else array
 
-    names = [field.name for field in fields(TensorReading)]
-    done = []
-    for reading in readings:
-        entries = {name: getattr(reading, name) for name in names}
-        entries["risk"] = float(resolve(reading.risk))
-        entries["results"] = {k: resolve(v) for k, v in reading.results.items()}
-        done.append(Reading(**entries))
-    return tuple(done)
+    return tuple(
+        reading.on_host(
+            float(resolve(reading.risk)),
+            {key: resolve(value) for key, value in reading.results.items()},
+        )
+        for reading in readings
+    )
 
 
 def _fetch(tensors: Sequence[torch.Tensor]) -> list[np.ndarray]:

@@ -9,6 +9,7 @@ import numpy as np
 from ase.outputs import all_outputs
 
 from uqcalc.backbones.base import Prediction
+from uqcalc.records import Reading
 from uqcalc.signals.base import Signal, TensorReading, to_host
 from uqcalc.testing.clauses import ContractError, Limits, to_array
 
@@ -84,7 +85,7 @@ def _check_reading(
 
 def _read(signal: Signal, prediction: Prediction) -> TensorReading:
     reading = signal(prediction)
-    if not isinstance(reading, TensorReading):
+    if not isinstance(reading, Reading):
         message = f"must be a TensorReading, got {type(reading).__name__}"
         raise ContractError("reading", message)
     return reading
