@@ -64,16 +64,24 @@ def as_json(entries):
     return json.loads(json.dumps(entries))
 
 
+def kept(stored, found):
+    """Whether every entry of a file has its value; a later version may add entries."""
+    if isinstance(stored, dict):
+        return all(k in found and kept(v, found[k]) for k, v in stored.items())
+    return stored == found
+
+
 @pytest.mark.parametrize("name", SHIPPED_PROBES.values())
 def test_a_probe_of_the_package_is_written_as_it_was_read(name, tmp_path):
     path = files("uqcalc") / "data" / name
     stored = json.loads(metadata_of(path)[Card.file.key])
     card, tensors = Card.read(path)
-    assert as_json(card.to_dict()) == stored
-    assert as_json(Card.of(path).to_dict()) == stored
+    assert kept(stored, as_json(card.to_dict()))
+    assert Card.of(path) == card
     again = Probe.load(path).save(tmp_path / name)
-    assert json.loads(metadata_of(again)[Card.file.key]) == stored
-    _, after = Card.read(again)
+    assert kept(stored, json.loads(metadata_of(again)[Card.file.key]))
+    read, after = Card.read(again)
+    assert read == card
     assert set(after) == set(tensors)
     assert all(torch.equal(after[key], value) for key, value in tensors.items())
 

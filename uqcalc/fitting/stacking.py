@@ -24,7 +24,7 @@ from uqcalc.labels.labels import Labels
 from uqcalc.labels.shards import evenly, taken
 from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.card import JOINED_ARCHITECTURE
-from uqcalc.probe.inputs import NO_EFFECT, Moments, Statistics, chunks
+from uqcalc.probe.inputs import NO_EFFECT, SHRINKAGE, Moments, Statistics, chunks
 from uqcalc.probe.numbers import SIZED, Described, PlainNumbers
 from uqcalc.probe.probe import Probe
 from uqcalc.probe.regressions import KernelPaths, LinearPath
@@ -44,6 +44,7 @@ from uqcalc.probe.stacked import (
     StackedShape,
 )
 from uqcalc.statistics import scores
+from uqcalc.statistics.mahalanobis import whitening
 from uqcalc.targets import TARGETS
 
 
@@ -78,9 +79,7 @@ def learn_numbers(
         numbers of its cell.
     """
     dim = len(moments.mean)
-    ridge = 1e-3 * torch.eye(dim, dtype=torch.float64)
-    factor = torch.linalg.cholesky(moments.uncentred + ridge)
-    plain.rigidity.copy_(torch.linalg.inv(factor).T)
+    plain.rigidity.copy_(whitening(moments.uncentred, SHRINKAGE))
     plain.set_counts(moments.counts)
     values, vectors = torch.linalg.eigh(moments.uncentred)
     top = min(plain.components, dim)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from uqcalc.backbones.prediction import Prediction
+from uqcalc.statistics.mahalanobis import squared_distances, whitening
 
 
 class Ragged:
@@ -115,6 +116,8 @@ def chunks(predictions: Sequence[Prediction]) -> Iterator[list[Prediction]]:
         yield chunk
 
 
+# Added to the diagonal of second moments of standardised features.
+SHRINKAGE = 1e-3
 HOST_SCALARS = 4
 LOG_ATOMS = 1  # column of `host_scalars` that holds the size
 # Scale of a number that must have no effect: standardised, it is 0 for every structure.
@@ -174,8 +177,14 @@ class Statistics(nn.Module):
     """Means, scales and per-element Gaussians of the labelled structures.
 
     An atom is unusual if its features are far from those of its element in the labels.
-    The measure is the squared Mahalanobis distance divided by the number of features
-    (Lee et al. 2018, arXiv:1807.03888, class-conditional with shared covariance).
+    The measure is the squared Mahalanobis distance divided by the number of features,
+    (x - m)ᵀ C⁻¹ (x - m) / dim (Lee et al. 2018, arXiv:1807.03888, class-conditional
+    with shared covariance).
+
+    `uqcalc.LatentDistance` gives the square root of the same formula with another C: it
+    shrinks C (Ledoit & Wolf), and an element with many atoms has its own. Here all
+    elements share one C plus 1e-3 I, so that the file of a probe holds one matrix, and
+    its calibration was fitted to these distances.
     """
 
     feature_mean: torch.Tensor
@@ -200,8 +209,7 @@ class Statistics(nn.Module):
 
     def distances(self, standard: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """Return the squared Mahalanobis distance per dimension, (atoms,)."""
-        centred = standard - self.element_mean[numbers]
-        return (centred @ self.whitening).square().mean(dim=1)
+        return squared_distances(standard - self.element_mean[numbers], self.whitening)
 
     def scalars(
         self, host: torch.Tensor, distances: torch.Tensor, sizes: Sequence[int]
@@ -229,9 +237,7 @@ class Statistics(nn.Module):
         self.feature_mean.copy_(moments.mean)
         self.feature_scale.copy_(moments.scale)
         self.element_mean.copy_(moments.element_mean)
-        shrinkage = 1e-3 * torch.eye(len(moments.mean), dtype=torch.float64)
-        factor = torch.linalg.cholesky(moments.within + shrinkage)
-        self.whitening.copy_(torch.linalg.inv(factor).T)
+        self.whitening.copy_(whitening(moments.within, SHRINKAGE))
         pieces = []
         for chunk in chunks(predictions):
             host = [scalars_of(p, atom_energies) for p in chunk]

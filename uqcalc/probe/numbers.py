@@ -24,6 +24,7 @@ from uqcalc.probe.inputs import (
     on_device,
 )
 from uqcalc.probe.regressions import LIMIT, standardised
+from uqcalc.statistics.mahalanobis import squared_distances
 
 
 HOST = (
@@ -191,8 +192,11 @@ class PlainNumbers(nn.Module):
 
     The rigidity of an atom is ``xᵀ C⁻¹ x / dim`` of its standardised features x, where
     C is their second moment over the labels: inverse local prediction rigidity (Bigi
-    et al. 2024, doi:10.1088/2632-2153/ad805f). Atomic energies are the part of the
-    predicted energy that is linear in the features; they need no second pass.
+    et al. 2024, doi:10.1088/2632-2153/ad805f). `uqcalc.PredictionRigidity` differs: its
+    C is the second moment of features that are summed over the atoms of a structure,
+    and it gives ``alpha² xᵀ C⁻¹ x`` in eV², not divided by dim. Here the number is an
+    input of the kernel paths, which learn its scale. Atomic energies are the part of
+    the predicted energy that is linear in the features; they need no second pass.
     """
 
     rigidity: torch.Tensor
@@ -274,7 +278,7 @@ class PlainNumbers(nn.Module):
     ) -> Raw:
         """Return the numbers before standardisation; arguments as for `forward`."""
         ragged = Ragged(host.sizes, standard.device)
-        rigidity = (standard @ self.rigidity).square().mean(dim=1)
+        rigidity = squared_distances(standard, self.rigidity)
         energies = standard @ self.energy_weights
         unusual = torch.stack([distances, rigidity], dim=1)
         atoms = torch.cat(
@@ -284,10 +288,10 @@ class PlainNumbers(nn.Module):
         spread = (ragged.mean(standard.square()) - mean.square()).clamp(min=0.0).sqrt()
         centre = mean - host.shares @ statistics.element_mean
         squares = [
-            (mean @ self.rigidity).square(),
-            (centre @ statistics.whitening).square(),
+            squared_distances(mean, self.rigidity),
+            squared_distances(centre, statistics.whitening),
         ]
-        whole = (torch.stack(squares).mean(dim=2).T + 1e-9).log()
+        whole = (torch.stack(squares, dim=1) + 1e-9).log()
         of_sum = whole[:, :1] + 2 * host.numbers[:, _LOG_ATOMS, None]
         ends, largest = _ends(ragged, unusual, energies)
         return Raw(

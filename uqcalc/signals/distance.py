@@ -17,6 +17,7 @@ from uqcalc.signals.base import TensorReading
 from uqcalc.signals.card import HeldOut, SignalCard
 from uqcalc.signals.fitted import FittedSignal, fit_card
 from uqcalc.signals.samples import Samples, Split
+from uqcalc.statistics.mahalanobis import squared_distances, whitening
 
 
 if TYPE_CHECKING:
@@ -119,7 +120,9 @@ class Mahalanobis(PerElement):
     Each element has a Gaussian (Lee et al. 2018, arXiv:1807.03888). An element with at
     least ``OWN_COVARIANCE * dim`` atoms has its own covariance; the others use the
     pooled one. Both are shrunk (Ledoit & Wolf 2004,
-    doi:10.1016/S0047-259X(03)00096-4).
+    doi:10.1016/S0047-259X(03)00096-4). ``probe_novelty`` of a probe is computed from
+    the square of such a distance, with one covariance C + 1e-3 I for all elements
+    (`uqcalc.probe.inputs.Statistics`).
     """
 
     names = ("means", "whitening", "which")
@@ -134,7 +137,7 @@ class Mahalanobis(PerElement):
     def fit(cls, numbers: NDArray[np.int64], features: torch.Tensor) -> Self:
         """Fit to atoms: numbers (atoms,), features (atoms, dim)."""
         centre, scale, standard = _standardised(features)
-        means, whitening, which = [], [], []
+        means, matrices, which = [], [], []
         within = standard.clone()
         own: list[tuple[int, torch.Tensor]] = []
         elements = np.unique(numbers).tolist()
@@ -144,28 +147,26 @@ class Mahalanobis(PerElement):
             within[mine] -= means[-1]
             if int(mine.sum()) >= OWN_COVARIANCE * standard.shape[1]:
                 own.append((index, mine))
-        whitening.append(_whitening(shrunk_covariance(within)))
+        matrices.append(_whitened(shrunk_covariance(within)))
         which = [0] * len(elements)
         for index, mine in own:
-            which[index] = len(whitening)
-            whitening.append(_whitening(shrunk_covariance(within[mine])))
+            which[index] = len(matrices)
+            matrices.append(_whitened(shrunk_covariance(within[mine])))
         return cls(
             {
                 "elements": torch.tensor(elements),
                 "centre": centre,
                 "scale": scale,
                 "means": torch.stack(means),
-                "whitening": torch.stack(whitening).float(),
+                "whitening": torch.stack(matrices).float(),
                 "which": torch.tensor(which),
             }
         )
 
     def of_element(self, index: int, standard: torch.Tensor) -> torch.Tensor:
         """Return sqrt((x - m)^T C^-1 (x - m) / dim), (atoms,)."""
-        whitening = self.whitening[self._which[index]].double()
-        white = (standard - self.means[index]) @ whitening
-        distances: torch.Tensor = white.square().mean(dim=1).sqrt()
-        return distances
+        own = self.whitening[self._which[index]].double()
+        return squared_distances(standard - self.means[index], own).sqrt()
 
 
 @final
@@ -234,13 +235,11 @@ def shrunk_covariance(centred: torch.Tensor) -> torch.Tensor:
     return (1 - share) * covariance + share * mean * eye
 
 
-def _whitening(covariance: torch.Tensor) -> torch.Tensor:
-    """Return W such that W W^T is the inverse of the covariance."""
-    eye = torch.eye(len(covariance)).to(covariance)
-    floor = _CONSTANT * covariance.diagonal().mean() + 1e-12
-    factor = torch.linalg.cholesky(covariance + floor * eye)
-    inverse: torch.Tensor = torch.linalg.solve_triangular(factor, eye, upper=False)
-    return inverse.T.contiguous()
+def _whitened(covariance: torch.Tensor) -> torch.Tensor:
+    """Return W with W Wᵀ = C⁻¹; a floor keeps C invertible with constant features."""
+    return whitening(
+        covariance, _CONSTANT * float(covariance.diagonal().mean()) + 1e-12
+    )
 
 
 def _standardised(

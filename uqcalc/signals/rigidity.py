@@ -44,6 +44,11 @@ class Rigidity(nn.Module):
     doi:10.1088/2632-2153/ad805f; alpha includes n here). Features are first scaled to a
     mean square of 1, so that ``zeta^2`` has the same weight for all of them.
 
+    The rigidity among the inputs of a probe (`uqcalc.probe.numbers.PlainNumbers`)
+    differs: it is ``x^T C^-1 x / dim`` of single atoms, with C their second moment and
+    without alpha. The file of this signal holds the eigenvalues of ``F^T F / n`` and
+    zeta^2 by themselves; the file of a probe holds one factor of C^-1.
+
     Parameters
     ----------
     tensors : mapping
