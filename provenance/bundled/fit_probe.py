@@ -135,8 +135,8 @@ def promised(probe: Probe, data: Dataset) -> tuple[Probe, str]:
         except LabelError as error:
             reasons.append(f"at most {risk}: {error}")
             continue
-        return probe, "; ".join([*reasons, f"promise: {probe.card.promise}"])
-    return probe, "; ".join(["no promise", *reasons])
+        return probe, "; ".join([*reasons, f"guarantee: {probe.card.promise}"])
+    return probe, "; ".join(["no guarantee", *reasons])
 
 
 def main() -> None:

@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="probe to compare with")
     parser.add_argument("--cache", type=Path, help="folder that keeps the features")
     parser.add_argument("--boundary", default="0.2 eV/angstrom")
-    parser.add_argument("--risk", type=float, default=0.1, help="of the promise")
+    parser.add_argument("--risk", type=float, default=0.1, help="of the guarantee")
     parser.add_argument("--largest", type=int, default=40, help="atoms")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -284,7 +284,7 @@ def main() -> None:
         probe = certify_dataset(probe, data.subset(promising), risk=options.risk)
         promise = probe.card.promise
     except LabelError as refused:
-        print("no promise:", refused)
+        print("no guarantee:", refused)
     regimes = by_regime(result, test, [sets[i] for i in testing])
     name = NAMES[options.model]
     shown = ("regime", "structures", "prevalence", "accuracy", "auroc", "ece")
@@ -328,7 +328,7 @@ def main() -> None:
             "symmetry; groups are reduced "
             "formulas: no material is in two splits",
             "two of the six sets (MPtrj) are in the potential's own training pool",
-            f"promise: {promise}",
+            f"guarantee: {promise}",
             f"file of {output.stat().st_size} bytes",
         ],
     )
