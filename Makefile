@@ -28,17 +28,20 @@ demo: $(STAMP)
 	rm -rf demo
 	$(BIN)/uqcalc demo --output demo
 
-# Backbones whose tests were all skipped, for want of their package, fail the run.
-REQUIRED := mace orb aimnet2 torchani matgl metatomic
+# Backbones whose tests were all skipped, for want of their package, fail the run: the
+# row of the table in tests/backbones/table.py, and the file of the backbone.
+REQUIRED := mace chgnet orb aimnet2 torchani matgl metatomic
+REQUIRE = --require-run test_$(1) --require-run "test_contract[$(1)]"
 # Two processes of one thread each: small tensors gain nothing from a second thread.
 # A file stays in one process, whose fixtures its tests share.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 test: $(STAMP)
-	$(PYTEST) $(REQUIRED:%=--require-run test_%)
+	$(PYTEST) $(foreach name,$(REQUIRED),$(call REQUIRE,$(name)))
 	$(MAKE) test-sevennet
 
 test-sevennet: $(SEVENNET_STAMP)
-	$(SEVENNET)/bin/python -m pytest --require-run test_sevennet tests/backbones/test_sevennet.py
+	$(SEVENNET)/bin/python -m pytest $(call REQUIRE,sevennet) -k sevennet \
+	  tests/backbones/test_sevennet.py tests/backbones/test_contract.py
 
 test-py312:
 	$(MAKE) test PYTHON=$(PYTHON312) VENV=.venv-py312

@@ -1,7 +1,8 @@
-"""`--require-run FILE`: a file whose tests were all skipped is a failure."""
+"""`--require-run NAME`: a file or a backbone whose tests were all skipped fails."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,15 +16,23 @@ def pytest_addoption(parser):
         "--require-run",
         action="append",
         default=[],
-        metavar="FILE",
-        help="fail unless a test of this file (its name without .py) ran; repeatable",
+        metavar="NAME",
+        help="fail unless a test of this file (its name without .py) ran, or of this "
+        "parameter in it, as test_contract[mace]; repeatable",
     )
 
 
 def pytest_runtest_logreport(report):
-    """Remember the files of which a test ran; a skip has no call phase."""
+    """Remember the files, and their parameters, of which a test ran.
+
+    A skip has no call phase.
+    """
     if report.when == "call" and not report.skipped:
-        RAN.add(Path(report.nodeid.partition("::")[0]).stem)
+        path, _, test = report.nodeid.partition("::")
+        stem = Path(path).stem
+        RAN.add(stem)
+        if parameter := re.search(r"\[.*\]$", test):
+            RAN.add(stem + parameter[0])
 
 
 @pytest.hookimpl(trylast=True)

@@ -1,4 +1,4 @@
-"""`--require-run`, with which a backbone's tests cannot pass by being skipped."""
+"""`--require-run`: a backbone's tests cannot pass by being skipped."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ SOURCES = {
     "test_absent": "import pytest\npytest.skip('none', allow_module_level=True)",
     "test_skipped": "import pytest\n@pytest.mark.skip\ndef test_one(): pass",
     "test_there": "def test_two(): pass",
+    "test_rows": """
+import pytest
+@pytest.mark.parametrize("row", ["here", "gone"])
+def test_row(row):
+    if row == "gone":
+        pytest.skip(row)
+""",
 }
 
 
@@ -21,6 +28,9 @@ SOURCES = {
         ([], 0, None),
         (["test_there"], 0, None),
         (["test_absent"], 1, "no test ran in test_absent"),
+        (["test_rows", "test_rows[here]"], 0, None),
+        (["test_rows[gone]"], 1, "no test ran in test_rows[gone]"),
+        (["test_there[here]"], 1, "no test ran in test_there[here]"),
         (["test_there", "test_skipped"], 1, "no test ran in test_skipped"),
         (["test_nowhere"], 1, "no test ran in test_nowhere"),
     ],

@@ -27,7 +27,9 @@ CHARGED = {
 
 
 # graphs are made by an adapter, no longer by the model's configuration
-NEW = find_spec("orb_models.forcefield.forcefield_adapter") is not None
+NEW = find_spec("orb_models") is not None and (
+    find_spec("orb_models.forcefield.forcefield_adapter") is not None
+)
 
 
 @contextmanager

@@ -1,125 +1,307 @@
-"""Every backbone is held to the one contract; a row of the table is a backbone."""
+"""What every backbone must do, asserted for each row of the table in table.py."""
 
 from __future__ import annotations
 
-import contextlib
-import io
+import copy
+import pickle
 
 import numpy as np
 import pytest
 import torch
-from ase.build import bulk
+from ase import Atoms
 from ase.calculators.mixing import SumCalculator
-from backbones.toys import (
-    ModuleCalculator,
-    Springs,
-    around,
-    mace_on_shared_models,
-    scripted_model,
-)
-from builders import mace_calculator
-from closeness import FLOAT64, NETWORK, close
+from backbones.table import BACKBONES, alike, cases, opened, rows
+from backbones.toys import Springs, around, mace_on_shared_models, scripted_model
+from builders import mace_calculator, tiny_probe
+from closeness import close
 
-from uqcalc import tap
+from uqcalc import MaxForce, Policy, ReliableCalculator, Threshold, tap
+from uqcalc.errors import BackboneError
 from uqcalc.testing import check_backbone, contract_frames
+from uqcalc.testing.instruments import counted_calls, ways_to_copy
 
 
-ALL = contract_frames()
-MOLECULES = {name: ALL[name] for name in ("molecule", "atom")}
-
-
-def chgnet():
-    from chgnet.model.dynamics import CHGNetCalculator
-
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
-        return CHGNetCalculator(use_device="cpu")
-
-
-def crystals():
-    frames = {"silicon": bulk("Si"), "salt": ALL["crystal"], "copper": bulk("Cu")}
-    frames["silicon"].rattle(0.05, seed=1)
-    return frames
-
-
-def in_a_sum():
-    return SumCalculator([mace_on_shared_models(), Springs()])
-
-
-def float32_committee():
-    return mace_on_shared_models(0, 1, dtype="float32")
-
-
-BACKBONES = {
-    "mace float64": (mace_calculator, ALL),
-    "mace float32": (lambda: mace_on_shared_models(dtype="float32"), ALL),
-    "mace scalars only": (lambda: mace_calculator(hidden="4x0e"), MOLECULES),
-    "mace committee": (lambda: mace_on_shared_models(0, 1), ALL),
-    "mace in a sum": (in_a_sum, ALL),
-    "chgnet": (chgnet, crystals()),
-    "module": (lambda: tap(ModuleCalculator(), module="model.readout"), MOLECULES),
+CASES = cases()
+WANTED = ["energy", "forces"]
+UNKNOWN = r"must be among \['H', .* this {} model, got \['Og'\]; choose"
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda calculator: pickle.loads(pickle.dumps(calculator)),
 }
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.fixture
+def row(request):
+    with opened(BACKBONES[request.param]) as opening:
+        yield opening
+
+
+def every(keep=None):
+    """Run a test for each row, or for those for which ``keep`` is true."""
+    return pytest.mark.parametrize("row", rows(keep), indirect=True)
+
+
+def reliable(calculator, **options):
+    policy = Policy([Threshold("max_force", suspect=100.0, unreliable=200.0)])
+    return ReliableCalculator(
+        calculator, signals=[MaxForce()], policy=policy, **options
+    )
+
+
+def hooks(model):
+    return [
+        (list(module._forward_hooks), list(module._forward_pre_hooks))
+        for module in model.modules()
+    ]
+
+
+def heavy(calculator):
+    """Return the attributes that are torch modules, or lists of them."""
+
+    def first(part):
+        return part[0] if isinstance(part, list) and part else part
+
+    held = vars(calculator).items()
+    return {key: part for key, part in held if isinstance(first(part), torch.nn.Module)}
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_contract(name):
-    make, frames = BACKBONES[name]
-    check_backbone(make, frames)
+    row, case = CASES[name]
+    with opened(row):
+        parts = (
+            [{key: atoms} for key, atoms in case.frames.items()]
+            if case.apart
+            else [case.frames]
+        )
+        for frames in parts:
 
+            def make(frames=frames):
+                calculator = case.make()
+                if case.used:
+                    calculator.calculate(next(iter(frames.values())).copy(), WANTED)
+                return calculator
 
-def test_contract_torchscript():
-    """Its last bits change while it optimises itself, with us and without."""
-    check_backbone(lambda: around([scripted_model()]), ALL, exact=False)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: around([scripted_model()]),
-        float32_committee,
-        in_a_sum,
-        chgnet,
-    ],
-    ids=["mace torchscript", "mace committee float32", "mace in a sum", "chgnet"],
-)
-def test_trajectory_is_bitwise_the_bare_calculators(make):
-    """Steps small enough for neighbour lists and caches to be reused."""
-    ours, bare = tap(make()), make()
-    wanted = ["energy", "forces", "stress"]
-    atoms = ALL["crystal"].copy()
-    for step in range(8):
-        atoms.rattle(0.01, seed=step)
-        results = ours(atoms, wanted).results
-        bare.calculate(atoms, wanted, ["positions"])
-        if step < 4:
-            continue  # TorchScript optimises itself in its first runs
-        for key in wanted:
-            assert np.array_equal(results[key], bare.results[key]), (step, key)
+            check_backbone(make, frames, **case.options)
 
 
 @pytest.mark.slow
 def test_contract_cuequivariance():
     pytest.importorskip("cuequivariance_torch")
-    check_backbone(lambda: mace_calculator(0, enable_cueq=True), ALL)
+    check_backbone(lambda: mace_calculator(0, enable_cueq=True), contract_frames())
 
 
-def test_features_are_what_mace_calls_its_last_layer():
-    """Held against `get_descriptors`, which runs a pass of its own."""
-    calculator = mace_on_shared_models()
-    atoms = ALL["molecule"]
-    ours = tap(calculator)(atoms, ["energy", "forces"]).features
-    theirs = calculator.get_descriptors(atoms)[:, -8:]
-    close(ours, theirs, FLOAT64)
+@every()
+def test_reports_what_it_is(row, request):
+    backbone = row.tap()
+    assert request.node.callspec.id.partition("-")[0] == backbone.name
+    offered = {"features", "energy", "forces", "conservative_forces"}
+    assert backbone.provides == offered | row.extras
+    assert backbone.on_demand == row.on_demand
+    assert backbone.elements == row.elements
+    assert backbone.reads == row.reads
+    got = backbone(row.frame, row.wanted(row.frame))
+    assert backbone.feature_dim == row.width
+    assert got.features.shape == (len(row.frame), row.width)
+    assert got.features.dtype == row.dtype
 
 
-def test_chgnet_features_rebuild_its_energy():
-    """The readout, applied by hand to the tapped features, gives the energy."""
-    calculator = chgnet()
-    atoms = crystals()["salt"]
-    got = tap(calculator)(atoms, ["energy", "forces"])
+@every()
+def test_one_pass_a_geometry_whatever_the_user_asks(row):
+    atoms = row.frame
+    atoms.calc = reliable(row.tap())
+    with counted_calls() as calls:
+        for step in range(3):
+            atoms.get_forces()
+            atoms.get_potential_energy()
+            if "stress" in row.wanted(atoms):
+                assert atoms.get_stress().shape == (6,)
+            if "charges" in row.extras:
+                assert atoms.get_charges().shape == (len(atoms),)
+            if row.watched is not None:
+                atoms.info["note"] = f"step {step}"
+            atoms.get_forces()
+            atoms.rattle(0.01, seed=step)
+    assert calls[row.network] == atoms.calc.backbone.passes == 3 * row.passes
+
+
+@every()
+def test_a_probe_reads_the_same_pass(row):
+    atoms, backbone = row.frame, row.tap()
+    backbone(atoms, WANTED)  # the width of a module is known after a pass
+    numbers = sorted({*atoms.numbers.tolist()})
+    probe = tiny_probe(backbone, elements=numbers)
+    before = backbone.passes
+    atoms.calc = ReliableCalculator(backbone, probe=probe)
+    atoms.get_forces()
+    assert 0.0 <= atoms.calc.results["probe_reliability"] <= 1.0
+    assert backbone.passes - before == row.passes
+
+
+@every(lambda row: row.module is None)
+def test_a_sum_shows_the_model_and_returns_the_sum(row):
+    """A sum asks for energy, forces and stress one after the other: one pass."""
+    atoms = row.frame
+    wanted = row.wanted(atoms)
+    alone = row.tap()(atoms, wanted)
+    ours = tap(SumCalculator([row.make(), Springs()]))
+    got = ours(atoms, wanted)
+    assert ours.passes == row.passes
+    assert got.energy == alone.energy
+    assert np.array_equal(got.forces, alone.forces)
+    assert torch.equal(got.features, alone.features)
+    springs = Springs()
+    for name in WANTED:
+        whole = alone.results[name] + springs.get_property(name, atoms)
+        assert np.array_equal(got.results[name], whole), name
+    first, _ = ours.predict_many([atoms, atoms.copy()], wanted)
+    assert alike(first.results, got.results)
+
+
+@every()
+def test_many_frames_are_as_each_alone(row):
+    """Energies agree to a part of 1 eV an atom, and forces to one of 1 eV/Å."""
+    frames = [row.frames[name] for name in row.batch or row.frames]
+    backbone = row.tap()
+    together = backbone.predict_many(frames)
+    assert backbone.passes == (len(frames) if row.batch == () else 1) * row.passes
+    for many, frame in zip(together, frames, strict=True):
+        alone = backbone(frame, WANTED)
+        close(many.energy, alone.energy, row.bound, of=len(frame))
+        close(many.forces, alone.forces, row.bound, of=1.0)
+        close(many.features, alone.features, row.bound)
+        if "charges" in row.extras:
+            close(many.charges, alone.charges, row.bound)
+
+
+@every()
+def test_an_answer_is_the_same_after_other_structures(row):
+    """Forth and back through the frames, against calculators that saw one only."""
+    used, names = row.tap(), list(row.frames)
+    for name in names[::-1]:
+        used(row.frames[name], row.wanted(row.frames[name]))
+    for name, atoms in row.frames.items():
+        fresh = row.tap()(atoms, row.wanted(atoms))
+        got = used(atoms, row.wanted(atoms))
+        assert got.results.keys() == fresh.results.keys(), name
+        assert got.energy == pytest.approx(fresh.energy, rel=1e-7), name
+        close(got.forces, fresh.forces, row.bound, of=1.0)  # eV/Å
+        close(got.features, fresh.features, row.bound)
+        if not atoms.pbc.all():
+            assert got.conservative_stress is None, name
+
+
+TRAJECTORIES = {name: (row, row.make) for name, row in BACKBONES.items()} | {
+    "mace-torchscript": (BACKBONES["mace"], lambda: around([scripted_model()])),
+    "mace-float32": (
+        BACKBONES["mace"],
+        lambda: mace_on_shared_models(0, 1, dtype="float32"),
+    ),
+    "mace-sum": (
+        BACKBONES["mace"],
+        lambda: SumCalculator([mace_on_shared_models(), Springs()]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_trajectory_is_bitwise_the_bare_calculators(name):
+    """Steps small enough for neighbour lists and caches to be reused."""
+    row, make = TRAJECTORIES[name]
+    with opened(row):
+        ours, bare, atoms = row.tap(make()), make(), row.frame
+        wanted = row.wanted(atoms)
+        for step in range(8):
+            atoms.rattle(0.01, seed=step)
+            results = ours(atoms, wanted).results
+            bare.calculate(atoms, wanted, ["positions"])
+            if step < 4 and name == "mace-torchscript":
+                continue  # it optimises itself in its first runs
+            for key in wanted:
+                assert np.array_equal(results[key], bare.results[key]), (step, key)
+
+
+@every()
+def test_fingerprint_is_of_the_weights(row):
+    # calculators of a row may share a model, which stays as it is
+    twin = copy.deepcopy(row.make()) if row.copies else row.make()
+    before = row.tap(twin).fingerprint
+    assert before == row.tap().fingerprint
+    row.tap(twin)(row.frame, row.wanted(row.frame))
+    assert row.tap(twin).fingerprint == before
     with torch.no_grad():
-        per_atom = calculator.model.mlp(got.features).mean()
-    composition = torch.zeros(1, 94)
-    composition[0, atoms.numbers - 1] += 1 / len(atoms)
-    reference = calculator.model.composition_model.fc(composition)
-    rebuilt = len(atoms) * float(per_atom + reference)
-    close(rebuilt, got.energy, NETWORK, of=len(atoms))  # 1 eV an atom
+        next(row.model(twin).parameters()).add_(1e-3)
+    assert row.tap(twin).fingerprint != before
+
+
+@every(lambda row: row.another is not None)
+def test_fingerprint_tells_models_apart(row):
+    assert row.tap().fingerprint != row.tap(row.another()).fingerprint
+
+
+class TestNoTrace:
+    """After use everything is as it was, also after an exception."""
+
+    @every()
+    def test_hooks_and_default_dtype(self, row):
+        calculator, dtype = row.make(), torch.get_default_dtype()
+        before = hooks(row.model(calculator))
+        row.tap(calculator)(row.frame, row.wanted(row.frame))
+        assert hooks(row.model(calculator)) == before
+        assert torch.get_default_dtype() == dtype
+
+    @every()
+    def test_exception_in_the_model(self, row, monkeypatch):
+        calculator = row.make()
+        model, backbone = row.model(calculator), row.tap(calculator)
+        parts = heavy(calculator)
+        expected, before = backbone(row.frame, WANTED), hooks(model)
+
+        def fail(*args, **options):
+            raise MemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "forward", fail)
+            with pytest.raises(MemoryError):
+                backbone(row.frame, WANTED)
+        assert all(getattr(calculator, key) is part for key, part in parts.items())
+        assert row.model(calculator) is model
+        assert hooks(model) == before
+        assert torch.equal(backbone(row.frame, WANTED).features, expected.features)
+
+    @every(lambda row: row.copies)
+    def test_copies_after_use_answer_alike(self, row):
+        backbone = row.tap()
+        expected = backbone(row.frame, WANTED)
+        possible = ways_to_copy(backbone.calculator)
+        assert "deepcopy" in possible
+        for way in possible:
+            got = row.tap(COPIES[way](backbone.calculator))(row.frame, WANTED)
+            assert torch.equal(got.features, expected.features), way
+            assert got.energy == expected.energy, way
+        twin = copy.deepcopy(backbone)(row.frame, WANTED)
+        assert torch.equal(twin.features, expected.features)
+
+
+@every(lambda row: row.elements is not None)
+def test_unknown_element_is_refused_before_any_pass(row):
+    backbone = row.tap()
+    with pytest.raises(BackboneError, match=UNKNOWN.format(backbone.name)):
+        backbone(Atoms("Og"), WANTED)
+    assert backbone.passes == 0
+
+
+@every()
+def test_charge_and_spin_count_where_the_calculator_reads_them(row):
+    """And a note does not, unless nobody can know what is read."""
+    backbone, atoms = row.tap(), row.frame
+    before = backbone.extra_state(atoms)
+    backbone(atoms, WANTED)
+    assert backbone.extra_state(atoms) == before
+    atoms.info["note"] = "step 12"
+    assert (backbone.extra_state(atoms) == before) == (row.watched is not None)
+    for key in ("charge", "spin", "mult"):
+        told = row.frame
+        told.info[key] = 2
+        counts = backbone.extra_state(told) != before
+        assert counts == (row.watched is None or key in row.watched), key

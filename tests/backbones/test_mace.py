@@ -1,4 +1,4 @@
-"""What is MACE's own: fingerprints, committees, charge and spin, compiled models."""
+"""What is MACE's own: fingerprints, committees, names of charge, compiled models."""
 
 from __future__ import annotations
 
@@ -116,33 +116,25 @@ class TestCommittee:
             close(many.forces, one.forces, FLOAT64)
 
 
-class TestExtraState:
-    @pytest.mark.parametrize("key", ["charge", "spin"])
-    def test_charge_and_spin_count_and_a_note_does_not(self, key):
-        backbone = MACEBackbone(mace_on_shared_models(0))
-        atoms = rattled()
-        before = backbone.extra_state(atoms)
-        atoms.info["note"] = "step 12"
-        assert backbone.extra_state(atoms) == before
-        atoms.info[key] = 1
-        assert backbone.extra_state(atoms) != before
+def test_charge_follows_the_names_the_calculator_was_given():
+    backbone = MACEBackbone(
+        mace_on_shared_models(0, info_keys={"total_charge": "q"}, charges_key="Qs")
+    )
+    atoms = rattled()
+    before = backbone.extra_state(atoms)
+    atoms.info["charge"] = 1
+    assert backbone.extra_state(atoms) == before
+    atoms.info["q"] = 1
+    assert backbone.extra_state(atoms) != before
 
-    def test_follows_the_names_the_calculator_was_given(self):
-        backbone = MACEBackbone(
-            mace_on_shared_models(0, info_keys={"total_charge": "q"}, charges_key="Qs")
-        )
-        atoms = rattled()
-        before = backbone.extra_state(atoms)
-        atoms.info["charge"] = 1
-        assert backbone.extra_state(atoms) == before
-        atoms.info["q"] = 1
-        assert backbone.extra_state(atoms) != before
 
-    def test_is_the_same_before_and_after_use(self):
-        backbone = MACEBackbone(mace_on_shared_models(0))
-        before = backbone.extra_state(rattled())
-        backbone(rattled(), WANTED)
-        assert backbone.extra_state(rattled()) == before
+def test_features_are_what_mace_calls_its_last_layer():
+    """Held against `get_descriptors`, which runs a pass of its own."""
+    calculator = mace_on_shared_models()
+    atoms = rattled()
+    ours = MACEBackbone(calculator)(atoms, WANTED).features
+    theirs = calculator.get_descriptors(atoms)[:, -8:]
+    close(ours, theirs, FLOAT64)
 
 
 def test_model_without_an_energy_is_refused():

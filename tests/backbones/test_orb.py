@@ -30,7 +30,6 @@ pytest.importorskip("orb_models")
 from backbones.orbs import (
     NEW,
     SMALL,
-    both_heads,
     default_dtype,
     orb_calculator,
     orb_model,
@@ -41,32 +40,12 @@ from backbones.orbs import (
 FRAMES = {name: contract_frames()[name] for name in ("molecule", "crystal", "atom")}
 LIMITS = Policy([Threshold("force_delta", suspect=1.0, unreliable=2.0)])
 BOTH = ["energy", "forces", "conservative_forces"]
-# which forces are the results is the model's to say since 0.7
-CONSERVATIVE = [{}] if NEW else [{"conservative": True}, {"conservative": False}]
 
 
 @pytest.fixture
 def _double():
     with default_dtype(torch.float64):
         yield
-
-
-@pytest.mark.usefixtures("_double")
-@pytest.mark.parametrize("kind", ["v2", "v3-direct", "v3-conservative"])
-def test_contract_in_float64(kind):
-    check_backbone(
-        lambda: orb_calculator(orb_model(kind)), FRAMES, force_atol=1e-6, rtol=1e-6
-    )
-
-
-@pytest.mark.usefixtures("_double")
-@pytest.mark.parametrize("options", CONSERVATIVE, ids=str)
-def test_contract_of_a_conservative_model_with_direct_heads(options):
-    check_backbone(
-        lambda: orb_calculator(both_heads(), **options),
-        FRAMES,
-        rtol=1e-6,
-    )
 
 
 def test_contract_in_float32():

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +12,12 @@ from ase.calculators.mixing import SumCalculator
 from ase.constraints import FixAtoms
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 from backbones.orbs import default_dtype, orb_calculator
-from backbones.toys import ModuleCalculator, Springs, mace_on_shared_models
+from backbones.toys import (
+    ModuleCalculator,
+    Springs,
+    chgnet,
+    mace_on_shared_models,
+)
 from builders import rattled, salt
 from closeness import FLOAT64, NETWORK, close
 from scipy.spatial.transform import Rotation
@@ -39,13 +41,6 @@ ALL = contract_frames()
 MOLECULES = {name: ALL[name] for name in ("molecule", "atom")}
 WANTED = ["energy", "forces", "stress"]
 RNG = np.random.default_rng
-
-
-def chgnet():
-    from chgnet.model.dynamics import CHGNetCalculator
-
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
-        return CHGNetCalculator(use_device="cpu")
 
 
 def toy(seed=0, calculator=ModuleCalculator):

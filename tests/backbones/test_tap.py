@@ -1,11 +1,8 @@
-"""`tap` finds the one model, leaves no trace, and says what it cannot do."""
+"""`tap` finds the one model, and says what it cannot do."""
 
 from __future__ import annotations
 
-import copy
 import importlib
-import io
-import pickle
 import shutil
 import sys
 
@@ -23,15 +20,6 @@ from uqcalc.testing import check_backbone
 
 
 WANTED = ["energy", "forces"]
-
-
-def hooks(calculator):
-    """Return every hook on every module of the calculator's models."""
-    return [
-        (list(module._forward_hooks), list(module._forward_pre_hooks))
-        for model in getattr(calculator, "models", None) or [calculator.model]
-        for module in model.modules()
-    ]
 
 
 @pytest.mark.parametrize(
@@ -64,13 +52,6 @@ def test_a_backbone_is_its_own_tap():
     assert tap(backbone) is backbone
 
 
-def test_unknown_element_is_refused_before_any_pass():
-    backbone = tap(mace_on_shared_models(0))
-    with pytest.raises(BackboneError, match=r"among \['H', .*got \['S'\]; choose"):
-        backbone(rattled("SH2"), WANTED)
-    assert backbone.passes == 0
-
-
 def test_module_with_other_rows_than_atoms_is_refused():
     backbone = tap(ModuleCalculator(), module="model.last")
     assert tap(ModuleCalculator(), module="model.readout.0").feature_dim is None
@@ -96,19 +77,6 @@ def test_tap_that_fires_twice_a_geometry_is_refused():
 
 class TestSum:
     """The user sees the sum; the tap sees the model."""
-
-    def test_results_are_the_sum_and_the_prediction_the_model(self):
-        atoms = rattled()
-        mace, springs = mace_on_shared_models(0), Springs()
-        got = tap(SumCalculator([mace, springs]))(atoms, WANTED)
-        alone, extra = atoms.copy(), atoms.copy()
-        alone.calc, extra.calc = mace_on_shared_models(0), Springs()
-        energy = alone.get_potential_energy() + extra.get_potential_energy()
-        forces = alone.get_forces() + extra.get_forces()
-        assert got.results["energy"] == energy
-        assert np.array_equal(got.results["forces"], forces)
-        assert got.energy == alone.get_potential_energy()
-        assert np.array_equal(got.forces, alone.get_forces())
 
     def test_fires_although_the_model_answers_from_its_cache(self):
         atoms = rattled()
@@ -167,52 +135,6 @@ class TestSharing:
         assert [len(rows) for rows in captured.features] == [3, 6]
         assert inner.passes == 1
         assert outer.passes == 0
-
-
-@pytest.mark.parametrize(
-    ("make", "module"),
-    [
-        (lambda: mace_on_shared_models(0, 1), None),
-        (ModuleCalculator, "model.readout"),
-    ],
-    ids=["mace", "module"],
-)
-class TestNoTrace:
-    """After use everything is as it was, also after an exception."""
-
-    def test_models_and_hooks(self, make, module):
-        calculator = make()
-        models = getattr(calculator, "models", None)
-        before = hooks(calculator)
-        tap(calculator, module=module)(rattled(), WANTED)
-        assert getattr(calculator, "models", None) is models
-        assert hooks(calculator) == before
-
-    def test_exception_in_the_calculator(self, make, module, monkeypatch):
-        calculator = make()
-        models, before = getattr(calculator, "models", None), hooks(calculator)
-        backbone = tap(calculator, module=module)
-        broken = (models or [calculator.model])[-1]
-
-        def fail(*args, **kwargs):
-            raise MemoryError
-
-        with monkeypatch.context() as patch:
-            patch.setattr(broken, "forward", fail)
-            with pytest.raises(MemoryError):
-                backbone(rattled(), WANTED)
-        assert getattr(calculator, "models", None) is models
-        assert hooks(calculator) == before
-        assert backbone(rattled(), WANTED).features.shape[0] == 6
-
-    def test_copies_after_use_answer_alike(self, make, module):
-        backbone = tap(make(), module=module)
-        expected = backbone(rattled(), WANTED)
-        stream = io.BytesIO(pickle.dumps(backbone.calculator))
-        for twin in (copy.deepcopy(backbone), tap(pickle.load(stream), module=module)):
-            got = twin(rattled(), WANTED)
-            assert torch.equal(got.features, expected.features)
-            assert got.energy == expected.energy
 
 
 class TestThirdParty:

@@ -1,4 +1,4 @@
-"""TorchANI with random weights: both ways to its networks, charges, what is refused."""
+"""What is TorchANI's own: two ways to its networks, charges, films, refusals."""
 
 from __future__ import annotations
 
@@ -10,96 +10,24 @@ import pytest
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator
-from ase.calculators.mixing import SumCalculator
-from backbones.toys import Springs
-from builders import rattled, salt, tiny_probe
+from backbones.anis import ani_2x, ani_q, crystal, double, with_repulsion
+from backbones.table import BACKBONES
+from builders import rattled
 from closeness import FLOAT64, close
 
 from uqcalc import Policy, ReliableCalculator, Threshold, tap
 from uqcalc.backbones.torchani import TorchANIBackbone
 from uqcalc.errors import BackboneError
-from uqcalc.signals.label_free import ForceSpread, MaxForce
-from uqcalc.testing import check_backbone, contract_frames
+from uqcalc.signals.label_free import ForceSpread
 
 
 pytest.importorskip("torchani")
 
-SYMBOLS = ("H", "C", "N", "O", "S", "F", "Cl")
 WANTED = ["energy", "forces"]
 ALL = [*WANTED, "stress"]
 
 
-def ani_2x(members=2, seed=0):
-    """The architecture of ANI-2x; its loader would download the weights."""
-    from torchani.arch import Assembler
-
-    assembler = Assembler(periodic_table_index=True)
-    assembler.set_symbols(SYMBOLS)
-    assembler.set_global_cutoff_fn("cosine")
-    assembler.set_aev_computer(radial="ani2x", angular="ani2x", strategy="pyaev")
-    assembler.set_atomic_networks(ctor="ani2x")
-    assembler.set_neighborlist("all_pairs")
-    assembler.set_gsaes_as_self_energies("wb97x-631gd")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return assembler.assemble(members).requires_grad_(False).eval()
-
-
-def ani_q(seed=0, *, merged=False):
-    """Energies, charges and a pair repulsion, as in ANIq."""
-    from torchani.arch import simple_aniq
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = simple_aniq(
-            SYMBOLS,
-            lot="wb97x-631gd",
-            strategy="pyaev",
-            bias=True,
-            merge_charge_networks=merged,
-        )
-        return model.requires_grad_(False).eval()
-
-
-def double(model, **options):
-    return model.double().ase(**options)
-
-
-def crystal(pbc=True):
-    """Methanol in a small skew cell, or in a film of it."""
-    atoms = rattled()
-    if pbc is True:
-        atoms.cell = [(5.2, 0.0, 0.0), (0.4, 5.0, 0.0), (0.3, 0.5, 5.4)]
-    else:
-        atoms.cell = [(5.2, 0.0, 0.0), (0.4, 5.0, 0.0), (0.0, 0.0, 9.0)]
-    atoms.pbc = pbc
-    return atoms
-
-
-FRAMES = {name: contract_frames()[name] for name in ("molecule", "atom")}
-FRAMES["crystal"] = crystal()
-
-
-# (calculator, options of the contract)
-CONTRACTS = {
-    "2x": (lambda: double(ani_2x()), {}),
-    "2x fdotr": (lambda: double(ani_2x(), stress_kind="fdotr"), {}),
-    # the repulsion is steep: the error of a difference goes with the step squared
-    "q": (lambda: double(ani_q()), {"finite_difference_step": 3e-4}),
-    # a total of -3114 eV has a resolution of 2e-4 eV in float32
-    "2x float32": (
-        lambda: ani_2x().ase(),
-        {"finite_difference_step": 1e-2, "force_atol": 2e-2},
-    ),
-}
-
-
-@pytest.mark.parametrize("frame", FRAMES)
-@pytest.mark.parametrize("name", CONTRACTS)
-def test_contract(name, frame):
-    """Frame by frame: called outright, the bare calculator keeps a crystal's stress."""
-    make, options = CONTRACTS[name]
-    check_backbone(make, {frame: FRAMES[frame]}, **options)
+FRAMES = BACKBONES["torchani"].frames
 
 
 @pytest.fixture(scope="module")
@@ -116,31 +44,9 @@ def test_batches_are_as_alone_whatever_came_before(backbone):
         assert got.results.keys() == {"energy", "forces"}
 
 
-def test_is_found_and_says_what_it_is(backbone):
-    found = tap(double(ani_2x()))
-    assert isinstance(found, TorchANIBackbone)
-    assert found.fingerprint == backbone.fingerprint
-    assert found.feature_dim == 1008
-    assert found.elements == {1, 6, 7, 8, 9, 16, 17}
-    assert "charges" not in found.provides
-
-
 def test_other_classes_called_calculator_are_not_taken_for_it():
     with pytest.raises(BackboneError, match="must be one that can be tapped"):
         tap(Calculator())
-
-
-def test_in_a_sum():
-    """A sum asks for energy, forces and stress one after the other: one pass."""
-    atoms = FRAMES["crystal"]
-    ours = tap(SumCalculator([double(ani_2x()), Springs()]))
-    alone = tap(double(ani_2x()))(atoms, ALL)
-    got = ours(atoms, ALL)
-    assert ours.passes == 1
-    assert got.energy == alone.energy
-    assert torch.equal(got.features, alone.features)
-    springs = Springs().get_potential_energy(atoms)
-    close(got.results["energy"], alone.energy + springs, FLOAT64)
 
 
 @pytest.mark.parametrize("wanted", [WANTED, ALL], ids=["no stress", "stress"])
@@ -157,46 +63,6 @@ def test_features_are_the_aevs(backbone, wanted):
     got = backbone(atoms, wanted)
     close(got.features, aevs, FLOAT64)
     assert ("stress" in got.results) == ("stress" in wanted)
-
-
-class TestOnePass:
-    def test_for_everything_a_user_reads(self):
-        atoms = crystal()
-        atoms.calc = ReliableCalculator(
-            double(ani_2x(members=3)),
-            signals=[MaxForce()],
-            policy=Policy([Threshold("max_force", suspect=50.0, unreliable=100.0)]),
-        )
-        atoms.get_forces()
-        atoms.get_potential_energy()
-        assert atoms.get_stress().shape == (6,)
-        assert atoms.calc.backbone.passes == 1
-
-    def test_with_a_probe(self, backbone):
-        atoms = rattled()
-        probe = tiny_probe(backbone)
-        atoms.calc = ReliableCalculator(double(ani_2x()), probe=probe)
-        atoms.get_forces()
-        assert 0.0 <= atoms.calc.results["probe_reliability"] <= 1.0
-        assert atoms.calc.backbone.passes == 1
-        atoms.info["note"] = "step 12"
-        atoms.get_forces()
-        assert atoms.calc.backbone.passes == 1
-
-
-def with_repulsion():
-    from torchani.arch import simple_ani
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = simple_ani(
-            SYMBOLS,
-            lot="wb97x-631gd",
-            strategy="pyaev",
-            repulsion=True,
-            ensemble_size=3,
-        )
-        return model.requires_grad_(False).eval()
 
 
 class TestEnsemble:
@@ -347,10 +213,6 @@ class TestRefuses:
             BackboneError, match="one pass of the model, got 'numerical'"
         ):
             tap(double(ani_2x(), stress_kind="numerical"))
-
-    def test_elements_it_does_not_know(self, backbone):
-        with pytest.raises(BackboneError, match=r"got \['Na'\]"):
-            backbone(salt(), WANTED)
 
     def test_nothing_to_evaluate(self, backbone):
         with pytest.raises(BackboneError, match="at least one atom"):

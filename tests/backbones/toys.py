@@ -1,8 +1,10 @@
-"""Calculators small enough to know by heart, and cheap ones around a shared MACE."""
+"""Calculators small enough to know by heart, and cheap ones around a shared model."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import warnings
 from functools import cache
 
@@ -38,6 +40,13 @@ def scripted_model(seed=0):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch: TorchScript is deprecated
         return jit.compile(copy.deepcopy(_model(seed, "float64")))
+
+
+def chgnet():
+    from chgnet.model.dynamics import CHGNetCalculator
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
+        return CHGNetCalculator(use_device="cpu")
 
 
 class Springs(Calculator):

@@ -1,0 +1,30 @@
+"""What is CHGNet's own: the energy from its features."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from backbones.toys import chgnet
+from builders import salt
+from closeness import NETWORK, close
+
+from uqcalc import tap
+
+
+pytest.importorskip("chgnet")
+
+
+def test_features_rebuild_the_energy():
+    """The readout, applied by hand to the tapped features, gives the energy."""
+    calculator = chgnet()
+    atoms = salt()
+    got = tap(calculator)(atoms, ["energy", "forces"])
+    with torch.no_grad():
+        per_atom = calculator.model.mlp(got.features).mean()
+    composition = torch.zeros(1, 94)
+    composition.index_add_(
+        1, torch.tensor(atoms.numbers) - 1, torch.full((1, len(atoms)), 1 / len(atoms))
+    )
+    reference = calculator.model.composition_model.fc(composition)
+    rebuilt = len(atoms) * float(per_atom + reference)
+    close(rebuilt, got.energy, NETWORK, of=len(atoms))  # 1 eV an atom
