@@ -28,7 +28,7 @@ LEFT_OUT = [
     "test_gpu.py",
     "test_import.py",
     "test_info.py",
-    "test_locked.py",
+    "test_lock.py",
     "test_plotting.py",
     "test_require_run.py",
     "test_rough_handling.py",

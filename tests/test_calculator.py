@@ -37,7 +37,7 @@ from uqcalc import (
     Threshold,
     tap,
 )
-from uqcalc.errors import BackboneError
+from uqcalc.errors import BackboneError, ProbeError
 from uqcalc.records import Assessment, Reading, Verdict
 
 
@@ -497,3 +497,8 @@ def test_the_worst_atoms_have_the_lowest_reliability_not_the_most_attention():
     assert Assessment((reading,), Verdict(Level.SUSPECT)).worst_atoms(3) == [2, 1, 3]
     del results["probe_reliabilities"]
     assert Assessment((reading,), Verdict(Level.SUSPECT)).worst_atoms(1) == [0]
+
+
+def test_a_probe_of_another_backbone_is_refused():
+    with pytest.raises(ProbeError, match="must belong to this backbone"):
+        ReliableCalculator(mace_calculator(1), tiny_probe(tap(mace_calculator(0))))

@@ -4,7 +4,6 @@ What belongs to one command is tested with it: kill -9 of an annotation in
 `annotating/test_trajectory.py`, kill -9 of a run in `runfile/test_running.py`.
 """
 
-import json
 import subprocess
 import sys
 import warnings
@@ -24,7 +23,6 @@ from uqcalc import (
     Level,
     MaxForce,
     Policy,
-    Probe,
     ReliableCalculator,
     Threshold,
     UqcalcError,
@@ -33,7 +31,7 @@ from uqcalc import (
     tap,
 )
 from uqcalc.cli import app
-from uqcalc.errors import BackboneError, LabelError, ProbeError, RecordError
+from uqcalc.errors import BackboneError, LabelError
 
 
 def reliable_calculator(**options):
@@ -147,20 +145,6 @@ def test_labels_in_kcal_per_mol_are_given_away_by_their_scale():
 
     with pytest.warns(LabelWarning, match="which fits kcal/mol/Å"):
         build_dataset(labelled(factor=23.06), tap(mace_calculator(0)), Labels())
-
-
-def test_a_truncated_probe_is_refused_wherever_it_is_cut(tmp_path):
-    whole = tiny_probe(tap(mace_calculator(0))).save(tmp_path / "my.probe")
-    content = whole.read_bytes()
-    for length in (0, 5, 100, len(content) // 2, len(content) - 1):
-        whole.write_bytes(content[:length])
-        with pytest.raises(ProbeError, match=r"my\.probe"):
-            Probe.load(whole)
-
-
-def test_a_probe_of_another_backbone_is_refused():
-    with pytest.raises(ProbeError, match="must belong to this backbone"):
-        ReliableCalculator(mace_calculator(1), tiny_probe(tap(mace_calculator(0))))
 
 
 @pytest.mark.parametrize(
@@ -288,59 +272,3 @@ def test_annotating_whatever_comes_loses_no_frame(tmp_path):
     )
     assert {index for index, _ in summary.failed} >= {1, 3}
     assert len(read(tmp_path / "out.xyz", ":")) == 6
-
-
-def test_a_log_of_another_run_is_refused_and_kept(tmp_path):
-    from ase import units
-    from ase.md.verlet import VelocityVerlet
-
-    from uqcalc import Monitor
-
-    log = tmp_path / "run.jsonl"
-    log.write_text(json.dumps({"event": "header", "run": {"formula": "Au3"}}) + "\n")
-    before = log.read_bytes()
-    atoms = molecule("CH4")
-    atoms.calc = reliable_calculator()
-    with pytest.raises(RecordError, match="must belong to the same run"):
-        Monitor(VelocityVerlet(atoms, 0.5 * units.fs), log=log)
-    assert log.read_bytes() == before
-
-
-def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
-    import errno
-    import fcntl
-
-    from uqcalc.files.writing import OneWriter
-
-    def absent(*_):
-        raise OSError(errno.ENOSYS, "no locks here")
-
-    monkeypatch.setattr(fcntl, "flock", absent)
-    first = OneWriter(tmp_path / "run.jsonl")
-    OneWriter(tmp_path / "run.jsonl").hold()  # and again: nothing was left
-    first.hold()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_second_process_cannot_write_the_same_log(tmp_path):
-    """The first goes on undisturbed; once it is gone, killed or not, there is room."""
-    from uqcalc.watching.eventlog import EventLog
-
-    header = {"run": {"formula": "CH4"}}
-    first = EventLog(tmp_path / "run.jsonl", header, "append")
-    code = (
-        "import sys; from uqcalc.watching.eventlog import EventLog\n"
-        "log = EventLog(sys.argv[1], {'run': {'formula': 'CH4'}}, 'append')\n"
-        "log.write({'event': 'step', 'step': 7})"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "run.jsonl")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert "file must have one writer, got" in done.stderr
-    first.write({"event": "step", "step": 0})
-    again = EventLog(tmp_path / "run.jsonl", header, "append")  # in this process
-    assert again.last_step == 0
-    del first, again
-    subprocess.run(command, check=True)
-    steps = [r["step"] for r in read_log(tmp_path / "run.jsonl") if "step" in r]
-    assert steps == [0, 7]

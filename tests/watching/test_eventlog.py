@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -246,3 +247,25 @@ def test_a_killed_run_leaves_a_log_that_is_whole(tmp_path):
     assert len(steps) >= 49
     assert not rest.endswith(b"}")
     assert [row["event"] for row in rows].count("end") == 0
+
+
+def test_a_second_process_cannot_write_the_same_log(tmp_path):
+    """The first goes on undisturbed; once it is gone, killed or not, there is room."""
+    header = {"run": {"formula": "CH4"}}
+    first = EventLog(tmp_path / "run.jsonl", header, "append")
+    code = (
+        "import sys; from uqcalc.watching.eventlog import EventLog\n"
+        "log = EventLog(sys.argv[1], {'run': {'formula': 'CH4'}}, 'append')\n"
+        "log.write({'event': 'step', 'step': 7})"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "file must have one writer, got" in done.stderr
+    first.write({"event": "step", "step": 0})
+    again = EventLog(tmp_path / "run.jsonl", header, "append")  # in this process
+    assert again.last_step == 0
+    del first, again
+    subprocess.run(command, check=True)
+    steps = [r["step"] for r in read_log(tmp_path / "run.jsonl") if "step" in r]
+    assert steps == [0, 7]

@@ -759,3 +759,12 @@ def test_the_error_survives_a_process_pool():
     again = pickle.loads(pickle.dumps(error))
     assert (again.step, str(again)) == (7, str(error))
     assert again.assessment.level is Level.UNRELIABLE
+
+
+def test_a_log_of_another_run_is_refused_and_kept(tmp_path):
+    log = tmp_path / "run.jsonl"
+    log.write_text(json.dumps({"event": "header", "run": {"formula": "Au3"}}) + "\n")
+    before = log.read_bytes()
+    with pytest.raises(RecordError, match="must belong to the same run"):
+        Monitor(verlet(watched()), log=log)
+    assert log.read_bytes() == before

@@ -1,18 +1,23 @@
-"""Committees: spreads of energies, forces and stresses, in the evaluation that runs."""
+"""The largest force, and the spreads of a committee in the evaluation that runs."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from ase.calculators.emt import EMT
 from ase.stress import voigt_6_to_full_3x3_stress
 from backbones.toys import ModuleCalculator, Springs, mace_on_shared_models
-from builders import rattled, salt
+from builders import mace_calculator, rattled, salt
 from closeness import FLOAT64, close
+from toys import ToyBackbone, copper
 
 from uqcalc import (
     Committee,
     EnergySpread,
     ForceSpread,
+    MaxForce,
     Policy,
     ReliableCalculator,
     RotationAverage,
@@ -28,6 +33,11 @@ SEEDS = (0, 1, 2)
 STIFFNESS = np.array([0.2, 0.3, 0.7])
 ALL = [EnergySpread(), ForceSpread("max"), StressSpread()]
 WANTED = ["energy", "forces", "stress", "committee_stresses"]
+
+
+@pytest.fixture(scope="module")
+def committee():
+    return tap(mace_calculator(0, 1, 2))
 
 
 def springs():
@@ -175,3 +185,36 @@ def test_a_reduction_that_is_none_is_refused():
         ValueError, match="reduction must be 'rms' or 'max', got 'mean'"
     ):
         ForceSpread("mean")
+
+
+def test_max_force_is_the_longest_force():
+    atoms = copper()
+    prediction = ToyBackbone(EMT())(atoms, ["energy", "forces"])
+    atoms.calc = EMT()
+    forces = atoms.get_forces()
+    [reading] = to_host([MaxForce()(prediction)])
+    longest = max(sum(x * x for x in row) ** 0.5 for row in forces.tolist())
+    close(reading.risk, longest, FLOAT64)
+    assert (reading.unit, reading.results["max_force"]) == ("eV/Å", reading.risk)
+
+
+def test_force_spread_is_its_closed_form(committee):
+    atoms = rattled()
+    prediction = committee(atoms, ["energy", "forces"])
+    singles = [mace_calculator(seed) for seed in (0, 1, 2)]
+    forces = [single.get_property("forces", atoms) for single in singles]
+    mean = sum(forces) / 3
+    squares = sum(((f - mean) ** 2).sum(axis=1) for f in forces) / (3 * 3)
+    [reading] = to_host([ForceSpread()(prediction)])
+    close(reading.per_atom, np.sqrt(squares), FLOAT64, of=forces)
+    close(reading.risk, np.sqrt(squares.mean()), FLOAT64, of=forces)
+    assert reading.results["force_spread"] == reading.risk
+    assert reading.unit == "eV/Å"
+
+
+def test_equal_members_do_not_spread(committee):
+    prediction = committee(rattled(), ["energy", "forces"])
+    equal = np.stack([prediction.forces] * 4)
+    [reading] = to_host([ForceSpread()(replace(prediction, committee_forces=equal))])
+    assert reading.risk == 0
+    assert not reading.per_atom.any()

@@ -1,0 +1,19 @@
+"""One writer for each file, also where the file system has no locks."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+
+from uqcalc.files.writing import OneWriter
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
+    def absent(*_):
+        raise OSError(errno.ENOSYS, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", absent)
+    first = OneWriter(tmp_path / "run.jsonl")
+    OneWriter(tmp_path / "run.jsonl").hold()  # and again: nothing was left
+    first.hold()
+    assert list(tmp_path.iterdir()) == []
