@@ -210,11 +210,6 @@ class Policy:
         ------
         ProbeError
             If the probe has no guarantee.
-
-        Examples
-        --------
-        >>> policy = Policy.from_guarantee(probe)  # doctest: +SKIP
-        >>> calc = ReliableCalculator(bare, probe, policy=policy)  # doctest: +SKIP
         """
         return probe.card.guarantee_policy()
 

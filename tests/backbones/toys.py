@@ -15,6 +15,8 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 from builders import tiny_mace
 
+from uqcalc import ForceSpread, Policy, ReliableCalculator, Threshold, tap
+
 
 @cache
 def _model(seed, dtype):
@@ -112,3 +114,12 @@ class ModuleCalculator(Calculator):
         energy = self.forward(atoms, positions)
         (gradient,) = torch.autograd.grad(energy, positions)
         self.results = {"energy": energy.item(), "forces": -gradient.numpy()}
+
+
+def tapped_module(seed=0, calculator=ModuleCalculator):
+    return tap(calculator(seed), module="model.readout")
+
+
+def reads_spread(backbone):
+    policy = Policy([Threshold("force_spread", suspect=50.0, unreliable=90.0)])
+    return ReliableCalculator(backbone, signals=[ForceSpread()], policy=policy)

@@ -45,12 +45,13 @@ class Committee(MultiPassBackbone):
 
     Examples
     --------
-    >>> committee = Committee([CHGNetCalculator(), mace_mp("small")])  # doctest: +SKIP
-    >>> atoms.calc = ReliableCalculator(
-    ...     committee,
-    ...     signals=[ForceSpread()],
-    ...     policy=Policy([Threshold("force_spread", suspect=0.05, unreliable=0.2)]),
-    ... )  # doctest: +SKIP
+    >>> from ase.build import molecule
+    >>> from ase.calculators.emt import EMT
+    >>> from uqcalc import Committee, open_model
+    >>> committee = Committee([open_model("default"), EMT()])
+    >>> prediction = committee(molecule("CH3OH"), ["energy", "forces"])
+    >>> prediction.committee_forces.shape
+    (2, 6, 3)
     """
 
     name = "committee"

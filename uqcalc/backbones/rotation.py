@@ -64,8 +64,12 @@ class RotationAverage(MultiPassBackbone):
 
     Examples
     --------
-    >>> averaged = RotationAverage(ORBCalculator(...), rotations=8)  # doctest: +SKIP
-    >>> atoms.calc = ReliableCalculator(averaged, probe="my.probe")  # doctest: +SKIP
+    >>> from ase.build import molecule
+    >>> from uqcalc import RotationAverage, open_model
+    >>> averaged = RotationAverage(open_model("default"), rotations=3)
+    >>> prediction = averaged(molecule("CH3OH"), ["energy", "forces"])
+    >>> averaged.passes
+    3
     """
 
     name = "rotation_average"

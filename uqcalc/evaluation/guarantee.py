@@ -96,14 +96,6 @@ def certify(  # noqa: PLR0913  (same options as the command)
     LabelWarning
         If no group key is given although compositions repeat, or the probe has no
         record of its labelled frames.
-
-    Examples
-    --------
-    >>> probe = uqcalc.certify(  # doctest: +SKIP
-    ...     probe, frames, calculator, uqcalc.Labels(group_key="molecule"),
-    ...     tolerance="50 meV/angstrom",
-    ... )
-    >>> print(probe.card.guarantee)  # doctest: +SKIP
     """
     check_frames(frames, exclude)
     wanted = labels_for(probe.card, labels)

@@ -105,11 +105,6 @@ def adapt(
         If all frames seem to be of one run, if compositions differ in their errors, or
         if the errors are so far from those that the probe expects that the labels may
         be of another level of theory.
-
-    Examples
-    --------
-    >>> mine = uqcalc.adapt(probe, frames, calculator)  # doctest: +SKIP
-    >>> print(mine.card.training["adapted"]["statement"])  # doctest: +SKIP
     """
     check_frames(frames, exclude)
     _check_probe(probe)

@@ -137,12 +137,6 @@ class ShardWriter:
     ------
     RecordError
         If the folder cannot be created.
-
-    Examples
-    --------
-    >>> with ShardWriter("features", backbone.fingerprint) as writer:  # doctest: +SKIP
-    ...     for prediction in predictions:
-    ...         writer.add(prediction)
     """
 
     def __init__(self, path: str | os.PathLike[str], fingerprint: str) -> None:

@@ -36,12 +36,6 @@ class Shards(Sequence[Prediction]):
     folder : Folder
     rows : array (structures,), optional
         Rows of the folder; by default all.
-
-    Examples
-    --------
-    >>> shards = Shards.open("features")  # doctest: +SKIP
-    >>> shards.take([4, 2])[0].features.shape  # doctest: +SKIP
-    torch.Size([21, 256])
     """
 
     def __init__(self, folder: Folder, rows: NDArray[np.int64] | None = None) -> None:

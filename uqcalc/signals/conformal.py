@@ -55,12 +55,6 @@ class ConformalInterval(FittedSignal):
     The coverage is an average over structures and over fits. It does not hold for each
     kind of structure separately, nor for a run that leaves the distribution of the fit.
     The bound is NaN for elements outside the fit and where the base risk is NaN.
-
-    Examples
-    --------
-    >>> interval = ConformalInterval.fit(
-    ...     frames, calculator, ForceSpread(), coverage=0.9
-    ... )  # doctest: +SKIP
     """
 
     kind = "conformal_interval"

@@ -283,10 +283,19 @@ class LatentDistance(FittedSignal):
 
     Examples
     --------
-    >>> distance = LatentDistance.fit(frames, calculator)  # doctest: +SKIP
-    >>> atoms.calc = ReliableCalculator(
-    ...     calculator, signals=[distance], policy=Policy([distance.threshold()])
-    ... )  # doctest: +SKIP
+    >>> from ase.build import molecule
+    >>> from uqcalc import LatentDistance, open_model, tap
+    >>> calculator = open_model("default")
+    >>> frames = [molecule(name) for name in ("CH3OH", "C2H6", "NH3", "H2O")]
+    >>> distance = LatentDistance.fit(frames, calculator)
+    >>> stretched = molecule("CH3OH")
+    >>> stretched.positions *= 1.2
+    >>> known, unknown = (
+    ...     float(distance(tap(calculator)(atoms, ["energy", "forces"])).risk)
+    ...     for atoms in (frames[0], stretched)
+    ... )
+    >>> known < unknown
+    True
     """
 
     kind = "latent_distance"

@@ -132,11 +132,6 @@ class PredictionRigidity(FittedSignal):
 
     Without labels alpha is 1: the risk then ranks structures but is not in eV.
     The risk is NaN for an element outside the fit; the note names it.
-
-    Examples
-    --------
-    >>> rigidity = PredictionRigidity.fit(frames, calculator)  # doctest: +SKIP
-    >>> policy = Policy([rigidity.threshold()])  # doctest: +SKIP
     """
 
     kind = "prediction_rigidity"

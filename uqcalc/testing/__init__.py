@@ -1,10 +1,8 @@
 """Checks that backbones and signals keep their contracts, for users of uqcalc, too.
 
 A new backbone is right when `check_backbone` returns, a new signal when
-`check_signal` does. Neither needs a test framework:
-
->>> from uqcalc.testing import check_backbone, contract_frames
->>> check_backbone(lambda: MyCalculator(...), contract_frames())  # doctest: +SKIP
+`check_signal` does. Neither needs a test framework. For a calculator class
+``MyCalculator`` the call is ``check_backbone(MyCalculator, contract_frames())``.
 """
 
 from uqcalc.testing.backbone import check_backbone, contract_frames
