@@ -43,5 +43,5 @@ def test_nothing_else_is_written_over(frames):
     before = frames.read_bytes()
     done = invoke(frames, "-o", frames)
     assert done.exit_code == 1
-    assert "something else" in done.stderr
+    assert "another kind of file" in done.stderr
     assert frames.read_bytes() == before

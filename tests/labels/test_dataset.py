@@ -285,7 +285,7 @@ def test_labels_held_back_have_no_say_in_the_offsets():
     forces = build_dataset(labelled(3), ToyBackbone(), Labels())
     with pytest.raises(LabelError, match="offsets must be of energies"):
         forces.with_offsets({})
-    with pytest.raises(LabelError, match="offsets must be of energies"):
+    with pytest.raises(LabelError, match="must have an energy target"):
         Labels("forces", offsets=True)
 
 

@@ -234,7 +234,7 @@ def test_a_test_of_one_kind_is_divided_again():
         redrawn += data.split((0.85, 0.15), seed)[1].groups != parts[1].groups
     assert redrawn > 0
     data.errors[:] = 0.1
-    with pytest.warns(LabelWarning, match="none of 20 divisions"):
+    with pytest.warns(LabelWarning, match="none of 20 random splits"):
         _both_kinds(data, (0.85, 0.15), labels, 0)
 
 

@@ -270,7 +270,7 @@ def test_a_damaged_shard_is_made_again(tmp_path):
 def test_a_cache_of_another_potential_is_refused(tmp_path):
     frames, labels = labelled(9), Labels()
     build_dataset(frames, Counting(), labels, cache=tmp_path / "a")
-    with pytest.raises(RecordError, match=r"of this potential .toy:1.*toy:0"):
+    with pytest.raises(RecordError, match=r"to this potential .toy:1.*toy:0"):
         build_dataset(frames, Counting(identity="toy:1"), labels, cache=tmp_path / "a")
     with pytest.raises(RecordError, match=r"energy .* off by .*dispersion"):
         build_dataset(frames, Counting(shift=1.0), labels, cache=tmp_path / "a")

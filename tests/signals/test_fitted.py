@@ -278,7 +278,7 @@ class TestRigidity:
         with pytest.raises(LabelError, match=r"for the target 'energy'.* got 'forces'"):
             rigidity(labels=Labels("forces"))
         dataset = build_dataset(FRAMES[:30], ToyBackbone(), Labels("forces"))
-        with pytest.raises(LabelError, match="one of 'energy', got one of 'forces'"):
+        with pytest.raises(LabelError, match="must be 'energy', got 'forces'"):
             rigidity(frames=dataset)
 
 
