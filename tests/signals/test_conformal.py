@@ -128,7 +128,7 @@ def test_the_constant_bound_is_the_quantile_of_the_errors():
     expected = group_quantile(errors, np.arange(len(FRAMES)), 0.9)
     assert read(fitted, rattled()).risk == pytest.approx(expected)
     assert fitted.requires == frozenset()
-    with pytest.raises(LabelError, match=r"must differ between structures.*eV every"):
+    with pytest.raises(LabelError, match=r"must differ between structures.*eV for all"):
         fitted.threshold()
 
 
@@ -237,7 +237,7 @@ def test_a_signal_that_no_file_can_hold_is_brought(tmp_path):
     fitted = ConformalInterval.fit(labelled(12), backbone, signal, coverage=0.5)
     path = fitted.save(tmp_path / "x")
     with pytest.raises(
-        SignalError, match=r"signal 'probe' must be given.*signal=\.\.\."
+        SignalError, match=r"signal= must be given.*'probe'.*signal=\.\.\."
     ):
         load_signal(path)
     with pytest.raises(SignalError, match="of the signal 'max_force', got a conformal"):
