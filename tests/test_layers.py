@@ -45,6 +45,8 @@ ROOMS = {
     "annotating": STEP | {"calculator", "progress"},
     "attacking": STEP | {"calculator", "annotating"},
     "watching": STEP | {"annotating", "resultcache"},
+    "learning": STEP
+    | {"labels", "signals", "calculator", "annotating", "plotting", "progress"},
     "limits": STEP | {"labels", "calculator", "watching", "progress"},
     "info": STEP | {"probe", "evaluation", "distillation", "signals", "watching"},
     "testing": BASE | {"backbones", "signals"},

@@ -27,6 +27,8 @@ from .fitting.adapt import adapt as adapt
 from .fitting.recipe import Recipe as Recipe
 from .fitting.training import fit as fit
 from .labels.labels import Labels as Labels
+from .learning.labelling import label as label
+from .learning.selection import select as select
 from .limits.thresholds import (
     calibrate_threshold as calibrate_threshold,
     error_curve as error_curve,

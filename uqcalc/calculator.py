@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.calculators.calculator import (
     BaseCalculator,
@@ -104,6 +105,8 @@ class ReliableCalculator(BaseCalculator):
         self._evaluated = 0
         self._state: Hashable = None
         self._recent = Recent()
+        # the results and the features of the geometry that was judged last
+        self._features: tuple[Mapping[str, Any], torch.Tensor] | None = None
 
     def __repr__(self) -> str:
         said = ", ".join(f"{name}: {text}" for name, text in self._rows())
@@ -260,6 +263,18 @@ class ReliableCalculator(BaseCalculator):
                 self._recall(atoms)
             return self.results
 
+    def features(self, atoms: Atoms) -> torch.Tensor:
+        """Return the features of this geometry, (atoms, dim), on the model's device.
+
+        The features of the geometry that was judged last are cached; any other geometry
+        costs a pass, which does not change the results of the calculator.
+        """
+        with held([self]):
+            results = self.recall(atoms)
+            if self._features is not None and self._features[0] is results:
+                return self._features[1]
+            return self.backbone(atoms, ["energy", "forces"]).features
+
     def remember(self, geometries: int) -> None:
         """Cache at least so many ``geometries``, such as all images of a NEB band."""
         self._recent.size = max(self._recent.size, geometries)
@@ -283,6 +298,7 @@ class ReliableCalculator(BaseCalculator):
         """Delete all cached geometries, results and assessments."""
         self._drop()
         self.atoms = None
+        self._features = None
         self._recent.clear()
 
     def export_properties(self) -> Properties:
@@ -316,6 +332,7 @@ class ReliableCalculator(BaseCalculator):
                 prediction = self.backbone(given, sorted({*wanted, *self.wanted(due)}))
                 assessment = self.assessment = self.judge(prediction, due)
                 self.results = prediction.results | assessment.results()
+                self._features = (self.results, prediction.features)
             else:
                 asked = [*properties] or ["energy"]  # as for the calculator alone
                 self.results = self.backbone.untapped(

@@ -18,6 +18,8 @@ from uqcalc.distillation.head import DirectNetwork, DistilledHead
 from uqcalc.evaluation.evaluation import Evaluation, Tested
 from uqcalc.fitting.training import FitReport
 from uqcalc.labels.dataset import Dataset
+from uqcalc.learning.labelling import LabelSummary
+from uqcalc.learning.selection import Selection
 from uqcalc.limits.runlimits import RunLimits
 from uqcalc.limits.thresholds import ErrorCurve
 from uqcalc.probe.card import Card, Guarantee
@@ -62,6 +64,7 @@ __all__ = [
     "Guarantee",
     "HeadCard",
     "HeldOut",
+    "LabelSummary",
     "Level",
     "Outcome",
     "PerElement",
@@ -74,6 +77,7 @@ __all__ = [
     "RunLimits",
     "RunOutcome",
     "Seen",
+    "Selection",
     "Shape",
     "Signal",
     "SignalCard",

@@ -14,16 +14,20 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.outputs import all_outputs
 
+from uqcalc.annotating.descriptor import DESCRIPTOR_KEY, POTENTIAL_KEY
 from uqcalc.errors import RecordError
 from uqcalc.records import Assessment, Level, Reading, Verdict
 
 
 INFO_KEY = "uqcalc"
+# Prefix of the potential's own results: programs that train potentials take "energy"
+# and "forces" for reference values.
+PREDICTED = "predicted_"
 ERROR_KEY = "uqcalc_error"
 MODEL_KEY = "uqcalc_model"
 LEFT_OUT_KEY = "uqcalc_left_out"
 
-# Results that are written to annotated frames; older values are kept as original_....
+# Results that annotated frames lack; older values are kept as original_....
 _ANNOTATED = ("energy", "forces")
 # Prefixes of references: the default of `Labels`, and that of `cleared_copy`.
 _LABELS = ("REF_", "original_")
@@ -39,28 +43,29 @@ def annotated_copy(
     """Return a copy of ``atoms`` with its results and its assessment.
 
     Readings go to ``info`` and ``arrays`` under the names in ``calc.results``. Risks,
-    units and reasons go to ``info["uqcalc"]`` as percent-encoded JSON. Energy, forces
-    and the like go to a single-point calculator, so that all writers of ASE store them.
-    The copy leaves out older values of the same names in ``info`` and ``arrays``, as
-    writers refuse duplicates. ``atoms`` does not change.
+    units and reasons go to ``info["uqcalc"]`` as percent-encoded JSON. The results of
+    the potential go to ``info["predicted_energy"]``, ``arrays["predicted_forces"]`` and
+    so on: the copy has no calculator, so that no program that trains a potential takes
+    predictions for reference values. The copy leaves out older values of energy,
+    forces and so on in ``info`` and ``arrays``, which may belong to another geometry.
+    ``atoms`` does not change.
     """
     copy: Atoms = atoms.copy()
     copy.calc = None
     known = {k: v for k, v in results.items() if k in all_outputs and v is not None}
-    for key in known:
-        copy.info.pop(key, None)
-        copy.arrays.pop(key, None)
-    copy.calc = SinglePointCalculator(copy, **known)
+    for key, value in known.items():
+        for name in (key, PREDICTED + key):
+            copy.info.pop(name, None)
+            copy.arrays.pop(name, None)
+        _put(copy, PREDICTED + key, np.array(value), of_atoms=_is_of_atoms(copy, key))
     for key, value in assessment.results().items():
         array = np.asarray(value)
         if array.ndim == 0:
             copy.info[key] = array.item()
         else:
             copy.arrays[key] = array.copy()
-    record = _record(assessment)
-    if "energy" in known:  # CHGNet gives a float32, which JSON cannot store
-        record["energy"] = float(known["energy"])
-    copy.info[INFO_KEY] = percent_encoded(json.dumps(record, ensure_ascii=False))
+    record = json.dumps(_record(assessment), ensure_ascii=False)
+    copy.info[INFO_KEY] = percent_encoded(record)
     return copy
 
 
@@ -176,7 +181,11 @@ def read_assessment(atoms: Atoms) -> Assessment:
 
 
 def _is_annotated(atoms: Atoms) -> bool:
-    """Return whether the stored energy is that of the annotation, not a new label."""
+    """Return whether the stored energy is that of the annotation, not a new label.
+
+    Versions before 0.2 stored the results of the potential in a calculator, and their
+    energy in the record. In later files every stored result is a label.
+    """
     ours = json.loads(unquote(str(atoms.info[INFO_KEY]))).get("energy")
     stored = atoms.calc.results if isinstance(atoms.calc, SinglePointCalculator) else {}
     theirs = stored.get("energy")
@@ -193,6 +202,8 @@ def _own_keys(atoms: Atoms) -> list[str]:
         return []
     keys = [key for reading in readings for key in reading.results]
     own = ["reliability_level", INFO_KEY, ERROR_KEY, MODEL_KEY, LEFT_OUT_KEY]
+    own += [DESCRIPTOR_KEY, POTENTIAL_KEY]
+    own += [PREDICTED + key for key in all_outputs]
     return [*keys, *own]
 
 
@@ -203,7 +214,18 @@ def _keep(atoms: Atoms, key: str, value: Any) -> None:
         name = f"{first}_{next(numbers)}"
     if key not in all_outputs:
         atoms.info[name] = value
-    elif all_outputs[key].shapespec[:1] == ("natoms",) and len(atoms):
+    else:
+        _put(atoms, name, value, of_atoms=_is_of_atoms(atoms, key))
+
+
+def _is_of_atoms(atoms: Atoms, key: str) -> bool:
+    """Return whether a result has one row for each atom."""
+    return all_outputs[key].shapespec[:1] == ("natoms",) and len(atoms) > 0
+
+
+def _put(atoms: Atoms, name: str, value: np.ndarray, *, of_atoms: bool) -> None:
+    """Store a value in ``arrays`` or ``info``, in a form that files can hold."""
+    if of_atoms:
         # flat, as files cannot store arrays of three dimensions
         atoms.arrays[name] = value.reshape(len(atoms), -1) if value.ndim > 2 else value
     else:

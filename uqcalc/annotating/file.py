@@ -175,7 +175,7 @@ def _standing(
                 f"at frame {index}; choose another name"
             )
             raise RecordError(msg)
-        if not _same_geometry(ours, next(frames, None)):
+        if not same_geometry(ours, next(frames, None)):
             msg = (
                 f"target must hold the first frames of this source, got {output} "
                 f"whose frame {index} differs from that of "
@@ -202,7 +202,7 @@ def _parsed(output: Path, frames: int) -> Iterator[Atoms]:
         raise RecordError(msg) from error
 
 
-def _same_geometry(ours: Atoms, theirs: Atoms | None) -> bool:
+def same_geometry(ours: Atoms, theirs: Atoms | None) -> bool:
     """Return whether two geometries agree within 1e-6 Å; NaN equals NaN."""
     return (
         theirs is not None

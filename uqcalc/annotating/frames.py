@@ -35,10 +35,11 @@ def append_frame(path: Path, frame: Atoms, what: str = "frame") -> tuple[str, ..
     return found.left_out
 
 
-def whole_frames(path: Path, what: str) -> tuple[int, int]:
-    """Return the number of complete annotated frames of a file, and their bytes.
+def whole_frames(path: Path, what: str, key: str = INFO_KEY) -> tuple[int, int]:
+    """Return the number of complete frames of a file, and their bytes.
 
-    Only an incomplete last frame, after a kill, may follow them.
+    Each frame must have the info entry ``key``, by default an assessment. Only an
+    incomplete last frame, after a kill, may follow them.
 
     Raises
     ------
@@ -55,11 +56,12 @@ def whole_frames(path: Path, what: str) -> tuple[int, int]:
                 )
                 raise RecordError(msg)
             comment = file.readline()
-            if comment.endswith(b"\n") and f"{INFO_KEY}=".encode() not in comment:
+            if comment.endswith(b"\n") and f"{key}=".encode() not in comment:
+                entry = "an assessment" if key == INFO_KEY else f"info[{key!r}]"
                 msg = (
-                    f"{what} must carry an assessment, got {path} whose frame "
-                    f"{frames} has none; choose another name, because one file must "
-                    "not mix frames with and without assessments"
+                    f"{what} must carry {entry}, got {path} whose frame {frames} has "
+                    "none; choose another name, because one file must not mix frames "
+                    "with and without it"
                 )
                 raise RecordError(msg)
             last = comment
@@ -73,15 +75,16 @@ def whole_frames(path: Path, what: str) -> tuple[int, int]:
     return frames, good
 
 
-def cut_torn_frame(path: Path, what: str) -> int:
+def cut_torn_frame(path: Path, what: str, key: str = INFO_KEY) -> int:
     """Cut an incomplete last frame; return the number of complete frames.
 
     Raises
     ------
     RecordError
-        If the file does not consist of annotated XYZ frames; it does not change.
+        If the file does not consist of XYZ frames with the info entry ``key``; it does
+        not change.
     """
-    frames, good = whole_frames(path, what)
+    frames, good = whole_frames(path, what, key)
     if path.stat().st_size > good:
         with path.open("rb+") as file:
             file.truncate(good)

@@ -17,7 +17,9 @@ from uqcalc.cli.evaluate import evaluate
 from uqcalc.cli.examples import STATUS, SUMMARIES, epilog
 from uqcalc.cli.fit import fit
 from uqcalc.cli.info import info
+from uqcalc.cli.label import label
 from uqcalc.cli.run import run
+from uqcalc.cli.select import select
 
 
 __all__ = ["app", "main"]
@@ -39,6 +41,8 @@ for command in (
     evaluate,
     annotate,
     attack,
+    select,
+    label,
     info,
     run,
 ):

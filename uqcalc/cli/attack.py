@@ -16,11 +16,11 @@ from uqcalc.cli.options import (
     QuietOption,
     SpeciesOption,
     existing,
-    extended_xyz,
+    new_extended_xyz,
 )
 from uqcalc.cli.probes import ProbeOption, load_probe
 from uqcalc.cli.signalchoice import with_force_delta
-from uqcalc.cli.streams import input_file, is_standard
+from uqcalc.cli.streams import input_file
 from uqcalc.progress import progress_bar
 
 
@@ -32,14 +32,6 @@ if TYPE_CHECKING:
     from uqcalc.attacking.ascent import AttackSettings
     from uqcalc.attacking.path import AttackPath
     from uqcalc.calculator import ReliableCalculator
-
-
-def _new_file(value: Path) -> Path:
-    extended_xyz(value)
-    if is_standard(value) or value.exists():
-        msg = f"output must be a new file, got {value}; choose another name"
-        raise typer.BadParameter(msg)
-    return value
 
 
 StructureArgument = Annotated[
@@ -59,7 +51,7 @@ OutputOption = Annotated[
         "--output",
         "-o",
         metavar="FILE",
-        callback=_new_file,
+        callback=new_extended_xyz,
         help="Extended XYZ file to write, with all frames; it must not exist.",
     ),
 ]

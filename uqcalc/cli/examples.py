@@ -43,6 +43,17 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "uqcalc attack start.xyz -o to_label.xyz \\",
         "    --model orb:orb-v3-direct-20-mpa",
     ),
+    "select": (
+        "uqcalc select flagged.xyz -n 50 -o chosen.xyz",
+        "uqcalc select one.xyz two.xyz -n 50 --group run \\",
+        "    --model mace:my.model -o chosen.xyz",
+    ),
+    "label": (
+        "uqcalc label chosen.xyz -o labelled.xyz \\",
+        "    --reference gfn2-xtb --workers 2",
+        "uqcalc label chosen.xyz -o labelled.xyz \\",
+        "    --reference my_dft.py:calculator",
+    ),
     "info": (
         "uqcalc info my.probe",
         "uqcalc info chgnet",
@@ -60,6 +71,8 @@ SUMMARIES = {
     "evaluate": "Score a probe on labelled frames.",
     "annotate": "Write the reliability of every frame of a trajectory.",
     "attack": "Find structures of large Force Delta.",
+    "select": "Choose flagged frames to label.",
+    "label": "Compute reference values of frames.",
     "info": "Show the contents of a probe, signal or log.",
     "run": "Run dynamics or a relaxation from a file.",
 }

@@ -118,6 +118,15 @@ def extended_xyz(value: Path) -> Path:
     return value
 
 
+def new_extended_xyz(value: Path) -> Path:
+    """Refuse a path to write as `extended_xyz`, and a file that exists."""
+    extended_xyz(value)
+    if is_standard(value) or value.exists():
+        msg = f"output must be a new file, got {value}; choose another name"
+        raise typer.BadParameter(msg)
+    return value
+
+
 LabelledFrames = Annotated[
     Path,
     typer.Argument(

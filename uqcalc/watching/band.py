@@ -164,10 +164,12 @@ class Band:
         self.last = _combined(self.seen)
         return self.last
 
-    def snapshot(self, step: int, image: int | None = None) -> Atoms:
+    def snapshot(
+        self, step: int, image: int | None = None, *, described: bool = False
+    ) -> Atoms:
         """Return an annotated copy of one image, by default the worst.
 
-        ``info["image"]`` is the index of the image.
+        ``info["image"]`` is the index of the image; ``described`` is as in `Structure`.
 
         Raises
         ------
@@ -181,7 +183,7 @@ class Band:
         if structure is None:
             msg = f"image must carry a ReliableCalculator, got image {index} without"
             raise ValueError(msg)
-        copy = structure.snapshot(step)
+        copy = structure.snapshot(step, described=described)
         copy.info["image"] = index
         return copy
 

@@ -348,12 +348,14 @@ class Monitor:
     def _flag(self, *, final: bool) -> None:
         """Write the UNRELIABLE frames of this step, the deciding one last."""
         watched = self._watched
+        step = self.history[-1].step
         if not isinstance(watched, Band):
-            self.outputs.flag(self.snapshot, final=final)
+            frame = partial(watched.snapshot, step, described=True)
+            self.outputs.flag(frame, final=final)
             return
         for index in watched.unreliable():
             worst = watched.seen is not None and index == watched.seen.worst
-            frame = partial(self.snapshot, index)
+            frame = partial(watched.snapshot, step, index, described=True)
             self.outputs.flag(frame, final=final and worst)
 
     def _go_back(self, step: int, judged: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from ase import Atoms
 
 from uqcalc.annotating.copies import annotated_copy, drop_labels
+from uqcalc.annotating.descriptor import store_descriptor, structure_descriptor
 from uqcalc.policy import RUN, extended
 from uqcalc.records import Assessment, Reading
 from uqcalc.watching.aserun import is_finite, reliable_calculator
@@ -93,10 +94,11 @@ class Structure:
         self.last = found
         return found
 
-    def snapshot(self, step: int) -> Atoms:
+    def snapshot(self, step: int, *, described: bool = False) -> Atoms:
         """Return an annotated copy of the geometry at ``step``, the last look.
 
-        A geometry without an assessment is judged now.
+        A geometry without an assessment is judged now. With ``described`` the copy has
+        the descriptor of the structure, for `uqcalc.select`.
 
         Raises
         ------
@@ -119,4 +121,8 @@ class Structure:
         copy = annotated_copy(atoms, assessment, self.results)
         drop_labels(copy)  # they belong to the first geometry of the run
         copy.info["step"] = step
+        if described and self.finite:
+            calculator = self.calculator
+            vector = structure_descriptor(calculator.features(atoms))
+            store_descriptor(copy, vector, calculator.backbone.fingerprint)
         return copy

@@ -1,0 +1,1 @@
+"""From flagged frames to labels: choose frames, and compute their reference values."""

@@ -1,0 +1,151 @@
+"""What a process of `uqcalc.label` does: evaluate one frame with the reference."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.stress import full_3x3_to_voigt_6_stress
+from numpy.typing import NDArray
+
+from uqcalc.errors import LabelError
+from uqcalc.learning.references import FromText
+from uqcalc.learning.unitcheck import check_units
+
+
+# A reference is foreign code: it raises whatever it meets in its input, its output
+# files or its own process. Catch it only where nothing but a reference runs.
+FOREIGN = (Exception,)
+_LONGEST_REASON = 1000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Computed:
+    """Results of one frame, or the reason why there are none.
+
+    Attributes
+    ----------
+    energy : float
+        eV; 0 for a failure.
+    forces : array (atoms, 3) or None
+        eV/Å; None for a failure.
+    stress : array (6,) or None
+        eV/Å³, Voigt order and sign as in ASE; None without a stress.
+    error : str
+        Empty if the frame was evaluated.
+    """
+
+    energy: float = 0.0
+    forces: NDArray[np.float64] | None = None
+    stress: NDArray[np.float64] | None = None
+    error: str = ""
+
+
+def compute(
+    reference: Callable[..., Any], atoms: Atoms, folder: Path | None
+) -> Computed:
+    """Evaluate one frame; every failure becomes a reason.
+
+    Parameters
+    ----------
+    reference : callable
+        Returns an ASE calculator.
+    folder : Path or None
+        Passed as ``directory`` if the function takes it; made if it does not exist.
+    """
+    try:
+        return _evaluated(_calculator(reference, folder), atoms)
+    except FOREIGN as error:
+        return Computed(error=reason_of(error))
+
+
+def first_look(
+    reference: Callable[..., Any],
+    atoms: Atoms | None,
+    folder: Path | None,
+) -> tuple[str, str]:
+    """Make a calculator and check its units on one frame.
+
+    ``atoms`` is None to make the calculator only.
+
+    Returns
+    -------
+    outcome, words : str
+        ("made", what was compared), ("not made", reason), ("failed", reason) if the
+        reference fails on this frame, or ("wrong", reason) for foreign units.
+    """
+    try:
+        calculator = _calculator(reference, folder)
+    except FOREIGN as error:
+        return "not made", reason_of(error)
+    if atoms is None:
+        return "made", "not asked for"
+    try:
+        return "made", check_units(atoms, calculator)
+    except LabelError as error:
+        return "wrong", str(error)
+    except FOREIGN as error:
+        return "failed", reason_of(error)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return type and text of an error, shortened."""
+    return f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
+
+
+# Calculators of this process by the identity of their reference. A reference that
+# writes files gets a calculator for each frame.
+_MADE: dict[str, Any] = {}
+
+
+def _calculator(reference: Callable[..., Any], folder: Path | None) -> Any:
+    key = reference.text if isinstance(reference, FromText) else repr(reference)
+    make = reference.find() if isinstance(reference, FromText) else reference
+    if folder is not None and takes_directory(make):
+        folder.mkdir(parents=True, exist_ok=True)
+        return make(directory=str(folder))
+    if key not in _MADE:
+        _MADE[key] = make()
+    return _MADE[key]
+
+
+def takes_directory(make: Callable[..., Any]) -> bool:
+    """Return whether a function has a parameter ``directory``."""
+    return "directory" in inspect.signature(make).parameters
+
+
+def _evaluated(calculator: Any, atoms: Atoms) -> Computed:
+    """Return the results of one frame after a check of shapes and numbers.
+
+    Raises
+    ------
+    ValueError
+        If a result has another shape, or NaN or infinite numbers.
+    """
+    energy = float(calculator.get_property("energy", atoms))
+    forces = np.array(calculator.get_property("forces", atoms), dtype=float)
+    stress = None
+    if "stress" in calculator.implemented_properties and atoms.pbc.all():
+        stress = np.array(calculator.get_property("stress", atoms), dtype=float)
+        if stress.shape == (3, 3):
+            stress = full_3x3_to_voigt_6_stress(stress)
+    wanted: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "energy": (energy, ()),
+        "forces": (forces, (len(atoms), 3)),
+    }
+    if stress is not None:
+        wanted["stress"] = (stress, (6,))
+    for name, (value, shape) in wanted.items():
+        if np.shape(value) != shape or not np.isfinite(value).all():
+            msg = (
+                f"{name} of the reference must be finite with shape {shape}, got shape "
+                f"{np.shape(value)} and {np.count_nonzero(~np.isfinite(value))} numbers"
+                " that are not finite; look at its output"
+            )
+            raise ValueError(msg)
+    return Computed(energy, forces, stress)
