@@ -82,6 +82,7 @@ def test_examples_are_command_lines_that_can_be_read(command, tmp_path, monkeypa
     """Files they read exist here; redirections and pipes are the shell's."""
     monkeypatch.chdir(tmp_path)
     names = "labelled dft frames test held_out mine start structure"
+    names += " flagged chosen one two"
     for name in (f"{name}.xyz" for name in names.split()):
         (tmp_path / name).touch()
     for name in ("my.probe", "my.model", "md.traj", "run.jsonl", "run.yaml"):

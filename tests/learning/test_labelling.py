@@ -149,13 +149,18 @@ def test_a_killed_call_goes_on_from_what_is_on_disk(tmp_path, moody, monkeypatch
     assert summary.resumed_from >= 3
     assert summary.labelled == len(frames)
     label(frames, moody, tmp_path / "whole.xyz", workers=1)
-    assert target.read_bytes() == (tmp_path / "whole.xyz").read_bytes()
+    both = [read(path, ":") for path in (target, tmp_path / "whole.xyz")]
+    for ours, theirs in zip(*both, strict=True):
+        assert ours.info["uqcalc_label_row"] == theirs.info["uqcalc_label_row"]
+        # EMT sums neighbours in an order that depends on the frame before
+        energies = (ours.info["REF_energy"], theirs.info["REF_energy"])
+        assert energies[0] == pytest.approx(energies[1], rel=1e-9)
 
 
 @pytest.mark.parametrize(
     ("factors", "message"),
     [
-        ({"energy": 1 / 27.211386}, r"forces .* ratio 27\.2.* may be in hartree"),
+        ({"energy": 1 / 27.211386}, r"forces .*ratio 27\.2.* may be in hartree"),
         ({"forces": 23.06}, "forces .* may be in kcal/mol"),
         ({"forces": -1.0}, "forces .* the sign differs"),
         ({"stress": 160.21766}, "stress .* may be in GPa"),

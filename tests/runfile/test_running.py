@@ -373,3 +373,37 @@ def test_the_example_runs(tmp_path):
     assert run_file(tmp_path / "run.yaml").how == "finished"
     frames = read(tmp_path / "run_frames.xyz", ":")
     assert [frame.info["step"] for frame in frames] == [0, 20]
+
+
+def test_a_run_file_harvests_frames(tmp_path):
+    path = written(
+        tmp_path,
+        md=NVT | {"steps": 60},
+        policy=ALWAYS_BAD
+        | {"on_unreliable": "harvest", "patience": 20, "max_harvest": 3},
+    )
+    outcome = run_file(path)
+    frames = read(tmp_path / "heat_flagged.xyz", ":")
+    steps = [frame.info["step"] for frame in frames]
+    assert steps[0] == 19
+    assert steps == sorted(steps)
+    assert f"Harvested: {len(frames)} of at most 3 frames" in outcome.summary
+    assert (outcome.how == "halted") is (len(frames) == 3)
+    forbidden = written(
+        tmp_path,
+        name="other.yaml",
+        md=NVT,
+        policy={"on_unreliable": "warn", "max_harvest": 3},
+        outputs={"flagged": None},
+    )
+    with pytest.raises(RunFileError, match="unless on_unreliable is harvest"):
+        read_run_file(forbidden)
+    nowhere = written(
+        tmp_path,
+        name="nowhere.yaml",
+        md=NVT,
+        policy={"on_unreliable": "harvest"},
+        outputs={"flagged": None},
+    )
+    with pytest.raises(RunFileError, match="flagged must be a file where"):
+        read_run_file(nowhere)

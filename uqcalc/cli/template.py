@@ -53,7 +53,8 @@ md:                             # remove this section for a relaxation
   #window: 20                   # sample; act when, of the last 20 frames,
   #fraction: 0.5                # sample; half are UNRELIABLE (default: half of 50 fs)
   #patience: 3                  # sample; or after 3 UNRELIABLE frames in a row
-  #on_unreliable: halt          # halt or warn
+  #on_unreliable: halt          # halt, warn or harvest (go on, keep frames to label)
+  #max_harvest: 50              # sample; most frames to keep with harvest
 
 outputs:
   trajectory: "{name}_frames.xyz"   # {name} is the name of this file without ending

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 from ase import Atoms
 from ase.io import iread
 
@@ -126,7 +127,7 @@ class LabelFiles:
             )
             raise RecordError(msg)
         row: Any = frame.info.get(ROW_KEY)
-        known = isinstance(row, int) and 0 <= row < len(frames)
+        known = isinstance(row, (int, np.integer)) and 0 <= row < len(frames)
         if not known or not same_geometry(frame, frames[row]):
             msg = (
                 f"{path.name} must hold frames of this source, got one that says row "

@@ -121,6 +121,16 @@ class RunFile(Section):
             seen[path] = key
         return named
 
+    @field_validator("outputs")
+    @classmethod
+    def _of_a_harvest(cls, value: OutputSection, info: ValidationInfo) -> OutputSection:
+        policy = info.data.get("policy")
+        harvests = policy is not None and policy.on_unreliable == "harvest"
+        if harvests and value.flagged is None:
+            msg = "flagged must be a file where on_unreliable is harvest, not null"
+            raise ValueError(msg)
+        return value
+
     @property
     def path(self) -> Path:
         """Where this file is."""

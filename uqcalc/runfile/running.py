@@ -22,6 +22,7 @@ from uqcalc.runfile.restart import Restart
 from uqcalc.runfile.sections import MdSection, RelaxSection
 from uqcalc.watching.aserun import watched_atoms
 from uqcalc.watching.eventlog import check_same_run
+from uqcalc.watching.harvest import BUDGET
 from uqcalc.watching.logsummary import LogSummary, summarise_log
 from uqcalc.watching.monitor import Monitor
 
@@ -136,6 +137,7 @@ def _monitor(
         on_unreliable=policy.on_unreliable,
         mode="new" if first_step is None else "append",
         max_flagged=outputs.max_flagged,
+        max_harvest=policy.max_harvest or BUDGET,
         about=about,
         first_step=first_step,
     )

@@ -187,8 +187,11 @@ class PolicySection(Section):
     patience : int
         Act after so many UNRELIABLE frames in a row. By default neither: half of the
         last 50 fs, or three frames in a row of a relaxation.
-    on_unreliable : {"halt", "warn"}
-        Stop in that very step, or only say so in the log.
+    on_unreliable : {"halt", "warn", "harvest"}
+        Stop in that very step, only say so in the log, or go on and keep frames that
+        differ from each other (`uqcalc.Monitor`).
+    max_harvest : int
+        Most frames to keep with "harvest". Default 50.
     """
 
     suspect: Probability | None = None
@@ -199,7 +202,8 @@ class PolicySection(Section):
         default=None, validate_default=True
     )
     patience: Count | None = None
-    on_unreliable: Literal["halt", "warn"] = "halt"
+    on_unreliable: Literal["halt", "warn", "harvest"] = "halt"
+    max_harvest: Count | None = Field(default=None, validate_default=True)
 
     @field_validator("unreliable")
     @classmethod
@@ -231,6 +235,17 @@ class PolicySection(Section):
     def _or_window(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and info.data.get("window") is not None:
             msg = "must be left out where window and fraction are given"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("max_harvest")
+    @classmethod
+    def _of_a_harvest(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("on_unreliable") not in (
+            None,
+            "harvest",
+        ):
+            msg = "must be left out unless on_unreliable is harvest"
             raise ValueError(msg)
         return value
 

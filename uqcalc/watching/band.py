@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -187,11 +187,18 @@ class Band:
         copy.info["image"] = index
         return copy
 
-    def unreliable(self) -> list[int]:
-        """Return the indices of the UNRELIABLE images, the worst one last."""
+    def unreliable_frames(
+        self, step: int
+    ) -> Iterator[tuple[Callable[[], Atoms], bool]]:
+        """Yield what makes the frame of each UNRELIABLE image, the worst one last.
+
+        The second value says whether the image is the worst one, which decides.
+        """
         seen = self._seen()
         bad = [i for i, level in enumerate(seen.levels) if level is Level.UNRELIABLE]
-        return sorted(bad, key=lambda index: index == seen.worst)
+        for index in sorted(bad, key=lambda index: index == seen.worst):
+            frame = partial(self.snapshot, step, index, described=True)
+            yield frame, index == seen.worst
 
     def _seen(self) -> BandAssessment:
         if self.seen is None:

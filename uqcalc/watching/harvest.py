@@ -8,7 +8,7 @@ from the rim outwards, however slowly or fast the run moves there.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from uqcalc.annotating.descriptor import read_descriptor
+from uqcalc.records import Event, Level
+from uqcalc.watching.outputs import Outputs
 
 
 NOVELTY_KEY, SPACING_KEY = "harvest_novelty", "harvest_spacing"
@@ -88,9 +90,40 @@ class Harvest:
         self._mean = mean + before / self._count
         self._squares += float(before @ (vector - self._mean))
 
-    def begin(self) -> None:
-        """Start to keep frames: the alarm has been raised."""
-        self.begun = True
+    def step(
+        self,
+        event: Event,
+        structure: Any,
+        outputs: Outputs,
+        alarm: Callable[[], object] | None,
+    ) -> bool:
+        """Write the frame of this step if it is new; return whether the budget is full.
+
+        Parameters
+        ----------
+        event : Event
+            The step; one that was not judged is passed over.
+        structure : Structure
+            The structure of the run, at this step.
+        outputs : Outputs
+            Gets the frame.
+        alarm : callable or None
+            Given if the trigger acts at this step; it is called at the first alarm,
+            with which the harvest begins.
+        """
+        if alarm is not None and not self.begun:
+            self.begun = True
+            alarm()
+        if event.level is None:
+            return False
+        vector = structure.descriptor()
+        if not self.begun:
+            self.learn(vector)
+        elif event.level is not Level.RELIABLE and self.take(vector):
+            frame = structure.snapshot(event.step, described=True)
+            self.mark(frame)
+            outputs.flag(lambda: frame, final=True)
+        return self.full
 
     def take(self, vector: NDArray[np.float64]) -> bool:
         """Return whether to keep the frame with this descriptor.

@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -15,6 +14,7 @@ from ase.md.md import MolecularDynamics
 
 from uqcalc.annotating.frames import cut_frames
 from uqcalc.errors import UnreliableError
+from uqcalc.files.structures import read_frames
 from uqcalc.htmltable import html_table
 from uqcalc.records import Assessment, BandEvent, Event, Level, checked_interval
 from uqcalc.watching.aserun import (
@@ -29,17 +29,20 @@ from uqcalc.watching.band import Band, BandAssessment
 from uqcalc.watching.eventlog import EventLog, read_standing, versions
 from uqcalc.watching.flagged import FrameFile
 from uqcalc.watching.halting import Halt
+from uqcalc.watching.harvest import BUDGET, FULL
 from uqcalc.watching.history import KEPT, History
 from uqcalc.watching.joint import Joint
 from uqcalc.watching.outputs import Outputs
 from uqcalc.watching.report import summarise
+from uqcalc.watching.settings import check_paths, check_settings, harvest_of
 from uqcalc.watching.structure import Structure
 from uqcalc.watching.trigger import Trigger
 
 
-Action = Literal["halt", "raise", "warn"]
+Action = Literal["halt", "raise", "warn", "harvest"]
 LOST = "Energy, forces or stress of a moving cell are NaN or infinite"
 ABSURD = "Unphysical values"
+HARVEST = "UNRELIABLE: the harvest of frames begins"
 
 
 class Monitor:
@@ -70,9 +73,12 @@ class Monitor:
         Instead of ``patience``: act as soon as UNRELIABLE frames cover ``fraction`` of
         the last ``window`` steps. A frame counts for all steps until the next judged
         frame.
-    on_unreliable : {"halt", "raise", "warn"} or callable
+    on_unreliable : {"halt", "raise", "warn", "harvest"} or callable
         The action. "halt": stop in the same step. "raise": raise `UnreliableError`.
-        "warn": only log. A callable is called with the monitor, and the run goes on.
+        "warn": only log. "harvest": go on, and write to ``flagged`` only frames from
+        this step on whose features differ from those of all frames written before;
+        stop at the first physically impossible frame, or after ``max_harvest`` frames.
+        A callable is called with the monitor, and the run goes on.
         The monitor acts at once, without ``patience`` or ``window``, if energy or
         forces are NaN or infinite, or if values are physically impossible
         (`uqcalc.Sanity` and `uqcalc.watching.runchecks`).
@@ -83,6 +89,8 @@ class Monitor:
         "new": refuse existing files.
     max_flagged : int
         Largest number of frames in ``flagged``, the halting frame included.
+    max_harvest : int
+        Largest number of frames in ``flagged`` with "harvest".
     about : mapping, optional
         JSON-able entry for the header of the log. Only a run with an equal entry can
         continue the log.
@@ -142,6 +150,7 @@ class Monitor:
         on_unreliable: Action | Callable[[Monitor], object] = "halt",
         mode: Literal["continue", "append", "new"] = "continue",
         max_flagged: int = 100,
+        max_harvest: int = BUDGET,
         about: Mapping[str, Any] | None = None,
         first_step: int | None = None,
         history: int | None = KEPT,
@@ -149,8 +158,8 @@ class Monitor:
         enabled: bool = True,
         log_every: int = 1,
     ) -> None:
-        _check_settings(on_unreliable, mode)
-        _check_paths(log, flagged)
+        check_settings(on_unreliable, mode)
+        check_paths(log, flagged)
         self.dynamics = dynamics
         self.interval = checked_interval(interval, "interval")
         self.enabled = enabled
@@ -181,6 +190,11 @@ class Monitor:
             if neb is None
             else Band(dynamics, neb)
         )
+        self.harvest = harvest_of(
+            on_unreliable, max_harvest, flagged, band=neb is not None
+        )
+        if self.harvest is not None:
+            max_flagged = self.harvest.budget
         self.first_step = first_step
         if enabled:
             self._open(log, flagged, mode, about, max_flagged, log_every)
@@ -217,13 +231,18 @@ class Monitor:
         act = self.trigger(assessment, step) or stop
         whole = assessment is not None and not assessment.verdict.skipped
         self.outputs.step(event, whole=whole)
-        if event.level is Level.UNRELIABLE:
-            self._flag(final=act)
+        full = False
+        if self.harvest is not None and not (stop or self.halted):
+            alarm = partial(self._warn, event, HARVEST) if act else None
+            act = full = self.harvest.step(event, watched, self.outputs, alarm)
+        elif event.level is Level.UNRELIABLE and self.harvest is None:
+            for frame, decides in watched.unreliable_frames(step):
+                self.outputs.flag(frame, final=act and decides)
         if self.halted:  # a loop that began before the halt
             self._end("halted")
             self._stop()
         elif act:
-            why = ABSURD if absurd else self.trigger.words()
+            why = FULL if full else ABSURD if absurd else self.trigger.words()
             self._act(event, why if watched.finite else LOST)
         if is_complete(self.dynamics):
             self.close()
@@ -280,6 +299,7 @@ class Monitor:
             outputs=self.outputs,
             first_step=self.first_step,
             band=self.band,
+            harvest=self.harvest,
         )
 
     def close(self) -> None:
@@ -344,19 +364,8 @@ class Monitor:
                 self._offset = self.log.last_step - int(self.dynamics.nsteps)
         if self.first_step is not None:
             self._go_back(self.first_step, calculator.policy.signals)
-
-    def _flag(self, *, final: bool) -> None:
-        """Write the UNRELIABLE frames of this step, the deciding one last."""
-        watched = self._watched
-        step = self.history[-1].step
-        if not isinstance(watched, Band):
-            frame = partial(watched.snapshot, step, described=True)
-            self.outputs.flag(frame, final=final)
-            return
-        for index in watched.unreliable():
-            worst = watched.seen is not None and index == watched.seen.worst
-            frame = partial(watched.snapshot, step, index, described=True)
-            self.outputs.flag(frame, final=final and worst)
+        if self.harvest is not None and self.flagged and self.flagged.written:
+            self.harvest.restore(read_frames(self.flagged.path))
 
     def _go_back(self, step: int, judged: tuple[str, ...]) -> None:
         """Go back to ``step``: the trigger and the files drop later records."""
@@ -369,22 +378,29 @@ class Monitor:
             self.flagged.written = cut_frames(self.flagged.path, "flagged frames", step)
 
     def _act(self, event: Event, why: str) -> None:
-        reasons = "; ".join(event.reasons)
-        self.acted_on = event
-        self.reason = f"{why} at step {event.step}: {reasons}"
-        self.trigger.clear()
+        if self.on_unreliable == "warn":
+            self._warn(event, why)
+            return
+        self._note(event, why)
         if callable(self.on_unreliable):
             self.on_unreliable(self)
-            return
-        if self.on_unreliable == "warn":
-            warning = {"event": "warning", "step": event.step}
-            self.outputs.record(warning | {"reason": self.reason})
             return
         self.halted = True
         self._halted_by = self.last
         self._end("halted")
         self._halt.bar(self._refuse)
         self._stop()
+
+    def _warn(self, event: Event, why: str) -> None:
+        """Log that the trigger has acted, and let the run go on."""
+        self._note(event, why)
+        warning = {"event": "warning", "step": event.step}
+        self.outputs.record(warning | {"reason": self.reason})
+
+    def _note(self, event: Event, why: str) -> None:
+        self.acted_on = event
+        self.reason = f"{why} at step {event.step}: {'; '.join(event.reasons)}"
+        self.trigger.clear()
 
     def _stop(self) -> None:
         """End the current run."""
@@ -423,6 +439,8 @@ class Monitor:
             self.end["converged"] = converged
         self.outputs.log_last_step()
         self.end |= self.outputs.entry()
+        if self.harvest is not None:
+            self.end |= self.harvest.entry()
         self.outputs.record(self.end)
         self.outputs.rest()
 
@@ -469,24 +487,3 @@ class Monitor:
         }
         neb = watched_band(self.dynamics)
         return about if neb is None else about | {"images": len(neb.images)}
-
-
-def _check_paths(
-    log: str | os.PathLike[str] | None, flagged: str | os.PathLike[str] | None
-) -> None:
-    given = [Path(path).absolute() for path in (log, flagged) if path is not None]
-    if len(set(given)) < len(given):
-        msg = f"log and flagged must be different files, got {log} for both"
-        raise ValueError(msg)
-
-
-def _check_settings(on_unreliable: object, mode: str) -> None:
-    if not callable(on_unreliable) and on_unreliable not in {"halt", "raise", "warn"}:
-        msg = (
-            "on_unreliable must be 'halt', 'raise', 'warn' or a callable, got "
-            f"{on_unreliable!r}"
-        )
-        raise ValueError(msg)
-    if mode not in {"continue", "append", "new"}:
-        msg = f"mode must be 'continue', 'append' or 'new', got {mode!r}"
-        raise ValueError(msg)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from uqcalc.records import BandEvent, Event
 from uqcalc.watching.band import BandAssessment
 from uqcalc.watching.eventlog import EventLog
+from uqcalc.watching.harvest import Harvest
 from uqcalc.watching.history import History
 from uqcalc.watching.outputs import Outputs
 
 
-def summarise(
+def summarise(  # noqa: PLR0913  (all that a run has)
     history: History,
     acted_on: Event | None,
     *,
@@ -18,6 +19,7 @@ def summarise(
     outputs: Outputs,
     first_step: int | None = None,
     band: BandAssessment | None = None,
+    harvest: Harvest | None = None,
 ) -> str:
     """Return a few lines: steps and levels, the end, the worst atoms, next steps."""
     if history.first is None:
@@ -32,6 +34,8 @@ def summarise(
     else:
         lines.append(f"{'Halted' if halted else 'Flagged, but not halted'}: {reason}.")
         lines += _advice(acted_on)
+    if harvest is not None:
+        lines.append(harvest.words())
     if band is not None:
         images = ", ".join(
             f"{index} {'not judged' if level is None else level.name}"

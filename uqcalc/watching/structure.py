@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
+import numpy as np
 from ase import Atoms
+from numpy.typing import NDArray
 
 from uqcalc.annotating.copies import annotated_copy, drop_labels
 from uqcalc.annotating.descriptor import store_descriptor, structure_descriptor
@@ -122,7 +125,19 @@ class Structure:
         drop_labels(copy)  # they belong to the first geometry of the run
         copy.info["step"] = step
         if described and self.finite:
-            calculator = self.calculator
-            vector = structure_descriptor(calculator.features(atoms))
-            store_descriptor(copy, vector, calculator.backbone.fingerprint)
+            fingerprint = self.calculator.backbone.fingerprint
+            store_descriptor(copy, self.descriptor(), fingerprint)
         return copy
+
+    def descriptor(self) -> NDArray[np.float64]:
+        """Return the descriptor of the current geometry (`structure_descriptor`)."""
+        return structure_descriptor(self.calculator.features(self.atoms))
+
+    def unreliable_frames(
+        self, step: int
+    ) -> Iterator[tuple[Callable[[], Atoms], bool]]:
+        """Yield what makes the flagged frame of an UNRELIABLE step.
+
+        The second value says whether the frame decides the verdict of the step.
+        """
+        yield partial(self.snapshot, step, described=True), True

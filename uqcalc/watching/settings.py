@@ -1,0 +1,67 @@
+"""Checks of the settings of a `Monitor` before it opens any file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from uqcalc.watching.harvest import Harvest
+
+
+ACTIONS = ("halt", "raise", "warn", "harvest")
+MODES = ("continue", "append", "new")
+
+
+def check_paths(
+    log: str | os.PathLike[str] | None, flagged: str | os.PathLike[str] | None
+) -> None:
+    """Refuse the same file for log and flagged frames (ValueError)."""
+    given = [Path(path).absolute() for path in (log, flagged) if path is not None]
+    if len(set(given)) < len(given):
+        msg = f"log and flagged must be different files, got {log} for both"
+        raise ValueError(msg)
+
+
+def check_settings(on_unreliable: object, mode: str) -> None:
+    """Refuse an unknown action or mode (ValueError)."""
+    if not callable(on_unreliable) and on_unreliable not in ACTIONS:
+        msg = (
+            "on_unreliable must be 'halt', 'raise', 'warn', 'harvest' or a callable, "
+            f"got {on_unreliable!r}"
+        )
+        raise ValueError(msg)
+    if mode not in MODES:
+        msg = f"mode must be 'continue', 'append' or 'new', got {mode!r}"
+        raise ValueError(msg)
+
+
+def harvest_of(
+    on_unreliable: object,
+    max_harvest: int,
+    flagged: str | os.PathLike[str] | None,
+    *,
+    band: bool,
+) -> Harvest | None:
+    """Return the harvest of a run, None if frames are not harvested.
+
+    Raises
+    ------
+    ValueError
+        If there is no file for the frames, or if the run moves a band of images.
+    """
+    harvest = Harvest(max_harvest)
+    if on_unreliable != "harvest":
+        return None
+    if flagged is None:
+        msg = (
+            "flagged must be given with on_unreliable='harvest', got None; name the "
+            "file for the frames"
+        )
+        raise ValueError(msg)
+    if band:
+        msg = (
+            "on_unreliable='harvest' must have a run of one structure, got a band of "
+            "images; use 'warn', which flags every UNRELIABLE image"
+        )
+        raise ValueError(msg)
+    return harvest
