@@ -45,8 +45,6 @@ ROOMS = {
     "annotating": STEP | {"calculator", "progress"},
     "attacking": STEP | {"calculator", "annotating"},
     "watching": STEP | {"annotating", "resultcache"},
-    "learning": STEP
-    | {"labels", "signals", "calculator", "annotating", "plotting", "progress"},
     "limits": STEP | {"labels", "calculator", "watching", "progress"},
     "info": STEP | {"probe", "evaluation", "distillation", "signals", "watching"},
     "testing": BASE | {"backbones", "signals"},
@@ -54,10 +52,11 @@ ROOMS = {
 # The highest rooms, which may import everything but each other.
 PUBLIC = {
     "runfile": set(ROOMS),
+    "learning": {*ROOMS, "runfile"},
     "demo": set(ROOMS),
-    "types": {*ROOMS, "runfile"},
-    "__init__": {*ROOMS, "runfile"},
-    "cli": {*ROOMS, "runfile", "demo", "__init__"},
+    "types": {*ROOMS, "runfile", "learning"},
+    "__init__": {*ROOMS, "runfile", "learning"},
+    "cli": {*ROOMS, "runfile", "learning", "demo", "__init__"},
     "__main__": {"cli"},
 }
 ALLOWED = ROOMS | PUBLIC

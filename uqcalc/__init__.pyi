@@ -28,6 +28,7 @@ from .fitting.recipe import Recipe as Recipe
 from .fitting.training import fit as fit
 from .labels.labels import Labels as Labels
 from .learning.labelling import label as label
+from .learning.loop import run_loop as run_loop
 from .learning.selection import select as select
 from .limits.thresholds import (
     calibrate_threshold as calibrate_threshold,

@@ -70,6 +70,10 @@ class SourceError(RecordError):
         return type(self), (self.source, self.reason, self.summary)
 
 
+class LoopError(UqcalcError):
+    """A command of a learning loop failed or did not write its file."""
+
+
 class RunFileError(UqcalcError):
     """A run file cannot be read or has invalid entries; all problems are listed.
 

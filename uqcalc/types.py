@@ -19,6 +19,7 @@ from uqcalc.evaluation.evaluation import Evaluation, Tested
 from uqcalc.fitting.training import FitReport
 from uqcalc.labels.dataset import Dataset
 from uqcalc.learning.labelling import LabelSummary
+from uqcalc.learning.loop import LoopReport
 from uqcalc.learning.selection import Selection
 from uqcalc.limits.runlimits import RunLimits
 from uqcalc.limits.thresholds import ErrorCurve
@@ -66,6 +67,7 @@ __all__ = [
     "HeldOut",
     "LabelSummary",
     "Level",
+    "LoopReport",
     "Outcome",
     "PerElement",
     "Prediction",

@@ -19,7 +19,7 @@ PAGES: dict[str, tuple[str, ...]] = {
     ),
     "run": (
         "Monitor", "relax", "run_file", "read_log", "attack", "AttackSettings",
-        "select", "Selection", "label", "LabelSummary",
+        "select", "Selection", "label", "LabelSummary", "run_loop", "LoopReport",
     ),
     "probe": (
         "Labels", "Recipe", "fit", "adapt", "evaluate", "certify", "Guarantee", "Probe",

@@ -82,10 +82,11 @@ def test_examples_are_command_lines_that_can_be_read(command, tmp_path, monkeypa
     """Files they read exist here; redirections and pipes are the shell's."""
     monkeypatch.chdir(tmp_path)
     names = "labelled dft frames test held_out mine start structure"
-    names += " flagged chosen one two"
+    names += " chosen" if command == "label" else " flagged one two"
     for name in (f"{name}.xyz" for name in names.split()):
         (tmp_path / name).touch()
-    for name in ("my.probe", "my.model", "md.traj", "run.jsonl", "run.yaml"):
+    names = "my.probe my.model md.traj run.jsonl run.yaml loop.yaml"
+    for name in names.split():
         (tmp_path / name).touch()
     text = "\n".join(EXAMPLES[command]).replace("\\\n", " ")
     for line in text.splitlines():

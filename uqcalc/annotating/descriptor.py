@@ -9,6 +9,7 @@ about 20 % (Achlioptas, doi:10.1016/S0022-0000(03)00025-4).
 from __future__ import annotations
 
 import hashlib
+import math
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -38,11 +39,14 @@ def structure_descriptor(features: torch.Tensor) -> NDArray[np.float64]:
         On any device. NaN in the features gives NaN.
     """
     rows = features.detach().double()
-    spread = rows.std(dim=0, correction=0)
-    both = np.concatenate([rows.mean(dim=0).cpu().numpy(), spread.cpu().numpy()])
+    mean = rows.mean(dim=0)
+    centred = rows - mean
+    # several times faster than Tensor.std along the first axis
+    spread = (centred * centred).mean(dim=0).sqrt()
+    both = np.concatenate([mean.cpu().numpy(), spread.cpu().numpy()])
     if len(both) <= LENGTH:
         return both
-    return np.asarray(both @ _signs(len(both)) / np.sqrt(LENGTH))
+    return np.asarray(both @ _signs(len(both)) / math.sqrt(LENGTH), dtype=float)
 
 
 def store_descriptor(
@@ -88,4 +92,4 @@ def _signs(length: int) -> NDArray[np.float64]:
     count = length * LENGTH
     drawn = hashlib.shake_256(b"uqcalc").digest(-(-count // 8))
     bits = np.unpackbits(np.frombuffer(drawn, np.uint8))[:count]
-    return bits.reshape(length, LENGTH) * 2.0 - 1.0
+    return np.where(bits.reshape(length, LENGTH), 1.0, -1.0)

@@ -18,6 +18,7 @@ from uqcalc.cli.examples import STATUS, SUMMARIES, epilog
 from uqcalc.cli.fit import fit
 from uqcalc.cli.info import info
 from uqcalc.cli.label import label
+from uqcalc.cli.loop import loop
 from uqcalc.cli.run import run
 from uqcalc.cli.select import select
 
@@ -43,6 +44,7 @@ for command in (
     attack,
     select,
     label,
+    loop,
     info,
     run,
 ):

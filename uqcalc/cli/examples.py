@@ -52,8 +52,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "uqcalc label chosen.xyz -o labelled.xyz \\",
         "    --reference gfn2-xtb --workers 2",
         "uqcalc label chosen.xyz -o labelled.xyz \\",
-        "    --reference my_dft.py:calculator",
+        "    --reference my_dft.py:reference",
     ),
+    "loop": ("uqcalc loop loop.yaml",),
     "info": (
         "uqcalc info my.probe",
         "uqcalc info chgnet",
@@ -73,6 +74,7 @@ SUMMARIES = {
     "attack": "Find structures of large Force Delta.",
     "select": "Choose flagged frames to label.",
     "label": "Compute reference values of frames.",
+    "loop": "Run, select, label, train, again.",
     "info": "Show the contents of a probe, signal or log.",
     "run": "Run dynamics or a relaxation from a file.",
 }

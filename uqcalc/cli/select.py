@@ -167,12 +167,10 @@ def _write(chosen: Selection, output: Path, picture: Path) -> None:
     RecordError
         If no frame was chosen.
     """
-    from matplotlib.figure import Figure
-
     from uqcalc.annotating.frames import append_frame
     from uqcalc.errors import RecordError
     from uqcalc.files.writing import whole
-    from uqcalc.plotting import save_figure
+    from uqcalc.learning.picture import save_plot
 
     if not len(chosen):
         msg = f"frames must hold candidates to choose from, got none; {chosen}"
@@ -180,6 +178,4 @@ def _write(chosen: Selection, output: Path, picture: Path) -> None:
     with whole(output) as partial:
         for number, frame in enumerate(chosen):
             append_frame(partial, frame, f"chosen frame {number}")
-    figure = Figure(figsize=(6, 4.5), layout="constrained")
-    chosen.plot(figure.add_subplot())
-    save_figure(figure, picture)
+    save_plot(chosen.plot, picture)

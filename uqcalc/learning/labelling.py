@@ -15,7 +15,7 @@ from ase import Atoms
 from uqcalc.files.writing import OneWriter
 from uqcalc.learning.labelfile import ERROR_KEY, LabelFiles
 from uqcalc.learning.processes import Job, check_reference, computed
-from uqcalc.learning.references import FromText, reference_name
+from uqcalc.learning.references import FromText, Reference, reference_name
 from uqcalc.learning.worker import Computed
 from uqcalc.progress import progress_bar
 
@@ -142,6 +142,7 @@ def label(
     if isinstance(given, bool) or not isinstance(given, int) or given < 0:
         msg = f"workers must be a number of processes from 0, got {workers!r}"
         raise ValueError(msg)
+    made: Reference
     made = FromText(reference) if isinstance(reference, str) else reference
     if workers:
         _check_sendable(made)
@@ -163,7 +164,7 @@ def label(
 
 def _evaluate(
     jobs: Sequence[Job],
-    reference: Callable[..., Any],
+    reference: Reference,
     workers: int,
     files: LabelFiles,
     frames: Sequence[Atoms],
@@ -211,7 +212,7 @@ def _plain(frame: Atoms) -> Atoms:
     return copy
 
 
-def _check_sendable(reference: Callable[..., Any]) -> None:
+def _check_sendable(reference: Reference) -> None:
     """Refuse a function that another process cannot import.
 
     Raises

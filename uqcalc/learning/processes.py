@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from ase import Atoms
 
 from uqcalc.errors import LabelError, RecordError
-from uqcalc.learning.worker import Computed, compute, first_look
+from uqcalc.learning.references import Reference
+from uqcalc.learning.worker import Computed, Evaluator, compute, first_look, start
 
 
 DIED = "the process of the reference ended without an answer: it crashed or was killed"
@@ -31,7 +31,7 @@ class Job:
 
 
 def computed(
-    jobs: Iterable[Job], reference: Callable[..., Any], workers: int
+    jobs: Iterable[Job], reference: Reference, workers: int
 ) -> Iterator[tuple[Job, Computed]]:
     """Yield each job with its results, in the order in which they are finished.
 
@@ -42,8 +42,9 @@ def computed(
     """
     left = iter(jobs)
     if workers == 0:
+        here = Evaluator(reference)
         for job in left:
-            yield job, compute(reference, job.atoms, job.folder)
+            yield job, here.compute(job.atoms, job.folder)
         return
     for first in left:
         lost: list[Job] = []
@@ -55,17 +56,17 @@ def computed(
 def _until_one_dies(
     first: Job,
     left: Iterator[Job],
-    reference: Callable[..., Any],
+    reference: Reference,
     workers: int,
     lost: list[Job],
 ) -> Iterator[tuple[Job, Computed]]:
     """Evaluate jobs until all are done or a process dies; ``lost`` gets the rest."""
-    with _processes(workers) as pool:
+    with _processes(workers, reference) as pool:
         running: dict[Future[Computed], Job] = {}
 
         def submit(job: Job) -> None:
             try:
-                future = pool.submit(compute, reference, job.atoms, job.folder)
+                future = pool.submit(compute, job.atoms, job.folder)
             except BrokenProcessPool:
                 lost.append(job)
             else:
@@ -87,16 +88,16 @@ def _until_one_dies(
                     submit(job)
 
 
-def _alone(job: Job, reference: Callable[..., Any]) -> Computed:
-    with _processes(1) as pool:
-        future = pool.submit(compute, reference, job.atoms, job.folder)
+def _alone(job: Job, reference: Reference) -> Computed:
+    with _processes(1, reference) as pool:
+        future = pool.submit(compute, job.atoms, job.folder)
         if isinstance(future.exception(), BrokenProcessPool):
             return Computed(error=DIED)
         return future.result()
 
 
 def check_reference(
-    reference: Callable[..., Any], jobs: Iterable[Job], workers: int, *, units: bool
+    reference: Reference, jobs: Iterable[Job], workers: int, *, units: bool
 ) -> str:
     """Make a calculator and check its units on the first frame that it can evaluate.
 
@@ -127,13 +128,13 @@ def check_reference(
 
 
 def _looked(
-    reference: Callable[..., Any], job: Job, workers: int, *, units: bool
+    reference: Reference, job: Job, workers: int, *, units: bool
 ) -> tuple[str, str]:
     atoms = job.atoms if units else None
     if workers == 0:
-        return first_look(reference, atoms, job.folder)
-    with _processes(1) as pool:
-        future = pool.submit(first_look, reference, atoms, job.folder)
+        return Evaluator(reference).first_look(atoms, job.folder)
+    with _processes(1, reference) as pool:
+        future = pool.submit(first_look, atoms, job.folder)
         error = future.exception()
         if isinstance(error, BrokenProcessPool):
             msg = (
@@ -145,6 +146,7 @@ def _looked(
         return future.result()
 
 
-def _processes(workers: int) -> ProcessPoolExecutor:
+def _processes(workers: int, reference: Reference) -> ProcessPoolExecutor:
     # spawn: a fork would copy locks of torch and of threads in any state
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, start, (reference,))

@@ -7,7 +7,8 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeAlias
 
 from uqcalc.errors import MissingExtraError, RecordError
 
@@ -68,8 +69,8 @@ class FromText:
         if self.text in NAMED:
             return NAMED[self.text]
         module = self._module()
-        found = getattr(module, self.function, None)
-        if not callable(found):
+        found: Callable[..., Any] | None = getattr(module, self.function, None)
+        if found is None or not callable(found):
             msg = (
                 f"reference must name a function of {module.__name__}, got "
                 f"{self.function!r}; give one that returns an ASE calculator"
@@ -77,7 +78,7 @@ class FromText:
             raise RecordError(msg)
         return found
 
-    def _module(self) -> Any:
+    def _module(self) -> ModuleType:
         place = self.text.rpartition(":")[0]
         if not self.path:
             try:
@@ -98,12 +99,15 @@ class FromText:
         return module
 
 
-def reference_name(reference: Callable[..., Any]) -> str:
+Reference: TypeAlias = FromText | Callable[..., Any]
+
+
+def reference_name(reference: Reference) -> str:
     """Return the name under which labels remember their reference."""
     if isinstance(reference, FromText):
         return reference.text
     for name, function in NAMED.items():
         if reference is function:
             return name
-    kind = reference if hasattr(reference, "__qualname__") else type(reference)
-    return f"{kind.__module__}.{kind.__qualname__}"
+    name = getattr(reference, "__qualname__", type(reference).__qualname__)
+    return f"{reference.__module__}.{name}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 
 from uqcalc.errors import LabelError
-from uqcalc.learning.references import FromText
+from uqcalc.learning.references import FromText, Reference
 from uqcalc.learning.unitcheck import check_units
 
 
@@ -46,77 +45,88 @@ class Computed:
     error: str = ""
 
 
-def compute(
-    reference: Callable[..., Any], atoms: Atoms, folder: Path | None
-) -> Computed:
-    """Evaluate one frame; every failure becomes a reason.
+class Evaluator:
+    """Evaluates frames with the calculator that a reference makes.
 
     Parameters
     ----------
-    reference : callable
-        Returns an ASE calculator.
-    folder : Path or None
-        Passed as ``directory`` if the function takes it; made if it does not exist.
+    reference : Reference
+        A function that returns an ASE calculator; one with a parameter ``directory``
+        is called for each frame, any other only once.
     """
-    try:
-        return _evaluated(_calculator(reference, folder), atoms)
-    except FOREIGN as error:
-        return Computed(error=reason_of(error))
+
+    def __init__(self, reference: Reference) -> None:
+        self.reference = reference
+        self._calculator: Any = None
+
+    def compute(self, atoms: Atoms, folder: Path | None) -> Computed:
+        """Evaluate one frame; every failure becomes a reason.
+
+        ``folder`` is passed as ``directory`` if the function takes it; it is made if it
+        does not exist.
+        """
+        try:
+            return _evaluated(self._made(folder), atoms)
+        except FOREIGN as error:
+            return Computed(error=reason_of(error))
+
+    def first_look(self, atoms: Atoms | None, folder: Path | None) -> tuple[str, str]:
+        """Make a calculator and check its units on one frame.
+
+        ``atoms`` is None to make the calculator only.
+
+        Returns
+        -------
+        outcome, words : str
+            ("made", what was compared), ("not made", reason), ("failed", reason) if the
+            reference fails on this frame, or ("wrong", reason) for foreign units.
+        """
+        try:
+            calculator = self._made(folder)
+        except FOREIGN as error:
+            return "not made", reason_of(error)
+        if atoms is None:
+            return "made", "not asked for"
+        try:
+            return "made", check_units(atoms, calculator)
+        except LabelError as error:
+            return "wrong", str(error)
+        except FOREIGN as error:
+            return "failed", reason_of(error)
+
+    def _made(self, folder: Path | None) -> Any:
+        reference = self.reference
+        make = reference.find() if isinstance(reference, FromText) else reference
+        if folder is not None and "directory" in inspect.signature(make).parameters:
+            folder.mkdir(parents=True, exist_ok=True)
+            return make(directory=str(folder))
+        if self._calculator is None:
+            self._calculator = make()
+        return self._calculator
 
 
-def first_look(
-    reference: Callable[..., Any],
-    atoms: Atoms | None,
-    folder: Path | None,
-) -> tuple[str, str]:
-    """Make a calculator and check its units on one frame.
+# The evaluator of this process, if it was started by `uqcalc.learning.processes`.
+_OWN: list[Evaluator] = []
 
-    ``atoms`` is None to make the calculator only.
 
-    Returns
-    -------
-    outcome, words : str
-        ("made", what was compared), ("not made", reason), ("failed", reason) if the
-        reference fails on this frame, or ("wrong", reason) for foreign units.
-    """
-    try:
-        calculator = _calculator(reference, folder)
-    except FOREIGN as error:
-        return "not made", reason_of(error)
-    if atoms is None:
-        return "made", "not asked for"
-    try:
-        return "made", check_units(atoms, calculator)
-    except LabelError as error:
-        return "wrong", str(error)
-    except FOREIGN as error:
-        return "failed", reason_of(error)
+def start(reference: Reference) -> None:
+    """Give this process its reference; it makes the calculator at its first frame."""
+    _OWN[:] = [Evaluator(reference)]
+
+
+def compute(atoms: Atoms, folder: Path | None) -> Computed:
+    """Evaluate one frame in a process that `start` has prepared."""
+    return _OWN[0].compute(atoms, folder)
+
+
+def first_look(atoms: Atoms | None, folder: Path | None) -> tuple[str, str]:
+    """Check the reference in a process that `start` has prepared."""
+    return _OWN[0].first_look(atoms, folder)
 
 
 def reason_of(error: BaseException) -> str:
     """Return type and text of an error, shortened."""
     return f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
-
-
-# Calculators of this process by the identity of their reference. A reference that
-# writes files gets a calculator for each frame.
-_MADE: dict[str, Any] = {}
-
-
-def _calculator(reference: Callable[..., Any], folder: Path | None) -> Any:
-    key = reference.text if isinstance(reference, FromText) else repr(reference)
-    make = reference.find() if isinstance(reference, FromText) else reference
-    if folder is not None and takes_directory(make):
-        folder.mkdir(parents=True, exist_ok=True)
-        return make(directory=str(folder))
-    if key not in _MADE:
-        _MADE[key] = make()
-    return _MADE[key]
-
-
-def takes_directory(make: Callable[..., Any]) -> bool:
-    """Return whether a function has a parameter ``directory``."""
-    return "directory" in inspect.signature(make).parameters
 
 
 def _evaluated(calculator: Any, atoms: Atoms) -> Computed:

@@ -181,7 +181,7 @@ def read_run_file(path: str | os.PathLike[str]) -> RunFile:
           interval: 20
     """
     file = Path(path)
-    data = _parsed(file)
+    data = parsed_yaml(file)
     folder = file.absolute().parent
     context = {"folder": folder, "name": file.stem, "file": file.name}
     try:
@@ -218,7 +218,14 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         return super().construct_mapping(node, deep)
 
 
-def _parsed(file: Path) -> dict[str, Any]:
+def parsed_yaml(file: Path) -> dict[str, Any]:
+    """Return the keys and values of a YAML file.
+
+    Raises
+    ------
+    RunFileError
+        If it is missing, too long, not YAML, or not lines of key: value.
+    """
     if not file.is_file():
         raise RunFileError(str(file), ["must be a file that exists"])
     size = file.stat().st_size

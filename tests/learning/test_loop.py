@@ -1,0 +1,169 @@
+"""`run_loop`: rounds on disk, resumable, commands of the user under a contract."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+
+import pytest
+import yaml
+from ase.build import molecule
+from ase.io import read
+from builders import import_mace
+from typer.testing import CliRunner
+
+import uqcalc
+from uqcalc.cli import app
+from uqcalc.errors import LoopError, RecordError, RunFileError
+from uqcalc.learning.loop import run_loop
+from uqcalc.learning.loopfile import read_loop_file
+from uqcalc.runfile import opening
+
+
+import_mace()
+ALWAYS = {
+    "suspect": 1.0,
+    "unreliable": 1.0,
+    "patience": 20,
+    "on_unreliable": "harvest",
+    "max_harvest": 3,
+}
+OPEN_ONCE = functools.cache(uqcalc.open_model)
+TRAIN = """
+import sys
+data, before, after, seed = sys.argv[1:]
+with open(data) as file:
+    count = file.read().count("REF_energy")
+if "fail" in after:
+    sys.exit("no memory")
+with open("calls.txt", "a") as file:
+    file.write(f"{before} {count} {seed}\\n")
+with open(after, "w") as file:
+    file.write("weights")
+"""
+
+
+@pytest.fixture(autouse=True)
+def _models_are_opened_once(monkeypatch):
+    monkeypatch.setattr(opening, "open_model", OPEN_ONCE)
+
+
+def written(folder, *, policy=None, **content):
+    """Write a loop whose runs are always UNRELIABLE, and whose training is nothing."""
+    molecule("CH3OH").write(folder / "m.xyz", format="extxyz")
+    run = {
+        "structure": "m.xyz",
+        "md": {"steps": 40, "temperature_K": 600, "seed": 1},
+        "policy": ALWAYS if policy is None else policy,
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(run), encoding="utf-8")
+    (folder / "train.py").write_text(TRAIN, encoding="utf-8")
+    loop = {
+        "run": "run.yaml",
+        "reference": "ase.calculators.emt:EMT",
+        "train": f"{sys.executable} train.py"
+        " {data} {model_in} {model_out} {seed}",
+        "model": "default",  # the file of the training is not opened
+        "rounds": 2,
+        "workers": 0,
+        "held_out": 0.0,
+    } | content
+    path = folder / "loop.yaml"
+    path.write_text(yaml.safe_dump(loop), encoding="utf-8")
+    return path
+
+
+def calls(folder):
+    return (folder / "calls.txt").read_text().splitlines()
+
+
+def test_rounds_train_on_all_labels_so_far_and_end_by_the_rule(tmp_path):
+    path = written(tmp_path)
+    report = run_loop(path)
+    assert [row.number for row in report.rounds] == [1, 2]
+    assert report.reason == "2 rounds are done"
+    labels = [row.labelled for row in report.rounds]
+    assert min(labels) >= 1
+    models = [call.split() for call in calls(tmp_path)]
+    assert [int(count) for _, count, _ in models] == [labels[0], sum(labels)]
+    assert [int(seed) for *_, seed in models] == [1, 2]
+    rounds = tmp_path / "loop_rounds"
+    for number in ("01", "02"):
+        names = {file.name for file in (rounds / number).iterdir()}
+        assert {"chosen.png", "labelled.xyz", "model.model", "train.log"} <= names
+        run = yaml.safe_load((rounds / number / "run.yaml").read_text())
+        assert run["md"]["seed"] == int(number)
+    assert (rounds / "rounds.png").stat().st_size > 1000
+    assert "error meV" in (rounds / "rounds.txt").read_text()
+    # done stages are not repeated
+    assert str(run_loop(path)) == str(report)
+    assert len(calls(tmp_path)) == 2
+    more = written(tmp_path, rounds=3, budget=sum(labels))
+    assert run_loop(more).reason == f"the budget of {sum(labels)} labels is spent"
+
+
+def test_a_loop_that_is_stopped_goes_on_at_the_stage_that_failed(tmp_path):
+    path = written(tmp_path, rounds=1)
+    good = (tmp_path / "train.py").read_text()
+    (tmp_path / "train.py").write_text("import sys; sys.exit('no memory')")
+    with pytest.raises(LoopError, match="status 0, got 1 in round 1: no memory"):
+        run_loop(path)
+    rounds = tmp_path / "loop_rounds"
+    before = (rounds / "01" / "labelled.xyz").stat().st_mtime_ns
+    assert not (rounds / "01" / "round.json").exists()
+    (tmp_path / "train.py").write_text("pass")
+    with pytest.raises(LoopError, match=r"must write {model_out}, got no file"):
+        run_loop(path)
+    (tmp_path / "train.py").write_text(good)
+    assert len(run_loop(path).rounds) == 1
+    assert (rounds / "01" / "labelled.xyz").stat().st_mtime_ns == before
+    assert not list((rounds / "01").glob("partial_*"))
+
+
+def test_a_loop_without_flagged_frames_is_done_at_once(tmp_path):
+    report = run_loop(written(tmp_path, policy={"suspect": 0.0, "unreliable": 0.0}))
+    assert report.reason == "nothing was flagged in 40 steps"
+    assert not (tmp_path / "calls.txt").exists()
+    report.plot()
+
+
+def test_the_probe_gets_labels_that_the_training_has_not_seen(tmp_path):
+    refit = f"{sys.executable} -c \"open(r'{{probe_out}}', 'w').write('{{labels}}')\""
+    path = written(tmp_path, rounds=1, refit=refit, held_out=0.9)
+    run_loop(path)
+    place = tmp_path / "loop_rounds" / "01"
+    kept = (place / "probe.probe").read_text()
+    assert kept == str(place / "held_out.xyz")
+    # one event only: it stays with the training
+    assert (
+        len(read(place / "train.xyz", ":"))
+        == json.loads((place / "round.json").read_text())["labelled"]
+    )
+
+
+def test_a_folder_of_another_loop_is_refused(tmp_path):
+    path = written(tmp_path, rounds=1, policy={"suspect": 0.0, "unreliable": 0.0})
+    run_loop(path)
+    with pytest.raises(RecordError, match="with other seed; choose another folder"):
+        run_loop(written(tmp_path, seed=3, policy={"suspect": 0.0, "unreliable": 0.0}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"train": "train {data}"}, "train: must contain {model_out}"),
+        ({"train": "train {out} {model_out}"}, "must use the placeholders data,"),
+        ({"train": "train {model_out"}, "must have placeholders in braces"),
+        ({"run": "absent.yaml"}, "run: must be a file that exists"),
+        ({"held_out": 1.0}, "held_out: "),
+        ({"label": 3}, "label: unknown key; known here: run, reference"),
+    ],
+)
+def test_problems_of_the_file_are_told_before_anything_runs(tmp_path, content, message):
+    path = written(tmp_path, **content)
+    with pytest.raises(RunFileError, match=message):
+        read_loop_file(path)
+    done = CliRunner().invoke(app, ["loop", str(path)])
+    assert done.exit_code == 1
+    assert not (tmp_path / "loop_rounds").exists()

@@ -1,0 +1,137 @@
+"""`run_loop`: run, select, label, train, again; every round on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from uqcalc.errors import RecordError
+from uqcalc.files.writing import OneWriter, whole
+from uqcalc.learning.loopfile import LoopFile, read_loop_file
+from uqcalc.learning.picture import save_plot
+from uqcalc.learning.rounds import Round, RoundRow
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True, slots=True)
+class LoopReport:
+    """What a learning loop did.
+
+    Attributes
+    ----------
+    rounds : tuple of RoundRow
+    reason : str
+        Why it ended.
+    folder : Path
+    """
+
+    rounds: tuple[RoundRow, ...]
+    reason: str
+    folder: Path
+
+    def __str__(self) -> str:
+        names = ("round", "steps", "end", "flagged", "labels", "failed", "error meV/Å")
+        lines = ["  ".join(names)]
+        for row in self.rounds:
+            error = "-" if row.error is None else f"{1000 * row.error:.0f}"
+            counts = (row.flagged, row.labelled, row.failed, error)
+            cells = [row.number, row.steps, row.how, *counts]
+            pairs = zip(cells, names, strict=True)
+            lines.append("  ".join(f"{cell!s:>{len(name)}}" for cell, name in pairs))
+        return "\n".join([*lines, f"Ended: {self.reason}. Rounds: {self.folder}."])
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the median force error on the chosen frames of each round, meV/Å."""
+        from uqcalc.learning.picture import plot_rounds
+
+        return plot_rounds(self.rounds, ax)
+
+
+def run_loop(path: str | os.PathLike[str]) -> LoopReport:
+    """Improve a potential on its own flagged frames, round after round.
+
+    A round runs the run file under a `Monitor` (by default with
+    ``on_unreliable="harvest"``), chooses frames, labels them with the reference, and
+    calls the commands that train the potential and make its probe. The loop ends if a
+    run flags nothing, if the label budget is spent, or after the last round. After a
+    kill the same call goes on; a stage that has left its file is not repeated.
+
+    Parameters
+    ----------
+    path : path
+        Loop file (`uqcalc.learning.loopfile.LoopFile`).
+
+    Raises
+    ------
+    RunFileError
+        If the loop file or its run file is invalid.
+    RecordError
+        If the folder of the rounds belongs to another loop.
+    LoopError
+        If a command of the user fails.
+    """
+    loop = read_loop_file(path)
+    folder = loop.rounds_folder
+    folder.mkdir(exist_ok=True)
+    with OneWriter(folder / "loop.json"):
+        _check_same(loop, folder / "loop.json")
+        rows, reason = _rounds(loop)
+    report = LoopReport(tuple(rows), reason, folder)
+    save_plot(report.plot, folder / "rounds.png")
+    with whole(folder / "rounds.txt") as partial:
+        partial.write_text(f"{report}\n", encoding="utf-8")
+    return report
+
+
+def _rounds(loop: LoopFile) -> tuple[list[RoundRow], str]:
+    rows: list[RoundRow] = []
+    model: str | None = None
+    probe: Path | None = None
+    spent = 0
+    for number in range(1, loop.rounds + 1):
+        left = None if loop.budget is None else loop.budget - spent
+        if left is not None and left <= 0:
+            return rows, f"the budget of {loop.budget} labels is spent"
+        one = Round(loop, number, model, probe, left)
+        row = one.done() or one.run()
+        rows.append(row)
+        spent += row.labelled + row.failed
+        if not row.flagged:
+            return rows, f"nothing was flagged in {row.steps} steps"
+        if not row.labelled:
+            return rows, "no frame could be labelled"
+        model = one.trained_name()
+        probe = one.new_probe if loop.refit is not None else None
+    return rows, f"{loop.rounds} rounds are done"
+
+
+def _check_same(loop: LoopFile, path: Path) -> None:
+    """Write what the loop is, or compare with what is there.
+
+    Raises
+    ------
+    RecordError
+        If another loop file or run file has filled the folder.
+    """
+    run = loop.at(loop.run).read_bytes()
+    now = loop.model_dump(mode="json", exclude={"rounds", "budget", "workers"})
+    now["run_sha256"] = hashlib.sha256(run).hexdigest()
+    if not path.exists():
+        with whole(path) as partial:
+            partial.write_text(json.dumps(now, indent=1), encoding="utf-8")
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if before != now:
+        changed = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
+        msg = (
+            f"folder of the rounds must belong to this loop, got {path.parent} with "
+            f"other {', '.join(changed)}; choose another folder, or move it away"
+        )
+        raise RecordError(msg)
