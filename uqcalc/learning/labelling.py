@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ase import Atoms
 
 from uqcalc.files.writing import OneWriter
@@ -207,7 +208,7 @@ def _plain(frame: Atoms) -> Atoms:
     copy.info = {
         key: value
         for key, value in copy.info.items()
-        if isinstance(value, (str, int, float)) and key != ERROR_KEY
+        if isinstance(value, (str, int, float, np.generic)) and key != ERROR_KEY
     }
     return copy
 

@@ -15,7 +15,7 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
-from uqcalc.annotating.descriptor import read_descriptor
+from uqcalc.annotating.descriptor import potential_name, read_descriptor
 from uqcalc.records import Event, Level
 from uqcalc.watching.outputs import Outputs
 
@@ -168,14 +168,31 @@ class Harvest:
         frame.info[NOVELTY_KEY] = self.last_novelty
         frame.info[SPACING_KEY] = self.spacing
 
-    def restore(self, frames: Iterable[Atoms]) -> None:
-        """Go on from frames that were kept before a kill."""
+    def restore(
+        self, frames: Iterable[Atoms], fingerprint: str, *, begun: bool
+    ) -> None:
+        """Take frames of an existing file as kept.
+
+        Parameters
+        ----------
+        frames : iterable of Atoms
+            Frames of another potential or of another kind are passed over.
+        fingerprint : str
+            Identity of the potential.
+        begun : bool
+            Whether the frames are of the run that continues. Then the harvest has
+            begun, with the spacing of these frames. A run that continues without kept
+            frames learns the spread anew.
+        """
+        ours = potential_name(fingerprint)
         for frame in frames:
             stored = read_descriptor(frame)
-            if stored is None or SPACING_KEY not in frame.info:
+            if stored is None or stored[1] != ours or SPACING_KEY not in frame.info:
+                continue
+            self._kept.append(stored[0])
+            if not begun:
                 continue
             self.begun = True
-            self._kept.append(stored[0])
             self.last_novelty = float(frame.info[NOVELTY_KEY])
             spacing = float(frame.info[SPACING_KEY])
             self._spacing = spacing if spacing > 0 else None

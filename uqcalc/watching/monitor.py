@@ -118,6 +118,8 @@ class Monitor:
         Reason of the last action; empty without one.
     acted_on : Event or None
         The step of the last action.
+    harvest : Harvest or None
+        With "harvest": which frames are kept, and how many were.
     history : History
         A sequence of the last `Event` records, with counts of all events.
     last : Assessment or None
@@ -365,7 +367,11 @@ class Monitor:
         if self.first_step is not None:
             self._go_back(self.first_step, calculator.policy.signals)
         if self.harvest is not None and self.flagged and self.flagged.written:
-            self.harvest.restore(read_frames(self.flagged.path))
+            continues = self.first_step is not None
+            continues |= self.log is not None and self.log.last_step is not None
+            frames = read_frames(self.flagged.path)
+            fingerprint = calculator.backbone.fingerprint
+            self.harvest.restore(frames, fingerprint, begun=continues)
 
     def _go_back(self, step: int, judged: tuple[str, ...]) -> None:
         """Go back to ``step``: the trigger and the files drop later records."""
