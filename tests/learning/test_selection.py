@@ -81,12 +81,24 @@ def test_near_duplicates_of_one_event_are_dropped_and_those_of_others_kept():
 def test_an_event_gives_at_most_its_share():
     long = [flagged((k, 0), risk=0.99, step=k) for k in range(60)]
     other = [flagged((0, 5.0 * k), risk=0.6, step=1000 * k) for k in range(3)]
-    chosen = select([*long, *other], 8)
-    assert chosen.per_event == 4  # twice the share of 8 frames of 4 events
-    assert sum(event == "e0" for event in chosen.events) == 4
-    assert sum(e == "e0" for e in select([*long, *other], 8, per_event=2).events) == 2
+    frames = [*long, *other]
+    # twice the share of 7 frames of 4 events
+    assert sum(event == "e0" for event in select(frames, 7, near=0).events) == 4
+    # the others have no more
+    assert len(select(frames, 20, near=0)) == 20
+    few = select(frames, 8, near=0, per_event=2)
+    assert sum(event == "e0" for event in few.events) == 2
     # the same choice by risk alone
     assert sorted(select([*long, *other], 3, diverse=False, per_event=2).rows)[-1] >= 60
+
+
+def test_another_molecule_far_away_makes_no_frames_near_duplicates():
+    own = [flagged((3.0 * k, 0), step=k) for k in range(6)]
+    other = [flagged((1e4 + 3 * k, 0), step=k) for k in range(6)]
+    for frame in other:
+        frame.numbers[:] = 28
+    assert len(select(own, 12)) == 6
+    assert len(select([*own, *other], 12)) == 12
 
 
 def test_groups_end_events_and_stay_with_the_frames():

@@ -78,7 +78,9 @@ DiverseOption = Annotated[
 PerEventOption = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Most frames of one event; by default twice an even share."
+        min=1,
+        help="Most frames of one event; by default twice an even share, more only if "
+        "the other events have no frames left.",
     ),
 ]
 GroupOption = Annotated[
