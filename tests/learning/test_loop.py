@@ -10,7 +10,7 @@ import pytest
 import yaml
 from ase.build import molecule
 from ase.io import read
-from builders import import_mace
+from builders import import_mace, run_and_kill
 from typer.testing import CliRunner
 
 import uqcalc
@@ -31,7 +31,8 @@ ALWAYS = {
 }
 OPEN_ONCE = functools.cache(uqcalc.open_model)
 TRAIN = """
-import sys
+import os, sys, time
+time.sleep(float(os.environ.get("SLOW", "0")))
 data, before, after, seed = sys.argv[1:]
 with open(data) as file:
     count = file.read().count("REF_energy")
@@ -119,6 +120,32 @@ def test_a_loop_that_is_stopped_goes_on_at_the_stage_that_failed(tmp_path):
     assert len(run_loop(path).rounds) == 1
     assert (rounds / "01" / "labelled.xyz").stat().st_mtime_ns == before
     assert not list((rounds / "01").glob("partial_*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("begun", ["run.jsonl", "train.log"])
+def test_a_loop_that_is_killed_outright_goes_on(tmp_path, begun, monkeypatch):
+    path = written(tmp_path, rounds=1)
+    place = tmp_path / "loop_rounds" / "01"
+    monkeypatch.setenv("SLOW", "5")
+
+    def ready():
+        file = place / begun
+        return file.exists() and (begun == "train.log" or file.stat().st_size > 9000)
+
+    run_and_kill([sys.executable, "-m", "uqcalc", "loop", str(path)], ready)
+    assert not (place / "round.json").exists()
+    monkeypatch.setenv("SLOW", "0")
+    killed = run_loop(path)
+    other = tmp_path / "whole"
+    other.mkdir()
+    whole = run_loop(written(other, rounds=1))
+    for one, two in zip(killed.rounds, whole.rounds, strict=True):
+        assert (one.steps, one.how, one.chosen) == (two.steps, two.how, two.chosen)
+    files = [
+        folder / "labelled.xyz" for folder in (place, other / "loop_rounds" / "01")
+    ]
+    assert [len(read(file, ":")) for file in files] == [killed.rounds[0].labelled] * 2
 
 
 def test_a_loop_without_flagged_frames_is_done_at_once(tmp_path):
