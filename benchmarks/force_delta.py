@@ -241,7 +241,9 @@ def run_pretrained(name: str, frames: Path | None) -> None:
         done = list(annotate(chosen, watched))
         u = [a.info["force_delta"] for a in done]
         error = [
-            np.sqrt(np.mean((b.get_forces() - a.arrays["REF_forces"]) ** 2))
+            np.sqrt(
+                np.mean((b.arrays["predicted_forces"] - a.arrays["REF_forces"]) ** 2)
+            )
             for a, b in zip(chosen, done, strict=True)
         ]
         own = float(spearmanr(u, error).statistic)

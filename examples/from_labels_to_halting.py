@@ -113,7 +113,9 @@ print(monitor.summary())
 # 6. The truth, at every tenth frame and at the last one.
 compared = [*path[:-1:10], path[-1]]
 times = [frame.info["step"] * 0.5e-3 for frame in compared]
-missed = [frame.get_forces() - reference.get_forces(frame) for frame in compared]
+predicted = [frame.arrays["predicted_forces"] for frame in compared]
+true = [reference.get_forces(frame) for frame in compared]
+missed = [ours - theirs for ours, theirs in zip(predicted, true, strict=True)]
 errors = np.sqrt([np.mean(difference**2) for difference in missed])
 history, card = monitor.history, probe.card
 last = errors[-10:]  # of the 50 fs that the monitor looks back on

@@ -210,8 +210,8 @@ def test_frames_say_what_the_calculator_says_of_them():
         risk = theirs.reading("force_delta").risk
         assert ours.reading("force_delta").risk == pytest.approx(risk, rel=1e-4)
         assert path.force_delta[step] == ours.reading("force_delta").risk
-        assert frame.get_potential_energy() == path.energy[step]
-        assert frame.get_forces().shape == (6, 3)
+        assert frame.info["predicted_energy"] == path.energy[step]
+        assert frame.arrays["predicted_forces"].shape == (6, 3)
     np.testing.assert_array_equal(path.frames[0].positions, given.positions)
 
 
@@ -348,7 +348,7 @@ def test_a_reference_scores_every_frame():
     [path] = attack(atoms, attackable(), AttackSettings(steps=2), reference=EMT())
     assert path.force_error.shape == (3,)
     for frame, error in zip(path.frames, path.force_error, strict=True):
-        apart = frame.get_forces() - EMT().get_forces(frame)
+        apart = frame.arrays["predicted_forces"] - EMT().get_forces(frame)
         close(error, np.sqrt(np.mean(apart**2)), NETWORK)
         assert frame.info["attack_force_error"] == error
         # EMT sums in another order with an older neighbour list

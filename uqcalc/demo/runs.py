@@ -132,7 +132,7 @@ def true_errors(frames: list[Atoms], reference: Any) -> np.ndarray:
         atoms = Atoms(frame.numbers, frame.positions)
         atoms.calc = reference
         try:
-            difference = frame.get_forces() - atoms.get_forces()
+            difference = frame.arrays["predicted_forces"] - atoms.get_forces()
         except CalculationFailed:
             reference.reset()
             continue
