@@ -174,15 +174,15 @@ def test_spread_and_spacing_are_those_of_the_frames_before_the_alarm():
     for vector in cloud:
         harvest.learn(vector)
     spread = np.sqrt(((cloud - cloud.mean(axis=0)) ** 2).sum(axis=1).mean())
-    assert harvest.spacing == pytest.approx(spread)
+    assert harvest.spacing == pytest.approx(1.5 * spread)
     assert not harvest.take(cloud[0])  # no alarm yet
     harvest.begun = True
     far = cloud.mean(axis=0) + 3 * spread * np.eye(8)[0]
     assert harvest.take(far)
     assert harvest.last_novelty == pytest.approx(3)
-    assert not harvest.take(far + 0.9 * spread * np.eye(8)[1])
+    assert not harvest.take(far + 1.4 * spread * np.eye(8)[1])
     assert not harvest.take(np.full(8, np.nan))
-    assert harvest.take(far + 1.1 * spread * np.eye(8)[1])
+    assert harvest.take(far + 1.6 * spread * np.eye(8)[1])
 
 
 def test_an_alarm_at_the_first_step_learns_the_spread_afterwards():

@@ -26,7 +26,9 @@ FULL = "The budget of harvested frames is full"
 # Distances are in units of the spread of the descriptors before the alarm; so many
 # frames are needed to know it.
 _LEAST = 10
-_SPACING = 1.0
+# Two independent frames from before the alarm are 1.4 (square root of 2) spreads apart:
+# a kept frame differs by more than chance.
+_SPACING = 1.5
 
 
 class Harvest:
@@ -128,7 +130,7 @@ class Harvest:
     def take(self, vector: NDArray[np.float64]) -> bool:
         """Return whether to keep the frame with this descriptor.
 
-        The first one is kept, and each one that is at least one spread away from all
+        The first one is kept, and each one that is at least `spacing` away from all
         kept frames. NaN is never kept. Without ten frames before the alarm, the
         spread is learned from the frames after it, and none of these is kept but the
         first.
@@ -152,11 +154,11 @@ class Harvest:
         """
         if self._mean is None or not self.spacing > 0:
             return math.nan
-        return float(np.linalg.norm(vector - self._mean)) / self.spacing
+        return _SPACING * float(np.linalg.norm(vector - self._mean)) / self.spacing
 
     @property
     def spacing(self) -> float:
-        """Smallest distance between kept frames; NaN if it is not known yet."""
+        """Smallest distance between kept frames, 1.5 spreads; NaN if not known yet."""
         if self._spacing is not None:
             return self._spacing
         if self._count < 2:
