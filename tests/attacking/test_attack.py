@@ -323,7 +323,7 @@ def test_a_free_cell_is_strained_within_its_limit():
         strain = np.linalg.solve(one.cell.array, two.cell.array) - np.eye(3)
         assert 0 < np.abs(strain).max() <= 4e-3 * (1 + NETWORK)
         close(strain, strain.T, FLOAT64, of=1.0)  # a difference of matrices about 1
-    assert free.frames[-1].get_stress().shape == (6,)
+    assert free.frames[-1].info["predicted_stress"].shape == (6,)
 
 
 @pytest.mark.usefixtures("_double")
