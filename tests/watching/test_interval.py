@@ -84,7 +84,9 @@ def test_every_third_geometry_is_judged_and_the_others_have_no_level():
 
 @pytest.mark.parametrize("interval", [0, -1, 2.5, True])
 def test_an_interval_is_a_whole_number(interval):
-    with pytest.raises(ValueError, match="interval must be a whole number of at least 1"):
+    with pytest.raises(
+        ValueError, match="interval must be a whole number of at least 1"
+    ):
         judged(interval=interval)
 
 
