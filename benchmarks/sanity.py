@@ -23,8 +23,8 @@ from common import print_table, print_targets, target, water_box, write_result
 
 from uqcalc import Sanity
 from uqcalc.backbones.prediction import Prediction, geometry
+from uqcalc.geometry.surroundings import surroundings
 from uqcalc.signals.sanity import ABSURD_FORCE, CROWDED, EXTENT, FORCE, FUSED
-from uqcalc.signals.surroundings import surroundings
 
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data"

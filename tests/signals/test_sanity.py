@@ -26,7 +26,7 @@ from uqcalc import (
 )
 from uqcalc.backbones.prediction import Prediction, geometry
 from uqcalc.errors import BackboneError
-from uqcalc.signals.surroundings import surroundings
+from uqcalc.geometry.surroundings import surroundings
 from uqcalc.testing import check_signal
 
 
@@ -75,7 +75,7 @@ def test_the_closest_contact_is_in_covalent_radii_and_crosses_the_cell():
 
 @pytest.mark.parametrize("most_pairs", [4096, 0])
 def test_neighbours_are_those_of_a_list_of_all_pairs(monkeypatch, most_pairs):
-    monkeypatch.setattr("uqcalc.signals.surroundings._MOST_PAIRS", most_pairs)
+    monkeypatch.setattr("uqcalc.geometry.surroundings._MOST_PAIRS", most_pairs)
     rng = np.random.default_rng(0)
     for _ in range(40):
         count = int(rng.integers(1, 20))

@@ -14,7 +14,7 @@ from ase.build import bulk, fcc111, graphene, molecule
 from ase.neighborlist import primitive_neighbor_list
 from ase.spacegroup import crystal
 
-from uqcalc.signals.surroundings import surroundings
+from uqcalc.geometry.surroundings import surroundings
 from uqcalc.signals.symmetry import MOST_ATOMS, forces_vanish
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -11,8 +10,9 @@ from ase.data import chemical_symbols
 
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.chargespin import ignored_charge_spin, impossible
+from uqcalc.geometry.bonds import named_atoms
+from uqcalc.geometry.surroundings import Geometry, SamePairs, Surroundings, surroundings
 from uqcalc.signals.base import TensorReading
-from uqcalc.signals.surroundings import Geometry, SamePairs, Surroundings, surroundings
 from uqcalc.signals.symmetry import forces_vanish
 
 
@@ -40,7 +40,6 @@ _LOWEST = (
     * (1 + (_CHARGES / 137) ** 2 / 4)
 )
 _BINDING = 100.0  # eV/atom; ten times the energy of bonds
-_MOST_NAMED = 5
 # Decimals of a contact; the last digits of a float depend on the order of the pairs.
 _DIGITS = 12
 _NOBLE = (2, 10, 18, 36, 54, 86)  # noble gases: no bonds in liquid or crystal
@@ -210,13 +209,6 @@ def _geometry(prediction: Prediction) -> Geometry:
     return Geometry(
         prediction.numbers, prediction.positions, prediction.cell, prediction.pbc
     )
-
-
-def named_atoms(numbers: np.ndarray, indices: Sequence[int] | np.ndarray) -> str:
-    """Return atoms by element and index, such as "H3, O0 and 2 more"."""
-    shown = [f"{chemical_symbols[numbers[i]]}{i}" for i in indices[:_MOST_NAMED]]
-    more = len(indices) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def _check_contacts(

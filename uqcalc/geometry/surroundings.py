@@ -189,6 +189,8 @@ def with_images(
 _SKIN = 0.6
 # Pairs are listed up to this multiple of the closest contact.
 _MARGIN = 1.15
+# Of an atom's two images on opposite sides one is ahead along this direction.
+_ANY_DIRECTION = np.array([1.0, 0.7548777, 0.5698403])
 
 
 class Geometry(NamedTuple):
@@ -221,15 +223,18 @@ class _Listed:
 
     def moved(self, geometry: Geometry) -> float:
         """Return the largest displacement in Å; infinite if anything else changed."""
-        before = self.geometry
-        if not (
-            np.array_equal(before.numbers, geometry.numbers)
-            and (before.cell == geometry.cell).all()
-            and (before.pbc == geometry.pbc).all()
-        ):
-            return np.inf
-        apart = geometry.positions - before.positions
-        return float(np.sqrt(np.einsum("ij,ij->i", apart, apart).max()))
+        return _moved(self.geometry, geometry)
+
+
+def _moved(before: Geometry, geometry: Geometry) -> float:
+    if not (
+        np.array_equal(before.numbers, geometry.numbers)
+        and (before.cell == geometry.cell).all()
+        and (before.pbc == geometry.pbc).all()
+    ):
+        return np.inf
+    apart = geometry.positions - before.positions
+    return float(np.sqrt(np.einsum("ij,ij->i", apart, apart).max()))
 
 
 class SamePairs:
@@ -298,3 +303,77 @@ def _with_pairs(plain: _Listed, found: Surroundings, reach: float) -> _Listed:
         reach=reach,
         lonely=float(found.nearest.max()),
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pairs:
+    """Pairs of atoms, periodic images included, each once.
+
+    Attributes
+    ----------
+    geometry : Geometry
+        The structure for which the pairs were searched.
+    first, second : arrays (pairs,) of int
+        Atoms of each pair; both are the same atom for a pair of its own images.
+    shifts : array (pairs, 3)
+        Moves the second atom to its image, in Å.
+    limits : array (pairs,)
+        Largest distance of interest, in Å. Some pairs are further apart.
+    """
+
+    geometry: Geometry
+    first: np.ndarray
+    second: np.ndarray
+    shifts: np.ndarray
+    limits: np.ndarray
+
+    def distances(self, positions: np.ndarray) -> np.ndarray:
+        """Return the distances in Å for these positions, (pairs,)."""
+        apart = positions[self.second] - positions[self.first] + self.shifts
+        return np.sqrt(np.einsum("ij,ij->i", apart, apart))
+
+
+class NearPairs:
+    """All pairs up to a limit that depends on the two elements.
+
+    Pairs are listed up to `_SKIN` beyond their limits, and listed again only after an
+    atom has moved by half of that. Memory and time are linear in the number of atoms.
+
+    Parameters
+    ----------
+    limits : array (elements, elements)
+        Largest distance in Å by the two atomic numbers; 0 if a pair is not wanted.
+    """
+
+    def __init__(self, limits: np.ndarray) -> None:
+        self._limits = limits
+        self._listed: Pairs | None = None
+
+    def near(self, geometry: Geometry) -> Pairs:
+        """Return all pairs of this structure within their limits, and some more."""
+        listed = self._listed  # read once: another thread may replace it
+        if listed is None or not 2 * _moved(listed.geometry, geometry) < _SKIN:
+            listed = self._listed = self._list(geometry)
+        return listed
+
+    def _list(self, geometry: Geometry) -> Pairs:
+        numbers, positions, cell, pbc = (array.copy() for array in geometry)
+        elements = np.unique(numbers)
+        farthest = float(self._limits[np.ix_(elements, elements)].max()) + _SKIN
+        points, owners = with_images(positions, cell, pbc, farthest)
+        tree = cKDTree(points, balanced_tree=False, compact_nodes=False)
+        pairs = tree.query_pairs(farthest, output_type="ndarray")
+        pairs = pairs[pairs[:, 0] < len(numbers)]  # the others are pairs of images
+        ends = points[pairs[:, 1]] - points[pairs[:, 0]]
+        first, second = owners[pairs].T
+        # a pair with an image is found from both sides, an atom's own image twice
+        images = pairs[:, 1] >= len(numbers)
+        ahead = ends @ _ANY_DIRECTION > 0
+        once = ~images | (first < second) | ((first == second) & ahead)
+        limits = self._limits[numbers[first], numbers[second]]
+        near = np.sqrt(np.einsum("ij,ij->i", ends, ends)) <= limits + _SKIN
+        kept = once & (limits > 0) & near
+        first, second = first[kept], second[kept]
+        shifts = ends[kept] - (positions[second] - positions[first])
+        where = Geometry(numbers, positions, cell, pbc)
+        return Pairs(where, first, second, shifts, limits[kept])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ase.build import bulk, make_supercell
 
-from uqcalc.signals.surroundings import Geometry, SamePairs, surroundings
+from uqcalc.geometry.surroundings import Geometry, SamePairs, surroundings
 
 
 REACH = 5.0

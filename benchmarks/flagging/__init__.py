@@ -1,0 +1,1 @@
+"""Frames and figures of `benchmarks/flags.py`."""

@@ -1,0 +1,1 @@
+"""Neighbours, bonds, coordination and regimes of a structure; positions alone."""
