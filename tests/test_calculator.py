@@ -101,6 +101,7 @@ def test_results_are_bitwise_those_of_the_base(base, wrapped, atoms):
         "probe_importance",
         "max_force",
         "reliability_level",
+        "flags_atoms",
         "sanity_contact",
         "sanity_unseen",
     }
@@ -249,7 +250,7 @@ def test_no_numbers_are_unreliable_also_where_no_signal_is_due():
     atoms.calc.backbone.calculator.broken = True
     atoms.rattle(1e-3, seed=0)
     rested = atoms.calc.assess(atoms)
-    assert [reading.signal for reading in rested.readings] == ["sanity"]
+    assert [reading.signal for reading in rested.readings] == ["sanity", "flags"]
     assert rested.level is Level.UNRELIABLE
     assert "NaN or infinite" in str(rested)
     assert atoms.calc.results["reliability_level"] == 2
@@ -364,7 +365,7 @@ def test_export_and_todict(base, wrapped):
     np.testing.assert_array_equal(properties["stress"], bare.get_stress())
     assert "probe_reliability" not in wrapped.export_properties()
     described = json.loads(json.dumps(wrapped.todict()))
-    assert described["signals"] == ["probe", "max_force", "sanity"]
+    assert described["signals"] == ["probe", "max_force", "sanity", "flags"]
     assert described["backbone"] == wrapped.backbone.fingerprint
     json.dumps(wrapped.describe())
     with pytest.raises(PropertyNotImplementedError):
@@ -427,7 +428,7 @@ def test_a_signal_that_the_backbone_cannot_feed_names_both_sides(base):
 
 
 def test_a_policy_must_judge_what_runs(base):
-    words = r"\['probe'\] and signals \['max_force', 'sanity'\]"
+    words = r"\['probe'\] and signals \['max_force', 'sanity', 'flags'\]"
     with pytest.raises(ValueError, match=words):
         ReliableCalculator(
             base,

@@ -46,7 +46,7 @@ def test_the_probe_of_the_very_model_is_taken_and_named(caplog):
 
 def test_double_precision_is_the_same_model_and_other_weights_are_not():
     double = ReliableCalculator(bare_calculator(dtype="float64"))
-    assert [signal.name for signal in double.signals] == ["probe", "sanity"]
+    assert [signal.name for signal in double.signals] == ["probe", "sanity", "flags"]
     assert (
         find_probe(ReliableCalculator(mace_calculator(0)).backbone.fingerprint) is None
     )
@@ -57,7 +57,7 @@ def test_without_one_nothing_is_called_reliable_and_that_is_said(caplog):
     with caplog.at_level(logging.WARNING, logger="uqcalc"):
         calc = ReliableCalculator(ToyBackbone())
     assert any("no probe ships" in r.message for r in caplog.records)
-    assert [signal.name for signal in calc.signals] == ["max_force", "sanity"]
+    assert [signal.name for signal in calc.signals] == ["max_force", "sanity", "flags"]
     assert calc.assess(atoms).level is Level.SUSPECT
     assert calc.refusal("no answer").level is Level.UNRELIABLE
     assert calc.assess(Atoms("H")).level is Level.SUSPECT  # its force is zero
@@ -67,7 +67,7 @@ def test_a_probe_among_the_signals_is_the_probe():
     mine = shipped_probe("default")
     calc = ReliableCalculator(bare_calculator(), signals=[ProbeSignal(mine)])
     assert calc.signals[0].probe is mine
-    assert [signal.name for signal in calc.signals] == ["probe", "sanity"]
+    assert [signal.name for signal in calc.signals] == ["probe", "sanity", "flags"]
     assert calc.policy == mine.card.policy()
     with pytest.raises(ProbeError, match="the backbone's feature width"):
         ReliableCalculator(mace_calculator(0), signals=[ProbeSignal(mine)])
@@ -76,13 +76,13 @@ def test_a_probe_among_the_signals_is_the_probe():
 def test_a_committee_is_read_without_labels():
     calc = ReliableCalculator(mace_calculator(0, 1))
     names = [signal.name for signal in calc.signals]
-    assert names == ["max_force", "force_spread", "sanity"]
+    assert names == ["max_force", "force_spread", "sanity", "flags"]
     assert [s.name for s in label_free(calc.backbone)] == names[:2]
 
 
 def test_own_signals_stay_alone_where_no_probe_ships():
     calc = ReliableCalculator(ToyBackbone(), signals=[MaxForce()], policy=POLICY)
-    assert [signal.name for signal in calc.signals] == ["max_force", "sanity"]
+    assert [signal.name for signal in calc.signals] == ["max_force", "sanity", "flags"]
     with pytest.raises(ValueError, match="policy must be given"):
         ReliableCalculator(ToyBackbone(), signals=[MaxForce()])
 

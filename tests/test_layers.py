@@ -17,6 +17,7 @@ import uqcalc
 PACKAGE = Path(uqcalc.__file__).parent
 BASE = {"errors", "former", "records", "htmltable"}
 STEP = BASE | {"backbones", "files", "policy", "quantities", "statistics", "targets"}
+STEP |= {"geometry"}
 ROOMS = {
     "former": set(),
     "htmltable": set(),
@@ -28,6 +29,7 @@ ROOMS = {
     "policy": BASE,
     "statistics": BASE,
     "files": BASE,
+    "geometry": BASE,
     "plotting": BASE | {"files"},
     "backbones": BASE,
     "models": BASE | {"files", "backbones"},

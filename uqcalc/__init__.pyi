@@ -42,6 +42,7 @@ from .runfile.running import run_file as run_file
 from .signals.conformal import ConformalInterval as ConformalInterval
 from .signals.distance import LatentDistance as LatentDistance
 from .signals.fitted import load_signal as load_signal
+from .signals.flags import Flags as Flags
 from .signals.force_delta import ForceDelta as ForceDelta
 from .signals.label_free import (
     EnergySpread as EnergySpread,

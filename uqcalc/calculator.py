@@ -55,6 +55,9 @@ class ReliableCalculator(BaseCalculator):
     sanity : bool
         Whether to add `uqcalc.Sanity`, which detects fused atoms, atoms without
         neighbours and the like. Its findings count in every policy.
+    flags : bool, optional
+        Whether to add `uqcalc.Flags`, which detects bonds that break, ions and
+        radicals. Its findings count in every policy. By default as ``sanity``.
     interval : int
         Judge only every ``interval``-th geometry, starting with the first. For the
         others no signal is evaluated: ``results`` are those of the calculator alone,
@@ -84,6 +87,7 @@ class ReliableCalculator(BaseCalculator):
         *,
         importance: Literal["always", "flagged"] = "always",
         sanity: bool = True,
+        flags: bool | None = None,
         interval: int = 1,
         enabled: bool = True,
     ) -> None:
@@ -95,7 +99,7 @@ class ReliableCalculator(BaseCalculator):
             raise ValueError(msg)
         self.backbone = tap(calculator)
         self.signals = choose_signals(
-            self.backbone, probe, signals, importance, sanity=sanity
+            self.backbone, probe, signals, importance, sanity=sanity, flags=flags
         )
         auto = probe == AUTO and not signals
         self.policy = choose_policy(self.signals, policy, auto=auto)

@@ -16,6 +16,7 @@ from uqcalc.policy import TRUST_NOTHING, Policy, Threshold
 from uqcalc.probe.card import Card
 from uqcalc.probe.probe import Probe
 from uqcalc.signals.base import Signal, check_readable
+from uqcalc.signals.flags import Flags
 from uqcalc.signals.force_delta import ForceDelta
 from uqcalc.signals.label_free import ForceSpread, MaxForce
 from uqcalc.signals.probe import ProbeSignal
@@ -66,8 +67,9 @@ def choose_signals(
     importance: str,
     *,
     sanity: bool = True,
+    flags: bool | None = None,
 ) -> tuple[Signal, ...]:
-    """Return the signals; the probe's is first, and an added `Sanity` is last.
+    """Return the signals; the probe's is first, `Sanity` and `Flags` are last.
 
     Raises
     ------
@@ -98,6 +100,10 @@ def choose_signals(
         raise ValueError(msg)
     if sanity and not any(isinstance(signal, Sanity) for signal in chosen):
         chosen.append(Sanity.of(backbone, forces=_has_force_signal(chosen)))
+    wanted = sanity if flags is None else flags
+    if wanted and not any(isinstance(signal, Flags) for signal in chosen):
+        probes = probes_of(chosen)
+        chosen.append(Flags.of(backbone, probes[0].card if probes else None))
     names = [signal.name for signal in chosen]
     if len(set(names)) != len(names):
         msg = f"signals must have distinct names, got {names}"
@@ -145,7 +151,7 @@ def choose_policy(
     ValueError, TypeError
         If no policy is found, or it has a threshold for a signal that does not run.
     """
-    names = [s.name for s in signals if not isinstance(s, Sanity)]
+    names = [s.name for s in signals if not isinstance(s, Sanity | Flags)]
     if policy is None and not probes_of(signals) and auto:
         # no limits are known: finite risks are SUSPECT, NaN is UNRELIABLE
         return Policy(Threshold(name, *TRUST_NOTHING) for name in names)

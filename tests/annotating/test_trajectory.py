@@ -250,7 +250,11 @@ def test_labels_survive_and_an_earlier_annotation_does_not(tmp_path):
         assert "predicted_energy_2" not in frame.info
     assert read_assessment(first).level is Level.UNRELIABLE
     assert read_assessment(second).level is Level.RELIABLE
-    assert [r.signal for r in read_assessment(second).readings] == ["again", "sanity"]
+    assert [r.signal for r in read_assessment(second).readings] == [
+        "again",
+        "sanity",
+        "flags",
+    ]
     assert "original_energy_3" not in second.info  # the first annotation's own
     relabelled = first.copy()
     relabelled.calc = SinglePointCalculator(relabelled, energy=-3.5)

@@ -50,7 +50,7 @@ def test_both_signals_are_watched_and_logged(tmp_path, head):
     steps = [r for r in read_log(tmp_path / "run.jsonl") if r["event"] == "step"]
     watched = [set(record["readings"]) for record in steps]
     assert watched == [
-        {"probe", "sanity"} | ({"force_delta"} if step % 2 == 0 else set())
+        {"probe", "sanity", "flags"} | ({"force_delta"} if step % 2 == 0 else set())
         for step in range(5)
     ]
 
@@ -63,7 +63,11 @@ def test_a_model_without_a_probe_may_be_watched_by_force_delta_alone(
     )
     monkeypatch.setattr(opening, "open_model", lambda *_, **__: OPEN_ONCE("default"))
     calc = opening.open_calculator(read_run_file(path))
-    assert [signal.name for signal in calc.signals] == ["force_delta", "sanity"]
+    assert [signal.name for signal in calc.signals] == [
+        "force_delta",
+        "sanity",
+        "flags",
+    ]
 
 
 @pytest.mark.parametrize(

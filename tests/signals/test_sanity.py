@@ -251,7 +251,11 @@ def calculator():
 
 
 def test_it_is_on_by_default_and_enters_a_policy_without_it(calculator):
-    assert [signal.name for signal in calculator.signals] == ["max_force", "sanity"]
+    assert [signal.name for signal in calculator.signals] == [
+        "max_force",
+        "sanity",
+        "flags",
+    ]
     assert calculator.signals[1].cutoff == 4.0
     ion = rattled()
     assert calculator.assess(ion).level is Level.RELIABLE

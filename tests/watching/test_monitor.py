@@ -494,7 +494,12 @@ def test_what_is_not_a_number_becomes_null(tmp_path):
     ]
     last = [row for row in rows if row["event"] == "step"][-1]
     # velocities follow from the forces: the run is absurd, too
-    assert last["readings"] == {"scripted": None, "sanity": None, "run": None}
+    assert last["readings"] == {
+        "scripted": None,
+        "sanity": None,
+        "flags": None,
+        "run": None,
+    }
     assert last["energy_eV"] is last["temperature_K"] is None
     assert last["level"] == "UNRELIABLE"
     assert "NaN" in last["reasons"][0]

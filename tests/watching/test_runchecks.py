@@ -77,7 +77,7 @@ def test_a_sound_run_has_no_such_reading():
     monitor = Monitor(dynamics)
     dynamics.run(3)
     assert not monitor.halted
-    assert [r.signal for r in monitor.last.readings] == ["scripted", "sanity"]
+    assert [r.signal for r in monitor.last.readings] == ["scripted", "sanity", "flags"]
     assert {event.level for event in monitor.history} == {Level.RELIABLE}
 
 

@@ -30,6 +30,7 @@ from uqcalc.labels.defects import check_frames, drop_leaks
 from uqcalc.labels.groups import Chained, group_names, refuse_shared_groups
 from uqcalc.labels.labels import Labels
 from uqcalc.labels.offsets import missing_span, warn_of_span
+from uqcalc.labels.regimes import limits_of_labels
 from uqcalc.labels.setchecks import (
     check_both_classes,
     check_spread_of_errors,
@@ -309,6 +310,7 @@ def _training_summary(
         "group_key": train.group_key,
         "excluded": _excluded(present.values()),
         "torch": torch.__version__,
+        **limits_of_labels(train.predictions, train.conditions),
     }
 
 

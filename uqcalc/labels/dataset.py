@@ -32,6 +32,7 @@ from uqcalc.labels.offsets import (
     warn_of_offsets,
     warn_of_span,
 )
+from uqcalc.labels.regimes import Conditions
 from uqcalc.labels.shards import AtomRows, evenly, numbers_of, sizes_of, taken
 from uqcalc.probe.card import Card
 from uqcalc.probe.seen import geometry_hashes
@@ -67,6 +68,8 @@ class Dataset:
         Fingerprint of the potential that gave the predictions.
     geometries : array of int64 (structures,), optional
         Hashes of `uqcalc.probe.seen.geometry_hashes`.
+    conditions : Conditions, optional
+        Regimes and temperatures that ``info`` states.
     """
 
     predictions: Sequence[Prediction]
@@ -80,6 +83,7 @@ class Dataset:
     labels: Labels | None = None
     fingerprint: str | None = None
     geometries: NDArray[np.int64] | None = None
+    conditions: Conditions | None = None
 
     def __len__(self) -> int:
         return len(self.predictions)
@@ -102,6 +106,7 @@ class Dataset:
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> Dataset:
         """Return the structures at ``indices``; predictions on disk stay there."""
         rows = np.asarray(indices, dtype=int)
+        said = self.conditions
         of_atoms, residuals = self.atom_errors, self.residuals
         if isinstance(of_atoms, AtomRows):
             of_atoms = of_atoms.take(rows)
@@ -115,6 +120,7 @@ class Dataset:
             atom_errors=of_atoms,
             residuals=None if residuals is None else residuals[rows],
             geometries=None if self.geometries is None else self.geometries[rows],
+            conditions=None if said is None else said.take(rows),
         )
 
     def check(self, fingerprint: str) -> None:
@@ -308,6 +314,7 @@ def _labelled(
         labels=labels,
         fingerprint=backbone.fingerprint,
         geometries=geometry_hashes(frames, kept),
+        conditions=Conditions.of(frames, kept),
     )
     worst = np.flatnonzero(data.exploded())
     named = np.asarray(kept)[worst]

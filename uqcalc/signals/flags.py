@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, final
 
 import numpy as np
@@ -12,7 +12,11 @@ from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.chargespin import CHARGES
 from uqcalc.geometry.bonds import BondFinder, Bonds, named_atoms
 from uqcalc.geometry.broken import Findings, broken_bonds
+from uqcalc.geometry.environments import Environments, coordination, finder
+from uqcalc.geometry.regimes import regime_of
 from uqcalc.geometry.surroundings import Geometry
+from uqcalc.labels.regimes import geometry_of
+from uqcalc.probe.card import Card
 from uqcalc.signals.base import TensorReading
 
 
@@ -40,53 +44,111 @@ class Flags:
     - An odd number of electrons in a molecule of non-metals: a radical or an ion. With
       ``info["charge"] = 0`` it is a radical and not flagged.
 
-    Left out are atoms next to a metal, metals, and noble gases. In crystals only H, C,
+    With the labels of a probe (`uqcalc.types.Card`) also:
+
+    - Atoms with fewer or more partners, or a closer or farther nearest neighbour, than
+      the element has in any label.
+    - A structure in a regime without labels (`uqcalc.geometry.regimes.regime_of`).
+
+    Left out of the search for broken bonds are atoms next to a metal, metals, and noble gases. In crystals only H, C,
     N, O and F are checked, and neither charges nor radicals.
 
-    The risk is the number of flagged atoms, also as ``flags_atoms``.
+    The risk is the number of findings; ``flags_atoms`` is the number of flagged atoms.
 
     Parameters
     ----------
     reads : frozenset of str, optional
-        `uqcalc.types.Backbone.reads`: a model that reads the charge may judge ions.
+        `uqcalc.types.Backbone.reads`. For a model that reads the charge, and with None
+        (not known), charges are not checked.
+    environments : Environments, optional
+        Coordination in the labels; without it, coordination is not compared.
+    regimes : collection of str
+        Regimes of the labels; if empty, regimes are not compared.
+    hottest : float, optional
+        Highest temperature of the labels in K; `uqcalc.Monitor` compares it with the
+        temperature of the run.
     """
 
     name = "flags"
     requires: frozenset[str] = frozenset()
 
-    def __init__(self, reads: frozenset[str] | None = None) -> None:
-        self.reads = frozenset() if reads is None else reads
+    def __init__(
+        self,
+        reads: frozenset[str] | None = None,
+        environments: Environments | None = None,
+        regimes: Collection[str] = (),
+        hottest: float | None = None,
+    ) -> None:
+        self.reads = reads
+        self.environments = environments
+        self.regimes = frozenset(regimes)
+        self.hottest = hottest
         self._find = BondFinder()
+        self._near = finder()
 
     @classmethod
-    def of(cls, backbone: Backbone) -> Flags:
-        """Return the signal with the inputs of this model."""
-        return cls(backbone.reads)
+    def of(cls, backbone: Backbone, card: Card | None = None) -> Flags:
+        """Return the signal with the inputs of this model and a probe's labels."""
+        seen = {} if card is None else card.training
+        found = seen.get("environments")
+        return cls(
+            backbone.reads,
+            None if found is None else Environments.from_dict(found),
+            seen.get("regimes", {}),
+            seen.get("temperature_K"),
+        )
 
     def __call__(self, prediction: Prediction) -> TensorReading:
         """Look at bonds, charge and spin of one structure."""
-        geometry = Geometry(
-            prediction.numbers, prediction.positions, prediction.cell, prediction.pbc
-        )
+        geometry = geometry_of(prediction)
         found = Findings()
         bonds = self._find(geometry)
         if bonds is not None:
             found = broken_bonds(bonds)
-            if not bonds.periodic:
-                self._check_charge(bonds, prediction.charge_spin, found)
+        if self.regimes:
+            self._check_regime(geometry, prediction, bonds, found)
+        if bonds is not None and not bonds.periodic:
+            self._check_charge(bonds, prediction.charge_spin, found)
+        if self.environments is not None:
+            around = coordination(geometry, self._near)
+            for why, atoms in self.environments.unseen(geometry.numbers, *around):
+                found.note(why, atoms)
         return TensorReading(
             signal=self.name,
-            risk=float(len(found.atoms)),
+            risk=float(len(found.reasons)),
             results={"flags_atoms": float(len(found.atoms))},
             doubts=tuple(found.reasons),
             always=True,
         )
 
+    def _check_regime(
+        self,
+        geometry: Geometry,
+        prediction: Prediction,
+        bonds: Bonds | None,
+        found: Findings,
+    ) -> None:
+        """Record a regime that the labels lack."""
+        regime = regime_of(
+            geometry,
+            np.asarray(prediction.forces),
+            breaking=bool(found.reasons),
+            fragments=0 if bonds is None else bonds.fragments,
+            stress=prediction.results.get("stress"),
+        )
+        if regime not in self.regimes:
+            found.note(
+                f"the regime is {regime!r}, and the labels have only "
+                f"{', '.join(sorted(self.regimes))}: P was never compared with errors "
+                "there",
+                (),
+            )
+
     def _check_charge(
         self, bonds: Bonds, said: Mapping[str, Any], found: Findings
     ) -> None:
         """Record charged atoms and odd electrons of a molecule of non-metals."""
-        if self.reads & {*CHARGES} or not bonds.of_nonmetals:
+        if self.reads is None or self.reads & {*CHARGES} or not bonds.of_nonmetals:
             return
         numbers = bonds.numbers
         onium = np.flatnonzero(bonds.counts & (bonds.partners >= _ONIUM[numbers]))
