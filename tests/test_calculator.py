@@ -197,8 +197,10 @@ def test_flagged_importance_comes_only_where_the_verdict_asks(base):
     reliability = [always.assess(f).reading("probe").risk for f in frames]
     middle = float(np.median(reliability))
     policy = Policy([Threshold("probe", middle + 1e-5, 1.0)])
-    always = ReliableCalculator(backbone, probe, policy=policy)
-    flagged = ReliableCalculator(backbone, probe, policy=policy, importance="flagged")
+    always = ReliableCalculator(backbone, probe, policy=policy, flags=False)
+    flagged = ReliableCalculator(
+        backbone, probe, policy=policy, importance="flagged", flags=False
+    )
     explained = []
     for frame in frames:
         full, thin = always.assess(frame), flagged.assess(frame)

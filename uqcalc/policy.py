@@ -154,7 +154,7 @@ class Policy:
 
         A reading outside the calibration of its signal is at least SUSPECT. A reading
         far outside, or with a fault, is UNRELIABLE. The same holds without a threshold
-        for readings with ``always``, such as those of `Sanity`.
+        for readings with ``always``, such as those of `Sanity` and `Flags`.
         """
         by_signal = {reading.signal: reading for reading in readings}
         worst = Level.RELIABLE
@@ -202,9 +202,9 @@ class Policy:
         All others are at least SUSPECT; they are UNRELIABLE if their probability is
         below the probe's own cutoff for UNRELIABLE. RELIABLE predictions are those that
         `uqcalc.certify` counts as accepted, apart from findings of other signals
-        (`Sanity`). The guarantee (`uqcalc.types.Guarantee`): take one structure from
-        each new group; of those that are accepted, at most a share ``risk`` has an
-        error above the tolerance.
+        (`Sanity`, `Flags`). The guarantee (`uqcalc.types.Guarantee`): take one
+        structure from each new group; of those that are accepted, at most a share
+        ``risk`` has an error above the tolerance.
 
         Raises
         ------

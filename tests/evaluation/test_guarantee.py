@@ -203,7 +203,12 @@ def test_live_guarantees_are_those_that_were_counted(promises, tmp_path, monkeyp
     said = [a.results()["probe_promised"] for a in live]
     assert {type(one) for one in said} == {bool}
     np.testing.assert_array_equal(said, counted)
-    sound = [a.reading("sanity").floor is Level.RELIABLE for a in live]
+    sound = [
+        a.reading(name).floor is Level.RELIABLE
+        for a in live
+        for name in ("sanity", "flags")
+    ]
+    sound = np.reshape(sound, (-1, 2)).all(axis=1)
     reliable = [a.level is Level.RELIABLE for a in live]
     np.testing.assert_array_equal(reliable, counted & sound)
     at_tolerance = [a.results()["probe_tolerance_reliability"] for a in live]

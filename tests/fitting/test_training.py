@@ -30,7 +30,7 @@ REPORT = {
 REPORT |= {"f1_unreliable", "f1_reliable"}
 REPORT |= {"auroc", "ece", "ece_noise_floor", "brier", "coverage", "spearman"}
 REPORT |= {"median_error", "unseen_elements", "groups", "atoms", "brier_decomposition"}
-REPORT |= {"auroc_at_median", "mean_probability", "holds", "guarantee"}
+REPORT |= {"auroc_at_median", "mean_probability", "holds", "guarantee", "regimes"}
 REPORT |= {"outside_scope", "false_trust", "false_trust_outside", "excluded"}
 
 

@@ -16,6 +16,7 @@ from uqcalc.evaluation.report import (
     score_rows,
     size_of_test_set,
 )
+from uqcalc.geometry.environments import FEWEST
 from uqcalc.probe.card import Card
 
 
@@ -118,8 +119,29 @@ def _training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
             for row in paths
         ]
         rows.append(("weight of each path", ", ".join(parts)))
+    rows += _limit_rows(training)
     if recipe := training.get("recipe"):
         rows.append(("recipe", ", ".join(f"{k} {v}" for k, v in recipe.items())))
+    return rows
+
+
+def _limit_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what `uqcalc.Flags` compares a structure with."""
+    environments = training.get("environments")
+    if environments is None:
+        text = "not stored: coordination and regime of a structure are not compared"
+        return [("limits of the labels", text)]
+    counts = sorted(training["regimes"].items(), key=lambda row: -row[1])
+    enough = sum(row["structures"] >= FEWEST for row in environments.values())
+    rows = [
+        ("regimes of the labels", ", ".join(f"{n} {name}" for name, n in counts)),
+        (
+            "coordination",
+            f"known of {enough} elements with at least {FEWEST} structures",
+        ),
+    ]
+    if (hottest := training.get("temperature_K")) is not None:
+        rows.append(("temperature", f"labels up to {hottest:.0f} K"))
     return rows
 
 

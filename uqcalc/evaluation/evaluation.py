@@ -21,11 +21,13 @@ from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
 from uqcalc.evaluation.guarantee import guarantee_report
 from uqcalc.evaluation.readings import StructureReadings, read_structures
+from uqcalc.evaluation.regimes import regime_rows
 from uqcalc.files.writing import strict_json, whole
 from uqcalc.htmltable import html_table
 from uqcalc.labels.dataset import Dataset, held_out_dataset, labels_for
 from uqcalc.labels.defects import check_frames
 from uqcalc.labels.labels import Labels
+from uqcalc.labels.regimes import regimes_of
 from uqcalc.probe.probe import Probe
 from uqcalc.quantities import parse_quantity
 from uqcalc.statistics import scores
@@ -267,6 +269,10 @@ def evaluate_dataset(probe: Probe, data: Dataset) -> Evaluation:
         errors <= probe.card.boundary, probability, tested.groups
     )
     report["spearman"] = scores.spearman(errors, 1 - probability)
+    regimes = regimes_of(data.predictions, data.conditions)
+    report["regimes"] = regime_rows(
+        [regimes[i] for i in known], errors <= probe.card.boundary, probability
+    )
     middle = float(np.median(errors))
     report["median_error"] = middle
     report["auroc_at_median"] = scores.auroc(errors <= middle, probability)

@@ -343,6 +343,9 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
                 f"  {row.score.name:<27}{row.value:>12}  {row.reference}".rstrip()
                 for row in rows
             ]
+    if len(regimes := report.get("regimes", ())) > 1:
+        lines.append("by regime:")
+        lines += [f"  {row['regime']:<18}{_regime_line(row)}" for row in regimes]
     first, second, third = COVERAGE_COLUMNS
     lines.append(f"{first}  {second:>6}  {third}")
     lines += [
@@ -350,6 +353,14 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         for cutoff, kept, right in coverage_rows(report)
     ]
     return [*lines, *(f"note: {text}" for text in findings(report))]
+
+
+def _regime_line(row: Mapping[str, Any]) -> str:
+    auroc = "-" if row["auroc"] is None else f"{row['auroc']:.3f}"
+    return (
+        f"{row['structures']:>6} structures, {row['prevalence']:.0%} right at a mean P "
+        f"of {row['mean']:.2f}, AUROC {auroc}, ECE {row['ece']:.3f}"
+    )
 
 
 def findings(report: Mapping[str, Any]) -> list[str]:

@@ -119,7 +119,7 @@ class Environments:
             (contacts < self._least[numbers], "a closer neighbour than in any label"),
             (
                 contacts > self._largest[numbers],
-                "no neighbour as close as in the labels",
+                "no neighbour as close as the labels",
             ),
         )
         for outside, words in checks:
@@ -134,7 +134,7 @@ class Environments:
 def coordination(
     geometry: Geometry, finder: NearPairs
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return partners within 1.25 and the closest contact (at most 1.4) of each atom."""
+    """Return partners within 1.25, and closest contact up to 1.4, of each atom."""
     pairs = finder.near(geometry)
     count = len(geometry.numbers)
     contacts = REACH * pairs.distances(geometry.positions) / pairs.limits

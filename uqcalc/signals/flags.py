@@ -50,8 +50,9 @@ class Flags:
       the element has in any label.
     - A structure in a regime without labels (`uqcalc.geometry.regimes.regime_of`).
 
-    Left out of the search for broken bonds are atoms next to a metal, metals, and noble gases. In crystals only H, C,
-    N, O and F are checked, and neither charges nor radicals.
+    Metals, atoms next to a metal and noble gases have no bonds here that could break.
+    In crystals only H, C, N, O and F have, and neither charges nor radicals are
+    checked.
 
     The risk is the number of findings; ``flags_atoms`` is the number of flagged atoms.
 

@@ -14,12 +14,14 @@ from ase.md.md import MolecularDynamics
 from uqcalc.policy import CELL_MOVES, RUN, extended, stress_judged
 from uqcalc.records import Assessment, Level, Reading, Verdict, told_apart
 from uqcalc.watching.aserun import timestep_fs
+from uqcalc.watching.bondgraph import BondGraph
 
 
 # K. Electrons are excited there (8.6 eV): ground-state potentials do not apply.
 HOTTEST = 1e5
 # Å in one time step: more than half a bond length, so that the integration fails.
 FARTHEST = 1.0
+FLAGS = "flags"  # name of the signal that turns on checks of bonds and labels
 # eV/atom, up or down since the first step: ten times the energy of a bond.
 STEEPEST = 100.0
 
@@ -32,6 +34,9 @@ class RunChecks:
       step, or the energy differs by more than 100 eV/atom from the first step.
     - UNRELIABLE: more atoms than at the first step have no neighbour within the cutoff
       (`uqcalc.Sanity`).
+    - SUSPECT: a bond is broken or formed since the first step, and the temperature is
+      above that of the probe's labels (both only if `uqcalc.Flags` is among the
+      signals).
     - SUSPECT: the cell moves (a barostat, a cell filter, or a change since the first
       step), and the policy has no threshold for a signal with ``judges_stress``.
 
@@ -52,6 +57,9 @@ class RunChecks:
         self._stress_judged = stress_judged(signals, judged)
         self._by_design = moves_cell(dynamics)
         self._first: tuple[float, np.ndarray, float] | None = None
+        self._bonds = BondGraph() if any(s.name == FLAGS for s in signals) else None
+        hottest = [getattr(signal, "hottest", None) for signal in signals]
+        self._hottest = max((t for t in hottest if t is not None), default=None)
 
     def __call__(
         self, atoms: Atoms, assessment: Assessment | None
@@ -86,6 +94,9 @@ class RunChecks:
         )
         judged = assessment is not None
         doubts = [CELL_MOVES] if judged and self._unjudged(atoms) else []
+        if self._bonds is not None and judged:
+            doubts += self._bonds(atoms)
+            doubts += self._too_hot(atoms)
         if not (absurd or faults or doubts):
             return assessment
         reading = Reading(
@@ -107,6 +118,23 @@ class RunChecks:
 
     def _unjudged(self, atoms: Atoms) -> bool:
         return not self._stress_judged and self.moves_cell(atoms)
+
+    def _too_hot(self, atoms: Atoms) -> list[str]:
+        """Return a reason if the temperature is above that of the labels.
+
+        Three standard deviations of the canonical temperature, T sqrt(2 / (3 N))
+        (Allen & Tildesley 1987, section 2.5), are allowed.
+        """
+        if self._hottest is None or timestep_fs(self._dynamics) is None:
+            return []
+        limit = self._hottest * (1 + 3 * np.sqrt(2 / (3 * len(atoms))))
+        temperature = float(atoms.get_temperature())
+        if not temperature > limit:
+            return []
+        return [
+            f"the temperature is {temperature:.0f} K > {limit:.0f} K: the labels are of "
+            f"at most {self._hottest:.0f} K, with their fluctuations"
+        ]
 
     def _motion(self, atoms: Atoms) -> tuple[float, list[str]]:
         """Return a risk, NaN for non-finite velocities and else 0, and the reasons."""

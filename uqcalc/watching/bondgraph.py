@@ -1,0 +1,64 @@
+"""The bonds of a run against those of its first step."""
+
+from __future__ import annotations
+
+import numpy as np
+from ase import Atoms
+
+from uqcalc.geometry.bonds import BONDED, BondFinder, Bonds, named_atoms
+from uqcalc.geometry.surroundings import Geometry
+
+
+# In units of a single bond: a bond of the first step is broken beyond, and two atoms
+# that were not bonded there have a new bond below. Between them nothing has changed.
+BROKEN, FORMED = 1.45, 1.2
+_MOST_TOLD = 4
+
+
+class BondGraph:
+    """Compares the bonds of each step with those of the first one.
+
+    Bonds are those of `uqcalc.geometry.bonds.Bonds`: between non-metals of known
+    valence, without atoms next to a metal.
+    """
+
+    def __init__(self) -> None:
+        self._find = BondFinder()
+        self._first: np.ndarray | None = None
+
+    def __call__(self, atoms: Atoms) -> tuple[str, ...]:
+        """Return what changed since the first step, with the atoms named."""
+        geometry = Geometry(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+        bonds = self._find(geometry)
+        if bonds is None:
+            return ()
+        if self._first is None:
+            self._first = _codes(bonds, BONDED)
+            return ()
+        broken = np.setdiff1d(self._first, _codes(bonds, BROKEN))
+        formed = np.setdiff1d(_codes(bonds, FORMED), self._first)
+        count = len(atoms)
+        parts = [
+            f"{what} {_named(codes, count, atoms.numbers)}"
+            for what, codes in (("broken:", broken), ("formed:", formed))
+            if len(codes)
+        ]
+        if not parts:
+            return ()
+        return ("bonds changed since the first step, " + "; ".join(parts),)
+
+
+def _codes(bonds: Bonds, most: float) -> np.ndarray:
+    """Return one number for each pair of counted atoms closer than ``most``, sorted."""
+    counts, first, second = bonds.counts, bonds.first, bonds.second
+    near = (bonds.stretch < most) & counts[first] & counts[second]
+    one, other = first[near], second[near]
+    low, high = np.minimum(one, other), np.maximum(one, other)
+    return np.unique(low * len(bonds.numbers) + high)
+
+
+def _named(codes: np.ndarray, count: int, numbers: np.ndarray) -> str:
+    pairs = [divmod(int(code), count) for code in codes[:_MOST_TOLD]]
+    shown = [named_atoms(numbers, pair).replace(", ", "-") for pair in pairs]
+    more = len(codes) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
