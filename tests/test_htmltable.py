@@ -59,7 +59,7 @@ def test_a_calculator_and_its_monitor_say_what_they_know_without_a_pass():
     calculator = atoms.calc
     line, _ = shown(calculator)
     assert calculator.backbone.passes == 0
-    assert "signals: scripted sanity" in line
+    assert "signals: scripted sanity flags" in line
     assert "last level: none" in line
     dynamics = VelocityVerlet(atoms, 1 * units.fs)
     monitor = Monitor(dynamics, patience=1)
@@ -68,7 +68,7 @@ def test_a_calculator_and_its_monitor_say_what_they_know_without_a_pass():
     assert "last level: UNRELIABLE" in shown(calculator)[0]
     assert "halted: UNRELIABLE at step 1" in shown(monitor)[0]
     line, texts = shown(monitor.last)
-    reason, risks = "scripted: risk 1 eV > 0.7 eV", "scripted 1 eV, sanity 0"
+    reason, risks = "scripted: risk 1 eV > 0.7 eV", "scripted 1 eV, sanity 0, flags 0"
     assert line == f"<Assessment UNRELIABLE: {reason} (risks: {risks})>"
     assert "risk of scripted" in texts
     calculator.enabled = False

@@ -17,6 +17,7 @@ from uqcalc.distillation.card import HeadCard
 from uqcalc.distillation.head import DirectNetwork, DistilledHead
 from uqcalc.evaluation.evaluation import Evaluation, Tested
 from uqcalc.fitting.training import FitReport
+from uqcalc.geometry.environments import Environments
 from uqcalc.labels.dataset import Dataset
 from uqcalc.learning.labelling import LabelSummary
 from uqcalc.learning.loop import LoopReport
@@ -57,6 +58,7 @@ __all__ = [
     "Differentiable",
     "DirectNetwork",
     "DistilledHead",
+    "Environments",
     "ErrorCurve",
     "Evaluation",
     "Event",

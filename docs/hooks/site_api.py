@@ -25,7 +25,7 @@ PAGES: dict[str, tuple[str, ...]] = {
         "Labels", "Recipe", "fit", "adapt", "evaluate", "certify", "Guarantee", "Probe",
     ),
     "signals": (
-        "ProbeSignal", "Sanity", "ForceDelta", "distill", "DistilledHead",
+        "ProbeSignal", "Sanity", "Flags", "ForceDelta", "distill", "DistilledHead",
         "calibrate_threshold", "error_curve", "ForceSpread", "EnergySpread",
         "StressSpread", "LatentDistance", "PredictionRigidity",
         "ConformalInterval", "OrbConfidence", "MaxForce", "load_signal",

@@ -330,7 +330,8 @@ class Pairs:
     def distances(self, positions: np.ndarray) -> np.ndarray:
         """Return the distances in Å for these positions, (pairs,)."""
         apart = positions[self.second] - positions[self.first] + self.shifts
-        return np.sqrt(np.einsum("ij,ij->i", apart, apart))
+        lengths: np.ndarray = np.sqrt(np.einsum("ij,ij->i", apart, apart))
+        return lengths
 
 
 class NearPairs:

@@ -132,8 +132,8 @@ class RunChecks:
         if not temperature > limit:
             return []
         return [
-            f"the temperature is {temperature:.0f} K > {limit:.0f} K: the labels are of "
-            f"at most {self._hottest:.0f} K, with their fluctuations"
+            f"the temperature is {temperature:.0f} K > {limit:.0f} K, more than "
+            f"labels of at most {self._hottest:.0f} K fluctuate"
         ]
 
     def _motion(self, atoms: Atoms) -> tuple[float, list[str]]:
