@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 
-from uqcalc.geometry.environments import FEWEST, Environments, coordination, finder
+from uqcalc.geometry.environments import FEWEST, Coordination, Environments
 from uqcalc.geometry.surroundings import Geometry
 
 
@@ -26,7 +26,7 @@ def arrays(atoms):
     ],
 )
 def test_partners_are_those_of_textbooks(atoms, partners):
-    found, contacts = coordination(arrays(atoms), finder())
+    found, contacts = Coordination()(arrays(atoms))
     assert found.tolist() == partners
     assert (contacts < 1.25).all()
 
@@ -41,7 +41,7 @@ def test_labels_are_inside_their_own_limits_and_others_outside():
 
     def unseen(atoms, limits=again):
         geometry = arrays(atoms)
-        return limits.unseen(geometry.numbers, *coordination(geometry, finder()))
+        return limits.unseen(geometry.numbers, *Coordination()(geometry))
 
     assert not any(unseen(atoms) for atoms in frames)
     dense, sparse, hole = (bulk("Cu", cubic=True).repeat(2) for _ in range(3))

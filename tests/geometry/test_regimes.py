@@ -8,6 +8,7 @@ from ase import Atoms, units
 from ase.build import bulk, fcc111, molecule
 
 from uqcalc.errors import LabelError
+from uqcalc.geometry.environments import Coordination
 from uqcalc.geometry.regimes import (
     REGIMES,
     open_directions,
@@ -25,9 +26,10 @@ def arrays(atoms):
 def regime(atoms, force=0.2, *, breaking=False, fragments=0, **more):
     forces = np.zeros((len(atoms), 3))
     forces[:, 0] = force
-    return regime_of(
-        arrays(atoms), forces, breaking=breaking, fragments=fragments, **more
-    )
+    geometry = arrays(atoms)
+    contacts = Coordination()(geometry)[1]
+    more |= {"breaking": breaking, "fragments": fragments}
+    return regime_of(geometry, forces, contacts, **more)
 
 
 def slab():

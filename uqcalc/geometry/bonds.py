@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -83,6 +83,8 @@ class Bonds:
         Distance in units of a single bond; bond order exp((d_1 - d) / 0.31 Å).
     lacks : array (atoms,)
         Valence minus the sum of the bond orders; 0 where ``counts`` is False.
+    counted : dict
+        Cache of `fragments` by which pairs are bonded; shared along a run.
     """
 
     numbers: np.ndarray
@@ -94,6 +96,7 @@ class Bonds:
     stretch: np.ndarray
     order: np.ndarray
     lacks: np.ndarray
+    counted: dict[bytes, int]
 
     @property
     def of_nonmetals(self) -> bool:
@@ -165,7 +168,12 @@ class Bonds:
         """Number of molecules; 0 with atoms that have no known valence."""
         if not (self.of_nonmetals and self.counts.all()):
             return 0
-        return int(connected_components(self._graph, directed=False)[0])
+        key = (self.stretch < BONDED).tobytes()
+        if key not in self.counted:
+            self.counted.clear()
+            found = connected_components(self._graph, directed=False)
+            self.counted[key] = int(found[0])
+        return self.counted[key]
 
     def share_a_partner(self, rows: np.ndarray) -> np.ndarray:
         """Return whether the two atoms of these pairs are bonded to a common third."""
@@ -206,6 +214,7 @@ class _Constants:
     single: np.ndarray
     valences: np.ndarray
     to_metals: tuple[np.ndarray, np.ndarray] | None
+    counted: dict[bytes, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, pairs: Pairs, valences: np.ndarray) -> _Constants:
@@ -246,6 +255,7 @@ class _Constants:
             stretch,
             order,
             np.where(counts, valences - used, 0.0),
+            self.counted,
         )
 
 

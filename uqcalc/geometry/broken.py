@@ -58,6 +58,7 @@ def broken_bonds(bonds: Bonds) -> Findings:
 def _unusual(bonds: Bonds) -> bool:
     """Return whether a closer look is due; most structures need none."""
     between = (bonds.stretch > SHARED) & (bonds.stretch < SHARING)
+    between &= bonds.counts[bonds.first] & bonds.counts[bonds.second]
     return bool(
         between.any()
         or (bonds.lacks > LACKING).any()

@@ -10,7 +10,7 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 
 from uqcalc.geometry.bonds import named_atoms
-from uqcalc.geometry.surroundings import Geometry, NearPairs
+from uqcalc.geometry.surroundings import Geometry, NearPairs, Pairs
 
 
 # In units of the sum of the covalent radii.
@@ -67,7 +67,7 @@ class Environments:
         ranges: dict[int, Range] = {}
         for geometry in structures:
             numbers = geometry.numbers
-            partners, contacts = coordination(geometry, NearPairs(_LIMITS))
+            partners, contacts = Coordination()(geometry)
             for z in np.unique(numbers).tolist():
                 mine = numbers == z
                 few, many = int(partners[mine].min()), int(partners[mine].max())
@@ -131,21 +131,42 @@ class Environments:
         return reasons
 
 
-def coordination(
-    geometry: Geometry, finder: NearPairs
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return partners within 1.25, and closest contact up to 1.4, of each atom."""
-    pairs = finder.near(geometry)
-    count = len(geometry.numbers)
-    contacts = REACH * pairs.distances(geometry.positions) / pairs.limits
-    ends = np.concatenate([pairs.first, pairs.second])
-    both = np.concatenate([contacts, contacts])
-    partners = np.bincount(ends[both <= PARTNER], minlength=count)
-    closest = np.full(count, REACH)
-    np.minimum.at(closest, ends, both)
-    return partners, closest
+class Coordination:
+    """Finds the coordination of one structure after another; it caches the pairs."""
+
+    def __init__(self) -> None:
+        self._pairs = NearPairs(_LIMITS)
+        self._known: _Sorted | None = None
+
+    def __call__(self, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+        """Return partners within 1.25, and closest contact up to 1.4, of each atom."""
+        pairs, known = self._pairs.near(geometry), self._known
+        if known is None or known.pairs is not pairs:
+            known = self._known = _Sorted.of(pairs)
+        count = len(geometry.numbers)
+        contacts = REACH * pairs.distances(geometry.positions) / pairs.limits
+        both = np.concatenate([contacts, contacts])[known.order]
+        partners = np.bincount(known.ends[both <= PARTNER], minlength=count)
+        closest = np.full(count, REACH)
+        if len(both):
+            least = np.minimum.reduceat(both, known.starts)
+            closest[known.atoms] = np.minimum(least, REACH)
+        return partners, closest
 
 
-def finder() -> NearPairs:
-    """Return an empty list of the pairs that `coordination` needs."""
-    return NearPairs(_LIMITS)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sorted:
+    """The ends of all pairs, sorted by atom."""
+
+    pairs: Pairs
+    order: np.ndarray
+    ends: np.ndarray
+    atoms: np.ndarray
+    starts: np.ndarray
+
+    @classmethod
+    def of(cls, pairs: Pairs) -> _Sorted:
+        ends = np.concatenate([pairs.first, pairs.second])
+        order = np.argsort(ends, kind="stable")
+        atoms, starts = np.unique(ends[order], return_index=True)
+        return cls(pairs, order, ends[order], atoms, starts)

@@ -9,7 +9,7 @@ import numpy as np
 from ase import units
 
 from uqcalc.errors import LabelError
-from uqcalc.geometry.surroundings import Geometry, surroundings
+from uqcalc.geometry.surroundings import Geometry
 
 
 Regime = Literal[
@@ -35,12 +35,12 @@ PRESSED = 10.0  # GPa, the largest component of the stress
 DENSE, SPARSE = 0.72, 1.25  # median of the closest contacts, sums of covalent radii
 UNEVEN = 0.86  # smallest / median of the closest contacts
 VACUUM = 6.0  # Å
-_REACH = 8.0  # Å
 
 
 def regime_of(
     geometry: Geometry,
     forces: np.ndarray,
+    contacts: np.ndarray,
     *,
     breaking: bool,
     fragments: int,
@@ -67,6 +67,8 @@ def regime_of(
     geometry : Geometry
     forces : array (atoms, 3)
         In eV/Å. NaN counts as large.
+    contacts : array (atoms,)
+        Closest contact of each atom (`uqcalc.geometry.environments.Coordination`).
     breaking : bool
         Whether a bond is between whole and broken.
     fragments : int
@@ -86,7 +88,6 @@ def regime_of(
     sizes = np.linalg.norm(forces, axis=1)
     rms = float(np.sqrt(np.mean(sizes**2)))
     warm = not rms <= (WARM_MOLECULE if open_ else WARM)
-    contacts = surroundings(*geometry, _REACH).contacts
     middle = float(np.median(contacts))
     if not open_ and warm and contacts.min() < UNEVEN * middle:
         return "random"

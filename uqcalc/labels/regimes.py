@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from uqcalc.backbones.base import Prediction
 from uqcalc.geometry.bonds import BondFinder
 from uqcalc.geometry.broken import broken_bonds
-from uqcalc.geometry.environments import Environments
+from uqcalc.geometry.environments import Coordination, Environments
 from uqcalc.geometry.regimes import regime_of, stated_regime, stated_temperature
 from uqcalc.geometry.surroundings import Geometry
 
@@ -62,7 +62,7 @@ def regimes_of(
     The rule takes the forces and the stress that the potential predicts, as when it
     judges a structure without labels.
     """
-    find, found = BondFinder(), []
+    find, around, found = BondFinder(), Coordination(), []
     for row, prediction in enumerate(predictions):
         stated = None if conditions is None else conditions.regimes[row]
         if stated is not None:
@@ -75,6 +75,7 @@ def regimes_of(
             regime_of(
                 geometry,
                 np.asarray(prediction.forces),
+                around(geometry)[1],
                 breaking=bonds is not None and bool(broken_bonds(bonds).reasons),
                 fragments=0 if bonds is None else bonds.fragments,
                 stress=prediction.results.get("stress"),

@@ -12,9 +12,8 @@ from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.chargespin import CHARGES
 from uqcalc.geometry.bonds import BondFinder, Bonds, named_atoms
 from uqcalc.geometry.broken import Findings, broken_bonds
-from uqcalc.geometry.environments import Environments, coordination, finder
+from uqcalc.geometry.environments import Coordination, Environments
 from uqcalc.geometry.regimes import regime_of
-from uqcalc.geometry.surroundings import Geometry
 from uqcalc.labels.regimes import geometry_of
 from uqcalc.probe.card import Card
 from uqcalc.signals.base import TensorReading
@@ -85,7 +84,7 @@ class Flags:
         self.regimes = frozenset(regimes)
         self.hottest = hottest
         self._find = BondFinder()
-        self._near = finder()
+        self._coordination = Coordination()
 
     @classmethod
     def of(cls, backbone: Backbone, card: Card | None = None) -> Flags:
@@ -106,12 +105,14 @@ class Flags:
         bonds = self._find(geometry)
         if bonds is not None:
             found = broken_bonds(bonds)
-        if self.regimes:
-            self._check_regime(geometry, prediction, bonds, found)
+        around = None
+        if self.regimes or self.environments is not None:
+            around = self._coordination(geometry)
+        if self.regimes and around is not None:
+            self._check_regime(prediction, around[1], bonds, found)
         if bonds is not None and not bonds.periodic:
             self._check_charge(bonds, prediction.charge_spin, found)
-        if self.environments is not None:
-            around = coordination(geometry, self._near)
+        if self.environments is not None and around is not None:
             for why, atoms in self.environments.unseen(geometry.numbers, *around):
                 found.note(why, atoms)
         return TensorReading(
@@ -124,15 +125,16 @@ class Flags:
 
     def _check_regime(
         self,
-        geometry: Geometry,
         prediction: Prediction,
+        contacts: np.ndarray,
         bonds: Bonds | None,
         found: Findings,
     ) -> None:
         """Record a regime that the labels lack."""
         regime = regime_of(
-            geometry,
+            geometry_of(prediction),
             np.asarray(prediction.forces),
+            contacts,
             breaking=bool(found.reasons),
             fragments=0 if bonds is None else bonds.fragments,
             stress=prediction.results.get("stress"),
