@@ -102,12 +102,12 @@ def test_labels_limit_coordination_and_regime():
     flags = Flags(
         NO_CHARGES,
         Environments.from_dict(limits["environments"]),
-        limits["regimes"],
+        limits["regimes_by_rule"],
         limits["temperature_K"],
     )
     assert not flags(labels[0]).doubts
     [hot] = flags(predicted(frames[0], 20 * forces)).doubts
-    assert "the regime is 'hot', and the labels have only melt, near-equil" in hot
+    assert "the regime is 'hot', and the labels have only near-equilibrium" in hot
     dense = frames[0].copy()
     dense.set_cell(dense.cell * 0.85, scale_atoms=True)
     assert "closer neighbour than in any label" in str(flags(predicted(dense)).doubts)

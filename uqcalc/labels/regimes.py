@@ -90,8 +90,12 @@ def limits_of_labels(
 ) -> dict[str, Any]:
     """Return what a card stores: environments, regimes, the highest temperature.
 
+    ``regimes`` counts the labels by regime. ``regimes_by_rule`` are those that the rule
+    gives without ``info``: a structure to judge has neither a stated regime nor a
+    temperature, so that only these can be compared with its own.
     ``temperature_K`` is None if at most half of the structures state a temperature.
     """
+    by_rule = sorted(set(regimes_of(predictions, None)))
     names, counts = np.unique(regimes_of(predictions, conditions), return_counts=True)
     hottest = None
     if conditions is not None and np.isfinite(conditions.temperatures).mean() > 0.5:
@@ -99,6 +103,7 @@ def limits_of_labels(
     return {
         "environments": Environments.of(map(geometry_of, predictions)).to_dict(),
         "regimes": dict(zip(names.tolist(), counts.tolist(), strict=True)),
+        "regimes_by_rule": by_rule,
         "temperature_K": hottest,
     }
 

@@ -94,7 +94,7 @@ class Flags:
         return cls(
             backbone.reads,
             None if found is None else Environments.from_dict(found),
-            seen.get("regimes", {}),
+            seen.get("regimes_by_rule", ()),
             seen.get("temperature_K"),
         )
 
