@@ -126,7 +126,9 @@ class TestEvery:
     def test_threshold_is_one_line_and_keeps_its_share(self, fitted, name):
         signal = fitted[name]
         policy = Policy([signal.threshold(**LEVELS)])
-        calc = ReliableCalculator(ToyBackbone(), signals=[signal], policy=policy)
+        calc = ReliableCalculator(
+            ToyBackbone(), signals=[signal], policy=policy, flags=False
+        )
         new = labelled(400, seed=5000)
         flagged = np.mean([calc.assess(atoms).level > 0 for atoms in new])
         held = signal.card.training["held_out_groups"]
