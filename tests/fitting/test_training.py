@@ -328,6 +328,7 @@ def repeated(prediction, times):
     return replace(
         prediction,
         numbers=np.tile(prediction.numbers, times),
+        pbc=np.ones(3, bool),
         positions=np.tile(prediction.positions, (times, 1)),
         energy=times * prediction.energy,
         forces=np.tile(prediction.forces, (times, 1)),
@@ -340,7 +341,7 @@ def test_a_supercell_has_the_probability_of_its_cell(fitted, sets, times):
     """RMS errors of forces do not change where a cell is repeated."""
     probe = fitted.probe
     cells = tap(mace_calculator(0)).predict_many(sets[1][:12])
-    one = probe.read(cells)
+    one = probe.read([repeated(cell, 1) for cell in cells])
     many = probe.read([repeated(cell, times) for cell in cells])
     np.testing.assert_allclose(many.reliability, one.reliability, atol=1e-3)
     np.testing.assert_allclose(
@@ -349,4 +350,4 @@ def test_a_supercell_has_the_probability_of_its_cell(fitted, sets, times):
         atol=1e-3,
     )
     np.testing.assert_allclose(many.novelty, one.novelty, rtol=1e-3)
-    assert probe.card.scope.doubts(np.ones(10_000, int)) == ()
+    assert probe.card.scope.doubts(np.ones(10_000, int), periodic=True) == ()

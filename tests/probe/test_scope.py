@@ -50,17 +50,15 @@ def test_frames_of_one_group_count_once():
 
 
 def test_sizes_as_far_as_the_target_allows():
-    sets = ([1.0, 2.0], [9, 5], ["a", "b"], [])
-    for target, inside, outside, limits in (
-        ("energy", (5, 9), (4, 10), "5 to 9"),
-        ("forces", (3, 9, 10_000), (2,), "3 or more"),
-    ):
-        scope = learn_scope(target, *sets)
-        for atoms in inside:
-            assert scope.doubts(np.ones(atoms, dtype=int)) == ()
-        for atoms in outside:
-            (why,) = scope.doubts(np.ones(atoms, dtype=int))
-            assert why == f"{atoms} atoms, calibrated for {limits}"
+    for target, low, high in (("energy", 5, 9), ("forces", 3, 18)):
+        scope = learn_scope(target, [1.0, 2.0], [9, 5], ["a", "b"], [])
+        for atoms in (low, high):
+            assert scope.doubts(np.ones(atoms, dtype=int), periodic=False) == ()
+        for atoms in (low - 1, high + 1):
+            numbers = np.ones(atoms, dtype=int)
+            (why,) = scope.doubts(numbers, periodic=False)
+            assert why == f"{atoms} atoms, calibrated for {low} to {high}"
+            assert bool(scope.doubts(numbers, periodic=True)) == (target == "energy")
 
 
 def test_charges_are_the_nearest_whole_ones():

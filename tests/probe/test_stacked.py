@@ -187,7 +187,7 @@ def test_outside_its_scope_it_says_so(probe):
     squeezed.set_cell(squeezed.cell * 0.4, scale_atoms=True)
     for atoms, why in (
         (squeezed, "probe_novelty"),
-        (Atoms("H", [[0, 0, 0]]), "1 atom, calibrated for 2 or more"),
+        (Atoms("H", [[0, 0, 0]]), "1 atom, calibrated for 2 to 16"),
     ):
         found = calculator.assess(atoms)
         assert found.level >= Level.SUSPECT

@@ -117,5 +117,7 @@ def _outside(
     ):
         if value is not None:  # NaN is outside
             away |= ~(value.cpu().numpy() <= limit)
-    odd = [bool(scope.doubts(p.numbers)) for p in predictions]
+    odd = [
+        bool(scope.doubts(p.numbers, periodic=bool(p.pbc.any()))) for p in predictions
+    ]
     return np.asarray(away | np.array(odd))

@@ -27,7 +27,6 @@ from uqcalc.probe.network import ProbeNetwork, Shape
 from uqcalc.probe.official import released_energies
 from uqcalc.probe.probe import Probe
 from uqcalc.progress import progress_bar
-from uqcalc.targets import TARGETS
 
 
 def fit_single(
@@ -69,7 +68,7 @@ def new_probe(
             data.predictions,
             moments,
             card.element_energies(),
-            sized=TARGETS[labels.target].grows,
+            sized=card.sized,
         )
     return Probe(card, network, statistics)
 

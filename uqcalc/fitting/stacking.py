@@ -24,8 +24,8 @@ from uqcalc.labels.labels import Labels
 from uqcalc.labels.shards import evenly, taken
 from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.card import JOINED_ARCHITECTURE
-from uqcalc.probe.inputs import NO_EFFECT, SHRINKAGE, Moments, Statistics, chunks
-from uqcalc.probe.numbers import SIZED, Described, PlainNumbers
+from uqcalc.probe.inputs import SHRINKAGE, Moments, Statistics, chunks
+from uqcalc.probe.numbers import Described, PlainNumbers
 from uqcalc.probe.probe import Probe
 from uqcalc.probe.regressions import KernelPaths, LinearPath
 from uqcalc.probe.scope import (
@@ -58,8 +58,6 @@ def learn_numbers(
     moments: Moments,
     statistics: Statistics,
     atom_energies: np.ndarray,
-    *,
-    sized: bool = True,
 ) -> None:
     """Set every buffer of ``plain``.
 
@@ -74,9 +72,6 @@ def learn_numbers(
         Statistics of these structures.
     atom_energies : array (119,)
         eV that are subtracted from the predicted energy.
-    sized : bool
-        Whether numbers may depend on the number of atoms. If not, a supercell has the
-        numbers of its cell.
     """
     dim = len(moments.mean)
     plain.rigidity.copy_(whitening(moments.uncentred, SHRINKAGE))
@@ -88,8 +83,6 @@ def learn_numbers(
     plain.atom_basis[:, :top] = basis.float()
     _learn_energies(plain, predictions, statistics, atom_energies)
     _learn_scales(plain, predictions, statistics, atom_energies)
-    if not sized:
-        plain.scale[list(SIZED)] = NO_EFFECT
 
 
 def _learn_energies(
@@ -200,14 +193,8 @@ def _fit_paths(
     stacked = StackedPaths(shape).float()  # independent of torch's default dtype
     moments = Moments(data.predictions)
     energies = card.element_energies()
-    learn_numbers(
-        stacked.numbers,
-        data.predictions,
-        moments,
-        statistics,
-        energies,
-        sized=TARGETS[labels.target].grows,
-    )
+    stacked.numbers.sized = card.sized
+    learn_numbers(stacked.numbers, data.predictions, moments, statistics, energies)
     stacked = stacked.double().float()  # float32 for all buffers
     chosen = _some_atoms(some, recipe.seed) if shape.atom_centres else None
     seen = _describe(stacked.numbers, some, statistics, energies, chosen)

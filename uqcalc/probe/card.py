@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 _JOINED_SINCE = 3  # earlier joined probes used other input numbers
+_CELLS_SINCE = 5  # earlier probes took the number of atoms of a cell for a size
 _COMPLETE_SINCE = 4  # since this schema, a card that lacks a learned limit is damaged
 FILE = Kind(
     name="probe",
@@ -37,7 +38,7 @@ FILE = Kind(
     "checkpoint of the PROBE authors",
     checked_since=4,
     infinite=("joined.limit", "joined.known"),  # infinite where a probe has no scope
-    schema=4,
+    schema=5,  # 5: sizes of molecules only, correction for one system
 )
 ARCHITECTURES = ("joined", "standard", "probe-2026")
 JOINED_ARCHITECTURE = "joined"  # attention and other paths
@@ -298,6 +299,11 @@ class Card(FileCard):
         return None if self.promise is None else Guarantee.from_dict(self.promise)
 
     promised = Former("guarantee")
+
+    @property
+    def sized(self) -> bool:
+        """Whether P depends on the number of atoms of a periodic cell."""
+        return self.schema < _CELLS_SINCE or TARGETS[self.target].grows
 
     @property
     def feature_dim(self) -> int:

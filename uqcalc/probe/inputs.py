@@ -119,9 +119,6 @@ def chunks(predictions: Sequence[Prediction]) -> Iterator[list[Prediction]]:
 # Added to the diagonal of second moments of standardised features.
 SHRINKAGE = 1e-3
 HOST_SCALARS = 4
-LOG_ATOMS = 1  # column of `host_scalars` that holds the size
-# Scale of a number that must have no effect: standardised, it is 0 for every structure.
-NO_EFFECT = 1e30
 SCALARS = HOST_SCALARS + 2
 # Scalars are clamped to this many standard deviations.
 CLAMP = 10.0
@@ -138,30 +135,46 @@ def raw_scalars(prediction: Prediction, atom_energies: np.ndarray) -> np.ndarray
     return np.array([energy, len(numbers)], dtype=np.float32)
 
 
+def counted(prediction: Prediction, *, sized: bool) -> int:
+    """Return the number of atoms of a molecule, 1 for a periodic structure.
+
+    The size of a periodic cell is a choice of the user: errors of forces are those of
+    any supercell. With ``sized`` it is the number of atoms of every structure, as for
+    total energies, whose errors grow with the cell.
+    """
+    return len(prediction.numbers) if sized or not prediction.pbc.any() else 1
+
+
 def host_scalars(
     numbers: np.ndarray,
     energy: float,
     squares: np.ndarray,
     atom_energies: np.ndarray,
+    count: int | None = None,
 ) -> np.ndarray:
     """Return four numbers that depend little on size and composition.
 
-    Energy per atom in eV after subtraction of ``atom_energies`` (119,); log of the
-    atom count; log of the RMS force component and of the largest force norm, in eV/Å.
+    Energy per atom in eV after subtraction of ``atom_energies`` (119,); log of
+    ``count`` (`counted`; by default the number of atoms); log of the RMS force component and of the largest force norm, in eV/Å.
     ``squares`` (atoms,) are the squared norms of the forces.
     """
     rms = math.sqrt(squares.mean() / 3)
     worst = math.sqrt(squares.max())
     rest = (energy - atom_energies[numbers].sum()) / len(numbers)
     floor = 1e-3  # eV/Å: smaller forces count as zero; keeps the logarithm finite
-    logs = [math.log(x) for x in (len(numbers), rms + floor, worst + floor)]
+    logs = [math.log(x) for x in (count or len(numbers), rms + floor, worst + floor)]
     return np.array([rest, *logs], dtype=np.float32)
 
 
-def scalars_of(prediction: Prediction, atom_energies: np.ndarray) -> np.ndarray:
+def scalars_of(
+    prediction: Prediction, atom_energies: np.ndarray, *, sized: bool
+) -> np.ndarray:
     """Return `host_scalars` of a prediction."""
     squares = np.einsum("ij,ij->i", prediction.forces, prediction.forces)
-    return host_scalars(prediction.numbers, prediction.energy, squares, atom_energies)
+    count = counted(prediction, sized=sized)
+    return host_scalars(
+        prediction.numbers, prediction.energy, squares, atom_energies, count
+    )
 
 
 def on_device(device: torch.device, array: np.ndarray) -> torch.Tensor:
@@ -231,8 +244,7 @@ class Statistics(nn.Module):
     ) -> None:
         """Set all statistics from labelled structures, read in chunks.
 
-        With ``sized=False`` the number of atoms has no effect on the scalars: a
-        supercell has the scalars of its cell.
+        ``sized`` is that of `counted`.
         """
         self.feature_mean.copy_(moments.mean)
         self.feature_scale.copy_(moments.scale)
@@ -240,7 +252,7 @@ class Statistics(nn.Module):
         self.whitening.copy_(whitening(moments.within, SHRINKAGE))
         pieces = []
         for chunk in chunks(predictions):
-            host = [scalars_of(p, atom_energies) for p in chunk]
+            host = [scalars_of(p, atom_energies, sized=sized) for p in chunk]
             standard = self.features(torch.cat([p.features for p in chunk]))
             numbers = torch.from_numpy(np.concatenate([p.numbers for p in chunk]))
             ends = _log_mean_and_worst(
@@ -251,8 +263,6 @@ class Statistics(nn.Module):
         spread = merged.std(dim=0)
         self.scalar_mean.copy_(merged.mean(dim=0))
         self.scalar_scale.copy_(torch.where(spread > 1e-6, spread, 1.0))
-        if not sized:
-            self.scalar_scale[LOG_ATOMS] = NO_EFFECT
 
 
 def _log_mean_and_worst(distances: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:

@@ -20,6 +20,7 @@ from uqcalc.probe.inputs import (
     HOST_SCALARS,
     Ragged,
     Statistics,
+    counted,
     host_scalars,
     on_device,
 )
@@ -62,6 +63,8 @@ def from_host(
     atom_energies: np.ndarray,
     counts: np.ndarray,
     device: torch.device,
+    *,
+    sized: bool = True,
 ) -> FromHost:
     """Compute the numbers of a ragged batch that need only host arrays.
 
@@ -73,10 +76,13 @@ def from_host(
     counts : array (119,)
         Atoms of each element in the labels.
     device : torch.device
+    sized : bool
+        As for `uqcalc.probe.inputs.counted`.
     """
     rows, logs = [], []
     for p in predictions:
-        row, log_forces = _numbers_and_shares(p, atom_energies, counts)
+        count = counted(p, sized=sized)
+        row, log_forces = _numbers_and_shares(p, atom_energies, counts, count)
         rows.append(row)
         logs.append(log_forces)
     both = on_device(device, np.stack(rows))
@@ -89,7 +95,7 @@ def from_host(
 
 
 def _numbers_and_shares(
-    prediction: Prediction, atom_energies: np.ndarray, counts: np.ndarray
+    prediction: Prediction, atom_energies: np.ndarray, counts: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (13 + 119,) in float32, and the log of each force norm."""
     numbers = prediction.numbers
@@ -106,7 +112,7 @@ def _numbers_and_shares(
     median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
     row = np.empty(len(HOST) + _ELEMENTS, dtype=np.float32)
     row[:HOST_SCALARS] = host_scalars(
-        numbers, prediction.energy, squares, atom_energies
+        numbers, prediction.energy, squares, atom_energies, count
     )
     row[HOST_SCALARS : len(HOST)] = (
         math.log(median + FLOOR),
@@ -131,8 +137,6 @@ DEVICE = (
 )  # fmt: skip
 NAMES = HOST + DEVICE
 _LOG_ATOMS = HOST.index("log_atoms")
-# Numbers that change where a cell is repeated; the others are those of the cell.
-SIZED = (_LOG_ATOMS, NAMES.index("log_rigidity_of_sum"))
 # Numbers that are assumed to stay monotone in the error outside the labels.
 TREND = tuple(
     NAMES.index(name)
@@ -213,6 +217,7 @@ class PlainNumbers(nn.Module):
     def __init__(self, features: int, components: int = COMPONENTS) -> None:
         super().__init__()
         self.components = components
+        self.sized = True  # as for `uqcalc.probe.inputs.counted`; set by the probe
         self._counts: np.ndarray | None = None
         for name, shape in (
             ("rigidity", (features, features)),
@@ -237,7 +242,13 @@ class PlainNumbers(nn.Module):
         """
         if self._counts is None:  # keep a copy on the host: every step needs it
             self._counts = self.element_counts.cpu().numpy()
-        return from_host(predictions, atom_energies, self._counts, self.mean.device)
+        return from_host(
+            predictions,
+            atom_energies,
+            self._counts,
+            self.mean.device,
+            sized=self.sized,
+        )
 
     def forward(
         self,

@@ -126,6 +126,8 @@ class Probe:
         self.network = network.eval().float().requires_grad_(requires_grad=False)
         self.statistics = None if statistics is None else statistics.float()
         self.stacked = None if stacked is None else stacked.float()
+        if self.stacked is not None:
+            self.stacked.numbers.sized = card.sized
         self._atom_energies = card.element_energies()
         self.seen = Seen.nothing() if seen is None else seen
         self._elements = ElementsSeen(card.elements)
@@ -380,7 +382,10 @@ class Probe:
             host = self.stacked.numbers.host(predictions, self._atom_energies)
             first = host.numbers[:, :HOST_SCALARS]
         else:
-            rows = [scalars_of(p, self._atom_energies) for p in predictions]
+            rows = [
+                scalars_of(p, self._atom_energies, sized=self.card.sized)
+                for p in predictions
+            ]
             first = _tensor(rows, features.device)
         numbers = np.concatenate([p.numbers for p in predictions])
         index = on_device(features.device, numbers)

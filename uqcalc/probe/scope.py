@@ -27,8 +27,8 @@ from uqcalc.targets import TARGETS
 
 
 LEVEL = 0.99
-_INTENSIVE = 2.0  # divides the smallest size for quantities that do not grow with it
-ANY_SIZE = 2**31 - 1  # largest size of a scope without an upper limit
+# Factor on the sizes for intensive quantities: their errors change little with size.
+_INTENSIVE = 2.0
 # Larger values are outside: distance in units of the scope's limit; charge gap in e,
 # half the difference between neighbouring ions.
 FARTHEST, CHARGE_GAP = 1.0, 0.5
@@ -51,6 +51,8 @@ class Scope:
     level : float
     smallest, largest : int
         Limits on the number of atoms in a structure.
+    any_cell : bool
+        Whether these limits are for molecules only: a supercell is like its cell.
     charges : tuple of int
         Total charges in e; empty if the backbone gives no atomic charges.
     outside : float
@@ -67,12 +69,11 @@ class Scope:
     charges: tuple[int, ...] = ()
     outside: float = math.nan
     elements: tuple[int, ...] = ()
+    any_cell: bool = False
 
     @property
     def sizes(self) -> str:
-        """The range of the number of atoms as text: "3 to 18", "3 or more"."""
-        if self.largest >= ANY_SIZE:
-            return f"{self.smallest} or more"
+        """The range of the number of atoms as text: "3 to 18"."""
         return f"{self.smallest} to {self.largest}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,7 +95,7 @@ class Scope:
             data = dict(data) | {"outside": math.nan}
         return cls(**checked(cls, data, "scope of a probe", ProbeError))
 
-    def doubts(self, numbers: np.ndarray) -> tuple[str, ...]:
+    def doubts(self, numbers: np.ndarray, *, periodic: bool) -> tuple[str, ...]:
         """Return messages: the number of atoms, or an element, is outside the limits.
 
         Empty if none is.
@@ -102,7 +103,8 @@ class Scope:
         found = []
         atoms = len(numbers)
         noun = "atom" if atoms == 1 else "atoms"
-        if not self.smallest <= atoms <= self.largest:
+        limited = not (self.any_cell and periodic)
+        if limited and not self.smallest <= atoms <= self.largest:
             found.append(f"{atoms} {noun}, calibrated for {self.sizes}")
         if self.elements and (others := set(numbers.tolist()) - set(self.elements)):
             symbols = [chemical_symbols[z] for z in sorted(others)]
@@ -138,9 +140,8 @@ def learn_scope(
     ----------
     target : str
         If its errors grow with size, as those of total energies do, the sizes are those
-        of the labels. Otherwise larger structures are inside: the probe describes a
-        supercell like its cell. The smallest size is half that of the labels: clusters
-        of few atoms have no surroundings like theirs.
+        of the labels. Otherwise molecules may differ from these by a factor of 2, and
+        periodic cells have no limit.
     distance : array (structures,)
         Largest squared distance of an atom, from statistics fitted without its group.
     sizes : sequence of int
@@ -153,13 +154,15 @@ def learn_scope(
     away = np.asarray(distance, dtype=float)
     limit, level = held_out_limit(away, groups, level)
     grows = TARGETS[target].grows
+    stretch = 1.0 if grows else _INTENSIVE
     return Scope(
         distance=limit,
         level=level,
-        smallest=min(sizes) if grows else math.ceil(min(sizes) / _INTENSIVE),
-        largest=max(sizes) if grows else ANY_SIZE,
+        smallest=math.ceil(min(sizes) / stretch),
+        largest=math.floor(max(sizes) * stretch),
         charges=tuple(sorted({round(q) for q in charges})),
         outside=float(np.mean(away > limit)),
+        any_cell=not grows,
     )
 
 

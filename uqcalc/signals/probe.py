@@ -124,7 +124,9 @@ class ProbeSignal:
             results["probe_charge_gap"] = found.charge_gap[0]
             limits["probe_charge_gap"] = CHARGE_GAP
         if probe.card.scope is not None and not unseen:
-            doubts = probe.card.scope.doubts(numbers)
+            doubts = probe.card.scope.doubts(
+                numbers, periodic=bool(prediction.pbc.any())
+            )
         results |= self._of_guarantee(found, reliability, doubts)
         return TensorReading(
             signal=self.name,
