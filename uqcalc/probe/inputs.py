@@ -155,7 +155,8 @@ def host_scalars(
     """Return four numbers that depend little on size and composition.
 
     Energy per atom in eV after subtraction of ``atom_energies`` (119,); log of
-    ``count`` (`counted`; by default the number of atoms); log of the RMS force component and of the largest force norm, in eV/Å.
+    ``count`` (`counted`; by default the number of atoms); log of the RMS force
+    component and of the largest force norm, in eV/Å.
     ``squares`` (atoms,) are the squared norms of the forces.
     """
     rms = math.sqrt(squares.mean() / 3)
