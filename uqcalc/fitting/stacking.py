@@ -193,7 +193,7 @@ def _fit_paths(
     stacked = StackedPaths(shape).float()  # independent of torch's default dtype
     moments = Moments(data.predictions)
     energies = card.element_energies()
-    stacked.numbers.sized = card.sized
+    stacked.numbers.of_cells = None if card.sized else statistics.of_cells()
     learn_numbers(stacked.numbers, data.predictions, moments, statistics, energies)
     stacked = stacked.double().float()  # float32 for all buffers
     chosen = _some_atoms(some, recipe.seed) if shape.atom_centres else None

@@ -119,6 +119,7 @@ def chunks(predictions: Sequence[Prediction]) -> Iterator[list[Prediction]]:
 # Added to the diagonal of second moments of standardised features.
 SHRINKAGE = 1e-3
 HOST_SCALARS = 4
+LOG_ATOMS = 1  # column of `host_scalars` that holds the size
 SCALARS = HOST_SCALARS + 2
 # Scalars are clamped to this many standard deviations.
 CLAMP = 10.0
@@ -135,14 +136,23 @@ def raw_scalars(prediction: Prediction, atom_energies: np.ndarray) -> np.ndarray
     return np.array([energy, len(numbers)], dtype=np.float32)
 
 
-def counted(prediction: Prediction, *, sized: bool) -> int:
-    """Return the number of atoms of a molecule, 1 for a periodic structure.
+def log_count(prediction: Prediction, of_cells: float | None) -> float:
+    """Return the logarithm of the number of atoms; ``of_cells`` for periodic ones.
 
-    The size of a periodic cell is a choice of the user: errors of forces are those of
-    any supercell. With ``sized`` it is the number of atoms of every structure, as for
-    total energies, whose errors grow with the cell.
+    The size of a periodic cell is a choice of the user, and errors of forces are those
+    of any supercell. Such cells have the mean of the labelled molecules instead, 0
+    without molecules. ``of_cells`` is None where the size counts, as for total
+    energies, whose errors grow with the cell.
     """
-    return len(prediction.numbers) if sized or not prediction.pbc.any() else 1
+    if of_cells is not None and prediction.pbc.any():
+        return of_cells
+    return math.log(len(prediction.numbers))
+
+
+def log_count_of_cells(predictions: Sequence[Prediction]) -> float:
+    """Return the mean log count of the molecules among labels; 0 without molecules."""
+    logs = [math.log(len(p.numbers)) for p in predictions if not p.pbc.any()]
+    return float(np.mean(logs)) if logs else 0.0
 
 
 def host_scalars(
@@ -150,12 +160,12 @@ def host_scalars(
     energy: float,
     squares: np.ndarray,
     atom_energies: np.ndarray,
-    count: int | None = None,
+    log_atoms: float | None = None,
 ) -> np.ndarray:
     """Return four numbers that depend little on size and composition.
 
-    Energy per atom in eV after subtraction of ``atom_energies`` (119,); log of
-    ``count`` (`counted`; by default the number of atoms); log of the RMS force
+    Energy per atom in eV after subtraction of ``atom_energies`` (119,); ``log_atoms``
+    (`log_count`; by default the log of the number of atoms); log of the RMS force
     component and of the largest force norm, in eV/Å.
     ``squares`` (atoms,) are the squared norms of the forces.
     """
@@ -163,18 +173,23 @@ def host_scalars(
     worst = math.sqrt(squares.max())
     rest = (energy - atom_energies[numbers].sum()) / len(numbers)
     floor = 1e-3  # eV/Å: smaller forces count as zero; keeps the logarithm finite
-    logs = [math.log(x) for x in (count or len(numbers), rms + floor, worst + floor)]
-    return np.array([rest, *logs], dtype=np.float32)
+    if log_atoms is None:
+        log_atoms = math.log(len(numbers))
+    logs = [math.log(x) for x in (rms + floor, worst + floor)]
+    return np.array([rest, log_atoms, *logs], dtype=np.float32)
 
 
 def scalars_of(
-    prediction: Prediction, atom_energies: np.ndarray, *, sized: bool
+    prediction: Prediction, atom_energies: np.ndarray, of_cells: float | None
 ) -> np.ndarray:
-    """Return `host_scalars` of a prediction."""
+    """Return `host_scalars` of a prediction; ``of_cells`` as for `log_count`."""
     squares = np.einsum("ij,ij->i", prediction.forces, prediction.forces)
-    count = counted(prediction, sized=sized)
     return host_scalars(
-        prediction.numbers, prediction.energy, squares, atom_energies, count
+        prediction.numbers,
+        prediction.energy,
+        squares,
+        atom_energies,
+        log_count(prediction, of_cells),
     )
 
 
@@ -217,6 +232,10 @@ class Statistics(nn.Module):
         self.register_buffer("scalar_mean", torch.zeros(SCALARS))
         self.register_buffer("scalar_scale", torch.ones(SCALARS))
 
+    def of_cells(self) -> float:
+        """Return the mean log count of the labels, for periodic cells (`log_count`)."""
+        return float(self.scalar_mean[LOG_ATOMS])
+
     def features(self, features: torch.Tensor) -> torch.Tensor:
         """Return standardised features, (atoms, dim)."""
         return (features - self.feature_mean) / self.feature_scale
@@ -245,15 +264,16 @@ class Statistics(nn.Module):
     ) -> None:
         """Set all statistics from labelled structures, read in chunks.
 
-        ``sized`` is that of `counted`.
+        With ``sized=False`` the size of periodic cells does not count (`log_count`).
         """
+        of_cells = None if sized else log_count_of_cells(predictions)
         self.feature_mean.copy_(moments.mean)
         self.feature_scale.copy_(moments.scale)
         self.element_mean.copy_(moments.element_mean)
         self.whitening.copy_(whitening(moments.within, SHRINKAGE))
         pieces = []
         for chunk in chunks(predictions):
-            host = [scalars_of(p, atom_energies, sized=sized) for p in chunk]
+            host = [scalars_of(p, atom_energies, of_cells) for p in chunk]
             standard = self.features(torch.cat([p.features for p in chunk]))
             numbers = torch.from_numpy(np.concatenate([p.numbers for p in chunk]))
             ends = _log_mean_and_worst(

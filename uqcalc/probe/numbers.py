@@ -20,8 +20,8 @@ from uqcalc.probe.inputs import (
     HOST_SCALARS,
     Ragged,
     Statistics,
-    counted,
     host_scalars,
+    log_count,
     on_device,
 )
 from uqcalc.probe.regressions import LIMIT, standardised
@@ -63,8 +63,7 @@ def from_host(
     atom_energies: np.ndarray,
     counts: np.ndarray,
     device: torch.device,
-    *,
-    sized: bool = True,
+    of_cells: float | None = None,
 ) -> FromHost:
     """Compute the numbers of a ragged batch that need only host arrays.
 
@@ -76,13 +75,13 @@ def from_host(
     counts : array (119,)
         Atoms of each element in the labels.
     device : torch.device
-    sized : bool
-        As for `uqcalc.probe.inputs.counted`.
+    of_cells : float, optional
+        As for `uqcalc.probe.inputs.log_count`.
     """
     rows, logs = [], []
     for p in predictions:
-        count = counted(p, sized=sized)
-        row, log_forces = _numbers_and_shares(p, atom_energies, counts, count)
+        log_atoms = log_count(p, of_cells)
+        row, log_forces = _numbers_and_shares(p, atom_energies, counts, log_atoms)
         rows.append(row)
         logs.append(log_forces)
     both = on_device(device, np.stack(rows))
@@ -95,7 +94,10 @@ def from_host(
 
 
 def _numbers_and_shares(
-    prediction: Prediction, atom_energies: np.ndarray, counts: np.ndarray, count: int
+    prediction: Prediction,
+    atom_energies: np.ndarray,
+    counts: np.ndarray,
+    log_atoms: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (13 + 119,) in float32, and the log of each force norm."""
     numbers = prediction.numbers
@@ -112,7 +114,7 @@ def _numbers_and_shares(
     median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
     row = np.empty(len(HOST) + _ELEMENTS, dtype=np.float32)
     row[:HOST_SCALARS] = host_scalars(
-        numbers, prediction.energy, squares, atom_energies, count
+        numbers, prediction.energy, squares, atom_energies, log_atoms
     )
     row[HOST_SCALARS : len(HOST)] = (
         math.log(median + FLOOR),
@@ -217,7 +219,8 @@ class PlainNumbers(nn.Module):
     def __init__(self, features: int, components: int = COMPONENTS) -> None:
         super().__init__()
         self.components = components
-        self.sized = True  # as for `uqcalc.probe.inputs.counted`; set by the probe
+        # as for `uqcalc.probe.inputs.log_count`; the probe sets it
+        self.of_cells: float | None = None
         self._counts: np.ndarray | None = None
         for name, shape in (
             ("rigidity", (features, features)),
@@ -247,7 +250,7 @@ class PlainNumbers(nn.Module):
             atom_energies,
             self._counts,
             self.mean.device,
-            sized=self.sized,
+            self.of_cells,
         )
 
     def forward(

@@ -125,9 +125,12 @@ class Probe:
         # always float32: MACE may have changed torch's default dtype
         self.network = network.eval().float().requires_grad_(requires_grad=False)
         self.statistics = None if statistics is None else statistics.float()
+        self._of_cells: float | None = None
+        if self.statistics is not None and not card.sized:
+            self._of_cells = self.statistics.of_cells()
         self.stacked = None if stacked is None else stacked.float()
         if self.stacked is not None:
-            self.stacked.numbers.sized = card.sized
+            self.stacked.numbers.of_cells = self._of_cells
         self._atom_energies = card.element_energies()
         self.seen = Seen.nothing() if seen is None else seen
         self._elements = ElementsSeen(card.elements)
@@ -383,8 +386,7 @@ class Probe:
             first = host.numbers[:, :HOST_SCALARS]
         else:
             rows = [
-                scalars_of(p, self._atom_energies, sized=self.card.sized)
-                for p in predictions
+                scalars_of(p, self._atom_energies, self._of_cells) for p in predictions
             ]
             first = _tensor(rows, features.device)
         numbers = np.concatenate([p.numbers for p in predictions])
