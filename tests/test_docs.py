@@ -50,6 +50,7 @@ WEIGHTS = {
     "docs/start/ten-lines.md": 1,
     "docs/howto/attack.md": 2,
     "docs/howto/force-delta.md": 1,
+    "docs/howto/stress.md": 1,
 }
 # Blocks that take more than some seconds, by page: run by `make test-slow`.
 SLOW = {

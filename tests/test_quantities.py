@@ -29,6 +29,13 @@ from uqcalc.quantities import parse_quantity
         ("10 kJ/mol/nm", "forces", 0.0103643),
         ("1 meV/atom", "energy_per_atom", 0.001),
         ("1 kJ/mol/atom", "energy_per_atom", 0.0103643),
+        ("0.5 GPa", "stress", 0.5 * units.GPa),
+        ("5 kbar", "stress", 0.5 * units.GPa),
+        ("500MPa", "stress", 0.5 * units.GPa),
+        ("3 meV/Å^3", "stress", 0.003),
+        ("3 meV / Å³", "stress", 0.003),
+        ("0.003 eV/A**3", "stress", 0.003),
+        ("1 Ha/bohr^3", "stress", 183.6315),
         ("0.25", "forces", 0.25),
         (0.25, "energy_per_atom", 0.25),
         (1, "energy", 1.0),
@@ -49,6 +56,8 @@ def test_units_are_those_of_ase(text, target, value):
         ("1 meV/atom", "energy", "an energy", "an energy per atom"),
         ("50 meV/Å", "energy", "an energy", "a force"),
         ("1 meV/atom", "atom_forces", "a force", "an energy per atom"),
+        ("0.5 GPa", "forces", "a force", "a stress"),
+        ("50 meV/Å", "stress", "a stress", "a force"),
     ],
 )
 def test_another_kind_is_refused_by_naming_both(text, target, wanted, got):

@@ -9,6 +9,7 @@ from closeness import FLOAT64, close
 from probe.toys import random_prediction
 
 from uqcalc import Labels
+from uqcalc.errors import LabelError
 from uqcalc.probe.card import Card
 from uqcalc.quantities import parse_quantity
 from uqcalc.targets import QUANTITIES, TARGETS, Target
@@ -16,17 +17,20 @@ from uqcalc.targets import QUANTITIES, TARGETS, Target
 
 def predicted():
     prediction = random_prediction(7, 3, seed=1)
+    rng = np.random.default_rng(2)
     results = {"energy": prediction.energy, "forces": prediction.forces}
+    results["stress"] = rng.normal(size=6)
     return replace(prediction, results=results)
 
 
 def labelled(prediction, rng):
     """Return a frame whose reference differs from the prediction."""
     atoms = len(prediction.numbers)
-    frame = Atoms(prediction.numbers, prediction.positions)
+    frame = Atoms(prediction.numbers, prediction.positions, cell=[9, 9, 9], pbc=True)
     frame.info["REF_energy"] = float(prediction.results["energy"]) + rng.normal()
     forces = prediction.results["forces"] + rng.normal(size=(atoms, 3))
     frame.arrays["REF_forces"] = forces
+    frame.info["REF_stress"] = prediction.results["stress"] + rng.normal(size=6)
     return frame
 
 
@@ -39,10 +43,18 @@ def by_hand(prediction, frame):
         "energy_per_atom": energy / len(frame),
         "forces": (away**2).sum() ** 0.5 / (3 * len(frame)) ** 0.5,
         "atom_forces": np.linalg.norm(away, axis=1).max(),
+        "stress": np.linalg.norm(matrix(frame) - matrix(prediction)) / 3,
     }
 
 
-@pytest.mark.parametrize("name", sorted(TARGETS))
+def matrix(of):
+    """Return the stress of a prediction or the labelled one of a frame, (3, 3)."""
+    given = of.info["REF_stress"] if isinstance(of, Atoms) else of.results["stress"]
+    xx, yy, zz, yz, xz, xy = given
+    return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+
+
+@pytest.mark.parametrize("name", sorted(n for n in TARGETS if not TARGETS[n].relative))
 def test_errors_are_those_of_their_definition(name):
     prediction = predicted()
     frame = labelled(prediction, np.random.default_rng(0))
@@ -52,6 +64,48 @@ def test_errors_are_those_of_their_definition(name):
     found = labels.error(prediction, reference)
     close(found, by_hand(prediction, frame)[name], FLOAT64)
     assert TARGETS[name].unit.startswith(QUANTITIES[labels.of].unit)
+
+
+def test_the_stress_error_is_the_same_after_a_rotation_and_for_a_matrix():
+    prediction = predicted()
+    frame = labelled(prediction, np.random.default_rng(0))
+    labels = Labels("stress")
+    first = labels.error(prediction, labels.reference(frame))
+    turn, _ = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))
+    frame.info["REF_stress"] = turn @ matrix(frame) @ turn.T
+    turned = turn @ matrix(prediction) @ turn.T  # CHGNet gives a matrix
+    prediction = replace(prediction, results={"stress": turned})
+    close(labels.error(prediction, labels.reference(frame)), first, FLOAT64)
+
+
+@pytest.mark.parametrize("pbc", [False, (True, True, False)])
+def test_only_three_periodic_directions_have_a_stress(pbc):
+    frame = labelled(predicted(), np.random.default_rng(0))
+    assert Labels("stress").reference(frame).shape == (6,)
+    frame.pbc = pbc
+    assert Labels("stress").reference(frame) is None
+
+
+def test_a_relative_energy_is_no_error_of_one_frame():
+    frame = labelled(predicted(), np.random.default_rng(0))
+    labels = Labels("relative_energy")
+    with pytest.raises(LabelError, match="must be the error of one frame"):
+        labels.error(predicted(), labels.reference(frame))
+    with pytest.raises(LabelError, match="offsets of elements cancel"):
+        Labels("relative_energy", offsets=True)
+
+
+def test_a_stress_boundary_is_shown_in_gigapascal():
+    card = Card(
+        fingerprint="toy:0",
+        target="stress",
+        boundary=parse_quantity("0.5 GPa", "stress"),
+        architecture="standard",
+        shape={"features": 3, "charges": False},
+        elements=[1],
+        sizes=[1, 9],
+    )
+    assert card.meaning == "P(RMS stress error <= 0.5 GPa)"
 
 
 def test_errors_of_energies_take_many_structures_at_once():

@@ -25,6 +25,7 @@ from .evaluation.evaluation import evaluate as evaluate
 from .evaluation.guarantee import certify as certify
 from .fitting.adapt import adapt as adapt
 from .fitting.recipe import Recipe as Recipe
+from .fitting.several import fit_targets as fit_targets
 from .fitting.training import fit as fit
 from .labels.labels import Labels as Labels
 from .learning.labelling import label as label

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -23,10 +22,9 @@ from uqcalc.backbones.chargespin import stated_charge_spin
 from uqcalc.backbones.locks import held
 from uqcalc.backbones.prediction import fixed_atoms
 from uqcalc.backbones.registry import tap
-from uqcalc.defaults import AUTO, choose_policy, choose_signals, probes_of
+from uqcalc.defaults import AUTO, Probes, choose_policy, choose_signals, probes_of
 from uqcalc.htmltable import html_table
 from uqcalc.policy import Policy
-from uqcalc.probe.probe import Probe
 from uqcalc.records import Assessment, Level, Reading, Verdict, checked_interval
 from uqcalc.resultcache import Answer, Recent, changed, frozen, same
 from uqcalc.signals.base import Signal, TensorReading, to_host, to_host_asking
@@ -40,15 +38,21 @@ class ReliableCalculator(BaseCalculator):
     ----------
     calculator : ase calculator or Backbone
         The potential. Its results stay unchanged; each geometry costs one pass.
-    probe : path, Probe, None or "auto"
-        Adds ``probe_reliability`` and ``probe_importance`` to ``results``. "auto" takes
+    probe : path, Probe, sequence of these, None or "auto"
+        Adds ``probe_reliability`` and ``probe_importance`` to ``results``. Several
+        probes are of different targets: that of the forces, or else the first, gives
+        these results, and the others give the same with their target at the end, such
+        as ``probe_reliability_stress``. "auto" takes
         the probe that ships with the package for this model, and logs its name. If
         none ships and no signals are given, the signals that need no labels are used:
         every geometry is then at least SUSPECT, and a warning is logged.
     signals : sequence of Signal
         Additional signals, computed from the same pass.
     policy : Policy, optional
-        Thresholds of the signals; by default the cutoffs stored in the probe.
+        Thresholds of the signals; by default the cutoffs stored in the probe. Of
+        several probes, that of the forces (or else the first) counts always, that of
+        the stress when the cell moves in a run under `Monitor`, `relax` or `annotate`;
+        the others are read only.
     importance : {"always", "flagged"}
         Compute the importance of each atom at every geometry, or only where the
         verdict is not RELIABLE.
@@ -81,7 +85,7 @@ class ReliableCalculator(BaseCalculator):
     def __init__(  # noqa: PLR0913  (what a user writes in one line of a script)
         self,
         calculator: BaseCalculator | Backbone,
-        probe: str | os.PathLike[str] | Probe | None = AUTO,
+        probe: Probes | None = AUTO,
         signals: Sequence[Signal] = (),
         policy: Policy | None = None,
         *,
@@ -319,9 +323,13 @@ class ReliableCalculator(BaseCalculator):
         }
 
     def describe(self) -> dict[str, Any]:
-        """Return `todict` and the card of the first probe (or None), for logs."""
+        """Return `todict` and the card of the first probe (or None), for logs.
+
+        The cards of further probes are under "further_probes".
+        """
         cards = [probe.card.to_dict() for probe in probes_of(self.signals)]
-        return self.todict() | {"probe": cards[0] if cards else None}
+        found = self.todict() | {"probe": cards[0] if cards else None}
+        return found | ({"further_probes": cards[1:]} if cards[1:] else {})
 
     def _evaluate(
         self, given: Atoms, properties: Sequence[str], *, judged: bool

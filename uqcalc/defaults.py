@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import as_file, files
+from typing import TypeAlias
 
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.fingerprint import same_model
@@ -60,16 +61,22 @@ def _fingerprints() -> dict[str, str]:
 AUTO = "auto"
 
 
+# One probe, or several of different targets.
+Probes: TypeAlias = (
+    str | os.PathLike[str] | Probe | Sequence[str | os.PathLike[str] | Probe]
+)
+
+
 def choose_signals(
     backbone: Backbone,
-    probe: str | os.PathLike[str] | Probe | None,
+    probe: Probes | None,
     signals: Sequence[Signal],
     importance: str,
     *,
     sanity: bool = True,
     flags: bool | None = None,
 ) -> tuple[Signal, ...]:
-    """Return the signals; the probe's is first, `Sanity` and `Flags` are last.
+    """Return the signals; those of probes are first, `Sanity` and `Flags` are last.
 
     Raises
     ------
@@ -86,9 +93,8 @@ def choose_signals(
             raise TypeError(msg)
     if probe == AUTO:
         probe, chosen = _automatic(backbone, chosen)
-    if probe is not None:
-        loaded = probe if isinstance(probe, Probe) else Probe.load(probe)
-        chosen.insert(0, ProbeSignal(loaded, importance=importance == "always"))
+    always = importance == "always"
+    chosen = [*_probe_signals(backbone, probe, importance=always), *chosen]
     if not chosen:
         msg = (
             "ReliableCalculator must have a probe or signals, got neither; pass "
@@ -113,11 +119,42 @@ def choose_signals(
     return tuple(chosen)
 
 
+def _probe_signals(
+    backbone: Backbone, probe: Probes | None, *, importance: bool
+) -> list[Signal]:
+    """Return a signal for each probe; that of the forces, or else the first, leads."""
+    if probe is None:
+        return []
+    given = [probe] if isinstance(probe, str | os.PathLike | Probe) else list(probe)
+    loaded = [_loaded(one, backbone) for one in given]
+    loaded.sort(key=lambda one: one.card.target != "forces")  # stable
+    return [
+        ProbeSignal(one, importance=importance, further=place > 0)
+        for place, one in enumerate(loaded)
+    ]
+
+
+def _loaded(probe: str | os.PathLike[str] | Probe, backbone: Backbone) -> Probe:
+    """Return the probe itself, the one that ships for the model, or that of a file."""
+    if isinstance(probe, Probe):
+        return probe
+    if probe != AUTO:
+        return Probe.load(probe)
+    found = find_probe(backbone.fingerprint)
+    if found is None:
+        msg = (
+            f"{AUTO!r} among several probes must be a probe that ships for the model, "
+            f"got none for {backbone.fingerprint}; pass the files of your probes only"
+        )
+        raise ModelError(msg)
+    return found
+
+
 def _has_force_signal(signals: Sequence[Signal]) -> bool:
     """Return whether the signals judge forces, which may vanish by symmetry."""
     probes = probes_of(signals)
     return not probes or any(
-        TARGETS[probe.card.target].of != "energy" for probe in probes
+        TARGETS[probe.card.target].of == "forces" for probe in probes
     )
 
 
@@ -144,7 +181,7 @@ def _automatic(
 def choose_policy(
     signals: tuple[Signal, ...], policy: Policy | None, *, auto: bool
 ) -> Policy:
-    """Return the given policy, the probe's, or one that never gives RELIABLE.
+    """Return the given policy, that of the probes, or one that never gives RELIABLE.
 
     Raises
     ------
@@ -164,7 +201,7 @@ def choose_policy(
                 f"{names[0]!r}, suspect=..., unreliable=...)])"
             )
             raise ValueError(msg)
-        return probes[0].card.policy()
+        return _probe_policy(signals)
     checked: object = policy
     if not isinstance(checked, Policy):
         msg = (
@@ -174,21 +211,41 @@ def choose_policy(
         raise TypeError(msg)
     names = [signal.name for signal in signals]
     judged = [key for signal in signals for key in getattr(signal, "judged", ())]
-    if unread := set(policy.signals) - {*names, *judged}:
+    if unread := set(policy.signals_of_moving_cell) - {*names, *judged}:
         msg = (
             f"policy must judge signals that run, got thresholds for {sorted(unread)} "
             f"and signals {[*names, *judged]}; add the signal or drop the threshold"
         )
         raise ValueError(msg)
-    for threshold in policy.thresholds:
+    for threshold in (*policy.thresholds, *policy.moving_cell):
         if threshold.guarantee:
-            _check_guarantee(threshold, probes_of(signals))
+            _check_guarantee(threshold, signals)
     return policy
 
 
-def _check_guarantee(threshold: Threshold, probes: Sequence[Probe]) -> None:
+def _probe_policy(signals: Sequence[Signal]) -> Policy:
+    """Return the policy of the probes: those that matter for the run.
+
+    The first probe (that of the forces, if there is one) counts for every geometry; a
+    probe of the stress counts when the cell moves. Others are read only.
+    """
+    first, *others = [s for s in signals if isinstance(s, ProbeSignal)]
+    moving = [
+        threshold
+        for signal in others
+        if signal.judges_stress
+        for threshold in signal.probe.card.policy(signal.name).thresholds
+    ]
+    return Policy(first.probe.card.policy(first.name).thresholds, moving)
+
+
+def _check_guarantee(threshold: Threshold, signals: Sequence[Signal]) -> None:
     """Raise an error if the policy comes from the guarantee of another probe."""
-    own = [probe.card.guarantee_policy().thresholds[0] for probe in probes]
+    own = [
+        signal.probe.card.guarantee_policy(signal.name).thresholds[0]
+        for signal in signals
+        if isinstance(signal, ProbeSignal) and signal.name == threshold.signal
+    ]
     known = [(t.signal, t.suspect, t.guarantee) for t in own]
     if (threshold.signal, threshold.suspect, threshold.guarantee) not in known:
         msg = (

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from uqcalc.former import Former, former_argument
-from uqcalc.records import Assessment, Level, Reading, Verdict, told_apart
+from uqcalc.records import Assessment, Level, Reading, Verdict, key_of, told_apart
 
 
 # Thresholds for a risk without known limits: every finite risk, even zero, is SUSPECT;
@@ -79,9 +79,9 @@ class Threshold:
             return level, [] if level is Level.RELIABLE else [self.reason(reading)]
         name = self.signal
         # values read from files are numpy numbers; NaN does not count as True
-        if reading.results.get(f"{name}_promised") in (True,):
+        if reading.results.get(key_of(name, "promised")) in (True,):
             return Level.RELIABLE, []
-        asked = reading.results.get(f"{name}_tolerance_reliability")
+        asked = reading.results.get(key_of(name, "tolerance_reliability"))
         risk = reading.risk if asked is None else 1 - float(asked)
         reading = replace(reading, risk=risk, meaning=self.guarantee)
         level = self.level(risk)
@@ -131,6 +131,15 @@ class _Guaranteed(Protocol):
 class Policy:
     """Map readings to a verdict, the worst level over all thresholds; no state.
 
+    Parameters
+    ----------
+    thresholds : iterable of Threshold
+        Thresholds for every geometry.
+    moving_cell : iterable of Threshold
+        Further thresholds, for runs whose cell moves (NPT, cell relaxation), such as
+        one for a probe of the stress. A calculator alone does not know whether its cell
+        moves: `Monitor`, `relax` and `annotate` apply them.
+
     Raises
     ------
     ValueError
@@ -138,11 +147,15 @@ class Policy:
     """
 
     thresholds: tuple[Threshold, ...]
+    moving_cell: tuple[Threshold, ...] = ()
 
-    def __init__(self, thresholds: Iterable[Threshold]) -> None:
+    def __init__(
+        self, thresholds: Iterable[Threshold], moving_cell: Iterable[Threshold] = ()
+    ) -> None:
         object.__setattr__(self, "thresholds", tuple(thresholds))
-        names = [threshold.signal for threshold in self.thresholds]
-        if not names or len(set(names)) != len(names):
+        object.__setattr__(self, "moving_cell", tuple(moving_cell))
+        names = [t.signal for t in (*self.thresholds, *self.moving_cell)]
+        if not self.thresholds or len(set(names)) != len(names):
             msg = (
                 "policy must have one threshold for each of its signals, "
                 f"got thresholds for {names}"
@@ -156,44 +169,57 @@ class Policy:
         far outside, or with a fault, is UNRELIABLE. The same holds without a threshold
         for readings with ``always``, such as those of `Sanity` and `Flags`.
         """
-        by_signal = {reading.signal: reading for reading in readings}
-        worst = Level.RELIABLE
-        reasons: list[str] = []
-        skipped: list[str] = []
-        for threshold in self.thresholds:
-            reading = by_signal.get(threshold.signal)
-            if reading is None:
-                reading = _published(threshold.signal, readings)
-            if reading is None:
-                skipped.append(threshold.signal)
-                continue
-            level, why = threshold.judge(reading)
-            reasons += [*why, *_floor_reasons(reading)]
-            worst = max(worst, level, reading.floor)
+        verdict = _judged(self.thresholds, readings)
+        worst, reasons = verdict.level, [*verdict.reasons]
         for reading in readings:
             if reading.always and reading.signal not in self.signals:
                 reasons += _floor_reasons(reading)
                 worst = max(worst, reading.floor)
-        return Verdict(worst, tuple(reasons), tuple(skipped))
+        return Verdict(worst, tuple(reasons), verdict.skipped)
+
+    def with_moving_cell(self, assessment: Assessment) -> Assessment:
+        """Return an assessment of this policy for a geometry whose cell moves.
+
+        The thresholds in ``moving_cell`` can only make the level worse.
+        """
+        if not self.moving_cell:
+            return assessment
+        more, verdict = (
+            _judged(self.moving_cell, assessment.readings),
+            assessment.verdict,
+        )
+        return replace(
+            assessment,
+            verdict=Verdict(
+                max(verdict.level, more.level),
+                (*verdict.reasons, *more.reasons),
+                (*verdict.skipped, *more.skipped),
+            ),
+        )
 
     @property
     def signals(self) -> tuple[str, ...]:
-        """Names of the signals that have a threshold."""
+        """Names of the signals that have a threshold for every geometry."""
         return tuple(threshold.signal for threshold in self.thresholds)
+
+    @property
+    def signals_of_moving_cell(self) -> tuple[str, ...]:
+        """Names of the signals that have a threshold when the cell moves."""
+        return (*self.signals, *(t.signal for t in self.moving_cell))
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-compatible thresholds; `from_dict` reads them back."""
-        rows = [asdict(threshold) for threshold in self.thresholds]
-        for row in rows:
-            if guarantee := row.pop("guarantee"):
-                row["promise"] = guarantee  # the key in files
-        return {"thresholds": rows}
+        found = {"thresholds": _rows(self.thresholds)}
+        if self.moving_cell:
+            found["moving_cell"] = _rows(self.moving_cell)
+        return found
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Policy:
         """Rebuild a policy from `to_dict`."""
-        rows = [dict(row) for row in data["thresholds"]]
-        return cls(Threshold(guarantee=row.pop("promise", ""), **row) for row in rows)
+        return cls(
+            _thresholds(data["thresholds"]), _thresholds(data.get("moving_cell", ()))
+        )
 
     @classmethod
     def from_guarantee(cls, probe: _Guaranteed) -> Policy:
@@ -214,6 +240,38 @@ class Policy:
         return probe.card.guarantee_policy()
 
     from_promise = Former("from_guarantee")
+
+
+def _rows(thresholds: Sequence[Threshold]) -> list[dict[str, Any]]:
+    rows = [asdict(threshold) for threshold in thresholds]
+    for row in rows:
+        if guarantee := row.pop("guarantee"):
+            row["promise"] = guarantee  # the key in files
+    return rows
+
+
+def _thresholds(data: Iterable[Mapping[str, Any]]) -> list[Threshold]:
+    rows = [dict(row) for row in data]
+    return [Threshold(guarantee=row.pop("promise", ""), **row) for row in rows]
+
+
+def _judged(thresholds: Sequence[Threshold], readings: Sequence[Reading]) -> Verdict:
+    """Return the worst level over ``thresholds``, its reasons and skipped signals."""
+    by_signal = {reading.signal: reading for reading in readings}
+    worst = Level.RELIABLE
+    reasons: list[str] = []
+    skipped: list[str] = []
+    for threshold in thresholds:
+        reading = by_signal.get(threshold.signal)
+        if reading is None:
+            reading = _published(threshold.signal, readings)
+        if reading is None:
+            skipped.append(threshold.signal)
+            continue
+        level, why = threshold.judge(reading)
+        reasons += [*why, *_floor_reasons(reading)]
+        worst = max(worst, level, reading.floor)
+    return Verdict(worst, tuple(reasons), tuple(skipped))
 
 
 def _published(key: str, readings: Sequence[Reading]) -> Reading | None:

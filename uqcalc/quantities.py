@@ -1,4 +1,4 @@
-"""Parse an error with a unit: "1 kcal/mol", "50 meV/Å", "1 meV/atom"."""
+"""Parse an error with a unit: "1 kcal/mol", "50 meV/Å", "1 meV/atom", "0.5 GPa"."""
 
 from __future__ import annotations
 
@@ -12,8 +12,18 @@ from uqcalc.errors import LabelError
 from uqcalc.targets import TARGETS, check_target
 
 
-_KINDS = {"eV/Å": "a force", "eV": "an energy", "eV/atom": "an energy per atom"}
-_SAMPLES = {"eV/Å": "50 meV/Å", "eV": "1 kcal/mol", "eV/atom": "1 meV/atom"}
+_KINDS = {
+    "eV/Å": "a force",
+    "eV": "an energy",
+    "eV/atom": "an energy per atom",
+    "eV/Å³": "a stress",
+}
+_SAMPLES = {
+    "eV/Å": "50 meV/Å",
+    "eV": "1 kcal/mol",
+    "eV/atom": "1 meV/atom",
+    "eV/Å³": "0.5 GPa",
+}
 _ENERGIES = {
     "ev": 1.0,
     "mev": 1e-3,
@@ -28,6 +38,16 @@ _ENERGIES = {
     "mry": units.Rydberg / 1000,
 }
 _MOLAR_ENERGIES = {"kcal": units.kcal / units.mol, "kj": units.kJ / units.mol}
+# Upper and lower case differ: MPa is mega, mPa milli.
+_PRESSURES = {
+    "Pa": units.Pascal,
+    "kPa": 1e3 * units.Pascal,
+    "MPa": 1e6 * units.Pascal,
+    "GPa": units.GPa,
+    "bar": units.bar,
+    "kbar": 1e3 * units.bar,
+    "Mbar": 1e6 * units.bar,
+}
 _LENGTHS = {
     **dict.fromkeys(("å", "ångström", "angstrom", "ang", "a"), units.Angstrom),
     **dict.fromkeys(("bohr", "a0"), units.Bohr),
@@ -44,7 +64,8 @@ def parse_quantity(quantity: float | str, target: str, what: str = "boundary") -
     quantity : float or str
         A number in the target's own unit, or a number with any unit of its kind:
         eV, meV, Ha, mHa, Ry, mRy, kcal/mol and kJ/mol; each per Å, bohr or nm for a
-        force, and per atom for an energy per atom. Spaces are optional.
+        force, and per atom for an energy per atom. For a stress GPa, MPa, kPa, Pa,
+        kbar, bar, Mbar, or an energy per Å^3, bohr^3 or nm^3. Spaces are optional.
     what : str
         Name of the quantity in messages.
 
@@ -80,7 +101,7 @@ def parse_quantity(quantity: float | str, target: str, what: str = "boundary") -
 
 
 def _in_ev(text: str, bare: str, what: str) -> tuple[float, str]:
-    """Return the value in eV, eV/Å or eV/atom, and the name of that unit.
+    """Return the value in eV, eV/Å, eV/atom or eV/Å³, and the name of that unit.
 
     ``bare`` is the unit of a number without a unit.
     """
@@ -92,7 +113,8 @@ def _in_ev(text: str, bare: str, what: str) -> tuple[float, str]:
         msg = (
             f"{what} must be a number with a unit such as {_SAMPLES[bare]!r}, got "
             f"{text!r}; units: eV, meV, Ha, mHa, Ry, mRy, kcal/mol, kJ/mol, each by "
-            "itself, per Å, bohr or nm, or per atom"
+            "itself, per Å, bohr or nm, or per atom; for a stress GPa, MPa, kbar, "
+            "bar, or an energy per Å^3 or bohr^3"
         )
         raise LabelError(msg)
     factor, unit = found
@@ -100,9 +122,11 @@ def _in_ev(text: str, bare: str, what: str) -> tuple[float, str]:
 
 
 def _factor(unit: str, bare: str) -> tuple[float, str] | None:
-    """Return one ``unit`` in eV, eV/Å or eV/atom, and which; None if unknown."""
+    """Return one ``unit`` in eV, eV/Å, eV/atom or eV/Å³, and which; None if unknown."""
     if not unit:
         return 1.0, bare
+    if unit in _PRESSURES:
+        return _PRESSURES[unit], "eV/Å³"
     numerator, *rest = re.sub(r"\bper\b", "/", unit).split("/")
     below = re.findall(r"[^\s()*·]+", " ".join(rest).lower())
     # M means mega: refused as a probable typing error for m
@@ -120,4 +144,8 @@ def _factor(unit: str, bare: str) -> tuple[float, str] | None:
         return factor, "eV/atom"
     if len(below) == 1 and below[0] in _LENGTHS:
         return factor / _LENGTHS[below[0]], "eV/Å"
+    # written as Å^3, Å**3 or Å³, which NFKC turns into Å3
+    cubed = re.fullmatch(r"(.+?)\^?3", "".join(below))
+    if cubed is not None and cubed[1] in _LENGTHS:
+        return factor / _LENGTHS[cubed[1]] ** 3, "eV/Å³"
     return None

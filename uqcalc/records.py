@@ -31,6 +31,20 @@ class Level(IntEnum):
     UNRELIABLE = 2
 
 
+def key_of(signal: str, what: str) -> str:
+    """Return the key of ``calc.results`` for one number of a signal.
+
+    Further probes have their target at the end of every key.
+
+    Examples
+    --------
+    >>> key_of("probe", "reliability"), key_of("probe_stress", "reliability")
+    ('probe_reliability', 'probe_reliability_stress')
+    """
+    target = signal.removeprefix("probe") if signal.startswith("probe_") else ""
+    return f"{signal.removesuffix(target) if target else signal}_{what}{target}"
+
+
 def told_apart(one: float, other: float, *, digits: int = 3) -> tuple[str, str]:
     """Format two numbers with as few digits as make them differ, from ``digits``.
 
@@ -143,7 +157,7 @@ class Reading(Generic[Number]):
         `per_atom` otherwise. For a probe without probabilities of atoms that is the
         attention (``probe_importance``).
         """
-        reliabilities = self.results.get(f"{self.signal}_reliabilities")
+        reliabilities = self.results.get(key_of(self.signal, "reliabilities"))
         if reliabilities is not None:
             return 1.0 - np.asarray(reliabilities)
         return self.per_atom

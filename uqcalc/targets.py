@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from ase import units
+from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 from numpy.typing import ArrayLike, NDArray
 
 from uqcalc.errors import LabelError
@@ -74,6 +75,18 @@ QUANTITIES = {
             "meV/Å": 1000.0,
         },
     ),
+    "stress": Quantity(
+        "stress",
+        "eV/Å³",
+        per_atom=False,
+        shape=(6,),
+        other_units={
+            "GPa": 1 / units.GPa,
+            "kbar": 10 / units.GPa,
+            "hartree/bohr³": units.Bohr**3 / units.Hartree,
+            "rydberg/bohr³": units.Bohr**3 / units.Rydberg,
+        },
+    ),
 }
 
 
@@ -99,6 +112,13 @@ class Target:
     grows : bool
         Whether the error grows with the number of atoms: the range of sizes of the
         labelled structures is then a limit without a margin.
+    relative : bool
+        Whether the error is that of a difference between frames: the median of the
+        signed errors of all frames of one composition is subtracted first
+        (`uqcalc.labels.comparison.relative_residuals`).
+    shown : tuple of (str, float), optional
+        Unit for messages, and the number of them in one ``unit``; by default ``unit``
+        itself, in thousandths below 1.
     """
 
     name: str
@@ -108,6 +128,8 @@ class Target:
     bounded: str
     error: Callable[[Any, Any, Any], Any] = field(repr=False)
     grows: bool = False
+    relative: bool = False
+    shown: tuple[str, float] | None = None
 
 
 def force_errors(predicted: ArrayLike, reference: ArrayLike) -> NDArray[np.float64]:
@@ -132,6 +154,30 @@ def _root_mean_square(predicted: Any, reference: Any, atoms: Any) -> Any:
 def _largest_of_an_atom(predicted: Any, reference: Any, atoms: Any) -> Any:
     del atoms
     return force_errors(predicted, reference).max()
+
+
+def voigt_stress(stress: ArrayLike) -> NDArray[np.float64]:
+    """Return a stress as (6,) in the Voigt order of ASE: xx, yy, zz, yz, xz, xy.
+
+    Parameters
+    ----------
+    stress : array (6,), (3, 3) or (9,)
+        The two values of an off-diagonal component are averaged.
+    """
+    given = np.asarray(stress, dtype=float)
+    if given.shape == (6,):
+        return given
+    return np.asarray(full_3x3_to_voigt_6_stress(given.reshape(3, 3)))
+
+
+def _stress_error(predicted: Any, reference: Any, atoms: Any) -> Any:
+    """Return the RMS over the nine components of the symmetric 3 x 3 matrix.
+
+    Off-diagonal components count twice, so that the error does not change when the
+    structure is rotated: it is a third of the Frobenius norm of the difference.
+    """
+    away = voigt_6_to_full_3x3_stress(voigt_stress(predicted) - voigt_stress(reference))
+    return _root_mean_square(away, 0.0, atoms)
 
 
 TARGETS = {
@@ -169,6 +215,25 @@ TARGETS = {
             meaning="largest force error of an atom",
             bounded="largest |error| of an atom's force",
             error=_largest_of_an_atom,
+        ),
+        Target(
+            "stress",
+            of="stress",
+            unit="eV/Å³",
+            meaning="RMS stress error",
+            bounded="RMS error of the stress",
+            error=_stress_error,
+            shown=("GPa", 1 / units.GPa),
+        ),
+        Target(
+            "relative_energy",
+            of="energy",
+            unit="eV",
+            meaning="relative energy error",
+            bounded="|error| of the energy relative to others of one composition",
+            error=_absolute,
+            grows=True,
+            relative=True,
         ),
     )
 }

@@ -22,7 +22,8 @@ PAGES: dict[str, tuple[str, ...]] = {
         "select", "Selection", "label", "LabelSummary", "run_loop", "LoopReport",
     ),
     "probe": (
-        "Labels", "Recipe", "fit", "adapt", "evaluate", "certify", "Guarantee", "Probe",
+        "Labels", "Recipe", "fit", "fit_targets", "adapt", "evaluate", "certify",
+        "Guarantee", "Probe",
     ),
     "signals": (
         "ProbeSignal", "Sanity", "Flags", "ForceDelta", "distill", "DistilledHead",

@@ -28,3 +28,15 @@ def test_features_rebuild_the_energy():
     reference = calculator.model.composition_model.fc(composition)
     rebuilt = len(atoms) * float(per_atom + reference)
     close(rebuilt, got.energy, NETWORK, of=len(atoms))  # 1 eV an atom
+
+
+def test_a_batch_gives_the_stress_of_the_calculator():
+    backbone = tap(chgnet())
+    frames = [salt(seed=1), salt(seed=2)]
+    wanted = ["energy", "forces", "stress"]
+    many = backbone.predict_many(frames, wanted)
+    assert backbone.passes == 1
+    for frame, found in zip(frames, many, strict=True):
+        alone = backbone(frame, wanted).results["stress"]
+        close(found.results["stress"], alone, NETWORK)
+    assert "stress" not in backbone.predict_many(frames)[0].results

@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase import units
+from closeness import FLOAT64, close
 from probe.toys import random_prediction
 
 from uqcalc import LabelWarning
-from uqcalc.labels.comparison import warn_of_units
+from uqcalc.labels.comparison import relative_residuals, warn_of_units
 
 
 def predictions(count=30):
@@ -67,3 +68,59 @@ def test_labels_unlike_the_predictions_say_nothing():
         warnings.simplefilter("error")
         warn_of_units("forces", predictions(), unrelated)
         warn_of_units("forces", predictions()[:1], [np.zeros((3, 3))])
+
+
+def strained(count=30):
+    """Return predictions of cells of several volumes, with stresses of some GPa."""
+    rng = np.random.default_rng(5)
+    found = []
+    for p in predictions(count):
+        cell = np.eye(3) * rng.uniform(4, 8)
+        stress = 0.05 * rng.normal(size=6)
+        results = p.results | {"stress": stress}
+        found.append(replace(p, cell=cell, pbc=np.full(3, True), results=results))
+    return found
+
+
+def stresses(factor, *, virial=False, noise=0.1):
+    rng = np.random.default_rng(0)
+    return [
+        factor
+        * (p.results["stress"] + noise * 0.05 * rng.normal(size=6))
+        * (np.linalg.det(p.cell) if virial else 1.0)
+        for p in strained()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("factor", "virial", "words"),
+    [
+        (-1.0, False, "seem to be of the opposite sign;"),
+        (-2.0, False, "seem to be of the opposite sign;"),
+        (1 / units.GPa, False, r"seem to be in GPa \(labels .* factor 160.2\)"),
+        (10 / units.GPa, False, r"seem to be in kbar \("),
+        (-10 / units.GPa, False, r"of the opposite sign and in kbar \("),
+        (1.0, True, r"seem to be virials in eV \(stress times volume\);"),
+        (-1.0, True, "of the opposite sign and virials in eV"),
+    ],
+)
+def test_stresses_of_another_sign_unit_or_kind_are_named(factor, virial, words):
+    with pytest.warns(LabelWarning, match=words):
+        warn_of_units("stress", strained(), stresses(factor, virial=virial))
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0, 8.0])
+def test_stresses_that_are_only_poor_say_nothing(factor):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not warn_of_units("stress", strained(), stresses(factor, noise=0.5))
+
+
+def test_a_relative_energy_is_measured_from_the_median_of_its_composition():
+    numbers = [np.array(z) for z in ([8, 1, 1], [1, 8, 1], [1, 1, 8], [6, 8], [8, 1])]
+    residuals = np.array([5.0, 5.3, 4.9, -2.0, np.nan])
+    relative, alone = relative_residuals(numbers, residuals)
+    close(relative[:4], [0.0, 0.3, -0.1, 0.0], FLOAT64)
+    assert alone.tolist() == [False, False, False, True, True]
+    moved = residuals + [100 * len(z) for z in numbers]  # another zero of energy
+    close(relative_residuals(numbers, moved)[0][:4], relative[:4], 1e-9)

@@ -176,7 +176,7 @@ def test_nothing_usable_and_unknown_options_are_refused():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"target": "stress"},
+        {"target": "virial"},
         {"percentile": 0},
         {"percentile": 100},
         {"boundary": -1.0},

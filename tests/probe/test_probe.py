@@ -196,7 +196,7 @@ def test_files_that_are_no_probe_are_refused(tmp_path):
         ({"unit": "kcal/mol"}, "in eV/Å, got 'kcal/mol'"),
         ({"unit": None}, "in eV/Å, got None"),
         ({"target": "energy"}, "energy must be in eV, got 'eV/Å'"),
-        ({"target": "stress"}, "target must be .* got 'stress'"),
+        ({"target": "virial"}, "target must be .* got 'virial'"),
         ({"architecture": "probe-2031"}, "got 'probe-2031'"),
         ({"architecture": "probe-2026"}, "input statistics"),
         ({"boundary": math.nan}, "boundary.* got nan"),

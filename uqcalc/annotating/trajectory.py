@@ -162,12 +162,18 @@ def _with_outcome(
         return refused_copy(frame, calculator.refusal(outcome), outcome)
     results = {key: outcome.results[key] for key in ("energy", "forces")}
     assessment = calculator.judge(outcome)
-    if moving_cell and not stress_judged(calculator.signals, calculator.policy.signals):
-        assessment = _of_a_moving_cell(assessment)
+    if moving_cell:
+        assessment = _of_a_moving_cell(assessment, calculator)
     return annotated_copy(frame, assessment, results)
 
 
-def _of_a_moving_cell(assessment: Assessment) -> Assessment:
+def _of_a_moving_cell(
+    assessment: Assessment, calculator: ReliableCalculator
+) -> Assessment:
+    policy = calculator.policy
+    assessment = policy.with_moving_cell(assessment)
+    if stress_judged(calculator.signals, policy.signals_of_moving_cell):
+        return assessment
     return extended(assessment, Reading(RUN, 0.0, doubts=(CELL_MOVES,), always=True))
 
 

@@ -132,7 +132,7 @@ class AIMNet2Backbone(LazyBackbone):
         """Evaluate molecules in one native batch; periodic frames one by one."""
         owner = self.model_calculator
         periodic = any(frame.pbc.any() for frame in frames)
-        if periodic or not self.may_batch(frames):
+        if periodic or not self.may_batch(frames, wanted):
             return super().predict_many(frames, wanted)
         with self.armed() as captured:
             output = owner.base_calc(

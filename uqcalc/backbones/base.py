@@ -96,6 +96,8 @@ class Backbone(ABC):
         Atomic numbers that the model supports; None if unknown.
     invariant_features : bool
         Whether the features stay the same when the structure is rotated.
+    batches_stress : bool
+        Whether a native batch of `predict_many` gives the stress when it is wanted.
     passes_per_geometry : int
         How often the tap must fire in one evaluation: once for each member.
     passes : int
@@ -123,6 +125,7 @@ class Backbone(ABC):
 
     name: str
     invariant_features: bool = True
+    batches_stress: bool = False
     conservative: bool = True
     on_demand: frozenset[str] = frozenset()
     passes_per_geometry: int = 1
@@ -231,8 +234,12 @@ class Backbone(ABC):
         return [self(frame, given) for frame in frames]
 
     @final
-    def may_batch(self, frames: Sequence[Atoms]) -> bool:
+    def may_batch(
+        self, frames: Sequence[Atoms], wanted: Sequence[str] = ("energy", "forces")
+    ) -> bool:
         """Return whether to use a native batch: not for one frame or for a sum.
+
+        Nor for periodic frames if the stress is wanted and a batch does not give it.
 
         Raises
         ------
@@ -240,6 +247,9 @@ class Backbone(ABC):
             If one of the frames cannot be evaluated.
         """
         if self.calculator is not self.model_calculator or len(frames) < 2:
+            return False
+        alone = "stress" in wanted and not self.batches_stress
+        if alone and any(frame.pbc.all() for frame in frames):
             return False
         for frame in frames:
             self.check_structure(frame)

@@ -28,6 +28,7 @@ class CHGNetBackbone(Backbone):
 
     name = "chgnet"
     by_autograd = True
+    batches_stress = True
     changes_process = True  # it filters a warning for a while
 
     def __init__(self, calculator: Any, model_calculator: Any | None = None) -> None:
@@ -83,7 +84,7 @@ class CHGNetBackbone(Backbone):
         self, frames: Sequence[Atoms], wanted: Sequence[str] = ("energy", "forces")
     ) -> list[Prediction]:
         """Evaluate all frames in one native batch."""
-        if not self.may_batch(frames):
+        if not self.may_batch(frames, wanted):
             return super().predict_many(frames, wanted)
         from pymatgen.io.ase import AseAtomsAdaptor
 
@@ -93,24 +94,36 @@ class CHGNetBackbone(Backbone):
             for frame in frames
         ]
         with self.armed() as captured:
-            outputs = model.predict_graph(graphs, task="ef", batch_size=len(frames))
+            task = "efs" if "stress" in wanted else "ef"
+            outputs = model.predict_graph(graphs, task=task, batch_size=len(frames))
         self.passes += len(captured.features)
         sizes = [len(frame) for frame in frames]
         features = self.feature_rows(captured, sum(sizes)).split(sizes)
         return [
-            _prediction(frame, output, rows, intensive=model.is_intensive)
+            _prediction(frame, self._results(frame, output), rows)
             for frame, output, rows in zip(frames, outputs, features, strict=True)
         ]
 
+    def _results(self, frame: Atoms, output: dict[str, Any]) -> dict[str, Any]:
+        """Return the results as the calculator gives them, in the units of ASE."""
+        owner = self.model_calculator
+        atoms = len(frame) if owner.model.is_intensive else 1
+        results = {
+            "energy": float(output["e"]) * atoms,
+            "forces": np.asarray(output["f"]),
+        }
+        if "s" in output:  # GPa; the weight of the calculator converts it
+            results["stress"] = np.asarray(output["s"]) * owner.stress_weight
+        return results
+
 
 def _prediction(
-    frame: Atoms, output: dict[str, Any], features: torch.Tensor, *, intensive: bool
+    frame: Atoms, results: dict[str, Any], features: torch.Tensor
 ) -> Prediction:
-    energy = float(output["e"]) * (len(frame) if intensive else 1)
-    forces = np.asarray(output["f"])
+    energy, forces = results["energy"], results["forces"]
     return Prediction(
         **geometry(frame),
-        results={"energy": energy, "forces": forces},
+        results=results,
         energy=energy,
         forces=forces,
         conservative_forces=forces,

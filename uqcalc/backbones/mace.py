@@ -258,7 +258,7 @@ class MACEBackbone(Backbone):
         """
         owner = self.model_calculator
         alone = owner.use_compile or "committee_stresses" in wanted
-        if alone or not self.may_batch(frames):
+        if alone or not self.may_batch(frames, wanted):
             return super().predict_many(frames, wanted)
         with self.armed_for(self.on_demand & {*wanted}) as captured:
             outputs = [

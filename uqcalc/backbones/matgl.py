@@ -148,7 +148,7 @@ class MatGLBackbone(Backbone):
         owner = self.model_calculator
         given = owner.state_attr, owner.total_charge, owner.ext_pot
         single = owner.compute_hessian or any(value is not None for value in given)
-        if single or not self.may_batch(frames):
+        if single or not self.may_batch(frames, wanted):
             return super().predict_many(frames, wanted)
         with self.armed() as captured:
             output = _batched_output(owner, frames)

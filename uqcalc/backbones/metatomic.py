@@ -174,7 +174,7 @@ class MetatomicBackbone(Backbone):
         own batches leave these inputs out.
         """
         owner = self.model_calculator
-        if self._inputs or not self.may_batch(frames):
+        if self._inputs or not self.may_batch(frames, wanted):
             return super().predict_many(frames, wanted)
         with self.armed_for(self.on_demand & {*wanted}) as captured:
             output = owner.compute_energy(list(frames), True)  # noqa: FBT003

@@ -235,7 +235,7 @@ class OrbBackbone(Backbone):
         owner = self.model_calculator
         whole = self._regressor is owner.model
         alike = len({frozenset({"charge", "spin"} & set(f.info)) for f in frames}) == 1
-        if not whole or not alike or not self.may_batch(frames):
+        if not whole or not alike or not self.may_batch(frames, wanted):
             return super().predict_many(frames, wanted)
         plain = [plain_numbers(frame, self.parses) for frame in frames]
         batch = orb_batch([orb_graph(owner, frame) for frame in plain])

@@ -69,7 +69,7 @@ class SevenNetBackbone(Backbone):
     ) -> list[Prediction]:
         """Evaluate all frames in one native batch."""
         owner = self.model_calculator
-        if not self.may_batch(frames):
+        if not self.may_batch(frames, wanted):
             return super().predict_many(frames, wanted)
         with self.armed() as captured:
             output = _batched_output(owner, frames)

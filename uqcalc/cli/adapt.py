@@ -19,6 +19,7 @@ from uqcalc.cli.options import (
     ModelOfProbe,
     QuietOption,
     SpeciesOption,
+    StressKey,
     creatable,
 )
 from uqcalc.cli.probes import ProbeArgument, labels_of, load_probe, model_of
@@ -46,6 +47,7 @@ def adapt(  # noqa: PLR0913  (one option each)
     group: GroupOption = None,
     forces_key: ForcesKey = "REF_forces",
     energy_key: EnergyKey = "REF_energy",
+    stress_key: StressKey = "REF_stress",
     exclude: ExcludeOption = None,
     cache: CacheOption = None,
     species: SpeciesOption = None,
@@ -71,7 +73,7 @@ def adapt(  # noqa: PLR0913  (one option each)
             loaded,
             frames,
             uqcalc.open_model(name, device=device),
-            labels_of(loaded, forces_key, energy_key, group),
+            labels_of(loaded, (forces_key, energy_key, stress_key), group),
             exclude=exclude or (),
             cache=cache,
         )

@@ -21,6 +21,7 @@ from uqcalc.cli.options import (
     ModelOfProbe,
     QuietOption,
     SpeciesOption,
+    StressKey,
     creatable,
 )
 from uqcalc.cli.probes import ProbeArgument, labels_of, load_probe, model_of
@@ -63,6 +64,7 @@ def evaluate(  # noqa: PLR0913  (one option each)
     group: GroupOption = None,
     forces_key: ForcesKey = "REF_forces",
     energy_key: EnergyKey = "REF_energy",
+    stress_key: StressKey = "REF_stress",
     exclude: ExcludeOption = None,
     cache: CacheOption = None,
     species: SpeciesOption = None,
@@ -87,7 +89,7 @@ def evaluate(  # noqa: PLR0913  (one option each)
             loaded,
             frames,
             uqcalc.open_model(name, device=device),
-            labels_of(loaded, forces_key, energy_key, group),
+            labels_of(loaded, (forces_key, energy_key, stress_key), group),
             boundary=boundary,
             exclude=exclude or (),
             cache=cache,

@@ -22,6 +22,7 @@ from uqcalc.cli.options import (
     QuietOption,
     SeedOption,
     SpeciesOption,
+    StressKey,
     TargetOption,
     creatable,
     existing,
@@ -103,6 +104,7 @@ def fit(  # noqa: PLR0913  (one option each)
     calibration: CalibrationOption = None,
     forces_key: ForcesKey = "REF_forces",
     energy_key: EnergyKey = "REF_energy",
+    stress_key: StressKey = "REF_stress",
     exclude: ExcludeOption = None,
     epochs: EpochsOption = None,
     cache: CacheOption = None,
@@ -122,9 +124,8 @@ def fit(  # noqa: PLR0913  (one option each)
         from uqcalc.probe.card import FILE
 
         FILE.target(output)
-        labels = _labels(
-            target, boundary, group, forces_key, energy_key, offsets=fit_offsets
-        )
+        keys = (forces_key, energy_key, stress_key)
+        labels = _labels(target, boundary, group, keys, offsets=fit_offsets)
         sets = [_frames(path, species) for path in (source, calibration, test)]
         result = uqcalc.fit(
             sets[0] or [],
@@ -145,18 +146,19 @@ def _labels(
     target: str,
     boundary: str | None,
     group: str | None,
-    forces_key: str,
-    energy_key: str,
+    keys: tuple[str, str, str],
     *,
     offsets: bool,
 ) -> Labels:
     from uqcalc.labels.labels import Labels
 
+    forces_key, energy_key, stress_key = keys
     with usage_errors():
         return Labels(
             target,
             energy_key=energy_key,
             forces_key=forces_key,
+            stress_key=stress_key,
             group_key=group,
             boundary=boundary,
             offsets=offsets,

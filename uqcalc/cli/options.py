@@ -26,6 +26,7 @@ DEFECTS = (
     "empty",
     "not computable",
     "no information",
+    "no stress",
 )
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _MODELS = (
@@ -227,9 +228,9 @@ TargetOption = Annotated[
     str,
     typer.Option(
         "--target",
-        metavar=f"[{'|'.join(TARGETS)}]",
+        metavar="TARGET",
         callback=_target,
-        help="Kind of error that the probe predicts.",
+        help=f"Kind of error that the probe predicts: {', '.join(TARGETS)}.",
     ),
 ]
 BoundaryOption = Annotated[
@@ -239,10 +240,10 @@ BoundaryOption = Annotated[
         metavar="ERROR",
         help=(
             'Largest error of a reliable result, such as "50 meV/angstrom", "1 '
-            'kcal/mol" or "1 meV/atom"; a number without unit is in eV/angstrom, eV '
-            "or eV/atom. Choose the largest error that you accept. The default is "
-            "three times the median error, but at most the error that one frame in "
-            "ten exceeds."
+            'kcal/mol", "1 meV/atom" or "0.5 GPa"; a number without unit is in '
+            "eV/angstrom, eV, eV/atom or eV/angstrom^3. Choose the largest error that "
+            "you accept. The default is three times the median error, but at most the "
+            "error that one frame in ten exceeds."
         ),
     ),
 ]
@@ -281,6 +282,17 @@ EnergyKey = Annotated[
         ),
     ),
 ]
+StressKey = Annotated[
+    str,
+    typer.Option(
+        "--stress-key",
+        metavar="ENTRY",
+        help=(
+            "Info entry with the reference stress (eV/angstrom^3, negative in a "
+            'compressed cell); "stress" for the stress that ASE reads.'
+        ),
+    ),
+]
 ExcludeOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -289,8 +301,9 @@ ExcludeOption = Annotated[
         callback=_defects,
         help=(
             "Leave out frames with this defect and count them; by default they are "
-            "an error: missing, 'not finite', duplicate, 'unknown elements', empty "
-            "or 'not computable' (the potential fails on it). Repeatable."
+            "an error: missing, 'not finite', duplicate, 'unknown elements', empty, "
+            "'not computable' (the potential fails on it) or 'no stress' (not periodic "
+            "in three directions). Repeatable."
         ),
     ),
 ]

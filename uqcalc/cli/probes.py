@@ -58,16 +58,19 @@ def load_probe(name: str) -> Probe:
         return Probe.load(path)
 
 
-def labels_of(
-    probe: Probe, forces_key: str, energy_key: str, group: str | None
-) -> Labels:
-    """Return where the labels for a probe are: of its own target."""
+def labels_of(probe: Probe, keys: tuple[str, str, str], group: str | None) -> Labels:
+    """Return where the labels for a probe are: of its own target.
+
+    ``keys`` are those of forces, energy and stress.
+    """
     from uqcalc.labels.labels import Labels
 
+    forces_key, energy_key, stress_key = keys
     return Labels(
         probe.card.target,
         energy_key=energy_key,
         forces_key=forces_key,
+        stress_key=stress_key,
         group_key=group,
     )
 

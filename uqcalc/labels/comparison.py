@@ -1,8 +1,9 @@
-"""Comparison of predictions with labels: errors, and labels in a wrong unit."""
+"""Comparison of predictions with labels: errors, and labels in a wrong unit or sign."""
 
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +17,15 @@ from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.labels.defects import vanishing
 from uqcalc.labels.labels import Labels
 from uqcalc.labels.offsets import without_elements
-from uqcalc.labels.shards import AtomRows, Shards, evenly, sizes_of, taken
-from uqcalc.targets import QUANTITIES, TARGETS, force_errors
+from uqcalc.labels.shards import (
+    AtomRows,
+    Shards,
+    evenly,
+    numbers_of,
+    sizes_of,
+    taken,
+)
+from uqcalc.targets import QUANTITIES, TARGETS, force_errors, voigt_stress
 
 
 # Largest scale error of a usual potential; the two closest units differ by 1.9.
@@ -32,22 +40,32 @@ def warn_of_units(
     predictions: Sequence[Prediction],
     references: Sequence[NDArray[np.float64]],
 ) -> bool:
-    """Warn if the ratio of labels to predictions indicates another unit.
+    """Warn if the ratio of labels to predictions indicates another unit or sign.
 
     Medians and ranks are compared, so that a few exploded predictions have no effect.
     Energies are compared after the best energy of each element is subtracted from
-    both, so that a different zero of energy has no effect.
+    both, so that a different zero of energy has no effect. Stresses are also compared
+    with the opposite sign, and as virials (stress times volume).
 
     Returns
     -------
     bool
-        Whether the labels seem to be in another unit.
+        Whether the labels seem to be in another unit or of the opposite sign.
 
     Warns
     -----
     LabelWarning
-        With the unit that the ratio indicates.
+        With the unit or the sign that the ratio indicates.
     """
+    if TARGETS[target].of == "stress":
+        found = _stress_mistake(predictions, references)
+        if found:
+            msg = (
+                "stress labels must be in eV/Å³ and negative in a compressed cell "
+                f"(the convention of ASE), but seem to be {found}; convert the labels"
+            )
+            warnings.warn(msg, LabelWarning, stacklevel=5)
+        return bool(found)
     of = TARGETS[target].of
     scales, right = QUANTITIES[of].other_units, QUANTITIES[of].unit
     if of == "energy":
@@ -90,6 +108,50 @@ def _guess(
     return nearest if away < min(np.log(_NEAR), abs(np.log(ratio))) else None
 
 
+def _stress_mistake(
+    predictions: Sequence[Prediction], references: Sequence[NDArray[np.float64]]
+) -> str:
+    """Return what the stress labels seem to be, in words; empty if they seem right."""
+    volumes = np.repeat([abs(np.linalg.det(p.cell)) for p in predictions], 6)
+    predicted = np.ravel([voigt_stress(p.results["stress"]) for p in predictions])
+    labels = np.ravel([voigt_stress(r) for r in references])
+    told = (np.abs(predicted) > _NOTHING) | (np.abs(labels) > _NOTHING)
+    predicted, labels, volumes = predicted[told], labels[told], volumes[told]
+    if len(labels) < 3 or min(_spread(predicted), _spread(labels)) < _NOTHING:
+        return ""
+    agreement = stats.spearmanr(predicted, labels).statistic
+    if abs(agreement) < _CORRELATED:
+        return ""
+    sign = float(np.sign(agreement))
+    unit = _guess(predicted, sign * labels, QUANTITIES["stress"].other_units)
+    ratio = _spread(labels) / _spread(predicted)
+    words = [] if sign > 0 else ["of the opposite sign"]
+    if _is_virial(predicted, sign * labels, volumes, ratio):
+        words.append("virials in eV (stress times volume)")
+    elif unit is not None:
+        scale = QUANTITIES["stress"].other_units[unit]
+        words.append(
+            f"in {unit} (labels {ratio:.3g} times as large as the predictions, factor "
+            f"{scale:.4g})"
+        )
+    return " and ".join(words)
+
+
+def _is_virial(
+    predicted: NDArray[np.float64],
+    labels: NDArray[np.float64],
+    volumes: NDArray[np.float64],
+    ratio: float,
+) -> bool:
+    """Return whether the labels fit the predictions better when divided by volume."""
+    divided = labels / volumes
+    again = _spread(divided) / _spread(predicted)
+    if abs(np.log(again)) > np.log(_NEAR):
+        return False
+    left = _spread(divided / again - predicted)
+    return bool(left <= _spread(labels / ratio - predicted)) and ratio > _NEAR
+
+
 def _spread(values: NDArray[np.float64]) -> float:
     """Return the median absolute deviation, which outliers hardly change."""
     return float(np.median(np.abs(values - np.median(values))))
@@ -109,10 +171,12 @@ class Comparison:
     finite : array (structures,)
         Whether energy, forces and features of the prediction are finite.
     blank : array (structures,)
-        Whether the target is of forces and all forces vanish by symmetry; False where
-        the prediction is not finite.
+        Whether the frame has no information: all forces vanish by symmetry for a target
+        of forces, or the frame is the only one of its composition for relative
+        energies. False where the prediction is not finite.
     residuals : array (structures,) or None
-        Reference minus predicted energy in eV; None for forces.
+        Reference minus predicted energy in eV, for relative energies minus the median
+        of the composition; None for forces and stresses.
     atom_errors : AtomRows or None
         |ΔF_i| in eV/Å, NaN where the force on the atom vanishes by symmetry; None if
         a frame has no finite reference forces.
@@ -147,21 +211,26 @@ def compare(
     finite, blank = np.zeros((2, len(rows)), dtype=bool)
     with_forces = 0
     for k, (row, prediction) in enumerate(zip(rows, predictions, strict=True)):
-        finite[k] = _finite(prediction)
+        finite[k] = _finite(prediction, labels)
         if not finite[k]:
             continue
         reference = _reference(frames[row], labels)
-        errors[k] = labels.error(prediction, reference)
+        if not labels.relative:
+            errors[k] = labels.error(prediction, reference)
         if labels.of_energy:
             residuals[k] = float(reference) - float(prediction.results["energy"])
         wanted = labels.reference_forces(frames[row])
         if wanted is not None and np.all(np.isfinite(wanted)):
             with_forces += 1
             zero = vanishing(prediction.results["forces"], wanted)
-            blank[k] = zero.all() and not labels.of_energy
+            blank[k] = zero.all() and labels.of == "forces"
             first = ends[k] - len(prediction.numbers)
             found = force_errors(prediction.results["forces"], wanted)
             of_atoms[first : ends[k]] = np.where(zero, np.nan, found)
+    if labels.relative:
+        numbers = numbers_of(predictions)
+        residuals, alone = relative_residuals(numbers, residuals)
+        errors, blank = np.abs(residuals), alone & finite
     sound = np.flatnonzero(finite)
     if len(sound):
         sample = sound[evenly(len(sound), ENOUGH)]
@@ -187,7 +256,43 @@ def compare(
     )
 
 
-def _finite(prediction: Prediction) -> bool:
+def relative_residuals(
+    numbers: Sequence[NDArray[np.int64]], residuals: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return residuals minus the median over all frames of one composition.
+
+    A composition is the number of atoms of each element: two cells of different size
+    are two compositions. The median is that of the frames with a finite residual. It
+    belongs to the frame, too: with two frames both errors are half their difference.
+
+    Parameters
+    ----------
+    numbers : sequence of arrays (atoms,)
+    residuals : array (structures,)
+        Reference minus predicted energy in eV; NaN stays NaN.
+
+    Returns
+    -------
+    relative : array (structures,)
+        In eV.
+    alone : array (structures,) of bool
+        Whether no other frame of the composition has a finite residual.
+    """
+    frames = defaultdict(list)
+    for row in range(len(numbers)):
+        frames[np.sort(numbers[row]).tobytes()].append(row)
+    relative, alone = residuals.copy(), np.zeros(len(residuals), dtype=bool)
+    for rows in frames.values():
+        known = residuals[rows][np.isfinite(residuals[rows])]
+        alone[rows] = len(known) < 2
+        if len(known):
+            relative[rows] -= np.median(known)
+    return relative, alone
+
+
+def _finite(prediction: Prediction, labels: Labels) -> bool:
+    if labels.of not in prediction.results:
+        return False
     return prediction.finite and bool(prediction.features.isfinite().all())
 
 

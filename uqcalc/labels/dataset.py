@@ -36,7 +36,7 @@ from uqcalc.labels.regimes import Conditions
 from uqcalc.labels.shards import AtomRows, evenly, numbers_of, sizes_of, taken
 from uqcalc.probe.card import Card
 from uqcalc.probe.seen import geometry_hashes
-from uqcalc.targets import TARGETS
+from uqcalc.targets import QUANTITIES, TARGETS
 
 
 @dataclass(slots=True, eq=False)
@@ -57,7 +57,8 @@ class Dataset:
         |ΔF_i| in eV/Å for every target, NaN where the force on the atom vanishes by
         symmetry; None if a frame has no finite reference forces.
     residuals : array (structures,), optional
-        Reference minus predicted energy in eV, before offsets; None for forces.
+        Reference minus predicted energy in eV, before offsets; for relative energies
+        minus the median of the composition. None for forces and stresses.
     offsets : dict
         Atomic number -> eV that was subtracted from the residuals; empty if none.
     offsets_fitted : bool
@@ -234,9 +235,11 @@ def build_dataset(
     exclude : collection of str
         Frames with these defects are left out and counted, instead of an error:
         "missing", "not finite" (label or prediction), "duplicate", "unknown elements",
-        "empty", "not computable" (the potential fails). For targets of forces, frames
-        whose forces vanish by symmetry ("no information": isolated atoms, perfect
-        crystals) are always left out, counted, and named in a warning.
+        "empty", "not computable" (the potential fails), "no stress" (for the target
+        "stress": not periodic in three directions). Frames with "no information" are
+        always left out, counted, and named in a warning: for targets of forces, frames
+        whose forces vanish by symmetry (isolated atoms, perfect crystals); for relative
+        energies, the only frame of a composition.
     offsets : dict, optional
         eV per element (atomic number as a string) to subtract from the residuals; they
         were fitted to other labels of this kind (`Dataset.offsets`). Without them,
@@ -249,7 +252,8 @@ def build_dataset(
     Raises
     ------
     LabelError
-        If a frame has a defect that is not excluded, or no frame is left.
+        If a frame has a defect that is not excluded, no frame is left, or the target
+        is the stress and the potential gives none in eV/Å³.
     RecordError
         If the cache is of another potential.
 
@@ -259,14 +263,17 @@ def build_dataset(
         If labels seem to be in another unit or of another level of theory, some frames
         have no information, or the potential explodes on some.
     """
+    _refuse_without(labels, backbone)
+    wanted = sorted({"energy", "forces", labels.of})
 
     def predict(kept: list[int]) -> Evaluated:
         if cache is None:
-            return predict_all(frames, kept, backbone, title)
-        return predict_cached(frames, kept, backbone, cache, title, labels.energy_key)
+            return predict_all(frames, kept, backbone, title, wanted)
+        keys = labels.info_keys
+        return predict_cached(frames, kept, backbone, cache, title, keys, wanted)
 
     data = _labelled(frames, predict, backbone, labels, exclude)
-    if data.residuals is None:
+    if data.residuals is None or labels.relative:
         return data
     if offsets:
         return data.with_offsets(offsets)
@@ -276,6 +283,18 @@ def build_dataset(
     numbers = numbers_of(taken(data.predictions, sample))
     warn_of_offsets(numbers, data.residuals[sample])
     return data
+
+
+def _refuse_without(labels: Labels, backbone: Backbone) -> None:
+    """Raise LabelError if the potential lacks the quantity of the labels."""
+    if labels.of not in backbone.provides:
+        msg = (
+            f"potential must give {labels.of} in {QUANTITIES[labels.of].unit} for the "
+            f"target {labels.target!r}, got {backbone.name}, which gives "
+            f"{sorted(backbone.provides)}; choose another target, or a calculator with "
+            f"{labels.of} in this unit"
+        )
+        raise LabelError(msg)
 
 
 def _labelled(
@@ -302,7 +321,9 @@ def _labelled(
     for row in np.asarray(kept)[seen.blank].tolist():
         found.add(NO_INFORMATION, row)
     found.refuse(frames, labels, exclude)
-    warn_of_no_information(found.rows.get(NO_INFORMATION, []), len(frames))
+    warn_of_no_information(
+        found.rows.get(NO_INFORMATION, []), len(frames), relative=labels.relative
+    )
     kept = _kept(frames, found.rows)
     data = Dataset(
         taken(predictions, sound),

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from uqcalc.backbones.base import Backbone
 from uqcalc.errors import BackboneError, LabelError, LabelWarning
-from uqcalc.labels.labels import Labels
+from uqcalc.labels.labels import Labels, has_stress
 from uqcalc.probe.seen import Geometries
 
 
@@ -56,8 +56,20 @@ def is_lone(frame: Atoms, reference: ArrayLike) -> bool:
     return alone and bool(np.linalg.norm(reference) <= _REFERENCE)
 
 
-def warn_of_no_information(rows: Sequence[int], frames: int) -> None:
-    """Warn of frames that were left out because their forces vanish by symmetry.
+def warn_of_no_information(
+    rows: Sequence[int], frames: int, *, relative: bool = False
+) -> None:
+    """Warn of frames that were left out because they have no information.
+
+    Parameters
+    ----------
+    rows : sequence of int
+        Indices of these frames.
+    frames : int
+        Number of all frames.
+    relative : bool
+        Whether they are the only frames of their composition, for relative energies;
+        else their forces vanish by symmetry.
 
     Warns
     -----
@@ -67,6 +79,15 @@ def warn_of_no_information(rows: Sequence[int], frames: int) -> None:
     if not rows:
         return
     named = ", ".join(map(str, rows[:_NAMED])) + (", ..." if len(rows) > _NAMED else "")
+    if relative:
+        msg = (
+            f"{len(rows)} of {frames} frames (frames {named}) are the only frame of "
+            "their composition. The error of a relative energy needs several frames of "
+            "one composition: these frames are left out; add frames of their "
+            "compositions to use them"
+        )
+        warnings.warn(msg, LabelWarning, stacklevel=4)
+        return
     msg = (
         f"{len(rows)} of {frames} frames (frames {named}) have no force by symmetry, "
         "neither in the labels nor in the prediction (isolated atoms, perfect "
@@ -77,10 +98,13 @@ def warn_of_no_information(rows: Sequence[int], frames: int) -> None:
 
 
 NOT_COMPUTABLE = "not computable"
-NO_INFORMATION = "no information"  # forces that vanish by symmetry, left out by default
+# Left out by default: forces that vanish by symmetry, and for relative energies the
+# only frame of a composition.
+NO_INFORMATION = "no information"
+NO_STRESS = "no stress"  # not periodic in three directions, for a target of stress
 DEFECTS = (
     "missing", "not finite", "duplicate", "unknown elements", "empty", NOT_COMPUTABLE,
-    NO_INFORMATION,
+    NO_INFORMATION, NO_STRESS,
 )  # fmt: skip
 # Entries of ``atoms.info`` that distinguish two states of one geometry.
 _STATE_KEYS = ("charge", "total_charge", "spin", "total_spin")
@@ -150,6 +174,12 @@ class Defects:
             f"{listed}; correct them, or leave them out with "
             f"exclude={sorted(refused)!r} ({options})"
         )
+        if rows := refused.get(NO_STRESS):
+            pbc = frames[rows[0]].pbc.tolist()
+            msg += (
+                "; no stress: a stress needs a cell that is periodic in three "
+                f"directions, frame {rows[0]} has pbc={pbc}"
+            )
         if rows := refused.get("missing"):
             msg += _why_missing(frames[rows[0]], rows[0], labels)
         for index in refused.get(NOT_COMPUTABLE, [])[:1]:
@@ -182,8 +212,9 @@ def find_defects(
     "missing": the label is absent, not numeric or of the wrong shape. "duplicate": an
     earlier frame has the same geometry, charge and spin. "not computable": the
     potential does not accept the frame, such as a molecule where it needs a cell.
-    "no information": here only single atoms in vacuum; other such frames are found
-    after their evaluation.
+    "no stress": the target is the stress and the frame is not periodic in three
+    directions. "no information": here only single atoms in vacuum; other such frames
+    are found after their evaluation.
     """
     found = Defects()
     met = Geometries()
@@ -204,6 +235,8 @@ def _defect(
 ) -> str | None:
     if len(frame) == 0:
         return "empty"
+    if labels.of == "stress" and not has_stress(frame):
+        return NO_STRESS
     reference = labels.reference(frame)
     if reference is None:
         return "missing"
@@ -213,7 +246,7 @@ def _defect(
     known = backbone.elements
     if known is not None and set(frame.numbers.tolist()) - known:
         return "unknown elements"
-    if not labels.of_energy and is_lone(frame, reference):
+    if labels.of == "forces" and is_lone(frame, reference):
         return NO_INFORMATION  # before the check for duplicates: copies count here too
     if any(_same(frame, other) for other in met.find(frame)):
         return "duplicate"

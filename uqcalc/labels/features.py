@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from uqcalc.labels.shardfile import (
 )
 from uqcalc.labels.shards import Folder, Shards, open_folder
 from uqcalc.progress import progress_bar
+from uqcalc.targets import voigt_stress
 
 
 class Evaluated(NamedTuple):
@@ -48,21 +49,30 @@ class Evaluated(NamedTuple):
     failed: dict[int, str]
 
 
+PLAIN = ("energy", "forces")  # what every probe needs beside features
+
+
 def predict_all(
-    frames: Sequence[Atoms], rows: Sequence[int], backbone: Backbone, title: str
+    frames: Sequence[Atoms],
+    rows: Sequence[int],
+    backbone: Backbone,
+    title: str,
+    wanted: Collection[str] = PLAIN,
 ) -> Evaluated:
     """Return the predictions of ``frames[rows]``, all of them in memory."""
     with progress_bar() as progress:
         task = progress.add_task(title, total=len(rows))
-        done = evaluate_frames(
-            [frames[i] for i in rows], backbone, partial(progress.advance, task)
-        )
+        advance = partial(progress.advance, task)
+        done = evaluate_frames([frames[i] for i in rows], backbone, advance, wanted)
     failed = {k: one for k, one in enumerate(done) if isinstance(one, str)}
     return Evaluated([one for one in done if not isinstance(one, str)], failed)
 
 
 def evaluate_frames(
-    frames: Sequence[Atoms], backbone: Backbone, advance: Callable[[int], None]
+    frames: Sequence[Atoms],
+    backbone: Backbone,
+    advance: Callable[[int], None],
+    wanted: Collection[str] = PLAIN,
 ) -> list[Prediction | str]:
     """Evaluate frames, in native batches of similar size if the backbone has them.
 
@@ -73,26 +83,33 @@ def evaluate_frames(
     ----------
     advance : callable
         Called with 1 after each frame, for a progress bar.
+    wanted : collection of str
+        Results to keep: "energy", "forces" and, for frames that are periodic in three
+        directions, "stress".
     """
     sizes = [len(frame) for frame in frames]
     by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
     outcomes: dict[int, Prediction | str] = {}
-    evaluated = evaluate_each(backbone, (frames[i] for i in by_size), finite=False)
+    chosen = (frames[i] for i in by_size)
+    evaluated = evaluate_each(backbone, chosen, sorted(wanted), finite=False)
     for index, (_, found) in zip(by_size, evaluated, strict=True):
-        outcomes[index] = found if isinstance(found, str) else _slim(found)
+        outcomes[index] = found if isinstance(found, str) else _slim(found, wanted)
         advance(1)
     return [outcomes[i] for i in range(len(sizes))]
 
 
-def _slim(prediction: Prediction) -> Prediction:
-    """Copy features and charges to the CPU in float32; keep only energy and forces."""
+def _slim(prediction: Prediction, wanted: Collection[str]) -> Prediction:
+    """Copy features and charges to the CPU in float32; keep the ``wanted`` results."""
     charges = prediction.charges
+    results = {k: prediction.results[k] for k in PLAIN}
+    if "stress" in wanted and prediction.pbc.all() and "stress" in prediction.results:
+        results["stress"] = voigt_stress(prediction.results["stress"])
     return Prediction(
         numbers=prediction.numbers,
         positions=prediction.positions,
         cell=prediction.cell,
         pbc=prediction.pbc,
-        results={k: prediction.results[k] for k in ("energy", "forces")},
+        results=results,
         energy=prediction.energy,
         forces=prediction.forces,
         features=_own(prediction.features),
@@ -116,7 +133,8 @@ def predict_cached(
     backbone: Backbone,
     cache: str | os.PathLike[str],
     title: str,
-    label_key: str = "",
+    label_keys: Collection[str] = (),
+    wanted: Collection[str] = PLAIN,
 ) -> Evaluated:
     """Return the predictions of ``frames[rows]``; evaluate those not in the cache.
 
@@ -129,9 +147,13 @@ def predict_cached(
     ----------
     cache : path
         Folder for this potential only; it may hold any number of sets of frames.
-    label_key : str
-        Entry of ``atoms.info`` that is a label. It is not part of the key, even if the
-        backbone counts all of ``atoms.info`` as input: features do not depend on it.
+    label_keys : collection of str
+        Entries of ``atoms.info`` that are labels. They are not part of the key, even if
+        the backbone counts all of ``atoms.info`` as input: features do not depend on
+        them.
+    wanted : collection of str
+        Results to store, as for `evaluate_frames`. With "stress", predictions that were
+        stored without stress are computed again.
 
     Raises
     ------
@@ -142,24 +164,25 @@ def predict_cached(
     path = make_folder(cache)
     folder, damaged = open_folder(path)
     _refuse_another(folder, backbone)
-    keys = np.array([_key(frames[i], backbone, label_key) for i in rows], dtype="S16")
-    found = _find(folder, keys)
+    keys = np.array([_key(frames[i], backbone, label_keys) for i in rows], dtype="S16")
+    stress = "stress" in wanted
+    found = _find(folder, keys, stress=stress)
     failed: dict[bytes, str] = {}
     if (found >= 0).any():
         _spot_check(frames, rows, found, folder, backbone)
     if damaged or (found < 0).any():
         with _one_builder(path):
             folder = _mended(folder)
-            missing = np.flatnonzero(_find(folder, keys) < 0)
+            missing = np.flatnonzero(_find(folder, keys, stress=stress) < 0)
             _, first = np.unique(keys[missing], return_index=True)
             asked = [
                 (rows[k], bytes(keys[k]).ljust(16, b"\0"))
                 for k in missing[np.sort(first)]
             ]
             with ShardWriter(path, backbone.fingerprint) as writer:
-                failed = _evaluate(frames, asked, backbone, writer, title)
+                failed = _evaluate(frames, asked, backbone, writer, (title, wanted))
             folder, _ = open_folder(path, folder)
-        found = _find(folder, keys)
+        found = _find(folder, keys, stress=stress)
     reasons = {
         int(k): failed[bytes(keys[k]).ljust(16, b"\0")]
         for k in np.flatnonzero(found < 0)
@@ -178,9 +201,11 @@ def _evaluate(
     asked: Sequence[tuple[int, bytes]],
     backbone: Backbone,
     writer: ShardWriter,
-    title: str,
+    plan: tuple[str, Collection[str]],
 ) -> dict[bytes, str]:
     """Evaluate frames one shard at a time, frames of similar size together.
+
+    ``plan`` is the title of the progress bar and the wanted results.
 
     Returns
     -------
@@ -188,11 +213,13 @@ def _evaluate(
         For frames on which the backbone failed.
     """
     failed = {}
+    title, wanted = plan
     with progress_bar() as progress:
         task = progress.add_task(title, total=len(asked))
         advance = partial(progress.advance, task)
         for block in _blocks(frames, asked):
-            done = evaluate_frames([frame for frame, _ in block], backbone, advance)
+            chosen = [frame for frame, _ in block]
+            done = evaluate_frames(chosen, backbone, advance, wanted)
             for outcome, (_, key) in zip(done, block, strict=True):
                 if isinstance(outcome, str):
                     failed[key] = outcome
@@ -289,9 +316,16 @@ def _compare(old: Prediction, frame: Atoms, folder: Folder, backbone: Backbone) 
             raise RecordError(msg)
 
 
-def _find(folder: Folder, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
-    """Return the row of each key in the folder, -1 if it is missing."""
+def _find(
+    folder: Folder, keys: NDArray[np.bytes_], *, stress: bool = False
+) -> NDArray[np.int64]:
+    """Return the row of each key in the folder, -1 if it is missing.
+
+    With ``stress``, rows that were stored without stress do not count.
+    """
     filed = folder.keys()
+    if stress:
+        filed = np.where(folder.with_stress(), filed, b"")
     if len(filed) == 0:
         return np.full(len(keys), -1)
     order = np.argsort(filed, kind="stable")
@@ -300,11 +334,11 @@ def _find(folder: Folder, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
     return np.where(filed[rows] == keys, rows, -1)
 
 
-def _key(frame: Atoms, backbone: Backbone, label_key: str) -> bytes:
+def _key(frame: Atoms, backbone: Backbone, label_keys: Collection[str]) -> bytes:
     geometry = geometry_key(frame.numbers, frame.positions, frame.cell.array, frame.pbc)
     digest = hashlib.sha256(geometry)
     state: Mapping[str, Any] = backbone.extra_state(frame)
-    state = {name: value for name, value in state.items() if name != label_key}
+    state = {name: value for name, value in state.items() if name not in label_keys}
     for name in sorted(state):
         value = state[name]
         digest.update(name.encode())

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from uqcalc.errors import LabelError
 from uqcalc.quantities import parse_quantity
-from uqcalc.targets import QUANTITIES, TARGETS, check_target
+from uqcalc.targets import QUANTITIES, TARGETS, check_target, voigt_stress
 
 
 if TYPE_CHECKING:
@@ -48,13 +48,19 @@ class Labels:
 
     Attributes
     ----------
-    target : {"forces", "energy", "energy_per_atom", "atom_forces"}
+    target : {"forces", "energy", "energy_per_atom", "atom_forces", "stress", \
+"relative_energy"}
         Error of a structure: RMS over its force components [eV/Å], absolute error of
         its total energy [eV] (as in the PROBE paper) or of its energy per atom
-        [eV/atom], or largest |ΔF_i| among its atoms [eV/Å].
-    energy_key, forces_key : str
-        Keys of ``atoms.info`` and ``atoms.arrays``, values in eV and eV/Å. "energy" and
-        "forces" also find results that ASE's readers put on the frame's calculator.
+        [eV/atom], largest |ΔF_i| among its atoms [eV/Å], RMS over the nine components
+        of its stress [eV/Å³], or absolute error of its total energy after the median of
+        the signed errors of all frames of its composition is subtracted [eV].
+    energy_key, forces_key, stress_key : str
+        Keys of ``atoms.info``, ``atoms.arrays`` and ``atoms.info``, values in eV, eV/Å
+        and eV/Å³. A stress has six components in Voigt order (xx, yy, zz, yz, xz, xy)
+        or is a 3 x 3 matrix; a compressed cell has a negative stress, as in ASE.
+        "energy", "forces" and "stress" also find results that ASE's readers put on the
+        frame's calculator.
     group_key : str, optional
         Key of ``atoms.info`` that names the group of a frame (one molecule, one run);
         splits never divide a group. "formula" needs no such entry.
@@ -75,7 +81,7 @@ class Labels:
     ------
     LabelError
         For an unknown target, a percentile outside (0, 100), a boundary of the wrong
-        kind, or offsets of forces.
+        kind, or offsets of another target than "energy" and "energy_per_atom".
     """
 
     target: str = "forces"
@@ -85,6 +91,7 @@ class Labels:
     percentile: float | None = None
     boundary: _Boundary = _Boundary()
     offsets: bool = False
+    stress_key: str = "REF_stress"
 
     def __post_init__(self) -> None:
         check_target(self.target)
@@ -96,7 +103,15 @@ class Labels:
         if self.offsets and not self.of_energy:
             msg = (
                 "offsets=True must have an energy target, got the target "
-                f"{self.target!r}; pass offsets=False, because forces have no offset"
+                f"{self.target!r}; pass offsets=False, because only energies have "
+                "an offset"
+            )
+            raise LabelError(msg)
+        if self.offsets and self.relative:
+            msg = (
+                f"offsets=True must have the target 'energy' or 'energy_per_atom', got "
+                f"{self.target!r}, in which offsets of elements cancel; pass "
+                "offsets=False"
             )
             raise LabelError(msg)
 
@@ -114,6 +129,16 @@ class Labels:
     def of_energy(self) -> bool:
         """Whether the errors are errors of energies."""
         return self.of == "energy"
+
+    @property
+    def relative(self) -> bool:
+        """Whether the error of a frame depends on other frames of its composition."""
+        return TARGETS[self.target].relative
+
+    @property
+    def info_keys(self) -> frozenset[str]:
+        """Entries of ``atoms.info`` that are labels, whatever the target is."""
+        return frozenset({self.energy_key, self.stress_key})
 
     def chosen_boundary(self, errors: ArrayLike) -> float:
         """Return the largest error of a reliable prediction, in the target's unit.
@@ -150,7 +175,10 @@ class Labels:
         )
 
     def reference(self, frame: Atoms) -> NDArray[np.float64] | None:
-        """Return the label, shape () or (atoms, 3); None if missing or invalid."""
+        """Return the label, shape (), (atoms, 3) or (6,); None if missing or invalid.
+
+        A frame that is not periodic in three directions has no stress (None).
+        """
         return self._stored(frame, self.of)
 
     def reference_forces(self, frame: Atoms) -> NDArray[np.float64] | None:
@@ -158,7 +186,27 @@ class Labels:
         return self._stored(frame, "forces")
 
     def error(self, prediction: Prediction, reference: NDArray[np.float64]) -> float:
-        """Return the error of the target in its unit: eV, eV/atom or eV/Å."""
+        """Return the error of the target in its unit: eV, eV/atom, eV/Å or eV/Å³.
+
+        Raises
+        ------
+        LabelError
+            For "relative_energy", which is not the error of one frame alone, or if the
+            prediction lacks the quantity, as those of molecules lack the stress.
+        """
+        if self.of not in prediction.results:
+            msg = (
+                f"prediction must hold {self.of} for the target {self.target!r}, got "
+                f"{sorted(prediction.results)}; choose another target or calculator"
+            )
+            raise LabelError(msg)
+        if self.relative:
+            msg = (
+                f"target must be the error of one frame, got {self.target!r}, which "
+                "compares frames of one composition; pass a Dataset "
+                "(uqcalc.labels.dataset.build_dataset)"
+            )
+            raise LabelError(msg)
         predicted, atoms = prediction.results[self.of], len(prediction.numbers)
         return float(TARGETS[self.target].error(predicted, reference, atoms))
 
@@ -169,7 +217,24 @@ class Labels:
         kind, key = QUANTITIES[quantity], self._key(quantity)
         results = frame.calc.results if frame.calc is not None else {}
         place = frame.arrays if kind.per_atom else frame.info
-        return _numbers(place.get(key, results.get(key)), kind.shape_for(len(frame)))
+        value = place.get(key, results.get(key))
+        if quantity == "stress":
+            return _stress(value) if has_stress(frame) else None
+        return _numbers(value, kind.shape_for(len(frame)))
+
+
+def has_stress(frame: Atoms) -> bool:
+    """Return whether a frame has a stress: three cell vectors, all periodic."""
+    return bool(frame.pbc.all()) and frame.cell.rank == 3
+
+
+def _stress(value: object) -> NDArray[np.float64] | None:
+    """Return a stress (6,) from six or nine numbers; None if there are others."""
+    for shape in ((6,), (3, 3), (9,)):
+        found = _numbers(value, shape)
+        if found is not None:
+            return voigt_stress(found)
+    return None
 
 
 def _numbers(value: object, shape: tuple[int, ...]) -> NDArray[np.float64] | None:

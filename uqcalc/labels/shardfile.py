@@ -26,7 +26,8 @@ def pack(predictions: Sequence[Prediction]) -> dict[str, NDArray[Any]]:
     """Return the arrays of the predictions that a probe needs, in order of the atoms.
 
     In a sum of calculators, energies and forces of the sum differ from those of the
-    part with the features; then both are stored.
+    part with the features; then both are stored. Stresses are NaN where the results
+    lack them.
     """
     forces = np.concatenate([p.forces for p in predictions])
     whole = np.concatenate([p.results.get("forces", p.forces) for p in predictions])
@@ -44,6 +45,8 @@ def pack(predictions: Sequence[Prediction]) -> dict[str, NDArray[Any]]:
     }
     if not np.array_equal(forces, whole, equal_nan=True):
         arrays["total_forces"] = whole.astype(float)
+    if any("stress" in p.results for p in predictions):
+        arrays["stresses"] = np.stack([_stress(p) for p in predictions])
     if predictions[0].charges is not None:
         rows = [_host(p.charges) for p in predictions if p.charges is not None]
         arrays["charges"] = np.concatenate(rows)
@@ -62,6 +65,7 @@ class OpenShard:
         self._energies = file.get_tensor("energies")
         self._cells = file.get_tensor("cells")
         self._pbc = file.get_tensor("pbc").astype(bool)
+        self._stresses = file.get_tensor("stresses") if "stresses" in names else None
         self._scaling: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
         if "centre" in names:  # an earlier version wrote features in half precision
             self._scaling = file.get_tensor("scale"), file.get_tensor("centre")
@@ -84,17 +88,24 @@ class OpenShard:
         charges = None
         if "charges" in rows:
             charges = torch.tensor(rows["charges"][atoms])
+        results: dict[str, Any] = {"energy": total, "forces": whole}
+        if self._stresses is not None and self._pbc[place].all():
+            results["stress"] = self._stresses[place]
         return Prediction(
             numbers=self.numbers(atoms),
             positions=rows["positions"][atoms],
             cell=self._cells[place],
             pbc=self._pbc[place],
-            results={"energy": total, "forces": whole},
+            results=results,
             energy=energy,
             forces=forces,
             features=torch.from_numpy(features),
             charges=charges,
         )
+
+
+def _stress(prediction: Prediction) -> NDArray[np.float64]:
+    return np.asarray(prediction.results.get("stress", np.full(6, np.nan)), dtype=float)
 
 
 def _host(tensor: torch.Tensor) -> NDArray[np.float32]:
@@ -115,12 +126,16 @@ FILE = Kind(
 
 
 class ShardFile(NamedTuple):
-    """A checked shard: path, fingerprint of the backbone, atoms of each structure."""
+    """A checked shard: path, fingerprint of the backbone, atoms of each structure.
+
+    ``stress`` tells whether the shard holds stresses.
+    """
 
     path: Path
     fingerprint: str
     sizes: NDArray[np.int64]
     checksum: int
+    stress: bool = False
 
 
 class ShardWriter:
@@ -217,7 +232,8 @@ def read_shard(path: Path) -> ShardFile:
             msg = "checksum differs"
             raise SafetensorError(msg)
         sizes = file.get_tensor("sizes").astype(np.int64)
-    return ShardFile(path, card["fingerprint"], sizes, checksum)
+    stress = "stresses" in names
+    return ShardFile(path, card["fingerprint"], sizes, checksum, stress)
 
 
 def _checksum(tensors: Mapping[str, NDArray[Any]]) -> int:

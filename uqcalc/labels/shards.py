@@ -205,6 +205,11 @@ class Folder:
                 found.append(file.get_tensor("keys").view("S16").ravel())
         return np.concatenate(found)
 
+    def with_stress(self) -> NDArray[np.bool_]:
+        """Return whether each row was stored with stresses, (rows,)."""
+        counts = [len(shard.sizes) for shard in self.shards]
+        return np.repeat([shard.stress for shard in self.shards], counts)
+
     def read(self, row: int) -> Prediction:
         """Return the prediction in a row, with features in float32."""
         shard, place, atoms = self._where(row)

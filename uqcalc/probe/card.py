@@ -283,7 +283,10 @@ class Card(FileCard):
 
     def _meaning_at(self, boundary: float) -> str:
         value, unit = boundary, self.unit
-        if value < 1.0:  # small errors are usually given in meV
+        shown = TARGETS[self.target].shown
+        if shown is not None:
+            value, unit = value * shown[1], shown[0]
+        elif value < 1.0:  # small errors are usually given in meV
             value, unit = 1000 * value, f"m{unit}"
         return f"P({TARGETS[self.target].meaning} <= {value:.3g} {unit})"
 
@@ -322,12 +325,17 @@ class Card(FileCard):
             energies[int(z)] = energy
         return energies
 
-    def policy(self) -> Policy:
-        """Return the policy of the stored cutoffs."""
-        return Policy([Threshold("probe", 1 - self.suspect, 1 - self.unreliable)])
+    def policy(self, signal: str = "probe") -> Policy:
+        """Return the policy of the stored cutoffs, for the signal of this probe."""
+        return Policy([Threshold(signal, 1 - self.suspect, 1 - self.unreliable)])
 
-    def guarantee_policy(self) -> Policy:
+    def guarantee_policy(self, signal: str = "probe") -> Policy:
         """Return the policy of the guarantee; see `uqcalc.Policy.from_guarantee`.
+
+        Parameters
+        ----------
+        signal : str
+            Name of the signal of this probe, if a calculator has several.
 
         Raises
         ------
@@ -344,7 +352,7 @@ class Card(FileCard):
         beyond = 1 - guarantee.cutoff
         limits = (beyond, max(beyond, 1 - self.unreliable))
         meaning = self._meaning_at(guarantee.boundary)
-        return Policy([Threshold("probe", *limits, guarantee=meaning)])
+        return Policy([Threshold(signal, *limits, guarantee=meaning)])
 
     promise_policy = Former("guarantee_policy")
 

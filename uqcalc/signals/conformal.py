@@ -100,8 +100,10 @@ class ConformalInterval(FittedSignal):
         signal : Signal, optional
             The base signal, whose risk should grow with the error. Without it the bound
             is the same for all structures.
-        target : {"forces", "energy", "energy_per_atom", "atom_forces"}
-            The error that is bounded, as in `uqcalc.Labels`.
+        target : {"forces", "energy", "energy_per_atom", "atom_forces", "stress", \
+"relative_energy"}
+            The error that is bounded, as in `uqcalc.Labels`; "relative_energy" needs a
+            dataset.
         coverage : float
             Probability with which the bound holds, in (0, 1).
         labels : Labels, optional

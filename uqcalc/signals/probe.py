@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Mapping, Sequence
+from typing import TypeVar, final
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from uqcalc.probe.scope import CHARGE_GAP, FAR, FAR_LOWEST, FARTHEST, LOWEST
 from uqcalc.probe.stacked import PATHS
 from uqcalc.signals.base import TensorReading
 from uqcalc.targets import TARGETS
+
+
+T = TypeVar("T")
 
 
 @final
@@ -52,14 +55,22 @@ class ProbeSignal:
     importance : bool
         Whether every reading has ``probe_importance``. With False, `explain` gives it
         for single geometries.
+    further : bool
+        Whether the calculator has another, first probe. The signal is then named after
+        its target, and so are the results: "probe_stress" gives
+        ``probe_reliability_stress``, ``probe_novelty_stress`` and so on.
     """
 
-    name = "probe"
     promise = Former("guarantee")
 
-    def __init__(self, probe: Probe, *, importance: bool = True) -> None:
+    def __init__(
+        self, probe: Probe, *, importance: bool = True, further: bool = False
+    ) -> None:
+        self._suffix = f"_{probe.card.target}" if further else ""
+        self.name = f"probe{self._suffix}"
         self.probe = probe
         self.importance = importance
+        self._importance = f"probe_importance{self._suffix}"
         card = probe.card
         self.meaning = card.meaning
         self.judges_stress = TARGETS[card.target].of == "stress"
@@ -73,7 +84,9 @@ class ProbeSignal:
         charges = {"charges"} if card.charges else set()
         self.requires = frozenset({"features", *charges})
         judged = {"probe_novelty": card.scope, "probe_worst_atom": card.atom_floor}
-        self.judged = tuple(key for key, known in judged.items() if known is not None)
+        self.judged = tuple(
+            f"{key}{self._suffix}" for key, known in judged.items() if known is not None
+        )
 
     def check(self, backbone: Backbone) -> None:
         """Refuse a backbone that the probe was not fitted on (ProbeError)."""
@@ -92,9 +105,13 @@ class ProbeSignal:
         results: dict[str, float | bool] = {"probe_reliability": math.nan}
         if self._tolerance is not None:
             results["probe_tolerance_reliability"] = math.nan
-        return (
-            results if self.guarantee is None else results | {"probe_promised": False}
-        )
+        if self.guarantee is not None:
+            results["probe_promised"] = False
+        return self._named(results)
+
+    def _named(self, values: Mapping[str, T]) -> dict[str, T]:
+        """Return the values under the keys of this signal."""
+        return {f"{key}{self._suffix}": value for key, value in values.items()}
 
     def _read(self, prediction: Prediction, *, importance: bool) -> TensorReading:
         probe, numbers = self.probe, prediction.numbers
@@ -131,11 +148,11 @@ class ProbeSignal:
         return TensorReading(
             signal=self.name,
             risk=1.0 - reliability,
-            results=results,
-            per_atom_key="probe_importance" if found.importance is not None else None,
+            results=self._named(results),
+            per_atom_key=None if found.importance is None else self._importance,
             note=f"elements {unseen} were not in its labels" if unseen else "",
-            limits=limits,
-            far_limits=far_limits,
+            limits=self._named(limits),
+            far_limits=self._named(far_limits),
             doubts=doubts,
             meaning=self.meaning,
         )

@@ -246,13 +246,15 @@ class Samples:
     def _evaluated(
         self, indices: NDArray[np.int64], requires: Collection[str], title: str
     ) -> Iterator[tuple[int, Prediction, float | None]]:
-        wanted = ["energy", "forces", *sorted({*requires} & self.backbone.on_demand)]
+        wanted = {"energy", "forces", *({*requires} & self.backbone.on_demand)}
+        if self._labels is not None:
+            wanted |= {self._labels.of} & self.backbone.provides
         blank: list[int] = []
         by_size = sorted(indices, key=lambda i: len(self._frames[i]))
         with progress_bar() as progress:
             task = progress.add_task(title, total=len(by_size))
             frames = (self._frames[i] for i in by_size)
-            evaluated = evaluate_each(self.backbone, frames, wanted)
+            evaluated = evaluate_each(self.backbone, frames, sorted(wanted))
             for index, (_, outcome) in zip(by_size, evaluated, strict=True):
                 prediction = _sound(int(index), outcome)
                 progress.advance(task)
@@ -264,7 +266,7 @@ class Samples:
 
     def _says_nothing(self, index: int, prediction: Prediction) -> bool:
         """Return whether forces are the target and vanish by symmetry."""
-        if self._labels is None or self._labels.of_energy:
+        if self._labels is None or self._labels.of != "forces":
             return False
         reference = self._labels.reference(self._frames[index])
         if reference is None:

@@ -11,7 +11,7 @@ from ase.data import chemical_symbols
 from ase.filters import StrainFilter, UnitCellFilter
 from ase.md.md import MolecularDynamics
 
-from uqcalc.policy import CELL_MOVES, RUN, extended, stress_judged
+from uqcalc.policy import CELL_MOVES, RUN, Policy, extended, stress_judged
 from uqcalc.records import Assessment, Level, Reading, Verdict, told_apart
 from uqcalc.watching.aserun import timestep_fs
 from uqcalc.watching.bondgraph import BondGraph
@@ -45,16 +45,15 @@ class RunChecks:
     dynamics : ase MD or optimiser
     signals : sequence of Signal
         Signals of the calculator.
-    judged : sequence of str
-        Names of the signals with thresholds in the policy.
+    policy : Policy
+        Policy of the calculator. When the cell moves, its thresholds for a moving cell
+        count, too.
     """
 
-    def __init__(
-        self, dynamics: Any, signals: Sequence[Any], judged: Sequence[str]
-    ) -> None:
+    def __init__(self, dynamics: Any, signals: Sequence[Any], policy: Policy) -> None:
         self._dynamics = dynamics
-        self._judged = tuple(judged)
-        self._stress_judged = stress_judged(signals, judged)
+        self._policy = policy
+        self._stress_judged = stress_judged(signals, policy.signals_of_moving_cell)
         self._by_design = moves_cell(dynamics)
         self._first: tuple[float, np.ndarray, float] | None = None
         self._bonds = BondGraph() if any(s.name == FLAGS for s in signals) else None
@@ -92,9 +91,11 @@ class RunChecks:
             if left > 0
             else []
         )
-        judged = assessment is not None
-        doubts = [CELL_MOVES] if judged and self._unjudged(atoms) else []
-        if self._bonds is not None and judged:
+        doubts = []
+        if assessment is not None and self.moves_cell(atoms):
+            assessment = self._policy.with_moving_cell(assessment)
+            doubts = [] if self._stress_judged else [CELL_MOVES]
+        if assessment is not None and self._bonds is not None:
             doubts += self._bonds(atoms)
             doubts += self._too_hot(atoms)
         if not (absurd or faults or doubts):
@@ -107,7 +108,7 @@ class RunChecks:
             absurd=tuple(absurd),
             always=True,
         )
-        return extended(assessment or not_judged(self._judged), reading)
+        return extended(assessment or not_judged(self._policy.signals), reading)
 
     def moves_cell(self, atoms: Atoms) -> bool:
         """Return whether the cell can move or has changed since the first step."""
@@ -115,9 +116,6 @@ class RunChecks:
             self._first[1], atoms.cell.array
         )
         return self._by_design or changed
-
-    def _unjudged(self, atoms: Atoms) -> bool:
-        return not self._stress_judged and self.moves_cell(atoms)
 
     def _too_hot(self, atoms: Atoms) -> list[str]:
         """Return a reason if the temperature is above that of the labels.

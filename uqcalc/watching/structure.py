@@ -45,9 +45,7 @@ class Structure:
         self._find = find
         calculator = self.calculator
         self._judged = calculator.policy.signals
-        self._circumstances = RunChecks(
-            dynamics, calculator.signals, calculator.policy.signals
-        )
+        self._circumstances = RunChecks(dynamics, calculator.signals, calculator.policy)
         self._judged_step = -math.inf
         self.last: Assessment | None = None
         self.finite = True
