@@ -29,6 +29,7 @@ from uqcalc.records import Assessment, Level, Reading, Verdict, checked_interval
 from uqcalc.resultcache import Answer, Recent, changed, frozen, same
 from uqcalc.signals.base import Signal, TensorReading, to_host, to_host_asking
 from uqcalc.signals.probe import ProbeSignal
+from uqcalc.signals.region import Chosen
 
 
 class ReliableCalculator(BaseCalculator):
@@ -69,17 +70,22 @@ class ReliableCalculator(BaseCalculator):
     enabled : bool
         If False, signals are not evaluated, ``results`` do not hold a level, and a
         `Monitor` does not check the run. This attribute may be changed at any time.
+    atoms : sequence of int or of bool, optional
+        Indices or mask of the atoms that the probe's verdict is about: an adsorbate, a
+        defect, a QM zone. By default all atoms (`uqcalc.ProbeSignal`).
 
     Raises
     ------
     ValueError
         If neither probe nor signals are given, if a signal needs what the backbone
-        does not provide, if the policy judges a signal that does not run, or if
-        ``interval`` is not an integer of at least 1.
+        does not provide, if the policy judges a signal that does not run, if
+        ``interval`` is not an integer of at least 1, or if ``atoms`` are given without
+        a probe, with a policy of a guarantee, or for a structure of another size.
     BackboneError
         If the calculator cannot be tapped.
     ProbeError
-        If the probe belongs to another backbone.
+        If the probe belongs to another backbone, or if ``atoms`` are given and it is
+        not for forces.
     """
 
     def __init__(  # noqa: PLR0913  (what a user writes in one line of a script)
@@ -94,6 +100,7 @@ class ReliableCalculator(BaseCalculator):
         flags: bool | None = None,
         interval: int = 1,
         enabled: bool = True,
+        atoms: Chosen | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.interval = checked_interval(interval, "interval")
@@ -103,7 +110,13 @@ class ReliableCalculator(BaseCalculator):
             raise ValueError(msg)
         self.backbone = tap(calculator)
         self.signals = choose_signals(
-            self.backbone, probe, signals, importance, sanity=sanity, flags=flags
+            self.backbone,
+            probe,
+            signals,
+            importance,
+            sanity=sanity,
+            flags=flags,
+            atoms=atoms,
         )
         auto = probe == AUTO and not signals
         self.policy = choose_policy(self.signals, policy, auto=auto)
@@ -320,6 +333,11 @@ class ReliableCalculator(BaseCalculator):
             "backbone": self.backbone.fingerprint,
             "signals": [signal.name for signal in self.signals],
             "policy": self.policy.to_dict(),
+            **{
+                f"{signal.name}_atoms": list(signal.region.atoms)
+                for signal in self.signals
+                if isinstance(signal, ProbeSignal) and signal.region is not None
+            },
         }
 
     def describe(self) -> dict[str, Any]:

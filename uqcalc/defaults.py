@@ -21,6 +21,7 @@ from uqcalc.signals.flags import Flags
 from uqcalc.signals.force_delta import ForceDelta
 from uqcalc.signals.label_free import ForceSpread, MaxForce
 from uqcalc.signals.probe import ProbeSignal
+from uqcalc.signals.region import Chosen
 from uqcalc.signals.sanity import Sanity
 from uqcalc.targets import TARGETS
 
@@ -75,8 +76,11 @@ def choose_signals(
     *,
     sanity: bool = True,
     flags: bool | None = None,
+    atoms: Chosen | None = None,
 ) -> tuple[Signal, ...]:
     """Return the signals; those of probes are first, `Sanity` and `Flags` are last.
+
+    The probe's verdict is about ``atoms``, by default about all of them.
 
     Raises
     ------
@@ -94,7 +98,16 @@ def choose_signals(
     if probe == AUTO:
         probe, chosen = _automatic(backbone, chosen)
     always = importance == "always"
-    chosen = [*_probe_signals(backbone, probe, importance=always), *chosen]
+    if probe is None and atoms is not None:
+        msg = (
+            "atoms must be given together with a probe, got a calculator without one; "
+            'pass probe="my.probe", or write signals=[ProbeSignal(probe, atoms=...)]'
+        )
+        raise ValueError(msg)
+    chosen = [
+        *_probe_signals(backbone, probe, importance=always, atoms=atoms),
+        *chosen,
+    ]
     if not chosen:
         msg = (
             "ReliableCalculator must have a probe or signals, got neither; pass "
@@ -120,16 +133,28 @@ def choose_signals(
 
 
 def _probe_signals(
-    backbone: Backbone, probe: Probes | None, *, importance: bool
+    backbone: Backbone,
+    probe: Probes | None,
+    *,
+    importance: bool,
+    atoms: Chosen | None,
 ) -> list[Signal]:
-    """Return a signal for each probe; that of the forces, or else the first, leads."""
+    """Return a signal for each probe; that of the forces, or else the first, leads.
+
+    Only the first is about the chosen ``atoms``.
+    """
     if probe is None:
         return []
     given = [probe] if isinstance(probe, str | os.PathLike | Probe) else list(probe)
     loaded = [_loaded(one, backbone) for one in given]
     loaded.sort(key=lambda one: one.card.target != "forces")  # stable
     return [
-        ProbeSignal(one, importance=importance, further=place > 0)
+        ProbeSignal(
+            one,
+            importance=importance,
+            further=place > 0,
+            atoms=None if place else atoms,
+        )
         for place, one in enumerate(loaded)
     ]
 
@@ -240,7 +265,13 @@ def _probe_policy(signals: Sequence[Signal]) -> Policy:
 
 
 def _check_guarantee(threshold: Threshold, signals: Sequence[Signal]) -> None:
-    """Raise an error if the policy comes from the guarantee of another probe."""
+    """Raise an error for the guarantee of another probe, or one for chosen atoms."""
+    if any(isinstance(s, ProbeSignal) and s.region is not None for s in signals):
+        msg = (
+            "policy for chosen atoms must not be that of a guarantee, which is about "
+            f"whole structures, got {threshold.guarantee}; leave out policy or atoms"
+        )
+        raise ValueError(msg)
     own = [
         signal.probe.card.guarantee_policy(signal.name).thresholds[0]
         for signal in signals

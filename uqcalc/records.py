@@ -99,6 +99,8 @@ class Reading(Generic[Number]):
     meaning : str
         The event with probability 1 - risk, with its boundary and unit:
         "P(RMS force error <= 38 meV/Å)". Empty if the risk is not a probability.
+    atoms : tuple of int or None
+        Indices of the atoms that the risk is about; None for the whole structure.
     """
 
     signal: str
@@ -114,6 +116,7 @@ class Reading(Generic[Number]):
     absurd: tuple[str, ...] = ()
     always: bool = False
     meaning: str = ""
+    atoms: tuple[int, ...] | None = None
 
     def on_host(self, risk: float, results: Mapping[str, Any]) -> Reading:
         """Return the same reading with these numbers in place of its tensors."""
@@ -246,13 +249,17 @@ class Assessment:
         """Return the indices of the ``count`` atoms of largest risk, worst first.
 
         The risks are `Reading.risk_per_atom` of the first reading that has them; for a
-        probe the worst atoms are those of lowest reliability. NaN is worst. The list is
-        empty if no reading has any.
+        probe the worst atoms are those of lowest reliability. NaN is worst. If that
+        reading is about chosen atoms, only these are listed. The list is empty if no
+        reading has any.
         """
         for reading in self.readings:
             risks = reading.risk_per_atom
             if risks is not None:
-                order = np.argsort(-np.nan_to_num(risks, nan=np.inf), kind="stable")
+                given = reading.atoms
+                chosen = np.arange(len(risks)) if given is None else np.array(given)
+                own = np.nan_to_num(risks[chosen], nan=np.inf)
+                order = chosen[np.argsort(-own, kind="stable")]
                 return [int(i) for i in order[:count]]
         return []
 

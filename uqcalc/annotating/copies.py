@@ -252,6 +252,7 @@ def _record(assessment: Assessment) -> dict[str, Any]:
                 "absurd": list(reading.absurd),
                 "always": reading.always,
                 "meaning": reading.meaning,
+                **({} if reading.atoms is None else {"atoms": list(reading.atoms)}),
             }
             for reading in assessment.readings
         ],
@@ -278,6 +279,7 @@ def _reading(atoms: Atoms, row: Mapping[str, Any]) -> Reading:
         absurd=tuple(row.get("absurd", ())),
         always=bool(row.get("always", False)),
         meaning=str(row.get("meaning", "")),
+        atoms=tuple(map(int, row["atoms"])) if "atoms" in row else None,
     )
 
 

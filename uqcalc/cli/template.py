@@ -18,6 +18,7 @@ structure: structure.xyz        # any file that ASE reads
 model: default                  # default, chgnet, sevennet, mace:FILE, mace_off:SIZE,
                                 # mace_mp:SIZE or orb:NAME
 #probe: my.probe                # sample; not for default, chgnet and sevennet
+#probe_atoms: [0, 1]            # sample; judge only these atoms, counted from 0
 #device: auto                   # auto, cpu, cuda, cuda:N or mps
 #dtype: float32                 # sample; float32 or float64
 

@@ -281,14 +281,25 @@ class Card(FileCard):
         """Text "P(error <= boundary)" with unit, in milli-units (meV) below 1."""
         return self._meaning_at(self.boundary)
 
-    def _meaning_at(self, boundary: float) -> str:
+    def _meaning_at(self, boundary: float, error: str | None = None) -> str:
         value, unit = boundary, self.unit
         shown = TARGETS[self.target].shown
         if shown is not None:
             value, unit = value * shown[1], shown[0]
         elif value < 1.0:  # small errors are usually given in meV
             value, unit = 1000 * value, f"m{unit}"
-        return f"P({TARGETS[self.target].meaning} <= {value:.3g} {unit})"
+        return f"P({error or TARGETS[self.target].meaning} <= {value:.3g} {unit})"
+
+    def region_meaning(self, atoms: int, *, worst: bool) -> str:
+        """Return the meaning of the probability of a region of so many ``atoms``.
+
+        With ``worst`` it is the probability of its least reliable atom.
+        """
+        noun = "1 atom" if atoms == 1 else f"{atoms} atoms"
+        if worst and self.atom_boundary is not None:
+            each = self._meaning_at(self.atom_boundary, "force error of an atom")
+            return f"smallest {each} of {noun}"
+        return f"{self.meaning} over {noun}"
 
     @property
     def question(self) -> str:

@@ -54,6 +54,9 @@ class RunFile(Section):
     probe : str or None
         By default the one that comes with the model; models without one need it, or
         ``force_delta``.
+    probe_atoms : list of int or None
+        Indices of the atoms that the probe's verdict is about, after ``repeat``; by
+        default all atoms.
     device : str
     dtype : {"float32", "float64"} or None
     """
@@ -66,6 +69,9 @@ class RunFile(Section):
     )
     model: Annotated[str, Field(min_length=1)] = "default"
     probe: str | None = None
+    probe_atoms: list[Annotated[int, Field(ge=0)]] | None = Field(
+        default=None, min_length=1
+    )
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     dtype: Literal["float32", "float64"] | None = None
     md: MdSection | None = None

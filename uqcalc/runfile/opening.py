@@ -70,11 +70,30 @@ def open_calculator(file: RunFile) -> ReliableCalculator:
     probe = _probe(file)
     if probe is not None:
         thresholds[:0] = _probe_policy(file, probe).thresholds
+    if file.probe_atoms is not None:
+        _check_region(file, probe)
     model = open_model(file.model_at(), device=file.device, dtype=file.dtype)
     if not thresholds:
         return ReliableCalculator(model)
     policy = Policy(thresholds)
-    return ReliableCalculator(model, probe=probe, signals=signals, policy=policy)
+    return ReliableCalculator(model, probe, signals, policy, atoms=file.probe_atoms)
+
+
+def _check_region(file: RunFile, probe: Probe | None) -> None:
+    """Refuse ``probe_atoms`` that no probe or no policy can be about."""
+    given = file.probe_atoms or []
+    problems = []
+    if probe is None:
+        problems.append("must be left out where there is no probe; name a probe")
+    if file.policy.promise:
+        problems.append(
+            "must be left out with policy.promise: a guarantee is about whole "
+            "structures"
+        )
+    if len(set(given)) < len(given):
+        problems.append(f"must be distinct indices, got {given[:20]}")
+    if problems:
+        raise RunFileError(str(file.path), [f"probe_atoms: {p}" for p in problems])
 
 
 def _probe(file: RunFile) -> Probe | None:
@@ -131,11 +150,17 @@ def check_structure(file: RunFile, atoms: Atoms) -> None:
     Raises
     ------
     RunFileError
-        For velocities to keep that are not there, and for a cell that is to move but
-        is not periodic, is constrained, or has a model without stress.
+        For velocities to keep that are not there, for indices of atoms beyond the
+        structure, and for a cell that is to move but is not periodic, is constrained,
+        or has a model without stress.
     """
     problems = []
     md, relax = file.md, file.relax
+    if file.probe_atoms is not None and max(file.probe_atoms) >= len(atoms):
+        problems.append(
+            f"probe_atoms: must be below the number of atoms, which is {len(atoms)}, "
+            f"got {max(file.probe_atoms)}"
+        )
     if md is not None and md.velocities == "keep" and not atoms.has("momenta"):
         problems.append(
             "md.velocities: must be new for a structure without velocities, got keep"

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeVar, final
+from dataclasses import replace
+from typing import Any, TypeVar, final
 
 import numpy as np
 import torch
 from ase.data import atomic_numbers
 
 from uqcalc.backbones.base import Backbone, Prediction
+from uqcalc.errors import ProbeError
 from uqcalc.former import Former
+from uqcalc.probe.card import RAW_ARCHITECTURE, Card
 from uqcalc.probe.probe import Probe, ProbeReading
-from uqcalc.probe.scope import CHARGE_GAP, FAR, FAR_LOWEST, FARTHEST, LOWEST
+from uqcalc.probe.scope import (
+    CHARGE_GAP,
+    FAR,
+    FAR_LOWEST,
+    FARTHEST,
+    LOWEST,
+)
 from uqcalc.probe.stacked import PATHS
 from uqcalc.signals.base import TensorReading
+from uqcalc.signals.region import Chosen, Region
 from uqcalc.targets import TARGETS
 
 
@@ -49,6 +59,21 @@ class ProbeSignal:
     - ``probe_tolerance_reliability``: P(error <= tolerance), if the tolerance of the
       guarantee differs from the boundary.
 
+    With ``atoms`` the risk, the limits and the worst atoms are those of these atoms,
+    and the results above are still those of the whole structure. A guarantee does not
+    cover chosen atoms: ``probe_promised`` is False. The probe then adds
+
+    - ``probe_region_reliability``: P that the RMS force error over the chosen atoms is
+      at most the boundary. The risk is one minus this.
+    - ``probe_region_worst``: the smallest probability of a chosen atom. If fewer atoms
+      are chosen than the smallest labelled structures allow (``scope.smallest``), the
+      risk is one minus this.
+    - ``probe_region_novelty``, ``probe_region_worst_atom``: as ``probe_novelty`` and
+      ``probe_worst_atom``, with the same limits.
+
+    The risk is NaN if an element of any atom was not in the labels, because features
+    describe the surroundings, too.
+
     Parameters
     ----------
     probe : Probe
@@ -59,12 +84,28 @@ class ProbeSignal:
         Whether the calculator has another, first probe. The signal is then named after
         its target, and so are the results: "probe_stress" gives
         ``probe_reliability_stress``, ``probe_novelty_stress`` and so on.
+    atoms : sequence of int or of bool, optional
+        Indices or mask of the atoms that the verdict is about; by default all. A
+        structure that does not fit is refused with ValueError.
+
+    Raises
+    ------
+    ProbeError
+        If ``atoms`` are given and the target of the probe is not an error of forces,
+        or if the probe has the published architecture.
+    ValueError
+        If ``atoms`` are no indices, no mask, or empty.
     """
 
     promise = Former("guarantee")
 
     def __init__(
-        self, probe: Probe, *, importance: bool = True, further: bool = False
+        self,
+        probe: Probe,
+        *,
+        importance: bool = True,
+        further: bool = False,
+        atoms: Chosen | None = None,
     ) -> None:
         self._suffix = f"_{probe.card.target}" if further else ""
         self.name = f"probe{self._suffix}"
@@ -72,6 +113,10 @@ class ProbeSignal:
         self.importance = importance
         self._importance = f"probe_importance{self._suffix}"
         card = probe.card
+        self.region = None if atoms is None else Region(atoms)
+        if self.region is not None:
+            _check_region(card)
+        self._atom_energies = card.element_energies()
         self.meaning = card.meaning
         self.judges_stress = TARGETS[card.target].of == "stress"
         self.guarantee = guarantee = card.guarantee
@@ -83,9 +128,13 @@ class ProbeSignal:
             )  # raises for an unusable tolerance
         charges = {"charges"} if card.charges else set()
         self.requires = frozenset({"features", *charges})
-        judged = {"probe_novelty": card.scope, "probe_worst_atom": card.atom_floor}
+        judged = {"novelty": card.scope, "worst_atom": card.atom_floor}
+        prefixes = ["probe"] if atoms is None else ["probe", "probe_region"]
         self.judged = tuple(
-            f"{key}{self._suffix}" for key, known in judged.items() if known is not None
+            f"{prefix}_{key}{self._suffix}"
+            for prefix in prefixes
+            for key, known in judged.items()
+            if known is not None
         )
 
     def check(self, backbone: Backbone) -> None:
@@ -103,6 +152,8 @@ class ProbeSignal:
     def unknown(self) -> dict[str, float | bool]:
         """Return the results (NaN, False) for a geometry that cannot be evaluated."""
         results: dict[str, float | bool] = {"probe_reliability": math.nan}
+        if self.region is not None:
+            results["probe_region_reliability"] = math.nan
         if self._tolerance is not None:
             results["probe_tolerance_reliability"] = math.nan
         if self.guarantee is not None:
@@ -114,47 +165,92 @@ class ProbeSignal:
         return {f"{key}{self._suffix}": value for key, value in values.items()}
 
     def _read(self, prediction: Prediction, *, importance: bool) -> TensorReading:
-        probe, numbers = self.probe, prediction.numbers
-        unseen = probe.unseen_elements(numbers)
-        found = probe.read([prediction], importance=importance, other=self._tolerance)
-        reliability = found.reliability[0]
+        probe, numbers, region = self.probe, prediction.numbers, self.region
+        unseen, periodic = probe.unseen_elements(numbers), bool(prediction.pbc.any())
+        asked = [prediction]
+        if region is not None:  # in the same batch as the whole structure
+            asked.append(region.part(prediction, self._atom_energies))
+        found = probe.read(asked, importance=importance, other=self._tolerance)
+        whole = _share(found, 0, slice(None, len(numbers)))
+        reliability = whole.reliability
         if unseen:  # the probe cannot judge an element without labels
             reliability = torch.full_like(reliability, torch.nan)
         results: dict[str, torch.Tensor | bool] = {"probe_reliability": reliability}
-        if found.importance is not None:
-            results["probe_importance"] = found.importance
-        if found.atoms is not None:
-            results["probe_reliabilities"] = _known(found.atoms, numbers, unseen)
-        if found.parts is not None:
+        if whole.importance is not None:
+            results["probe_importance"] = whole.importance
+        if whole.atoms is not None:
+            results["probe_reliabilities"] = _known(whole.atoms, numbers, unseen)
+        if whole.parts is not None:
             names = (f"probe_{path}" for path in PATHS)
-            results |= dict(zip(names, found.parts[0], strict=True))
-        limits, far_limits = {}, {}
+            results |= dict(zip(names, whole.parts, strict=True))
+        beside, limits, far_limits = _limited(whole, "probe")
+        results |= beside
         doubts: tuple[str, ...] = ()
-        if found.novelty is not None:
-            results["probe_novelty"] = found.novelty[0]
-            limits["probe_novelty"], far_limits["probe_novelty"] = FARTHEST, FAR
-        if found.worst_atom is not None:
-            results["probe_worst_atom"] = found.worst_atom[0]
-            limits["probe_worst_atom"] = LOWEST
-            far_limits["probe_worst_atom"] = FAR_LOWEST
-        if found.charge_gap is not None:
-            results["probe_charge_gap"] = found.charge_gap[0]
-            limits["probe_charge_gap"] = CHARGE_GAP
         if probe.card.scope is not None and not unseen:
-            doubts = probe.card.scope.doubts(
-                numbers, periodic=bool(prediction.pbc.any())
-            )
-        results |= self._of_guarantee(found, reliability, doubts)
-        return TensorReading(
+            doubts = probe.card.scope.doubts(numbers, periodic=periodic)
+        results |= self._of_guarantee(whole, reliability, doubts)
+        reading = TensorReading(
             signal=self.name,
             risk=1.0 - reliability,
             results=self._named(results),
-            per_atom_key=None if found.importance is None else self._importance,
+            per_atom_key=None if whole.importance is None else self._importance,
             note=f"elements {unseen} were not in its labels" if unseen else "",
             limits=self._named(limits),
             far_limits=self._named(far_limits),
             doubts=doubts,
             meaning=self.meaning,
+        )
+        if region is None:
+            return reading
+        chosen = _share(found, 1, slice(len(numbers), None))
+        return self._of_region(reading, region, chosen, prediction)
+
+    def _of_region(
+        self,
+        reading: TensorReading,
+        region: Region,
+        found: ProbeReading,
+        prediction: Prediction,
+    ) -> TensorReading:
+        """Return the reading of the whole structure with the risk of the region."""
+        card, count = self.probe.card, len(region)
+        reliability, worst = found.reliability, None
+        if found.atoms is not None:
+            worst = found.atoms.amin()
+        if reading.note:  # an unseen element: see `_read`
+            reliability = torch.full_like(reliability, torch.nan)
+            worst = None if worst is None else torch.full_like(worst, torch.nan)
+        results: dict[str, torch.Tensor | bool] = {
+            "probe_region_reliability": reliability
+        }
+        if worst is not None:
+            results["probe_region_worst"] = worst
+        beside, limits, far_limits = _limited(found, "probe_region")
+        if "probe_charge_gap" in reading.limits:  # charges are those of the whole
+            limits["probe_charge_gap"] = reading.limits["probe_charge_gap"]
+        small = card.scope is not None and count < card.scope.smallest
+        doubts: tuple[str, ...] = ()
+        if card.scope is not None and not reading.note:
+            numbers = prediction.numbers
+            # the upper limit on the number of atoms is for the region
+            lifted = replace(card.scope, largest=max(card.scope.largest, len(numbers)))
+            periodic = bool(prediction.pbc.any())
+            doubts = lifted.doubts(numbers, periodic=periodic)
+            if not small or worst is None:
+                own = replace(card.scope, elements=()).doubts(
+                    np.zeros(count, int), periodic=periodic and not small
+                )
+                doubts += tuple(f"region of {why}" for why in own)
+        of_worst = worst if small else None
+        return replace(
+            reading,
+            risk=1.0 - (reliability if of_worst is None else of_worst),
+            results={**reading.results, **results, **beside},
+            limits=limits,
+            far_limits=far_limits,
+            doubts=doubts,
+            meaning=card.region_meaning(count, worst=of_worst is not None),
+            atoms=region.atoms,
         )
 
     def _of_guarantee(
@@ -162,16 +258,18 @@ class ProbeSignal:
     ) -> dict[str, torch.Tensor | bool]:
         """Return the results on the guarantee; empty for a probe without one.
 
-        If ``reliability`` is NaN, ``probe_tolerance_reliability`` is NaN.
+        If ``reliability`` is NaN, ``probe_tolerance_reliability`` is NaN. A guarantee
+        does not cover chosen atoms.
         """
         if self.guarantee is None:
             return {}
         asked = reliability
         results: dict[str, torch.Tensor | bool] = {"probe_promised": False}
         if found.other is not None:
-            asked = found.other[0].where(~reliability.isnan(), torch.nan)
+            asked = found.other.where(~reliability.isnan(), torch.nan)
             results["probe_tolerance_reliability"] = asked
-        if doubts or self.guarantee.boundary is None:  # not about this probability
+        # without a boundary it is not about this probability
+        if doubts or self.guarantee.boundary is None or self.region is not None:
             return results
         covered = asked.double() >= self.guarantee.cutoff
         for value, limit in (
@@ -180,8 +278,56 @@ class ProbeSignal:
             (found.worst_atom, LOWEST),
         ):
             if value is not None:
-                covered &= value[0] <= limit
+                covered &= value <= limit
         return results | {"probe_promised": covered}
+
+
+def _check_region(card: Card) -> None:
+    """Refuse a probe that cannot be read for chosen atoms."""
+    if TARGETS[card.target].of != "forces":
+        msg = (
+            "probe for chosen atoms must have a target of forces, got the target "
+            f"{card.target!r}: an energy is that of the whole structure; leave atoms "
+            'out, or fit a probe with Labels(target="forces")'
+        )
+        raise ProbeError(msg)
+    if card.architecture == RAW_ARCHITECTURE:
+        msg = (
+            "probe for chosen atoms must have the architecture 'joined' or 'standard', "
+            f"got {card.architecture!r}, which reads the total energy; leave atoms "
+            "out, or fit a probe with uqcalc.fit"
+        )
+        raise ProbeError(msg)
+
+
+def _share(found: ProbeReading, index: int, atoms: slice) -> ProbeReading:
+    """Return the reading of one structure of a batch, without the batch's axis."""
+    rows = {"importance": atoms, "atoms": atoms}
+    own: dict[str, Any] = {
+        name: value if value is None else value[rows.get(name, index)]
+        for name, value in found._asdict().items()
+    }
+    return ProbeReading(**own)
+
+
+def _limited(
+    found: ProbeReading, prefix: str
+) -> tuple[dict[str, torch.Tensor], dict[str, float], dict[str, float]]:
+    """Return the results with limits, the limits, and the limits of far outside.
+
+    The charge gap is that of a whole structure only.
+    """
+    results, limits, far_limits = {}, {}, {}
+    if found.novelty is not None:
+        results[key := f"{prefix}_novelty"] = found.novelty
+        limits[key], far_limits[key] = FARTHEST, FAR
+    if found.worst_atom is not None:
+        results[key := f"{prefix}_worst_atom"] = found.worst_atom
+        limits[key], far_limits[key] = LOWEST, FAR_LOWEST
+    if found.charge_gap is not None and prefix == "probe":
+        results[key := f"{prefix}_charge_gap"] = found.charge_gap
+        limits[key] = CHARGE_GAP
+    return results, limits, far_limits
 
 
 def _known(
