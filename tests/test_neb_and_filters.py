@@ -3,12 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from ase.build import bulk
+from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
 from ase.mep import NEB
+from ase.mep.dimer import DimerControl, MinModeAtoms, MinModeTranslate
 from ase.optimize import BFGS, FIRE
 from builders import mace_calculator, rattled, salt, tiny_probe
-from toys import Counted
+from toys import BAD, GOOD, Counted, watched
 
 from uqcalc import Monitor, ReliableCalculator, tap
 
@@ -125,3 +127,25 @@ def test_a_monitor_resumes_the_log_of_a_probe(tmp_path, base, probe):
         assert [event.step for event in monitor.history] == [
             first + n for n in range(3)
         ]
+
+
+def test_a_dimer_search_is_judged_at_its_midpoint_and_halted():
+    for after, steps in ((GOOD, 4), (BAD, 2)):
+        atoms = watched(after=after)
+        control = DimerControl(displacement_method="vector", logfile=None)
+        moved = MinModeAtoms(atoms, control)
+        shift = np.zeros((4, 3))
+        shift[0] = [0.1, 0.05, 0.0]
+        moved.displace(displacement_vector=shift, mask=[True] + 3 * [False])
+        dynamics = MinModeTranslate(moved, logfile=None)
+        monitor = Monitor(dynamics)
+        dynamics.run(fmax=1e-9, steps=4)
+        assert monitor.halted == (after is BAD)
+        assert dynamics.nsteps == steps == monitor.history[-1].step
+        bare = atoms.copy()
+        bare.calc = EMT()
+        assert monitor.history[-1].energy_eV == pytest.approx(
+            bare.get_potential_energy(), rel=1e-9
+        )
+        control.logfile.close()
+        moved.mlogfile.close()

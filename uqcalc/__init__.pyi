@@ -58,5 +58,7 @@ from .signals.sanity import Sanity as Sanity
 from .watching.eventlog import read_log as read_log
 from .watching.monitor import Monitor as Monitor
 from .watching.relaxation import relax as relax
+from .watching.reliableframes import reliable_frames as reliable_frames
+from .watching.rewinding import Rewind as Rewind
 
 __version__: str

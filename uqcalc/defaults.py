@@ -98,12 +98,6 @@ def choose_signals(
     if probe == AUTO:
         probe, chosen = _automatic(backbone, chosen)
     always = importance == "always"
-    if probe is None and atoms is not None:
-        msg = (
-            "atoms must be given together with a probe, got a calculator without one; "
-            'pass probe="my.probe", or write signals=[ProbeSignal(probe, atoms=...)]'
-        )
-        raise ValueError(msg)
     chosen = [
         *_probe_signals(backbone, probe, importance=always, atoms=atoms),
         *chosen,
@@ -143,6 +137,12 @@ def _probe_signals(
 
     Only the first is about the chosen ``atoms``.
     """
+    if probe is None and atoms is not None:
+        msg = (
+            "atoms must be given together with a probe, got a calculator without one; "
+            'pass probe="my.probe", or write signals=[ProbeSignal(probe, atoms=...)]'
+        )
+        raise ValueError(msg)
     if probe is None:
         return []
     given = [probe] if isinstance(probe, str | os.PathLike | Probe) else list(probe)

@@ -115,6 +115,10 @@ def log_info(log: LogSummary, name: str = "Run") -> Info:
         ("judged", levels),
         *_thinned_rows(log),
         *_halt_rows(log),
+        *[
+            (f"rewind {n}", f"step {r['step']} to {r['to_step']}: {r['reason']}")
+            for n, r in enumerate(log.rewinds, start=1)
+        ],
         ("structure", str(run.get("formula", "not stated"))),
         ("dynamics", _dynamics(run)),
         ("backbone", str(run.get("backbone", "not stated"))),

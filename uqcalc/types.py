@@ -40,6 +40,8 @@ from uqcalc.signals.rigidity import Rigidity
 from uqcalc.signals.samples import Split
 from uqcalc.watching.band import BandAssessment
 from uqcalc.watching.relaxation import Outcome, Relaxation
+from uqcalc.watching.reliableframes import ReliableFrames
+from uqcalc.watching.rewinding import Rewound
 from uqcalc.watching.trigger import Trigger
 
 
@@ -77,6 +79,8 @@ __all__ = [
     "ProbeReading",
     "Reading",
     "Relaxation",
+    "ReliableFrames",
+    "Rewound",
     "Rigidity",
     "RunLimits",
     "RunOutcome",

@@ -18,7 +18,8 @@ PAGES: dict[str, tuple[str, ...]] = {
         "read_assessment", "Committee", "RotationAverage", "save_safe_mace",
     ),
     "run": (
-        "Monitor", "relax", "run_file", "read_log", "attack", "AttackSettings",
+        "Monitor", "Rewind", "relax", "run_file", "read_log", "reliable_frames",
+        "attack", "AttackSettings",
         "select", "Selection", "label", "LabelSummary", "run_loop", "LoopReport",
     ),
     "probe": (

@@ -151,6 +151,9 @@ def test_the_barrier_is_judged_by_the_images_it_is_between():
         assert found.barrier.level is level
         assert bool(found.barrier.reasons) == (level is not Level.RELIABLE)
         assert (found.highest, found.barrier_eV) == (2, 0.7)
+        which = "first" if risks[0] is BAD else "highest"
+        told = f"The {which} image is UNRELIABLE: the barrier is not to be quoted."
+        assert (told in found.barrier_words()) == (level is Level.UNRELIABLE)
     assert np.isnan(seen([None, GOOD], [float("nan"), 0.0]).barrier_eV)
 
 

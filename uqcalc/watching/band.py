@@ -62,11 +62,18 @@ class BandAssessment:
         return "\n".join([*lines, self.barrier_words()])
 
     def barrier_words(self) -> str:
-        """Return the barrier in eV and its verdict as a sentence."""
+        """Return the barrier in eV and its verdict in one or two sentences."""
         reasons = "; ".join(self.barrier.reasons)
-        return (
+        words = (
             f"Barrier from image 0 to image {self.highest}: {self.barrier_eV:.4g} eV, "
             f"{self.barrier.level.name}{f' ({reasons})' if reasons else ''}."
+        )
+        if self.barrier.level is not Level.UNRELIABLE:
+            return words
+        highest = self.levels[self.highest] is Level.UNRELIABLE
+        which = "highest" if highest else "first"
+        return (
+            f"{words} The {which} image is UNRELIABLE: the barrier is not to be quoted."
         )
 
     @classmethod

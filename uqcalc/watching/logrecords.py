@@ -71,6 +71,12 @@ class _Warning(_Entries):
     step: int
 
 
+class _Rewind(_Entries):
+    step: int
+    to_step: int
+    reason: str = ""
+
+
 class _Ended(_Entries):
     how: Literal["finished", "halted"]
     step: int | None = None
@@ -83,6 +89,7 @@ _KINDS: Mapping[str, type[_Entries]] = {
     "header": _Header,
     "step": _Step,
     "warning": _Warning,
+    "rewind": _Rewind,
     "end": _Ended,
 }
 

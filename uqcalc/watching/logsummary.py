@@ -42,6 +42,8 @@ class LogSummary:
     warnings : int
         Number of warnings; a warning is logged instead of a halt if the monitor only
         warns.
+    rewinds : list of dict
+        ``step``, ``to_step`` and ``reason`` of every rewind, in order.
     end : dict or None
         The end record; None while the run goes on or after a kill.
     worst : list of dict
@@ -59,6 +61,7 @@ class LogSummary:
     log_every: int
     halts: list[dict[str, Any]]
     warnings: int
+    rewinds: list[dict[str, Any]]
     end: dict[str, Any] | None
     worst: list[dict[str, Any]]
 
@@ -83,8 +86,12 @@ def summarise_log(path: str | os.PathLike[str], worst: int = 5) -> LogSummary:
     last: dict[str, Any] | None = None
     worst_first: list[tuple[tuple[int, float, int], dict[str, Any]]] = []
     warnings = 0
+    rewinds: list[dict[str, Any]] = []
     for record in read_standing(path):
         check_record(record, path)
+        if record["event"] == "rewind":
+            rewinds.append({k: record.get(k) for k in ("step", "to_step", "reason")})
+            continue
         if record["event"] == "warning":
             warnings += 1
             continue
@@ -109,6 +116,7 @@ def summarise_log(path: str | os.PathLike[str], worst: int = 5) -> LogSummary:
         log_every=header.get("log_every", 1),
         halts=halts,
         warnings=warnings,
+        rewinds=rewinds,
         end=end,
         worst=[record for _, record in sorted(worst_first, reverse=True)],
     )

@@ -8,15 +8,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, NoReturn
 
-import numpy as np
 from ase import Atoms
-from ase.md.md import MolecularDynamics
 
 from uqcalc.annotating.frames import cut_frames
 from uqcalc.errors import UnreliableError
 from uqcalc.files.structures import read_frames
 from uqcalc.htmltable import html_table
-from uqcalc.records import Assessment, BandEvent, Event, Level, checked_interval
+from uqcalc.records import Assessment, Event, Level, checked_interval
 from uqcalc.watching.aserun import (
     counts_steps,
     has_converged,
@@ -27,6 +25,7 @@ from uqcalc.watching.aserun import (
 )
 from uqcalc.watching.band import Band, BandAssessment
 from uqcalc.watching.eventlog import EventLog, read_standing, versions
+from uqcalc.watching.events import event_of
 from uqcalc.watching.flagged import FrameFile
 from uqcalc.watching.halting import Halt
 from uqcalc.watching.harvest import BUDGET, FULL
@@ -34,12 +33,13 @@ from uqcalc.watching.history import KEPT, History
 from uqcalc.watching.joint import Joint
 from uqcalc.watching.outputs import Outputs
 from uqcalc.watching.report import summarise
+from uqcalc.watching.rewinding import Rewind, Rewinder, Rewound, settings_of
 from uqcalc.watching.settings import check_paths, check_settings, harvest_of
 from uqcalc.watching.structure import Structure
 from uqcalc.watching.trigger import Trigger
 
 
-Action = Literal["halt", "raise", "warn", "harvest"]
+Action = Literal["halt", "raise", "warn", "harvest", "rewind"]
 LOST = "Energy, forces or stress of a moving cell are NaN or infinite"
 ABSURD = "Unphysical values"
 HARVEST = "UNRELIABLE: the harvest of frames begins"
@@ -73,11 +73,13 @@ class Monitor:
         Instead of ``patience``: act as soon as UNRELIABLE frames cover ``fraction`` of
         the last ``window`` steps. A frame counts for all steps until the next judged
         frame.
-    on_unreliable : {"halt", "raise", "warn", "harvest"} or callable
+    on_unreliable : {"halt", "raise", "warn", "harvest", "rewind"}, Rewind or callable
         The action. "halt": stop in the same step. "raise": raise `UnreliableError`.
         "warn": only log. "harvest": go on, and write to ``flagged`` only frames from
         this step on whose features differ from those of all frames written before;
         stop at the first physically impossible frame, or after ``max_harvest`` frames.
+        "rewind": go back to the last RELIABLE state and take another path, at most
+        three times, then halt; `uqcalc.Rewind` has settings for it.
         A callable is called with the monitor, and the run goes on.
         The monitor acts at once, without ``patience`` or ``window``, if energy or
         forces are NaN or infinite, or if values are physically impossible
@@ -126,6 +128,8 @@ class Monitor:
         Assessment of the last step that was checked; None if it was not judged.
     band : BandAssessment or None
         Assessments of the images of a band at the last step.
+    rewinds : tuple of Rewound
+        The rewinds so far, in order.
     end : dict or None
         The end record; None before it is written and when the run goes on.
 
@@ -149,7 +153,7 @@ class Monitor:
         patience: int | None = None,
         window: int | None = None,
         fraction: float | None = None,
-        on_unreliable: Action | Callable[[Monitor], object] = "halt",
+        on_unreliable: Action | Rewind | Callable[[Monitor], object] = "halt",
         mode: Literal["continue", "append", "new"] = "continue",
         max_flagged: int = 100,
         max_harvest: int = BUDGET,
@@ -172,6 +176,8 @@ class Monitor:
                 1 if patience is None else patience, window, fraction
             )
         self.on_unreliable = on_unreliable
+        rewind = settings_of(on_unreliable)
+        self._rewinder = None if rewind is None else Rewinder(rewind, dynamics)
         self.halted = False
         self.reason = ""
         self.acted_on: Event | None = None
@@ -185,7 +191,6 @@ class Monitor:
         self._resumed_at: int | None = None
         self._calls = 0
         self._offset = 0
-        self._is_md = isinstance(dynamics, MolecularDynamics)
         neb = watched_band(dynamics)
         self._watched: Structure | Band = (
             Structure(dynamics, lambda: watched_atoms(dynamics))
@@ -224,15 +229,11 @@ class Monitor:
             return
         self.outputs.hold()
         assessment = self.last = watched.look(step, self.interval)
-        event = self._event(step, assessment)
-        self.history.append(event)
-        self.end = None
+        event = self._record(step, assessment)
         # act at once: the next geometry would be NaN
         absurd = assessment is not None and bool(assessment.absurd)
         stop = absurd or not watched.finite
         act = self.trigger(assessment, step) or stop
-        whole = assessment is not None and not assessment.verdict.skipped
-        self.outputs.step(event, whole=whole)
         full = False
         if self.harvest is not None and not (stop or self.halted):
             alarm = partial(self._warn, event, HARVEST) if act else None
@@ -275,6 +276,11 @@ class Monitor:
         return self._offset + int(self.dynamics.nsteps)
 
     @property
+    def rewinds(self) -> tuple[Rewound, ...]:
+        """The rewinds so far, in order; see `uqcalc.Rewind`."""
+        return () if self._rewinder is None else tuple(self._rewinder.done)
+
+    @property
     def band(self) -> BandAssessment | None:
         """Images and barrier of a band at the last step; None without a band."""
         return self._watched.seen if isinstance(self._watched, Band) else None
@@ -302,6 +308,7 @@ class Monitor:
             first_step=self.first_step,
             band=self.band,
             harvest=self.harvest,
+            rewinds=self.rewinds,
         )
 
     def close(self) -> None:
@@ -391,6 +398,13 @@ class Monitor:
         if callable(self.on_unreliable):
             self.on_unreliable(self)
             return
+        if self._rewinder is not None:
+            rewound = self._rewinder.back(event.step)
+            if rewound is not None:
+                self.outputs.log_last_step()
+                self.outputs.record(rewound.to_dict() | {"reason": self.reason})
+                return
+            self.reason = f"{self.reason} ({self._rewinder.why_not()})"
         self.halted = True
         self._halted_by = self.last
         self._end("halted")
@@ -444,45 +458,24 @@ class Monitor:
         if how == "finished" and converged is not None:
             self.end["converged"] = converged
         self.outputs.log_last_step()
+        if self.rewinds:
+            self.end["rewinds"] = len(self.rewinds)
         self.end |= self.outputs.entry()
         if self.harvest is not None:
             self.end |= self.harvest.entry()
         self.outputs.record(self.end)
         self.outputs.rest()
 
-    def _event(self, step: int, assessment: Assessment | None) -> Event:
-        watched = self._watched
-        results = {} if assessment is None else assessment.results()
-        timestep = timestep_fs(self.dynamics)
-        entries: dict[str, Any] = {
-            "step": step,
-            "time_fs": None if timestep is None else step * timestep,
-            "temperature_K": (
-                float(watched.atoms.get_temperature()) if self._is_md else None
-            ),
-            "energy_eV": watched.energy,
-            "level": None,
-            "readings": {},
-            "values": {k: float(v) for k, v in results.items() if np.ndim(v) == 0},
-            "reasons": (),
-            "worst_atoms": (),
-        }
-        if assessment is not None:
-            entries["level"] = assessment.level
-            entries["readings"] = {r.signal: r.risk for r in assessment.readings}
-            entries["reasons"] = assessment.verdict.reasons
-            entries["worst_atoms"] = tuple(assessment.worst_atoms())
-        band = self.band
-        if band is None:
-            return Event(**entries)
-        return BandEvent(
-            **entries,
-            image=band.worst,
-            levels=band.levels,
-            energies_eV=band.energies_eV,
-            barrier_eV=band.barrier_eV,
-            barrier=band.barrier.level,
-        )
+    def _record(self, step: int, assessment: Assessment | None) -> Event:
+        """Store a step in the history, the log and, if RELIABLE, for a rewind."""
+        event = event_of(step, assessment, self._watched, self.dynamics)
+        self.history.append(event)
+        self.end = None
+        whole = assessment is not None and not assessment.verdict.skipped
+        self.outputs.step(event, whole=whole)
+        if self._rewinder is not None:
+            self._rewinder.keep(step, assessment)
+        return event
 
     def _run(self, calculator: Any) -> dict[str, Any]:
         about: dict[str, Any] = calculator.describe()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from uqcalc.records import BandEvent, Event
 from uqcalc.watching.band import BandAssessment
 from uqcalc.watching.eventlog import EventLog
 from uqcalc.watching.harvest import Harvest
 from uqcalc.watching.history import History
 from uqcalc.watching.outputs import Outputs
+from uqcalc.watching.rewinding import Rewound
 
 
 def summarise(  # noqa: PLR0913  (all that a run has)
@@ -20,6 +23,7 @@ def summarise(  # noqa: PLR0913  (all that a run has)
     first_step: int | None = None,
     band: BandAssessment | None = None,
     harvest: Harvest | None = None,
+    rewinds: Sequence[Rewound] = (),
 ) -> str:
     """Return a few lines: steps and levels, the end, the worst atoms, next steps."""
     if history.first is None:
@@ -32,10 +36,18 @@ def summarise(  # noqa: PLR0913  (all that a run has)
     if acted_on is None:
         lines.append("The run was not halted.")
     else:
-        lines.append(f"{'Halted' if halted else 'Flagged, but not halted'}: {reason}.")
+        flagged_as = "Rewound" if rewinds else "Flagged, but not halted"
+        lines.append(f"{'Halted' if halted else flagged_as}: {reason}.")
         lines += _advice(acted_on)
     if harvest is not None:
         lines.append(harvest.words())
+    if rewinds:
+        gone = ", ".join(f"{r.step} to {r.to_step}" for r in rewinds)
+        noun = "time" if len(rewinds) == 1 else "times"
+        lines.append(
+            f"Rewound {len(rewinds)} {noun}, from step {gone}. The steps in between "
+            "are not part of the run any more: uqcalc.reliable_frames leaves them out."
+        )
     if band is not None:
         images = ", ".join(
             f"{index} {'not judged' if level is None else level.name}"

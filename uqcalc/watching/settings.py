@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 from uqcalc.watching.harvest import Harvest
+from uqcalc.watching.rewinding import Rewind
 
 
-ACTIONS = ("halt", "raise", "warn", "harvest")
+ACTIONS = ("halt", "raise", "warn", "harvest", "rewind")
 MODES = ("continue", "append", "new")
 
 
@@ -24,10 +25,11 @@ def check_paths(
 
 def check_settings(on_unreliable: object, mode: str) -> None:
     """Refuse an unknown action or mode (ValueError)."""
-    if not callable(on_unreliable) and on_unreliable not in ACTIONS:
+    known = callable(on_unreliable) or isinstance(on_unreliable, Rewind)
+    if not known and on_unreliable not in ACTIONS:
         msg = (
-            "on_unreliable must be 'halt', 'raise', 'warn', 'harvest' or a callable, "
-            f"got {on_unreliable!r}"
+            "on_unreliable must be 'halt', 'raise', 'warn', 'harvest', 'rewind', a "
+            f"Rewind or a callable, got {on_unreliable!r}"
         )
         raise ValueError(msg)
     if mode not in MODES:
