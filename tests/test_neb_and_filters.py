@@ -132,7 +132,11 @@ def test_a_monitor_resumes_the_log_of_a_probe(tmp_path, base, probe):
 def test_a_dimer_search_is_judged_at_its_midpoint_and_halted():
     for after, steps in ((GOOD, 4), (BAD, 2)):
         atoms = watched(after=after)
-        control = DimerControl(displacement_method="vector", logfile=None)
+        control = DimerControl(
+            initial_eigenmode_method="displacement",
+            displacement_method="vector",
+            logfile=None,
+        )
         moved = MinModeAtoms(atoms, control)
         shift = np.zeros((4, 3))
         shift[0] = [0.1, 0.05, 0.0]

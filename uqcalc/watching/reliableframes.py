@@ -97,10 +97,11 @@ def reliable_frames(
     RecordError
         If the file is not an event log, or is damaged.
     """
-    worst = Level[level] if isinstance(level, str) and level in _NAMES else level
-    if worst not in (Level.RELIABLE, Level.SUSPECT):
+    name = level.name if isinstance(level, Level) else level
+    if name not in {"RELIABLE", "SUSPECT"}:
         msg = f"level must be RELIABLE or SUSPECT, got {level!r}"
         raise ValueError(msg)
+    worst = Level[name]
     logged, records = _standing(log)
     left_out: Counter[str] = Counter()
     path: list[int] = []  # steps of the present path that may enter
@@ -130,19 +131,14 @@ def reliable_frames(
     )
 
 
-_NAMES = {level.name for level in Level}
-
-
-def _why_not(
-    record: Mapping[str, Any], worst: Level | str, alarm: int | None
-) -> str | None:
+def _why_not(record: Mapping[str, Any], worst: Level, alarm: int | None) -> str | None:
     """Return why a step may not enter an average; None if it may."""
     if alarm is not None and record["step"] > alarm:
         return AFTER
     name: str | None = record["level"]
     if name is None:
         return UNJUDGED
-    return None if Level[name] <= Level(worst) else name
+    return None if Level[name] <= worst else name
 
 
 def _standing(

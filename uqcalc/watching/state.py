@@ -53,7 +53,9 @@ class State:
             atoms.get_positions(),
             atoms.get_momenta(),
             atoms.cell.array.copy(),
-            rng.bit_generator.state if isinstance(rng, np.random.Generator) else None,
+            dict(rng.bit_generator.state)
+            if isinstance(rng, np.random.Generator)
+            else None,
             {
                 name: np.array(getattr(place, attribute))
                 for name, place, attribute in _places(dynamics)
