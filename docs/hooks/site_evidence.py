@@ -305,6 +305,21 @@ TABLES = {
             ("slope, widened", "slope_widened", F2),
         ),
     ),
+    "new-systems": Table(
+        ("new_systems_chgnet", "new_systems_default"),
+        (
+            ("potential", "model", str),
+            ("labels", "labels", str),
+            ("systems", "systems", str),
+            ("gap, probe as it is", "gap_before", F3),
+            ("gap, adapted", "gap_adapted", F3),
+            ("gap, Platt", "gap_platt", F3),
+            ("log loss, as it is", "log_loss_before", F3),
+            ("log loss, adapted", "log_loss_adapted", F3),
+            ("log loss, Platt", "log_loss_platt", F3),
+        ),
+        keep=lambda row: row["kind"] == "mean",
+    ),
     "scale": Table(
         ("scale",),
         (
