@@ -120,8 +120,8 @@ def test_a_run_is_what_a_script_would_have_done(tmp_path, md, first_K):
     atoms = by_hand(tmp_path, task, np.random.default_rng(4))
     restart = Restart.load(tmp_path / "heat.jsonl.restart.npz")
     for ours, theirs in (
-        (restart.positions, atoms.positions),
-        (restart.momenta, atoms.get_momenta()),
+        (restart.state.positions, atoms.positions),
+        (restart.state.momenta, atoms.get_momenta()),
     ):  # the potential rounds otherwise until TorchScript has warmed up
         close(ours, theirs, FLOAT64)
     np.testing.assert_allclose(last(path).positions, atoms.positions, atol=1e-8)
@@ -178,7 +178,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, md):
             assert steps_of(read_log(folder / "heat.jsonl")) == list(range(6))
             killed(path, 7)
         run_file(path)
-    ends = [Restart.load(folder / "heat.jsonl.restart.npz") for folder in folders]
+    ends = [Restart.load(folder / "heat.jsonl.restart.npz").state for folder in folders]
     assert ends[0].step == ends[1].step == 8
     assert ends[0].generator == ends[1].generator
     for name in ("positions", "momenta", "cell"):

@@ -140,7 +140,7 @@ def test_a_run_hotter_than_the_labels_is_named(hottest, found):
     atoms.set_momenta(np.full((len(atoms), 3), np.sqrt(63.5 * 300 * units.kB)))
     dynamics = VelocityVerlet(atoms, 1 * units.fs)
     flags = Flags(hottest=hottest)
-    checks = RunChecks(dynamics, [flags], ["max_force"])
+    checks = RunChecks(dynamics, [flags], POLICY)
     calc = ReliableCalculator(ToyBackbone(), None, [MaxForce()], POLICY)
     seen = checks(atoms, calc.assess(rattled("H2O")))
     assert ("the temperature is 300 K" in str(seen)) is found
