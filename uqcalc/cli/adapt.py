@@ -56,9 +56,10 @@ def adapt(  # noqa: PLR0913  (one option each)
 ) -> None:
     """Adapt a probe to one system: a molecule, a material or an alloy.
 
-    DATA are 5 to 100 labelled frames of that system which the probe was not fitted
-    on. The option --group names the entry that tells runs apart: frames of one run
-    count less than independent ones. A guarantee of the probe is dropped.
+    DATA are ten to a hundred labelled frames of that system (at least five). The probe
+    must not be fitted on them. The option --group names the info entry that identifies
+    the run: frames of one run count less than independent ones. A guarantee of the
+    probe is dropped.
     """
     with reporting(quiet=quiet) as report, input_file(data) as source:
         import uqcalc

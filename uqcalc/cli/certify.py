@@ -65,7 +65,8 @@ RiskOption = Annotated[
     float,
     typer.Option(
         callback=_share,
-        help="Largest share of wrong structures, of one accepted structure a group.",
+        help="Largest share of wrong structures among the accepted ones; one "
+        "structure of each group counts.",
     ),
 ]
 ConfidenceOption = Annotated[
@@ -98,9 +99,10 @@ def certify(  # noqa: PLR0913  (one option each)
 ) -> None:
     """Find the cutoff above which a guarantee holds, and put both on the probe's card.
 
-    Of one structure from each new group, where it is accepted, at most a share RISK
-    errs by more than TOLERANCE. One frame of each group counts: frames of one run are
-    not independent. DATA are frames that the probe was neither fitted nor tested on.
+    Draw one structure from each new group: of the accepted ones, at most a share RISK
+    has an error above TOLERANCE. One frame of each group counts, because frames of one
+    run are not independent. DATA are frames that the probe was neither fitted nor
+    tested on.
     """
     if context.info_name == FORMER:
         notice("uqcalc calibrate is now uqcalc certify; the old name goes with 0.3")

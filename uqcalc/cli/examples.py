@@ -67,7 +67,7 @@ SUMMARIES = {
     "demo": "Heat a molecule until its potential breaks.",
     "fit": "Fit a probe to labelled frames.",
     "certify": "Add a guarantee to a probe.",
-    "adapt": "Fit a probe to one system, few labels.",
+    "adapt": "Shift a probe to one system with few labels.",
     "distill": "Fit a direct-force head to a potential.",
     "evaluate": "Score a probe on labelled frames.",
     "annotate": "Write the reliability of every frame of a trajectory.",

@@ -22,7 +22,7 @@ def _output(value: Path) -> Path:
 SourceArgument = Annotated[
     Path,
     typer.Argument(
-        metavar="FRAMES", callback=existing, help="In any format ASE reads."
+        metavar="FRAMES", callback=existing, help="Frames, in any format ASE reads."
     ),
 ]
 OutputOption = Annotated[

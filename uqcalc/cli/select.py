@@ -86,7 +86,9 @@ PerEventOption = Annotated[
 GroupOption = Annotated[
     str | None,
     typer.Option(
-        metavar="ENTRY", help="Info entry; an event is within one group, as one run."
+        metavar="ENTRY",
+        help="Info entry that names the group, such as the run: frames of two groups "
+        "are never one event.",
     ),
 ]
 PictureOption = Annotated[

@@ -17,7 +17,7 @@ structure: structure.xyz        # any file that ASE reads
 
 model: default                  # default, chgnet, sevennet, mace:FILE, mace_off:SIZE,
                                 # mace_mp:SIZE or orb:NAME
-#probe: my.probe                # sample; not for default, chgnet and sevennet
+#probe: my.probe                # sample; default, chgnet and sevennet have one
 #probe_atoms: [0, 1]            # sample; judge only these atoms, counted from 0
 #device: auto                   # auto, cpu, cuda, cuda:N or mps
 #dtype: float32                 # sample; float32 or float64
@@ -51,7 +51,7 @@ md:                             # remove this section for a relaxation
   #suspect: 0.8                 # sample; SUSPECT below this P(reliable)
   #unreliable: 0.5              # sample; UNRELIABLE below this P(reliable)
   #promise: true                # sample; RELIABLE only within the guarantee
-  #window: 20                   # sample; act when, of the last 20 frames,
+  #window: 20                   # sample; act when, of the last 20 steps,
   #fraction: 0.5                # sample; half are UNRELIABLE (default: half of 50 fs)
   #patience: 3                  # sample; or after 3 UNRELIABLE frames in a row
   #on_unreliable: halt          # halt, warn or harvest (go on, keep frames to label)
