@@ -7,6 +7,7 @@ from probe.toys import ToyBackbone
 
 from uqcalc import Labels, Probe, Recipe, ReliableCalculator, adapt, evaluate, fit
 from uqcalc.errors import LabelError, LabelWarning, ProbeError
+from uqcalc.statistics.systems import Residuals, Spread, learn_runs
 
 
 NAMES = ("H2O", "CH3OH", "NH3", "C2H6")
@@ -120,3 +121,20 @@ def test_what_weakens_it_is_said(probe):
     ]
     with pytest.warns(LabelWarning, match="2 compositions whose errors differ"):
         adapt(probe, mixed, ToyBackbone())
+
+
+@pytest.mark.filterwarnings("ignore::uqcalc.errors.LabelWarning")
+def test_one_odd_label_does_not_lift_the_limit_of_the_scope(probe):
+    rows = frames(["CH3OH"], 20, seed=17)
+    plain = adapt(probe, rows, ToyBackbone()).card.scope.distance
+    rows[0].positions[0] += [0, 0, 30.0]
+    bare = ToyBackbone().calculator
+    rows[0].arrays["REF_forces"] = bare.get_forces(rows[0]) + 0.1
+    odd = adapt(probe, rows, ToyBackbone()).card.scope.distance
+    assert odd <= max(plain, 4.0 * probe.card.scope.distance)
+
+
+def test_one_label_of_a_run_does_not_show_how_far_runs_lie():
+    found = Residuals(np.linspace(-0.1, 0.1, 5), np.zeros(5, int))
+    spread = Spread(system=1.0, run=0.3)
+    assert learn_runs(found, list("abcde"), spread) == spread.run

@@ -350,4 +350,6 @@ def test_a_supercell_has_the_probability_of_its_cell(fitted, sets, times):
         atol=1e-3,
     )
     np.testing.assert_allclose(many.novelty, one.novelty, rtol=1e-3)
+    if probe.card.atom_floor is not None:
+        np.testing.assert_allclose(many.worst_atom, one.worst_atom, atol=1e-2)
     assert probe.card.scope.doubts(np.ones(10_000, int), periodic=True) == ()

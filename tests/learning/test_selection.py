@@ -215,9 +215,9 @@ def test_pictures_show_every_candidate(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n": 0}, "n must be a whole number from 1, got 0"),
-        ({"n": 1.5}, "n must be a whole number from 1, got 1.5"),
-        ({"n": 1, "per_event": 0}, "per_event must be a whole number from 1"),
+        ({"n": 0}, "n must be a whole number of at least 1, got 0"),
+        ({"n": 1.5}, "n must be a whole number of at least 1, got 1.5"),
+        ({"n": 1, "per_event": 0}, "per_event must be a whole number of at least 1"),
         ({"n": 1, "near": -1.0}, "near must be a number of at least 0"),
         ({"n": 1, "near": math.nan}, "near must be a number of at least 0"),
     ],

@@ -118,3 +118,13 @@ def test_many_atoms_are_told_by_their_surroundings():
     assert vanish(atoms)
     atoms.positions[7] += [0.02, 0, 0]
     assert not vanish(atoms)
+
+
+@pytest.mark.parametrize("times", [(2, 1, 1), (2, 2, 1), (1, 1, 3), (3, 2, 1)])
+def test_a_supercell_is_as_symmetric_as_its_cell(times):
+    """Its lattice lacks rotations of the crystal; the forces vanish all the same."""
+    for cell in (bulk("Si"), bulk("Mg"), bulk("ZnS", "zincblende", 5.41)):
+        assert vanish(cell)
+        assert vanish(cell.repeat(times))
+    polar = bulk("GaN", "wurtzite", a=3.19, c=5.19)
+    assert not vanish(polar.repeat(times))

@@ -27,7 +27,7 @@ from uqcalc.labels.setchecks import find_series
 from uqcalc.labels.shards import evenly
 from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.probe import Probe
-from uqcalc.probe.scope import Scope, held_out_limit
+from uqcalc.probe.scope import FAR, Scope, held_out_limit
 from uqcalc.probe.seen import Seen
 from uqcalc.statistics.systems import (
     ASSUMED,
@@ -271,9 +271,13 @@ def _scope(probe: Probe, data: Dataset) -> Scope | None:
     scope = probe.card.scope
     if scope is None or probe.stacked is None:
         return scope
+    data = data.subset(np.flatnonzero(~data.exploded()))
+    sizes = data.sizes
+    if not len(data):
+        return scope
     away = [float(probe.path_output([p]).distance[0]) for p in data.predictions]
     limit, level = held_out_limit(np.array(away), data.groups)
-    sizes = data.sizes
+    limit = min(limit, FAR * scope.distance)  # one odd label must not lift the limit
     wider = limit > scope.distance
     return replace(
         scope,

@@ -170,8 +170,11 @@ def select(  # noqa: PLR0913  (what a user writes in one line of a script)
         If a frame lacks the entry ``group``.
     """
     _check(n, per_event, event_steps, near)
+    if isinstance(frames, Atoms):
+        msg = "frames must be a sequence of Atoms, got one Atoms object; pass [atoms]"
+        raise TypeError(msg)
     found = candidates_of(
-        frames,
+        list(frames),
         by,
         calculator,
         diverse=diverse,
@@ -278,8 +281,10 @@ def _check(n: int, per_event: int | None, event_steps: int, near: float) -> None
     if per_event is not None:
         counts["per_event"] = per_event
     for name, value in counts.items():
-        if isinstance(value, bool) or value != int(value) or value < 1:
-            msg = f"{name} must be a whole number from 1, got {value!r}"
+        given: object = value
+        whole = isinstance(given, int | np.integer) and not isinstance(given, bool)
+        if not whole or value < 1:
+            msg = f"{name} must be a whole number of at least 1, got {value!r}"
             raise ValueError(msg)
     if not 0 <= near < math.inf:
         msg = f"near must be a number of at least 0, got {near!r}; 0 drops nothing"

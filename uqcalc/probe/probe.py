@@ -25,6 +25,7 @@ from uqcalc.probe.inputs import (
     HOST_SCALARS,
     Ragged,
     Statistics,
+    distinct_atoms,
     on_device,
     raw_scalars,
     scalars_of,
@@ -277,8 +278,7 @@ class Probe:
             atoms = self.atom_logits(stacked)
             worst = None
             if atoms is not None:
-                sizes = [len(p.numbers) for p in predictions]
-                worst = self._worst_atom(atoms, sizes)
+                worst = self._worst_atom(atoms, predictions)
                 atoms = atoms.sigmoid()
             parts = calibration.slope * stacked.parts
             novelty, gap = self._scope(predictions, stacked.distance)
@@ -297,13 +297,19 @@ class Probe:
         return calibration.logits(stacked.atoms) - REMOTE * stacked.beyond
 
     def _worst_atom(
-        self, logits: torch.Tensor, sizes: list[int]
+        self, logits: torch.Tensor, predictions: Sequence[Prediction]
     ) -> torch.Tensor | None:
         floor = self.card.atom_floor
         if floor is None:
             return None
+        sizes = [len(p.numbers) for p in predictions]
+        # atoms that stand several times in a supercell are no further chances
+        counts = [
+            distinct_atoms(p) if not self.card.sized and p.pbc.any() else n
+            for p, n in zip(predictions, sizes, strict=True)
+        ]
         levels = _tensor(
-            [np.array(floor.at(n), np.float32) for n in sizes], logits.device
+            [np.array(floor.at(n), np.float32) for n in counts], logits.device
         )
         if self.card.atom_calibration is not None:  # the floor is that of all systems
             levels = self.card.atom_calibration.adapted(levels)

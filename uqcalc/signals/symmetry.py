@@ -58,6 +58,8 @@ def forces_vanish(
         return True
     box = _with_vacuum(positions, cell, pbc)
     scaled = positions @ np.linalg.inv(box)
+    # a supercell lacks rotations of its cell: 2x1x1 of silicon is no longer cubic
+    numbers, box, scaled = _primitive(numbers, box, scaled)
     group = _space_group(numbers, box, scaled)
     return group is None or _all_sites_vanish(group, box, scaled)
 
@@ -99,6 +101,27 @@ def _vectors_vanish(
             if (np.abs(sums) > TOLERANCE * moves + 1e-9).any():
                 return False
     return True
+
+
+def _primitive(
+    numbers: np.ndarray, box: np.ndarray, scaled: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the primitive cell: numbers, box and scaled positions.
+
+    The cell itself is returned if spglib finds none.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Set OLD_ERROR", DeprecationWarning)
+            found = spglib.find_primitive(
+                (box.tolist(), scaled.tolist(), numbers.tolist()), symprec=TOLERANCE
+            )
+    except spglib.SpglibError:
+        found = None
+    if found is None:
+        return numbers, box, scaled
+    lattice, places, kinds = found
+    return np.asarray(kinds), np.asarray(lattice), np.asarray(places)
 
 
 def _space_group(

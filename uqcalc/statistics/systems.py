@@ -232,9 +232,11 @@ def learn_system_spread(tables: Sequence[Residuals]) -> float:
 def learn_runs(found: Residuals, runs: Sequence[str], spread: Spread) -> float:
     """Return the spread over runs with the largest marginal likelihood of one system.
 
-    With fewer than four runs it is that of ``spread``.
+    With fewer than four runs of several labels it is that of ``spread``: one label of
+    a run does not show how far runs lie from each other.
     """
-    if len(set(runs)) < _FEWEST_RUNS:
+    _, counts = np.unique(np.asarray(runs), return_counts=True)
+    if np.count_nonzero(counts > 1) < _FEWEST_RUNS:
         return spread.run
     prior = t.logpdf(GRID, _FREEDOM, scale=spread.system)[:, None] + _LOG_WEIGHTS
     values = [
