@@ -170,7 +170,8 @@ def select(  # noqa: PLR0913  (what a user writes in one line of a script)
         If a frame lacks the entry ``group``.
     """
     _check(n, per_event, event_steps, near)
-    if isinstance(frames, Atoms):
+    given: object = frames
+    if isinstance(given, Atoms):
         msg = "frames must be a sequence of Atoms, got one Atoms object; pass [atoms]"
         raise TypeError(msg)
     found = candidates_of(
