@@ -31,10 +31,11 @@ class Flags:
     Each finding makes the verdict at least SUSPECT, in every policy, and names its
     atoms. It needs no extra pass.
 
-    - A bond between whole and broken: two atoms at 1.15 to 1.8 of the length of a
-      single bond that both lack valence, or one that lacks half a bond or more and has
-      left its nearest partner. The valence that an atom uses is the sum of Pauling's
-      bond orders, exp((d_1 - d) / 0.31 Å) with d_1 the length of a single bond
+    - A bond between whole and broken: two atoms at 1.15 (with H 1.2) to 1.8 of the
+      length of a single bond that both lack valence, or one that lacks half a bond or
+      more and has left its nearest partner. The valence that an atom uses is the sum
+      of Pauling's bond orders, exp((d_1 - d) / 0.31 Å) with d_1 the length of a single
+      bond
       (Pauling 1947, doi:10.1021/ja01195a024).
     - H, C, N or O without any partner; H between two partners.
     - Two or more atoms of a molecule that each lack a bond: fragments, or radicals.
