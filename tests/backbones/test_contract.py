@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from backbones.table import BACKBONES, alike, cases, opened, rows
 from backbones.toys import Springs, around, mace_on_shared_models, scripted_model
 from builders import mace_calculator, tiny_probe
 from closeness import close
+from packaging.version import Version
 
 from uqcalc import MaxForce, Policy, ReliableCalculator, Threshold, tap
 from uqcalc.errors import BackboneError
@@ -177,6 +179,10 @@ def test_many_frames_are_as_each_alone(row):
 @every()
 def test_an_answer_is_the_same_after_other_structures(row):
     """Forth and back through the frames, against calculators that saw one only."""
+    if row.package.startswith("aimnet") and Version(version("aimnet")) < Version(
+        "0.2.1"
+    ):
+        pytest.xfail("aimnet 0.2.0 itself gives a crystal another energy then")
     used, names = row.tap(), list(row.frames)
     for name in names[::-1]:
         used(row.frames[name], row.wanted(row.frames[name]))
