@@ -41,7 +41,7 @@ class LabelSummary:
     failed : tuple of (int, str)
         Row and reason of every frame without labels.
     failed_file : Path or None
-        File of these frames; None if there are none.
+        File of these frames; None without failures.
     units : str
         What was compared to check the units.
     left_out : mapping

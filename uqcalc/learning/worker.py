@@ -25,7 +25,7 @@ _LONGEST_REASON = 1000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Computed:
-    """Results of one frame, or the reason why there are none.
+    """Results of one frame, or the reason for its failure.
 
     Attributes
     ----------
