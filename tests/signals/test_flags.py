@@ -10,6 +10,7 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.collections import g2
 from ase.md.verlet import VelocityVerlet
+from ase.neighborlist import neighbor_list
 
 from tests.builders import rattled
 from tests.probe.toys import ToyBackbone
@@ -23,10 +24,11 @@ from uqcalc import (
     Threshold,
 )
 from uqcalc.backbones.prediction import Prediction, geometry
+from uqcalc.geometry.bonds import BONDED, SINGLE, BondFinder
 from uqcalc.geometry.environments import Environments
 from uqcalc.labels.regimes import Conditions, geometry_of, limits_of_labels, regimes_of
 from uqcalc.testing import check_signal
-from uqcalc.watching.bondgraph import BondGraph
+from uqcalc.watching.bondgraph import BROKEN, FORMED, BondGraph
 from uqcalc.watching.runchecks import RunChecks
 
 
@@ -116,7 +118,7 @@ def test_labels_limit_coordination_and_regime():
 
 
 def test_a_run_names_the_bonds_that_change():
-    graph, atoms = BondGraph(), molecule("CH3CH2OH")
+    graph, atoms = BondGraph(BondFinder()), molecule("CH3CH2OH")
     oxygen = int(np.flatnonzero(atoms.numbers == 8)[0])
     hydrogens = np.flatnonzero(atoms.numbers == 1)
     proton = int(hydrogens[atoms.get_distances(oxygen, hydrogens).argmin()])
@@ -130,6 +132,32 @@ def test_a_run_names_the_bonds_that_change():
     names = f"{atoms.symbols[low]}{low}-{atoms.symbols[high]}{high}"
     assert reason == f"bonds changed since the first step, broken: {names}"
     assert graph(atoms) == ()
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_changed_bonds_are_those_of_a_search_from_scratch(periodic):
+    graph, atoms = BondGraph(BondFinder()), molecule("CH3CH2OH")
+    if periodic:
+        atoms.set_cell([[4.6, 0, 0], [1.5, 5.1, 0], [0.3, 0.4, 4.9]])
+        atoms.pbc = True
+    random = np.random.default_rng(3)
+
+    def closer(factor: float) -> set[tuple[int, int]]:
+        i, j, apart = neighbor_list("ijd", atoms, 3.0)
+        near = apart < factor * SINGLE[atoms.numbers[i], atoms.numbers[j]]
+        return {*zip(i[near].tolist(), j[near].tolist(), strict=True)}
+
+    assert graph(atoms) == ()
+    first, changes = closer(BONDED), 0
+    for _ in range(40):
+        atoms.positions += random.normal(size=(len(atoms), 3)) * 0.05
+        broken, formed = first - closer(BROKEN), closer(FORMED) - first
+        found = graph(atoms)
+        assert bool(found) is bool(broken | formed)
+        changes += bool(found)
+        for what, pairs in (("broken", broken), ("formed", formed)):
+            assert (what in str(found)) is bool(pairs)
+    assert 5 < changes < 40
 
 
 @pytest.mark.parametrize(("hottest", "found"), [(100.0, True), (1e4, False)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -156,12 +157,15 @@ class Bonds:
         return f"{self.distances[rows].min():.3g} Å"
 
     @cached_property
-    def _graph(self) -> csr_array:
-        count = len(self.numbers)
+    def _neighbours(self) -> defaultdict[int, set[int]]:
+        """The bonded atoms of each atom; sets are faster than a matrix for few."""
         bonded = self.stretch < BONDED
-        one, other = self.first[bonded], self.second[bonded]
-        ends = (np.concatenate([one, other]), np.concatenate([other, one]))
-        return csr_array((np.ones(len(ends[0])), ends), shape=(count, count))
+        found: defaultdict[int, set[int]] = defaultdict(set)
+        ends = self.first[bonded].tolist(), self.second[bonded].tolist()
+        for one, other in zip(*ends, strict=True):
+            found[one].add(other)
+            found[other].add(one)
+        return found
 
     @cached_property
     def fragments(self) -> int:
@@ -171,15 +175,18 @@ class Bonds:
         key = (self.stretch < BONDED).tobytes()
         if key not in self.counted:
             self.counted.clear()
-            found = connected_components(self._graph, directed=False)
+            count, bonded = len(self.numbers), self.stretch < BONDED
+            ends = self.first[bonded], self.second[bonded]
+            graph = csr_array((np.ones(len(ends[0])), ends), shape=(count, count))
+            found = connected_components(graph, directed=False)
             self.counted[key] = int(found[0])
         return self.counted[key]
 
     def share_a_partner(self, rows: np.ndarray) -> np.ndarray:
         """Return whether the two atoms of these pairs are bonded to a common third."""
-        graph = self._graph
-        common = graph[self.first[rows]].multiply(graph[self.second[rows]])
-        return np.asarray(common.sum(axis=1)).ravel() > 0
+        near, pairs = self._neighbours, (self.first[rows], self.second[rows])
+        ends = zip(*(atoms.tolist() for atoms in pairs), strict=True)
+        return np.array([bool(near[i] & near[j]) for i, j in ends], dtype=bool)
 
     def _other_end(self, row: int, atom: int) -> int:
         first = int(self.first[row])
@@ -187,14 +194,25 @@ class Bonds:
 
 
 class BondFinder:
-    """Finds the bonds of one structure after another; it caches the pairs."""
+    """Finds the bonds of one structure after another.
+
+    It caches the pairs, and the bonds of the last structure.
+    """
 
     def __init__(self) -> None:
         self._pairs = NearPairs(_LIMITS)
         self._known: _Constants | None = None
+        self._last: tuple[Geometry, Bonds | None] | None = None
 
     def __call__(self, geometry: Geometry) -> Bonds | None:
         """Return the bonds of a structure; None if no atom has a known valence."""
+        last = self._last  # read once: another thread may replace it
+        if last is None or not all(map(np.array_equal, last[0], geometry)):
+            own = Geometry(*(array.copy() for array in geometry))
+            last = self._last = own, self._bonds(own)
+        return last[1]
+
+    def _bonds(self, geometry: Geometry) -> Bonds | None:
         known = self._known
         pairs = None if known is None else self._pairs.near(geometry)
         if known is None or known.pairs is not pairs:

@@ -68,6 +68,11 @@ class Flags:
     hottest : float, optional
         Highest temperature of the labels in K; `uqcalc.Monitor` compares it with the
         temperature of the run.
+
+    Attributes
+    ----------
+    bonds : uqcalc.geometry.bonds.BondFinder
+        Returns the bonds of a geometry; those of the last one are cached.
     """
 
     name = "flags"
@@ -84,7 +89,7 @@ class Flags:
         self.environments = environments
         self.regimes = frozenset(regimes)
         self.hottest = hottest
-        self._find = BondFinder()
+        self.bonds = BondFinder()
         self._coordination = Coordination()
 
     @classmethod
@@ -103,7 +108,7 @@ class Flags:
         """Look at bonds, charge and spin of one structure."""
         geometry = geometry_of(prediction)
         found = Findings()
-        bonds = self._find(geometry)
+        bonds = self.bonds(geometry)
         if bonds is not None:
             found = broken_bonds(bonds)
         around = None

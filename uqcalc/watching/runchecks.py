@@ -13,6 +13,7 @@ from ase.md.md import MolecularDynamics
 
 from uqcalc.policy import CELL_MOVES, RUN, Policy, extended, stress_judged
 from uqcalc.records import Assessment, Level, Reading, Verdict, told_apart
+from uqcalc.signals.flags import Flags
 from uqcalc.watching.aserun import timestep_fs
 from uqcalc.watching.bondgraph import BondGraph
 
@@ -21,7 +22,6 @@ from uqcalc.watching.bondgraph import BondGraph
 HOTTEST = 1e5
 # Å in one time step: more than half a bond length, so that the integration fails.
 FARTHEST = 1.0
-FLAGS = "flags"  # name of the signal that turns on checks of bonds and labels
 # eV/atom, up or down since the first step: ten times the energy of a bond.
 STEEPEST = 100.0
 
@@ -56,7 +56,8 @@ class RunChecks:
         self._stress_judged = stress_judged(signals, policy.signals_of_moving_cell)
         self._by_design = moves_cell(dynamics)
         self._first: tuple[float, np.ndarray, float] | None = None
-        self._bonds = BondGraph() if any(s.name == FLAGS for s in signals) else None
+        flags = next((s for s in signals if isinstance(s, Flags)), None)
+        self._bonds = None if flags is None else BondGraph(flags.bonds)
         hottest = [getattr(signal, "hottest", None) for signal in signals]
         self._hottest = max((t for t in hottest if t is not None), default=None)
 
