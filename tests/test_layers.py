@@ -30,6 +30,8 @@ ROOMS = {
     "statistics": BASE,
     "files": BASE,
     "geometry": BASE,
+    "references": BASE,
+    "asking": BASE | {"policy"},
     "plotting": BASE | {"files"},
     "backbones": BASE,
     "models": BASE | {"files", "backbones"},
@@ -44,11 +46,12 @@ ROOMS = {
     "defaults": STEP | {"models", "probe", "signals"},
     "resultcache": BASE,
     "calculator": STEP | {"models", "probe", "signals", "defaults", "resultcache"},
-    "annotating": STEP | {"calculator", "progress"},
+    "annotating": STEP | {"asking", "calculator", "progress"},
     "attacking": STEP | {"calculator", "annotating"},
-    "watching": STEP | {"annotating", "resultcache"},
+    "watching": STEP | {"annotating", "asking", "references", "resultcache"},
     "limits": STEP | {"labels", "calculator", "watching", "progress"},
-    "info": STEP | {"probe", "evaluation", "distillation", "signals", "watching"},
+    "info": STEP
+    | {"asking", "probe", "evaluation", "distillation", "signals", "watching"},
     "testing": BASE | {"backbones", "signals"},
 }
 # The highest rooms, which may import everything but each other.

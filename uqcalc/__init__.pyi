@@ -55,6 +55,7 @@ from .signals.label_free import (
 from .signals.probe import ProbeSignal as ProbeSignal
 from .signals.rigidity import PredictionRigidity as PredictionRigidity
 from .signals.sanity import Sanity as Sanity
+from .watching.asker import Ask as Ask
 from .watching.eventlog import read_log as read_log
 from .watching.monitor import Monitor as Monitor
 from .watching.relaxation import relax as relax

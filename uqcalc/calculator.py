@@ -471,6 +471,7 @@ def _voided(reading: Reading, note: str) -> Reading:
         per_atom_key=None,
         note=note,
         doubts=(),
+        unlabelled=(),
         faults=(),
         absurd=(),
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ase.data import chemical_symbols
 
+from uqcalc.asking import asks_words
 from uqcalc.errors import RecordError
 from uqcalc.evaluation.cardinfo import Info, card_info
 from uqcalc.files.tensorfile import metadata_of
@@ -126,6 +127,11 @@ def log_info(log: LogSummary, name: str = "Run") -> Info:
         *([("probe for", _target(probe))] if probe else []),
         *_flagged_rows(log),
         *([("warnings", str(log.warnings))] if log.warnings else []),
+        *([("to ask the reference", asks_words(log.asks))] if log.asks else []),
+        *[
+            (f"asked {n}", f"step {record['step']}: {record.get('words', '')}")
+            for n, record in enumerate(log.asked, start=1)
+        ],
         *([("sessions", str(log.sessions))] if log.sessions > 1 else []),
         ("versions", ", ".join(f"{k} {v}" for k, v in log.versions.items())),
         *_input_rows(run.get("about") or {}),

@@ -81,13 +81,21 @@ class Threshold:
         # values read from files are numpy numbers; NaN does not count as True
         if reading.results.get(key_of(name, "promised")) in (True,):
             return Level.RELIABLE, []
-        asked = reading.results.get(key_of(name, "tolerance_reliability"))
-        risk = reading.risk if asked is None else 1 - float(asked)
-        reading = replace(reading, risk=risk, meaning=self.guarantee)
-        level = self.level(risk)
+        reading = replace(reading, risk=self.risk(reading), meaning=self.guarantee)
+        level = self.level(reading.risk)
         why = f"{name}: {self.guarantee}" if level is Level.RELIABLE else ""
         why = why or self.reason(reading)
         return max(Level.SUSPECT, level), [f"{why}, outside the guarantee"]
+
+    def risk(self, reading: Reading) -> float:
+        """Return the risk that is compared with the limits.
+
+        With a guarantee it is 1 - P(error <= tolerance).
+        """
+        if self.guarantee:
+            asked = reading.results.get(key_of(self.signal, "tolerance_reliability"))
+            return reading.risk if asked is None else 1 - float(asked)
+        return reading.risk
 
     def level(self, risk: float) -> Level:
         """Return the level of ``risk``; NaN is UNRELIABLE."""
@@ -175,7 +183,7 @@ class Policy:
             if reading.always and reading.signal not in self.signals:
                 reasons += _floor_reasons(reading)
                 worst = max(worst, reading.floor)
-        return Verdict(worst, tuple(reasons), verdict.skipped)
+        return replace(verdict, level=worst, reasons=tuple(reasons))
 
     def with_moving_cell(self, assessment: Assessment) -> Assessment:
         """Return an assessment of this policy for a geometry whose cell moves.
@@ -194,6 +202,7 @@ class Policy:
                 max(verdict.level, more.level),
                 (*verdict.reasons, *more.reasons),
                 (*verdict.skipped, *more.skipped),
+                {**verdict.by_risk, **more.by_risk},
             ),
         )
 
@@ -261,6 +270,7 @@ def _judged(thresholds: Sequence[Threshold], readings: Sequence[Reading]) -> Ver
     worst = Level.RELIABLE
     reasons: list[str] = []
     skipped: list[str] = []
+    by_risk: dict[str, Level] = {}
     for threshold in thresholds:
         reading = by_signal.get(threshold.signal)
         if reading is None:
@@ -269,9 +279,10 @@ def _judged(thresholds: Sequence[Threshold], readings: Sequence[Reading]) -> Ver
             skipped.append(threshold.signal)
             continue
         level, why = threshold.judge(reading)
+        by_risk[threshold.signal] = threshold.level(threshold.risk(reading))
         reasons += [*why, *_floor_reasons(reading)]
         worst = max(worst, level, reading.floor)
-    return Verdict(worst, tuple(reasons), tuple(skipped))
+    return Verdict(worst, tuple(reasons), tuple(skipped), by_risk)
 
 
 def _published(key: str, readings: Sequence[Reading]) -> Reading | None:
@@ -299,10 +310,10 @@ def extended(assessment: Assessment, reading: Reading) -> Assessment:
     verdict = assessment.verdict
     return Assessment(
         (*assessment.readings, reading),
-        Verdict(
-            max(verdict.level, reading.floor),
-            (*verdict.reasons, *_floor_reasons(reading)),
-            verdict.skipped,
+        replace(
+            verdict,
+            level=max(verdict.level, reading.floor),
+            reasons=(*verdict.reasons, *_floor_reasons(reading)),
         ),
     )
 

@@ -89,6 +89,8 @@ class Reading(Generic[Number]):
         UNRELIABLE. NaN counts as above.
     doubts : tuple of str
         Other reasons for at least SUSPECT.
+    unlabelled : tuple of str
+        Further reasons for at least SUSPECT: no labelled structure was like this one.
     faults : tuple of str
         Other reasons for UNRELIABLE.
     absurd : tuple of str
@@ -112,6 +114,7 @@ class Reading(Generic[Number]):
     limits: Mapping[str, float] = field(default_factory=dict)
     far_limits: Mapping[str, float] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     absurd: tuple[str, ...] = ()
     always: bool = False
@@ -136,7 +139,7 @@ class Reading(Generic[Number]):
 
         NaN exceeds every limit.
         """
-        return self._beyond(self.limits) + self.doubts
+        return self._beyond(self.limits) + self.doubts + self.unlabelled
 
     def _beyond(self, limits: Mapping[str, float]) -> tuple[str, ...]:
         return tuple(
@@ -181,11 +184,17 @@ class Verdict:
         One text for each reason, in words with numbers.
     skipped : tuple of str
         Signals with a threshold that did not run on this geometry.
+    by_risk : mapping
+        Signal with a threshold -> level that its risk alone gives, without the limits,
+        doubts and faults of any signal.
     """
 
     level: Level
     reasons: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    by_risk: Mapping[str, Level] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -271,7 +280,9 @@ class Event:
     ``time_fs`` and ``temperature_K`` are None for optimisers; ``energy_eV`` is the
     potential energy; ``level`` is None if the geometry was not judged; ``readings``
     maps each signal to its risk; ``values`` holds the scalars of ``calc.results`` by
-    key; ``worst_atoms`` are indices, worst first.
+    key; ``worst_atoms`` are indices, worst first. ``ask`` is the rule by which to ask a
+    reference for this geometry (`uqcalc.asking.RULES`), and ``ask_why`` says it in a
+    sentence; both are empty if no rule is met.
     """
 
     step: int
@@ -283,10 +294,14 @@ class Event:
     values: dict[str, float]
     reasons: tuple[str, ...]
     worst_atoms: tuple[int, ...]
+    ask: str = field(default="", kw_only=True)
+    ask_why: str = field(default="", kw_only=True)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record for the event log."""
+        """Return the record for the event log, without an empty ``ask``."""
         entries = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        if not self.ask:
+            del entries["ask"], entries["ask_why"]
         level = None if self.level is None else self.level.name
         return entries | {"event": "step", "level": level}
 

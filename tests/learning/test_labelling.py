@@ -17,7 +17,7 @@ from toys import BAD, copper, watched
 
 from uqcalc import annotate, label, read_assessment
 from uqcalc.errors import LabelError, MissingExtraError, RecordError
-from uqcalc.learning import references
+from uqcalc.references import named
 
 
 MODULE = '''
@@ -242,9 +242,9 @@ def test_settings_that_cannot_be_meant_are_refused(tmp_path):
 
 
 def test_gfn2_xtb_without_its_package_is_told_by_its_extra(monkeypatch):
-    monkeypatch.setattr(references.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(named.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r'pip install "uqcalc\[xtb\]"'):
-        references.gfn2_xtb()
+        named.gfn2_xtb()
 
 
 def test_gfn2_xtb_labels_molecules(tmp_path):

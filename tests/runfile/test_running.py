@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from pathlib import Path
 
@@ -407,3 +408,72 @@ def test_a_run_file_harvests_frames(tmp_path):
     )
     with pytest.raises(RunFileError, match="flagged must be a file where"):
         read_run_file(nowhere)
+
+
+REFERENCE = """
+from ase.calculators.lj import LennardJones
+
+def reference(directory="."):
+    open(directory + "/was_here", "w").close()
+    return LennardJones()
+"""
+
+
+def test_a_run_file_asks_a_reference(tmp_path):
+    (tmp_path / "mine.py").write_text(REFERENCE)
+    path = written(
+        tmp_path,
+        md=NVT,
+        policy=ALWAYS_BAD | {"on_unreliable": "ask", "patience": 2},
+        ask={"reference": "mine.py:reference", "max_calls": 3},
+    )
+    outcome = run_file(path)
+    assert outcome.how == "halted"
+    assert "Wrong by the reference mine.py:reference RMS force error" in outcome.summary
+    [frame] = read(tmp_path / "heat_labelled.xyz", ":")
+    assert frame.info["step"] == 1
+    assert {"REF_forces"} <= set(frame.arrays)
+    assert (tmp_path / "heat_labelled_work" / "was_here").exists()
+    assert run_file(path).summary.startswith("Nothing to do")
+
+
+def test_a_run_file_rewinds(tmp_path):
+    path = written(
+        tmp_path,
+        md=NVT,
+        policy={"unreliable": 0.0, "suspect": 0.0, "on_unreliable": "rewind"},
+        rewind={"max_rewinds": 2, "back_fs": 1.0},
+    )
+    assert run_file(path).how == "finished"
+    [header] = [r for r in read_log(tmp_path / "heat.jsonl") if r["event"] == "header"]
+    assert header["run"]["about"]["input"]["rewind"]["max_rewinds"] == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"policy": {"on_unreliable": "ask"}}, "ask: must be given where policy"),
+        ({"ask": {"reference": "gfn2-xtb"}}, "ask: must be left out unless policy"),
+        ({"rewind": {}}, "rewind: must be left out unless policy"),
+        (
+            {"policy": {"on_unreliable": "ask"}, "ask": {"reference": "b3lyp"}},
+            "ask.reference: reference must be one of gfn2-xtb",
+        ),
+        (
+            {"policy": {"on_unreliable": "ask"}, "ask": {"reference": "no.py:f"}},
+            "ask.reference: file of the reference must exist",
+        ),
+        ({"outputs": {"labelled": "l.xyz"}}, "labelled must be left out unless"),
+        ({"rewind": {"back_fs": -1.0}}, "rewind.back_fs: must be"),
+        ({"ask": {"refrence": "x"}}, "did you mean reference?"),
+    ],
+)
+def test_sections_of_other_actions_are_refused(tmp_path, content, message):
+    with pytest.raises(RunFileError, match=re.escape(message)):
+        read_run_file(written(tmp_path, md=NVT, **content))
+
+
+def test_a_relaxation_is_not_rewound(tmp_path):
+    policy = {"on_unreliable": "rewind"}
+    with pytest.raises(RunFileError, match="rewind: must be left out with relax"):
+        read_run_file(written(tmp_path, relax={"steps": 3}, policy=policy))

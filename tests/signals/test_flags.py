@@ -107,8 +107,8 @@ def test_labels_limit_coordination_and_regime():
         limits["regimes_by_rule"],
         limits["temperature_K"],
     )
-    assert not flags(labels[0]).doubts
-    [hot] = flags(predicted(frames[0], 20 * forces)).doubts
+    assert not flags(labels[0]).out_of_scope
+    [hot] = flags(predicted(frames[0], 20 * forces)).unlabelled
     assert "the regime is 'hot', and the labels have only near-equilibrium" in hot
     dense = frames[0].copy()
     dense.set_cell(dense.cell * 0.85, scale_atoms=True)

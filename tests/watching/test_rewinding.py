@@ -196,7 +196,7 @@ def test_without_a_reliable_state_the_run_is_halted():
         dynamics.run(60)
         assert monitor.halted
         assert not monitor.rewinds
-        assert "no RELIABLE state 16 fs before to go back to" in monitor.reason
+        assert "no RELIABLE state 16 fs before, and before the" in monitor.reason
 
 
 def test_nan_goes_back_at_once():
@@ -250,11 +250,61 @@ def test_refreshed_momenta_have_the_thermal_distribution():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"max_rewinds": 0}, {"back_fs": 0.0}, {"refresh": 1.5}, {"seed": -1}],
+    [
+        {"max_rewinds": 0},
+        {"max_rewinds": 2.5},
+        {"back_fs": 0.0},
+        {"back_fs": "20"},
+        {"back_fs": None},
+        {"refresh": 1.5},
+        {"refresh": "half"},
+        {"seed": -1},
+    ],
 )
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match=f"{next(iter(settings))} must be"):
         Rewind(**settings)
+
+
+def test_settings_from_numpy_are_taken():
+    settings = Rewind(np.int64(2), np.float32(20.0), np.float64(0.5), np.int32(1))
+    assert (settings.max_rewinds, settings.seed) == (2, 1)
+    assert settings.back_fs == 20.0
+
+
+@pytest.mark.parametrize(
+    ("trigger", "failure"),
+    [
+        ({"window": 12, "fraction": 0.5}, [BAD, GOOD] * 5 + [BAD] * 30),
+        ({"patience": 3}, [BAD] * 30),
+    ],
+)
+def test_a_reliable_frame_within_the_failure_is_not_gone_back_to(trigger, failure):
+    """``back_fs`` is one step, and every other frame of the failure is good."""
+    atoms = watched([GOOD] * 20 + failure)
+    dynamics = verlet(atoms)
+    settings = Rewind(max_rewinds=1, back_fs=2.0)
+    monitor = Monitor(dynamics, **trigger, on_unreliable=settings)
+    dynamics.run(31)
+    [rewound] = monitor.rewinds
+    assert rewound.to_step == 19
+
+
+def test_a_restarted_run_counts_its_rewinds(tmp_path):
+    log = tmp_path / "run.jsonl"
+    options = {"patience": 3, "on_unreliable": Rewind(max_rewinds=1, back_fs=16.0)}
+    atoms = watched(bad_after(16))
+    dynamics = verlet(atoms)
+    Monitor(dynamics, log=log, **options)
+    dynamics.run(26)
+    again = watched(bad_after(10))
+    again.set_positions(atoms.positions)
+    dynamics = verlet(again)
+    monitor = Monitor(dynamics, log=log, first_step=24, mode="append", **options)
+    assert len(monitor.rewinds) == 1
+    dynamics.run(40)
+    assert monitor.halted
+    assert "after 1 rewind" in monitor.reason
 
 
 def test_what_cannot_be_rewound_is_refused():

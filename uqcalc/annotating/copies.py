@@ -15,6 +15,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.outputs import all_outputs
 
 from uqcalc.annotating.descriptor import DESCRIPTOR_KEY, POTENTIAL_KEY
+from uqcalc.asking import why_ask
 from uqcalc.errors import RecordError
 from uqcalc.records import Assessment, Level, Reading, Verdict
 
@@ -26,6 +27,8 @@ PREDICTED = "predicted_"
 ERROR_KEY = "uqcalc_error"
 MODEL_KEY = "uqcalc_model"
 LEFT_OUT_KEY = "uqcalc_left_out"
+# The rule by which to ask a reference for this frame, and the reason in a sentence.
+ASK_KEY, ASK_WHY_KEY = "uqcalc_ask", "uqcalc_ask_why"
 
 # Results that annotated frames lack; older values are kept as original_....
 _ANNOTATED = ("energy", "forces")
@@ -43,7 +46,9 @@ def annotated_copy(
     """Return a copy of ``atoms`` with its results and its assessment.
 
     Readings go to ``info`` and ``arrays`` under the names in ``calc.results``. Risks,
-    units and reasons go to ``info["uqcalc"]`` as percent-encoded JSON. The results of
+    units and reasons go to ``info["uqcalc"]`` as percent-encoded JSON. If a reference
+    should be asked for this geometry, the rule and the reason (`uqcalc.asking.why_ask`)
+    go to ``info["uqcalc_ask"]`` and ``info["uqcalc_ask_why"]``. The results of
     the potential go to ``info["predicted_energy"]``, ``arrays["predicted_forces"]`` and
     so on: the copy has no calculator, so that no program that trains a potential takes
     predictions for reference values. The copy leaves out older values of energy,
@@ -64,6 +69,9 @@ def annotated_copy(
             copy.info[key] = array.item()
         else:
             copy.arrays[key] = array.copy()
+    if (asked := why_ask(assessment)) is not None:
+        copy.info[ASK_KEY], why = asked
+        copy.info[ASK_WHY_KEY] = percent_encoded(why)
     record = json.dumps(_record(assessment), ensure_ascii=False)
     copy.info[INFO_KEY] = percent_encoded(record)
     return copy
@@ -124,6 +132,8 @@ def refused_copy(atoms: Atoms, assessment: Assessment, reason: str) -> Atoms:
     """
     copy = annotated_copy(atoms, assessment, {})
     copy.calc = None
+    for key in (ASK_KEY, ASK_WHY_KEY):  # no reference can evaluate most of these
+        copy.info.pop(key, None)
     copy.info[ERROR_KEY] = percent_encoded(reason)
     return copy
 
@@ -169,7 +179,10 @@ def read_assessment(atoms: Atoms) -> Assessment:
         data = json.loads(unquote(str(text)))
         readings = tuple(_reading(atoms, row) for row in data["readings"])
         verdict = Verdict(
-            Level[data["level"]], tuple(data["reasons"]), tuple(data["skipped"])
+            Level[data["level"]],
+            tuple(data["reasons"]),
+            tuple(data["skipped"]),
+            {k: Level[v] for k, v in data.get("by_risk", {}).items()},
         )
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         msg = (
@@ -202,7 +215,7 @@ def _own_keys(atoms: Atoms) -> list[str]:
         return []
     keys = [key for reading in readings for key in reading.results]
     own = ["reliability_level", INFO_KEY, ERROR_KEY, MODEL_KEY, LEFT_OUT_KEY]
-    own += [DESCRIPTOR_KEY, POTENTIAL_KEY]
+    own += [DESCRIPTOR_KEY, POTENTIAL_KEY, ASK_KEY, ASK_WHY_KEY]
     own += [PREDICTED + key for key in all_outputs]
     return [*keys, *own]
 
@@ -237,6 +250,7 @@ def _record(assessment: Assessment) -> dict[str, Any]:
         "level": assessment.level.name,
         "reasons": list(assessment.verdict.reasons),
         "skipped": list(assessment.verdict.skipped),
+        "by_risk": {k: v.name for k, v in assessment.verdict.by_risk.items()},
         "readings": [
             {
                 "signal": reading.signal,
@@ -248,6 +262,7 @@ def _record(assessment: Assessment) -> dict[str, Any]:
                 "limits": dict(reading.limits),
                 "far_limits": dict(reading.far_limits),
                 "doubts": list(reading.doubts),
+                "unlabelled": list(reading.unlabelled),
                 "faults": list(reading.faults),
                 "absurd": list(reading.absurd),
                 "always": reading.always,
@@ -275,6 +290,7 @@ def _reading(atoms: Atoms, row: Mapping[str, Any]) -> Reading:
         limits=_kept(row.get("limits", {}), results),
         far_limits=_kept(row.get("far_limits", {}), results),
         doubts=tuple(row.get("doubts", ())),
+        unlabelled=tuple(row.get("unlabelled", ())),
         faults=tuple(row.get("faults", ())),
         absurd=tuple(row.get("absurd", ())),
         always=bool(row.get("always", False)),

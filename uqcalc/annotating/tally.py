@@ -12,8 +12,9 @@ from pathlib import Path
 from ase import Atoms
 from ase.symbols import Symbols
 
-from uqcalc.annotating.copies import read_assessment, read_error
+from uqcalc.annotating.copies import ASK_KEY, read_assessment, read_error
 from uqcalc.annotating.frametext import held_numbers
+from uqcalc.asking import asks_words
 from uqcalc.records import Level
 
 
@@ -66,6 +67,8 @@ class AnnotationSummary:
         Index and reason of every frame that could not be evaluated.
     worst : tuple of WorstFrame
         Worst frames by level, then by risk; without failed frames.
+    asks : mapping
+        Rule by which to ask a reference (`uqcalc.asking.RULES`) -> number of frames.
     left_out : mapping
         Entry of ``info`` or ``arrays`` that the file cannot hold -> indices of the
         frames that were written without it.
@@ -78,6 +81,7 @@ class AnnotationSummary:
     failed: tuple[tuple[int, str], ...]
     worst: tuple[WorstFrame, ...]
     left_out: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    asks: Mapping[str, int] = field(default_factory=dict)
 
     def failures(self) -> dict[str, list[int]]:
         """Return the indices of failed frames for each reason."""
@@ -99,6 +103,8 @@ class AnnotationSummary:
             lines.append(f"Frames that could not be evaluated: {len(self.failed)}.")
         for reason, indices in self.failures().items():
             lines.append(f"  {_listed(indices)}: {reason}")
+        if self.asks:
+            lines.append(asks_words(self.asks))
         if self.left_out:
             lines.append(
                 "Entries left out of frames, because extended XYZ cannot hold them:"
@@ -124,6 +130,7 @@ class Tally:
         self.frames = 0
         self._most = worst
         self._levels: Counter[Level] = Counter()
+        self._asks: Counter[str] = Counter()
         self._failed: list[tuple[int, str]] = []
         self._left_out: dict[str, list[int]] = {}
         self._heap: list[tuple[int, float, int, WorstFrame]] = []
@@ -136,6 +143,8 @@ class Tally:
             self._left_out.setdefault(entry, []).append(index)
         seen = _seen(index, frame)
         self._levels[seen.level] += 1
+        if (rule := frame.info.get(ASK_KEY)) is not None:
+            self._asks[str(rule)] += 1
         error = read_error(frame)
         if error is not None:
             self._failed.append((index, error))
@@ -155,6 +164,7 @@ class Tally:
             tuple(self._failed),
             tuple(row[-1] for row in sorted(self._heap, reverse=True)),
             {entry: tuple(indices) for entry, indices in self._left_out.items()},
+            dict(self._asks),
         )
 
 

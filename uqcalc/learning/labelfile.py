@@ -18,12 +18,16 @@ from uqcalc.annotating.frames import append_frame, cut_torn_frame, whole_frames
 from uqcalc.errors import RecordError
 from uqcalc.files.structures import UNREADABLE
 from uqcalc.files.writing import whole, writable
-from uqcalc.learning.worker import Computed
+from uqcalc.references.evaluating import (
+    ENERGY,
+    FORCES,
+    REFERENCE_KEY,
+    STRESS,
+    Computed,
+)
 
 
-ENERGY, FORCES, STRESS = "REF_energy", "REF_forces", "REF_stress"
 ROW_KEY = "uqcalc_label_row"
-REFERENCE_KEY = "uqcalc_reference"
 ERROR_KEY = "uqcalc_label_error"
 _ENDINGS = (".xyz", ".extxyz")
 
@@ -96,10 +100,7 @@ class LabelFiles:
             copy.info[ERROR_KEY] = percent_encoded(values.error)
             path = self.failed
         else:
-            copy.info[ENERGY] = values.energy
-            copy.arrays[FORCES] = values.forces
-            if values.stress is not None:
-                copy.info[STRESS] = values.stress
+            values.label(copy)
         self.left_out += append_frame(path, copy, f"frame {row}")
 
     def put_in_order(self) -> None:

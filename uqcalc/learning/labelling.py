@@ -16,9 +16,9 @@ from ase import Atoms
 from uqcalc.files.writing import OneWriter
 from uqcalc.learning.labelfile import ERROR_KEY, LabelFiles
 from uqcalc.learning.processes import Job, check_reference, computed
-from uqcalc.learning.references import FromText, Reference, reference_name
-from uqcalc.learning.worker import Computed
 from uqcalc.progress import progress_bar
+from uqcalc.references.evaluating import Computed
+from uqcalc.references.named import FromText, Reference, reference_name
 
 
 _MOST_ROWS = 10

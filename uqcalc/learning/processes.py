@@ -13,8 +13,9 @@ from pathlib import Path
 from ase import Atoms
 
 from uqcalc.errors import LabelError, RecordError
-from uqcalc.learning.references import Reference
-from uqcalc.learning.worker import Computed, Evaluator, compute, first_look, start
+from uqcalc.learning.worker import Evaluator, compute, first_look, start
+from uqcalc.references.evaluating import Computed
+from uqcalc.references.named import Reference
 
 
 DIED = "the process of the reference ended without an answer: it crashed or was killed"

@@ -17,11 +17,11 @@ from uqcalc.annotating.frames import append_frame
 from uqcalc.errors import LoopError
 from uqcalc.files.structures import read_frames
 from uqcalc.files.writing import whole
-from uqcalc.learning.labelfile import FORCES
 from uqcalc.learning.labelling import label
 from uqcalc.learning.loopfile import LoopFile
 from uqcalc.learning.picture import save_plot
 from uqcalc.learning.selection import EVENT_KEY, select
+from uqcalc.references.evaluating import FORCES
 from uqcalc.runfile.file import read_run_file
 from uqcalc.runfile.running import run_file
 

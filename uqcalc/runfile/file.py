@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from uqcalc.errors import RunFileError
+from uqcalc.runfile.actions import AskSection, RewindSection
 from uqcalc.runfile.sections import (
     Count,
     MdSection,
@@ -30,6 +31,7 @@ from uqcalc.runfile.sections import (
 from uqcalc.runfile.signals import ForceDeltaSection
 
 
+LABELLED = "{name}_labelled.xyz"
 # Bytes of a run file; a long one with comments has two thousand.
 LARGEST = 200_000
 
@@ -78,6 +80,8 @@ class RunFile(Section):
     relax: RelaxSection | None = Field(default=None, validate_default=True)
     force_delta: ForceDeltaSection | None = None
     policy: PolicySection = PolicySection()
+    ask: AskSection | None = Field(default=None, validate_default=True)
+    rewind: RewindSection | None = Field(default=None, validate_default=True)
     outputs: OutputSection = Field(OutputSection(), validate_default=True)
     _folder: Path = PrivateAttr(default=Path())
     _name: str = PrivateAttr(default="run file")
@@ -110,9 +114,33 @@ class RunFile(Section):
             raise ValueError(msg)
         return value
 
+    @field_validator("ask", "rewind")
+    @classmethod
+    def _of_the_action(cls, value: Any, info: ValidationInfo) -> Any:
+        policy, name = info.data.get("policy"), str(info.field_name)
+        if policy is None:
+            return value
+        chosen = policy.on_unreliable == name
+        if value is not None and not chosen:
+            msg = f"must be left out unless policy.on_unreliable is {name}"
+            raise ValueError(msg)
+        if chosen and name == "ask" and value is None:
+            msg = "must be given where policy.on_unreliable is ask: name its reference"
+            raise ValueError(msg)
+        if chosen and name == "rewind" and info.data.get("relax") is not None:
+            msg = "must be left out with relax: only molecular dynamics goes back"
+            raise ValueError(msg)
+        return value
+
     @field_validator("outputs")
     @classmethod
     def _distinct(cls, value: OutputSection, info: ValidationInfo) -> OutputSection:
+        policy = info.data.get("policy")
+        if policy is not None and policy.on_unreliable == "ask":
+            value = value.model_copy(update={"labelled": value.labelled or LABELLED})
+        elif policy is not None and value.labelled is not None:
+            msg = "labelled must be left out unless policy.on_unreliable is ask"
+            raise ValueError(msg)
         named = value.named((info.context or {}).get("name", "run"))
         inputs = {"the run file": str((info.context or {}).get("file", ""))}
         inputs |= {k: info.data.get(k) or "" for k in ("structure", "probe")}
@@ -263,6 +291,8 @@ _SECTIONS: Mapping[tuple[Any, ...], type[Section]] = {
     ("relax",): RelaxSection,
     ("force_delta",): ForceDeltaSection,
     ("policy",): PolicySection,
+    ("ask",): AskSection,
+    ("rewind",): RewindSection,
     ("outputs",): OutputSection,
 }
 _WORDS = {

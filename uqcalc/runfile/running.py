@@ -13,8 +13,9 @@ from typing import Any, Literal, cast
 from ase import Atoms
 
 from uqcalc.annotating.frames import append_frame, cut_frames
-from uqcalc.errors import RecordError
+from uqcalc.errors import MissingExtraError, RecordError, RunFileError
 from uqcalc.files.writing import OneWriter, whole
+from uqcalc.runfile.actions import RewindSection
 from uqcalc.runfile.dynamics import molecular_dynamics, optimiser
 from uqcalc.runfile.file import RunFile, read_run_file
 from uqcalc.runfile.opening import check_structure, open_calculator, open_structure
@@ -134,13 +135,33 @@ def _monitor(
         patience=policy.patience,
         window=policy.window,
         fraction=policy.fraction,
-        on_unreliable=policy.on_unreliable,
+        on_unreliable=_action(file),
         mode="new" if first_step is None else "append",
         max_flagged=outputs.max_flagged,
         max_harvest=policy.max_harvest or BUDGET,
         about=about,
         first_step=first_step,
     )
+
+
+def _action(file: RunFile) -> Any:
+    """Return the action of the monitor, with its settings.
+
+    Raises
+    ------
+    RunFileError
+        If the reference cannot be made.
+    """
+    name = file.policy.on_unreliable
+    if name == "rewind":
+        return (file.rewind or RewindSection()).settings()
+    if file.ask is None or file.outputs.labelled is None:
+        return name
+    try:
+        return file.ask.settings(file.at(file.outputs.labelled), file.at(""))
+    except (RecordError, MissingExtraError) as error:
+        problem = f"ask.reference: {error}"
+        raise RunFileError(str(file.path), [problem]) from error
 
 
 def _run(monitor: Monitor, task: MdSection | RelaxSection) -> None:

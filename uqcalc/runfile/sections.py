@@ -187,9 +187,10 @@ class PolicySection(Section):
     patience : int
         Act after so many UNRELIABLE frames in a row. By default neither: half of the
         last 50 fs, or three frames in a row of a relaxation.
-    on_unreliable : {"halt", "warn", "harvest"}
-        Stop in that very step, only say so in the log, or go on and keep frames that
-        differ from each other (`uqcalc.Monitor`).
+    on_unreliable : {"halt", "warn", "harvest", "rewind", "ask"}
+        Stop in that very step, only say so in the log, go on and keep frames that
+        differ from each other, go back (section ``rewind``), or ask a reference
+        (section ``ask``); see `uqcalc.Monitor`.
     max_harvest : int
         Most frames to keep with "harvest". Default 50.
     """
@@ -202,7 +203,7 @@ class PolicySection(Section):
         default=None, validate_default=True
     )
     patience: Count | None = None
-    on_unreliable: Literal["halt", "warn", "harvest"] = "halt"
+    on_unreliable: Literal["halt", "warn", "harvest", "rewind", "ask"] = "halt"
     max_harvest: Count | None = Field(default=None, validate_default=True)
 
     @field_validator("unreliable")
@@ -264,6 +265,9 @@ class OutputSection(Section):
         UNRELIABLE frames, and the most of them to keep.
     trajectory : str
         Annotated frames, every ``interval`` steps and the last one.
+    labelled : str
+        Frames that the reference has evaluated; only with ``on_unreliable: ask``, by
+        default ``{name}_labelled.xyz``.
     last : str
         The last geometry so far, annotated, with its velocities.
     interval : int
@@ -274,11 +278,12 @@ class OutputSection(Section):
     log: str = "{name}.jsonl"
     flagged: str | None = "{name}_flagged.xyz"
     max_flagged: Count = 100
+    labelled: str | None = None
     trajectory: str | None = None
     last: str = "{name}_last.xyz"
     interval: Count = 10
 
-    @field_validator("log", "flagged", "trajectory", "last")
+    @field_validator("log", "flagged", "labelled", "trajectory", "last")
     @classmethod
     def _a_file(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None:
@@ -299,5 +304,5 @@ class OutputSection(Section):
 
     def files(self) -> dict[str, str]:
         """Return what is written, by key."""
-        names = ("log", "flagged", "trajectory", "last")
+        names = ("log", "flagged", "labelled", "trajectory", "last")
         return {k: v for k in names if (v := getattr(self, k)) is not None}

@@ -112,10 +112,11 @@ class Flags:
         if bonds is not None:
             found = broken_bonds(bonds)
         around = None
+        unlabelled: tuple[str, ...] = ()
         if self.regimes or self.environments is not None:
             around = self._coordination(geometry)
         if self.regimes and around is not None:
-            self._check_regime(prediction, around[1], bonds, found)
+            unlabelled = self._unseen_regime(prediction, around[1], bonds, found)
         if bonds is not None and not bonds.periodic:
             self._check_charge(bonds, prediction.charge_spin, found)
         if self.environments is not None and around is not None:
@@ -123,20 +124,21 @@ class Flags:
                 found.note(why, atoms)
         return TensorReading(
             signal=self.name,
-            risk=float(len(found.reasons)),
+            risk=float(len(found.reasons) + len(unlabelled)),
             results={"flags_atoms": float(len(found.atoms))},
             doubts=tuple(found.reasons),
+            unlabelled=unlabelled,
             always=True,
         )
 
-    def _check_regime(
+    def _unseen_regime(
         self,
         prediction: Prediction,
         contacts: np.ndarray,
         bonds: Bonds | None,
         found: Findings,
-    ) -> None:
-        """Record a regime that the labels lack."""
+    ) -> tuple[str, ...]:
+        """Return the reason if the labels lack the regime; else nothing."""
         regime = regime_of(
             geometry_of(prediction),
             np.asarray(prediction.forces),
@@ -145,13 +147,13 @@ class Flags:
             fragments=0 if bonds is None else bonds.fragments,
             stress=prediction.results.get("stress"),
         )
-        if regime not in self.regimes:
-            found.note(
-                f"the regime is {regime!r}, and the labels have only "
-                f"{', '.join(sorted(self.regimes))}: P was never compared with errors "
-                "there",
-                (),
-            )
+        if regime in self.regimes:
+            return ()
+        return (
+            f"the regime is {regime!r}, and the labels have only "
+            f"{', '.join(sorted(self.regimes))}: P was never compared with errors "
+            "there",
+        )
 
     def _check_charge(
         self, bonds: Bonds, said: Mapping[str, Any], found: Findings

@@ -238,7 +238,8 @@ def _combined(seen: BandAssessment) -> Assessment | None:
     if others:
         reasons.append(f"also {worst.level.name}: image {', '.join(others)}")
     skipped = sorted({name for found in judged for name in found.verdict.skipped})
-    verdict = Verdict(worst.level, tuple(reasons), tuple(skipped))
+    by_risk = worst.verdict.by_risk
+    verdict = Verdict(worst.level, tuple(reasons), tuple(skipped), by_risk)
     return Assessment(worst.readings, verdict)
 
 

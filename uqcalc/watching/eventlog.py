@@ -230,7 +230,7 @@ def _chained(line: str, checksum: int) -> int:
 
 
 def read_standing(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """Yield the valid step, warning and rewind records, in the order of the steps.
+    """Yield the valid step, warning, rewind and asked records, in order of the steps.
 
     A killed run continues from its last saved geometry, and the log then goes back to
     that step. Earlier records of this step and later ones are invalid and left out.
@@ -243,7 +243,7 @@ def read_standing(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     standing: list[tuple[int, int]] = []
     for number, record in enumerate(read_log(path)):
         kind = record.get("event")
-        if kind not in ("step", "warning", "rewind"):
+        if kind not in ("step", "warning", "rewind", "asked"):
             continue
         step = checked_step(record, f"record {number + 1} of {path}")
         while kind == "step" and standing and standing[-1][0] >= step:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from uqcalc.asking import why_ask
 from uqcalc.records import Assessment, BandEvent, Event
 from uqcalc.watching.aserun import timestep_fs
 from uqcalc.watching.band import Band
@@ -39,6 +40,8 @@ def event_of(
         entries["readings"] = {r.signal: r.risk for r in assessment.readings}
         entries["reasons"] = assessment.verdict.reasons
         entries["worst_atoms"] = tuple(assessment.worst_atoms())
+        if (asked := why_ask(assessment)) is not None:
+            entries["ask"], entries["ask_why"] = asked
     band = watched.seen if isinstance(watched, Band) else None
     if band is None:
         return Event(**entries)

@@ -7,7 +7,7 @@ from collections import Counter
 
 from ase import Atoms
 
-from uqcalc.annotating.frames import cut_torn_frame
+from uqcalc.annotating.frames import cut_frames, cut_torn_frame
 from uqcalc.annotating.frametext import frame_text
 from uqcalc.errors import RecordError
 from uqcalc.files.writing import GrowingFile, OneWriter, writable
@@ -23,6 +23,8 @@ class FrameFile:
         Largest number of frames in the file; at least 1.
     mode : {"continue", "append", "new"}
         "new" refuses a file with frames; the others append to it.
+    what : str
+        Name of the frames in messages.
 
     Attributes
     ----------
@@ -32,11 +34,18 @@ class FrameFile:
         Entries that written frames lack, and the number of these frames.
     """
 
-    def __init__(self, path: str | os.PathLike[str], cap: int, mode: str) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        cap: int,
+        mode: str,
+        what: str = "flagged frames",
+    ) -> None:
         if cap < 1:
-            msg = f"cap on flagged frames must be at least 1, got {cap}"
+            msg = f"cap on {what} must be at least 1, got {cap}"
             raise ValueError(msg)
-        self.path = writable(path, "file of flagged frames")
+        self._what = what
+        self.path = writable(path, f"file of {what}")
         self.writer = OneWriter(self.path)
         self._file = GrowingFile(self.path)
         self.cap = cap
@@ -46,11 +55,16 @@ class FrameFile:
         if self.path.exists() and self.path.stat().st_size > 0:
             if mode == "new":
                 msg = (
-                    f"file of flagged frames must not exist in mode {mode!r}, got "
+                    f"file of {what} must not exist in mode {mode!r}, got "
                     f"{self.path}; choose another name"
                 )
                 raise RecordError(msg)
-            self.written = cut_torn_frame(self.path, "flagged frames")
+            self.written = cut_torn_frame(self.path, what)
+
+    def cut(self, step: int) -> int:
+        """Cut the frames from ``step`` on; return the number of frames left."""
+        self.written = cut_frames(self.path, self._what, step)
+        return self.written
 
     def append(self, frame: Atoms, *, final: bool = False) -> bool:
         """Write ``frame`` if there is room; return whether it was written.
@@ -69,7 +83,7 @@ class FrameFile:
         if self.written >= room:
             self.left_out += 1
             return False
-        found = frame_text(frame, "flagged frame")
+        found = frame_text(frame, self._what.removesuffix("s"))
         self._file.append(found.text)
         self.incomplete.update(found.left_out)
         self.written += 1

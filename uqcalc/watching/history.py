@@ -27,6 +27,8 @@ class History(Sequence[Event]):
         Number of all events.
     first : Event or None
         The first of all events.
+    asks : Counter of str
+        Rule of `uqcalc.asking.RULES` -> number of all events that meet it.
     """
 
     def __init__(self, kept: int | None = KEPT) -> None:
@@ -42,12 +44,15 @@ class History(Sequence[Event]):
         self._levels: Counter[Level | None] = Counter()
         self.seen = 0
         self.first: Event | None = None
+        self.asks: Counter[str] = Counter()
 
     def append(self, event: Event) -> None:
         """Count an event and store it; a full history drops its oldest event."""
         self._events.append(event)
         self._levels[event.level] += 1
         self.seen += 1
+        if event.ask:
+            self.asks[event.ask] += 1
         self.first = self.first or event
 
     def counts(self) -> dict[Level, int]:

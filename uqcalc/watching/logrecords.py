@@ -65,6 +65,7 @@ class _Step(_Entries):
     temperature_K: float | None = None
     reasons: list[str] = Field(default_factory=list)
     worst_atoms: list[int] = Field(default_factory=list)
+    ask: str = ""
 
 
 class _Warning(_Entries):
@@ -75,6 +76,13 @@ class _Rewind(_Entries):
     step: int
     to_step: int
     reason: str = ""
+
+
+class _Asked(_Entries):
+    step: int
+    rule: str
+    right: bool
+    failed: str = ""
 
 
 class _Ended(_Entries):
@@ -90,6 +98,7 @@ _KINDS: Mapping[str, type[_Entries]] = {
     "step": _Step,
     "warning": _Warning,
     "rewind": _Rewind,
+    "asked": _Asked,
     "end": _Ended,
 }
 

@@ -44,6 +44,10 @@ class LogSummary:
         warns.
     rewinds : list of dict
         ``step``, ``to_step`` and ``reason`` of every rewind, in order.
+    asks : dict
+        Rule by which to ask a reference -> number of logged steps.
+    asked : list of dict
+        Records of the calls of a reference, in order.
     end : dict or None
         The end record; None while the run goes on or after a kill.
     worst : list of dict
@@ -62,6 +66,8 @@ class LogSummary:
     halts: list[dict[str, Any]]
     warnings: int
     rewinds: list[dict[str, Any]]
+    asks: dict[str, int]
+    asked: list[dict[str, Any]]
     end: dict[str, Any] | None
     worst: list[dict[str, Any]]
 
@@ -87,6 +93,8 @@ def summarise_log(path: str | os.PathLike[str], worst: int = 5) -> LogSummary:
     worst_first: list[tuple[tuple[int, float, int], dict[str, Any]]] = []
     warnings = 0
     rewinds: list[dict[str, Any]] = []
+    asks: Counter[str] = Counter()
+    asked: list[dict[str, Any]] = []
     for record in read_standing(path):
         check_record(record, path)
         if record["event"] == "rewind":
@@ -95,7 +103,12 @@ def summarise_log(path: str | os.PathLike[str], worst: int = 5) -> LogSummary:
         if record["event"] == "warning":
             warnings += 1
             continue
+        if record["event"] == "asked":
+            asked.append(record)
+            continue
         first, last = first or record, record
+        if record.get("ask"):
+            asks[record["ask"]] += 1
         levels[record["level"]] += 1
         if record["level"] is None:
             continue
@@ -117,6 +130,8 @@ def summarise_log(path: str | os.PathLike[str], worst: int = 5) -> LogSummary:
         halts=halts,
         warnings=warnings,
         rewinds=rewinds,
+        asks=dict(asks),
+        asked=asked,
         end=end,
         worst=[record for _, record in sorted(worst_first, reverse=True)],
     )

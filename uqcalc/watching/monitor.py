@@ -10,7 +10,6 @@ from typing import Any, Literal, NoReturn
 
 from ase import Atoms
 
-from uqcalc.annotating.frames import cut_frames
 from uqcalc.errors import UnreliableError
 from uqcalc.files.structures import read_frames
 from uqcalc.htmltable import html_table
@@ -23,6 +22,7 @@ from uqcalc.watching.aserun import (
     watched_atoms,
     watched_band,
 )
+from uqcalc.watching.asker import Ask, Asker
 from uqcalc.watching.band import Band, BandAssessment
 from uqcalc.watching.eventlog import EventLog, read_standing, versions
 from uqcalc.watching.events import event_of
@@ -34,12 +34,12 @@ from uqcalc.watching.joint import Joint
 from uqcalc.watching.outputs import Outputs
 from uqcalc.watching.report import summarise
 from uqcalc.watching.rewinding import Rewind, Rewinder, Rewound, settings_of
-from uqcalc.watching.settings import check_paths, check_settings, harvest_of
+from uqcalc.watching.settings import ask_of, check_paths, check_settings, harvest_of
 from uqcalc.watching.structure import Structure
 from uqcalc.watching.trigger import Trigger
 
 
-Action = Literal["halt", "raise", "warn", "harvest", "rewind"]
+Action = Literal["halt", "raise", "warn", "harvest", "rewind", "ask"]
 LOST = "Energy, forces or stress of a moving cell are NaN or infinite"
 ABSURD = "Unphysical values"
 HARVEST = "UNRELIABLE: the harvest of frames begins"
@@ -73,17 +73,24 @@ class Monitor:
         Instead of ``patience``: act as soon as UNRELIABLE frames cover ``fraction`` of
         the last ``window`` steps. A frame counts for all steps until the next judged
         frame.
-    on_unreliable : {"halt", "raise", "warn", "harvest", "rewind"}, Rewind or callable
+    on_unreliable : str, Rewind, Ask or callable
         The action. "halt": stop in the same step. "raise": raise `UnreliableError`.
         "warn": only log. "harvest": go on, and write to ``flagged`` only frames from
         this step on whose features differ from those of all frames written before;
         stop at the first physically impossible frame, or after ``max_harvest`` frames.
         "rewind": go back to the last RELIABLE state and take another path, at most
         three times, then halt; `uqcalc.Rewind` has settings for it.
+        "ask": evaluate the frame with ``reference``, go on if its true error is at most
+        the boundary of the probe, else halt; `uqcalc.Ask` has settings for it.
         A callable is called with the monitor, and the run goes on.
         The monitor acts at once, without ``patience`` or ``window``, if energy or
         forces are NaN or infinite, or if values are physically impossible
         (`uqcalc.Sanity` and `uqcalc.watching.runchecks`).
+    reference : ase calculator, optional
+        With "ask": the reference method, another calculator than that of the run.
+    labelled : path, optional
+        With "ask": extended XYZ file for the frames that the reference has evaluated,
+        with ``REF_energy`` and ``REF_forces``.
     mode : {"continue", "append", "new"}
         Handling of existing files. "continue": continue a log of the same run if the
         structure has the energy with which the log ended, and refuse it otherwise (for
@@ -120,6 +127,8 @@ class Monitor:
         Reason of the last action; empty without one.
     acted_on : Event or None
         The step of the last action.
+    asker : Asker or None
+        With "ask": counts of right, wrong and failed calls.
     harvest : Harvest or None
         With "harvest": which frames are kept, and how many were.
     history : History
@@ -153,7 +162,9 @@ class Monitor:
         patience: int | None = None,
         window: int | None = None,
         fraction: float | None = None,
-        on_unreliable: Action | Rewind | Callable[[Monitor], object] = "halt",
+        on_unreliable: Action | Rewind | Ask | Callable[[Monitor], object] = "halt",
+        reference: Any = None,
+        labelled: str | os.PathLike[str] | None = None,
         mode: Literal["continue", "append", "new"] = "continue",
         max_flagged: int = 100,
         max_harvest: int = BUDGET,
@@ -165,7 +176,6 @@ class Monitor:
         log_every: int = 1,
     ) -> None:
         check_settings(on_unreliable, mode)
-        check_paths(log, flagged)
         self.dynamics = dynamics
         self.interval = checked_interval(interval, "interval")
         self.enabled = enabled
@@ -177,7 +187,9 @@ class Monitor:
             )
         self.on_unreliable = on_unreliable
         rewind = settings_of(on_unreliable)
-        self._rewinder = None if rewind is None else Rewinder(rewind, dynamics)
+        self._rewinder = (
+            None if rewind is None else Rewinder(rewind, dynamics, self.trigger)
+        )
         self.halted = False
         self.reason = ""
         self.acted_on: Event | None = None
@@ -202,11 +214,18 @@ class Monitor:
         )
         if self.harvest is not None:
             max_flagged = self.harvest.budget
+        ask = ask_of(on_unreliable, reference, labelled, band=neb is not None)
+        kept = None if ask is None else ask.labelled
+        check_paths(log=log, flagged=flagged, labelled=kept)
+        self.asker = None if ask is None else Asker(ask, self._watched.calculator)
         self.first_step = first_step
         if enabled:
             self._open(log, flagged, mode, about, max_flagged, log_every)
         self.outputs = Outputs(
-            self.log, self.flagged, checked_interval(log_every, "log_every")
+            self.log,
+            self.flagged,
+            checked_interval(log_every, "log_every"),
+            None if self.asker is None else self.asker.file,
         )
         if enabled:
             self.outputs.hold()
@@ -234,18 +253,16 @@ class Monitor:
         absurd = assessment is not None and bool(assessment.absurd)
         stop = absurd or not watched.finite
         act = self.trigger(assessment, step) or stop
-        full = False
-        if self.harvest is not None and not (stop or self.halted):
-            alarm = partial(self._warn, event, HARVEST) if act else None
-            act = full = self.harvest.step(event, watched, self.outputs, alarm)
-        elif event.level is Level.UNRELIABLE and self.harvest is None:
+        why = ABSURD if absurd else self.trigger.words()
+        if not (stop or self.halted):
+            act, why = self._instead(event, why, act=act)
+        if event.level is Level.UNRELIABLE and self.harvest is None:
             for frame, decides in watched.unreliable_frames(step):
                 self.outputs.flag(frame, final=act and decides)
         if self.halted:  # a loop that began before the halt
             self._end("halted")
             self._stop()
         elif act:
-            why = FULL if full else ABSURD if absurd else self.trigger.words()
             self._act(event, why if watched.finite else LOST)
         if is_complete(self.dynamics):
             self.close()
@@ -308,6 +325,7 @@ class Monitor:
             first_step=self.first_step,
             band=self.band,
             harvest=self.harvest,
+            asker=self.asker,
             rewinds=self.rewinds,
         )
 
@@ -359,6 +377,8 @@ class Monitor:
         calculator = self._watched.calculator
         if flagged is not None:
             self.flagged = FrameFile(flagged, max_flagged, mode)
+        if self.asker is not None:
+            self.asker.open(mode)
         run = self._run(calculator) | ({} if about is None else {"about": dict(about)})
         header: dict[str, Any] = {"run": run, "versions": versions()}
         if log_every != 1:
@@ -384,11 +404,27 @@ class Monitor:
         """Go back to ``step``: the trigger and the files drop later records."""
         self._offset = step - int(self.dynamics.nsteps)
         if self.log is not None:
-            records = read_standing(self.log.path)
-            self.trigger.replay((r for r in records if r["step"] < step), judged)
+            before = [r for r in read_standing(self.log.path) if r["step"] < step]
+            self.trigger.replay(before, judged)
+            if self._rewinder is not None:
+                self._rewinder.restore(r for r in before if r["event"] == "rewind")
             self.log.write({"event": "resumed", "step": step})
         if self.flagged is not None:
-            self.flagged.written = cut_frames(self.flagged.path, "flagged frames", step)
+            self.flagged.cut(step)
+        if self.asker is not None:
+            self.asker.go_back(step)
+
+    def _instead(self, event: Event, why: str, *, act: bool) -> tuple[bool, str]:
+        """Harvest the frame, or ask the reference; return whether to act, and why."""
+        if self.harvest is not None:
+            alarm = partial(self._warn, event, HARVEST) if act else None
+            return self.harvest.step(event, self._watched, self.outputs, alarm), FULL
+        if self.asker is None:
+            return act, why
+        wrong = self.asker.step(event, self._watched, self.outputs, acts=act)
+        if wrong is None and self.asker.just_right(event.step):
+            self.trigger.clear()
+        return wrong is not None, wrong or why
 
     def _act(self, event: Event, why: str) -> None:
         if self.on_unreliable == "warn":
@@ -461,8 +497,10 @@ class Monitor:
         if self.rewinds:
             self.end["rewinds"] = len(self.rewinds)
         self.end |= self.outputs.entry()
-        if self.harvest is not None:
-            self.end |= self.harvest.entry()
+        if self.history.asks:
+            self.end["ask"] = dict(self.history.asks)
+        for one in (self.harvest, self.asker):
+            self.end |= {} if one is None else one.entry()
         self.outputs.record(self.end)
         self.outputs.rest()
 

@@ -25,15 +25,23 @@ class Outputs:
     ----------
     log : EventLog or None
     flagged : FrameFile or None
+    labelled : FrameFile or None
+        Frames that a reference has evaluated.
     log_every : int
         Smallest distance of logged steps. UNRELIABLE steps, changes of the level and
         the last step are always logged.
     """
 
     def __init__(
-        self, log: EventLog | None, flagged: FrameFile | None, log_every: int = 1
+        self,
+        log: EventLog | None,
+        flagged: FrameFile | None,
+        log_every: int = 1,
+        labelled: FrameFile | None = None,
     ) -> None:
         self.log, self.flagged, self.log_every = log, flagged, log_every
+        files = {"log": log, "flagged frames": flagged, "labelled frames": labelled}
+        self._files = {name: f for name, f in files.items() if f is not None}
         self._waiting: Event | None = None
         self._logged_step = -math.inf
         self._levels: tuple[Level | None, Level | None] = (None, None)
@@ -48,16 +56,14 @@ class Outputs:
         RecordError
             If another monitor of this process has reserved them.
         """
-        for file in (self.log, self.flagged):
-            if file is not None:
-                file.writer.hold()
+        for file in self._files.values():
+            file.writer.hold()
 
     def rest(self) -> None:
         """Write the files to disk, and release them for other monitors."""
-        for name, file in (("log", self.log), ("flagged frames", self.flagged)):
-            if file is not None:
-                self.attempt(name, file.sync)
-                file.writer.rest()
+        for name, file in self._files.items():
+            self.attempt(name, file.sync)
+            file.writer.rest()
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Append a record to the log."""

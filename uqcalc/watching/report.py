@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from uqcalc.asking import asks_words
 from uqcalc.records import BandEvent, Event
+from uqcalc.watching.asker import Asker
 from uqcalc.watching.band import BandAssessment
 from uqcalc.watching.eventlog import EventLog
 from uqcalc.watching.harvest import Harvest
@@ -23,6 +25,7 @@ def summarise(  # noqa: PLR0913  (all that a run has)
     first_step: int | None = None,
     band: BandAssessment | None = None,
     harvest: Harvest | None = None,
+    asker: Asker | None = None,
     rewinds: Sequence[Rewound] = (),
 ) -> str:
     """Return a few lines: steps and levels, the end, the worst atoms, next steps."""
@@ -39,6 +42,10 @@ def summarise(  # noqa: PLR0913  (all that a run has)
         flagged_as = "Rewound" if rewinds else "Flagged, but not halted"
         lines.append(f"{'Halted' if halted else flagged_as}: {reason}.")
         lines += _advice(acted_on)
+    if history.asks:
+        lines.append(asks_words(history.asks))
+    if asker is not None:
+        lines.append(asker.words())
     if harvest is not None:
         lines.append(harvest.words())
     if rewinds:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from uqcalc.records import Assessment, Level
 from uqcalc.watching.aserun import timestep_fs, watched_atoms
 from uqcalc.watching.state import State
+from uqcalc.watching.trigger import Trigger
 
 
 # These keep positions of earlier steps, from which the next step is computed.
@@ -31,7 +32,8 @@ class Rewind:
     """Settings of ``Monitor(on_unreliable="rewind")``, for molecular dynamics.
 
     Instead of a halt, the run goes back to the last state that was RELIABLE at least
-    ``back_fs`` before the alarm, and from there takes another path. Positions, momenta,
+    ``back_fs`` before the alarm and before all UNRELIABLE frames that have raised it,
+    and from there takes another path. Positions, momenta,
     cell, heat bath and barostat are those of that state. Then a part of the momenta is
     drawn anew, and the random numbers of the dynamics (``dynamics.rng``) are replaced
     by a new generator. If no such state is left, or after ``max_rewinds`` rewinds, the
@@ -69,17 +71,18 @@ class Rewind:
     def __post_init__(self) -> None:
         for name, least in (("max_rewinds", 1), ("seed", 0)):
             value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
+            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
             if not whole or value < least:
                 msg = (
                     f"{name} must be a whole number of at least {least}, got {value!r}"
                 )
                 raise ValueError(msg)
-        if not (math.isfinite(self.back_fs) and self.back_fs > 0):
+            object.__setattr__(self, name, int(value))
+        if not (_is_number(self.back_fs) and self.back_fs > 0):
             msg = f"back_fs must be a time above 0 in fs, got {self.back_fs!r}"
             raise ValueError(msg)
-        if not 0 <= self.refresh <= 1:
-            msg = f"refresh must be from 0 to 1, got {self.refresh!r}"
+        if not (_is_number(self.refresh) and 0 <= self.refresh <= 1):
+            msg = f"refresh must be a number from 0 to 1, got {self.refresh!r}"
             raise ValueError(msg)
 
 
@@ -114,6 +117,8 @@ class Rewinder:
     ----------
     settings : Rewind
     dynamics : ase MD
+    trigger : Trigger
+        That of the monitor.
 
     Attributes
     ----------
@@ -125,7 +130,7 @@ class Rewinder:
         If the dynamics cannot be rewound.
     """
 
-    def __init__(self, settings: Rewind, dynamics: Any) -> None:
+    def __init__(self, settings: Rewind, dynamics: Any, trigger: Trigger) -> None:
         timestep = timestep_fs(dynamics)
         if timestep is None or isinstance(dynamics, _NOT_REWOUND):
             msg = (
@@ -140,19 +145,36 @@ class Rewinder:
         self._every = max(1, self._back // _DENSITY)
         kept = (_DENSITY + 1) * (settings.max_rewinds + 1)
         self._states: deque[tuple[int, State]] = deque(maxlen=kept)
+        self._window = trigger.window
+        # UNRELIABLE frames that the trigger counts now
+        self._bad: deque[int] = deque(maxlen=trigger.needed)
         self._discarded = 0
         self.done: list[Rewound] = []
+
+    def restore(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Count the rewinds in the log of a killed run; its states are lost."""
+        self.done += [
+            Rewound(len(self.done) + n, int(r["step"]), int(r["to_step"]))
+            for n, r in enumerate(records, start=1)
+        ]
 
     def keep(self, step: int, assessment: Assessment | None) -> None:
         """Save the state at a RELIABLE step, unless one was saved shortly before.
 
         A step without the reading of a signal that has a threshold is not saved.
         """
-        if assessment is None or assessment.level is not Level.RELIABLE:
+        time = step - self._discarded
+        if assessment is None:
+            return
+        if assessment.level is Level.UNRELIABLE:
+            self._bad.append(time)
             return
         if assessment.verdict.skipped:
             return
-        time = step - self._discarded
+        if self._window is None:
+            self._bad.clear()  # the row has ended
+        if assessment.level is not Level.RELIABLE:
+            return
         if not self._states or time - self._states[-1][0] >= self._every:
             state = State.of(step, watched_atoms(self._dynamics), self._dynamics)
             self._states.append((time, state))
@@ -162,8 +184,10 @@ class Rewinder:
         if len(self.done) >= self.settings.max_rewinds:
             return None
         time = step - self._discarded
-        while self._states and self._states[-1][0] > time - self._back:
+        latest = min(time - self._back, self._first_bad(time) - 1)
+        while self._states and self._states[-1][0] > latest:
             self._states.pop()
+        self._bad.clear()
         if not self._states:
             return None
         saved, state = self._states[-1]
@@ -173,12 +197,23 @@ class Rewinder:
         self._before_next_step(lambda: self._restore(state, rewound.number))
         return rewound
 
+    def _first_bad(self, time: int) -> int:
+        """Return the first UNRELIABLE frame that has raised the alarm at ``time``.
+
+        A RELIABLE frame after it is a fluctuation within the failure.
+        """
+        start = -math.inf if self._window is None else time - self._window
+        return min((bad for bad in self._bad if bad > start), default=time)
+
     def why_not(self) -> str:
         """Return why `back` returned None."""
         most = self.settings.max_rewinds
         if len(self.done) >= most:
             return f"after {most} rewind{'' if most == 1 else 's'}"
-        return f"no RELIABLE state {self.settings.back_fs:g} fs before to go back to"
+        return (
+            f"no RELIABLE state {self.settings.back_fs:g} fs before, and before the "
+            "UNRELIABLE frames, to go back to"
+        )
 
     def _before_next_step(self, act: Callable[[], None]) -> None:
         """Call ``act`` when the next step begins.
@@ -209,6 +244,13 @@ class Rewinder:
             dynamics._p = atoms.get_momenta()
         if hasattr(dynamics, "rng"):
             dynamics.rng = noise
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool):
+        return False
+    known = isinstance(value, int | float | np.integer | np.floating)
+    return known and math.isfinite(value)
 
 
 def refresh_momenta(atoms: Atoms, share: float, rng: np.random.Generator) -> None:

@@ -92,19 +92,20 @@ class RunChecks:
             if left > 0
             else []
         )
-        doubts = []
+        doubts, unlabelled = [], list[str]()
         if assessment is not None and self.moves_cell(atoms):
             assessment = self._policy.with_moving_cell(assessment)
             doubts = [] if self._stress_judged else [CELL_MOVES]
         if assessment is not None and self._bonds is not None:
             doubts += self._bonds(atoms)
-            doubts += self._too_hot(atoms)
-        if not (absurd or faults or doubts):
+            unlabelled = self._too_hot(atoms)
+        if not (absurd or faults or doubts or unlabelled):
             return assessment
         reading = Reading(
             RUN,
             risk,
             doubts=tuple(doubts),
+            unlabelled=tuple(unlabelled),
             faults=tuple(faults),
             absurd=tuple(absurd),
             always=True,

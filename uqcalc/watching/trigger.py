@@ -115,7 +115,7 @@ class Trigger:
         for record in records:
             self._step = int(record["step"])
             bad = record.get("level") == Level.UNRELIABLE.name
-            if record["event"] in {"warning", "rewind"}:
+            if record["event"] in {"warning", "rewind", "asked"}:
                 self.clear()  # the trigger acted and then started anew
                 continue
             given = record.get("level") is not None

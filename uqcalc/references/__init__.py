@@ -1,0 +1,1 @@
+"""Reference methods: by name, and the evaluation of one frame with them."""
