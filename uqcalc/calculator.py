@@ -25,6 +25,7 @@ from uqcalc.backbones.registry import tap
 from uqcalc.defaults import AUTO, Probes, choose_policy, choose_signals, probes_of
 from uqcalc.htmltable import html_table
 from uqcalc.policy import Policy
+from uqcalc.probe.validity import validity
 from uqcalc.records import Assessment, Level, Reading, Verdict, checked_interval
 from uqcalc.resultcache import Answer, Recent, changed, frozen, same
 from uqcalc.signals.base import Signal, TensorReading, to_host, to_host_asking
@@ -144,6 +145,7 @@ class ReliableCalculator(BaseCalculator):
             ("signals", " ".join(signal.name for signal in self.signals)),
             ("policy for", " ".join(self.policy.signals)),
             ("judged", judged if self.enabled else "not enabled"),
+            *([("probe", self.validity)] if self.validity else []),
             ("last level", last),
         ]
 
@@ -348,6 +350,11 @@ class ReliableCalculator(BaseCalculator):
         cards = [probe.card.to_dict() for probe in probes_of(self.signals)]
         found = self.todict() | {"probe": cards[0] if cards else None}
         return found | ({"further_probes": cards[1:]} if cards[1:] else {})
+
+    @property
+    def validity(self) -> str:
+        """What the probes are validated on, and what not; empty without a probe."""
+        return "; ".join(validity(probe.card) for probe in probes_of(self.signals))
 
     def _evaluate(
         self, given: Atoms, properties: Sequence[str], *, judged: bool

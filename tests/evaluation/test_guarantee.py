@@ -24,13 +24,17 @@ from uqcalc import (
     read_assessment,
 )
 from uqcalc.errors import LabelError, LabelWarning, ProbeError
+from uqcalc.evaluation.cardinfo import card_info
 from uqcalc.evaluation.guarantee import (
     acceptance,
     certify_dataset,
     probability_boundary,
 )
+from uqcalc.evaluation.riskcontrol import risk_bound
 from uqcalc.labels.dataset import build_dataset
+from uqcalc.probe.card import RegimeCount
 from uqcalc.probe.seen import Seen, group_hash
+from uqcalc.probe.validity import validity
 from uqcalc.signals import base
 from uqcalc.types import Guarantee
 
@@ -317,3 +321,62 @@ def test_what_no_guarantee_can_rest_on_is_refused_before_any_prediction(probe):
         atoms.positions += away
     with pytest.raises(LabelError, match="must be independent where no group_key"):
         certify(probe, run, Untouched())
+
+
+def test_each_regime_with_enough_groups_is_validated_by_itself(probe):
+    frames = labelled(200, seed=9)
+    for index, atoms in enumerate(frames):
+        atoms.info["regime"] = "warm" if index % 2 else "reactive"
+        atoms.info["temperature_K"] = 500.0 if index % 4 else 300.0
+        if index % 2 == 0:  # right in one regime, wrong in most of the other
+            atoms.arrays["REF_forces"] = atoms.arrays["REF_forces"] + 5.0
+    easy = probe.with_card(suspect=0.6)
+    loose = {"risk": 0.6, "confidence": 0.9}
+    certified = certify(easy, frames, ToyBackbone(), OWN, tolerance=0.15, **loose)
+    made = certified.card.guarantee
+    assert set(made.regimes) == {"warm", "reactive"}
+    data = build_dataset(frames, ToyBackbone(), Labels())
+    kept = acceptance(probe, data, 0.15) >= 0.6
+    for start, name in enumerate(("reactive", "warm")):
+        mine = kept[start::2]
+        row = made.regimes[name]
+        assert (row.groups, row.accepted) == (100, mine.sum())
+        assert row.wrong == np.sum(data.errors[start::2][mine] > 0.15)
+        assert row.bound == risk_bound(row.wrong, row.accepted, 0.9)
+    assert set(made.validated) == {"warm"}
+    assert set(made.regimes["warm"].elements) == {1, 6, 8}  # no N there
+    said = validity(certified.card)
+    assert said.startswith(
+        "validated to 0.15 eV/Å (40 % right, P >= 0.6) on warm of C H O up to 500 K; "
+        "not validated on bond breaking ("
+    )
+    for kind in ("near-equilibrium structures", "surfaces", "ions", "metals"):
+        assert kind in said.split("; ")[1]
+    assert ("valid", said) in card_info(certified.card).rows
+    again = Guarantee.from_dict(json.loads(json.dumps(made.to_dict())))
+    assert again == made
+    calc = ReliableCalculator(ToyBackbone(), certified)
+    assert calc.validity == said
+    assert said in repr(calc)
+
+
+def test_a_sentence_claims_no_more_than_the_card_has(probe, promises):
+    assert validity(probe.card).startswith("not validated: the card has no guarantee")
+    own = promises[0].card
+    entries = {k: v for k, v in own.promise.items() if k != "regimes"}
+    earlier = replace(own, promise=entries)  # of an earlier version
+    assert "on average over the structures" in validity(earlier)
+    assert "not by regime" in validity(earlier)
+    row = RegimeCount(58, 58, 0, risk_bound(0, 58, 0.95), [1, 6], None)
+    enough = RegimeCount(59, 59, 0, risk_bound(0, 59, 0.95), [1, 6, 29], 600.0)
+    made = replace(own.guarantee, risk=0.05, confidence=0.95, regimes={"hot": row})
+    few = replace(own, promise=made.to_dict())
+    assert "in no regime by itself: hot structures (0 wrong of 58" in validity(few)
+    for rows, said in [
+        ({"hot": enough}, "on hot structures of C Cu H up to 600 K; not validated"),
+        ({"hot": enough, "cluster": replace(enough, temperature_K=None)},
+         "on hot structures, clusters of C Cu H; not validated"),
+    ]:  # fmt: skip
+        card = replace(own, promise=replace(made, regimes=rows).to_dict())
+        assert said in validity(card)
+        assert "metals" not in validity(card)

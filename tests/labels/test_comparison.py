@@ -54,11 +54,20 @@ def test_energies_in_kcal_per_mol_with_another_zero_are_named():
 
 
 @pytest.mark.parametrize("target", ["forces", "energy"])
-@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0, 5.0, -23.0605])
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0, 5.0])
 def test_wrong_but_not_by_a_unit_says_nothing(target, factor):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_units(target, predictions(), references(target, factor))
+
+
+@pytest.mark.parametrize(("factor", "unit"), [(-1.2, ""), (-23.0605, "kcal/mol/Å")])
+def test_forces_of_the_opposite_sign_are_named(factor, unit):
+    with pytest.warns(LabelWarning, match="of the opposite sign to") as caught:
+        assert warn_of_units("forces", predictions(), references("forces", factor))
+    assert len(caught) == 1
+    assert ("convert them from" in str(caught[0].message)) is bool(unit)
+    assert unit in str(caught[0].message)
 
 
 def test_labels_unlike_the_predictions_say_nothing():

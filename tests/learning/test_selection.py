@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import count
 
 import numpy as np
 import pytest
@@ -19,12 +20,13 @@ from uqcalc.annotating.descriptor import (
     structure_descriptor,
 )
 from uqcalc.errors import LabelError, RecordError
-from uqcalc.learning.candidates import IMPOSSIBLE, NOT_EVALUATED
+from uqcalc.learning.candidates import IMPOSSIBLE, NOT_EVALUATED, REPEATED
 from uqcalc.learning.selection import EVENT_KEY, NEAR_DUPLICATES, ROW_KEY
 from uqcalc.records import Assessment, Level, Reading, Verdict
 
 
 torch = pytest.importorskip("torch")
+SEEDS = count()  # each frame is another geometry
 
 
 def flagged(place, risk=0.9, step=None, potential="toy:1", **reading):
@@ -33,7 +35,7 @@ def flagged(place, risk=0.9, step=None, potential="toy:1", **reading):
     if reading:
         readings.append(Reading("sanity", 0.0, **reading))
     assessment = Assessment(tuple(readings), Verdict(Level.UNRELIABLE))
-    frame = annotated_copy(copper(), assessment, {})
+    frame = annotated_copy(copper(seed=next(SEEDS)), assessment, {})
     if place is not None:
         store_descriptor(frame, np.atleast_1d(np.asarray(place, float)), potential)
     if step is not None:
@@ -240,3 +242,16 @@ def test_features_of_the_last_geometry_cost_no_pass():
     assert calculator.features(moved).shape == (4, 1)
     assert calculator.backbone.passes == passes + 1
     assert calculator.get_property("energy", atoms) == results["energy"]
+
+
+def test_a_geometry_that_is_given_again_is_no_further_event():
+    first = flagged((0.0, 0.0))
+    turned = first.copy()
+    turned.rotate(30, "z", rotate_cell=True)
+    charged = first.copy()
+    charged.info["charge"] = 1
+    others = [flagged((10.0 * k, 0.0)) for k in (1, 2)]
+    chosen = select([first, *[first.copy()] * 5, turned, charged, *others], 9)
+    assert sorted(chosen.rows) == [0, 7, 8, 9]
+    assert chosen.left_out == {REPEATED: 6}
+    assert len(set(chosen.events)) == 4

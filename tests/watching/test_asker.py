@@ -233,6 +233,6 @@ def test_what_cannot_be_meant_is_refused(tmp_path):
         with pytest.raises(ValueError, match=message):
             Monitor(dynamics, **options)
     images = [watched() for _ in range(3)]
-    band = FIRE(NEB(images), logfile=None)
+    band = FIRE(NEB(images, method="improvedtangent"), logfile=None)
     with pytest.raises(ValueError, match="must have a run of one structure"):
         Monitor(band, on_unreliable=Ask(EMT(), path, boundary=1.0))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,8 @@ def annotate_file(
             left_out = append_frame(output, frame, f"frame {tally.frames}")
             tally.add(frame, left_out)
             progress.advance(task)
-    return _concluded(tally.summary(output, resumed_from), reading)
+    summary = tally.summary(output, resumed_from)
+    return _concluded(replace(summary, validity=calculator.validity), reading)
 
 
 def _frame_bar() -> Progress:

@@ -69,6 +69,8 @@ class AnnotationSummary:
         Worst frames by level, then by risk; without failed frames.
     asks : mapping
         Rule by which to ask a reference (`uqcalc.asking.RULES`) -> number of frames.
+    validity : str
+        What the probes are validated on, and what not.
     left_out : mapping
         Entry of ``info`` or ``arrays`` that the file cannot hold -> indices of the
         frames that were written without it.
@@ -82,6 +84,7 @@ class AnnotationSummary:
     worst: tuple[WorstFrame, ...]
     left_out: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     asks: Mapping[str, int] = field(default_factory=dict)
+    validity: str = ""
 
     def failures(self) -> dict[str, list[int]]:
         """Return the indices of failed frames for each reason."""
@@ -103,6 +106,8 @@ class AnnotationSummary:
             lines.append(f"Frames that could not be evaluated: {len(self.failed)}.")
         for reason, indices in self.failures().items():
             lines.append(f"  {_listed(indices)}: {reason}")
+        if self.validity:
+            lines.append(f"The probe is {self.validity}.")
         if self.asks:
             lines.append(asks_words(self.asks))
         if self.left_out:

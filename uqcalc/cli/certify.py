@@ -109,6 +109,7 @@ def certify(  # noqa: PLR0913  (one option each)
     with reporting(quiet=quiet) as report, input_file(data) as source:
         import uqcalc
         from uqcalc.files.structures import read_frames
+        from uqcalc.probe.validity import validity
 
         target = _target(probe, output)
         name = model_of(probe, model)
@@ -128,6 +129,7 @@ def certify(  # noqa: PLR0913  (one option each)
         )
         written = certified.save(target)
         report.result(str(certified.card.guarantee))
+        report.result(validity(certified.card))
         report.result(f"wrote {written}")
 
 

@@ -302,8 +302,9 @@ ExcludeOption = Annotated[
         help=(
             "Leave out frames with this defect and count them; by default they are "
             "an error: missing, 'not finite', duplicate, 'unknown elements', empty, "
-            "'not computable' (the potential fails on it) or 'no stress' (not periodic "
-            "in three directions). Repeatable."
+            "'not computable' (the potential fails on it), 'no stress' (not periodic "
+            "in three directions) or 'no information' (all forces vanish by symmetry, "
+            "or the only frame of its composition for relative energies). Repeatable."
         ),
     ),
 ]

@@ -18,6 +18,7 @@ from uqcalc.evaluation.report import (
 )
 from uqcalc.geometry.environments import FEWEST
 from uqcalc.probe.card import Card
+from uqcalc.probe.validity import validity
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ def card_info(card: Card) -> Info:
         ("network", _network(card)),
         ("uqcalc", f"{card.uqcalc_version or 'not stated'} (schema {card.schema})"),
     ]
+    rows.insert(2, ("valid", validity(card)))
     if card.guarantee is not None:
         rows.insert(2, ("guarantee", str(card.guarantee)))
     if card.description:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.registry import tap
-from uqcalc.errors import LabelError
+from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.evaluation.guarantee import guarantee_report
 from uqcalc.evaluation.readings import StructureReadings, read_structures
 from uqcalc.evaluation.regimes import regime_rows
@@ -29,6 +30,7 @@ from uqcalc.labels.defects import check_frames
 from uqcalc.labels.labels import Labels
 from uqcalc.labels.regimes import regimes_of
 from uqcalc.probe.probe import Probe
+from uqcalc.probe.validity import validity
 from uqcalc.quantities import parse_quantity
 from uqcalc.statistics import scores
 from uqcalc.statistics.systems import Spread, holds
@@ -121,7 +123,8 @@ class Evaluation:
     def __str__(self) -> str:
         from uqcalc.evaluation.report import report_lines
 
-        return "\n".join([str(self.probe.card), *report_lines(self.report)])
+        card = self.probe.card
+        return "\n".join([str(card), validity(card), *report_lines(self.report)])
 
     def to_dict(self, warnings: Sequence[str] = ()) -> dict[str, Any]:
         """Return the card, the scores, the warnings, and the results per structure.
@@ -230,6 +233,12 @@ def evaluate(
     LabelError
         If labels are unusable, their target is not the probe's, or they ask for
         offsets and the probe has none.
+
+    Warns
+    -----
+    LabelWarning
+        If frames are among the labels of the fit, the calibration or `uqcalc.adapt`.
+        ``report["seen"]`` is their number.
     """
     check_frames(frames, exclude)
     if boundary is not None:
@@ -245,6 +254,14 @@ def evaluate(
         for row in range(len(frames))
         if row not in left_out and not probe.unseen_elements(frames[row].numbers)
     ]
+    if own := probe.seen.frames(frames, scored):
+        found.report["seen"] = len(own)
+        text = (
+            "frames should be ones that the probe was neither fitted, calibrated nor "
+            f"adapted on, got {len(own)} of {len(scored)} that it was (frame {own[0]} "
+            "is the first): the scores look better than on new frames; leave them out"
+        )
+        warnings.warn(text, LabelWarning, stacklevel=2)
     return replace(found, tested=replace(found.tested, frames=scored))
 
 

@@ -18,6 +18,7 @@ from uqcalc.evaluation.report import (
     score_rows,
     whether_p_holds,
 )
+from uqcalc.probe.validity import validity
 from uqcalc.targets import TARGETS
 
 
@@ -65,6 +66,7 @@ def render(evaluation: Evaluation, warnings: Sequence[str] = ()) -> str:
         coverage_columns=COVERAGE_COLUMNS,
         coverage=coverage_rows(report),
         guarantee=_capitalised(str(card.guarantee)),
+        validity=_capitalised(validity(card)),
         structure_columns=_structure_columns(evaluation),
         extremes=_extremes(evaluation),
         card_rows=card_info(card).rows,

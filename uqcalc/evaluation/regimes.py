@@ -1,4 +1,4 @@
-"""Scores of a probe by regime."""
+"""Scores and guarantees of a probe by regime."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from uqcalc.evaluation.riskcontrol import bound_at
+from uqcalc.labels.dataset import Dataset
+from uqcalc.labels.regimes import regimes_of
+from uqcalc.probe.card import RegimeCount
 from uqcalc.statistics import scores
 
 
@@ -41,3 +45,48 @@ def regime_rows(
             }
         )
     return rows
+
+
+def regime_counts(
+    data: Dataset,
+    probability: NDArray[np.float64],
+    wrong: NDArray[np.bool_],
+    cutoff: float,
+    confidence: float,
+) -> dict[str, RegimeCount]:
+    """Return accepted and wrong structures by regime, the largest regime first.
+
+    Parameters
+    ----------
+    probability : array (structures,)
+        NaN is never accepted.
+    wrong : boolean array (structures,)
+    cutoff : float
+        Smallest probability of an accepted structure. It must not depend on the labels.
+    confidence : float
+        Of the bound of each regime by itself.
+    """
+    regimes = np.array(regimes_of(data.predictions, data.conditions))
+    names, counts = np.unique(regimes, return_counts=True)
+    found = {}
+    for name in names[np.argsort(-counts, kind="stable")]:
+        rows = np.flatnonzero(regimes == name)
+        groups = [data.groups[i] for i in rows]
+        accepted, erring, bound, kept = bound_at(
+            cutoff, probability[rows], wrong[rows], groups, confidence=confidence
+        )
+        seen = rows[kept]
+        known = [data.numbers[i] for i in seen]
+        elements = np.unique(np.concatenate(known)) if known else np.array([], int)
+        hottest = np.nan
+        if len(seen) and data.conditions is not None:
+            hottest = float(data.conditions.temperatures[seen].max())
+        found[str(name)] = RegimeCount(
+            groups=len(set(groups)),
+            accepted=accepted,
+            wrong=erring,
+            bound=bound,
+            elements=[int(z) for z in elements],
+            temperature_K=None if np.isnan(hottest) else hottest,
+        )
+    return found

@@ -434,6 +434,8 @@ def whether_p_holds(report: Mapping[str, Any]) -> str:
         f"{report['prevalence']:.0%} of the structures are right, at a mean P of "
         f"{report['mean_probability']:.2f}"
     )
+    if own := report.get("seen"):
+        text += f" ({own} of them are labels of the probe itself)"
     if held["holds"]:
         return f"P holds on these frames: {text}"
     more = ", more than systems usually differ" if held["beyond_systems"] else ""

@@ -93,6 +93,28 @@ def units_needed(risk: float, confidence: float, wrong: int = 0) -> int:
     return high
 
 
+def bound_at(
+    cutoff: float,
+    probability: ArrayLike,
+    wrong: ArrayLike,
+    groups: Sequence[Any],
+    *,
+    confidence: float,
+) -> tuple[int, int, float | None, NDArray[np.int64]]:
+    """Return accepted and wrong units at a cutoff, and the bound on their share.
+
+    One random structure of each group counts. The bound (Clopper & Pearson 1934) holds
+    with probability ``confidence`` if ``cutoff`` does not depend on these labels. It is
+    None if no unit is accepted. The last value are the indices of the accepted
+    structures.
+    """
+    chosen = one_of_each(groups)
+    kept = chosen[np.asarray(probability, float)[chosen] >= cutoff]
+    erring = int(np.asarray(wrong, bool)[kept].sum())
+    bound = risk_bound(erring, len(kept), confidence) if len(kept) else None
+    return len(kept), erring, bound, kept
+
+
 def one_of_each(groups: Sequence[Any], seed: int = 0) -> NDArray[np.int64]:
     """Return the index of one random member of each group, sorted."""
     order = np.random.default_rng(seed).permutation(len(groups))

@@ -44,8 +44,8 @@ def warn_of_units(
 
     Medians and ranks are compared, so that a few exploded predictions have no effect.
     Energies are compared after the best energy of each element is subtracted from
-    both, so that a different zero of energy has no effect. Stresses are also compared
-    with the opposite sign, and as virials (stress times volume).
+    both, so that a different zero of energy has no effect. Forces and stresses are also
+    compared with the opposite sign, and stresses as virials (stress times volume).
 
     Returns
     -------
@@ -77,6 +77,16 @@ def warn_of_units(
     else:
         predicted = np.concatenate([np.ravel(p.results[of]) for p in predictions])
         labels = np.concatenate([r.ravel() for r in references])
+        if _opposite(predicted, labels):
+            labels = -labels
+            msg = (
+                f"labels must be {of} in {right}, got labels of the opposite sign to "
+                "the predictions, such as gradients of the energy; change their sign"
+            )
+            if (unit := _guess(predicted, labels, scales)) is not None:
+                msg += f", and convert them from {unit} (factor {scales[unit]:.4g})"
+            warnings.warn(msg, LabelWarning, stacklevel=5)
+            return True
     unit = _guess(predicted, labels, scales)
     if unit is None:
         return False
@@ -88,6 +98,15 @@ def warn_of_units(
     )
     warnings.warn(msg, LabelWarning, stacklevel=5)
     return True
+
+
+def _opposite(predicted: NDArray[np.float64], labels: NDArray[np.float64]) -> bool:
+    """Return whether the ranks of labels and predictions are opposite."""
+    told = (np.abs(predicted) > _NOTHING) | (np.abs(labels) > _NOTHING)
+    predicted, labels = predicted[told], labels[told]
+    if len(labels) < 3 or min(_spread(predicted), _spread(labels)) < _NOTHING:
+        return False
+    return bool(stats.spearmanr(predicted, labels).statistic < -_CORRELATED)
 
 
 def _guess(

@@ -20,9 +20,11 @@ from uqcalc.annotating.descriptor import (
 )
 from uqcalc.annotating.trajectory import annotate
 from uqcalc.backbones.batching import evaluate_each
+from uqcalc.backbones.chargespin import stated_charge_spin
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import RecordError
 from uqcalc.labels.groups import group_names
+from uqcalc.probe.seen import Geometries
 from uqcalc.records import Assessment
 from uqcalc.signals.sanity import Sanity
 
@@ -30,6 +32,7 @@ from uqcalc.signals.sanity import Sanity
 RISK = "risk"  # the risk of the first reading
 NOT_EVALUATED = "the potential could not evaluate them"
 IMPOSSIBLE = "physically impossible"
+REPEATED = "with the geometry of an earlier frame"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,8 +83,11 @@ def candidates_of(
     events = _events(ready, group, event_steps)
     left_out: Counter[str] = Counter()
     rows: list[int] = []
+    repeats = _repeats(ready)
     for row, frame in enumerate(ready):
-        if read_error(frame) is not None:
+        if repeats[row]:
+            left_out[REPEATED] += 1
+        elif read_error(frame) is not None:
             left_out[NOT_EVALUATED] += 1
         elif _is_impossible(read_assessment(frame)):
             left_out[IMPOSSIBLE] += 1
@@ -193,6 +199,18 @@ def _events(frames: Sequence[Atoms], group: str | None, event_steps: int) -> lis
         before = now
         names.append(f"{own}:e{number}" if own else f"e{number}")
     return names
+
+
+def _repeats(frames: Sequence[Atoms]) -> list[bool]:
+    """Return which frames have the geometry, charge and spin of an earlier one."""
+    index = Geometries()
+    found = []
+    for frame in frames:
+        said = stated_charge_spin(frame)
+        known = [stated_charge_spin(other) for other in index.find(frame)]
+        found.append(said in known)
+        index.add([] if found[-1] else [frame])
+    return found
 
 
 def _is_impossible(assessment: Assessment) -> bool:

@@ -117,8 +117,9 @@ def select(  # noqa: PLR0913  (what a user writes in one line of a script)
     (`uqcalc.annotating.descriptor`): flagged frames of `Monitor` carry them, and the
     calculator computes those that are missing. The choice has no random numbers.
 
-    Left out are frames that the potential could not evaluate and physically impossible
-    ones (`uqcalc.Sanity`). The frames do not change.
+    Left out are frames that the potential could not evaluate, physically impossible
+    ones (`uqcalc.Sanity`), and frames with the geometry of an earlier one. The frames
+    do not change.
 
     Parameters
     ----------

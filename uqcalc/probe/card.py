@@ -46,6 +46,33 @@ RAW_ARCHITECTURE = "probe-2026"  # published: energy and atom count not standard
 
 
 @dataclass(frozen=True, slots=True)
+class RegimeCount:
+    """Accepted and wrong structures of one regime in the calibration set.
+
+    One structure of each group was used. A structure is accepted if its probability is
+    at least the card's ``suspect``, which was fixed before these labels were seen.
+
+    Attributes
+    ----------
+    groups, accepted, wrong : int
+    bound : float or None
+        Upper bound on the share of wrong structures among the accepted ones (Clopper &
+        Pearson 1934) at the confidence of the guarantee; None without accepted ones.
+    elements : list of int
+        Atomic numbers in the accepted structures.
+    temperature_K : float or None
+        Highest temperature of the accepted structures; None unless each states one.
+    """
+
+    groups: int
+    accepted: int
+    wrong: int
+    bound: float | None = None
+    elements: list[int] = field(default_factory=list)
+    temperature_K: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Guarantee:
     """Upper bound on the share of accepted structures that are wrong.
 
@@ -73,6 +100,9 @@ class Guarantee:
     boundary : float or None
         The probability is P(error <= boundary), and structures outside the probe's
         scope are rejected. None if the cutoff is on another number.
+    regimes : dict of RegimeCount
+        The regimes of the calibration set; empty for guarantees of earlier versions.
+        The statement of each regime has the confidence of the guarantee by itself.
     """
 
     cutoff: float
@@ -85,6 +115,7 @@ class Guarantee:
     tolerance: float | None = None
     unit: str = ""
     boundary: float | None = None
+    regimes: dict[str, RegimeCount] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shares = (self.cutoff, self.risk, self.confidence, self.bound)
@@ -94,6 +125,15 @@ class Guarantee:
                 f"1, got {shares}; certify the probe again"
             )
             raise ProbeError(msg)
+
+    @property
+    def validated(self) -> dict[str, RegimeCount]:
+        """The regimes in which at most a share ``risk`` of accepted ones is wrong."""
+        return {
+            name: row
+            for name, row in self.regimes.items()
+            if row.bound is not None and row.bound <= self.risk
+        }
 
     @property
     def coverage(self) -> float:

@@ -327,6 +327,7 @@ class Monitor:
             harvest=self.harvest,
             asker=self.asker,
             rewinds=self.rewinds,
+            validity=getattr(self._watched.calculator, "validity", ""),
         )
 
     def close(self) -> None:

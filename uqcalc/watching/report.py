@@ -27,6 +27,7 @@ def summarise(  # noqa: PLR0913  (all that a run has)
     harvest: Harvest | None = None,
     asker: Asker | None = None,
     rewinds: Sequence[Rewound] = (),
+    validity: str = "",
 ) -> str:
     """Return a few lines: steps and levels, the end, the worst atoms, next steps."""
     if history.first is None:
@@ -42,12 +43,9 @@ def summarise(  # noqa: PLR0913  (all that a run has)
         flagged_as = "Rewound" if rewinds else "Flagged, but not halted"
         lines.append(f"{'Halted' if halted else flagged_as}: {reason}.")
         lines += _advice(acted_on)
-    if history.asks:
-        lines.append(asks_words(history.asks))
-    if asker is not None:
-        lines.append(asker.words())
-    if harvest is not None:
-        lines.append(harvest.words())
+    lines += [f"The probe is {validity}."] if validity else []
+    lines += [asks_words(history.asks)] if history.asks else []
+    lines += [part.words() for part in (asker, harvest) if part is not None]
     if rewinds:
         gone = ", ".join(f"{r.step} to {r.to_step}" for r in rewinds)
         noun = "time" if len(rewinds) == 1 else "times"

@@ -246,7 +246,7 @@ class Rewinder:
             dynamics.rng = noise
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> bool:
     if isinstance(value, bool):
         return False
     known = isinstance(value, int | float | np.integer | np.floating)

@@ -1,0 +1,212 @@
+"""Calibration of P of a region (`atoms=`): one functional group, or a third of a molecule.
+
+The frames are runs of the bundled potential, heated from 300 to 3 000 K until they
+fail, of test molecules of its probe; the labels are GFN2-xTB forces. For each frame one
+region of each kind is judged, and the true error is that of its atoms only.
+
+    python regions.py --data bundled_data --cache regions_cache --molecules 80
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+from ase import Atoms
+from ase.neighborlist import build_neighbor_list, natural_cutoffs
+from common import BUNDLED, print_table, print_targets, target, write_result
+from numpy.typing import NDArray
+
+from uqcalc import ReliableCalculator
+from uqcalc.backbones.prediction import Prediction
+from uqcalc.defaults import shipped_probe
+from uqcalc.models.bundled import bare_calculator
+from uqcalc.probe.probe import Probe
+from uqcalc.signals.region import Region
+from uqcalc.statistics import scores
+from uqcalc.targets import force_errors
+
+
+CHUNK = 20
+BATCH = 64
+KINDS = ("whole", "functional group", "connected third")
+COLUMNS = {
+    "region": "region",
+    "of": "P of",
+    "structures": "frames",
+    "prevalence": "right",
+    "mean": "mean P",
+    "ece": "ECE",
+    "floor": "floor",
+    "auroc": "AUROC",
+}
+
+
+def make_frames(data: Path, count: int) -> list[Atoms]:
+    """Heat test molecules of the probe and label the kept frames."""
+    sys.path.insert(0, str(BUNDLED))
+    from probe_frames import ramp_chunk
+    from sample import read_groups
+
+    names = read_groups(data)["probe_test"]
+    chosen = names[:: max(1, len(names) // count)][:count]
+    frames = []
+    for start in range(0, len(chosen), CHUNK):
+        for sampled, _ in ramp_chunk(chosen[start : start + CHUNK]):
+            frames += sampled.frames
+        print(f"{len(frames)} frames", flush=True)
+    return frames
+
+
+def bonded(atoms: Atoms) -> list[NDArray[np.int64]]:
+    """Return the partners of each atom."""
+    pairs = build_neighbor_list(
+        atoms, natural_cutoffs(atoms, 1.2), bothways=True, self_interaction=False
+    )
+    return [np.unique(pairs.get_neighbors(i)[0]) for i in range(len(atoms))]
+
+
+def functional_group(
+    atoms: Atoms, partners: Sequence[NDArray[np.int64]], rng: np.random.Generator
+) -> list[int] | None:
+    """Return N or O, its partners, and the H and O atoms on these; None without any."""
+    centres = [i for i, z in enumerate(atoms.numbers) if z in (7, 8)]
+    if not centres:
+        return None
+    centre = int(rng.choice(centres))
+    found = {centre, *partners[centre].tolist()}
+    for i in partners[centre]:
+        found |= {int(j) for j in partners[i] if atoms.numbers[j] in (1, 8)}
+    return sorted(found)
+
+
+def connected_third(
+    atoms: Atoms, partners: Sequence[NDArray[np.int64]], rng: np.random.Generator
+) -> list[int]:
+    """Return a random connected third of the atoms, grown bond by bond."""
+    wanted = max(1, round(len(atoms) / 3))
+    found = [int(rng.integers(len(atoms)))]
+    while len(found) < wanted:
+        rim = sorted({int(j) for i in found for j in partners[i]} - set(found))
+        if not rim:
+            break
+        found.append(int(rng.choice(rim)))
+    return sorted(found)
+
+
+def regions(frames: Sequence[Atoms]) -> Iterator[tuple[int, str, list[int]]]:
+    """Yield (frame, kind, atoms) of each region to judge."""
+    rng = np.random.default_rng(0)
+    for index, atoms in enumerate(frames):
+        partners = bonded(atoms)
+        yield index, KINDS[0], list(range(len(atoms)))
+        group = functional_group(atoms, partners, rng)
+        if group is not None and len(group) < len(atoms):
+            yield index, KINDS[1], group
+        yield index, KINDS[2], connected_third(atoms, partners, rng)
+
+
+def read(
+    probe: Probe, predictions: Sequence[Prediction], asked: Sequence[tuple[int, Any]]
+) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+    """Return P of the RMS error of each region, and P of each of its atoms."""
+    energies = probe.card.element_energies()
+    rms, atoms = [], []
+    for start in range(0, len(asked), BATCH):
+        rows = asked[start : start + BATCH]
+        parts = [Region(chosen).part(predictions[i], energies) for i, chosen in rows]
+        found = probe.read(parts)
+        rms.append(found.reliability.double().numpy())
+        sizes = [len(chosen) for _, chosen in rows]
+        atoms += [p.double().numpy() for p in found.atoms.split(sizes)]
+    return np.concatenate(rms), atoms
+
+
+def row(
+    kind: str, of: str, right: NDArray[np.bool_], said: NDArray[np.float64],
+    groups: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
+    """Return the scores of one probability of one kind of region."""
+    return {
+        "region": kind,
+        "of": of,
+        "structures": len(right),
+        "prevalence": float(right.mean()),
+        "mean": float(said.mean()),
+        "ece": scores.expected_calibration_error(right, said),
+        "floor": scores.calibration_chance(right, said, groups).mean,
+        "auroc": scores.auroc(right, said),
+    }
+
+
+def judged(frames: Sequence[Atoms]) -> list[dict[str, Any]]:
+    """Return the rows of all kinds of regions."""
+    probe, card = shipped_probe("default"), shipped_probe("default").card
+    calculator = ReliableCalculator(bare_calculator(dtype="float64"), probe)
+    predictions = [calculator.backbone(atoms, ["energy", "forces"]) for atoms in frames]
+    errors = [
+        force_errors(p.forces, atoms.arrays["REF_forces"])
+        for p, atoms in zip(predictions, frames, strict=True)
+    ]
+    found = list(regions(frames))
+    said, atoms = read(probe, predictions, [(i, chosen) for i, _, chosen in found])
+    own = [errors[i][chosen] for i, _, chosen in found]
+    # as the boundary: root mean square over the three components of each force
+    rms = np.array([np.sqrt(np.mean(e**2) / 3) for e in own])
+    least = np.array([p.min() for p in atoms])
+    at_least = np.array([e[p.argmin()] for e, p in zip(own, atoms, strict=True)])
+    largest = np.array([e.max() for e in own])
+    rows = []
+    for kind in KINDS:
+        mine = np.array([k == kind for _, k, _ in found])
+        groups = [frames[i].info["molecule"] for i, k, _ in found if k == kind]
+        for of, right, p in (
+            ("RMS of the region", rms <= card.boundary, said),
+            ("its least reliable atom", at_least <= card.atom_boundary, least),
+            ("all its atoms", largest <= card.atom_boundary, least),
+        ):
+            rows.append(row(kind, of, right[mine], p[mine], groups))
+        sizes = [len(chosen) for _, k, chosen in found if k == kind]
+        rows[-1]["atoms"] = float(np.mean(sizes))
+    return rows
+
+
+def main() -> None:
+    """Make or read the frames, judge the regions, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=BUNDLED / "bundled_data")
+    parser.add_argument("--cache", type=Path, default=Path("regions_cache"))
+    parser.add_argument("--molecules", type=int, default=80)
+    options = parser.parse_args()
+    options.cache.mkdir(parents=True, exist_ok=True)
+    path = options.cache / f"frames_{options.molecules}.xyz"
+    if not path.exists():
+        ase.io.write(path, make_frames(options.data, options.molecules))
+    frames = ase.io.read(path, ":")
+    rows = judged(frames)
+    print_table("Probabilities of regions", rows, COLUMNS)
+    targets = [
+        target(f"ECE of P, {r['region']}, {r['of']}", r["ece"], 0.05)
+        for r in rows
+        if r["region"] != KINDS[0] and r["of"] != "all its atoms"
+    ]
+    print_targets(targets)
+    molecules = len({f.info["molecule"] for f in frames})
+    write_result(
+        "regions",
+        seeds=[0],
+        rows=rows,
+        targets=targets,
+        notes=[f"{len(frames)} frames of {molecules} test molecules of the probe"],
+    )
+    print(json.dumps(targets, indent=1))
+
+
+if __name__ == "__main__":
+    main()
