@@ -302,6 +302,8 @@ def _sections(schema):
         "relax": "RelaxSection",
         "force_delta": "ForceDeltaSection",
         "policy": "PolicySection",
+        "ask": "AskSection",
+        "rewind": "RewindSection",
         "outputs": "OutputSection",
     }
     return {name: schema["$defs"][kind] for name, kind in kinds.items()}

@@ -24,7 +24,7 @@ from uqcalc.learning.loop import LoopReport
 from uqcalc.learning.selection import Selection
 from uqcalc.limits.runlimits import RunLimits
 from uqcalc.limits.thresholds import ErrorCurve
-from uqcalc.probe.card import Card, Guarantee
+from uqcalc.probe.card import Card, Guarantee, RegimeCount
 from uqcalc.probe.inputs import Statistics
 from uqcalc.probe.network import ProbeNetwork, Shape
 from uqcalc.probe.probe import ProbeReading
@@ -38,6 +38,7 @@ from uqcalc.signals.distance import PerElement
 from uqcalc.signals.fitted import FittedSignal
 from uqcalc.signals.rigidity import Rigidity
 from uqcalc.signals.samples import Split
+from uqcalc.watching.asker import Asker
 from uqcalc.watching.band import BandAssessment
 from uqcalc.watching.relaxation import Outcome, Relaxation
 from uqcalc.watching.reliableframes import ReliableFrames
@@ -47,6 +48,7 @@ from uqcalc.watching.trigger import Trigger
 
 __all__ = [
     "AnnotationSummary",
+    "Asker",
     "Assessment",
     "AttackPath",
     "AttackSettings",
@@ -78,6 +80,7 @@ __all__ = [
     "ProbeNetwork",
     "ProbeReading",
     "Reading",
+    "RegimeCount",
     "Relaxation",
     "ReliableFrames",
     "Rewound",

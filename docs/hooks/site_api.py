@@ -18,7 +18,7 @@ PAGES: dict[str, tuple[str, ...]] = {
         "read_assessment", "Committee", "RotationAverage", "save_safe_mace",
     ),
     "run": (
-        "Monitor", "Rewind", "relax", "run_file", "read_log", "reliable_frames",
+        "Monitor", "Rewind", "Ask", "relax", "run_file", "read_log", "reliable_frames",
         "attack", "AttackSettings",
         "select", "Selection", "label", "LabelSummary", "run_loop", "LoopReport",
     ),

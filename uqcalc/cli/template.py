@@ -54,8 +54,20 @@ md:                             # remove this section for a relaxation
   #window: 20                   # sample; act when, of the last 20 steps,
   #fraction: 0.5                # sample; half are UNRELIABLE (default: half of 50 fs)
   #patience: 3                  # sample; or after 3 UNRELIABLE frames in a row
-  #on_unreliable: halt          # halt, warn or harvest (go on, keep frames to label)
+  #on_unreliable: halt          # halt, warn, harvest (go on, keep frames to label),
+                                # rewind (go back) or ask (a reference decides)
   #max_harvest: 50              # sample; most frames to keep with harvest
+
+#ask:                           # with on_unreliable: ask
+  #reference: gfn2-xtb          # sample; or file.py:function
+  #max_calls: 20
+  #spacing: 50                  # steps between two calls
+
+#rewind:                        # with on_unreliable: rewind
+  #max_rewinds: 3
+  #back_fs: 100.0
+  #refresh: 0.5                 # share of the momenta that is drawn anew
+  #seed: 0
 
 outputs:
   trajectory: "{name}_frames.xyz"   # {name} is the name of this file without ending
@@ -63,5 +75,6 @@ outputs:
   #log: "{name}.jsonl"
   #flagged: "{name}_flagged.xyz"    # UNRELIABLE frames; null: do not write them
   #max_flagged: 100
+  #labelled: "{name}_labelled.xyz"  # sample; with ask: frames with REF_ labels
   #last: "{name}_last.xyz"
 """
