@@ -1,4 +1,4 @@
-"""Calibration of P of a region (`atoms=`): one functional group, or a third of a molecule.
+"""Calibration of P of a region (`atoms=`): a functional group, a third of a molecule.
 
 The frames are runs of the bundled potential, heated from 300 to 3 000 K until they
 fail, of test molecules of its probe; the labels are GFN2-xTB forces. For each frame one

@@ -28,7 +28,9 @@ def flagged(tmp_path):
             assessment = Assessment(
                 (Reading("probe", 0.5 + step / 20),), Verdict(Level.UNRELIABLE)
             )
-            frame = annotated_copy(copper(step), assessment, {"energy": -1.0})
+            frame = annotated_copy(
+                copper(step + 10 * count), assessment, {"energy": -1.0}
+            )
             store_descriptor(frame, np.array([step, float(count)]), "toy:1")
             frame.info["step"] = step
             frames.append(frame)
