@@ -2,7 +2,8 @@
 
 The frames are runs of the bundled potential, heated from 300 to 3 000 K until they
 fail, of test molecules of its probe; the labels are GFN2-xTB forces. For each frame one
-region of each kind is judged, and the true error is that of its atoms only.
+region of each kind is judged, and the true error is that of its atoms only. Beside it
+stands P of the atoms read as a structure of their own, as before uqcalc.probe.regions.
 
     python regions.py --data bundled_data --cache regions_cache --molecules 80
 """
@@ -22,15 +23,13 @@ from ase import Atoms
 from ase.neighborlist import build_neighbor_list, natural_cutoffs
 from common import BUNDLED, print_table, print_targets, target, write_result
 from numpy.typing import NDArray
-from scipy.special import expit, logit
 
 from uqcalc import ReliableCalculator
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.defaults import shipped_probe
 from uqcalc.models.bundled import bare_calculator
-from uqcalc.probe.calibration import Calibration
-from uqcalc.probe.card import Card
 from uqcalc.probe.probe import Probe
+from uqcalc.signals.probe import ProbeSignal
 from uqcalc.signals.region import Region
 from uqcalc.statistics import scores
 from uqcalc.targets import force_errors
@@ -38,8 +37,8 @@ from uqcalc.targets import force_errors
 
 CHUNK = 20
 BATCH = 64
-DRAWS = 64
-WORST = "its least reliable atom"
+RMS, WORST = "RMS of the region", "its least reliable atom"
+RESULT = "probe_region_reliability"
 KINDS = ("whole", "functional group", "connected third")
 COLUMNS = {
     "region": "region",
@@ -120,7 +119,7 @@ def regions(frames: Sequence[Atoms]) -> Iterator[tuple[int, str, list[int]]]:
 def read(
     probe: Probe, predictions: Sequence[Prediction], asked: Sequence[tuple[int, Any]]
 ) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
-    """Return P of the RMS error of each region, and P of each of its atoms."""
+    """Return P of each region read as a structure, and P of each of its atoms."""
     energies = probe.card.element_energies()
     rms, atoms = [], []
     for start in range(0, len(asked), BATCH):
@@ -131,41 +130,6 @@ def read(
         sizes = [len(chosen) for _, chosen in rows]
         atoms += [p.double().numpy() for p in found.atoms.split(sizes)]
     return np.concatenate(rms), atoms
-
-
-def from_atoms(
-    card: Card, whole: float, atoms: NDArray[np.float64], chosen: Sequence[int]
-) -> float:
-    """Return P of a region from P of the whole structure and of its atoms.
-
-    Not part of the package: what a mend would give. Each atom has a median error m_i by
-    its own P, and log |ΔF_i| scatters by s about it within a structure. The error of
-    the region is that of the whole times the ratio of both RMS values, and P is the
-    mean over draws of the scatter. s follows from the two calibrations of the card: the
-    residual of log-odds models is logistic with variance pi²/3, in units of the slope
-    of log-odds against log error. It is that of atoms without that of structures.
-    """
-    ours, theirs = card.atom_calibration, card.calibration
-    shifts, first = np.unique(ours.shifts, return_index=True)
-    logs = np.log(ours.boundaries)[first]
-    middle = np.exp(np.interp(-logit(np.clip(atoms, 1e-6, 1 - 1e-6)), shifts, logs))
-    scatter = np.sqrt(
-        max(0.0, np.pi**2 / 3 * (slope(ours) ** -2 - slope(theirs) ** -2))
-    )
-    noise = np.random.default_rng(0).standard_normal((DRAWS, len(atoms)))
-    squares = (middle * np.exp(scatter * noise)) ** 2
-    ratio = np.sqrt(squares[:, chosen].mean(axis=1) / squares.mean(axis=1))
-    known = theirs.boundaries
-    asked = np.clip(card.boundary / ratio, known[0], known[-1])
-    moved = np.interp(np.log(asked), np.log(known), theirs.shifts)
-    return float(expit(logit(np.clip(whole, 1e-6, 1 - 1e-6)) + moved).mean())
-
-
-def slope(calibration: Calibration) -> float:
-    """Return the slope of log-odds against log error, from odds of 1/e to e."""
-    shifts, first = np.unique(calibration.shifts, return_index=True)
-    low, high = np.interp([-1, 1], shifts, np.log(calibration.boundaries)[first])
-    return float(2 / (high - low))
 
 
 def row(
@@ -202,17 +166,19 @@ def judged(frames: Sequence[Atoms]) -> list[dict[str, Any]]:
     least = np.array([p.min() for p in atoms])
     at_least = np.array([e[p.argmin()] for e, p in zip(own, atoms, strict=True)])
     largest = np.array([e.max() for e in own])
-    whole = {i: k for k, (i, kind, _) in enumerate(found) if kind == KINDS[0]}
-    mended = np.array(
-        [from_atoms(card, said[whole[i]], atoms[whole[i]], c) for i, _, c in found]
+    package = np.array(
+        [
+            float(ProbeSignal(probe, atoms=c)(predictions[i]).results[RESULT])
+            for i, _, c in found
+        ]
     )
     rows = []
     for kind in KINDS:
         mine = np.array([k == kind for _, k, _ in found])
         groups = [frames[i].info["molecule"] for i, k, _ in found if k == kind]
         for of, right, p in (
-            ("RMS of the region", rms <= card.boundary, said),
-            ("RMS, from whole and atoms", rms <= card.boundary, mended),
+            (RMS, rms <= card.boundary, package),
+            ("RMS, a structure of its own", rms <= card.boundary, said),
             (WORST, at_least <= card.atom_boundary, least),
             ("all its atoms", largest <= card.atom_boundary, least),
         ):
@@ -239,7 +205,7 @@ def main() -> None:
     targets = [
         target(f"ECE of P, {r['region']}, {r['of']}", r["ece"], 0.05)
         for r in rows
-        if r["region"] != KINDS[0] and r["of"] in ("RMS of the region", WORST)
+        if r["region"] != KINDS[0] and r["of"] in (RMS, WORST)
     ]
     print_targets(targets)
     molecules = len({f.info["molecule"] for f in frames})

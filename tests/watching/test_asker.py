@@ -130,13 +130,13 @@ def test_a_frame_on_which_p_and_flags_disagree_is_asked_about(tmp_path):
         sanity=False,
     )
     reference = Shifted()
-    monitor = run(tmp_path, (), reference, 22, atoms=atoms, max_calls=3)
+    monitor = run(tmp_path, (), reference, 80, atoms=atoms, max_calls=3)
     assert not monitor.halted  # the flag alone makes a step SUSPECT only
     steps = [r["step"] for r in read_log(tmp_path / "run.jsonl")
              if r["event"] == "asked"]  # fmt: skip
-    assert steps == [0, 5, 10]
+    assert steps == [0, 10, 30]  # rarer with each right answer
     assert reference.calls == 3
-    assert monitor.history.asks == {"disagree": 23}
+    assert monitor.history.asks == {"disagree": 81}
 
 
 def test_without_a_call_left_the_trigger_halts(tmp_path):

@@ -99,6 +99,55 @@ class Calibration:
         """Return log-odds after the correction for one system, if there is one."""
         return _interpolate(logits, self.system) if self.system else logits
 
+    def moved(self, logits: torch.Tensor, boundaries: torch.Tensor) -> torch.Tensor:
+        """Return the log-odds of P(error <= boundaries) from those at the own boundary.
+
+        Boundaries outside the errors of the labels count as the nearest one inside.
+
+        Parameters
+        ----------
+        logits : tensor ()
+        boundaries : tensor (n,)
+        """
+        bent = self._unadapted(logits)
+        levels = tuple(zip(np.log(self.boundaries).tolist(), self.shifts, strict=True))
+        asked = boundaries.log().clamp(levels[0][0], levels[-1][0])
+        return self.adapted(bent + _interpolate(asked, levels))
+
+    def middle(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the error that is exceeded with P = 1/2, from the own log-odds.
+
+        At most and at least that of the labels' errors that the calibration covers.
+        """
+        wanted = self._unadapted(logits.new_zeros(())) - self._unadapted(logits)
+        levels = self._levels
+        return _interpolate(wanted.clamp(levels[0][0], levels[-1][0]), levels).exp()
+
+    @property
+    def log_variance(self) -> float:
+        """Variance of log(error) at a given P: pi²/3 over the squared slope.
+
+        The slope is that of the log-odds against log(error), from odds of 1/e to e.
+        """
+        shifts, logs = zip(*self._levels, strict=True)
+        low, high = np.interp([-1.0, 1.0], shifts, logs)
+        return float(np.pi**2 / 3 * ((high - low) / 2) ** 2)
+
+    @property
+    def _levels(self) -> tuple[tuple[float, float], ...]:
+        """Pairs (shift, log(boundary)), both increasing."""
+        shifts, first = np.unique(self.shifts, return_index=True)
+        logs = np.log(self.boundaries)[first]
+        return tuple(zip(shifts.tolist(), logs.tolist(), strict=True))
+
+    def _unadapted(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the log-odds before `adapted`."""
+        if not self.system:
+            return logits
+        return _interpolate(
+            logits, tuple((after, before) for before, after in self.system)
+        )
+
     def at(self, boundary: float) -> Calibration:
         """Return the calibration whose own boundary is ``boundary``.
 

@@ -16,6 +16,7 @@ from uqcalc.errors import ProbeError
 from uqcalc.former import Former
 from uqcalc.probe.card import RAW_ARCHITECTURE, Card
 from uqcalc.probe.probe import Probe, ProbeReading
+from uqcalc.probe.regions import is_shareable, region_reliability
 from uqcalc.probe.scope import (
     CHARGE_GAP,
     FAR,
@@ -64,7 +65,7 @@ class ProbeSignal:
     cover chosen atoms: ``probe_promised`` is False. The probe then adds
 
     - ``probe_region_reliability``: P that the RMS force error over the chosen atoms is
-      at most the boundary. The risk is one minus this.
+      at most the boundary (`uqcalc.probe.regions`). The risk is one minus this.
     - ``probe_region_worst``: the smallest probability of a chosen atom. If fewer atoms
       are chosen than the smallest labelled structures allow (``scope.smallest``), the
       risk is one minus this.
@@ -169,7 +170,11 @@ class ProbeSignal:
         unseen, periodic = probe.unseen_elements(numbers), bool(prediction.pbc.any())
         asked = [prediction]
         if region is not None:  # in the same batch as the whole structure
-            asked.append(region.part(prediction, self._atom_energies))
+            around = region.around(prediction)
+            asked += [
+                region.part(prediction, self._atom_energies, atoms)
+                for atoms in (None, around)
+            ]
         found = probe.read(asked, importance=importance, other=self._tolerance)
         whole = _share(found, 0, slice(None, len(numbers)))
         reliability = whole.reliability
@@ -202,7 +207,15 @@ class ProbeSignal:
         )
         if region is None:
             return reading
-        chosen = _share(found, 1, slice(len(numbers), None))
+        first = len(numbers) + len(region)
+        chosen = _share(found, 1, slice(len(numbers), first))
+        if is_shareable(probe.card):
+            inside = np.isin(around, region.atoms)
+            chosen = chosen._replace(
+                reliability=_shared(
+                    probe.card, _share(found, 2, slice(first, None)), inside
+                )
+            )
         return self._of_region(reading, region, chosen, prediction)
 
     def _of_region(
@@ -308,6 +321,15 @@ def _share(found: ProbeReading, index: int, atoms: slice) -> ProbeReading:
         for name, value in found._asdict().items()
     }
     return ProbeReading(**own)
+
+
+def _shared(card: Card, around: ProbeReading, inside: np.ndarray) -> torch.Tensor:
+    """Return P of a region from the reading of its surroundings."""
+    if around.atoms is None or inside.all():
+        return around.reliability
+    chosen = torch.from_numpy(inside).to(around.atoms.device)
+    with torch.inference_mode():
+        return region_reliability(card, around.reliability, around.atoms, chosen)
 
 
 def _limited(

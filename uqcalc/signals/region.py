@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+from ase.geometry import complete_cell
 from numpy.typing import NDArray
 
 from uqcalc.backbones.prediction import Prediction
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     Chosen: TypeAlias = Sequence[int] | Sequence[bool] | NDArray[np.generic]
 else:
     Chosen = Sequence  # one name at run time, for signatures
+
+
+# Å; the cutoff of usual potentials: farther atoms have no direct part in the features.
+REACH = 6.0
 
 
 class Region:
@@ -83,8 +88,35 @@ class Region:
             )
             raise ValueError(msg)
 
-    def part(self, prediction: Prediction, atom_energies: np.ndarray) -> Prediction:
-        """Return the rows of the chosen atoms as a prediction of their own.
+    def around(self, prediction: Prediction) -> NDArray[np.int64]:
+        """Return the atoms within 6 Å of a chosen atom, ascending.
+
+        The nearest image counts along periodic directions (exact for cells that are not
+        much skewed).
+
+        Raises
+        ------
+        ValueError
+            As `check`.
+        """
+        self.check(len(prediction.numbers))
+        places = prediction.positions
+        apart = places[self._chosen][:, None] - places[None]
+        if prediction.pbc.any():
+            cell = complete_cell(prediction.cell)
+            scaled = apart @ np.linalg.inv(cell)
+            apart = (scaled - np.round(scaled) * prediction.pbc) @ cell
+        near = (np.einsum("ijk,ijk->ij", apart, apart) <= REACH**2).any(axis=0)
+        near[self._chosen] = True  # also at positions that are NaN
+        return np.flatnonzero(near).astype(np.int64)
+
+    def part(
+        self,
+        prediction: Prediction,
+        atom_energies: np.ndarray,
+        atoms: NDArray[np.int64] | None = None,
+    ) -> Prediction:
+        """Return the rows of the chosen or of other ``atoms`` as a prediction.
 
         Its energy is such that the energy per atom, after subtraction of
         ``atom_energies`` (119,) in eV, is that of the whole structure. Only what a
@@ -95,7 +127,8 @@ class Region:
         ValueError
             As `check`.
         """
-        numbers, chosen = prediction.numbers, self._chosen
+        numbers = prediction.numbers
+        chosen = self._chosen if atoms is None else atoms
         self.check(len(numbers))
         rest = (prediction.energy - atom_energies[numbers].sum()) / len(numbers)
         own = numbers[chosen]

@@ -54,7 +54,9 @@ class Ask:
         Largest number of calls. If a run continues, the frames in ``labelled`` count.
     spacing : int
         Smallest number of steps from one call to the next. In between, the last answer
-        holds: a trigger that acts waits until a call is allowed.
+        holds: a trigger that acts waits until a call is allowed. For the rules
+        "disagree" and "unlabelled" the spacing doubles with each right answer, so that
+        a flag that stays on for a whole run does not use up the calls.
     boundary : float or str, optional
         Largest RMS force error of a right frame, in eV/Å or with a unit. By default the
         boundaries of the probes; needed without a probe.
@@ -216,6 +218,7 @@ class Asker:
         self.file: FrameFile | None = None
         self._before = 0  # calls of the run before it was continued
         self._last: int | None = None
+        self._spacing = settings.spacing  # of calls without an alarm
 
     def open(self, mode: str) -> FrameFile:
         """Open the file of labelled frames.
@@ -254,10 +257,14 @@ class Asker:
             most = self.settings.max_calls
             noun = "call" if most == 1 else "calls"
             return f"UNRELIABLE after {most} {noun} of the reference" if acts else None
-        if self._last is not None and event.step - self._last < self.settings.spacing:
+        least = self.settings.spacing if acts else self._spacing
+        if self._last is not None and event.step - self._last < least:
             return None
         self._last = event.step
-        return self._ask(event, structure, outputs)
+        wrong = self._ask(event, structure, outputs)
+        if not acts:
+            self._spacing *= 2
+        return wrong
 
     def just_right(self, step: int) -> bool:
         """Return whether the reference was asked at ``step`` and gave no reason."""
