@@ -236,3 +236,25 @@ def test_what_cannot_be_meant_is_refused(tmp_path):
     band = FIRE(NEB(images, method="improvedtangent"), logfile=None)
     with pytest.raises(ValueError, match="must have a run of one structure"):
         Monitor(band, on_unreliable=Ask(EMT(), path, boundary=1.0))
+
+
+def test_a_restart_drops_the_frames_that_it_repeats(tmp_path):
+    atoms = watched([BAD] * 60)
+    run(tmp_path, (), Shifted(), 12, atoms=atoms)
+    before = [f.info["step"] for f in read(tmp_path / "labelled.xyz", ":")]
+    assert before == [1, 6, 11]
+    monitor = Monitor(
+        VelocityVerlet(atoms, 2 * units.fs),
+        log=tmp_path / "run.jsonl",
+        mode="append",
+        first_step=5,
+        patience=2,
+        on_unreliable=Ask(
+            Shifted(), tmp_path / "labelled.xyz", boundary=0.1, spacing=5
+        ),
+    )
+    assert monitor.asker.calls == 1
+    monitor.dynamics.run(4)
+    after = [f.info["step"] for f in read(tmp_path / "labelled.xyz", ":")]
+    assert after[0] == 1
+    assert 5 <= after[1] <= 7
