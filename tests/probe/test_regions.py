@@ -20,8 +20,7 @@ def tensor(values):
 
 
 def shared(around, atoms, inside, card=CARD):
-    chosen = torch.zeros(len(atoms), dtype=torch.bool)
-    chosen[inside] = True
+    chosen = torch.tensor(list(inside))
     return float(region_reliability(card, tensor(around), tensor(atoms), chosen))
 
 

@@ -185,3 +185,18 @@ def test_targets_and_guarantees_of_whole_structures_are_refused(backbone):
     atoms = rattled()
     calc = ReliableCalculator(mace, forces, atoms=[0, 1])
     assert calc.assess(atoms).results()["probe_promised"] is False
+
+
+def test_the_surroundings_are_the_atoms_within_six_angstrom(backbone):
+    water = molecule("H2O")
+    far = water.copy()
+    far.positions += [0.0, 0.0, 30.0]
+    pair = water + far
+    prediction = backbone(pair, ["energy", "forces"])
+    assert Region([0]).around(prediction).tolist() == [0, 1, 2]
+    pair.set_cell([34.0, 34.0, 34.0])
+    pair.set_pbc(True)  # the second molecule is 4 Å below the first
+    prediction = backbone(pair, ["energy", "forces"])
+    assert Region([0]).around(prediction).tolist() == list(range(6))
+    every = Region(range(6)).around(prediction)
+    assert every.tolist() == list(range(6))

@@ -51,8 +51,8 @@ def region_reliability(
         P of the surroundings, the region included, at the card's boundary.
     atoms : tensor (atoms,)
         P of each atom of the surroundings at the card's ``atom_boundary``.
-    inside : boolean tensor (atoms,)
-        Which of these atoms belong to the region.
+    inside : integer tensor (chosen,)
+        Rows of these atoms that belong to the region.
 
     Returns
     -------

@@ -15,6 +15,7 @@ from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.errors import ProbeError
 from uqcalc.former import Former
 from uqcalc.probe.card import RAW_ARCHITECTURE, Card
+from uqcalc.probe.inputs import on_device
 from uqcalc.probe.probe import Probe, ProbeReading
 from uqcalc.probe.regions import is_shareable, region_reliability
 from uqcalc.probe.scope import (
@@ -210,12 +211,9 @@ class ProbeSignal:
         first = len(numbers) + len(region)
         chosen = _share(found, 1, slice(len(numbers), first))
         if is_shareable(probe.card):
-            inside = np.isin(around, region.atoms)
-            chosen = chosen._replace(
-                reliability=_shared(
-                    probe.card, _share(found, 2, slice(first, None)), inside
-                )
-            )
+            rows = np.searchsorted(around, region.atoms)
+            near = _share(found, 2, slice(first, None))
+            chosen = chosen._replace(reliability=_shared(probe.card, near, rows))
         return self._of_region(reading, region, chosen, prediction)
 
     def _of_region(
@@ -323,11 +321,11 @@ def _share(found: ProbeReading, index: int, atoms: slice) -> ProbeReading:
     return ProbeReading(**own)
 
 
-def _shared(card: Card, around: ProbeReading, inside: np.ndarray) -> torch.Tensor:
-    """Return P of a region from the reading of its surroundings."""
-    if around.atoms is None or inside.all():
+def _shared(card: Card, around: ProbeReading, rows: np.ndarray) -> torch.Tensor:
+    """Return P of a region, which are these rows of its surroundings."""
+    if around.atoms is None or len(rows) == len(around.atoms):
         return around.reliability
-    chosen = torch.from_numpy(inside).to(around.atoms.device)
+    chosen = on_device(around.atoms.device, rows)
     with torch.inference_mode():
         return region_reliability(card, around.reliability, around.atoms, chosen)
 

@@ -22,6 +22,7 @@ else:
 
 # Å; the cutoff of usual potentials: farther atoms have no direct part in the features.
 REACH = 6.0
+_BLOCK = 64  # chosen atoms whose distances are in memory together
 
 
 class Region:
@@ -100,14 +101,18 @@ class Region:
             As `check`.
         """
         self.check(len(prediction.numbers))
-        places = prediction.positions
-        apart = places[self._chosen][:, None] - places[None]
-        if prediction.pbc.any():
-            cell = complete_cell(prediction.cell)
-            scaled = apart @ np.linalg.inv(cell)
-            apart = (scaled - np.round(scaled) * prediction.pbc) @ cell
-        near = (np.einsum("ijk,ijk->ij", apart, apart) <= REACH**2).any(axis=0)
+        places, periodic = prediction.positions, prediction.pbc
+        cell = complete_cell(prediction.cell)
+        inverse = np.linalg.pinv(cell)
+        near = np.zeros(len(places), dtype=bool)
         near[self._chosen] = True  # also at positions that are NaN
+        for start in range(0, len(self._chosen), _BLOCK):
+            block = self._chosen[start : start + _BLOCK]
+            apart = places[block][:, None] - places[None]
+            if periodic.any():
+                scaled = apart @ inverse
+                apart = (scaled - np.round(scaled) * periodic) @ cell
+            near |= (np.einsum("ijk,ijk->ij", apart, apart) <= REACH**2).any(axis=0)
         return np.flatnonzero(near).astype(np.int64)
 
     def part(

@@ -405,10 +405,12 @@ class Monitor:
         """Go back to ``step``: the trigger and the files drop later records."""
         self._offset = step - int(self.dynamics.nsteps)
         if self.log is not None:
-            before = [r for r in read_standing(self.log.path) if r["step"] < step]
+            path = self.log.path  # a long log is read twice rather than kept
+            before = (r for r in read_standing(path) if r["step"] < step)
             self.trigger.replay(before, judged)
             if self._rewinder is not None:
-                self._rewinder.restore(r for r in before if r["event"] == "rewind")
+                again = (r for r in read_standing(path) if r["step"] < step)
+                self._rewinder.restore(r for r in again if r["event"] == "rewind")
             self.log.write({"event": "resumed", "step": step})
         if self.flagged is not None:
             self.flagged.cut(step)
