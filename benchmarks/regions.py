@@ -1,18 +1,16 @@
 """Calibration of P of a region (`atoms=`): a functional group, a third of a molecule.
 
-The frames are runs of the bundled potential, heated from 300 to 3 000 K until they
-fail, of test molecules of its probe; the labels are GFN2-xTB forces. For each frame one
-region of each kind is judged, and the true error is that of its atoms only. Beside it
-stands P of the atoms read as a structure of their own, as before uqcalc.probe.regions.
+The frames are thermal ones (300 to 2 500 K) of test molecules of the bundled probe, with
+GFN2-xTB forces, from scope_frames.py of provenance/bundled. For each frame one region of
+each kind is judged, and the true error is that of its atoms only. Beside it stands P of
+the atoms read as a structure of their own, as before uqcalc.probe.regions.
 
-    python regions.py --data bundled_data --cache regions_cache --molecules 80
+    python regions.py --frames bundled_data/probe_test.scope.xyz
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,7 @@ from uqcalc.statistics import scores
 from uqcalc.targets import force_errors
 
 
-CHUNK = 20
+FEWEST = 6
 BATCH = 64
 RMS, WORST = "RMS of the region", "its least reliable atom"
 RESULT = "probe_region_reliability"
@@ -52,20 +50,10 @@ COLUMNS = {
 }
 
 
-def make_frames(data: Path, count: int) -> list[Atoms]:
-    """Heat test molecules of the probe and label the kept frames."""
-    sys.path.insert(0, str(BUNDLED))
-    from probe_frames import ramp_chunk
-    from sample import read_groups
-
-    names = read_groups(data)["probe_test"]
-    chosen = names[:: max(1, len(names) // count)][:count]
-    frames = []
-    for start in range(0, len(chosen), CHUNK):
-        for sampled, _ in ramp_chunk(chosen[start : start + CHUNK]):
-            frames += sampled.frames
-        print(f"{len(frames)} frames", flush=True)
-    return frames
+def test_frames(path: Path, kind: str, start: int, every: int) -> list[Atoms]:
+    """Return labelled test frames of one kind with at least six atoms."""
+    frames = [f for f in ase.io.read(path, ":") if f.info["kind"] == kind]
+    return [f for f in frames if len(f) >= FEWEST][start::every]
 
 
 def bonded(atoms: Atoms) -> list[NDArray[np.int64]]:
@@ -189,17 +177,15 @@ def judged(frames: Sequence[Atoms]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Make or read the frames, judge the regions, and write the result."""
+    """Read the frames, judge the regions, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=BUNDLED / "bundled_data")
-    parser.add_argument("--cache", type=Path, default=Path("regions_cache"))
-    parser.add_argument("--molecules", type=int, default=80)
+    data = BUNDLED / "bundled_data" / "probe_test.scope.xyz"
+    parser.add_argument("--frames", type=Path, default=data)
+    parser.add_argument("--kind", default="mmff")
+    parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--every", type=int, default=1)
     options = parser.parse_args()
-    options.cache.mkdir(parents=True, exist_ok=True)
-    path = options.cache / f"frames_{options.molecules}.xyz"
-    if not path.exists():
-        ase.io.write(path, make_frames(options.data, options.molecules))
-    frames = ase.io.read(path, ":")
+    frames = test_frames(options.frames, options.kind, options.start, options.every)
     rows = judged(frames)
     print_table("Probabilities of regions", rows, COLUMNS)
     targets = [
@@ -214,9 +200,11 @@ def main() -> None:
         seeds=[0],
         rows=rows,
         targets=targets,
-        notes=[f"{len(frames)} frames of {molecules} test molecules of the probe"],
+        notes=[
+            f"{len(frames)} frames of {molecules} test molecules of the probe: every "
+            f"{options.every}. from {options.start}. on, of the kind {options.kind}"
+        ],
     )
-    print(json.dumps(targets, indent=1))
 
 
 if __name__ == "__main__":
