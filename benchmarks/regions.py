@@ -1,9 +1,9 @@
 """Calibration of P of a region (`atoms=`): a functional group, a third of a molecule.
 
-The frames are thermal ones (300 to 2 500 K) of test molecules of the bundled probe, with
-GFN2-xTB forces, from scope_frames.py of provenance/bundled. For each frame one region of
-each kind is judged, and the true error is that of its atoms only. Beside it stands P of
-the atoms read as a structure of their own, as before uqcalc.probe.regions.
+The frames are thermal ones (300 to 2 500 K) of test molecules of the bundled probe,
+with GFN2-xTB forces, from scope_frames.py of provenance/bundled. For each frame one
+region of each kind is judged, and the true error is that of its atoms only. Beside it
+stands P of the atoms read as a structure of their own, as before uqcalc.probe.regions.
 
     python regions.py --frames bundled_data/probe_test.scope.xyz
 """

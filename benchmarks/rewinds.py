@@ -1,9 +1,9 @@
 """Rewind runs of the bundled potential that are heated until it fails.
 
 Molecules of neither the labels of the potential nor those of its probe are heated from
-300 to 2 000 K in 0.75 ps and stay there for 0.45 ps. At each alarm the monitor goes
-back. The reference is GFN2-xTB: is the state gone back to right, is the alarm right, and
-how do the errors of the steps that `reliable_frames` keeps differ from the others?
+300 to 2 000 K in 0.5 ps and stay there for 0.3 ps. At each alarm the monitor goes back.
+The reference is GFN2-xTB: is the state gone back to right, is the alarm right, and how
+do the errors of the steps that `reliable_frames` keeps differ from the others?
 
     python rewinds.py --molecules ethanol uracil --seeds 2
 """
@@ -32,7 +32,7 @@ from sample import FAILURES, embed, seed_of, xtb
 
 
 START_K, END_K = 300.0, 2000.0
-HEATING, STEPS = 1500, 2400  # steps of 0.5 fs
+HEATING, STEPS = 1000, 1600  # steps of 0.5 fs
 EVERY = 20  # steps between two labels
 REWINDS, BACK_FS = 5, 100.0
 COLUMNS = {
