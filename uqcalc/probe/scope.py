@@ -237,7 +237,7 @@ def learn_scope(
     if chosen.sum() < _FEWEST:
         chosen = known
     rows = np.flatnonzero(chosen)
-    of = [groups[i] for i in rows]
+    of = [groups[i] for i in rows.tolist()]
     limit = tail_limit(np.log(largest[rows]), of, LARGEST_LEVEL)
     mean_limit = tail_limit(mean_log[rows], of, MEAN_LEVEL)
     beyond = (np.log(largest[rows]) > limit) | (mean_log[rows] > mean_limit)
