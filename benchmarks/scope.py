@@ -53,7 +53,7 @@ SEEN = (
     "Li", "zeolite dft", "zeolite edi", "zeolite jbw", "zeolite pty", "SiO2 crystal",
     "acetylacetone 300K",
 )  # fmt: skip
-SPLITS, GROUPS, MARKED = 5, 46, 500
+SPLITS, GROUPS, OTHERS, MARKED = 5, 46, 100, 500
 ABSURD_COLUMNS = {
     "kind": "kind",
     "structures": "structures",
@@ -282,7 +282,7 @@ def of_molecules(options: argparse.Namespace) -> None:
         return build_dataset(frames, backbone, labels, exclude=exclude, cache=folder)
 
     whole = built(names[:GROUPS], options.frames, f"fit_{options.seed}")
-    others = built(names[GROUPS:], 10, f"others_{options.seed}")
+    others = built(names[GROUPS : GROUPS + OTHERS], 5, f"others_{options.seed}")
     order = np.random.default_rng(0).permutation(len(others))[:MARKED]
     test = others.subset(np.sort(order))
     rows = []
