@@ -4,54 +4,111 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, strategies as st
 
 from uqcalc import Level, Policy, Threshold
 from uqcalc.defaults import shipped_probe
-from uqcalc.errors import ProbeError
+from uqcalc.errors import LabelError, ProbeError
 from uqcalc.probe.card import Card
-from uqcalc.probe.scope import AtomFloor, Scope, learn_floor, learn_scope
+from uqcalc.probe.scope import (
+    FARTHEST,
+    AtomFloor,
+    Scope,
+    learn_floor,
+    learn_scope,
+    tail_limit,
+)
 from uqcalc.types import Reading
 
 
-def farthest(structures, atoms=20, dim=8, *, seed):
-    """Largest squared distance per dimension among Gaussian atoms."""
+def away(structures, atoms=20, dim=8, *, seed, stretch=1.0):
+    """Largest and mean log squared distance per dimension among Gaussian atoms."""
     rows = np.random.default_rng(seed).normal(size=(structures, atoms, dim))
-    return (rows**2).mean(axis=2).max(axis=1)
+    squares = (stretch * rows**2).mean(axis=2)
+    return squares.max(axis=1), np.log(squares).mean(axis=1)
 
 
-@pytest.mark.parametrize("level", [0.99, 0.9])
-def test_fires_at_the_stated_rate_on_new_structures_like_the_labelled(level):
-    """Averaged over labelled sets a conformal quantile holds its level exactly."""
-    groups = [str(i) for i in range(199)]
-    fired = new = 0
-    for seed in range(60):
-        scope = learn_scope(
-            "forces", farthest(199, seed=seed), [20] * 199, groups, [], level
-        )
-        fresh = farthest(500, seed=10_000 + seed)
-        fired, new = fired + np.sum(fresh > scope.distance), new + len(fresh)
-    # sets of 199 differ, so the spread is wider than that of independent draws
-    spread = math.sqrt(level * (1 - level) * (1 / new + 1 / (60 * 199)))
-    assert fired / new == pytest.approx(1 - level, abs=4 * spread)
+def fired(scope, largest, mean_log):
+    """Share of structures outside."""
+    pair = map(torch.from_numpy, (largest, mean_log))
+    return float((scope.novelty(*pair) > FARTHEST).double().mean())
 
 
-def test_frames_of_one_group_count_once():
-    """A long run in one odd place does not move the limit."""
+@pytest.mark.parametrize("groups", [39, 400])
+def test_fires_at_the_stated_rate_on_new_structures_like_the_labelled(groups):
+    """Of independent events at 1 and 5 %: about 6 %, with few and with many groups."""
+    names = [str(i) for i in range(groups)]
+    shares = []
+    for seed in range(40):
+        scope = learn_scope("forces", away(groups, seed=seed), [20], names, [])
+        shares.append(fired(scope, *away(500, seed=10_000 + seed)))
+    assert np.mean(shares) == pytest.approx(0.055, abs=0.025)
+    assert np.std(shares) < 0.07  # no lottery over the draw of the groups
+
+
+def test_a_shift_of_all_atoms_is_outside_though_none_is_extreme():
+    """Wrong elements or another density move every atom a little."""
+    scope = learn_scope(
+        "forces", away(400, seed=0), [20], list(map(str, range(400))), []
+    )
+    largest, mean_log = away(200, seed=1, stretch=1.5)
+    assert np.mean(largest > scope.distance) < 0.5
+    assert fired(scope, largest, mean_log) > 0.9
+
+
+def test_labels_with_a_low_probability_do_not_widen_the_limits():
+    near, far = away(200, seed=0), away(600, seed=1, stretch=100.0)
+    both = tuple(np.concatenate(pair) for pair in zip(near, far, strict=True))
+    names = list(map(str, range(800)))
+    judged = np.arange(800) < 200
+    scope = learn_scope("forces", both, [20], names, [], judged)
+    alone = learn_scope("forces", near, [20], names[:200], [])
+    assert scope == alone
+    assert fired(scope, *far) == 1.0
+    few = np.arange(800) < 5  # too few to learn from: all labels set the limits
+    assert learn_scope("forces", both, [20], names, [], few).distance > scope.distance
+
+
+def test_the_limit_is_that_of_groups_and_robust():
+    """Neither a long run in one odd place nor a few broken frames move it."""
     rng = np.random.default_rng(0)
-    distance = np.append(rng.uniform(0, 1, 300), np.full(3000, 9.0))
+    values = np.append(rng.normal(0, 1, 300), np.full(3000, 9.0))
     groups = [str(i) for i in range(300)] + ["run"] * 3000
-    scope = learn_scope("forces", distance, [5] * 3300, groups, [])
-    assert scope.distance <= 1
-    assert scope.outside > 0.9  # and it says how many that leaves outside
-    few = learn_scope("forces", distance[:10], [5] * 10, groups[:10], [])
-    assert few.distance == distance[:10].max()
-    assert few.outside == 0
+    assert tail_limit(values, groups, 0.95) == pytest.approx(1.645, abs=0.4)
+    few = rng.normal(0, 1, 39)
+    few[:2] = 1e3
+    limit = tail_limit(few, groups[:39], 0.95)
+    assert limit == pytest.approx(1.645, abs=1.0)
+
+
+def test_nan_is_no_limit_and_stays_nan():
+    largest, mean_log = away(100, seed=0)
+    largest[3] = mean_log[3] = np.nan  # its element is in no other group
+    scope = learn_scope(
+        "forces", (largest, mean_log), [20], list(map(str, range(100))), []
+    )
+    assert math.isfinite(scope.distance)
+    for pair in ((math.nan, 0.0), (0.1, math.nan)):
+        assert scope.novelty(*map(torch.tensor, pair)).isnan()
+    nothing = np.full(2, np.nan)
+    with pytest.raises(LabelError, match="must occur in two groups"):
+        learn_scope("forces", (nothing, nothing), [1, 1], ["a", "b"], [])
+
+
+def test_a_scope_without_a_mean_limit_is_that_of_earlier_versions():
+    scope = Scope.from_dict(Scope(2.0, 0.99, 3, 8).to_dict())
+    assert scope.novelty(torch.tensor(3.0), torch.tensor(99.0)) == 1.5
+
+
+def two(n=4):
+    """Distances of n structures that do not matter."""
+    return np.full(n, 1.0), np.zeros(n)
 
 
 def test_sizes_as_far_as_the_target_allows():
     for target, low, high in (("energy", 5, 9), ("forces", 3, 18)):
-        scope = learn_scope(target, [1.0, 2.0], [9, 5], ["a", "b"], [])
+        scope = learn_scope(target, two(2), [9, 5], ["a", "b"], [])
         for atoms in (low, high):
             assert scope.doubts(np.ones(atoms, dtype=int), periodic=False) == ()
         for atoms in (low - 1, high + 1):
@@ -63,7 +120,7 @@ def test_sizes_as_far_as_the_target_allows():
 
 def test_charges_are_the_nearest_whole_ones():
     scope = learn_scope(
-        "forces", [1.0] * 4, [3] * 4, list("abcd"), [-0.98, 0.02, 0.01, 1.1]
+        "forces", two(), [3] * 4, list("abcd"), [-0.98, 0.02, 0.01, 1.1]
     )
     assert scope.charges == (-1, 0, 1)
 

@@ -95,9 +95,11 @@ def _scope_rows(card: Card) -> list[tuple[str, str]]:
     if scope is None:
         return []
     text = (
-        f"feature distance to {scope.distance:.3g} ({scope.level:.0%} of held-out "
+        f"feature distance to {scope.distance:.3g} ({scope.level:.0%} of left-out "
         f"groups), {scope.sizes} atoms"
     )
+    if scope.mean_distance is not None:
+        text += f", mean over atoms to {scope.mean_distance:.3g}"
     if scope.charges:
         text += f", total charges {', '.join(f'{q:+d}' for q in scope.charges)}"
     return [("scope", text)]

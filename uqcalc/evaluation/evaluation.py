@@ -54,7 +54,7 @@ class Tested:
     outside : boolean array (structures,)
         Outside the scope of the probe (`StructureReadings`).
     novelty : array (structures,) or None
-        Largest squared Mahalanobis distance of an atom, divided by the scope's limit.
+        Distance from the labels in units of the scope's limit (`Scope.novelty`).
     atom_probability, atom_errors : arrays (atoms,) or None
         P(|ΔF_i| <= the card's ``atom_boundary``), and |ΔF_i| in eV/Å, without the
         atoms whose force vanishes by symmetry.
@@ -345,14 +345,18 @@ def _scope_report(
     """Return the share outside the scope, and how many structures are falsely trusted.
 
     A structure is falsely trusted if P is at least ``suspect`` and its error is above
-    the boundary. The last entry is the share of these outside the scope, NaN if none.
+    the boundary. The last entry is the share of these outside the scope, NaN if none;
+    ``right_outside`` is that of the right structures with such a P.
     """
     card = probe.card
     trusted = (probability >= card.suspect) & (errors > card.boundary)
     known = card.scope is not None
     share = float(outside[trusted].mean()) if known and trusted.any() else math.nan
+    right = (probability >= card.suspect) & (errors <= card.boundary)
+    lost = float(outside[right].mean()) if known and right.any() else math.nan
     return {
         "outside_scope": float(outside.mean()) if known else math.nan,
+        "right_outside": lost,
         "false_trust": int(trusted.sum()),
         "false_trust_outside": share,
     }

@@ -32,7 +32,7 @@ class StructureReadings(NamedTuple):
     weak : boolean array (structures,)
         Whether the least reliable atom is below the atom floor.
     novelty : array (structures,) or None
-        Largest squared Mahalanobis distance of an atom, divided by the scope's limit.
+        Distance from the labels in units of the scope's limit (`Scope.novelty`).
     atoms : list of arrays (atoms,) or None
         P(|ΔF_i| <= the card's ``atom_boundary``) of each structure.
     """

@@ -275,18 +275,31 @@ def _scope(probe: Probe, data: Dataset) -> Scope | None:
     sizes = data.sizes
     if not len(data):
         return scope
-    away = [float(probe.path_output([p]).distance[0]) for p in data.predictions]
-    limit, level = held_out_limit(np.array(away), data.groups)
-    limit = min(limit, FAR * scope.distance)  # one odd label must not lift the limit
-    wider = limit > scope.distance
+    seen = [probe.path_output([p]) for p in data.predictions]
+    largest = np.array([float(output.distance[0]) for output in seen])
+    limit, level = _wider(scope.distance, largest, data.groups)
+    mean_limit = scope.mean_distance
+    if mean_limit is not None:
+        means = np.array([float(output.mean_log_distance[0].exp()) for output in seen])
+        mean_limit, _ = _wider(mean_limit, means, data.groups)
     return replace(
         scope,
-        distance=max(limit, scope.distance),
-        level=level if wider else scope.level,
+        distance=limit,
+        level=scope.level if level is None else level,
         smallest=min(scope.smallest, int(sizes.min())),
         largest=max(scope.largest, int(sizes.max())),
         elements=tuple(sorted({int(z) for n in data.numbers for z in n})),
+        mean_distance=mean_limit,
     )
+
+
+def _wider(
+    limit: float, away: NDArray[np.float64], groups: Sequence[str]
+) -> tuple[float, float | None]:
+    """Return a limit that includes the labelled frames, and its level; None if kept."""
+    found, level = held_out_limit(away, groups)
+    found = min(found, FAR * limit)  # one odd label must not lift the limit
+    return (found, level) if found > limit else (limit, None)
 
 
 def _summary(

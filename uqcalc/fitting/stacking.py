@@ -17,6 +17,7 @@ from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.evaluation.riskcontrol import held_out_logits
 from uqcalc.fitting.adapt import learn_spread
 from uqcalc.fitting.crossfit import MOST, Unseen, cross_fit, slope_on_new_groups, stack
+from uqcalc.fitting.leftout import left_out_distances
 from uqcalc.fitting.network import fit_single
 from uqcalc.fitting.recipe import Recipe
 from uqcalc.labels.dataset import Dataset
@@ -29,12 +30,12 @@ from uqcalc.probe.numbers import Described, PlainNumbers
 from uqcalc.probe.probe import Probe
 from uqcalc.probe.regressions import KernelPaths, LinearPath
 from uqcalc.probe.scope import (
+    FARTHEST,
     AtomFloor,
     Scope,
     held_out_limit,
     learn_floor,
     learn_scope,
-    warn_of_wide_scope,
 )
 from uqcalc.probe.stacked import (
     ATOM_CENTRES,
@@ -260,15 +261,15 @@ def _weigh(
     weights = stack(paths, reliable[sound])
     stacked.weights.copy_(torch.from_numpy(weights))
     stacked.averages.copy_(torch.from_numpy(paths.mean(axis=0)))
-    scope = _scope(held, unseen, sound, labels.target)
-    stacked.limit.fill_(scope.distance)
     groups = [held.groups[i] for i in np.flatnonzero(sound)]
+    stacked.limit.fill_(held_out_limit(unseen.distance[sound], groups)[0])
     stacked.known.fill_(held_out_limit(unseen.mean_log_distance[sound], groups)[0])
     score = _scores(stacked, unseen, sound)
     factor = slope_on_new_groups(paths, reliable[sound], groups)
     calibration = Calibration.fit(score, held.errors, held.groups, boundary, factor)
     logits = calibration.logits(torch.from_numpy(score)).numpy()
-    outside = ~(unseen.distance <= scope.distance)
+    judged = reliable & (1 / (1 + np.exp(-logits)) >= probe.card.suspect)
+    scope, outside = _scope(held, sound, judged, labels.target)
     atom_boundary, of_atoms = _atom_calibration(held, unseen, sound, labels)
     probe = probe.with_card(
         calibration=calibration,
@@ -277,7 +278,7 @@ def _weigh(
         atom_boundary=atom_boundary,
         atom_calibration=of_atoms,
     )
-    floor = _atom_floor(probe, held, unseen, score)
+    floor = _atom_floor(probe, held, unseen, judged & ~outside)
     return probe.with_card(
         atom_floor=floor,
         training={
@@ -302,23 +303,26 @@ def _weigh(
 
 
 def _scope(
-    held: Dataset, unseen: Unseen, sound: NDArray[np.bool_], target: str
-) -> Scope:
-    """Return the scope of the structures that are not exploded.
+    held: Dataset,
+    sound: NDArray[np.bool_],
+    judged: NDArray[np.bool_],
+    target: str,
+) -> tuple[Scope, NDArray[np.bool_]]:
+    """Return the scope, and which structures are farther than it, (structures,).
 
-    Warns
-    -----
-    LabelWarning
-        If its limit is so far above the median distance that it excludes little.
+    Structures that are not ``sound`` (exploded) set no limits and are outside.
     """
     rows = np.flatnonzero(sound)
     some = held.subset(rows)
+    away = left_out_distances(some)
     sums = [p.charges.sum().item() for p in some.predictions if p.charges is not None]
     scope = learn_scope(
-        target, unseen.distance[rows], some.sizes.tolist(), some.groups, sums
+        target, away, some.sizes.tolist(), some.groups, sums, judged[rows]
     )
-    warn_of_wide_scope(scope, unseen.distance[rows], some.groups)
-    return scope
+    novelty = scope.novelty(*map(torch.from_numpy, away)).numpy()
+    outside = np.ones(len(held), dtype=bool)
+    outside[rows] = ~(novelty <= FARTHEST)
+    return scope, outside
 
 
 def _scores(
@@ -342,19 +346,17 @@ def _scores(
 
 
 def _atom_floor(
-    probe: Probe, held: Dataset, unseen: Unseen, score: NDArray[np.float64]
+    probe: Probe, held: Dataset, unseen: Unseen, judged: NDArray[np.bool_]
 ) -> AtomFloor | None:
     """Return the atom floor of right structures whose verdict would be RELIABLE.
 
     Other structures are left out, because the floor must only change this verdict.
+    ``judged`` (structures,) says which are right, RELIABLE by P and inside the scope.
     """
     card = probe.card
-    if unseen.atoms is None or card.atom_calibration is None or card.scope is None:
+    if unseen.atoms is None or card.atom_calibration is None:
         return None
-    logits = card.calibration.logits(torch.from_numpy(score))
-    called = torch.sigmoid(logits).numpy() >= card.suspect
-    right = called & (held.errors <= card.boundary)
-    rows = np.flatnonzero(right & (unseen.distance <= card.scope.distance))
+    rows = np.flatnonzero(judged)
     lowest = [unseen.atoms[i].min() for i in rows]
     return learn_floor(
         card.atom_calibration.logits(torch.tensor(lowest, dtype=torch.float64)).numpy(),

@@ -38,7 +38,8 @@ FILE = Kind(
     "checkpoint of the PROBE authors",
     checked_since=4,
     infinite=("joined.limit", "joined.known"),  # infinite where a probe has no scope
-    schema=5,  # 5: sizes of molecules only, correction for one system
+    # 5: sizes of molecules only, correction for one system; 6: limit of mean distance
+    schema=6,
 )
 ARCHITECTURES = ("joined", "standard", "probe-2026")
 JOINED_ARCHITECTURE = "joined"  # attention and other paths

@@ -51,7 +51,7 @@ class ProbeReading(NamedTuple):
         Contribution of each of `uqcalc.probe.stacked.PATHS` to the log-odds, relative
         to its mean over the labelled structures.
     novelty : tensor (structures,) or None
-        Largest squared Mahalanobis distance of an atom, divided by the scope's limit.
+        Distance from the labels in units of the scope's limit (`Scope.novelty`).
     charge_gap : tensor (structures,) or None
         Difference of the total charge and the nearest total charge in the labels, in e.
     worst_atom : tensor (structures,) or None
@@ -281,7 +281,7 @@ class Probe:
                 worst = self._worst_atom(atoms, predictions)
                 atoms = atoms.sigmoid()
             parts = calibration.slope * stacked.parts
-            novelty, gap = self._scope(predictions, stacked.distance)
+            novelty, gap = self._scope(predictions, stacked)
         return ProbeReading(
             reliability, received, atoms, parts, novelty, gap, worst, beside
         )
@@ -317,7 +317,7 @@ class Probe:
         return levels - lowest
 
     def _scope(
-        self, predictions: Sequence[Prediction], distance: torch.Tensor
+        self, predictions: Sequence[Prediction], stacked: StackedOutput
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         scope = self.card.scope
         if scope is None:
@@ -327,7 +327,7 @@ class Probe:
             sums = torch.stack([_charges(p).sum() for p in predictions])
             known = torch.tensor(scope.charges, dtype=sums.dtype, device=sums.device)
             gap = (sums[:, None] - known).abs().amin(dim=1)
-        return distance / scope.distance, gap
+        return scope.novelty(stacked.distance, stacked.mean_log_distance), gap
 
     def scores(self, predictions: Sequence[Prediction]) -> torch.Tensor:
         """Return the uncalibrated scores, (structures,): larger is more reliable."""

@@ -11,44 +11,50 @@ compared with those of right structures with as many atoms, not with a fixed num
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase.data import chemical_symbols
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from uqcalc.errors import LabelWarning, ProbeError
+from uqcalc.errors import LabelError, ProbeError
 from uqcalc.files.entries import checked
 from uqcalc.statistics.quantiles import group_quantile
 from uqcalc.targets import TARGETS
 
 
+if TYPE_CHECKING:
+    import torch
+
 LEVEL = 0.99
+# Shares of the well judged left-out structures that lie within the two limits on the
+# distance: of the farthest atom, and of the mean over atoms.
+LARGEST_LEVEL, MEAN_LEVEL = 0.99, 0.95
 # Factor on the sizes for intensive quantities: their errors change little with size.
 _INTENSIVE = 2.0
 # Larger values are outside: distance in units of the scope's limit; charge gap in e,
 # half the difference between neighbouring ions.
 FARTHEST, CHARGE_GAP = 1.0, 0.5
 FAR = 4.0  # distance in units of the limit above which a structure is far outside
-# Largest squared distance over the median: 80 to 154 in crystal sets without broken
-# frames (`provenance/universal`); this limit includes a reserve.
-_WIDE = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
     """Limits outside which a probability is an extrapolation.
 
+    A structure is outside if its farthest atom is, or if its atoms are on average. A
+    wrong lattice or wrong elements move all atoms a little; the largest distance in a
+    cell of many atoms hides this.
+
     Attributes
     ----------
     distance : float
-        Limit on the largest squared Mahalanobis distance of an atom. A share ``level``
-        of new structures like the labelled ones is below it: a conformal quantile over
-        held-out groups (Vovk et al. 2005).
+        Limit on the largest squared Mahalanobis distance of an atom.
     level : float
+        Share of new structures like the well judged labels below ``distance``.
     smallest, largest : int
         Limits on the number of atoms in a structure.
     any_cell : bool
@@ -56,10 +62,14 @@ class Scope:
     charges : tuple of int
         Total charges in e; empty if the backbone gives no atomic charges.
     outside : float
-        Share of held-out labelled structures beyond ``distance``; NaN if unknown.
+        Share of the well judged left-out structures beyond a limit on the distance; NaN
+        if unknown.
     elements : tuple of int
         Atomic numbers of the system that the probe was adapted to; empty if any element
         of the labels is allowed.
+    mean_distance : float or None
+        Limit on the geometric mean over the atoms of their squared distances. None in
+        probes of earlier versions, which limit the largest distance only.
     """
 
     distance: float
@@ -70,6 +80,7 @@ class Scope:
     outside: float = math.nan
     elements: tuple[int, ...] = ()
     any_cell: bool = False
+    mean_distance: float | None = None
 
     @property
     def sizes(self) -> str:
@@ -94,6 +105,22 @@ class Scope:
         if isinstance(data, Mapping) and data.get("outside", math.nan) is None:
             data = dict(data) | {"outside": math.nan}
         return cls(**checked(cls, data, "scope of a probe", ProbeError))
+
+    def novelty(self, largest: torch.Tensor, mean_log: torch.Tensor) -> torch.Tensor:
+        """Return the distance in units of the limit, (structures,); above 1 is outside.
+
+        It is the larger of two ratios: largest squared distance of an atom over
+        ``distance``, and geometric mean over ``mean_distance``. NaN stays NaN.
+
+        Parameters
+        ----------
+        largest, mean_log : tensors (structures,)
+            As in `uqcalc.probe.stacked.StackedOutput`.
+        """
+        ratio = largest / self.distance
+        if self.mean_distance is None:
+            return ratio
+        return ratio.maximum(mean_log.exp() / self.mean_distance)
 
     def doubts(self, numbers: np.ndarray, *, periodic: bool) -> tuple[str, ...]:
         """Return messages: the number of atoms, or an element, is outside the limits.
@@ -126,15 +153,54 @@ def held_out_limit(
     return group_quantile(values, list(groups), level), level
 
 
+def tail_limit(
+    values: NDArray[np.float64], groups: Sequence[str], level: float
+) -> float:
+    """Return a limit that about a share ``level`` of new groups does not exceed.
+
+    A quantile of 0.95 or 0.99 of few groups is the value of the last one or two, and
+    another draw of the groups gives another limit. So the limit is extrapolated, as for
+    normal values, from the median and from the quantile q that ten groups exceed:
+
+        median + (quantile(q) - median) z(level) / z(q)
+
+    with the normal quantile z. With fewer than 40 groups q is 0.75, the quartile. With
+    200 groups and the level 0.95, q is the level and the limit a plain quantile.
+
+    Parameters
+    ----------
+    values : array (structures,)
+        Finite; logarithms of distances are close to normal.
+    groups : sequence of str
+        Each group has the same weight, divided equally among its members.
+    level : float
+        Above 0.75 and below 1.
+    """
+    _, inverse, counts = np.unique(
+        np.asarray(groups), return_inverse=True, return_counts=True
+    )
+    order = np.argsort(values, kind="stable")
+    mass = np.cumsum(1.0 / counts[inverse][order]) / len(counts)
+    anchor = float(np.clip(1 - _BEYOND / (len(counts) + 1), _QUARTILE, level))
+    middle, upper = values[order][np.searchsorted(mass, (0.5, anchor - 1e-9))]
+    z = NormalDist().inv_cdf
+    return float(middle + (upper - middle) * z(level) / z(anchor))
+
+
 def learn_scope(
     target: str,
-    distance: ArrayLike,
+    distances: tuple[NDArray[np.float64], NDArray[np.float64]],
     sizes: Sequence[int],
     groups: Sequence[str],
     charges: Sequence[float],
-    level: float = LEVEL,
+    judged: NDArray[np.bool_] | None = None,
 ) -> Scope:
     """Return the limits of labelled structures.
+
+    The limits on the distance are those of structures of left-out groups that are well
+    judged: right, and with a P of RELIABLE. Only there does the scope change a verdict,
+    so labels with a low P, such as random cells, must not widen it. If fewer than 20
+    structures are well judged, all of them set the limits.
 
     Parameters
     ----------
@@ -142,57 +208,57 @@ def learn_scope(
         If its errors grow with size, as those of total energies do, the sizes are those
         of the labels. Otherwise molecules may differ from these by a factor of 2, and
         periodic cells have no limit.
-    distance : array (structures,)
-        Largest squared distance of an atom, from statistics fitted without its group.
+    distances : pair of arrays (structures,)
+        Largest squared distance of an atom, and mean over atoms of the logarithm of
+        squared distances; from statistics without the structure's group
+        (`uqcalc.fitting.leftout`). NaN is left out.
     sizes : sequence of int
         Atoms of each structure.
     groups : sequence of str
-        One structure of each group, drawn at random, enters the quantile.
     charges : sequence of float
         Sums of the atomic charges in e; empty without charges.
+    judged : array (structures,) of bool, optional
+        Which structures are well judged; by default all.
+
+    Raises
+    ------
+    LabelError
+        If no structure has a distance.
     """
-    away = np.asarray(distance, dtype=float)
-    limit, level = held_out_limit(away, groups, level)
+    largest, mean_log = distances
+    known = np.isfinite(largest) & np.isfinite(mean_log)
+    if not known.any():
+        msg = (
+            "each element of some structures must occur in two groups, got none: the "
+            "scope is learned from groups that are left out; add groups"
+        )
+        raise LabelError(msg)
+    chosen = known if judged is None else known & judged
+    if chosen.sum() < _FEWEST:
+        chosen = known
+    rows = np.flatnonzero(chosen)
+    of = [groups[i] for i in rows.tolist()]
+    limit = tail_limit(np.log(largest[rows]), of, LARGEST_LEVEL)
+    mean_limit = tail_limit(mean_log[rows], of, MEAN_LEVEL)
+    beyond = (np.log(largest[rows]) > limit) | (mean_log[rows] > mean_limit)
     grows = TARGETS[target].grows
     stretch = 1.0 if grows else _INTENSIVE
     return Scope(
-        distance=limit,
-        level=level,
+        distance=math.exp(limit),
+        level=LARGEST_LEVEL,
         smallest=math.ceil(min(sizes) / stretch),
         largest=math.floor(max(sizes) * stretch),
         charges=tuple(sorted({round(q) for q in charges})),
-        outside=float(np.mean(away > limit)),
+        outside=float(beyond.mean()),
         any_cell=not grows,
+        mean_distance=math.exp(mean_limit),
     )
-
-
-def warn_of_wide_scope(
-    scope: Scope, distance: ArrayLike, groups: Sequence[str]
-) -> None:
-    """Warn if the limit is far above the median distance: it then excludes little.
-
-    Warns
-    -----
-    LabelWarning
-        With the limit, the median and the groups that lie farthest.
-    """
-    away = np.asarray(distance, dtype=float)
-    middle = float(np.median(away))
-    if scope.distance <= _WIDE * middle:
-        return
-    far = np.unique([groups[i] for i in np.argsort(-away, kind="stable")[:5]]).tolist()
-    msg = (
-        "distances of labelled structures should be similar, but the limit of the "
-        f"scope is {scope.distance:.3g} and the median {middle:.3g}, so that the "
-        f"scope excludes little; look at the farthest structures (groups {far}), "
-        "which may be broken frames"
-    )
-    warnings.warn(msg, LabelWarning, stacklevel=2)
 
 
 # Log-odds below the `AtomFloor` above which a structure is SUSPECT, UNRELIABLE.
 LOWEST, FAR_LOWEST = 0.0, 2.0
 _FEWEST = 20  # smallest number of right structures
+_BEYOND, _QUARTILE = 10, 0.75  # of `tail_limit`
 _MOST = 5_000  # largest number of structures in the fit of the slope
 _SLOPE_AT = 0.1  # quantile of the slope: enough structures lie below it
 

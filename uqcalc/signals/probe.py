@@ -46,9 +46,11 @@ class ProbeSignal:
     - ``probe_attention``, ``probe_linear``, ``probe_trend``, ``probe_local``: the
       contribution of each path (`uqcalc.probe.stacked`) to the log-odds, relative to
       the average labelled structure.
-    - ``probe_novelty``: the largest squared feature distance of an atom, divided by the
-      value that 99 % of structures like the labelled ones stay below. Above 1 the
-      verdict is at least SUSPECT, above `scope.FAR` UNRELIABLE.
+    - ``probe_novelty``: the distance of the features from those of the labels, in units
+      of the limit (`Scope.novelty`): the larger of two ratios, of the farthest atom and
+      of the geometric mean over atoms of the squared distances. About 6 % of new
+      structures that are judged well exceed 1. Above 1 the verdict is at least SUSPECT,
+      above `scope.FAR` UNRELIABLE.
     - ``probe_worst_atom``: the log-odds by which the least reliable atom lies below the
       level that 99 % of the reliable structures of that size reach. Above 0 the verdict
       is at least SUSPECT, above `scope.FAR_LOWEST` UNRELIABLE.
