@@ -118,7 +118,7 @@ class ProbeSignal:
             _check_region(card)
         self._atom_energies = card.element_energies()
         self.meaning = card.meaning
-        self.judges_stress = TARGETS[card.target].of == "stress"
+        self.judges = frozenset({TARGETS[card.target].of})
         self.guarantee = guarantee = card.guarantee
         self._tolerance: float | None = None
         if guarantee is not None and guarantee.boundary not in {None, card.boundary}:
