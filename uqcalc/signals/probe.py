@@ -126,8 +126,10 @@ class ProbeSignal:
             card.calibration.shift(
                 guarantee.boundary
             )  # raises for an unusable tolerance
+        self._stress = probe.reads_stress
         charges = {"charges"} if card.charges else set()
-        self.requires = frozenset({"features", *charges})
+        stress = {"stress"} if self._stress else set()
+        self.requires = frozenset({"features", *charges, *stress})
         judged = {"novelty": card.scope, "worst_atom": card.atom_floor}
         prefixes = ["probe"] if atoms is None else ["probe", "probe_region"]
         self.judged = tuple(
@@ -194,7 +196,7 @@ class ProbeSignal:
             risk=1.0 - reliability,
             results=self._named(results),
             per_atom_key=None if whole.importance is None else self._importance,
-            note=f"elements {unseen} were not in its labels" if unseen else "",
+            note=self._note(prediction, unseen),
             limits=self._named(limits),
             far_limits=self._named(far_limits),
             doubts=doubts,
@@ -204,6 +206,16 @@ class ProbeSignal:
             return reading
         chosen = _share(found, 1, slice(len(numbers), None))
         return self._of_region(reading, region, chosen, prediction)
+
+    def _note(self, prediction: Prediction, unseen: Sequence[str]) -> str:
+        """Return the reason for a NaN probability that the labels cannot give."""
+        if unseen:
+            return f"elements {unseen} were not in its labels"
+        if self._stress and not prediction.pbc.all():
+            return "only structures with three cell vectors have a stress"
+        if self._stress and "stress" not in prediction.results:
+            return "the prediction has no stress"
+        return ""
 
     def _of_region(
         self,
