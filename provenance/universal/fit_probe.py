@@ -36,7 +36,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from common import target, write_result
-from mattersim import KEYS, OPENERS, REGIMES, Source, load_dataset, open_source
+from mattersim import (
+    KEYS,
+    OPENERS,
+    REGIMES,
+    Source,
+    check_stress,
+    load_dataset,
+    open_source,
+)
 
 import uqcalc
 from uqcalc.backbones import Prediction
@@ -208,6 +216,8 @@ def fit_target(source: Source, name: str, options: argparse.Namespace) -> None:
         group_key="formula",
         boundary=options.boundary or BOUNDARIES[name],
     )
+    if name == "stress":
+        check_stress(source)
     data, sets = load_dataset(source, labels, some_rows(source, name, options))
     fitting, promising, testing = divide(data, source.groups, options.seed)
     test = data.subset(testing)

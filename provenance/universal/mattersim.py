@@ -12,6 +12,7 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 from ase.io import read
+from ase.stress import voigt_6_to_full_3x3_stress
 from mp2020 import corrections
 
 import uqcalc
@@ -20,7 +21,7 @@ from uqcalc.labels.dataset import Dataset, build_dataset
 from uqcalc.labels.defects import NO_INFORMATION, vanishing
 from uqcalc.labels.groups import reduced_formula
 from uqcalc.probe.seen import geometry_hashes
-from uqcalc.targets import TARGETS
+from uqcalc.targets import TARGETS, voigt_stress
 
 
 REGIMES = {
@@ -32,6 +33,7 @@ REGIMES = {
     "random-TP": "random cells",
 }
 RELAXED = ("alexandria-random-1k", "mptrj-random-1k")
+STEP = 2e-3  # strain of the differences in `check_stress`
 CHECKED = 3  # structures of each set with features that are computed again
 KEYS = {"forces_key": "forces", "stress_key": "stress", "energy_key": "REF_energy"}
 
@@ -62,7 +64,7 @@ class Source:
     ----------
     backbone : Backbone
     frames : list of Atoms
-        Labels under `KEYS`; CHGNet's energies are corrected.
+        Labels of forces and stresses under `KEYS`; energies: `label_energies`.
     features : Path or None
         Folder with stored predictions (no stress); None: computed.
     cache : Path or None
@@ -99,17 +101,21 @@ def load_frames(folder: Path, largest: int) -> list[Atoms]:
 def open_source(
     model: str, data: Path, features: Path, cache: Path | None, largest: int
 ) -> Source:
-    """Open the potential and its labels."""
+    """Open the potential and its labels of forces and stresses."""
     backbone = uqcalc.tap(OPENERS[model]())
     frames = load_frames(data, largest)
-    added = np.zeros(len(frames))
-    if model == "chgnet":
-        kept = None if cache is None else cache.with_suffix(".mp2020.npy")
-        added = corrections(frames, {*REGIMES} - {*RELAXED}, kept)
-    for frame, energy in zip(frames, added, strict=True):
+    return Source(backbone, frames, features if model == "sevennet" else None, cache)
+
+
+def label_energies(source: Source) -> None:
+    """Add reference energies to the frames; those for CHGNet are corrected."""
+    added = np.zeros(len(source.frames))
+    if source.backbone.name == "chgnet":
+        kept = None if source.cache is None else source.cache / "mp2020.npy"
+        added = corrections(source.frames, {*REGIMES} - {*RELAXED}, kept)
+    for frame, energy in zip(source.frames, added, strict=True):
         if np.isfinite(energy):
             frame.info["REF_energy"] = frame.get_potential_energy() + float(energy)
-    return Source(backbone, frames, features if model == "sevennet" else None, cache)
 
 
 def load_dataset(
@@ -125,6 +131,8 @@ def load_dataset(
     rows : sequence of int, optional
         Frames to use; by default all.
     """
+    if labels.of_energy:
+        label_energies(source)
     if source.features is not None and labels.of != "stress":
         data, sets = _stored(source, labels)
     else:
@@ -171,7 +179,7 @@ def _stored(source: Source, labels: uqcalc.Labels) -> tuple[Dataset, list[str]]:
             predicted = prediction.results[labels.of]
             predictions.append(prediction)
             errors.append(float(error(predicted, reference, len(frame))))
-            residuals.append(float(frame.info["REF_energy"]) - prediction.energy)
+            residuals.append(frame.get_potential_energy() - prediction.energy)
             size = np.linalg.norm(prediction.forces - forces, axis=1)
             of_atoms.append(np.where(zero, np.nan, size))
             kept.append(frame)
@@ -221,6 +229,32 @@ def _placed(prediction: Prediction, frame: Atoms) -> Prediction:
         cell=frame.cell.array,
         pbc=frame.pbc,
     )
+
+
+def check_stress(source: Source) -> None:
+    """Compare the potential's stress with its own energies, and its sign with labels.
+
+    The first by central differences of the energy along a random strain e: the slope is
+    V sum_ij s_ij e_ij. Three compressed frames are compared. Their predicted pressure
+    must have the sign of the label.
+    """
+    rng = np.random.default_rng(0)
+    strained = [f for f in source.frames if f.info["set"] == "mpf-TP" and len(f) < 12]
+    for frame in strained[:: len(strained) // 3][:3]:
+        strain = rng.normal(size=(3, 3))
+        strain = (strain + strain.T) / np.linalg.norm(strain + strain.T)
+        energies = []
+        for sign in (1, -1):
+            moved = Atoms(frame)
+            shape = np.eye(3) + sign * STEP * strain
+            moved.set_cell(moved.cell @ shape, scale_atoms=True)
+            energies.append(source.backbone(moved, ["energy", "forces"]).energy)
+        slope = (energies[0] - energies[1]) / (2 * STEP * frame.get_volume())
+        found = source.backbone(Atoms(frame), ["energy", "forces", "stress"])
+        stress = voigt_6_to_full_3x3_stress(voigt_stress(found.results["stress"]))
+        np.testing.assert_allclose((stress * strain).sum(), slope, rtol=0.05, atol=2e-3)
+        label = voigt_stress(frame.get_stress())[:3].mean()
+        np.testing.assert_equal(np.sign(np.trace(stress)), np.sign(label))
 
 
 def _check(prediction: Prediction, backbone: Backbone, frame: Atoms) -> None:
