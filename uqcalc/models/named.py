@@ -319,7 +319,7 @@ class NamedModel(NamedTuple):
 # The one list of names: `open_model`, the probes that ship and every message read it.
 MODELS = {
     "default": NamedModel(_default, ("default",), ("default.probe",)),
-    "chgnet": NamedModel(_chgnet, ("chgnet",), ("chgnet.probe",)),
+    "chgnet": NamedModel(_chgnet, ("chgnet",), ("chgnet.probe", "chgnet.stress.probe")),
     "sevennet": NamedModel(_sevennet, ("sevennet",), ("sevennet.probe",)),
     "mace": NamedModel(
         _mace_file,
