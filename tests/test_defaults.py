@@ -22,10 +22,10 @@ from uqcalc import (
     read_assessment,
 )
 from uqcalc.cli import app
-from uqcalc.defaults import find_probe, label_free, shipped_probe
+from uqcalc.defaults import find_probes, label_free, shipped_probe
 from uqcalc.errors import ProbeError
 from uqcalc.models.bundled import bare_calculator
-from uqcalc.models.named import SHIPPED_PROBES
+from uqcalc.models.named import PROBE_FILES, SHIPPED_PROBES
 from uqcalc.runfile import opening
 from uqcalc.runfile.file import read_run_file
 
@@ -47,9 +47,8 @@ def test_the_probe_of_the_very_model_is_taken_and_named(caplog):
 def test_double_precision_is_the_same_model_and_other_weights_are_not():
     double = ReliableCalculator(bare_calculator(dtype="float64"))
     assert [signal.name for signal in double.signals] == ["probe", "sanity", "flags"]
-    assert (
-        find_probe(ReliableCalculator(mace_calculator(0)).backbone.fingerprint) is None
-    )
+    unknown = ReliableCalculator(mace_calculator(0)).backbone.fingerprint
+    assert find_probes(unknown) == []
 
 
 def test_without_one_nothing_is_called_reliable_and_that_is_said(caplog):
@@ -97,9 +96,11 @@ def test_none_means_no_probe():
 @pytest.mark.parametrize("name", sorted(SHIPPED_PROBES))
 def test_shipped_probes_are_found_by_their_fingerprint(name):
     card = shipped_probe(name).card
-    found = find_probe(card.fingerprint)
-    assert found is not None
-    assert found.card.fingerprint == card.fingerprint
+    found = [probe.card for probe in find_probes(card.fingerprint)]
+    assert {one.fingerprint for one in found} == {card.fingerprint}
+    targets = [one.target for one in found]
+    assert targets[0] == card.target == "forces"
+    assert len(set(targets)) == len(SHIPPED_PROBES[name])
 
 
 @pytest.mark.parametrize("name", ["chgnet", "sevennet"])
@@ -118,7 +119,7 @@ def test_all_shipped_probes_are_small():
     from importlib.resources import files
 
     data = files("uqcalc") / "data"
-    total = sum(len((data / name).read_bytes()) for name in SHIPPED_PROBES.values())
+    total = sum(len((data / name).read_bytes()) for name in PROBE_FILES.values())
     assert total < 8e6
 
 

@@ -267,6 +267,8 @@ def test_shell_blocks_name_commands_options_targets_and_extras_that_exist(
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml"], ids=str)
 def test_run_files_are_valid(block, tmp_path):
     shutil.copy(ROOT / "examples" / "ethanol.xyz", tmp_path)
+    for name in re.findall(r"[\w-]+\.(?:cif|probe)\b", block.code):
+        (tmp_path / name).touch()
     (tmp_path / "run.yaml").write_text(block.code, encoding="utf-8")
     read_run_file(tmp_path / "run.yaml")
 

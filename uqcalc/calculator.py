@@ -31,6 +31,7 @@ from uqcalc.resultcache import Answer, Recent, changed, frozen, same
 from uqcalc.signals.base import Signal, TensorReading, to_host, to_host_asking
 from uqcalc.signals.probe import ProbeSignal
 from uqcalc.signals.region import Chosen
+from uqcalc.uses import Use, checked_use, judged_for
 
 
 class ReliableCalculator(BaseCalculator):
@@ -220,11 +221,13 @@ class ReliableCalculator(BaseCalculator):
     def wanted(self, signals: Sequence[Signal] | None = None) -> list[str]:
         """Return the quantities to request for the signals (default: all signals).
 
-        These are energy, forces, and what the signals need of ``on_demand``.
+        These are energy, forces, and what the signals need of ``on_demand`` and of the
+        stress.
         """
         chosen = self.signals if signals is None else signals
         needed = {name for s in chosen for name in s.requires}
-        return sorted({"energy", "forces"} | (needed & self.backbone.on_demand))
+        extras = needed & {"stress", *self.backbone.on_demand}
+        return sorted({"energy", "forces"} | extras)
 
     def refusal(self, reason: str) -> Assessment:
         """Return the assessment of a geometry that could not be evaluated.
@@ -242,16 +245,26 @@ class ReliableCalculator(BaseCalculator):
         )
         return Assessment(readings, self.policy(readings))
 
-    def assess(self, atoms: Atoms) -> Assessment:
+    def assess(self, atoms: Atoms, use: Use | None = None) -> Assessment:
         """Return the assessment of this geometry; evaluate it if needed.
 
         A geometry that ``interval`` skipped is evaluated again and judged.
 
+        Parameters
+        ----------
+        atoms : Atoms
+        use : {"fixed_cell", "moving_cell", "energy"}, optional
+            What the results are used for (`uqcalc.uses`). The verdict then covers the
+            forces, forces and stress, or the energy; it is at least SUSPECT if no
+            signal judges one of them. By default it is that on the quantity of the
+            first probe, as in ``results``.
+
         Raises
         ------
         ValueError
-            If the calculator is not enabled.
+            If the calculator is not enabled or ``use`` is unknown.
         """
+        stated = checked_use(use)
         if not self.enabled:
             msg = (
                 "calculator must be enabled to assess a geometry, got enabled=False; "
@@ -265,7 +278,7 @@ class ReliableCalculator(BaseCalculator):
             if found is None:
                 msg = "a geometry must be judged when it is asked for, got no verdict"
                 raise RuntimeError(msg)
-            return found
+            return judged_for(found, stated, self.policy, self.signals)
 
     def assessment_of(self, atoms: Atoms) -> Assessment | None:
         """Return the assessment of this geometry; evaluate it if needed.

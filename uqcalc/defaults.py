@@ -7,12 +7,13 @@ import os
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import TypeAlias
 
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.errors import ModelError
-from uqcalc.models.named import SHIPPED_PROBES
+from uqcalc.models.named import PROBE_FILES, SHIPPED_PROBES
 from uqcalc.policy import TRUST_NOTHING, Policy, Threshold
 from uqcalc.probe.card import Card
 from uqcalc.probe.probe import Probe
@@ -27,36 +28,62 @@ from uqcalc.targets import TARGETS
 
 
 def shipped_probe(name: str) -> Probe:
-    """Return the probe that ships with the package for the potential ``name``.
+    """Return a probe that ships with the package.
+
+    Parameters
+    ----------
+    name : str
+        Name of a potential, for the probe of its forces, or of one probe, such as
+        "chgnet.stress".
 
     Raises
     ------
     ModelError
-        If no probe ships for it.
+        If no probe has this name.
     """
-    if name not in SHIPPED_PROBES:
+    if name not in PROBE_FILES:
         msg = (
             f"probe must be given for the model {name!r}, got none (only "
             f"{', '.join(SHIPPED_PROBES)} come with one); fit one: "
             f"uqcalc fit labelled.xyz --model {name} -o my.probe"
         )
         raise ModelError(msg)
-    with as_file(files("uqcalc") / "data" / SHIPPED_PROBES[name]) as path:
+    return _from_package(PROBE_FILES[name])
+
+
+def shipped_probes(model: str) -> list[Probe]:
+    """Return all probes that ship for a potential, that of the forces first.
+
+    Raises
+    ------
+    ModelError
+        If none ships for it.
+    """
+    first = shipped_probe(model)
+    return [first, *map(_from_package, SHIPPED_PROBES[model][1:])]
+
+
+def _from_package(file: str) -> Probe:
+    with as_file(files("uqcalc") / "data" / file) as path:
         return Probe.load(path)
 
 
-def find_probe(fingerprint: str) -> Probe | None:
-    """Return the probe that ships for the model of this fingerprint, or None."""
+def find_probes(fingerprint: str) -> list[Probe]:
+    """Return the probes that ship for the model of this fingerprint, or none."""
     for name, known in _fingerprints().items():
         if same_model(known, fingerprint):
-            return shipped_probe(name)
-    return None
+            return shipped_probes(name)
+    return []
 
 
 @lru_cache(maxsize=1)
 def _fingerprints() -> dict[str, str]:
-    """Return the fingerprints of the shipped probes; the files are read only once."""
-    return {name: shipped_probe(name).card.fingerprint for name in SHIPPED_PROBES}
+    """Return the fingerprint of each model with probes; the cards are read once."""
+    cards = {}
+    for name, (first, *_) in SHIPPED_PROBES.items():
+        with as_file(files("uqcalc") / "data" / first) as path:
+            cards[name] = Card.of(path).fingerprint
+    return cards
 
 
 AUTO = "auto"
@@ -146,27 +173,61 @@ def _probe_signals(
     if probe is None:
         return []
     given = [probe] if isinstance(probe, str | os.PathLike | Probe) else list(probe)
-    loaded = [_loaded(one, backbone) for one in given]
-    loaded.sort(key=lambda one: one.card.target != "forces")  # stable
+    return probe_signals(
+        open_probes(given, backbone), importance=importance, atoms=atoms
+    )
+
+
+def probe_signals(
+    probes: Sequence[Probe], *, importance: bool = True, atoms: Chosen | None = None
+) -> list[Signal]:
+    """Return a signal for each probe, named after its target but for the first."""
     return [
         ProbeSignal(
-            one,
+            probe,
             importance=importance,
             further=place > 0,
             atoms=None if place else atoms,
         )
-        for place, one in enumerate(loaded)
+        for place, probe in enumerate(probes)
     ]
 
 
-def _loaded(probe: str | os.PathLike[str] | Probe, backbone: Backbone) -> Probe:
-    """Return the probe itself, the one that ships for the model, or that of a file."""
+def open_probes(
+    given: Sequence[str | os.PathLike[str] | Probe], backbone: Backbone | None = None
+) -> list[Probe]:
+    """Return the probes that the names stand for, that of the forces first.
+
+    Parameters
+    ----------
+    given : sequence of Probe, path or str
+        A probe, the file of one, or a name: "chgnet" for all probes of CHGNet that come
+        with the package, "chgnet.stress" for one of them.
+    backbone : Backbone, optional
+        For "auto": all probes of the package for this potential.
+
+    Raises
+    ------
+    ProbeError, ModelError
+        If a file is not a probe, or the package has none for ``backbone``.
+    """
+    opened = [probe for one in given for probe in _loaded(one, backbone)]
+    return sorted(opened, key=lambda one: one.card.target != "forces")  # stable
+
+
+def _loaded(
+    probe: str | os.PathLike[str] | Probe, backbone: Backbone | None
+) -> list[Probe]:
+    """Return the probe itself or that of a file, or those that ship for a model."""
     if isinstance(probe, Probe):
-        return probe
-    if probe != AUTO:
-        return Probe.load(probe)
-    found = find_probe(backbone.fingerprint)
-    if found is None:
+        return [probe]
+    if probe in PROBE_FILES and not Path(probe).exists():
+        name = str(probe)
+        return shipped_probes(name) if name in SHIPPED_PROBES else [shipped_probe(name)]
+    if probe != AUTO or backbone is None:
+        return [Probe.load(probe)]
+    found = find_probes(backbone.fingerprint)
+    if not found:
         msg = (
             f"{AUTO!r} among several probes must be a probe that ships for the model, "
             f"got none for {backbone.fingerprint}; pass the files of your probes only"
@@ -185,12 +246,12 @@ def _has_force_signal(signals: Sequence[Signal]) -> bool:
 
 def _automatic(
     backbone: Backbone, chosen: list[Signal]
-) -> tuple[Probe | None, list[Signal]]:
-    """Return the shipped probe (None if the user gives one) and the signals."""
+) -> tuple[list[Probe] | None, list[Signal]]:
+    """Return the shipped probes (None if the user gives one) and the signals."""
     if probes_of(chosen):
         return None, chosen
-    probe = find_probe(backbone.fingerprint)
-    if probe is None and not chosen:
+    probes = find_probes(backbone.fingerprint)
+    if not probes and not chosen:
         chosen = label_free(backbone)
         _say_once(
             f"no probe ships for {backbone.fingerprint}: nothing here says how "
@@ -198,9 +259,9 @@ def _automatic(
             f"are {', '.join(signal.name for signal in chosen)}. Fit one with "
             "uqcalc.fit, or pass signals and a policy"
         )
-    elif probe is not None:
-        _say_once(_taken(probe.card))
-    return probe, chosen
+    elif probes:
+        _say_once(_taken([probe.card for probe in probes]))
+    return probes or None, chosen
 
 
 def choose_policy(
@@ -226,7 +287,7 @@ def choose_policy(
                 f"{names[0]!r}, suspect=..., unreliable=...)])"
             )
             raise ValueError(msg)
-        return _probe_policy(signals)
+        return probe_policy(signals)
     checked: object = policy
     if not isinstance(checked, Policy):
         msg = (
@@ -236,32 +297,49 @@ def choose_policy(
         raise TypeError(msg)
     names = [signal.name for signal in signals]
     judged = [key for signal in signals for key in getattr(signal, "judged", ())]
-    if unread := set(policy.signals_of_moving_cell) - {*names, *judged}:
+    if unread := {t.signal for t in policy.all_thresholds} - {*names, *judged}:
         msg = (
             f"policy must judge signals that run, got thresholds for {sorted(unread)} "
             f"and signals {[*names, *judged]}; add the signal or drop the threshold"
         )
         raise ValueError(msg)
-    for threshold in (*policy.thresholds, *policy.moving_cell):
+    for threshold in policy.all_thresholds:
         if threshold.guarantee:
             _check_guarantee(threshold, signals)
     return policy
 
 
-def _probe_policy(signals: Sequence[Signal]) -> Policy:
-    """Return the policy of the probes: those that matter for the run.
+def probe_policy(
+    signals: Sequence[Signal],
+    lead: Policy | None = None,
+    beside: Sequence[Threshold] = (),
+) -> Policy:
+    """Return the policy of the probes: for each use those that matter.
 
-    The first probe (that of the forces, if there is one) counts for every geometry; a
-    probe of the stress counts when the cell moves. Others are read only.
+    The first probe (that of the forces, if there is one) counts for every geometry, a
+    probe of the stress when the cell moves, and those of energies where the energy is
+    the result.
+
+    Parameters
+    ----------
+    signals : sequence of Signal
+        At least one of a probe.
+    lead : Policy, optional
+        Replaces the policy on the card of the first probe.
+    beside : sequence of Threshold
+        Those of other signals, which count with the first probe.
     """
     first, *others = [s for s in signals if isinstance(s, ProbeSignal)]
-    moving = [
-        threshold
-        for signal in others
-        if signal.judges_stress
-        for threshold in signal.probe.card.policy(signal.name).thresholds
-    ]
-    return Policy(first.probe.card.policy(first.name).thresholds, moving)
+    leading = (lead or first.probe.card.policy(first.name)).thresholds
+    by_quantity: dict[str, list[Threshold]] = {}
+    for signal in others:
+        for quantity in signal.judges:
+            more = signal.probe.card.policy(signal.name).thresholds
+            by_quantity.setdefault(quantity, []).extend(more)
+    energy = by_quantity.get("energy", [])
+    if energy and "energy" in first.judges:
+        energy = [*leading, *energy]
+    return Policy([*leading, *beside], by_quantity.get("stress", ()), energy)
 
 
 def _check_guarantee(threshold: Threshold, signals: Sequence[Signal]) -> None:
@@ -299,11 +377,13 @@ def probes_of(signals: Sequence[Signal]) -> list[Probe]:
     return [signal.probe for signal in signals if isinstance(signal, ProbeSignal)]
 
 
-def _taken(card: Card) -> str:
-    smallest, largest = card.sizes
+def _taken(cards: Sequence[Card]) -> str:
+    smallest, largest = cards[0].sizes
+    noun = "probe that ships" if len(cards) == 1 else f"{len(cards)} probes that ship"
     return (
-        f"took the probe that ships for {card.fingerprint}: {card.question}, "
-        f"fitted on structures of {len(card.elements)} elements and {smallest} to "
+        f"took the {noun} for {cards[0].fingerprint}: "
+        f"{', '.join(card.question for card in cards)}, "
+        f"fitted on structures of {len(cards[0].elements)} elements and {smallest} to "
         f"{largest} atoms"
     )
 

@@ -17,10 +17,8 @@ from uqcalc.records import Assessment, Level, Reading, Verdict, key_of, told_apa
 TRUST_NOTHING = (-1.0, sys.float_info.max)
 # Name of the reading about a whole run or trajectory, not about one geometry.
 RUN = "run"
-CELL_MOVES = (
-    "the cell moves with a stress that no signal of the policy judges: a probe for "
-    "forces or energies does not judge stress"
-)
+# Start of a doubt (`uqcalc.Sanity`) that is about forces only.
+NO_FORCES = "all forces vanish by symmetry"
 
 
 @former_argument("promise", "guarantee")
@@ -139,6 +137,9 @@ class _Guaranteed(Protocol):
 class Policy:
     """Map readings to a verdict, the worst level over all thresholds; no state.
 
+    What counts depends on the use of the results: forces at a constant cell, forces and
+    stress when the cell moves, the energy where the energy is the result.
+
     Parameters
     ----------
     thresholds : iterable of Threshold
@@ -147,28 +148,37 @@ class Policy:
         Further thresholds, for runs whose cell moves (NPT, cell relaxation), such as
         one for a probe of the stress. A calculator alone does not know whether its cell
         moves: `Monitor`, `relax` and `annotate` apply them.
+    energy : iterable of Threshold
+        Thresholds that replace ``thresholds`` where the energy is the result, as in
+        ``assess(atoms, use="energy")``; by default ``thresholds`` count there, too.
 
     Raises
     ------
     ValueError
-        If there is no threshold, or two for one signal.
+        If there is no threshold, or two for one signal and one use.
     """
 
     thresholds: tuple[Threshold, ...]
     moving_cell: tuple[Threshold, ...] = ()
+    energy: tuple[Threshold, ...] = ()
 
     def __init__(
-        self, thresholds: Iterable[Threshold], moving_cell: Iterable[Threshold] = ()
+        self,
+        thresholds: Iterable[Threshold],
+        moving_cell: Iterable[Threshold] = (),
+        energy: Iterable[Threshold] = (),
     ) -> None:
         object.__setattr__(self, "thresholds", tuple(thresholds))
         object.__setattr__(self, "moving_cell", tuple(moving_cell))
-        names = [t.signal for t in (*self.thresholds, *self.moving_cell)]
-        if not self.thresholds or len(set(names)) != len(names):
-            msg = (
-                "policy must have one threshold for each of its signals, "
-                f"got thresholds for {names}"
-            )
-            raise ValueError(msg)
+        object.__setattr__(self, "energy", tuple(energy))
+        for use in ("moving_cell", "energy"):
+            names = self.signals_for(use)
+            if not self.thresholds or len(set(names)) != len(names):
+                msg = (
+                    "policy must have one threshold for each of its signals, "
+                    f"got thresholds for {list(names)}"
+                )
+                raise ValueError(msg)
 
     def __call__(self, readings: Sequence[Reading]) -> Verdict:
         """Judge ``readings``; a threshold whose signal did not run is skipped.
@@ -185,49 +195,61 @@ class Policy:
                 worst = max(worst, reading.floor)
         return replace(verdict, level=worst, reasons=tuple(reasons))
 
-    def with_moving_cell(self, assessment: Assessment) -> Assessment:
-        """Return an assessment of this policy for a geometry whose cell moves.
+    def for_use(self, assessment: Assessment, use: str) -> Assessment:
+        """Return an assessment of this policy for one use of the results.
 
-        The thresholds in ``moving_cell`` can only make the level worse.
+        - "fixed_cell": unchanged.
+        - "moving_cell": the thresholds in ``moving_cell`` count, too.
+        - "energy": those in ``energy`` replace ``thresholds``.
+
+        For the last two the doubt of `Sanity` that all forces vanish by symmetry does
+        not count: the forces are then right, and another quantity is judged.
         """
-        if not self.moving_cell:
+        further = self._further(use)
+        if not further or not assessment.readings:
             return assessment
-        more, verdict = (
-            _judged(self.moving_cell, assessment.readings),
-            assessment.verdict,
-        )
-        return replace(
-            assessment,
-            verdict=Verdict(
-                max(verdict.level, more.level),
-                (*verdict.reasons, *more.reasons),
-                (*verdict.skipped, *more.skipped),
-                {**verdict.by_risk, **more.by_risk},
-            ),
-        )
+        readings = tuple(map(_without_doubts_of_forces, assessment.readings))
+        verdict = Policy(further)(readings)
+        if len(verdict.skipped) == len(further):  # no signal of these ran
+            return assessment
+        return Assessment(assessment.readings, verdict)
+
+    def _further(self, use: str) -> tuple[Threshold, ...]:
+        """Return the thresholds of a use, if they are others than ``thresholds``."""
+        if use == "moving_cell" and self.moving_cell:
+            return (*self.thresholds, *self.moving_cell)
+        return self.energy if use == "energy" else ()
 
     @property
     def signals(self) -> tuple[str, ...]:
         """Names of the signals that have a threshold for every geometry."""
         return tuple(threshold.signal for threshold in self.thresholds)
 
+    def signals_for(self, use: str) -> tuple[str, ...]:
+        """Return the names of the signals with a threshold for a use (`for_use`)."""
+        chosen = self._further(use) or self.thresholds
+        return tuple(threshold.signal for threshold in chosen)
+
     @property
-    def signals_of_moving_cell(self) -> tuple[str, ...]:
-        """Names of the signals that have a threshold when the cell moves."""
-        return (*self.signals, *(t.signal for t in self.moving_cell))
+    def all_thresholds(self) -> tuple[Threshold, ...]:
+        """The thresholds of every use."""
+        return (*self.thresholds, *self.moving_cell, *self.energy)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-compatible thresholds; `from_dict` reads them back."""
         found = {"thresholds": _rows(self.thresholds)}
-        if self.moving_cell:
-            found["moving_cell"] = _rows(self.moving_cell)
+        for use in ("moving_cell", "energy"):
+            if further := getattr(self, use):
+                found[use] = _rows(further)
         return found
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Policy:
         """Rebuild a policy from `to_dict`."""
         return cls(
-            _thresholds(data["thresholds"]), _thresholds(data.get("moving_cell", ()))
+            _thresholds(data["thresholds"]),
+            _thresholds(data.get("moving_cell", ())),
+            _thresholds(data.get("energy", ())),
         )
 
     @classmethod
@@ -293,13 +315,12 @@ def _published(key: str, readings: Sequence[Reading]) -> Reading | None:
     return None
 
 
-def stress_judged(signals: Sequence[Any], judged: Sequence[str]) -> bool:
-    """Return whether a signal with a threshold judges the stress."""
-    return any(
-        getattr(signal, "judges_stress", False)
-        for signal in signals
-        if signal.name in judged
-    )
+def _without_doubts_of_forces(reading: Reading) -> Reading:
+    """Return the reading without the doubt that no force is left to judge."""
+    if not any(doubt.startswith(NO_FORCES) for doubt in reading.doubts):
+        return reading
+    kept = tuple(d for d in reading.doubts if not d.startswith(NO_FORCES))
+    return replace(reading, doubts=kept)
 
 
 def extended(assessment: Assessment, reading: Reading) -> Assessment:

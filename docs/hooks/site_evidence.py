@@ -129,7 +129,11 @@ def _read(file: str) -> dict[str, Any]:
     path = RESULTS / f"{file}.json"
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     # which potential a row of the two universal probes is about
-    potential = {"chgnet_probe": "CHGNet 0.3.0", "sevennet_probe": "SevenNet-0"}
+    potential = {
+        "chgnet_probe": "CHGNet 0.3.0",
+        "chgnet_stress_probe": "CHGNet 0.3.0",
+        "sevennet_probe": "SevenNet-0",
+    }
     if name := potential.get(file):
         result["rows"] = [row | {"potential": name} for row in result["rows"]]
     return result | {"file": file}
@@ -225,6 +229,28 @@ TABLES = {
             ("accuracy", "accuracy", F3),
             ("majority class", "majority_accuracy", F3),
             *_SCORES,
+        ),
+    ),
+    "stress": Table(
+        ("chgnet_stress_probe",),
+        (
+            ("potential", "potential", str),
+            ("regime", "regime", str),
+            ("share reliable", "prevalence", F3),
+            ("accuracy", "accuracy", F3),
+            ("majority class", "majority_accuracy", F3),
+            *_SCORES,
+        ),
+    ),
+    "stress-scan": Table(
+        ("stress_scan_chgnet",),
+        (
+            ("scale of the lattice constant", "scale", F2),
+            ("geometries", "geometries", str),
+            ("refused by the potential", "refused", str),
+            ("wrong", "wrong", str),
+            ("wrong and RELIABLE", "wrong_and_reliable", str),
+            ("others and RELIABLE", "others_and_reliable", str),
         ),
     ),
     "halts": Table(

@@ -511,8 +511,8 @@ def test_a_cell_that_moves_from_frame_to_frame_is_a_doubt(mace, tmp_path):
 
     moving = strained(5)  # a barostat that acts at every second frame
     assert doubted(annotate(moving, mace)) == [False, False, True, True, True]
-    assert not any(doubted(annotate(moving, mace, moving_cell=False)))
-    assert all(doubted(annotate(moving, mace, moving_cell=True)))
+    assert not any(doubted(annotate(moving, mace, use="fixed_cell")))
+    assert all(doubted(annotate(moving, mace, use="moving_cell")))
     # others, and the cell of the first again: no trajectory
     assert not any(doubted(annotate([moving[0], *mixed(), moving[-1]], mace)))
     source, target = tmp_path / "npt.xyz", tmp_path / "out.xyz"

@@ -19,6 +19,7 @@ from packaging.version import Version
 
 from uqcalc import MaxForce, Policy, ReliableCalculator, Threshold, tap
 from uqcalc.errors import BackboneError
+from uqcalc.targets import voigt_stress
 from uqcalc.testing import check_backbone, contract_frames
 from uqcalc.testing.instruments import counted_calls, ways_to_copy
 
@@ -174,6 +175,13 @@ def test_many_frames_are_as_each_alone(row):
         close(many.features, alone.features, row.bound)
         if "charges" in row.extras:
             close(many.charges, alone.charges, row.bound)
+    solid = [frame for frame in frames if frame.pbc.all()]
+    if backbone.batches_stress and len(solid) > 1:
+        wanted = [*WANTED, "stress"]
+        together = backbone.predict_many(solid, wanted)
+        for many, frame in zip(together, solid, strict=True):
+            alone = voigt_stress(backbone(frame, wanted).results["stress"])
+            close(voigt_stress(many.results["stress"]), alone, row.bound, of=1.0)
 
 
 @every()

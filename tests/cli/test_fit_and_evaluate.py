@@ -183,3 +183,34 @@ def test_annotate_reads_and_writes_standard_streams(data, tmp_path):
     assert piped.exit_code == 0, piped.stderr
     assert piped.stdout_bytes == judged.read_bytes()
     assert "Frames in standard output: 90" in piped.stderr
+
+
+def test_several_probes_are_evaluated_and_annotate_together(data, tmp_path):
+    from uqcalc.defaults import shipped_probe
+
+    bundled = shipped_probe("default")
+    energy = tmp_path / "energy.probe"
+    bundled.with_card(target="energy").save(energy)
+    frames = read(data, ":12")
+    calculator = bare_calculator()
+    for frame in frames:
+        frame.info["REF_energy"] = float(calculator.get_potential_energy(frame))
+    some = tmp_path / "some.xyz"
+    write(some, frames)
+    options = ("--device", "cpu", "--json", "-o", tmp_path / "both")
+    done = invoke("evaluate", "default", energy, some, *options)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert [*found] == ["forces", "energy"]
+    for target, result in found.items():
+        assert str(tmp_path / f"both-{target}.json") in result["files"]
+    twice = invoke("evaluate", "default", "default", some)
+    assert twice.exit_code == 2
+    assert "must have different targets" in " ".join(twice.stderr.split())
+    judged = tmp_path / "judged.xyz"
+    probes = ("--probe", "default", "--probe", energy)
+    done = invoke("annotate", some, "-o", judged, *probes, "--use", "energy")
+    assert done.exit_code == 0, done.output
+    for frame in read(judged, ":"):
+        assert {"probe_reliability", "probe_reliability_energy"} <= {*frame.info}
+    assert invoke("annotate", some, "-o", judged, "--use", "md").exit_code == 2

@@ -9,7 +9,7 @@ import torch
 from uqcalc.distillation.card import HeadCard
 from uqcalc.errors import ModelError, ProbeError, SignalError
 from uqcalc.files.tensorfile import metadata_of
-from uqcalc.models.named import SHIPPED_PROBES
+from uqcalc.models.named import PROBE_FILES
 from uqcalc.probe.card import Card
 from uqcalc.probe.probe import Probe
 from uqcalc.signals.card import SignalCard
@@ -71,7 +71,7 @@ def kept(stored, found):
     return stored == found
 
 
-@pytest.mark.parametrize("name", SHIPPED_PROBES.values())
+@pytest.mark.parametrize("name", PROBE_FILES.values())
 def test_a_probe_of_the_package_is_written_as_it_was_read(name, tmp_path):
     path = files("uqcalc") / "data" / name
     stored = json.loads(metadata_of(path)[Card.file.key])

@@ -1,5 +1,6 @@
 """Several targets from one set of labels: each frame is evaluated once."""
 
+import math
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,7 +11,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from toys import ToyBackbone
 
-from uqcalc import Labels, Recipe, ReliableCalculator, fit_targets
+from uqcalc import Labels, Probe, Recipe, ReliableCalculator, fit_targets
 from uqcalc.backbones.base import Capture
 from uqcalc.errors import LabelError
 
@@ -53,7 +54,7 @@ LABELS = Labels(forces_key="forces", stress_key="stress", energy_key="energy")
 
 
 @pytest.mark.filterwarnings("ignore::uqcalc.LabelWarning")
-def test_one_evaluation_gives_a_probe_for_each_target():
+def test_one_evaluation_gives_a_probe_for_each_target(tmp_path):
     backbone, frames = Surroundings(), strained(240)
     targets = {"forces": "0.5 eV/Å", "stress": "5 GPa"}
     recipe = Recipe(epochs=5, folds=2)
@@ -73,6 +74,16 @@ def test_one_evaluation_gives_a_probe_for_each_target():
     stretched.rattle(0.05, seed=1)
     stress = calc.assess(stretched).reading("probe_stress")
     assert stress.risk > 0.8 or stress.out_of_scope
+    assert found["stress"].probe.reads_stress
+    assert not found["forces"].probe.reads_stress
+    again = Probe.load(found["stress"].probe.save(tmp_path / "stress.probe"))
+    cell = backbone(stretched, ["energy", "forces", "stress"])
+    assert again.read([cell]).reliability == found["stress"].probe([cell])[0]
+    cluster = stretched.copy()
+    cluster.pbc = False
+    none = calc.assess(cluster).reading("probe_stress")
+    assert math.isnan(none.risk)
+    assert none.note == "only structures with three cell vectors have a stress"
 
 
 @pytest.mark.parametrize("targets", ["stress", {}, ()])

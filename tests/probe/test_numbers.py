@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from ase.stress import full_3x3_to_voigt_6_stress
+from ase.units import GPa
 from closeness import NETWORK, close
 from probe.toys import random_prediction
 from sklearn.decomposition import PCA
@@ -12,7 +14,7 @@ from sklearn.linear_model import Ridge
 
 from uqcalc.fitting.stacking import learn_numbers, standard_and_distances
 from uqcalc.probe.inputs import Moments, Statistics
-from uqcalc.probe.numbers import ATOM_NAMES, NAMES, PlainNumbers
+from uqcalc.probe.numbers import ATOM_NAMES, NAMES, PlainNumbers, stress_numbers
 
 
 WIDTH = 6
@@ -192,3 +194,31 @@ def test_what_overflowed_does_not_come_back_into_range(learnt, value):
     torch.testing.assert_close(
         found.numbers[1:], expected.numbers, rtol=1e-4, atol=1e-4
     )
+
+
+def test_numbers_of_the_stress_do_not_depend_on_cell_choice_or_rotation():
+    """A pressure of 2 GPa has its closed form; a rotated supercell has the same."""
+    solid = replace(
+        structures(1)[0], cell=np.diag([3.0, 4.0, 5.0]), pbc=np.ones(3, bool)
+    )
+    squeezed = {"stress": np.array([-2.0, -2.0, -2.0, 0, 0, 0]) * GPa}
+    found = stress_numbers(replace(solid, results=squeezed))
+    volume = 60 / len(solid.numbers)
+    wanted = [np.log(s * GPa + 1e-4) for s in (2 / np.sqrt(3), 2)]
+    assert np.allclose(found, [*wanted, np.arcsinh(2), np.log(volume)], rtol=1e-5)
+
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(3, 3))
+    matrix += matrix.T
+    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    doubled = replace(
+        solid,
+        numbers=np.tile(solid.numbers, 2),
+        cell=np.diag([6.0, 4.0, 5.0]) @ turn.T,
+        results={"stress": full_3x3_to_voigt_6_stress(turn @ matrix @ turn.T)},
+    )
+    plain = replace(solid, results={"stress": full_3x3_to_voigt_6_stress(matrix)})
+    assert np.allclose(stress_numbers(doubled), stress_numbers(plain), rtol=1e-5)
+    assert np.isnan(stress_numbers(solid)).all()  # no stress
+    film = replace(plain, pbc=np.array([True, True, False]))
+    assert np.isnan(stress_numbers(film)).all()

@@ -251,6 +251,27 @@ def test_a_guarantee_of_the_probe_is_the_policy_where_that_is_asked_for(read, tm
     assert threshold.unreliable == pytest.approx(0.9)
 
 
+def test_several_probes_are_a_list_and_each_counts_for_its_use(read, tmp_path):
+    bundled = shipped_probe("default")
+    for target in ("energy", "stress"):
+        bundled.with_card(target=target).save(tmp_path / f"{target}.probe")
+    probes = "probe: [energy.probe, default, stress.probe]"
+    file = read(f"{MD}{probes}\npolicy: {{suspect: 0.9}}\n")
+    calc = open_calculator(file)
+    names = [signal.name for signal in calc.signals[:3]]
+    assert names == ["probe", "probe_energy", "probe_stress"]
+    assert calc.policy.thresholds[0].suspect == pytest.approx(0.1)
+    assert calc.policy.signals_for("moving_cell") == ("probe", "probe_stress")
+    assert calc.policy.signals_for("energy") == ("probe_energy",)
+    assert file.echo()["probe"] == ["energy.probe", "default", "stress.probe"]
+    assert problems(read, MD + "probe: [default, none.probe]\n")[0].startswith(
+        "probe: must be a file that exists"
+    )
+    assert problems(read, MD + "probe: [1]\n")[0].startswith(
+        "probe: must be the name of a file, or a list of such names"
+    )
+
+
 def test_what_would_fill_the_memory_is_refused_before_it_is_read(read):
     bomb = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     bomb += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]

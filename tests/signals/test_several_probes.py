@@ -6,6 +6,7 @@ import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.filters import FrechetCellFilter
+from ase.md.verlet import VelocityVerlet
 from builders import tiny_probe
 from toys import ToyBackbone, copper
 
@@ -20,7 +21,6 @@ from uqcalc import (
     relax,
 )
 from uqcalc.errors import ModelError
-from uqcalc.policy import CELL_MOVES
 
 
 SURE, UNSURE = 9.0, -9.0
@@ -81,7 +81,7 @@ def test_when_the_cell_moves_the_stress_counts_too(bias, level):
     atoms.calc = with_stress(bias)
     path = relax(FrechetCellFilter(atoms), fmax=0.05, steps=3, patience=99)
     assert {event.level for event in path.history} == {level}
-    assert not any(CELL_MOVES in why for e in path.history for why in e.reasons)
+    assert not any("the cell moves" in why for e in path.history for why in e.reasons)
     frames = [bulk("Cu", a=a, cubic=True) for a in (3.6, 3.61, 3.62)]
     for frame in frames:
         frame.rattle(0.05, seed=0)
@@ -90,12 +90,80 @@ def test_when_the_cell_moves_the_stress_counts_too(bias, level):
     assert levels == [int(level)] * 2
 
 
-def test_a_moving_cell_without_a_probe_of_its_stress_is_suspect():
+MISSING = {
+    ("energy_per_atom",): "forces move the atoms, but no signal of the policy judges "
+    "the forces",
+    ("stress",): "forces move the atoms, but no signal of the policy judges the forces",
+    ("stress", "energy_per_atom"): "judges the forces",
+}
+
+
+@pytest.mark.parametrize("targets", MISSING)
+def test_a_run_whose_forces_no_probe_judges_is_suspect(targets):
     atoms = copper()
-    atoms.calc = calculator(probe("forces"), probe("energy_per_atom"))
+    atoms.calc = calculator(*map(probe, targets))
+    assert atoms.calc.assess(atoms).level is Level.RELIABLE  # on its own quantity
+    dynamics = VelocityVerlet(atoms, 0.1)
+    monitor = Monitor(dynamics)
+    dynamics.run(2)
+    assert {event.level for event in monitor.history} == {Level.SUSPECT}
+    assert MISSING[targets] in monitor.history[0].reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("targets", "missing"),
+    [
+        (("forces", "energy_per_atom"), "the cell moves, but no signal of the policy "
+         "judges the stress"),
+        (("stress",), "judges the forces"),
+        (("energy_per_atom",), "judges the forces and stress"),
+    ],
+)  # fmt: skip
+def test_a_moving_cell_without_a_probe_of_forces_and_stress_is_suspect(
+    targets, missing
+):
+    atoms = copper()
+    atoms.calc = calculator(*map(probe, targets))
     path = relax(FrechetCellFilter(atoms), fmax=0.05, steps=2, patience=99)
     assert {event.level for event in path.history} == {Level.SUSPECT}
-    assert any(CELL_MOVES in why for why in path.history[0].reasons)
+    assert any(missing in why for why in path.history[0].reasons)
+
+
+@pytest.mark.parametrize(
+    ("use", "biases", "level"),
+    [
+        ("energy", (UNSURE, UNSURE, SURE), Level.RELIABLE),
+        ("energy", (SURE, SURE, UNSURE), Level.UNRELIABLE),
+        ("fixed_cell", (SURE, UNSURE, UNSURE), Level.RELIABLE),
+        ("moving_cell", (SURE, UNSURE, SURE), Level.UNRELIABLE),
+        ("moving_cell", (SURE, SURE, UNSURE), Level.RELIABLE),
+        (None, (SURE, UNSURE, UNSURE), Level.RELIABLE),
+    ],
+)
+def test_the_use_decides_which_probe_counts(use, biases, level):
+    names = ("forces", "stress", "energy_per_atom")
+    calc = calculator(*map(probe, names, biases))
+    assert calc.assess(copper(), use=use).level is level
+    [frame] = annotate([copper()], calc, use=use)
+    assert frame.info["reliability_level"] == int(level)
+
+
+def test_an_energy_that_no_probe_judges_is_never_reliable():
+    found = calculator(probe("forces"), probe("stress")).assess(copper(), use="energy")
+    assert found.level is Level.SUSPECT
+    assert "no signal of the policy judges the energy" in found.verdict.reasons[0]
+    with pytest.raises(ValueError, match="use must be None or one of"):
+        calculator(probe("forces")).assess(copper(), use="stress")
+
+
+def test_forces_that_vanish_by_symmetry_do_not_hide_energy_and_stress():
+    names = ("forces", "stress", "energy_per_atom")
+    calc, crystal = calculator(*map(probe, names)), bulk("Cu", cubic=True)
+    assert calc.assess(crystal).level is Level.SUSPECT
+    for use in ("energy", "moving_cell"):
+        assert calc.assess(crystal, use=use).level is Level.RELIABLE
+    alone = calculator(probe("forces"))
+    assert alone.assess(crystal, use="energy").level is Level.SUSPECT
 
 
 def test_an_own_policy_replaces_that_of_the_probes():
@@ -125,18 +193,16 @@ def test_the_policy_of_a_moving_cell_survives_a_log_and_never_improves_a_verdict
     policy = with_stress(SURE).policy
     assert Policy.from_dict(policy.to_dict()) == policy
     assert policy.signals == ("probe",)
-    assert policy.signals_of_moving_cell == ("probe", "probe_stress")
+    assert policy.signals_for("moving_cell") == ("probe", "probe_stress")
     poor = calculator(probe("forces", UNSURE), probe("stress"))
     found = poor.assess(copper())
-    assert poor.policy.with_moving_cell(found).level is Level.UNRELIABLE
-    refused = poor.policy.with_moving_cell(poor.refusal("no"))
+    assert poor.policy.for_use(found, "moving_cell").level is Level.UNRELIABLE
+    refused = poor.policy.for_use(poor.refusal("no"), "moving_cell")
     assert refused.level is Level.UNRELIABLE
     assert math.isnan(refused.reading("probe_stress").risk)
 
 
 def test_the_log_of_a_run_names_every_probe(tmp_path):
-    from ase.md.verlet import VelocityVerlet
-
     atoms = copper()
     atoms.calc = with_stress(SURE)
     dynamics = VelocityVerlet(atoms, 0.1)

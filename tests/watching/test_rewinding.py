@@ -83,7 +83,7 @@ def bad_after(good, bad=3):
 def failing_once():
     """Return copper with scripted risks that judge the stress of a moving cell, too."""
     signal = Scripted(bad_after(16))
-    signal.judges_stress = True
+    signal.judges = frozenset({"forces", "stress"})
     return watched(signal=signal)
 
 

@@ -159,7 +159,7 @@ def test_barostats_and_cell_filters_are_known_before_the_first_step():
 @pytest.mark.parametrize("judged", [False, True])
 def test_a_moving_cell_is_suspect_until_its_stress_is_judged(judged, tmp_path):
     signal = Scripted()
-    signal.judges_stress = judged
+    signal.judges = frozenset({"forces", "stress"} if judged else {"forces"})
     atoms = watched(signal=signal)
     path = relax(FrechetCellFilter(atoms), fmax=0.02, log=tmp_path / "log.jsonl")
     levels = {event.level for event in path.history}

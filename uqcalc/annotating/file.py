@@ -32,6 +32,7 @@ from uqcalc.errors import RecordError, SourceError, UqcalcError
 from uqcalc.files.structures import UNREADABLE, count_frames, frames_of
 from uqcalc.files.writing import OneWriter, writable
 from uqcalc.progress import progress_bar
+from uqcalc.uses import Use
 
 
 # Formats that store the whole annotation; others drop readings per atom.
@@ -46,7 +47,7 @@ def annotate_file(
     species: str | Sequence[str] | None = None,
     worst: int = 10,
     batch_atoms: int = BATCH_ATOMS,
-    moving_cell: bool | None = None,
+    use: Use | None = None,
 ) -> AnnotationSummary:
     """Annotate a trajectory into an extended XYZ file, in constant memory.
 
@@ -67,7 +68,7 @@ def annotate_file(
         types are refused without it.
     worst : int
         Number of worst frames in the summary.
-    batch_atoms, moving_cell
+    batch_atoms, use
         As for `annotate`.
 
     Returns
@@ -88,14 +89,14 @@ def annotate_file(
     writer = OneWriter(output)
     reading = _Source(Path(source), species)
     frames = iter(reading)
-    identity = _identity(calculator)
-    tally, cells = Tally(worst), Cells(moving_cell)
+    identity = _identity(calculator, use)
+    tally, cells = Tally(worst), Cells(use)
     with writer, _frame_bar() as progress:
         total = None if progress.disable else count_frames(source)
         task = progress.add_task("", total=total)
         for done in _standing(output, reading, frames, identity):
             tally.add(done, left_out_of(done))
-            cells.moving(done)
+            cells.use(done)
             progress.advance(task)
         resumed_from = tally.frames
         for frame in annotated(frames, calculator, batch_atoms, cells):
@@ -219,8 +220,9 @@ def same_geometry(ours: Atoms, theirs: Atoms | None) -> bool:
     )
 
 
-def _identity(calculator: ReliableCalculator) -> str:
-    text = json.dumps(calculator.describe(), sort_keys=True)
+def _identity(calculator: ReliableCalculator, use: Use | None) -> str:
+    stated = {} if use is None else {"use": use}
+    text = json.dumps(calculator.describe() | stated, sort_keys=True)
     # starts with a letter: ASE would read 12e4567 as the number infinity
     return f"m{hashlib.sha256(text.encode()).hexdigest()[:15]}"
 

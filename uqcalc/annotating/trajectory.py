@@ -13,8 +13,7 @@ from uqcalc.annotating.copies import annotated_copy, cleared_copy, refused_copy
 from uqcalc.backbones.base import Prediction
 from uqcalc.backbones.batching import BATCH_ATOMS, evaluate_each
 from uqcalc.calculator import ReliableCalculator
-from uqcalc.policy import CELL_MOVES, RUN, extended, stress_judged
-from uqcalc.records import Assessment, Reading
+from uqcalc.uses import Use, checked_use, judged_for
 
 
 # Å; precision of cells in file formats
@@ -29,7 +28,7 @@ def annotate(
     calculator: ReliableCalculator,
     *,
     batch_atoms: int = BATCH_ATOMS,
-    moving_cell: bool | None = None,
+    use: Use | None = None,
 ) -> Iterator[Atoms]:
     """Yield an annotated copy of every frame, in order, with one batch in memory.
 
@@ -45,9 +44,9 @@ def annotate(
     exception of the model, NaN results) is UNRELIABLE with NaN risks. It has no energy
     or forces, and ``info["uqcalc_error"]`` has the reason.
 
-    If the cell moves, as in NPT or a cell relaxation, and the policy has no threshold
-    for a signal with ``judges_stress``, a frame is at least SUSPECT, as in
-    `uqcalc.Monitor`. This does not apply to the different cells of a data set.
+    A frame is at least SUSPECT if the policy judges not every quantity of its use
+    (`uqcalc.uses`): the energy, the forces, or forces and stress of a moving cell, as
+    in `uqcalc.Monitor`. The different cells of a data set do not count as moving.
 
     Parameters
     ----------
@@ -56,13 +55,14 @@ def annotate(
     calculator : ReliableCalculator
     batch_atoms : int
         Number of atoms evaluated together. A larger frame is evaluated alone.
-    moving_cell : bool, optional
-        Whether the cell moves. By default it moves if the frames look like one run. Two
-        successive frames look so if they have the same atoms in the same order, their
-        cells differ, and either both have velocities, or the strain is at most 1 % and
-        no atom moves by more than 0.2 Å besides it, as in one step of a relaxation.
-        From the second of these frames on the cell moves. Other frames with the same
-        atoms in other cells count as a data set. Pass True for an equation of state.
+    use : {"fixed_cell", "moving_cell", "energy"}, optional
+        What the frames are used for. "energy" gives the verdict on the energy, as for a
+        screening; "moving_cell" is for an equation of state, too. By default the cell
+        moves if the frames look like one run, and else the verdict is on what the first
+        probe predicts. Two successive frames look like one run if they have the same
+        atoms in the same order, their cells differ, and either both have velocities, or
+        the strain is at most 1 % and no atom moves by more than 0.2 Å besides it, as in
+        one step of a relaxation. From the second of these frames on the cell moves.
 
     Raises
     ------
@@ -70,7 +70,8 @@ def annotate(
         If ``frames`` is a single structure or a path, or if ``calculator`` is not a
         `ReliableCalculator`.
     ValueError
-        If ``batch_atoms`` is not positive, or the calculator is not enabled.
+        If ``batch_atoms`` is not positive, ``use`` is unknown, or the calculator is not
+        enabled.
 
     Examples
     --------
@@ -88,34 +89,37 @@ def annotate(
         )
         raise TypeError(msg)
     check_calculator(calculator, batch_atoms)
-    return annotated(frames, calculator, batch_atoms, Cells(moving_cell))
+    return annotated(frames, calculator, batch_atoms, Cells(use))
 
 
 class Cells:
-    """Decides for each frame whether the cell moves.
+    """Decides for each frame what it is used for.
 
     Parameters
     ----------
-    moving : bool or None
-        The answer for all periodic frames; None to decide from the frames.
+    use : {"fixed_cell", "moving_cell", "energy"} or None
+        The answer for all frames (for "moving_cell" all periodic ones); None to decide
+        from the frames whether the cell moves.
     """
 
-    def __init__(self, moving: bool | None = None) -> None:  # noqa: FBT001
-        self._given = moving
+    def __init__(self, use: Use | None = None) -> None:
+        self._given = checked_use(use)
         self._before: Atoms | None = None
         self._moving = False
 
-    def moving(self, frame: Atoms) -> bool:
-        """Take the next frame; return whether its cell moves."""
+    def use(self, frame: Atoms) -> Use | None:
+        """Take the next frame; return its use, None if that is not known."""
         before, self._before = self._before, frame
+        if self._given == "moving_cell" and not frame.pbc.any():
+            return "fixed_cell"
         if self._given is not None:
-            return self._given and bool(frame.pbc.any())
+            return self._given
         same = before is not None and np.array_equal(before.numbers, frame.numbers)
         if before is None or not same or not frame.pbc.any():
             self._moving = False
         elif not np.allclose(before.cell, frame.cell, rtol=0.0, atol=_SAME_CELL):
             self._moving = _of_one_run(before, frame)
-        return self._moving
+        return "moving_cell" if self._moving else None
 
 
 def _of_one_run(before: Atoms, frame: Atoms) -> bool:
@@ -147,34 +151,21 @@ def annotated(
         calculator.backbone, copies, calculator.wanted(), limit=batch_atoms
     )
     for frame, outcome in evaluated:
-        moving = cells.moving(frame)
-        yield _with_outcome(frame, outcome, calculator, moving_cell=moving)
+        yield _with_outcome(frame, outcome, calculator, cells.use(frame))
 
 
 def _with_outcome(
     frame: Atoms,
     outcome: Prediction | str,
     calculator: ReliableCalculator,
-    *,
-    moving_cell: bool,
+    use: Use | None,
 ) -> Atoms:
     if isinstance(outcome, str):
         return refused_copy(frame, calculator.refusal(outcome), outcome)
     results = {key: outcome.results[key] for key in ("energy", "forces")}
-    assessment = calculator.judge(outcome)
-    if moving_cell:
-        assessment = _of_a_moving_cell(assessment, calculator)
+    judged = calculator.judge(outcome)
+    assessment = judged_for(judged, use, calculator.policy, calculator.signals)
     return annotated_copy(frame, assessment, results)
-
-
-def _of_a_moving_cell(
-    assessment: Assessment, calculator: ReliableCalculator
-) -> Assessment:
-    policy = calculator.policy
-    assessment = policy.with_moving_cell(assessment)
-    if stress_judged(calculator.signals, policy.signals_of_moving_cell):
-        return assessment
-    return extended(assessment, Reading(RUN, 0.0, doubts=(CELL_MOVES,), always=True))
 
 
 def check_calculator(calculator: object, batch_atoms: int) -> None:

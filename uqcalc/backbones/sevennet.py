@@ -28,6 +28,7 @@ class SevenNetBackbone(Backbone):
 
     name = "sevennet"
     by_autograd = True
+    batches_stress = True
 
     def __init__(self, calculator: Any, model_calculator: Any | None = None) -> None:
         owner = calculator if model_calculator is None else model_calculator
@@ -81,20 +82,28 @@ class SevenNetBackbone(Backbone):
             **captured.more,
         }
         energies = output["inferred_total_energy"].detach().cpu().tolist()
+        # the order and the sign of SevenNetCalculator
+        stresses = -output["inferred_stress"].detach().cpu()[:, [0, 1, 2, 4, 5, 3]]
         per_frame = zip(*(value.split(sizes) for value in rows.values()), strict=True)
         return [
-            _prediction(frame, energy, dict(zip(rows, own, strict=True)))
-            for frame, energy, own in zip(frames, energies, per_frame, strict=True)
+            _prediction(
+                frame,
+                {"energy": energy, "stress": stress.numpy()},
+                dict(zip(rows, own, strict=True)),
+            )
+            for frame, energy, stress, own in zip(
+                frames, energies, stresses, per_frame, strict=True
+            )
         ]
 
 
 def _prediction(
-    frame: Atoms, energy: float, rows: dict[str, torch.Tensor]
+    frame: Atoms, results: dict[str, Any], rows: dict[str, torch.Tensor]
 ) -> Prediction:
-    forces = rows["forces"].numpy()
+    forces, energy = rows["forces"].numpy(), results["energy"]
     return Prediction(
         **geometry(frame),
-        results={"energy": energy, "forces": forces},
+        results=results | {"forces": forces},
         energy=energy,
         forces=forces,
         conservative_forces=forces,

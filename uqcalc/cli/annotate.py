@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from uqcalc.cli.console import Report, notice, reporting
+from uqcalc.cli.console import Report, notice, reporting, usage_errors
 from uqcalc.cli.options import (
     DeviceOption,
     HeadOption,
@@ -19,17 +19,21 @@ from uqcalc.cli.options import (
     existing,
     extended_xyz,
 )
-from uqcalc.cli.probes import ProbeOption, load_probe, model_of
-from uqcalc.cli.signalchoice import with_force_delta
+from uqcalc.cli.probes import ProbesOption, model_of
+from uqcalc.cli.signalchoice import ForceDeltaChoice, reliable
 from uqcalc.cli.streams import input_file, is_standard, output_file
+from uqcalc.uses import checked_use
 
 
 if TYPE_CHECKING:
-    from ase.calculators.calculator import BaseCalculator
-
     from uqcalc.annotating.tally import AnnotationSummary
-    from uqcalc.calculator import ReliableCalculator
     from uqcalc.probe.probe import Probe
+
+
+def _use(value: str | None) -> str | None:
+    with usage_errors("--use"):
+        return checked_use(value)
+
 
 SourceArgument = Annotated[
     Path,
@@ -62,6 +66,20 @@ GuaranteedOption = Annotated[
         help="RELIABLE only within the guarantee on the probe's card (uqcalc certify).",
     ),
 ]
+UseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--use",
+        metavar="USE",
+        callback=_use,
+        help=(
+            "What the frames are used for, which decides the probe that counts: "
+            "energy; fixed_cell (forces); moving_cell (forces and stress, as for NPT "
+            "and equations of state). By default forces, and the stress if the frames "
+            "look like a run with a moving cell."
+        ),
+    ),
+]
 FormerGuaranteed = Annotated[bool, typer.Option("--promised", hidden=True)]
 WorstOption = Annotated[
     int, typer.Option(min=0, help="Number of worst frames (largest risk) to list.")
@@ -73,7 +91,8 @@ def annotate(  # noqa: PLR0913  (one option each)
     output: OutputOption,
     *,
     model: ModelOfProbe = None,
-    probe: ProbeOption = None,
+    probe: ProbesOption = None,
+    use: UseOption = None,
     guaranteed: GuaranteedOption = False,
     promised: FormerGuaranteed = False,
     head: HeadOption = None,
@@ -102,13 +121,25 @@ def annotate(  # noqa: PLR0913  (one option each)
     ):
         import uqcalc
 
-        name = model or "default" if probe is None else model_of(probe, model)
-        loaded = _probe(name, probe, needed=guaranteed)
-        calculator = uqcalc.open_model(name, device=device)
-        reliable = _calculator(calculator, loaded, head, limits, guaranteed=guaranteed)
+        name = model_of(probe[0], model) if probe else model or "default"
+        probes = _probes(name, probe, needed=guaranteed)
+        chosen = None
+        if limits is not None or head is not None:
+            chosen = ForceDeltaChoice(head, limits)
+        calculator = reliable(
+            uqcalc.open_model(name, device=device),
+            probes,
+            chosen,
+            guaranteed=guaranteed,
+        )
         try:
             summary = uqcalc.annotate_file(
-                readable, target, reliable, species=species, worst=worst
+                readable,
+                target,
+                calculator,
+                species=species,
+                worst=worst,
+                use=checked_use(use),
             )
         except uqcalc.errors.SourceError as error:
             _show(error.summary, output, report)
@@ -118,38 +149,14 @@ def annotate(  # noqa: PLR0913  (one option each)
         raise typer.Exit(code=1)
 
 
-def _probe(name: str, probe: str | None, *, needed: bool) -> Probe | None:
-    """Return the probe that was named, or the one that the model brings."""
-    from uqcalc.defaults import shipped_probe
+def _probes(name: str, given: list[str] | None, *, needed: bool) -> list[Probe]:
+    """Return the probes that were named, or those that the model brings."""
+    from uqcalc.defaults import open_probes, shipped_probes
     from uqcalc.models.named import SHIPPED_PROBES
 
-    if probe is not None:
-        return load_probe(probe)
-    return shipped_probe(name) if needed or name in SHIPPED_PROBES else None
-
-
-def _calculator(
-    calculator: BaseCalculator,
-    probe: Probe | None,
-    head: Path | None,
-    limits: tuple[float, float] | None,
-    *,
-    guaranteed: bool,
-) -> ReliableCalculator:
-    """Return a calculator with the probe, Force Delta (if it has limits), or both.
-
-    Without both, it reads the signals that need no labels, and every frame is at least
-    SUSPECT.
-    """
-    from uqcalc.calculator import ReliableCalculator
-
-    if limits is not None or head is not None:
-        return with_force_delta(calculator, probe, head, limits, guaranteed=guaranteed)
-    if probe is None:
-        return ReliableCalculator(calculator)
-    card = probe.card
-    policy = card.guarantee_policy() if guaranteed else card.policy()
-    return ReliableCalculator(calculator, probe, policy=policy)
+    if given:
+        return open_probes(given)
+    return shipped_probes(name) if needed or name in SHIPPED_PROBES else []
 
 
 def _show(summary: AnnotationSummary, output: Path, report: Report) -> None:

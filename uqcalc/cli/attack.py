@@ -19,7 +19,7 @@ from uqcalc.cli.options import (
     new_extended_xyz,
 )
 from uqcalc.cli.probes import ProbeOption, load_probe
-from uqcalc.cli.signalchoice import with_force_delta
+from uqcalc.cli.signalchoice import ForceDeltaChoice, reliable
 from uqcalc.cli.streams import input_file
 from uqcalc.progress import progress_bar
 
@@ -135,10 +135,11 @@ def attack(  # noqa: PLR0913  (one option each)
                 cell="free" if free_cell else "fixed",
                 max_energy_rise=max_energy_rise,
             )
-        loaded = None if probe is None else load_probe(probe)
-        calculator = uqcalc.open_model(model, device=device)
-        reliable = with_force_delta(calculator, loaded, head, limits)
-        paths = _attacked(atoms, reliable, settings, output, report)
+        loaded = [] if probe is None else [load_probe(probe)]
+        model_calculator = uqcalc.open_model(model, device=device)
+        choice = ForceDeltaChoice(head, limits)
+        calculator = reliable(model_calculator, loaded, choice)
+        paths = _attacked(atoms, calculator, settings, output, report)
         _show(paths, report)
         count = sum(len(path.frames) for path in paths)
         report.result(f"wrote {output} with {count} frames")
@@ -152,7 +153,7 @@ def _last_frame(structure: Path, species: str | None) -> Atoms:
 
 def _attacked(
     atoms: Atoms,
-    reliable: ReliableCalculator,
+    calculator: ReliableCalculator,
     settings: AttackSettings,
     output: Path,
     report: Report,
@@ -174,7 +175,7 @@ def _attacked(
             lost.update(append_frame(output, frame, what))
             bar.update(task, completed=start * each + step + 1)
 
-        paths = uqcalc.attack(atoms, reliable, settings, observer=keep)
+        paths = uqcalc.attack(atoms, calculator, settings, observer=keep)
     if lost:
         what = ", ".join(sorted(lost))
         report.result(f"left out, because extended XYZ cannot hold it: {what}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from uqcalc.models.named import SHIPPED_PROBES
+from uqcalc.models.named import PROBE_FILES, SHIPPED_PROBES
 
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def is_shipped(name: str) -> bool:
     """Say whether a name means a probe of the package; a file of that name is first."""
-    return name in SHIPPED_PROBES and not Path(name).exists()
+    return name in PROBE_FILES and not Path(name).exists()
 
 
 @contextmanager
@@ -30,18 +30,24 @@ def shipped_file(name: str) -> Iterator[Path]:
     if not is_shipped(name):
         yield Path(name)
         return
-    with as_file(files("uqcalc") / "data" / SHIPPED_PROBES[name]) as path:
+    with as_file(files("uqcalc") / "data" / PROBE_FILES[name]) as path:
         yield path
 
 
 def _known(value: str | None) -> str | None:
     if value is not None and not is_shipped(value) and not Path(value).is_file():
         msg = (
-            f"probe must be a file or one of {', '.join(SHIPPED_PROBES)}, got "
+            f"probe must be a file or one of {', '.join(PROBE_FILES)}, got "
             f"{value!r}; fit one with uqcalc fit"
         )
         raise typer.BadParameter(msg)
     return value
+
+
+def _all_known(values: list[str] | None) -> list[str] | None:
+    for value in values or ():
+        _known(value)
+    return values
 
 
 def load_probe(name: str) -> Probe:
@@ -91,8 +97,8 @@ def model_of(probe: str, given: str | None) -> str:
         return given
     wanted = card_of(probe).fingerprint
     core = wanted.partition("-")[0]
-    for name in SHIPPED_PROBES:
-        with as_file(files("uqcalc") / "data" / SHIPPED_PROBES[name]) as path:
+    for name, (first, *_) in SHIPPED_PROBES.items():
+        with as_file(files("uqcalc") / "data" / first) as path:
             known = card_of(str(path)).fingerprint
         if known.partition("-")[0] == core and _same_model(known, wanted):
             return name
@@ -122,7 +128,8 @@ def _same_model(one: str, other: str) -> bool:
 
 
 _PROBES = (
-    "Probe: a file, or default, chgnet or sevennet for a probe that comes with uqcalc."
+    "Probe: a file, or the name of one that comes with uqcalc: "
+    f"{', '.join(PROBE_FILES)}."
 )
 ProbeArgument = Annotated[
     str, typer.Argument(metavar="PROBE", callback=_known, help=_PROBES)
@@ -130,4 +137,19 @@ ProbeArgument = Annotated[
 ProbeOption = Annotated[
     str | None,
     typer.Option("--probe", metavar="PROBE", callback=_known, help=_PROBES),
+]
+ProbesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--probe",
+        metavar="PROBE",
+        callback=_all_known,
+        help=f"{_PROBES} Repeat the option for probes of several targets.",
+    ),
+]
+ProbesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PROBE...", callback=_all_known, help=f"{_PROBES} One or several."
+    ),
 ]

@@ -17,7 +17,8 @@ structure: structure.xyz        # any file that ASE reads
 
 model: default                  # default, chgnet, sevennet, mace:FILE, mace_off:SIZE,
                                 # mace_mp:SIZE or orb:NAME
-#probe: my.probe                # sample; default, chgnet and sevennet have one
+#probe: my.probe                # sample; default, chgnet and sevennet have one;
+                                # [forces.probe, stress.probe] for several targets
 #probe_atoms: [0, 1]            # sample; judge only these atoms, counted from 0
 #device: auto                   # auto, cpu, cuda, cuda:N or mps
 #dtype: float32                 # sample; float32 or float64

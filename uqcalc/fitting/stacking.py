@@ -190,6 +190,7 @@ def _fit_paths(
         card.feature_dim,
         min(CENTRES, len(data)),
         min(ATOM_CENTRES, int(_known_atoms(some).sum())),
+        stress=labels.of == "stress",
     )
     stacked = StackedPaths(shape).float()  # independent of torch's default dtype
     moments = Moments(data.predictions)

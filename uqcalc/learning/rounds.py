@@ -144,9 +144,9 @@ class Round:
         data["structure"] = str(given.at(given.structure))
         data["model"] = self.model or given.model_at()
         data.pop("probe", None)
-        probe = self.probe or (given.probe and given.at(given.probe))
-        if probe:
-            data["probe"] = str(probe)
+        probes = [str(self.probe)] if self.probe else given.probes
+        if probes:
+            data["probe"] = probes[0] if len(probes) == 1 else probes
         if "md" in data:
             data["md"]["seed"] = data["md"].get("seed", 0) + self.number - 1
         data["policy"] = {"on_unreliable": "harvest"} | data.get("policy", {})

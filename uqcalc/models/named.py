@@ -306,20 +306,21 @@ class NamedModel(NamedTuple):
         From what follows the colon, the device and the precision to a calculator.
     usage : tuple of str
         How the name is written.
-    probe : str or None
-        File among the package's data with the probe that ships for it.
+    probes : tuple of str
+        Files among the package's data with the probes that ship for it, that of the
+        forces first.
     """
 
     open: Callable[[str, str, str | None], BaseCalculator]
     usage: tuple[str, ...]
-    probe: str | None = None
+    probes: tuple[str, ...] = ()
 
 
 # The one list of names: `open_model`, the probes that ship and every message read it.
 MODELS = {
-    "default": NamedModel(_default, ("default",), "default.probe"),
-    "chgnet": NamedModel(_chgnet, ("chgnet",), "chgnet.probe"),
-    "sevennet": NamedModel(_sevennet, ("sevennet",), "sevennet.probe"),
+    "default": NamedModel(_default, ("default",), ("default.probe",)),
+    "chgnet": NamedModel(_chgnet, ("chgnet",), ("chgnet.probe", "chgnet.stress.probe")),
+    "sevennet": NamedModel(_sevennet, ("sevennet",), ("sevennet.probe",)),
     "mace": NamedModel(
         _mace_file,
         ("mace:FILE (trusted: it can run code)", "mace:FILE.json (which cannot)"),
@@ -328,4 +329,10 @@ MODELS = {
     "mace_mp": NamedModel(_mace_foundation("mace_mp"), ("mace_mp:SIZE",)),
     "orb": NamedModel(_orb, ("orb:NAME",)),
 }
-SHIPPED_PROBES = {name: m.probe for name, m in MODELS.items() if m.probe is not None}
+SHIPPED_PROBES = {name: m.probes for name, m in MODELS.items() if m.probes}
+# Names of single probes: "chgnet" for the forces, "chgnet.stress".
+PROBE_FILES = {
+    file.removesuffix(".probe"): file
+    for files in SHIPPED_PROBES.values()
+    for file in files
+}

@@ -1,7 +1,8 @@
 """Plain numbers of structures and atoms: inputs of the kernel paths of a probe.
 
 They are atom count, predicted forces, composition, distances of the features from the
-labels, and the spread of atomic energies. With few labels they predict errors better
+labels, the spread of atomic energies and, for a probe of the stress, the predicted
+stress. With few labels they predict errors better
 than the embedding does (`benchmarks/README.md`).
 """
 
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from ase.units import GPa
 from torch import nn
 
 from uqcalc.backbones.prediction import Prediction
@@ -26,6 +28,7 @@ from uqcalc.probe.inputs import (
 )
 from uqcalc.probe.regressions import LIMIT, standardised
 from uqcalc.statistics.mahalanobis import squared_distances
+from uqcalc.targets import voigt_stress
 
 
 HOST = (
@@ -34,7 +37,10 @@ HOST = (
     "mean_number", "spread_of_numbers", "smallest_number", "largest_number",
     "log_rarest_element",
 )  # fmt: skip
+# Further numbers of a probe of the stress.
+OF_STRESS = ("log_stress", "log_pressure", "pressure", "log_volume")
 FLOOR = 1e-3  # eV/Å: smaller forces count as zero; keeps the logarithm finite
+STRESS_FLOOR = 1e-4  # eV/Å³ (16 MPa): the same for the stress
 _ELEMENTS = 119
 
 
@@ -50,12 +56,15 @@ class FromHost(NamedTuple):
     shares : tensor (structures, 119)
         Share of each element among the atoms.
     log_forces : tensor (atoms,)
+    of_stress : tensor (structures, 4) or (structures, 0)
+        Named in `OF_STRESS`; none if the probe does not read the stress.
     """
 
     sizes: list[int]
     numbers: torch.Tensor
     shares: torch.Tensor
     log_forces: torch.Tensor
+    of_stress: torch.Tensor
 
 
 def from_host(
@@ -64,6 +73,8 @@ def from_host(
     counts: np.ndarray,
     device: torch.device,
     of_cells: float | None = None,
+    *,
+    stress: bool = False,
 ) -> FromHost:
     """Compute the numbers of a ragged batch that need only host arrays.
 
@@ -77,20 +88,47 @@ def from_host(
     device : torch.device
     of_cells : float, optional
         As for `uqcalc.probe.inputs.log_count`.
+    stress : bool
+        Whether to give `stress_numbers`.
     """
     rows, logs = [], []
     for p in predictions:
         log_atoms = log_count(p, of_cells)
         row, log_forces = _numbers_and_shares(p, atom_energies, counts, log_atoms)
-        rows.append(row)
+        rows.append(np.concatenate([row, stress_numbers(p)]) if stress else row)
         logs.append(log_forces)
     both = on_device(device, np.stack(rows))
+    shares = slice(len(HOST), len(HOST) + _ELEMENTS)
     return FromHost(
         [len(p.numbers) for p in predictions],
         both[:, : len(HOST)],
-        both[:, len(HOST) :],
+        both[:, shares],
         on_device(device, np.concatenate(logs, dtype=np.float32)),
+        both[:, shares.stop :],
     )
+
+
+def stress_numbers(prediction: Prediction) -> np.ndarray:
+    """Return four numbers of the predicted stress in float32, named in `OF_STRESS`.
+
+    Log of the RMS over the nine components and of the absolute pressure, in eV/Å³; the
+    pressure itself, compressed by asinh in units of 1 GPa (positive in a compressed
+    cell); log of the volume per atom in Å³. All are NaN for a prediction without a
+    stress, as that of a molecule.
+    """
+    if "stress" not in prediction.results or not prediction.pbc.all():
+        return np.full(len(OF_STRESS), np.nan, dtype=np.float32)
+    xx, yy, zz, yz, xz, xy = voigt_stress(prediction.results["stress"]).tolist()
+    pressure = -(xx + yy + zz) / 3
+    squares = xx**2 + yy**2 + zz**2 + 2 * (yz**2 + xz**2 + xy**2)
+    volume = abs(float(np.linalg.det(prediction.cell))) / len(prediction.numbers)
+    found = (
+        math.log(math.sqrt(squares / 9) + STRESS_FLOOR),
+        math.log(abs(pressure) + STRESS_FLOOR),
+        math.asinh(pressure / GPa),
+        math.log(volume),
+    )
+    return np.array(found, dtype=np.float32)
 
 
 def _numbers_and_shares(
@@ -149,6 +187,8 @@ TREND = tuple(
         "log_distance_of_mean", "log_rigidity_of_sum",
     )
 )  # fmt: skip
+# Of the numbers of the stress: its size, and the size of the pressure.
+STRESS_TREND = (len(NAMES), len(NAMES) + 1)
 ATOM_NAMES = ("log_force", "log_distance", "log_rigidity", "atomic_energy")
 ATOM_TREND = (0, 1, 2)
 _LOG_DISTANCE = slice(1, 2)  # of `ATOM_NAMES`
@@ -160,7 +200,7 @@ class Described(NamedTuple):
 
     Attributes
     ----------
-    numbers : tensor (structures, 24)
+    numbers : tensor (structures, 24), or (structures, 28) with those of the stress
     pooled : tensor (structures, 2 dim)
         Mean and spread of the features, not standardised again.
     components : tensor (structures, components)
@@ -216,9 +256,13 @@ class PlainNumbers(nn.Module):
     pooled_basis: torch.Tensor
     atom_basis: torch.Tensor
 
-    def __init__(self, features: int, components: int = COMPONENTS) -> None:
+    def __init__(
+        self, features: int, components: int = COMPONENTS, *, stress: bool = False
+    ) -> None:
         super().__init__()
         self.components = components
+        self.stress = stress
+        count = len(NAMES) + (len(OF_STRESS) if stress else 0)
         # as for `uqcalc.probe.inputs.log_count`; the probe sets it
         self.of_cells: float | None = None
         self._counts: np.ndarray | None = None
@@ -226,8 +270,8 @@ class PlainNumbers(nn.Module):
             ("rigidity", (features, features)),
             ("energy_weights", (features,)),
             ("element_counts", (119,)),
-            ("mean", (len(NAMES),)),
-            ("scale", (len(NAMES),)),
+            ("mean", (count,)),
+            ("scale", (count,)),
             ("atom_mean", (len(ATOM_NAMES),)),
             ("atom_scale", (len(ATOM_NAMES),)),
             ("pooled_mean", (2 * features,)),
@@ -251,6 +295,7 @@ class PlainNumbers(nn.Module):
             self._counts,
             self.mean.device,
             self.of_cells,
+            stress=self.stress,
         )
 
     def forward(
@@ -309,7 +354,7 @@ class PlainNumbers(nn.Module):
         of_sum = whole[:, :1] + 2 * host.numbers[:, _LOG_ATOMS, None]
         ends, largest = _ends(ragged, unusual, energies)
         return Raw(
-            torch.cat([host.numbers, ends, whole, of_sum], dim=1),
+            torch.cat([host.numbers, ends, whole, of_sum, host.of_stress], dim=1),
             atoms,
             torch.cat([mean, spread], dim=1),
             largest,

@@ -203,6 +203,11 @@ class Probe:
             )
             raise ProbeError(msg)
 
+    @property
+    def reads_stress(self) -> bool:
+        """Whether the predicted stress is an input: molecules then have no P."""
+        return self.stacked is not None and self.stacked.shape.stress
+
     def unseen_elements(self, numbers: np.ndarray) -> list[str]:
         """Return the symbols of the elements in ``numbers`` that the labels lack.
 

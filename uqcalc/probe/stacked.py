@@ -16,6 +16,8 @@ from uqcalc.probe.numbers import (
     ATOM_NAMES,
     ATOM_TREND,
     NAMES,
+    OF_STRESS,
+    STRESS_TREND,
     TREND,
     FromHost,
     PlainNumbers,
@@ -64,11 +66,15 @@ class StackedOutput(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StackedShape:
-    """Sizes of `StackedPaths`: width of the features, centres of each kernel."""
+    """Sizes of `StackedPaths`: width of the features, centres of each kernel.
+
+    With ``stress`` the predicted stress is an input (`uqcalc.probe.numbers.OF_STRESS`).
+    """
 
     features: int
     centres: int
     atom_centres: int = 0
+    stress: bool = False
 
     @classmethod
     def from_dict(cls, data: object) -> StackedShape:
@@ -88,7 +94,10 @@ class StackedShape:
 
     def kernel(self, components: int) -> KernelShape:
         """Return the shape of the kernel paths of structures."""
-        return KernelShape(len(NAMES), components, self.centres, TREND)
+        if not self.stress:
+            return KernelShape(len(NAMES), components, self.centres, TREND)
+        numbers = len(NAMES) + len(OF_STRESS)
+        return KernelShape(numbers, components, self.centres, TREND + STRESS_TREND)
 
     def atom_kernel(self, components: int) -> KernelShape:
         """Return the shape of the kernel paths of atoms.
@@ -130,7 +139,7 @@ class StackedPaths(nn.Module):
     def __init__(self, shape: StackedShape) -> None:
         super().__init__()
         self.shape = shape
-        self.numbers = PlainNumbers(shape.features)
+        self.numbers = PlainNumbers(shape.features, stress=shape.stress)
         components = self.numbers.components
         self.linear = LinearPath(2 * shape.features)
         self.structure = KernelPaths(shape.kernel(components))

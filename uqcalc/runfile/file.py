@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    BeforeValidator,
     Field,
     PrivateAttr,
     ValidationError,
@@ -18,6 +19,7 @@ from pydantic import (
 )
 
 from uqcalc.errors import RunFileError
+from uqcalc.models.named import PROBE_FILES
 from uqcalc.runfile.actions import AskSection, RewindSection
 from uqcalc.runfile.sections import (
     Count,
@@ -34,6 +36,18 @@ from uqcalc.runfile.signals import ForceDeltaSection
 LABELLED = "{name}_labelled.xyz"
 # Bytes of a run file; a long one with comments has two thousand.
 LARGEST = 200_000
+
+
+def _name_or_names(value: Any) -> Any:
+    """Refuse in one message what is neither; the types are made sure of afterwards."""
+    names = value if isinstance(value, list) and value else [value]
+    if value is not None and not all(isinstance(name, str) for name in names):
+        msg = "must be the name of a file, or a list of such names"
+        raise ValueError(msg)
+    return value
+
+
+Names = Annotated[str | list[str] | None, BeforeValidator(_name_or_names)]
 
 
 class RunFile(Section):
@@ -53,8 +67,9 @@ class RunFile(Section):
         Copies of the cell along its three vectors.
     model : str
         As `uqcalc.open_model` takes it.
-    probe : str or None
-        By default the one that comes with the model; models without one need it, or
+    probe : str, list of str or None
+        Files, or names of probes that come with uqcalc, each of another target. By
+        default those that come with the model; models without one need it, or
         ``force_delta``.
     probe_atoms : list of int or None
         Indices of the atoms that the probe's verdict is about, after ``repeat``; by
@@ -70,7 +85,7 @@ class RunFile(Section):
         default_factory=lambda: [1, 1, 1], min_length=3, max_length=3
     )
     model: Annotated[str, Field(min_length=1)] = "default"
-    probe: str | None = None
+    probe: Names = None
     probe_atoms: list[Annotated[int, Field(ge=0)]] | None = Field(
         default=None, min_length=1
     )
@@ -91,12 +106,21 @@ class RunFile(Section):
         self._folder = (context or {}).get("folder", Path())
         self._name = (context or {}).get("file", "run file")
 
-    @field_validator("structure", "probe")
+    @field_validator("structure")
     @classmethod
-    def _exists(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None and not (folder_of(info) / value).is_file():
+    def _exists(cls, value: str, info: ValidationInfo) -> str:
+        if not (folder_of(info) / value).is_file():
             msg = "must be a file that exists, relative to the run file"
             raise ValueError(msg)
+        return value
+
+    @field_validator("probe")
+    @classmethod
+    def _all_exist(cls, value: Any, info: ValidationInfo) -> Any:
+        for name in _listed(value):
+            if name not in PROBE_FILES and not (folder_of(info) / name).is_file():
+                msg = "must be a file that exists, relative to the run file"
+                raise ValueError(msg)
         return value
 
     @field_validator("relax")
@@ -143,7 +167,9 @@ class RunFile(Section):
             raise ValueError(msg)
         named = value.named((info.context or {}).get("name", "run"))
         inputs = {"the run file": str((info.context or {}).get("file", ""))}
-        inputs |= {k: info.data.get(k) or "" for k in ("structure", "probe")}
+        inputs["structure"] = info.data.get("structure") or ""
+        for count, name in enumerate(_listed(info.data.get("probe"))):
+            inputs["probe" if count == 0 else f"probe {count + 1}"] = name
         seen: dict[Path, str] = {}
         for key, name in (inputs | named.files()).items():
             if not name:
@@ -170,6 +196,12 @@ class RunFile(Section):
         """Where this file is."""
         return self._folder / self._name
 
+    @property
+    def probes(self) -> list[str]:
+        """Paths of the probe files, or names of probes of the package."""
+        places = {name: self.at(name) for name in _listed(self.probe)}
+        return [str(path) if path.is_file() else name for name, path in places.items()]
+
     def at(self, name: str) -> Path:
         """Return where a path of this file is."""
         return self._folder / name
@@ -188,6 +220,10 @@ class RunFile(Section):
     def echo(self) -> dict[str, Any]:
         """Return the whole file with its defaults, JSON-able."""
         return self.model_dump(mode="json", exclude_none=True)
+
+
+def _listed(probe: str | list[str] | None) -> list[str]:
+    return [probe] if isinstance(probe, str) else probe or []
 
 
 def read_run_file(path: str | os.PathLike[str]) -> RunFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -9,7 +10,12 @@ from ase import Atoms
 
 from uqcalc.annotating.copies import unlabelled_copy
 from uqcalc.calculator import ReliableCalculator
-from uqcalc.defaults import shipped_probe
+from uqcalc.defaults import (
+    open_probes,
+    probe_policy,
+    probe_signals,
+    shipped_probes,
+)
 from uqcalc.errors import ProbeError, RecordError, RunFileError
 from uqcalc.files.structures import UNREADABLE, frames_of
 from uqcalc.models.named import SHIPPED_PROBES, open_model
@@ -61,29 +67,32 @@ def open_calculator(file: RunFile) -> ReliableCalculator:
         As `uqcalc.open_model` and `ReliableCalculator` do.
     """
     signals: list[Signal] = []
-    thresholds: list[Threshold] = []
+    beside: list[Threshold] = []
     if (delta := file.force_delta) is not None:
         head = None if delta.head is None else file.at(delta.head)
         signals.append(ForceDelta(head, interval=delta.interval))
         limits = (delta.suspect_eV_per_A, delta.unreliable_eV_per_A)
-        thresholds.append(Threshold(ForceDelta.name, *limits))
-    probe = _probe(file)
-    if probe is not None:
-        thresholds[:0] = _probe_policy(file, probe).thresholds
+        beside.append(Threshold(ForceDelta.name, *limits))
+    probes = _probes(file)
     if file.probe_atoms is not None:
-        _check_region(file, probe)
+        _check_region(file, probes)
     model = open_model(file.model_at(), device=file.device, dtype=file.dtype)
-    if not thresholds:
+    if not probes and not beside:
         return ReliableCalculator(model)
-    policy = Policy(thresholds)
-    return ReliableCalculator(model, probe, signals, policy, atoms=file.probe_atoms)
+    policy = Policy(beside) if beside else None
+    if probes:
+        lead = _lead_policy(file, probes[0])
+        policy = probe_policy(probe_signals(probes), lead, beside)
+    return ReliableCalculator(
+        model, probes or None, signals, policy, atoms=file.probe_atoms
+    )
 
 
-def _check_region(file: RunFile, probe: Probe | None) -> None:
+def _check_region(file: RunFile, probes: Sequence[Probe]) -> None:
     """Refuse ``probe_atoms`` that no probe or no policy can be about."""
     given = file.probe_atoms or []
     problems = []
-    if probe is None:
+    if not probes:
         problems.append("must be left out where there is no probe; name a probe")
     if file.policy.promise:
         problems.append(
@@ -96,12 +105,15 @@ def _check_region(file: RunFile, probe: Probe | None) -> None:
         raise RunFileError(str(file.path), [f"probe_atoms: {p}" for p in problems])
 
 
-def _probe(file: RunFile) -> Probe | None:
-    """Return the probe that the file names, or the one that ships for the model."""
+def _probes(file: RunFile) -> list[Probe]:
+    """Return the probes that the file names, or those that ship for the model.
+
+    That of the forces is first, as in `ReliableCalculator`.
+    """
     if file.probe is not None:
-        return Probe.load(file.at(file.probe))
+        return open_probes(file.probes)
     if file.model in SHIPPED_PROBES:
-        return shipped_probe(file.model)
+        return shipped_probes(file.model)
     given = file.policy
     if given.promise or given.suspect is not None or given.unreliable is not None:
         problem = (
@@ -109,11 +121,11 @@ def _probe(file: RunFile) -> Probe | None:
             "P(reliable), where there is no probe; name a probe"
         )
         raise RunFileError(str(file.path), [problem])
-    return None
+    return []
 
 
-def _probe_policy(file: RunFile, probe: Probe) -> Policy:
-    """Return the probe's policy, with the cutoffs of the file if it has any."""
+def _lead_policy(file: RunFile, probe: Probe) -> Policy:
+    """Return the first probe's policy, with the cutoffs of the file if it has any."""
     card, policy = probe.card, file.policy
     if policy.promise:
         return _guarantee_policy(file, probe)

@@ -34,9 +34,10 @@ class Signal(Protocol):
         `ReliableCalculator` reads the signal at every ``interval``-th geometry, from
         the first one on. At the others there is no reading, and its threshold is
         skipped.
-    judges_stress : bool, optional
-        Whether the signal judges the stress. A run with a moving cell is at least
-        SUSPECT without a threshold for such a signal.
+    judges : frozenset of str, optional
+        The quantities that the signal judges: "energy", "forces", "stress". By default
+        energy and forces. A run is at least SUSPECT without a threshold for a signal
+        that judges its forces and, when the cell moves, its stress (`uqcalc.uses`).
     """
 
     name: str

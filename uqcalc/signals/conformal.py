@@ -73,6 +73,7 @@ class ConformalInterval(FittedSignal):
         super().__init__(card, held_out)
         self.base = base
         self.name = f"conformal_{card.settings['target']}"
+        self.judges = frozenset({TARGETS[card.settings["target"]].of})
         self.requires = base.requires
         self.interval: int = getattr(base, "interval", 1)
 

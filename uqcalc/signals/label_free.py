@@ -116,7 +116,7 @@ class StressSpread:
     """
 
     name = "stress_spread"
-    judges_stress = True
+    judges = frozenset({"stress"})
     remedy = _REMEDY
     requires = frozenset({"committee_stresses"})
 

@@ -122,7 +122,7 @@ class ProbeSignal:
             _check_region(card)
         self._atom_energies = card.element_energies()
         self.meaning = card.meaning
-        self.judges_stress = TARGETS[card.target].of == "stress"
+        self.judges = frozenset({TARGETS[card.target].of})
         self.guarantee = guarantee = card.guarantee
         self._tolerance: float | None = None
         if guarantee is not None and guarantee.boundary not in {None, card.boundary}:
@@ -130,8 +130,10 @@ class ProbeSignal:
             card.calibration.shift(
                 guarantee.boundary
             )  # raises for an unusable tolerance
+        self._stress = probe.reads_stress
         charges = {"charges"} if card.charges else set()
-        self.requires = frozenset({"features", *charges})
+        stress = {"stress"} if self._stress else set()
+        self.requires = frozenset({"features", *charges, *stress})
         judged = {"novelty": card.scope, "worst_atom": card.atom_floor}
         prefixes = ["probe"] if atoms is None else ["probe", "probe_region"]
         self.judged = tuple(
@@ -202,7 +204,7 @@ class ProbeSignal:
             risk=1.0 - reliability,
             results=self._named(results),
             per_atom_key=None if whole.importance is None else self._importance,
-            note=f"elements {unseen} were not in its labels" if unseen else "",
+            note=self._note(prediction, unseen),
             limits=self._named(limits),
             far_limits=self._named(far_limits),
             doubts=doubts,
@@ -217,6 +219,16 @@ class ProbeSignal:
             near = _share(found, 2, slice(first, None))
             chosen = chosen._replace(reliability=_shared(probe.card, near, rows))
         return self._of_region(reading, region, chosen, prediction)
+
+    def _note(self, prediction: Prediction, unseen: Sequence[str]) -> str:
+        """Return the reason for a NaN probability that the labels cannot give."""
+        if unseen:
+            return f"elements {unseen} were not in its labels"
+        if self._stress and not prediction.pbc.all():
+            return "only structures with three cell vectors have a stress"
+        if self._stress and "stress" not in prediction.results:
+            return "the prediction has no stress"
+        return ""
 
     def _of_region(
         self,

@@ -12,6 +12,7 @@ from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.chargespin import ignored_charge_spin, impossible
 from uqcalc.geometry.bonds import named_atoms
 from uqcalc.geometry.surroundings import Geometry, SamePairs, Surroundings, surroundings
+from uqcalc.policy import NO_FORCES
 from uqcalc.signals.base import TensorReading
 from uqcalc.signals.symmetry import forces_vanish
 
@@ -314,6 +315,6 @@ def _check_symmetry(
         around.nearest,
     ):
         found.doubts.append(
-            f"all forces vanish by symmetry (the largest is {largest:.1g} eV/Å): the "
+            f"{NO_FORCES} (the largest is {largest:.1g} eV/Å): the "
             "structure was not judged"
         )

@@ -11,9 +11,10 @@ from ase.data import chemical_symbols
 from ase.filters import StrainFilter, UnitCellFilter
 from ase.md.md import MolecularDynamics
 
-from uqcalc.policy import CELL_MOVES, RUN, Policy, extended, stress_judged
+from uqcalc.policy import RUN, Policy, extended
 from uqcalc.records import Assessment, Level, Reading, Verdict, told_apart
 from uqcalc.signals.flags import Flags
+from uqcalc.uses import Use, uncovered
 from uqcalc.watching.aserun import timestep_fs
 from uqcalc.watching.bondgraph import BondGraph
 
@@ -37,8 +38,9 @@ class RunChecks:
     - SUSPECT: a bond is broken or formed since the first step, and the temperature is
       above that of the probe's labels (both only if `uqcalc.Flags` is among the
       signals).
-    - SUSPECT: the cell moves (a barostat, a cell filter, or a change since the first
-      step), and the policy has no threshold for a signal with ``judges_stress``.
+    - SUSPECT: the policy has no threshold for a signal that judges the forces or, when
+      the cell moves (a barostat, a cell filter, or a change since the first step), the
+      stress (`uqcalc.uses`).
 
     Parameters
     ----------
@@ -53,7 +55,8 @@ class RunChecks:
     def __init__(self, dynamics: Any, signals: Sequence[Any], policy: Policy) -> None:
         self._dynamics = dynamics
         self._policy = policy
-        self._stress_judged = stress_judged(signals, policy.signals_of_moving_cell)
+        uses: tuple[Use, ...] = ("fixed_cell", "moving_cell")
+        self._uncovered = {use: uncovered(signals, policy, use) for use in uses}
         self._by_design = moves_cell(dynamics)
         self._first: tuple[float, np.ndarray, float] | None = None
         flags = next((s for s in signals if isinstance(s, Flags)), None)
@@ -93,9 +96,10 @@ class RunChecks:
             else []
         )
         doubts, unlabelled = [], list[str]()
-        if assessment is not None and self.moves_cell(atoms):
-            assessment = self._policy.with_moving_cell(assessment)
-            doubts = [] if self._stress_judged else [CELL_MOVES]
+        if assessment is not None:
+            use: Use = "moving_cell" if self.moves_cell(atoms) else "fixed_cell"
+            assessment = self._policy.for_use(assessment, use)
+            doubts += self._uncovered[use]
         if assessment is not None and self._bonds is not None:
             doubts += self._bonds(atoms)
             unlabelled = self._too_hot(atoms)

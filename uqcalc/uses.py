@@ -1,0 +1,92 @@
+"""What a result is used for, and the quantities that its verdict must then cover."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias, get_args
+
+from uqcalc.policy import RUN, Policy, extended
+from uqcalc.records import Assessment, Reading
+
+
+Use: TypeAlias = Literal["fixed_cell", "moving_cell", "energy"]
+USES: tuple[Use, ...] = get_args(Use)
+NEEDED: Mapping[Use, tuple[str, ...]] = {
+    "fixed_cell": ("forces",),
+    "moving_cell": ("forces", "stress"),
+    "energy": ("energy",),
+}
+_SITUATIONS: Mapping[Use, str] = {
+    "fixed_cell": "forces move the atoms",
+    "moving_cell": "the cell moves",
+    "energy": "the energy is the result",
+}
+# Quantities of a signal that does not say what it judges.
+_UNSTATED = frozenset({"energy", "forces"})
+
+
+def checked_use(use: str | None) -> Use | None:
+    """Return ``use`` if it is known.
+
+    Raises
+    ------
+    ValueError
+        If it is not None and not one of `USES`.
+    """
+    for known in USES:
+        if use == known:
+            return known
+    if use is not None:
+        msg = f"use must be None or one of {list(USES)}, got {use!r}; choose one"
+        raise ValueError(msg)
+    return None
+
+
+def uncovered(signals: Sequence[Any], policy: Policy, use: Use) -> list[str]:
+    """Return a reason if the policy does not judge every quantity of this use.
+
+    Parameters
+    ----------
+    signals : sequence of Signal
+        A signal names the quantities that it judges in ``judges``; without this
+        attribute it counts for energy and forces.
+    policy : Policy
+    use : {"fixed_cell", "moving_cell", "energy"}
+
+    Returns
+    -------
+    list of str
+        Empty, or one reason that names the missing quantities.
+    """
+    names = {*policy.signals_for(use)}
+    known = {
+        quantity
+        for signal in signals
+        if signal.name in names or names & {*getattr(signal, "judged", ())}
+        for quantity in getattr(signal, "judges", _UNSTATED)
+    }
+    missing = [quantity for quantity in NEEDED[use] if quantity not in known]
+    if not missing:
+        return []
+    listed = " and ".join(missing)
+    return [
+        f"{_SITUATIONS[use]}, but no signal of the policy judges the {listed}: add a "
+        f"probe whose target is an error of the {listed}"
+    ]
+
+
+def judged_for(
+    assessment: Assessment, use: Use | None, policy: Policy, signals: Sequence[Any]
+) -> Assessment:
+    """Return the assessment for a use of the results.
+
+    The level is at least SUSPECT if no signal of the policy judges a quantity that this
+    use needs. None is for a use that is not stated: nothing changes.
+    """
+    if use is None:
+        return assessment
+    found = policy.for_use(assessment, use)
+    if missing := uncovered(signals, policy, use):
+        doubts = tuple(missing)
+        found = extended(found, Reading(RUN, 0.0, doubts=doubts, always=True))
+    return found
