@@ -47,7 +47,7 @@ ROOMS = {
     "annotating": STEP | {"calculator", "progress"},
     "attacking": STEP | {"calculator", "annotating"},
     "watching": STEP | {"annotating", "resultcache"},
-    "limits": STEP | {"labels", "calculator", "watching", "progress"},
+    "limits": STEP | {"labels", "calculator", "annotating", "watching", "progress"},
     "info": STEP | {"probe", "evaluation", "distillation", "signals", "watching"},
     "testing": BASE | {"backbones", "signals"},
 }

@@ -22,6 +22,8 @@ from uqcalc.labels.dataset import Dataset
 from uqcalc.learning.labelling import LabelSummary
 from uqcalc.learning.loop import LoopReport
 from uqcalc.learning.selection import Selection
+from uqcalc.limits.halting import HaltingGuarantee
+from uqcalc.limits.judgedruns import JudgedRun
 from uqcalc.limits.runlimits import RunLimits
 from uqcalc.limits.thresholds import ErrorCurve
 from uqcalc.probe.card import Card, Guarantee
@@ -67,8 +69,10 @@ __all__ = [
     "FitReport",
     "FittedSignal",
     "Guarantee",
+    "HaltingGuarantee",
     "HeadCard",
     "HeldOut",
+    "JudgedRun",
     "LabelSummary",
     "Level",
     "LoopReport",

@@ -34,7 +34,13 @@ from uqcalc.watching.joint import Joint
 from uqcalc.watching.outputs import Outputs
 from uqcalc.watching.report import summarise
 from uqcalc.watching.rewinding import Rewind, Rewinder, Rewound, settings_of
-from uqcalc.watching.settings import check_paths, check_settings, harvest_of
+from uqcalc.watching.settings import (
+    HaltingStatement,
+    check_guarantee,
+    check_paths,
+    check_settings,
+    harvest_of,
+)
 from uqcalc.watching.structure import Structure
 from uqcalc.watching.trigger import Trigger
 
@@ -111,6 +117,8 @@ class Monitor:
     log_every : int
         Smallest distance of logged steps. UNRELIABLE steps, changes of the level and
         the last step are always logged.
+    guarantee : HaltingGuarantee, optional
+        From `uqcalc.certify_halting`. Its statement goes to the log and to the summary.
 
     Attributes
     ----------
@@ -136,7 +144,8 @@ class Monitor:
     Raises
     ------
     ValueError
-        If atoms have no `ReliableCalculator`, or if settings are invalid.
+        If atoms have no `ReliableCalculator`, or if settings are invalid, or are not
+        those of the guarantee.
     RecordError
         If existing files belong to another run or do not end at this structure, or if
         another process or an unfinished monitor of this process writes them. A write
@@ -163,6 +172,7 @@ class Monitor:
         interval: int = 1,
         enabled: bool = True,
         log_every: int = 1,
+        guarantee: HaltingStatement | None = None,
     ) -> None:
         check_settings(on_unreliable, mode)
         check_paths(log, flagged)
@@ -203,6 +213,14 @@ class Monitor:
         if self.harvest is not None:
             max_flagged = self.harvest.budget
         self.first_step = first_step
+        self.guarantee = guarantee
+        check_guarantee(
+            guarantee,
+            on_unreliable,
+            self._watched.calculator.policy,
+            self.trigger,
+            timestep_fs(dynamics),
+        )
         if enabled:
             self._open(log, flagged, mode, about, max_flagged, log_every)
         self.outputs = Outputs(
@@ -309,6 +327,7 @@ class Monitor:
             band=self.band,
             harvest=self.harvest,
             rewinds=self.rewinds,
+            guarantee="" if self.guarantee is None else str(self.guarantee),
         )
 
     def close(self) -> None:
@@ -363,6 +382,8 @@ class Monitor:
         header: dict[str, Any] = {"run": run, "versions": versions()}
         if log_every != 1:
             header["log_every"] = log_every
+        if self.guarantee is not None:
+            header["guarantee"] = str(self.guarantee)
         if log is not None:
             atoms = len(self._watched.atoms)
             joint = Joint(self._watched.energies_now, atoms, self.first_step)

@@ -24,6 +24,7 @@ def summarise(  # noqa: PLR0913  (all that a run has)
     band: BandAssessment | None = None,
     harvest: Harvest | None = None,
     rewinds: Sequence[Rewound] = (),
+    guarantee: str = "",
 ) -> str:
     """Return a few lines: steps and levels, the end, the worst atoms, next steps."""
     if history.first is None:
@@ -39,6 +40,8 @@ def summarise(  # noqa: PLR0913  (all that a run has)
         flagged_as = "Rewound" if rewinds else "Flagged, but not halted"
         lines.append(f"{'Halted' if halted else flagged_as}: {reason}.")
         lines += _advice(acted_on)
+    if guarantee:
+        lines.append(f"Guarantee: {guarantee}")
     if harvest is not None:
         lines.append(harvest.words())
     if rewinds:

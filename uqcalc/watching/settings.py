@@ -4,13 +4,43 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Protocol
 
+from uqcalc.policy import Policy
 from uqcalc.watching.harvest import Harvest
 from uqcalc.watching.rewinding import Rewind
+from uqcalc.watching.trigger import Trigger
 
 
 ACTIONS = ("halt", "raise", "warn", "harvest", "rewind")
 MODES = ("continue", "append", "new")
+
+
+class HaltingStatement(Protocol):
+    """A guarantee about halts in time; `uqcalc.types.HaltingGuarantee` is one."""
+
+    def check(self, policy: Policy, trigger: Trigger, timestep_fs: float) -> None:
+        """Raise ValueError if a monitor with these settings is not covered."""
+
+
+def check_guarantee(
+    guarantee: HaltingStatement | None,
+    on_unreliable: object,
+    policy: Policy,
+    trigger: Trigger,
+    timestep_fs: float | None,
+) -> None:
+    """Refuse a guarantee that does not cover this monitor (ValueError)."""
+    if guarantee is None:
+        return
+    if timestep_fs is None or on_unreliable not in ("halt", "raise"):
+        msg = (
+            "guarantee must be for molecular dynamics that is halted, got "
+            f"on_unreliable={on_unreliable!r} and a time step of {timestep_fs} fs; "
+            'leave out guarantee, or choose on_unreliable="halt"'
+        )
+        raise ValueError(msg)
+    guarantee.check(policy, trigger, timestep_fs)
 
 
 def check_paths(
