@@ -38,8 +38,8 @@ from uqcalc.models.bundled import build_model
 
 
 CHANNELS = 16
-TRAINING_STEPS = 1500
-SPACING_FS, WARM_UP_FS = 20.0, 300.0
+TRAINING_STEPS = 1000
+SPACING_FS, WARM_UP_FS = 20.0, 200.0
 FRICTION = 0.02  # 1/fs
 # purpose -> temperature, trajectories, frames of each
 SETS = {
@@ -62,9 +62,9 @@ class Molecule:
 MOLECULES = {
     m.name: m
     for m in (
-        Molecule("ethanol", "CCO", 16, seen=True),
-        Molecule("malonaldehyde", "OC=CC=O", 16, seen=True),
-        Molecule("salicylic acid", "O=C(O)c1ccccc1O", 10, seen=False),
+        Molecule("ethanol", "CCO", 12, seen=True),
+        Molecule("malonaldehyde", "OC=CC=O", 12, seen=True),
+        Molecule("uracil", "O=C1C=CNC(=O)N1", 12, seen=False),
     )
 }
 

@@ -39,7 +39,7 @@ ToleranceOption = Annotated[
     typer.Option(
         metavar="ERROR",
         help="A run fails if its force error stays above this: "
-        '"200 meV/angstrom", or a number in eV/Å.',
+        '"200 meV/angstrom", or a number in eV/angstrom.',
     ),
 ]
 AlphaOption = Annotated[
