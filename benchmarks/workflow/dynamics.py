@@ -20,7 +20,7 @@ from sample import FAILURES
 from workflow.potential import BatchedForces, Molecule, xtb
 
 
-STEPS = 3000
+STEPS = 2500
 TIMESTEP_FS, FRAME_FS = 1.0, 5.0
 FRICTION, WARM_UP_FRICTION = 0.01, 0.05  # 1/fs
 WARM_UP_STEPS = 300
@@ -37,8 +37,8 @@ class Kind:
 
 
 KINDS = (
-    Kind("300 K", 300.0, 300.0, 3),
-    Kind("600 K", 600.0, 600.0, 4),
+    Kind("300 K", 300.0, 300.0, 2),
+    Kind("600 K", 600.0, 600.0, 2),
     Kind("300 to 1500 K", 300.0, 1500.0, 12),
 )
 

@@ -122,7 +122,7 @@ def train(frames: list[Atoms], test: list[Atoms], folder: Path) -> None:
         seed=0,
         batch_size=10,
         learning_rate=0.01,
-        evaluate_every=10,
+        evaluate_every=10_000,  # once, at the end
         output=folder,
     )
     StepTrainer(config, settings).run(

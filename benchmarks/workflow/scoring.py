@@ -164,6 +164,13 @@ def calibration(runs: Sequence[Watched], kind: str) -> dict[str, Any]:
             "gap": abs(said - right)}  # fmt: skip
 
 
+def quantiles(runs: Sequence[Watched], signal: str, count: int = 100) -> list[float]:
+    """Return candidate limits on a signal: quantiles over all frames."""
+    values = np.concatenate([getattr(one.verdicts, signal) for one in runs])
+    found = np.unique(np.nanquantile(values, np.linspace(0.5, 1, count)))
+    return [float(value) for value in found]
+
+
 def interval(count: int, total: int) -> list[float | None]:
     """Return the exact 95 % interval of a share (Clopper & Pearson 1934)."""
     if not total:
@@ -184,7 +191,9 @@ def flicker(runs: Sequence[Watched], lags_fs: Sequence[float]) -> list[dict[str,
             for key, series in (("p", np.log(p / (1 - p))), ("error", error)):
                 known = series[np.isfinite(series)]
                 if len(known) > step + 10 and known.std() > 0:
-                    found[key].append(float(np.corrcoef(known[step:], known[:-step])[0, 1]))
+                    found[key].append(
+                        float(np.corrcoef(known[step:], known[:-step])[0, 1])
+                    )
         rows.append(
             {
                 "lag_fs": lag,

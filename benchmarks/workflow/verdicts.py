@@ -172,4 +172,3 @@ def read_verdicts(path: Path) -> list[Verdicts]:
             Verdicts(**{key: data[f"{number} {key}"] for key in names})
             for number in range(count)
         ]
-
