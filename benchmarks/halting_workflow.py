@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from common import markdown_table, print_targets, target, write_result
+from halting.judging import TOLERANCE
 from workflow.certified import halves
 from workflow.dynamics import (
     FRAME_FS,
@@ -35,6 +36,8 @@ from workflow.scoring import (
     STEADY,
     Halts,
     Watched,
+    bond_events,
+    by_error,
     by_p,
     by_signal,
     calibration,
@@ -47,7 +50,7 @@ from workflow.scoring import (
     tuned,
 )
 from workflow.triggers import conditions
-from workflow.verdicts import PROBES, judge_molecule, read_verdicts
+from workflow.verdicts import BOUNDARY, PROBES, judge_molecule, read_verdicts
 
 
 ALPHAS = (0.1, 0.2)  # of `certify_halting`
@@ -123,15 +126,20 @@ def choices(tuning: Sequence[Watched]) -> dict[str, Halts]:
     every = conditions(FRAME_FS)
     usual = by_p(every[0], 0.5)
     found = {"monitor (25 of the last 50 fs, P < 0.5)": usual}
+    for condition in every[1:]:
+        found[f"{condition.name}, P < 0.5"] = by_p(condition, 0.5)
     for condition in every:
         ranked = [(level, by_p(condition, level)) for level in LEVELS]
         level, halts = tuned(tuning, ranked)
-        found[f"{condition.name}, P < {level}"] = halts
+        found[f"{condition.name}, P < {level} (tuned)"] = halts
     for name, signal in BASELINES.items():
         limits = quantiles(tuning, signal)
         ranked = [(limit, by_signal(every[0], signal, limit)) for limit in limits]
         limit, halts = tuned(tuning, ranked)
         found[f"{name} > {limit:.3g}"] = halts
+    for limit in (BOUNDARY, TOLERANCE):
+        halts = by_error(every[0], limit)
+        found[f"true error > {limit:g} eV/Å, {every[0].name}"] = halts
     for persists, confirm, level in ((10, 0, 0.5), (25, 0, 0.5), (10, 10, 0.5),
                                      (10, 10, 0.8)):  # fmt: skip
         name = f"monitor, or bond changed for {persists} fs"
@@ -176,7 +184,7 @@ def targets_of(row: dict[str, Any], gaps: list[dict[str, Any]]) -> list[dict]:
 def report(cache: Path, names: Sequence[str]) -> None:
     """Score all conditions, print the tables and write the results."""
     rows, gaps, targets, notes, autocorrelation = [], [], [], [], {}
-    certified = []
+    certified, events = [], []
     for probe in PROBES:
         runs = []
         for name in names:
@@ -195,6 +203,10 @@ def report(cache: Path, names: Sequence[str]) -> None:
         mine = rows_of(probe, runs)
         rows += mine
         autocorrelation[probe] = flicker(runs, LAGS_FS)
+        for name in names:
+            own = [one for one in runs if one.molecule == name]
+            found = bond_events(own, by_p(conditions(FRAME_FS)[0], 0.5))
+            events += [{"probe": probe, "molecule": name} | found]
         certified += [{"probe": probe} | halves(runs, alpha) for alpha in ALPHAS]
         for row in [r for r in mine if r["condition"].startswith("monitor (")]:
             seen = row["part"] == "tuning"
@@ -207,7 +219,7 @@ def report(cache: Path, names: Sequence[str]) -> None:
     for row in rows:
         row["in_time, 95 %"] = interval(row["in_time"], row["failing"])
     print(markdown_table(rows, COLUMNS), end="\n\n")
-    for part in (gaps, certified):
+    for part in (gaps, events, certified):
         print(markdown_table(part, {k: k for k in part[0]}), end="\n\n")
     print_targets(targets)
     write_result(
@@ -223,6 +235,7 @@ def report(cache: Path, names: Sequence[str]) -> None:
         more={
             "calibration": gaps,
             "autocorrelation": autocorrelation,
+            "bond_events": events,
             "certified_on_random_halves": certified,
         },
     )

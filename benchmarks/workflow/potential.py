@@ -63,8 +63,8 @@ MOLECULES = {
     m.name: m
     for m in (
         Molecule("ethanol", "CCO", 12, seen=True),
-        Molecule("malonaldehyde", "OC=CC=O", 12, seen=True),
-        Molecule("uracil", "O=C1C=CNC(=O)N1", 12, seen=False),
+        Molecule("malonaldehyde", "OC=CC=O", 8, seen=False),
+        Molecule("uracil", "O=C1C=CNC(=O)N1", 8, seen=False),
     )
 }
 

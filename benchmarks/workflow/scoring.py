@@ -49,6 +49,11 @@ def by_signal(condition: Condition, name: str, limit: float) -> Halts:
     return lambda one: condition.acts(getattr(one.verdicts, name), limit)
 
 
+def by_error(condition: Condition, limit: float) -> Halts:
+    """Return when a condition on the true error acts: what a perfect probe could do."""
+    return lambda one: condition.acts(np.nan_to_num(one.run.error, nan=0.0), limit)
+
+
 def event(persists_fs: float, confirm_fs: float, level: float) -> Halts:
     """Return when a changed bond that persists acts.
 
@@ -105,12 +110,34 @@ def halted(one: Watched, halts: Halts) -> Halted:
     )
 
 
+def bond_events(runs: Sequence[Watched], halts: Halts) -> dict[str, Any]:
+    """Return when bonds first changed for 25 fs, against failure and halt."""
+    found = {"runs": len(runs), "changed": 0, "changed_without_failure": 0,
+             "changed_before_failure": 0, "changed_before_halt": 0}  # fmt: skip
+    errors = []
+    for one in runs:
+        first = np.flatnonzero(streak(one.verdicts.changed) * FRAME_FS >= 25.0)
+        if not len(first):
+            continue
+        time, when = first[0] * FRAME_FS, halted(one, halts)
+        found["changed"] += 1
+        found["changed_without_failure"] += when.onset_fs is None
+        found["changed_before_failure"] += (
+            when.onset_fs is not None and time < when.onset_fs
+        )
+        found["changed_before_halt"] += when.halt_fs is None or time < when.halt_fs
+        errors.append(float(one.run.error[first[0]]))
+    known = [error for error in errors if np.isfinite(error)]
+    median = float(np.median(known)) if known else None
+    return found | {"median_error_at_change": median}
+
+
 def score(runs: Sequence[Watched], halts: Halts) -> dict[str, Any]:
     """Return counts and shares over all runs."""
     found = [halted(one, halts) for one in runs]
     failing = [h for h in found if h.onset_fs is not None]
     sound = [h for h in found if h.onset_fs is None]
-    leads = [h.onset_fs - h.halt_fs for h in failing if h.halt_fs is not None]
+    leads = [float(h.onset_fs - h.halt_fs) for h in failing if h.halt_fs is not None]
     wrecks = [h for h in found if h.one.run.wrecked]
     low = [h for h in found if h.halt_fs is not None and h.error < LOW_ERROR * BOUNDARY]
     return {
@@ -180,12 +207,15 @@ def interval(count: int, total: int) -> list[float | None]:
 
 
 def flicker(runs: Sequence[Watched], lags_fs: Sequence[float]) -> list[dict[str, Any]]:
-    """Return the autocorrelation of the logit of P and of the log error."""
+    """Return the autocorrelation of the logit of P and of the log error.
+
+    Only runs at one temperature count: a trend would correlate everything.
+    """
     rows = []
     for lag in lags_fs:
         step = round(lag / FRAME_FS)
         found: dict[str, list[float]] = {"p": [], "error": []}
-        for one in runs:
+        for one in (one for one in runs if one.run.kind in STEADY):
             p = np.clip(np.nan_to_num(one.verdicts.p), 1e-6, 1 - 1e-6)
             error = np.log(np.clip(one.run.error, 1e-4, None))
             for key, series in (("p", np.log(p / (1 - p))), ("error", error)):

@@ -16,6 +16,9 @@ import numpy as np
 from scipy.signal import lfilter
 
 
+WINDOWS = (
+    (50, 0.5), (25, 0.5), (25, 1.0), (50, 0.7), (100, 0.5), (100, 0.6), (150, 0.5),
+)  # fmt: skip
 MOST = 12.0  # largest logit: a single frame must not decide for long
 
 Acts = Callable[[np.ndarray, float], np.ndarray]
@@ -51,7 +54,7 @@ def logit(risk: np.ndarray) -> np.ndarray:
 def filtered(
     risk: np.ndarray, limit: float, *, spacing_fs: float, memory_fs: float
 ) -> np.ndarray:
-    """Act if the exponentially weighted mean of the logit is above that of the limit.
+    """Act if the frame and the exponentially weighted mean logit are above the limit.
 
     It is the steady state of a Kalman filter for an error that walks at random, seen
     through white noise; ``memory_fs`` is the time in which a weight falls to 1/e. A
@@ -61,7 +64,8 @@ def filtered(
     keep = math.exp(-spacing_fs / memory_fs)
     start = [keep * values[0]]
     mean, _ = lfilter([1 - keep], [1, -keep], values, zi=start)
-    return (mean > float(logit(np.array([limit]))[0])) | np.isnan(risk)
+    above = mean > float(logit(np.array([limit]))[0])
+    return (above & ~(risk <= limit)) | np.isnan(risk)
 
 
 def two_scales(
@@ -98,7 +102,7 @@ def summed(
 def conditions(spacing_fs: float) -> list[Condition]:
     """Return all conditions; the first is the monitor's default."""
     found = []
-    for length, share in ((50, 0.5), (25, 0.5), (25, 1.0), (100, 0.5), (50, 0.7)):
+    for length, share in WINDOWS:
         acts = partial(window, spacing_fs=spacing_fs, length_fs=length, share=share)
         found.append(Condition(f"{share:g} of the last {length} fs", "window", acts))
     found += [
