@@ -10,6 +10,7 @@ continues from the files in the cache. Needs rdkit and the extras mace and xtb.
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,9 +77,23 @@ COLUMNS = {
 }
 
 
+def folder_of(name: str) -> str:
+    """Return the name of the folder of a molecule in the cache."""
+    return name.replace(" ", "_")
+
+
+def borrow(source: Path, folder: Path) -> None:
+    """Copy frames, potential and probes of another molecule, but no runs."""
+    for path in source.iterdir():
+        if path.suffix != ".npz" and not (folder / path.name).exists():
+            shutil.copyfile(path, folder / path.name)
+
+
 def make(molecule: Molecule, folder: Path, until: str) -> None:
     """Make frames, potential, runs and their labels, unless they exist."""
     folder.mkdir(parents=True, exist_ok=True)
+    if molecule.of:
+        borrow(folder.parent / folder_of(molecule.of), folder)
     start = time.monotonic()
 
     def tell(what: str) -> None:
@@ -98,8 +113,9 @@ def make(molecule: Molecule, folder: Path, until: str) -> None:
     if until == "potential" or labelled.is_file():
         return
     if not bare.is_file():
-        kinds = kinds_of(molecule)
-        write_runs(bare, simulate(batched(folder), frames["potential"][::17], kinds))
+        kinds, seed = kinds_of(molecule), molecule.seed
+        starts = frames["potential"][seed::17]
+        write_runs(bare, simulate(batched(folder), starts, kinds, seed))
         tell("runs")
     if until == "runs":
         return
@@ -188,9 +204,9 @@ def report(cache: Path, names: Sequence[str]) -> None:
     for probe in PROBES:
         runs = []
         for name in names:
-            mine = watched(cache / name, name, probe)
+            mine = watched(cache / folder_of(name), name, probe)
             if not mine:
-                path = cache / name / f"{probe}.refused"
+                path = cache / folder_of(name) / f"{probe}.refused"
                 notes.append(f"{name}, {probe}: {path.read_text(encoding='utf-8')}")
             runs += mine
             gaps += [
@@ -258,7 +274,7 @@ def main() -> None:
         report(options.cache, options.molecules)
         return
     for name in options.molecules:
-        folder = options.cache / name
+        folder = options.cache / folder_of(name)
         if options.stage == "make":
             make(MOLECULES[name], folder, options.until)
         else:

@@ -83,12 +83,16 @@ class Batch:
     """State of all runs of a molecule, (runs, atoms, 3), moved by BAOAB."""
 
     def __init__(
-        self, model: BatchedForces, starts: Sequence[Atoms], kinds: Sequence[Kind]
+        self,
+        model: BatchedForces,
+        starts: Sequence[Atoms],
+        kinds: Sequence[Kind],
+        seed: int,
     ) -> None:
         self.model, self.numbers = model, starts[0].numbers
         self.kinds = list(kinds)
         self.masses = atomic_masses[self.numbers][:, None]
-        self.rng = np.random.default_rng(0)
+        self.rng = np.random.default_rng(seed)
         self.positions = np.array([a.positions for a in starts])
         kelvin = np.array([k.start_K for k in kinds])
         spread = np.sqrt(units.kB * kelvin[:, None, None] / self.masses)
@@ -132,10 +136,12 @@ class Batch:
 
 
 def simulate(
-    model: BatchedForces, starts: Sequence[Atoms], kinds: Sequence[Kind]
+    model: BatchedForces, starts: Sequence[Atoms], kinds: Sequence[Kind], seed: int
 ) -> list[Run]:
     """Warm up and run; reference forces are not computed yet."""
-    batch = Batch(model, [starts[i % len(starts)] for i in range(len(kinds))], kinds)
+    batch = Batch(
+        model, [starts[i % len(starts)] for i in range(len(kinds))], kinds, seed
+    )
     first = np.array([k.start_K for k in kinds])
     last = np.array([k.end_K for k in kinds])
     every = round(FRAME_FS / TIMESTEP_FS)

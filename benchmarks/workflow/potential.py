@@ -51,18 +51,25 @@ SETS = {
 
 @dataclass(frozen=True)
 class Molecule:
-    """A molecule, its number of heated runs, and whether these chose the trigger."""
+    """A molecule, its number of heated runs, and whether these chose the trigger.
+
+    With ``of``, frames, potential and probes are those of another entry, and only the
+    runs are new: other starts, velocities and noise, from ``seed``.
+    """
 
     name: str
     smiles: str
     ramps: int
     seen: bool
+    of: str = ""
+    seed: int = 0
 
 
 MOLECULES = {
     m.name: m
     for m in (
         Molecule("ethanol", "CCO", 12, seen=True),
+        Molecule("ethanol again", "CCO", 10, seen=False, of="ethanol", seed=1),
         Molecule("malonaldehyde", "OC=CC=O", 8, seen=False),
         Molecule("uracil", "O=C1C=CNC(=O)N1", 8, seen=False),
     )
