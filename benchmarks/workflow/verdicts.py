@@ -19,6 +19,7 @@ from latent import LatentDistance
 from uqcalc import Labels, Probe, ReliableCalculator, fit
 from uqcalc.backbones import Prediction
 from uqcalc.errors import LabelError
+from uqcalc.geometry.bonds import BondFinder
 from uqcalc.watching.bondgraph import BondGraph
 from workflow.dynamics import Run, read_runs
 from workflow.potential import batched, read_model
@@ -111,7 +112,7 @@ def judge(calc: ReliableCalculator, far: LatentDistance, run: Run) -> Verdicts:
     seen = predictions(run)
     judged = [calc.judge(prediction) for prediction in seen]
     found = [a.results() for a in judged]
-    graph = BondGraph()
+    graph = BondGraph(BondFinder())
     return Verdicts(
         p=np.array([r["probe_reliability"] for r in found], dtype=float),
         level=np.array([int(a.level) for a in judged]),

@@ -48,6 +48,7 @@ from uqcalc.watching.trigger import Trigger
 Action = Literal["halt", "raise", "warn", "harvest", "rewind"]
 LOST = "Energy, forces or stress of a moving cell are NaN or infinite"
 ABSURD = "Unphysical values"
+BONDS = "Bonds have stayed changed"
 HARVEST = "UNRELIABLE: the harvest of frames begins"
 
 
@@ -117,6 +118,10 @@ class Monitor:
     log_every : int
         Smallest distance of logged steps. UNRELIABLE steps, changes of the level and
         the last step are always logged.
+    bond_change_fs : float, optional
+        Act, too, if bonds have stayed changed since the first step for so many fs. Give
+        it for potentials that know no reactions; 25 is usual. By default changed bonds
+        are only SUSPECT.
     guarantee : HaltingGuarantee, optional
         From `uqcalc.certify_halting`. Its statement goes to the log and to the summary.
 
@@ -172,6 +177,7 @@ class Monitor:
         interval: int = 1,
         enabled: bool = True,
         log_every: int = 1,
+        bond_change_fs: float | None = None,
         guarantee: HaltingStatement | None = None,
     ) -> None:
         check_settings(on_unreliable, mode)
@@ -203,7 +209,7 @@ class Monitor:
         self._offset = 0
         neb = watched_band(dynamics)
         self._watched: Structure | Band = (
-            Structure(dynamics, lambda: watched_atoms(dynamics))
+            Structure(dynamics, lambda: watched_atoms(dynamics), bond_change_fs)
             if neb is None
             else Band(dynamics, neb)
         )
@@ -251,7 +257,8 @@ class Monitor:
         # act at once: the next geometry would be NaN
         absurd = assessment is not None and bool(assessment.absurd)
         stop = absurd or not watched.finite
-        act = self.trigger(assessment, step) or stop
+        lasted = isinstance(watched, Structure) and watched.bonds_lasted
+        act = self.trigger(assessment, step) or stop or lasted
         full = False
         if self.harvest is not None and not (stop or self.halted):
             alarm = partial(self._warn, event, HARVEST) if act else None
@@ -263,7 +270,8 @@ class Monitor:
             self._end("halted")
             self._stop()
         elif act:
-            why = FULL if full else ABSURD if absurd else self.trigger.words()
+            words = BONDS if lasted else self.trigger.words()
+            why = FULL if full else ABSURD if absurd else words
             self._act(event, why if watched.finite else LOST)
         if is_complete(self.dynamics):
             self.close()
