@@ -16,6 +16,7 @@ from uqcalc import Monitor, Policy, Threshold, certify_halting
 from uqcalc.annotating.copies import annotated_copy
 from uqcalc.cli import app
 from uqcalc.errors import LabelError, RecordError
+from uqcalc.info import file_info
 from uqcalc.limits.halting import FACTORS, _loosest, _Tried
 from uqcalc.limits.judgedruns import JudgedRun
 from uqcalc.records import Assessment, Level, Reading
@@ -188,6 +189,8 @@ def test_logs_of_a_monitor_are_certified_and_the_next_one_says_so(tmp_path):
     assert str(found) in new.summary()
     header = (tmp_path / "new.jsonl").read_text(encoding="utf-8").splitlines()[0]
     assert json.loads(header)["guarantee"] == str(found)
+    rows = dict(file_info(tmp_path / "new.jsonl").rows)
+    assert rows["guarantee"] == str(found)
     # a run that its monitor has halted counts, although it ends there
     halted = JudgedRun.from_log(tmp_path / "new.jsonl", {20: 0.1})
     assert halted.acted_fs == halted.time_fs[-1]
