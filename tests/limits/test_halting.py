@@ -3,6 +3,7 @@
 import json
 import math
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -151,6 +152,12 @@ def test_too_few_runs_are_refused_with_the_number_needed():
         )
     with pytest.raises(ValueError, match=r"policy must be one and the same .* none"):
         certify_halting([run] * 29, tolerance=0.2)
+    promised = Policy([Threshold("probe", 0.2, 0.5, guarantee="at most 5 %")])
+    with pytest.raises(ValueError, match="must not be that of a probe's guarantee"):
+        certify_halting([run] * 29, tolerance=0.2, policy=promised)
+    slow = replace(run, time_fs=2 * run.time_fs)
+    with pytest.raises(LabelError, match="equal times between frames, got 5 to 10 fs"):
+        certify_halting([run] * 29 + [slow], tolerance=0.2, policy=LIMITS)
     with pytest.raises(ValueError, match="alpha and confidence"):
         certify_halting([run] * 29, tolerance=0.2, policy=LIMITS, alpha=0.0)
 
@@ -184,6 +191,8 @@ def test_logs_of_a_monitor_are_certified_and_the_next_one_says_so(tmp_path):
     assert (found.factor, found.failing, found.bad) == (1.0, 9, 0)
     path = found.save(tmp_path / "halting.json")
     assert HaltingGuarantee.load(path) == found
+    stress = (Threshold("probe_stress", 0.2, 0.5),)
+    assert replace(found, moving_cell=stress).policy().moving_cell == stress
     new = watched_run(tmp_path, "new", risks, guarantee=found, policy=found.policy())
     assert new.halted
     assert str(found) in new.summary()

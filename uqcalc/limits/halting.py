@@ -83,6 +83,8 @@ class HaltingGuarantee:
         are not known to be sound.
     length_fs : (shortest, longest)
         Lengths of the runs.
+    moving_cell : tuple of Threshold
+        Further limits of the policy for a moving cell; ``factor`` does not change them.
     """
 
     thresholds: tuple[Threshold, ...]
@@ -102,10 +104,11 @@ class HaltingGuarantee:
     sound_halted: int
     cut: int
     length_fs: tuple[float, float]
+    moving_cell: tuple[Threshold, ...] = ()
 
     def policy(self) -> Policy:
         """Return a policy with these limits."""
-        return Policy(self.thresholds)
+        return Policy(self.thresholds, self.moving_cell)
 
     def check(self, policy: Policy, trigger: Trigger, timestep_fs: float) -> None:
         """Check that a monitor halts under the conditions of the guarantee.
@@ -256,11 +259,13 @@ def certify_halting(  # noqa: PLR0913  (definition of a failure, and of the guar
     ------
     LabelError
         If there are too few runs, or too many fail without a halt even at the
-        strictest limits. The message gives the number of runs needed.
+        strictest limits. The message gives the number of runs needed. Also if times
+        between frames differ.
     RecordError
         If a file cannot be used.
     ValueError
-        If alpha, confidence or a time is out of range, or the policy is not known.
+        If alpha, confidence or a time is out of range, or the policy is not known or
+        is that of a probe's guarantee.
     """
     _check_range(alpha, confidence, lasting_fs, grace_fs)
     allowed = parse_quantity(tolerance, "forces", "tolerance")
@@ -269,7 +274,7 @@ def certify_halting(  # noqa: PLR0913  (definition of a failure, and of the guar
     found += read_runs(paths, timestep_fs=timestep_fs, forces_key=forces_key)
     _refuse_few(len(found), alpha, confidence, "runs")
     chosen = _policy_of(found, policy)
-    spacing = found[0].interval_fs
+    spacing = _spacing(found)
     acts = Trigger.usual(spacing) if trigger is None else trigger
     tried = [_Tried.of(r, chosen, acts, allowed, lasting_fs, grace_fs) for r in found]
     failing = [run for run in tried if run.failed_fs is not None]
@@ -297,6 +302,7 @@ def certify_halting(  # noqa: PLR0913  (definition of a failure, and of the guar
         sound_halted=sum(run.halted_fs(factor) is not None for run in sound),
         cut=sum(run.failed_fs is None and not run.sound for run in tried),
         length_fs=(min(lengths), max(lengths)),
+        moving_cell=chosen.moving_cell,
     )
 
 
@@ -402,7 +408,26 @@ def _policy_of(runs: Sequence[JudgedRun], policy: Policy | None) -> Policy:
             "frames, and leave out runs with other limits"
         )
         raise ValueError(msg)
+    if any(threshold.guarantee for threshold in known[0].thresholds):
+        msg = (
+            "policy must not be that of a probe's guarantee, got "
+            f"{known[0].thresholds[0].guarantee}; use the cutoffs of the probe"
+        )
+        raise ValueError(msg)
     return known[0]
+
+
+def _spacing(runs: Sequence[JudgedRun]) -> float:
+    """Return the time between frames in fs, which must be that of all runs."""
+    spacings = [run.interval_fs for run in runs]
+    if not math.isclose(min(spacings), max(spacings), rel_tol=0.01):
+        msg = (
+            "runs must have equal times between frames, got "
+            f"{min(spacings):g} to {max(spacings):g} fs: the window of the trigger "
+            "would differ; leave out frames of the denser runs"
+        )
+        raise LabelError(msg)
+    return spacings[0]
 
 
 def _scaled(threshold: Threshold, factor: float) -> Threshold:
