@@ -44,6 +44,7 @@ from uqcalc.watching.band import BandAssessment
 from uqcalc.watching.relaxation import Outcome, Relaxation
 from uqcalc.watching.reliableframes import ReliableFrames
 from uqcalc.watching.rewinding import Rewound
+from uqcalc.watching.settings import HaltingStatement
 from uqcalc.watching.trigger import Trigger
 
 
@@ -70,6 +71,7 @@ __all__ = [
     "FittedSignal",
     "Guarantee",
     "HaltingGuarantee",
+    "HaltingStatement",
     "HeadCard",
     "HeldOut",
     "JudgedRun",
