@@ -49,7 +49,7 @@ ROOMS = {
     "annotating": STEP | {"asking", "calculator", "progress"},
     "attacking": STEP | {"calculator", "annotating"},
     "watching": STEP | {"annotating", "asking", "references", "resultcache"},
-    "limits": STEP | {"labels", "calculator", "watching", "progress"},
+    "limits": STEP | {"labels", "calculator", "annotating", "watching", "progress"},
     "info": STEP
     | {"asking", "probe", "evaluation", "distillation", "signals", "watching"},
     "testing": BASE | {"backbones", "signals"},

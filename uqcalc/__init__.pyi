@@ -31,6 +31,7 @@ from .labels.labels import Labels as Labels
 from .learning.labelling import label as label
 from .learning.loop import run_loop as run_loop
 from .learning.selection import select as select
+from .limits.halting import certify_halting as certify_halting
 from .limits.thresholds import (
     calibrate_threshold as calibrate_threshold,
     error_curve as error_curve,

@@ -124,6 +124,7 @@ def log_info(log: LogSummary, name: str = "Run") -> Info:
         ("dynamics", _dynamics(run)),
         ("backbone", str(run.get("backbone", "not stated"))),
         ("limits on the risk", _limits(run)),
+        *([("guarantee", log.guarantee)] if log.guarantee else []),
         *([("probe for", _target(probe))] if probe else []),
         *_flagged_rows(log),
         *([("warnings", str(log.warnings))] if log.warnings else []),

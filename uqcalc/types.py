@@ -22,6 +22,8 @@ from uqcalc.labels.dataset import Dataset
 from uqcalc.learning.labelling import LabelSummary
 from uqcalc.learning.loop import LoopReport
 from uqcalc.learning.selection import Selection
+from uqcalc.limits.halting import HaltingGuarantee
+from uqcalc.limits.judgedruns import JudgedRun
 from uqcalc.limits.runlimits import RunLimits
 from uqcalc.limits.thresholds import ErrorCurve
 from uqcalc.probe.card import Card, Guarantee, RegimeCount
@@ -43,6 +45,7 @@ from uqcalc.watching.band import BandAssessment
 from uqcalc.watching.relaxation import Outcome, Relaxation
 from uqcalc.watching.reliableframes import ReliableFrames
 from uqcalc.watching.rewinding import Rewound
+from uqcalc.watching.settings import HaltingStatement
 from uqcalc.watching.trigger import Trigger
 
 
@@ -69,8 +72,11 @@ __all__ = [
     "FitReport",
     "FittedSignal",
     "Guarantee",
+    "HaltingGuarantee",
+    "HaltingStatement",
     "HeadCard",
     "HeldOut",
+    "JudgedRun",
     "LabelSummary",
     "Level",
     "LoopReport",

@@ -86,6 +86,7 @@ def test_examples_are_command_lines_that_can_be_read(command, tmp_path, monkeypa
     for name in (f"{name}.xyz" for name in names.split()):
         (tmp_path / name).touch()
     names = "my.probe my.model md.traj run.jsonl run.yaml loop.yaml"
+    names += " run*.jsonl run*.xyz"  # patterns are the shell's
     for name in names.split():
         (tmp_path / name).touch()
     text = "\n".join(EXAMPLES[command]).replace("\\\n", " ")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ase import units
 from ase.build import molecule
+from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from ase.filters import FrechetCellFilter, StrainFilter, UnitCellFilter
 from ase.md.langevinbaoab import LangevinBAOAB
@@ -16,9 +17,16 @@ from ase.md.nose_hoover_chain import MTKNPT, IsotropicMTKNPT
 from ase.md.nptberendsen import NPTBerendsen
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
-from toys import GOOD, Scripted, copper, watched
+from toys import GOOD, POLICY, Scripted, ToyBackbone, copper, watched
 
-from uqcalc import Level, Monitor, default_calculator, read_assessment, relax
+from uqcalc import (
+    Level,
+    Monitor,
+    ReliableCalculator,
+    default_calculator,
+    read_assessment,
+    relax,
+)
 from uqcalc.watching.runchecks import FARTHEST, HOTTEST, moves_cell
 
 
@@ -182,3 +190,73 @@ def test_a_relaxation_stops_at_the_absurd(bundled):
     path = relax(fused_water(bundled), steps=40, patience=30)
     assert path.went_bad_at == 0
     assert path.history[-1].step <= 1
+
+
+class Still(Calculator):
+    """No forces, so that atoms move at constant velocity."""
+
+    implemented_properties = ("energy", "forces")
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=()):
+        super().calculate(atoms, properties, system_changes)
+        self.results = {"energy": 0.0, "forces": np.zeros((len(atoms), 3))}
+
+
+def leaving_hydrogen(turns_at=None, **settings):
+    """Methane whose last hydrogen leaves by 0.05 Å/fs, under a monitor."""
+    atoms = molecule("CH4")
+    atoms.calc = ReliableCalculator(
+        ToyBackbone(Still()), signals=[Scripted()], policy=POLICY
+    )
+    away = atoms.positions[4] - atoms.positions[0]
+    velocities = np.zeros((5, 3))
+    velocities[4] = 0.05 / units.fs * away / np.linalg.norm(away)
+    atoms.set_velocities(velocities)
+    dyn = VelocityVerlet(atoms, FEMTO)
+    monitor = Monitor(dyn, **settings)
+
+    def turn():
+        if dyn.nsteps == turns_at:
+            atoms.set_velocities(-velocities)
+
+    dyn.attach(turn)
+    return dyn, monitor
+
+
+def test_changed_bonds_halt_a_run_once_they_have_lasted():
+    dyn, monitor = leaving_hydrogen(bond_change_fs=25.0)
+    assert dyn.run(60) is False
+    suspect = [event.step for event in monitor.history if event.level is Level.SUSPECT]
+    bonds = [e for e in monitor.history if "bonds changed" in " ".join(e.reasons)]
+    assert monitor.step == bonds[0].step + 25
+    assert monitor.last.level is Level.UNRELIABLE
+    assert set(range(bonds[0].step, monitor.step)) <= set(suspect)
+    assert monitor.reason.startswith("Bonds have stayed changed at step")
+    assert "broken: C0-H4" in monitor.reason
+    monitor.resume()
+    dyn.run(60)  # the time counts anew
+    assert monitor.step == bonds[0].step + 50
+
+    dyn, monitor = leaving_hydrogen(bond_change_fs=25.0, on_unreliable="warn")
+    dyn.run(75)
+    acted = monitor.acted_on.step
+    assert acted - bonds[0].step in (25, 50)
+
+
+def test_bonds_that_return_in_time_and_the_default_halt_nothing():
+    for settings in ({"turns_at": 20, "bond_change_fs": 25.0}, {}):
+        dyn, monitor = leaving_hydrogen(**settings)
+        dyn.run(40)
+        assert any("bonds changed" in " ".join(e.reasons) for e in monitor.history)
+        assert not monitor.halted
+
+
+def test_a_time_for_changed_bonds_needs_dynamics_and_flags():
+    with pytest.raises(ValueError, match="bond_change_fs must be a time above 0"):
+        leaving_hydrogen(bond_change_fs=0.0)
+    atoms = molecule("CH4")
+    atoms.calc = ReliableCalculator(
+        ToyBackbone(Still()), signals=[Scripted()], policy=POLICY, flags=False
+    )
+    with pytest.raises(ValueError, match="the signal 'flags'"):
+        Monitor(VelocityVerlet(atoms, FEMTO), bond_change_fs=25.0)

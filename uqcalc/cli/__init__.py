@@ -10,6 +10,7 @@ from uqcalc.cli.adapt import adapt
 from uqcalc.cli.annotate import annotate
 from uqcalc.cli.attack import attack
 from uqcalc.cli.certify import FORMER, certify
+from uqcalc.cli.certify_halting import certify_halting
 from uqcalc.cli.console import write_in_any_encoding
 from uqcalc.cli.demo import demo
 from uqcalc.cli.distill import distill
@@ -38,6 +39,7 @@ for command in (
     fit,
     adapt,
     certify,
+    certify_halting,
     distill,
     evaluate,
     annotate,
@@ -48,7 +50,7 @@ for command in (
     info,
     run,
 ):
-    name = command.__name__
+    name = command.__name__.replace("_", "-")
     app.command(name, short_help=SUMMARIES[name], epilog=epilog(name))(command)
 app.command(FORMER, hidden=True, epilog=epilog("certify"))(certify)
 

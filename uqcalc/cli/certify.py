@@ -36,7 +36,8 @@ from uqcalc.cli.streams import input_file
 FORMER = "calibrate"  # the name of the command until version 0.1
 
 
-def _share(value: float) -> float:
+def share(value: float) -> float:
+    """Refuse a value that is not between 0 and 1."""
     if not 0 < value < 1:
         msg = f"must be above 0 and below 1, got {value:g}"
         raise typer.BadParameter(msg)
@@ -64,7 +65,7 @@ ToleranceOption = Annotated[
 RiskOption = Annotated[
     float,
     typer.Option(
-        callback=_share,
+        callback=share,
         help="Largest share of wrong structures among the accepted ones; one "
         "structure of each group counts.",
     ),
@@ -72,7 +73,7 @@ RiskOption = Annotated[
 ConfidenceOption = Annotated[
     float,
     typer.Option(
-        callback=_share, help="Probability with which the guarantee is to hold."
+        callback=share, help="Probability with which the guarantee is to hold."
     ),
 ]
 

@@ -19,6 +19,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "uqcalc certify my.probe held_out.xyz --risk 0.1 \\",
         '    --tolerance "50 meV/angstrom" -o certified.probe',
     ),
+    "certify-halting": (
+        "uqcalc certify-halting run*.jsonl \\",
+        '    --tolerance "200 meV/angstrom" -o halting.json',
+        "uqcalc certify-halting run*.xyz --probe my.probe \\",
+        '    --timestep 5 --tolerance "200 meV/angstrom"',
+    ),
     "adapt": (
         "uqcalc adapt chgnet mine.xyz -o mine.probe",
         "uqcalc adapt my.probe mine.xyz --group run \\",
@@ -67,6 +73,7 @@ SUMMARIES = {
     "demo": "Heat a molecule until its potential breaks.",
     "fit": "Fit a probe to labelled frames.",
     "certify": "Add a guarantee to a probe.",
+    "certify-halting": "Bound the share of runs that fail unnoticed.",
     "adapt": "Shift a probe to one system with few labels.",
     "distill": "Fit a direct-force head to a potential.",
     "evaluate": "Score a probe on labelled frames.",

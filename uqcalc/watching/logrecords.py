@@ -55,6 +55,7 @@ class _Header(_Entries):
     run: _Run
     versions: dict[str, str] = Field(default_factory=dict)
     log_every: int = 1
+    guarantee: str | None = None
 
 
 class _Step(_Entries):

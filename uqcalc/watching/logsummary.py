@@ -52,6 +52,8 @@ class LogSummary:
         The end record; None while the run goes on or after a kill.
     worst : list of dict
         Records of the worst steps, by level and then by risk.
+    guarantee : str
+        The statement of `uqcalc.certify_halting` for this run; empty without one.
     """
 
     run: dict[str, Any]
@@ -70,6 +72,7 @@ class LogSummary:
     asked: list[dict[str, Any]]
     end: dict[str, Any] | None
     worst: list[dict[str, Any]]
+    guarantee: str = ""
 
     @property
     def judged(self) -> tuple[str, ...]:
@@ -134,6 +137,7 @@ def summarise_log(path: str | os.PathLike[str], worst: int = 5) -> LogSummary:
         asked=asked,
         end=end,
         worst=[record for _, record in sorted(worst_first, reverse=True)],
+        guarantee=header.get("guarantee") or "",
     )
 
 

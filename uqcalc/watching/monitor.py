@@ -34,7 +34,14 @@ from uqcalc.watching.joint import Joint
 from uqcalc.watching.outputs import Outputs
 from uqcalc.watching.report import summarise
 from uqcalc.watching.rewinding import Rewind, Rewinder, Rewound, settings_of
-from uqcalc.watching.settings import ask_of, check_paths, check_settings, harvest_of
+from uqcalc.watching.settings import (
+    HaltingStatement,
+    ask_of,
+    check_guarantee,
+    check_paths,
+    check_settings,
+    harvest_of,
+)
 from uqcalc.watching.structure import Structure
 from uqcalc.watching.trigger import Trigger
 
@@ -42,6 +49,7 @@ from uqcalc.watching.trigger import Trigger
 Action = Literal["halt", "raise", "warn", "harvest", "rewind", "ask"]
 LOST = "Energy, forces or stress of a moving cell are NaN or infinite"
 ABSURD = "Unphysical values"
+BONDS = "Bonds have stayed changed"
 HARVEST = "UNRELIABLE: the harvest of frames begins"
 
 
@@ -118,6 +126,12 @@ class Monitor:
     log_every : int
         Smallest distance of logged steps. UNRELIABLE steps, changes of the level and
         the last step are always logged.
+    bond_change_fs : float, optional
+        Act, too, if bonds have stayed changed since the first step for so many fs. Give
+        it for potentials that know no reactions; 25 is usual. By default changed bonds
+        are only SUSPECT.
+    guarantee : HaltingGuarantee, optional
+        From `uqcalc.certify_halting`. Its statement goes to the log and to the summary.
 
     Attributes
     ----------
@@ -145,7 +159,8 @@ class Monitor:
     Raises
     ------
     ValueError
-        If atoms have no `ReliableCalculator`, or if settings are invalid.
+        If atoms have no `ReliableCalculator`, or if settings are invalid, or are not
+        those of the guarantee.
     RecordError
         If existing files belong to another run or do not end at this structure, or if
         another process or an unfinished monitor of this process writes them. A write
@@ -174,6 +189,8 @@ class Monitor:
         interval: int = 1,
         enabled: bool = True,
         log_every: int = 1,
+        bond_change_fs: float | None = None,
+        guarantee: HaltingStatement | None = None,
     ) -> None:
         check_settings(on_unreliable, mode)
         self.dynamics = dynamics
@@ -205,7 +222,7 @@ class Monitor:
         self._offset = 0
         neb = watched_band(dynamics)
         self._watched: Structure | Band = (
-            Structure(dynamics, lambda: watched_atoms(dynamics))
+            Structure(dynamics, lambda: watched_atoms(dynamics), bond_change_fs)
             if neb is None
             else Band(dynamics, neb)
         )
@@ -219,6 +236,14 @@ class Monitor:
         check_paths(log=log, flagged=flagged, labelled=kept)
         self.asker = None if ask is None else Asker(ask, self._watched.calculator)
         self.first_step = first_step
+        self.guarantee = guarantee
+        check_guarantee(
+            guarantee,
+            on_unreliable,
+            self._watched.calculator.policy,
+            self.trigger,
+            timestep_fs(dynamics),
+        )
         if enabled:
             self._open(log, flagged, mode, about, max_flagged, log_every)
         self.outputs = Outputs(
@@ -252,8 +277,9 @@ class Monitor:
         # act at once: the next geometry would be NaN
         absurd = assessment is not None and bool(assessment.absurd)
         stop = absurd or not watched.finite
-        act = self.trigger(assessment, step) or stop
-        why = ABSURD if absurd else self.trigger.words()
+        lasted = isinstance(watched, Structure) and watched.bonds_lasted
+        act = self.trigger(assessment, step) or stop or lasted
+        why = ABSURD if absurd else BONDS if lasted else self.trigger.words()
         if not (stop or self.halted):
             act, why = self._instead(event, why, act=act)
         if event.level is Level.UNRELIABLE and self.harvest is None:
@@ -328,6 +354,7 @@ class Monitor:
             asker=self.asker,
             rewinds=self.rewinds,
             validity=getattr(self._watched.calculator, "validity", ""),
+            guarantee="" if self.guarantee is None else str(self.guarantee),
         )
 
     def close(self) -> None:
@@ -384,6 +411,8 @@ class Monitor:
         header: dict[str, Any] = {"run": run, "versions": versions()}
         if log_every != 1:
             header["log_every"] = log_every
+        if self.guarantee is not None:
+            header["guarantee"] = str(self.guarantee)
         if log is not None:
             atoms = len(self._watched.atoms)
             joint = Joint(self._watched.energies_now, atoms, self.first_step)

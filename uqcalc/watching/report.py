@@ -28,6 +28,7 @@ def summarise(  # noqa: PLR0913  (all that a run has)
     asker: Asker | None = None,
     rewinds: Sequence[Rewound] = (),
     validity: str = "",
+    guarantee: str = "",
 ) -> str:
     """Return a few lines: steps and levels, the end, the worst atoms, next steps."""
     if history.first is None:
@@ -44,6 +45,7 @@ def summarise(  # noqa: PLR0913  (all that a run has)
         lines.append(f"{'Halted' if halted else flagged_as}: {reason}.")
         lines += _advice(acted_on)
     lines += [f"The probe is {validity}."] if validity else []
+    lines += [f"Guarantee: {guarantee}"] if guarantee else []
     lines += [asks_words(history.asks)] if history.asks else []
     lines += [part.words() for part in (asker, harvest) if part is not None]
     if rewinds:

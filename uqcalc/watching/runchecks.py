@@ -37,7 +37,7 @@ class RunChecks:
       (`uqcalc.Sanity`).
     - SUSPECT: a bond is broken or formed since the first step, and the temperature is
       above that of the probe's labels (both only if `uqcalc.Flags` is among the
-      signals).
+      signals). UNRELIABLE, if bonds have stayed changed for ``bond_change_fs``.
     - SUSPECT: the policy has no threshold for a signal that judges the forces or, when
       the cell moves (a barostat, a cell filter, or a change since the first step), the
       stress (`uqcalc.uses`).
@@ -50,9 +50,29 @@ class RunChecks:
     policy : Policy
         Policy of the calculator. When the cell moves, its thresholds for a moving cell
         count, too.
+    bond_change_fs : float, optional
+        Time in fs after which changed bonds are UNRELIABLE.
+
+    Attributes
+    ----------
+    bonds_lasted : bool
+        Whether bonds have stayed changed for ``bond_change_fs`` at this step. The time
+        then counts anew.
+
+    Raises
+    ------
+    ValueError
+        If ``bond_change_fs`` is not a time above 0, or if the run has no time step or
+        its signals lack `uqcalc.Flags`.
     """
 
-    def __init__(self, dynamics: Any, signals: Sequence[Any], policy: Policy) -> None:
+    def __init__(
+        self,
+        dynamics: Any,
+        signals: Sequence[Any],
+        policy: Policy,
+        bond_change_fs: float | None = None,
+    ) -> None:
         self._dynamics = dynamics
         self._policy = policy
         uses: tuple[Use, ...] = ("fixed_cell", "moving_cell")
@@ -61,6 +81,9 @@ class RunChecks:
         self._first: tuple[float, np.ndarray, float] | None = None
         flags = next((s for s in signals if isinstance(s, Flags)), None)
         self._bonds = None if flags is None else BondGraph(flags.bonds)
+        self._patience = self._checked(bond_change_fs)
+        self._changed_fs: float | None = None
+        self.bonds_lasted = False
         hottest = [getattr(signal, "hottest", None) for signal in signals]
         self._hottest = max((t for t in hottest if t is not None), default=None)
 
@@ -72,6 +95,7 @@ class RunChecks:
         None (a step that was not judged) stays None, unless there is a finding.
         """
         energy = float(atoms.calc.results["energy"]) / len(atoms)
+        self.bonds_lasted = False
         unseen = np.nan  # comparisons with NaN are False
         if assessment is not None:
             unseen = float(assessment.results().get("sanity_unseen", 0.0))
@@ -101,7 +125,9 @@ class RunChecks:
             assessment = self._policy.for_use(assessment, use)
             doubts += self._uncovered[use]
         if assessment is not None and self._bonds is not None:
-            doubts += self._bonds(atoms)
+            changed = self._bonds(atoms)
+            self.bonds_lasted = self._lasted(changed=bool(changed))
+            (faults if self.bonds_lasted else doubts).extend(changed)
             unlabelled = self._too_hot(atoms)
         if not (absurd or faults or doubts or unlabelled):
             return assessment
@@ -122,6 +148,36 @@ class RunChecks:
             self._first[1], atoms.cell.array
         )
         return self._by_design or changed
+
+    def _checked(self, bond_change_fs: float | None) -> float | None:
+        if bond_change_fs is None:
+            return None
+        if not 0 < bond_change_fs < np.inf:
+            msg = f"bond_change_fs must be a time above 0 in fs, got {bond_change_fs!r}"
+            raise ValueError(msg)
+        if self._bonds is None or timestep_fs(self._dynamics) is None:
+            msg = (
+                "bond_change_fs must be given with molecular dynamics and the signal "
+                "'flags', got a run without them; leave out bond_change_fs"
+            )
+            raise ValueError(msg)
+        return bond_change_fs
+
+    def _lasted(self, *, changed: bool) -> bool:
+        """Return whether bonds have stayed changed for the given time."""
+        timestep = timestep_fs(self._dynamics)
+        if self._patience is None or timestep is None:
+            return False
+        now = int(self._dynamics.nsteps) * timestep
+        if not changed:
+            self._changed_fs = None
+            return False
+        if self._changed_fs is None:
+            self._changed_fs = now
+        lasted = now - self._changed_fs >= self._patience - 1e-6
+        if lasted:
+            self._changed_fs = now
+        return lasted
 
     def _too_hot(self, atoms: Atoms) -> list[str]:
         """Return a reason if the temperature is above that of the labels.

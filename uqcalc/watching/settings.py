@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from uqcalc.policy import Policy
 from uqcalc.watching.asker import Ask
 from uqcalc.watching.harvest import Harvest
 from uqcalc.watching.rewinding import Rewind
+from uqcalc.watching.trigger import Trigger
 
 
 ACTIONS = ("halt", "raise", "warn", "harvest", "rewind", "ask")
@@ -28,6 +30,41 @@ def check_paths(**paths: str | os.PathLike[str] | None) -> None:
             )
             raise ValueError(msg)
         seen[place] = name
+class HaltingStatement(Protocol):
+    """A guarantee about halts in time; `uqcalc.types.HaltingGuarantee` is one."""
+
+    def check(self, policy: Policy, trigger: Trigger, timestep_fs: float) -> None:
+        """Raise ValueError if a monitor with these settings is not covered."""
+
+
+def check_guarantee(
+    guarantee: HaltingStatement | None,
+    on_unreliable: object,
+    policy: Policy,
+    trigger: Trigger,
+    timestep_fs: float | None,
+) -> None:
+    """Refuse a guarantee that does not cover this monitor (ValueError)."""
+    if guarantee is None:
+        return
+    if timestep_fs is None or on_unreliable not in ("halt", "raise"):
+        msg = (
+            "guarantee must be for molecular dynamics that is halted, got "
+            f"on_unreliable={on_unreliable!r} and a time step of {timestep_fs} fs; "
+            'leave out guarantee, or choose on_unreliable="halt"'
+        )
+        raise ValueError(msg)
+    guarantee.check(policy, trigger, timestep_fs)
+
+
+def check_paths(
+    log: str | os.PathLike[str] | None, flagged: str | os.PathLike[str] | None
+) -> None:
+    """Refuse the same file for log and flagged frames (ValueError)."""
+    given = [Path(path).absolute() for path in (log, flagged) if path is not None]
+    if len(set(given)) < len(given):
+        msg = f"log and flagged must be different files, got {log} for both"
+        raise ValueError(msg)
 
 
 def check_settings(on_unreliable: object, mode: str) -> None:

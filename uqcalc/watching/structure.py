@@ -30,6 +30,8 @@ class Structure:
     dynamics : ase MD or optimiser
     find : callable
         Returns the structure that the dynamics currently moves.
+    bond_change_fs : float, optional
+        As for `RunChecks`.
 
     Attributes
     ----------
@@ -41,11 +43,18 @@ class Structure:
         Results of the calculator at the last look; empty before the first one.
     """
 
-    def __init__(self, dynamics: Any, find: Callable[[], Atoms]) -> None:
+    def __init__(
+        self,
+        dynamics: Any,
+        find: Callable[[], Atoms],
+        bond_change_fs: float | None = None,
+    ) -> None:
         self._find = find
         calculator = self.calculator
         self._judged = calculator.policy.signals
-        self._circumstances = RunChecks(dynamics, calculator.signals, calculator.policy)
+        self._circumstances = RunChecks(
+            dynamics, calculator.signals, calculator.policy, bond_change_fs
+        )
         self._judged_step = -math.inf
         self.last: Assessment | None = None
         self.finite = True
@@ -60,6 +69,11 @@ class Structure:
     def calculator(self) -> Any:
         """The `ReliableCalculator` of the structure."""
         return reliable_calculator(self._find())
+
+    @property
+    def bonds_lasted(self) -> bool:
+        """Whether bonds have stayed changed for ``bond_change_fs`` at the last look."""
+        return self._circumstances.bonds_lasted
 
     @property
     def energy(self) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from uqcalc.records import Assessment, Level
 
@@ -137,12 +138,29 @@ class Trigger:
         risks : sequence of float or None, (steps,)
             Risk at each step; None if the signal did not run. NaN counts as infinite.
         """
-        recent, highest = _Recent(self.needed, self.window), -math.inf
-        for step, risk in enumerate(risks):
+        return float(max(self.peaks(range(len(risks)), risks), default=-math.inf))
+
+    def peaks(
+        self, steps: Iterable[int], risks: Sequence[float | None]
+    ) -> NDArray[np.float64]:
+        """Return, for each frame, the largest limit for which the trigger acts there.
+
+        It does not clear its memory in between. Minus infinity where it does not act.
+
+        Parameters
+        ----------
+        steps : iterable of int, (frames,)
+            Step of each frame, increasing.
+        risks : sequence of float or None, (frames,)
+            As for `peak`.
+        """
+        recent = _Recent(self.needed, self.window)
+        found = np.full(len(risks), -math.inf)
+        for row, (step, risk) in enumerate(zip(steps, risks, strict=True)):
             if risk is not None:
                 recent.append(step, math.inf if math.isnan(risk) else risk)
-                highest = max(highest, recent.peak())
-        return highest
+                found[row] = recent.peak()
+        return found
 
     def words(self) -> str:
         """Return the condition in words."""

@@ -1,0 +1,1 @@
+"""Parts of `halting_workflow.py`: a small potential, its runs, verdicts, scores."""
