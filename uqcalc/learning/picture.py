@@ -76,7 +76,9 @@ def save_plot(draw: Callable[[Axes], object], path: Path) -> None:
 def plot_rounds(rounds: Sequence[RoundRow], ax: Axes | None = None) -> Axes:
     """Draw the median force error on the chosen frames of each round, in meV/Å.
 
-    A run without a flagged frame has no labels, and is marked by a cross at zero.
+    A round without a flagged frame has no labels, and is marked by a cross at zero.
+    Below the number of the round is the number of runs that ended at a physically
+    impossible frame.
     """
     axes = axes_of(ax)
     numbers = np.array([row.number for row in rounds])
@@ -85,8 +87,10 @@ def plot_rounds(rounds: Sequence[RoundRow], ax: Axes | None = None) -> Axes:
     )
     axes.plot(numbers, errors, "o-", color=COLOURS[Level.UNRELIABLE], lw=1.2)
     quiet = np.array([row.flagged == 0 for row in rounds], dtype=bool)
-    axes.plot(numbers[quiet], 0 * numbers[quiet], "x", color=INK, ms=8)
-    axes.set(xlabel="round", xticks=numbers, ylim=(0, None))
+    axes.plot(numbers[quiet], 0 * numbers[quiet], "x", color=INK, ms=8, clip_on=False)
+    names = [f"{row.number}\n{row.wrecked} of {row.runs} wrecked" for row in rounds]
+    axes.set_xticks(numbers, names)
+    axes.set(xlabel="round", ylim=(0, None))
     axes.set_ylabel("force error of chosen frames [meV/Å]")
     return axes
 

@@ -42,6 +42,7 @@ from uqcalc.watching.trigger import Trigger
 Action = Literal["halt", "raise", "warn", "harvest", "rewind"]
 LOST = "Energy, forces or stress of a moving cell are NaN or infinite"
 ABSURD = "Unphysical values"
+WRECKED = (LOST, ABSURD)  # beginnings of the reason of a run that must not go on
 HARVEST = "UNRELIABLE: the harvest of frames begins"
 
 
