@@ -18,9 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from common import print_table, write_result
 
 from uqcalc.models.bundled import import_mace
 
@@ -82,6 +80,8 @@ def main() -> None:
     if given.stage == "make":
         make(given.cache, given.minutes, given.systems)
     else:
+        from choosing.report import report
+
         report(given.cache)
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from builders import import_mace
+import yaml
+from ase.io import read
+from builders import import_mace, run_and_kill
+
+from uqcalc import run_loop
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -40,3 +47,39 @@ def test_example(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, *SMALL[name]])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     assert capsys.readouterr().out.strip()
+
+
+def short_loop(folder):
+    """Copy the example of a loop and make it short: the wreck is not the point."""
+    shutil.copytree(EXAMPLES / "loop", folder)
+    run = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
+    run["md"] |= {"steps": 60, "temperature_K": [300, 3000]}
+    (folder / "run.yaml").write_text(yaml.safe_dump(run), encoding="utf-8")
+    loop = yaml.safe_load((folder / "loop.yaml").read_text(encoding="utf-8"))
+    loop |= {"runs": 2, "rounds": 2, "labels": 6, "held_out": 0.0}
+    loop["train"] += " --steps 20"
+    loop["refit"] = re.sub(r"--boundary '.*?'", "--epochs 2", loop["refit"])
+    (folder / "loop.yaml").write_text(yaml.safe_dump(loop), encoding="utf-8")
+    return folder / "loop.yaml"
+
+
+@pytest.mark.slow
+def test_example_of_a_loop(tmp_path):
+    pytest.importorskip("tblite")
+    path = short_loop(tmp_path / "loop")
+    words = ["prepare.py", "--frames", "20", "--steps", "100", "--boundary", ""]
+    subprocess.run([sys.executable, *words], cwd=path.parent, check=True)
+    command = [sys.executable, "-m", "uqcalc", "loop", str(path)]
+    first = path.parent / "loop_rounds" / "01"
+    run_and_kill(command, (first / "train.log").exists)
+    assert not (first / "round.json").exists()
+    before = (first / "labelled.xyz").stat().st_mtime_ns
+    report = run_loop(path)
+    assert (first / "labelled.xyz").stat().st_mtime_ns == before
+    assert [row.model for row in report.rounds] == [
+        f"mace:{path.parent / 'first.json'}",
+        f"mace:{first / 'train' / 'model.json'}",
+    ]
+    assert min(row.labelled for row in report.rounds) > 0
+    frames = read(first / "train.xyz", ":")
+    assert len(frames) == 40 + report.rounds[0].labelled

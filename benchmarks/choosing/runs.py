@@ -19,7 +19,7 @@ from uqcalc.watching.harvest import NOVELTY_KEY
 from .systems import System, heavy, seed_of
 
 
-RUNS, STEPS, HARVEST = 3, 400, 30
+RUNS, STEPS, HARVEST = 3, 300, 30
 START_K, END_K, FRICTION_PER_FS = 300.0, 1500.0, 0.05
 LABELS = 30
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
+from ase.io import read
 from ramp import BatchedForces, Schedule, new_ramp, run_ramps
 from sample import FAILURES, xtb
 from train_backbone import ELEMENTS
 
 from uqcalc import label
-from ase.io import read
 
 from .runs import END_K, FRICTION_PER_FS, START_K, STEPS, STRATEGIES
 from .systems import System, heavy, seed_of

@@ -15,7 +15,7 @@ from ase.io import write
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 from tblite.ase import TBLite
-from train import RELIABLE_BELOW, train
+from train import train
 
 import uqcalc
 from uqcalc.models.bundled import build_model
@@ -76,6 +76,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--frames", type=int, default=120, help="of each training run")
     parser.add_argument("--steps", type=int, default=1200, help="of the training")
+    parser.add_argument("--boundary", default="100 meV/angstrom", help="of the probe")
     options = parser.parse_args()
 
     print("labels: GFN2-xTB runs at 300 and 600 K", flush=True)
@@ -92,7 +93,7 @@ if __name__ == "__main__":
     train("first_labels.xyz", "untrained.json", "first.json", 0, options.steps, 0.01)
 
     print("probe: on runs that the training has not seen", flush=True)
-    labels = uqcalc.Labels(group_key="uqcalc_event", boundary=RELIABLE_BELOW)
+    labels = uqcalc.Labels(group_key="uqcalc_event", boundary=options.boundary or None)
     report = uqcalc.fit(held, uqcalc.open_model("mace:first.json"), labels)
     report.probe.save("first.probe")
     print(report)

@@ -16,7 +16,6 @@ from ase.io import read
 from uqcalc.models.safemace import load_safe_mace, save_safe_mace
 
 
-RELIABLE_BELOW = "150 meV/angstrom"  # force error of a frame, RMS over components
 BATCH = 8
 
 

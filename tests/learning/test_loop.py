@@ -111,7 +111,7 @@ def test_a_loop_that_is_stopped_goes_on_at_the_stage_that_failed(tmp_path):
     path = written(tmp_path, rounds=1)
     good = (tmp_path / "train.py").read_text()
     (tmp_path / "train.py").write_text("import sys; sys.exit('no memory')")
-    with pytest.raises(LoopError, match="status 0, got 1: no memory; see .*/01/train.log"):
+    with pytest.raises(LoopError, match="status 0, got 1: no memory; see"):
         run_loop(path)
     rounds = tmp_path / "loop_rounds"
     before = (rounds / "01" / "labelled.xyz").stat().st_mtime_ns
@@ -157,7 +157,9 @@ def test_runs_of_a_round_differ_and_their_frames_are_events_of_their_own(tmp_pat
     report = run_loop(path, say=lines.append)
     rounds = tmp_path / "loop_rounds"
     seeds = [
-        yaml.safe_load((rounds / f"{r:02d}" / f"run_{k}.yaml").read_text())["md"]["seed"]
+        yaml.safe_load((rounds / f"{r:02d}" / f"run_{k}.yaml").read_text())["md"][
+            "seed"
+        ]
         for r in (1, 2)
         for k in (1, 2)
     ]
@@ -197,9 +199,7 @@ def test_the_probe_gets_labels_that_the_training_has_not_seen(tmp_path):
     own = [molecule("CH3OH"), molecule("CH3OH")]
     own[1].info["uqcalc_event"] = "mine"
     write(tmp_path / "own.xyz", own)
-    path = written(
-        tmp_path, rounds=1, refit=refit, held_out=0.9, probe_data="own.xyz"
-    )
+    path = written(tmp_path, rounds=1, refit=refit, held_out=0.9, probe_data="own.xyz")
     run_loop(path)
     place = tmp_path / "loop_rounds" / "01"
     kept = (place / "refit" / "model.probe").read_text()
@@ -219,6 +219,31 @@ def test_a_folder_of_another_loop_is_refused(tmp_path):
     run_loop(path)
     with pytest.raises(RecordError, match="with other seed; choose another folder"):
         run_loop(written(tmp_path, seed=3, policy={"suspect": 0.0, "unreliable": 0.0}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"model": "mace:{model_out}"}, "refit: must be given, since a probe is for"),
+        ({"reference": "no.py:f"}, "reference: file of the reference must exist"),
+        ({"reference": "ase.calculators.emt:F"}, "reference: reference must name a fu"),
+    ],
+)
+def test_what_would_stop_the_loop_later_is_told_before_anything_runs(
+    tmp_path, content, message
+):
+    with pytest.raises(RunFileError, match=message):
+        run_loop(written(tmp_path, **content))
+    assert not (tmp_path / "loop_rounds").exists()
+
+
+def test_a_mistake_in_a_command_can_be_mended(tmp_path):
+    wrong = f"{sys.executable} trian.py {{data}} {{model_in}} {{model_out}} {{seed}}"
+    with pytest.raises(LoopError, match="train must end with status 0, got 2"):
+        run_loop(written(tmp_path, rounds=1, train=wrong))
+    log = tmp_path / "loop_rounds" / "01" / "train.log"
+    assert log.read_text().startswith(f"$ {sys.executable} trian.py ")
+    assert len(run_loop(written(tmp_path, rounds=1)).rounds) == 1
 
 
 @pytest.mark.parametrize(

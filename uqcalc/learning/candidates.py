@@ -108,8 +108,8 @@ def _assessed(
     if missing and calculator is None:
         msg = (
             f"frames must carry an assessment, got frame {missing[0]} without "
-            f"info[{INFO_KEY!r}]; pass the calculator (--model, and --probe for a probe "
-            "of your own), or annotate them first"
+            f"info[{INFO_KEY!r}]; pass the calculator (--model, and --probe if the "
+            "probe is your own), or annotate them first"
         )
         raise RecordError(msg)
     ready = [frame.copy() for frame in frames]

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uqcalc.errors import RecordError
+from uqcalc.errors import MissingExtraError, RecordError, RunFileError
 from uqcalc.files.writing import OneWriter, whole
 from uqcalc.learning.loopfile import LoopFile, read_loop_file
 from uqcalc.learning.picture import save_plot
+from uqcalc.learning.references import FromText
 from uqcalc.learning.rounds import Round, RoundRow
+from uqcalc.runfile.file import read_run_file
 
 
 if TYPE_CHECKING:
@@ -38,7 +40,8 @@ class LoopReport:
     folder: Path
 
     def __str__(self) -> str:
-        names = "round runs steps wrecked flagged labels failed meV/Å".split()
+        names = ["round", "runs", "steps", "wrecked", "flagged", "labels", "failed"]
+        names.append("meV/Å")
         lines = ["  ".join(names)]
         for row in self.rounds:
             error = "-" if row.error is None else f"{1000 * row.error:.0f}"
@@ -84,6 +87,7 @@ def run_loop(
         If a command of the user fails.
     """
     loop = read_loop_file(path)
+    _check_before_any_run(loop, path)
     folder = loop.rounds_folder
     folder.mkdir(exist_ok=True)
     with OneWriter(folder / "loop.json"):
@@ -96,9 +100,7 @@ def run_loop(
     return report
 
 
-def _rounds(
-    loop: LoopFile, say: Callable[[str], object]
-) -> tuple[list[RoundRow], str]:
+def _rounds(loop: LoopFile, say: Callable[[str], object]) -> tuple[list[RoundRow], str]:
     rows: list[RoundRow] = []
     before: Round | None = None
     spent = 0
@@ -116,6 +118,30 @@ def _rounds(
             return rows, "no frame could be labelled"
         before = one
     return rows, f"{loop.rounds} rounds are done"
+
+
+def _check_before_any_run(loop: LoopFile, path: str | os.PathLike[str]) -> None:
+    """Find what would stop the loop after hours of runs.
+
+    Raises
+    ------
+    RunFileError
+        If the reference cannot be found, or later rounds would have no probe.
+    """
+    problems = []
+    try:
+        FromText(loop.reference_at).find()
+    except (RecordError, MissingExtraError) as error:
+        problems.append(f"reference: {error}")
+    run = read_run_file(loop.at(loop.run))
+    changes = "{model_out}" in loop.model and loop.rounds > 1
+    if changes and loop.refit is None and run.force_delta is None:
+        problems.append(
+            "refit: must be given, since a probe is for one potential, and the trained "
+            "one needs another; or write rounds: 1"
+        )
+    if problems:
+        raise RunFileError(str(path), problems)
 
 
 def _check_same(loop: LoopFile, path: Path) -> None:

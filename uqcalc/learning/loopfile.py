@@ -49,7 +49,7 @@ class LoopFile(Section):
     run : str
         Run file (`uqcalc run`) of each round; its model and probe start the loop.
     reference : str
-        As for `uqcalc.label`.
+        As for `uqcalc.label`; the path of a file is relative to this file.
     train : str
         Command that trains the potential, without a shell. Placeholders: ``{data}``
         (all training labels so far, extended XYZ), ``{model_in}`` (name or path of the
@@ -136,6 +136,13 @@ class LoopFile(Section):
     def rounds_folder(self) -> Path:
         """Folder of the rounds."""
         return self._folder / self.folder.replace("{name}", self._name)
+
+    @property
+    def reference_at(self) -> str:
+        """The reference, with the path of a file made absolute."""
+        place, colon, function = self.reference.rpartition(":")
+        where = str(self.at(place)) if place.endswith(".py") else place
+        return f"{where}{colon}{function}"
 
     def at(self, name: str) -> Path:
         """Return where a path of this file is."""

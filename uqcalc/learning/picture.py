@@ -26,42 +26,71 @@ def plot_selection(selection: Selection, ax: Axes | None = None) -> Axes:
     """Draw candidates as dots and chosen ones as circles numbered in their order.
 
     With descriptors the axes are the two main components of the descriptors (same
-    scale), otherwise row and ranking value. Colours show the ranking value.
+    scale), and a grey line joins the frames of an event. Otherwise the axes are row and
+    ranking value. Dark dots have a large ranking value.
     """
     axes = axes_of(ax)
     found = selection.candidates
     if not found.frames:
         axes.set_title("no candidates")
         return axes
-    points = _points(selection)
-    finite = np.where(np.isfinite(found.values), found.values, np.nan)
-    shown = np.nan_to_num(finite, nan=np.nanmax(finite, initial=0.0))
-    x, y = points.T
-    dots = axes.scatter(x, y, c=shown, cmap="viridis", s=14, lw=0)
-    axes.figure.colorbar(dots, ax=axes, label=selection.by)
     places = {int(row): index for index, row in enumerate(found.rows)}
-    chosen = points[[places[int(row)] for row in selection.rows]]
-    if len(chosen):
-        ring = COLOURS[Level.UNRELIABLE]
-        axes.scatter(
-            chosen[:, 0], chosen[:, 1], s=70, facecolors="none", edgecolors=ring, lw=1.2
-        )
-    for number, place in enumerate(chosen[:_MOST_NUMBERED], start=1):
+    chosen = [places[int(row)] for row in selection.rows]
+    if found.vectors is None:
+        points = np.column_stack([found.rows, found.values])
+        axes.scatter(*points.T, color="0.6", s=14, lw=0, label="candidate")
+        _draw_chosen(axes, points[chosen], "chosen", numbered=False)
+        axes.set(xlabel="row", ylabel=selection.by)
+    else:
+        points, shares = _components(found.vectors)
+        _draw_events(axes, points, found.events)
+        finite = np.where(np.isfinite(found.values), found.values, np.nan)
+        shown = np.nan_to_num(finite, nan=np.nanmax(finite, initial=0.0))
+        x, y = points.T
+        style = {"cmap": "viridis_r", "s": 14, "lw": 0}
+        dots = axes.scatter(x, y, c=shown, label="candidate", **style)
+        axes.figure.colorbar(dots, ax=axes, label=selection.by)
+        _draw_chosen(axes, points[chosen], "chosen; 1 is the first", numbered=True)
+        for axis, name, share in zip("xy", ("first", "second"), shares, strict=True):
+            text = f"{name} component of the descriptors ({share:.0%} of variance)"
+            axes.set(**{f"{axis}label": text})
+        axes.set_aspect("equal", adjustable="datalim")
+    axes.set_title(f"{len(selection)} of {len(found.frames)} frames chosen")
+    axes.legend(fontsize=7, loc="best", framealpha=0.8)
+    return axes
+
+
+def _draw_events(
+    axes: Axes, points: NDArray[np.float64], events: Sequence[str]
+) -> None:
+    """Join the frames of each event, in the order of the file."""
+    names = np.array(events, dtype=object)
+    for event in dict.fromkeys(events):
+        x, y = points[names == event].T
+        axes.plot(x, y, "-", color="0.8", lw=0.6, zorder=0)
+
+
+def _draw_chosen(
+    axes: Axes, points: NDArray[np.float64], name: str, *, numbered: bool
+) -> None:
+    """Draw a circle round each chosen frame, with its number if asked for."""
+    from matplotlib.patheffects import withStroke
+
+    if not len(points):
+        return
+    ring = COLOURS[Level.UNRELIABLE]
+    style = {"s": 70, "facecolors": "none", "edgecolors": ring, "lw": 1.2}
+    axes.scatter(*points.T, label=name, **style)
+    for number, (x, y) in enumerate(points[: _MOST_NUMBERED * numbered], start=1):
         axes.annotate(
             str(number),
-            (float(place[0]), float(place[1])),
+            (float(x), float(y)),
             xytext=(4, 4),
             textcoords="offset points",
             fontsize=7,
             color=INK,
+            path_effects=[withStroke(linewidth=1.5, foreground="white")],
         )
-    if found.vectors is None:
-        axes.set(xlabel="row", ylabel=selection.by)
-    else:
-        axes.set(xlabel="first component", ylabel="second component")
-        axes.set_aspect("equal", adjustable="datalim")
-    axes.set_title(f"{len(selection)} of {len(found.frames)} frames chosen")
-    return axes
 
 
 def save_plot(draw: Callable[[Axes], object], path: Path) -> None:
@@ -95,13 +124,17 @@ def plot_rounds(rounds: Sequence[RoundRow], ax: Axes | None = None) -> Axes:
     return axes
 
 
-def _points(selection: Selection) -> NDArray[np.float64]:
-    """Return the place of each candidate, (candidates, 2)."""
-    found = selection.candidates
-    if found.vectors is None:
-        return np.column_stack([found.rows, found.values])
-    centred = found.vectors - found.vectors.mean(axis=0)
-    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+def _components(
+    vectors: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the two main components of each vector, and their shares of the variance.
+
+    Shapes (vectors, 2) and (2,); a component that does not exist is 0.
+    """
+    centred = vectors - vectors.mean(axis=0)
+    _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
     places = centred @ axes[:2].T
     missing = 2 - places.shape[1]
-    return np.asarray(np.pad(places, ((0, 0), (0, missing))))
+    variances = np.pad(sizes[:2] ** 2, (0, missing))
+    total = max(float(np.sum(sizes**2)), np.finfo(float).tiny)
+    return np.pad(places, ((0, 0), (0, missing))), variances / total

@@ -201,9 +201,8 @@ class Round:
         if not count:
             return {}
         target = self.folder / "labelled.xyz"
-        done = label(
-            read_frames(path), self.loop.reference, target, workers=self.loop.workers
-        )
+        loop = self.loop
+        done = label(read_frames(path), loop.reference_at, target, workers=loop.workers)
         self._say(f"round {self.number}: {str(done).splitlines()[0]}")
         failed = len(done.failed)
         counts = {"chosen": count, "labelled": done.labelled, "failed": failed}
