@@ -23,8 +23,6 @@ from uqcalc.backbones.batching import evaluate_each
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import RecordError
 from uqcalc.labels.groups import group_names
-from uqcalc.records import Assessment
-from uqcalc.signals.sanity import Sanity
 
 
 RISK = "risk"  # the risk of the first reading
@@ -83,7 +81,7 @@ def candidates_of(
     for row, frame in enumerate(ready):
         if read_error(frame) is not None:
             left_out[NOT_EVALUATED] += 1
-        elif _is_impossible(read_assessment(frame)):
+        elif read_assessment(frame).impossible:
             left_out[IMPOSSIBLE] += 1
         else:
             rows.append(row)
@@ -194,12 +192,6 @@ def _events(frames: Sequence[Atoms], group: str | None, event_steps: int) -> lis
         before = now
         names.append(f"{own}:e{number}" if own else f"e{number}")
     return names
-
-
-def _is_impossible(assessment: Assessment) -> bool:
-    """Return whether a reference calculation would be a waste: fused atoms and such."""
-    broken = any(r.faults for r in assessment.readings if r.signal == Sanity.name)
-    return broken or bool(assessment.absurd)
 
 
 def _value(frame: Atoms, by: str, row: int) -> float:

@@ -147,8 +147,9 @@ class Round:
 
     def _one_run(self, number: int) -> RunOutcome:
         outcome = run_file(self._run_file(number))
-        told = outcome.summary.splitlines()[0]
-        self._say(f"round {self.number}, run {number}: {told}")
+        told = f"{outcome.step} steps, {len(self._flagged(number))} frames flagged"
+        why = f". {outcome.reason}" if outcome.reason else ""
+        self._say(f"round {self.number}, run {number}: {told}{why}")
         return outcome
 
     def _run_file(self, number: int) -> Path:

@@ -12,6 +12,7 @@ from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.chargespin import ignored_charge_spin, impossible
 from uqcalc.geometry.bonds import named_atoms
 from uqcalc.geometry.surroundings import Geometry, SamePairs, Surroundings, surroundings
+from uqcalc.records import SANITY
 from uqcalc.signals.base import TensorReading
 from uqcalc.signals.symmetry import forces_vanish
 
@@ -109,7 +110,7 @@ class Sanity:
         not vanish by symmetry.
     """
 
-    name = "sanity"
+    name = SANITY
     requires = frozenset({"energy", "forces"})
 
     def __init__(
