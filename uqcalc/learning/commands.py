@@ -48,10 +48,11 @@ def run_command(
     if output.exists():
         return
     folder = output.parent
-    partial = folder.with_name(f"partial_{folder.name}")
-    for old in (partial, folder):
+    for old in (folder, *folder.parent.glob(f"partial_{folder.name}_*")):
         if old.exists():
             shutil.rmtree(old)
+    # a command whose loop was killed may still run, and write into its own folder
+    partial = folder.with_name(f"partial_{folder.name}_{os.getpid()}")
     partial.mkdir(parents=True)
     written = partial / output.name
     words = [word.format(**{key: written}, **values) for word in shlex.split(text)]
