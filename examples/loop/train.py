@@ -83,6 +83,6 @@ if __name__ == "__main__":
     parser.add_argument("model_in")
     parser.add_argument("model_out")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     given = parser.parse_args()
     train(given.data, given.model_in, given.model_out, given.seed, given.steps, 0.003)
