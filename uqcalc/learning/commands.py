@@ -87,7 +87,7 @@ def _run(words: list[str], name: str, place: Path, log: Path) -> None:
             msg = f"{name} must be a command that starts, got {words[0]} ({error})"
             raise LoopError(msg) from error
     if done.returncode:
-        last = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        last = log.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
         msg = (
             f"{name} must end with status 0, got {done.returncode}: "
             f"{' / '.join(last[-_LAST_LINES:])}; see {log}, and repeat the command"

@@ -38,7 +38,8 @@ def plot_selection(selection: Selection, ax: Axes | None = None) -> Axes:
     chosen = [places[int(row)] for row in selection.rows]
     if found.vectors is None:
         points = np.column_stack([found.rows, found.values])
-        axes.scatter(*points.T, color="0.6", s=14, lw=0, label="candidate")
+        x, y = points.T
+        axes.scatter(x, y, color="0.6", s=14, lw=0, label="candidate")
         _draw_chosen(axes, points[chosen], "chosen", numbered=False)
         axes.set(xlabel="row", ylabel=selection.by)
     else:
@@ -47,8 +48,9 @@ def plot_selection(selection: Selection, ax: Axes | None = None) -> Axes:
         finite = np.where(np.isfinite(found.values), found.values, np.nan)
         shown = np.nan_to_num(finite, nan=np.nanmax(finite, initial=0.0))
         x, y = points.T
-        style = {"cmap": "viridis_r", "s": 14, "lw": 0}
-        dots = axes.scatter(x, y, c=shown, label="candidate", **style)
+        dots = axes.scatter(
+            x, y, c=shown, cmap="viridis_r", s=14, lw=0, label="candidate"
+        )
         axes.figure.colorbar(dots, ax=axes, label=selection.by)
         _draw_chosen(axes, points[chosen], "chosen; 1 is the first", numbered=True)
         for axis, name, share in zip("xy", ("first", "second"), shares, strict=True):
@@ -79,8 +81,15 @@ def _draw_chosen(
     if not len(points):
         return
     ring = COLOURS[Level.UNRELIABLE]
-    style = {"s": 70, "facecolors": "none", "edgecolors": ring, "lw": 1.2}
-    axes.scatter(*points.T, label=name, **style)
+    axes.scatter(
+        points[:, 0],
+        points[:, 1],
+        s=70,
+        facecolors="none",
+        edgecolors=ring,
+        lw=1.2,
+        label=name,
+    )
     for number, (x, y) in enumerate(points[: _MOST_NUMBERED * numbered], start=1):
         axes.annotate(
             str(number),
