@@ -36,6 +36,7 @@ from builders import import_mace
 
 import uqcalc
 from uqcalc.cli import app
+from uqcalc.learning.loopfile import LoopFile
 from uqcalc.runfile.file import RunFile, read_run_file
 
 
@@ -296,6 +297,17 @@ def test_the_page_of_run_files_has_every_key_and_default():
                 shown = rows[name, key].strip("`")
                 same = shown == default if isinstance(default, str) else None
                 assert same or float(shown) == default, (name, key)
+
+
+def test_the_page_of_loops_has_every_key_and_the_file_of_the_example():
+    page = PAGES["docs/howto/loop.md"].read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", page, re.MULTILINE))
+    assert set(rows) == set(LoopFile.model_fields)
+    for key, field in LoopFile.model_fields.items():
+        if not field.is_required() and field.default is not None:
+            assert rows[key].strip("`") == str(field.default), key
+    example = ROOT / "examples" / "loop" / "loop.yaml"
+    assert example.read_text(encoding="utf-8") in page
 
 
 def _sections(schema):

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from builders import import_mace
+import yaml
+from ase.io import read
+from builders import import_mace, run_and_kill
+
+from uqcalc import Probe, ReliableCalculator, open_model, run_loop
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -40,3 +46,38 @@ def test_example(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, *SMALL[name]])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.slow
+def test_example_of_a_loop(tmp_path):
+    """It goes on after a kill; so short that the potential is bad, and the same."""
+    pytest.importorskip("tblite")
+    folder = tmp_path / "loop"
+    shutil.copytree(EXAMPLES / "loop", folder)
+    subprocess.run([sys.executable, "prepare.py", "--quick"], cwd=folder, check=True)
+    boundary = Probe.load(folder / "first.probe").card.boundary
+    run = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
+    run["md"] |= {"steps": 60, "temperature_K": [300, 3000]}
+    (folder / "run.yaml").write_text(yaml.safe_dump(run), encoding="utf-8")
+    path = folder / "loop.yaml"
+    loop = yaml.safe_load(path.read_text(encoding="utf-8"))
+    loop |= {"runs": 2, "rounds": 1, "labels": 6, "held_out": 0.0}
+    loop["train"] += " --steps 1"
+    loop["refit"] = loop["refit"].replace("100 meV", f"{boundary} eV")
+    path.write_text(yaml.safe_dump(loop), encoding="utf-8")
+    command = [sys.executable, "-m", "uqcalc", "loop", str(path)]
+    first = folder / "loop_rounds" / "01"
+    run_and_kill(command, (first / "train.log").exists, within_s=900)
+    assert not (first / "round.json").exists()
+    before = (first / "labelled.xyz").stat().st_mtime_ns
+    report = run_loop(path)
+    assert (first / "labelled.xyz").stat().st_mtime_ns == before
+    [row] = report.rounds
+    assert row.model == f"mace:{folder / 'first.json'}"
+    assert row.labelled > 0
+    assert len(read(first / "train.xyz", ":")) == 40 + row.labelled
+    assert len(read(first / "held_out.xyz", ":")) == 50
+    model = open_model(f"mace:{first / 'train' / 'model.json'}")
+    atoms = read(folder / "start.xyz")
+    atoms.calc = ReliableCalculator(model, first / "refit" / "model.probe")
+    assert atoms.calc.assess(atoms).readings

@@ -22,6 +22,8 @@ else:
 
     Number = TypeVar("Number")
 
+SANITY = "sanity"  # name of the signal `uqcalc.Sanity`
+
 
 class Level(IntEnum):
     """How far a prediction may be trusted, in increasing severity."""
@@ -213,6 +215,15 @@ class Assessment:
     def absurd(self) -> tuple[str, ...]:
         """Reasons to stop a run at this step, whatever its patience."""
         return tuple(why for reading in self.readings for why in reading.absurd)
+
+    @property
+    def impossible(self) -> bool:
+        """Whether geometry, energy or forces are physically impossible.
+
+        A reference calculation of such a frame would be a waste.
+        """
+        broken = any(r.faults for r in self.readings if r.signal == SANITY)
+        return broken or bool(self.absurd)
 
     def __str__(self) -> str:
         reasons = "; ".join(self.verdict.reasons)

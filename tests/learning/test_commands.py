@@ -69,7 +69,7 @@ def test_what_is_missing_is_said_with_the_option_that_gives_it(tmp_path, flagged
     write(plain, copper())
     done = invoke("select", plain, "-o", tmp_path / "chosen.xyz")
     assert done.exit_code == 1
-    assert "pass a calculator" in done.stderr
+    assert "pass the calculator (--model" in done.stderr
     done = invoke("select", *flagged, "-o", flagged[0])
     assert done.exit_code == 2
     assert "output must be a new file" in done.stderr

@@ -9,7 +9,7 @@ import sys
 import pytest
 import yaml
 from ase.build import molecule
-from ase.io import read
+from ase.io import read, write
 from builders import import_mace, run_and_kill
 from typer.testing import CliRunner
 
@@ -40,8 +40,9 @@ if "fail" in after:
     sys.exit("no memory")
 with open("calls.txt", "a") as file:
     file.write(f"{before} {count} {seed}\\n")
-with open(after, "w") as file:
-    file.write("weights")
+for name in (after, after.replace(".model", ".weights")):
+    with open(name, "w") as file:
+        file.write("weights")
 """
 
 
@@ -92,11 +93,13 @@ def test_rounds_train_on_all_labels_so_far_and_end_by_the_rule(tmp_path):
     rounds = tmp_path / "loop_rounds"
     for number in ("01", "02"):
         names = {file.name for file in (rounds / number).iterdir()}
-        assert {"chosen.png", "labelled.xyz", "model.model", "train.log"} <= names
-        run = yaml.safe_load((rounds / number / "run.yaml").read_text())
+        assert {"chosen.png", "labelled.xyz", "train", "train.log"} <= names
+        files = {file.name for file in (rounds / number / "train").iterdir()}
+        assert files == {"model.model", "model.weights"}  # both have their own names
+        run = yaml.safe_load((rounds / number / "run_1.yaml").read_text())
         assert run["md"]["seed"] == int(number)
     assert (rounds / "rounds.png").stat().st_size > 1000
-    assert "error meV" in (rounds / "rounds.txt").read_text()
+    assert "meV/Å" in (rounds / "rounds.txt").read_text(encoding="utf-8")
     # done stages are not repeated
     assert str(run_loop(path)) == str(report)
     assert len(calls(tmp_path)) == 2
@@ -108,7 +111,7 @@ def test_a_loop_that_is_stopped_goes_on_at_the_stage_that_failed(tmp_path):
     path = written(tmp_path, rounds=1)
     good = (tmp_path / "train.py").read_text()
     (tmp_path / "train.py").write_text("import sys; sys.exit('no memory')")
-    with pytest.raises(LoopError, match="status 0, got 1 in round 1: no memory"):
+    with pytest.raises(LoopError, match="status 0, got 1: no memory; see"):
         run_loop(path)
     rounds = tmp_path / "loop_rounds"
     before = (rounds / "01" / "labelled.xyz").stat().st_mtime_ns
@@ -123,7 +126,7 @@ def test_a_loop_that_is_stopped_goes_on_at_the_stage_that_failed(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("begun", ["run.jsonl", "train.log"])
+@pytest.mark.parametrize("begun", ["run_1.jsonl", "train.log"])
 def test_a_loop_that_is_killed_outright_goes_on(tmp_path, begun, monkeypatch):
     path = written(tmp_path, rounds=1)
     place = tmp_path / "loop_rounds" / "01"
@@ -148,6 +151,42 @@ def test_a_loop_that_is_killed_outright_goes_on(tmp_path, begun, monkeypatch):
     assert [len(read(file, ":")) for file in files] == [killed.rounds[0].labelled] * 2
 
 
+def test_runs_of_a_round_differ_and_their_frames_are_events_of_their_own(tmp_path):
+    path = written(tmp_path, rounds=2, runs=2)
+    lines = []
+    report = run_loop(path, say=lines.append)
+    rounds = tmp_path / "loop_rounds"
+    seeds = [
+        yaml.safe_load((rounds / f"{r:02d}" / f"run_{k}.yaml").read_text())["md"][
+            "seed"
+        ]
+        for r in (1, 2)
+        for k in (1, 2)
+    ]
+    assert seeds == [1, 2, 3, 4]
+    frames = read(rounds / "01" / "labelled.xyz", ":")
+    assert {frame.info["uqcalc_run"] for frame in frames} == {1, 2}
+    assert {frame.info["uqcalc_event"][0] for frame in frames} == {"1", "2"}
+    assert report.rounds[0].steps == sum(
+        json.loads((rounds / "01" / f"run_{k}.jsonl").read_text().splitlines()[-1])[
+            "step"
+        ]
+        for k in (1, 2)
+    )
+    assert lines[0].startswith("round 1, run 1: ")
+    assert any("Labelled by" in line for line in lines)
+
+
+def test_a_run_that_ends_at_an_impossible_frame_is_counted(tmp_path):
+    path = written(tmp_path, rounds=1)
+    atoms = molecule("CH3OH")
+    atoms.positions[1] = atoms.positions[0] + [0.05, 0, 0]  # two atoms in one place
+    atoms.write(tmp_path / "m.xyz", format="extxyz")
+    report = run_loop(path)
+    assert report.rounds[0].wrecked == 1
+    assert report.plot().get_xticklabels()[0].get_text() == "1\n1 of 1 wrecked"
+
+
 def test_a_loop_without_flagged_frames_is_done_at_once(tmp_path):
     report = run_loop(written(tmp_path, policy={"suspect": 0.0, "unreliable": 0.0}))
     assert report.reason == "nothing was flagged in 40 steps"
@@ -157,11 +196,17 @@ def test_a_loop_without_flagged_frames_is_done_at_once(tmp_path):
 
 def test_the_probe_gets_labels_that_the_training_has_not_seen(tmp_path):
     refit = f"{sys.executable} -c \"open(r'{{probe_out}}', 'w').write('{{labels}}')\""
-    path = written(tmp_path, rounds=1, refit=refit, held_out=0.9)
+    own = [molecule("CH3OH"), molecule("CH3OH")]
+    own[1].info["uqcalc_event"] = "mine"
+    write(tmp_path / "own.xyz", own)
+    path = written(tmp_path, rounds=1, refit=refit, held_out=0.9, probe_data="own.xyz")
     run_loop(path)
     place = tmp_path / "loop_rounds" / "01"
-    kept = (place / "probe.probe").read_text()
+    kept = (place / "refit" / "model.probe").read_text()
     assert kept == str(place / "held_out.xyz")
+    # labels from before the loop come first, each with an event
+    held = read(kept, ":")
+    assert [f.info["uqcalc_event"] for f in held] == ["r0:e0", "mine"]
     # one event only: it stays with the training
     assert (
         len(read(place / "train.xyz", ":"))
@@ -174,6 +219,31 @@ def test_a_folder_of_another_loop_is_refused(tmp_path):
     run_loop(path)
     with pytest.raises(RecordError, match="with other seed; choose another folder"):
         run_loop(written(tmp_path, seed=3, policy={"suspect": 0.0, "unreliable": 0.0}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"model": "mace:{model_out}"}, "refit: must be given, since a probe is for"),
+        ({"reference": "no.py:f"}, "reference: file of the reference must exist"),
+        ({"reference": "ase.calculators.emt:F"}, "reference: reference must name a fu"),
+    ],
+)
+def test_what_would_stop_the_loop_later_is_told_before_anything_runs(
+    tmp_path, content, message
+):
+    with pytest.raises(RunFileError, match=message):
+        run_loop(written(tmp_path, **content))
+    assert not (tmp_path / "loop_rounds").exists()
+
+
+def test_a_mistake_in_a_command_can_be_mended(tmp_path):
+    wrong = f"{sys.executable} trian.py {{data}} {{model_in}} {{model_out}} {{seed}}"
+    with pytest.raises(LoopError, match="train must end with status 0, got 2"):
+        run_loop(written(tmp_path, rounds=1, train=wrong))
+    log = tmp_path / "loop_rounds" / "01" / "train.log"
+    assert log.read_text().startswith(f"$ {sys.executable} trian.py ")
+    assert len(run_loop(written(tmp_path, rounds=1)).rounds) == 1
 
 
 @pytest.mark.parametrize(

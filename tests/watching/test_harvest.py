@@ -134,6 +134,22 @@ def test_the_absurd_ends_the_harvest_and_is_not_kept(tmp_path):
     assert not read_assessment(last).absurd
 
 
+def test_impossible_frames_are_not_kept_before_the_run_ends_at_the_absurd(tmp_path):
+    atoms = Atoms("Cu2", [(0, 0, 0), (2.3, 0, 0)])
+    atoms.set_velocities([(0, 0, 0), (-0.02 / units.fs, 0, 0)])  # they meet
+    signal = OfGeometry(lambda positions: float(positions[1, 0] < 1.9))
+    atoms.calc = ReliableCalculator(Places(Free()), signals=[signal], policy=POLICY)
+    dynamics = VelocityVerlet(atoms, 1.0 * units.fs)
+    flagged = tmp_path / "f.xyz"
+    monitor = Monitor(dynamics, flagged=flagged, on_unreliable="harvest", patience=3)
+    dynamics.run(200)
+    assert monitor.reason.startswith(ABSURD)
+    frames = read(flagged, ":")
+    closest = min(frame.positions[1, 0] for frame in frames)
+    assert 0.79 < closest < 1.0  # 0.79 Å: fused, long before the absurd
+    assert len(select(frames, len(frames), near=0)) == len(frames)
+
+
 def test_a_sound_run_harvests_nothing(tmp_path):
     dynamics = drifting(rim=1e9)
     monitor = Monitor(

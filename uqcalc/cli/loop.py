@@ -32,4 +32,4 @@ def loop(file: FileArgument, *, quiet: QuietOption = False) -> None:
         read_loop_file(file)  # its problems are told before torch is imported
         from uqcalc.learning.loop import run_loop
 
-        report.result(str(run_loop(file)))
+        report.result(str(run_loop(file, say=report.result)))

@@ -25,8 +25,6 @@ from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import RecordError
 from uqcalc.labels.groups import group_names
 from uqcalc.probe.seen import Geometries
-from uqcalc.records import Assessment
-from uqcalc.signals.sanity import Sanity
 
 
 RISK = "risk"  # the risk of the first reading
@@ -89,7 +87,7 @@ def candidates_of(
             left_out[REPEATED] += 1
         elif read_error(frame) is not None:
             left_out[NOT_EVALUATED] += 1
-        elif _is_impossible(read_assessment(frame)):
+        elif read_assessment(frame).impossible:
             left_out[IMPOSSIBLE] += 1
         else:
             rows.append(row)
@@ -114,7 +112,8 @@ def _assessed(
     if missing and calculator is None:
         msg = (
             f"frames must carry an assessment, got frame {missing[0]} without "
-            f"info[{INFO_KEY!r}]; annotate them with uqcalc first, or pass a calculator"
+            f"info[{INFO_KEY!r}]; pass the calculator (--model, and --probe if the "
+            "probe is your own), or annotate them first"
         )
         raise RecordError(msg)
     ready = [frame.copy() for frame in frames]
@@ -211,12 +210,6 @@ def _repeats(frames: Sequence[Atoms]) -> list[bool]:
         found.append(said in known)
         index.add([] if found[-1] else [frame])
     return found
-
-
-def _is_impossible(assessment: Assessment) -> bool:
-    """Return whether a reference calculation would be a waste: fused atoms and such."""
-    broken = any(r.faults for r in assessment.readings if r.signal == Sanity.name)
-    return broken or bool(assessment.absurd)
 
 
 def _value(frame: Atoms, by: str, row: int) -> float:

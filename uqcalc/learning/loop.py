@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uqcalc.errors import RecordError
+from uqcalc.errors import MissingExtraError, RecordError, RunFileError
 from uqcalc.files.writing import OneWriter, whole
 from uqcalc.learning.loopfile import LoopFile, read_loop_file
 from uqcalc.learning.picture import save_plot
+from uqcalc.learning.references import FromText
 from uqcalc.learning.rounds import Round, RoundRow
+from uqcalc.runfile.file import read_run_file
 
 
 if TYPE_CHECKING:
@@ -37,36 +40,42 @@ class LoopReport:
     folder: Path
 
     def __str__(self) -> str:
-        names = ("round", "steps", "end", "flagged", "labels", "failed", "error meV/Å")
+        names = ["round", "runs", "steps", "wrecked", "flagged", "labels", "failed"]
+        names.append("meV/Å")
         lines = ["  ".join(names)]
         for row in self.rounds:
             error = "-" if row.error is None else f"{1000 * row.error:.0f}"
-            counts = (row.flagged, row.labelled, row.failed, error)
-            cells = [row.number, row.steps, row.how, *counts]
+            counts = (row.runs, row.steps, row.wrecked, row.flagged)
+            cells = [row.number, *counts, row.labelled, row.failed, error]
             pairs = zip(cells, names, strict=True)
             lines.append("  ".join(f"{cell!s:>{len(name)}}" for cell, name in pairs))
         return "\n".join([*lines, f"Ended: {self.reason}. Rounds: {self.folder}."])
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the median force error on the chosen frames of each round, meV/Å."""
+        """Draw error, flagged frames and wrecked runs of each round."""
         from uqcalc.learning.picture import plot_rounds
 
         return plot_rounds(self.rounds, ax)
 
 
-def run_loop(path: str | os.PathLike[str]) -> LoopReport:
+def run_loop(
+    path: str | os.PathLike[str], *, say: Callable[[str], object] | None = None
+) -> LoopReport:
     """Improve a potential on its own flagged frames, round after round.
 
     A round runs the run file under a `Monitor` (by default with
     ``on_unreliable="harvest"``), chooses frames, labels them with the reference, and
-    calls the commands that train the potential and make its probe. The loop ends if a
-    run flags nothing, if the label budget is spent, or after the last round. After a
-    kill the same call goes on; a stage that has left its file is not repeated.
+    calls the commands that train the potential and make its probe. The loop ends if
+    the runs of a round flag nothing, if the label budget is spent, or after the last
+    round. After a kill the same call goes on; a stage that has left its file is not
+    repeated.
 
     Parameters
     ----------
     path : path
         Loop file (`uqcalc.learning.loopfile.LoopFile`).
+    say : callable, optional
+        Called with one line of text after each run and each stage.
 
     Raises
     ------
@@ -78,11 +87,12 @@ def run_loop(path: str | os.PathLike[str]) -> LoopReport:
         If a command of the user fails.
     """
     loop = read_loop_file(path)
+    _check_before_any_run(loop, path)
     folder = loop.rounds_folder
     folder.mkdir(exist_ok=True)
     with OneWriter(folder / "loop.json"):
         _check_same(loop, folder / "loop.json")
-        rows, reason = _rounds(loop)
+        rows, reason = _rounds(loop, say or (lambda _: None))
     report = LoopReport(tuple(rows), reason, folder)
     save_plot(report.plot, folder / "rounds.png")
     with whole(folder / "rounds.txt") as partial:
@@ -90,16 +100,15 @@ def run_loop(path: str | os.PathLike[str]) -> LoopReport:
     return report
 
 
-def _rounds(loop: LoopFile) -> tuple[list[RoundRow], str]:
+def _rounds(loop: LoopFile, say: Callable[[str], object]) -> tuple[list[RoundRow], str]:
     rows: list[RoundRow] = []
-    model: str | None = None
-    probe: Path | None = None
+    before: Round | None = None
     spent = 0
     for number in range(1, loop.rounds + 1):
         left = None if loop.budget is None else loop.budget - spent
         if left is not None and left <= 0:
             return rows, f"the budget of {loop.budget} labels is spent"
-        one = Round(loop, number, model, probe, left)
+        one = Round(loop, number, before, left, say)
         row = one.done() or one.run()
         rows.append(row)
         spent += row.labelled + row.failed
@@ -107,9 +116,32 @@ def _rounds(loop: LoopFile) -> tuple[list[RoundRow], str]:
             return rows, f"nothing was flagged in {row.steps} steps"
         if not row.labelled:
             return rows, "no frame could be labelled"
-        model = one.trained_name()
-        probe = one.new_probe if loop.refit is not None else None
+        before = one
     return rows, f"{loop.rounds} rounds are done"
+
+
+def _check_before_any_run(loop: LoopFile, path: str | os.PathLike[str]) -> None:
+    """Find what would stop the loop after hours of runs.
+
+    Raises
+    ------
+    RunFileError
+        If the reference cannot be found, or later rounds would have no probe.
+    """
+    problems = []
+    try:
+        FromText(loop.reference_at).find()
+    except (RecordError, MissingExtraError) as error:
+        problems.append(f"reference: {error}")
+    run = read_run_file(loop.at(loop.run))
+    changes = "{model_out}" in loop.model and loop.rounds > 1
+    if changes and loop.refit is None and run.force_delta is None:
+        problems.append(
+            "refit: must be given, since a probe is for one potential, and the trained "
+            "one needs another; or write rounds: 1"
+        )
+    if problems:
+        raise RunFileError(str(path), problems)
 
 
 def _check_same(loop: LoopFile, path: Path) -> None:
@@ -121,7 +153,10 @@ def _check_same(loop: LoopFile, path: Path) -> None:
         If another loop file or run file has filled the folder.
     """
     run = loop.at(loop.run).read_bytes()
-    now = loop.model_dump(mode="json", exclude={"rounds", "budget", "workers"})
+    # what may change: limits, and commands, in which a user mends a mistake (the log of
+    # each command begins with the command)
+    free = {"rounds", "budget", "workers", "train", "refit"}
+    now = loop.model_dump(mode="json", exclude=free)
     now["run_sha256"] = hashlib.sha256(run).hexdigest()
     if not path.exists():
         with whole(path) as partial:

@@ -49,21 +49,28 @@ class LoopFile(Section):
     run : str
         Run file (`uqcalc run`) of each round; its model and probe start the loop.
     reference : str
-        As for `uqcalc.label`.
+        As for `uqcalc.label`; the path of a file is relative to this file.
     train : str
         Command that trains the potential, without a shell. Placeholders: ``{data}``
         (all training labels so far, extended XYZ), ``{model_in}`` (name or path of the
-        model of this round), ``{model_out}`` (file to write), ``{seed}``, ``{round}``.
+        model of this round), ``{model_out}`` (file to write; further files beside it
+        stay there), ``{seed}``, ``{round}``.
     refit : str or None
         Command that makes a probe for the new model. Placeholders: ``{labels}`` (all
-        labels so far that were not used for training), ``{model}`` (name of the new
-        model), ``{probe_out}`` (file to write), ``{seed}``, ``{round}``.
+        labels so far that were not used for training; ``info["uqcalc_event"]`` is
+        their group), ``{model}`` (name of the new model), ``{probe_out}`` (file to
+        write), ``{seed}``, ``{round}``.
     model : str
         Name under which uqcalc opens a trained file, with ``{model_out}``.
     suffix : str
         Ending of a trained file.
     data : str or None
         Labelled frames that the first model was trained on; they stay in ``{data}``.
+    probe_data : str or None
+        Labelled frames that no model is trained on; they stay in ``{labels}``. Frames
+        of one run need the same ``info["uqcalc_event"]``.
+    runs : int
+        Runs in each round, with different seeds of the dynamics.
     rounds, labels : int
         Largest number of rounds, and of labels in a round.
     budget : int or None
@@ -84,6 +91,8 @@ class LoopFile(Section):
     model: Annotated[str, Field(min_length=1)] = "mace:{model_out}"
     suffix: Annotated[str, Field(pattern=r"^\.\w+$")] = ".model"
     data: str | None = None
+    probe_data: str | None = None
+    runs: Count = 1
     rounds: Count = 5
     labels: Count = 30
     budget: Count | None = None
@@ -99,7 +108,7 @@ class LoopFile(Section):
         self._folder = (context or {}).get("folder", Path())
         self._name = (context or {}).get("name", "loop")
 
-    @field_validator("run", "data")
+    @field_validator("run", "data", "probe_data")
     @classmethod
     def _exists(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and not (folder_of(info) / value).is_file():
@@ -127,6 +136,13 @@ class LoopFile(Section):
     def rounds_folder(self) -> Path:
         """Folder of the rounds."""
         return self._folder / self.folder.replace("{name}", self._name)
+
+    @property
+    def reference_at(self) -> str:
+        """The reference, with the path of a file made absolute."""
+        place, colon, function = self.reference.rpartition(":")
+        where = str(self.at(place)) if place.endswith(".py") else place
+        return f"{where}{colon}{function}"
 
     def at(self, name: str) -> Path:
         """Return where a path of this file is."""

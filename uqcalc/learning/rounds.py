@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
-import subprocess
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,20 @@ import yaml
 from ase import Atoms
 
 from uqcalc.annotating.frames import append_frame
-from uqcalc.errors import LoopError
 from uqcalc.files.structures import read_frames
 from uqcalc.files.writing import whole
+from uqcalc.learning.commands import run_command
 from uqcalc.learning.labelling import label
 from uqcalc.learning.loopfile import LoopFile
 from uqcalc.learning.picture import save_plot
 from uqcalc.learning.selection import EVENT_KEY, select
 from uqcalc.references.evaluating import FORCES
-from uqcalc.runfile.file import read_run_file
-from uqcalc.runfile.running import run_file
+from uqcalc.runfile.file import RunFile, read_run_file
+from uqcalc.runfile.running import RunOutcome, run_file
+from uqcalc.watching.monitor import WRECKED
 
 
-_LAST_LINES = 5  # of a command's output, in a message
+RUN_KEY = "uqcalc_run"  # entry of flagged frames: number of the run in its round
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +38,25 @@ class RoundRow:
     number : int
         From 1.
     model : str
-        Model of its run.
+        Model of its runs.
+    runs : int
+        Number of runs.
     steps : int
-        Last step of its run.
-    how : str
-        "finished" or "halted".
+        Steps of all its runs.
+    wrecked : int
+        Number of runs that ended at a physically impossible frame.
     flagged, chosen, labelled, failed : int
         Numbers of frames.
     error : float or None
         Median over the labelled frames of the RMS force error of the model of this
-        round, in eV/Å (RMS over atoms of |ΔF|); None without labels.
+        round, in eV/Å (RMS over force components); None without labels.
     """
 
     number: int
     model: str
+    runs: int
     steps: int
-    how: str
+    wrecked: int
     flagged: int
     chosen: int = 0
     labelled: int = 0
@@ -69,33 +72,42 @@ class Round:
     loop : LoopFile
     number : int
         From 1.
-    model, probe : str or None
-        Model and probe of its run; None for those of the run file.
+    before : Round or None
+        The round before, whose model and probe this one runs; None for those of the
+        run file.
     left : int or None
         Number of reference calculations that are left; None for no limit.
+    say : callable
+        Called with a line of text when a stage is done.
     """
 
     def __init__(
         self,
         loop: LoopFile,
         number: int,
-        model: str | None,
-        probe: Path | None,
+        before: Round | None,
         left: int | None,
+        say: Callable[[str], object],
     ) -> None:
-        self.loop, self.number, self.model, self.probe = loop, number, model, probe
+        self.loop, self.number, self.before = loop, number, before
         self.labels = loop.labels if left is None else min(left, loop.labels)
         self.folder = loop.rounds_folder / f"{number:02d}"
+        self._say = say
 
     @property
     def new_model(self) -> Path:
         """File of the model that this round trains."""
-        return self.folder / f"model{self.loop.suffix}"
+        return self.folder / "train" / f"model{self.loop.suffix}"
 
     @property
     def new_probe(self) -> Path:
         """File of the probe that this round makes."""
-        return self.folder / "probe.probe"
+        return self.folder / "refit" / "model.probe"
+
+    @property
+    def trained_name(self) -> str:
+        """Name under which uqcalc opens the model that this round trains."""
+        return self.loop.model.replace("{model_out}", str(self.new_model))
 
     def done(self) -> RoundRow | None:
         """Return what the round did if it has ended; None otherwise."""
@@ -113,62 +125,86 @@ class Round:
             If a command fails, or does not write its file.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        outcome = run_file(self._run_file())
-        flagged = self.folder / "run_flagged.xyz"
-        frames: list[Atoms] = []
-        if flagged.exists() and flagged.stat().st_size:
-            frames = read_frames(flagged)
+        numbers = range(1, self.loop.runs + 1)
+        outcomes = [self._one_run(number) for number in numbers]
+        frames = [frame for number in numbers for frame in self._flagged(number)]
         row: dict[str, Any] = {
             "number": self.number,
-            "model": read_run_file(self.folder / "run.yaml").model,
-            "steps": outcome.step,
-            "how": outcome.how,
+            "model": self._first_run().model,
+            "runs": len(outcomes),
+            "steps": sum(outcome.step for outcome in outcomes),
+            "wrecked": sum(o.reason.startswith(WRECKED) for o in outcomes),
             "flagged": len(frames),
         }
         if frames:
             row |= self._labelled(frames)
-            if row["labelled"]:
+            if row.get("labelled"):
                 self._trained()
         found = RoundRow(**row)
         with whole(self.folder / "round.json") as partial:
             partial.write_text(json.dumps(asdict(found), indent=1), encoding="utf-8")
         return found
 
-    def _run_file(self) -> Path:
-        """Write the run file of this round, with absolute paths."""
-        path = self.folder / "run.yaml"
+    def _one_run(self, number: int) -> RunOutcome:
+        outcome = run_file(self._run_file(number))
+        told = f"{outcome.step} steps, {len(self._flagged(number))} frames flagged"
+        why = f". {outcome.reason}" if outcome.reason else ""
+        self._say(f"round {self.number}, run {number}: {told}{why}")
+        return outcome
+
+    def _run_file(self, number: int) -> Path:
+        """Write the run file of a run of this round, with absolute paths."""
+        path = self.folder / f"run_{number}.yaml"
         if path.exists():
             return path
         given = read_run_file(self.loop.at(self.loop.run))
+        before = self.before
         data = given.model_dump(mode="json", exclude_unset=True)
         data["structure"] = str(given.at(given.structure))
-        data["model"] = self.model or given.model_at()
+        data["model"] = given.model_at() if before is None else before.trained_name
         data.pop("probe", None)
-        probes = [str(self.probe)] if self.probe else given.probes
+        probes = given.probes
+        if before is not None and self.loop.refit is not None:
+            probes = [str(before.new_probe)]
         if probes:
             data["probe"] = probes[0] if len(probes) == 1 else probes
         if "md" in data:
-            data["md"]["seed"] = data["md"].get("seed", 0) + self.number - 1
+            further = (self.number - 1) * self.loop.runs + number - 1
+            data["md"]["seed"] = data["md"].get("seed", 0) + further
         data["policy"] = {"on_unreliable": "harvest"} | data.get("policy", {})
         data["outputs"] = {"interval": given.outputs.interval}
         with whole(path) as partial:
             partial.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
         return path
 
+    def _first_run(self) -> RunFile:
+        return read_run_file(self.folder / "run_1.yaml")
+
+    def _flagged(self, number: int) -> list[Atoms]:
+        """Return the flagged frames of a run, each with the number of the run."""
+        path = self.folder / f"run_{number}_flagged.xyz"
+        if not path.exists() or not path.stat().st_size:
+            return []
+        frames = read_frames(path)
+        for frame in frames:
+            frame.info[RUN_KEY] = number
+        return frames
+
     def _labelled(self, frames: list[Atoms]) -> dict[str, Any]:
         """Choose frames and compute their labels."""
         path = self.folder / "chosen.xyz"
         if not path.exists():
-            chosen = select(frames, self.labels)
+            chosen = select(frames, self.labels, group=RUN_KEY)
             save_plot(chosen.plot, path.with_suffix(".png"))
             _write(path, list(chosen))
+            self._say(f"round {self.number}: {str(chosen).splitlines()[0]}")
         count = len(read_frames(path)) if path.stat().st_size else 0
         if not count:
             return {}
         target = self.folder / "labelled.xyz"
-        done = label(
-            read_frames(path), self.loop.reference, target, workers=self.loop.workers
-        )
+        loop = self.loop
+        done = label(read_frames(path), loop.reference_at, target, workers=loop.workers)
+        self._say(f"round {self.number}: {str(done).splitlines()[0]}")
         failed = len(done.failed)
         counts = {"chosen": count, "labelled": done.labelled, "failed": failed}
         if not done.labelled:
@@ -185,23 +221,21 @@ class Round:
             _write(kept, held)
             _write(data, train)
         seeds = {"seed": loop.seed + self.number, "round": self.number}
-        run = read_run_file(self.folder / "run.yaml")
-        before = run.model.removeprefix("mace:")
+        before = self._first_run().model.removeprefix("mace:")
+        if self.before is not None:
+            before = str(self.before.new_model)
         values = {"data": data, "model_in": before, **seeds}
-        self._command(loop.train, "train", self.new_model, "model_out", values)
+        run_command(loop.train, self.new_model, "model_out", values, loop.place)
+        self._say(f"round {self.number}: trained {self.new_model}")
         if loop.refit is not None:
-            values = {"labels": kept, "model": self.trained_name(), **seeds}
-            self._command(loop.refit, "refit", self.new_probe, "probe_out", values)
-
-    def trained_name(self) -> str:
-        """Return the name under which uqcalc opens the model of this round."""
-        return self.loop.model.replace("{model_out}", str(self.new_model))
+            values = {"labels": kept, "model": self.trained_name, **seeds}
+            run_command(loop.refit, self.new_probe, "probe_out", values, loop.place)
+            self._say(f"round {self.number}: fitted {self.new_probe}")
 
     def _divided(self) -> tuple[list[Atoms], list[Atoms]]:
         """Return training and held-out labels of all rounds; events stay whole."""
         loop = self.loop
-        train = [] if loop.data is None else read_frames(loop.at(loop.data))
-        held: list[Atoms] = []
+        train, held = self._given(loop.data), self._given(loop.probe_data)
         for number in range(1, self.number + 1):
             path = loop.rounds_folder / f"{number:02d}" / "labelled.xyz"
             if not path.exists() or not path.stat().st_size:
@@ -217,50 +251,12 @@ class Round:
                 (held if out else train).append(frame)
         return train, held
 
-    def _command(
-        self, text: str, name: str, output: Path, key: str, values: dict[str, Any]
-    ) -> None:
-        """Run a command unless its file exists; the file appears when it is whole.
-
-        Raises
-        ------
-        LoopError
-            If the command cannot start, ends with another status than 0, or does not
-            write its file.
-        """
-        if output.exists():
-            return
-        partial = output.with_name(f"partial_{output.name}")
-        partial.unlink(missing_ok=True)
-        words = [word.format(**{key: partial}, **values) for word in shlex.split(text)]
-        log = self.folder / f"{name}.log"
-        with log.open("wb") as stream:
-            try:
-                done = subprocess.run(
-                    words,
-                    cwd=self.loop.place,
-                    stdout=stream,
-                    stderr=subprocess.STDOUT,
-                    check=False,
-                )
-            except OSError as error:
-                msg = f"{name} must be a command that starts, got {words[0]} ({error})"
-                raise LoopError(msg) from error
-        if done.returncode:
-            last = log.read_text(encoding="utf-8", errors="replace").splitlines()
-            msg = (
-                f"{name} must end with status 0, got {done.returncode} in round "
-                f"{self.number}: {' / '.join(last[-_LAST_LINES:])}; see {log}, and "
-                "repeat the command"
-            )
-            raise LoopError(msg)
-        if not partial.is_file() or not partial.stat().st_size:
-            msg = (
-                f"{name} must write {{{key}}}, got no file {partial} in round "
-                f"{self.number}; see {log}"
-            )
-            raise LoopError(msg)
-        partial.replace(output)
+    def _given(self, name: str | None) -> list[Atoms]:
+        """Return labels from before the loop; a frame without an event is its own."""
+        frames = [] if name is None else read_frames(self.loop.at(name))
+        for row, frame in enumerate(frames):
+            frame.info.setdefault(EVENT_KEY, f"r0:e{row}")
+        return frames
 
 
 def _write(path: Path, frames: list[Atoms]) -> None:
@@ -270,6 +266,6 @@ def _write(path: Path, frames: list[Atoms]) -> None:
 
 
 def _error(frame: Atoms) -> float:
-    """Return the RMS over atoms of |ΔF| of a labelled frame, eV/Å."""
+    """Return the RMS force error of a labelled frame, eV/Å."""
     difference = frame.arrays[FORCES] - frame.arrays["predicted_forces"]
-    return float(np.sqrt((difference**2).sum(axis=1).mean()))
+    return float(np.sqrt(np.mean(difference**2)))

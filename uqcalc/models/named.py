@@ -163,7 +163,9 @@ def _mace_file(detail: str, device: str, dtype: str | None) -> BaseCalculator:
         from uqcalc.models.safemace import load_safe_mace
 
         model = load_safe_mace(detail).to(device)
-        return MACECalculator(models=model, device=device, default_dtype=dtype or "")
+        # MACE logs a warning if it has to find out the precision by itself
+        own = str(next(model.parameters()).dtype).removeprefix("torch.")
+        return MACECalculator(models=model, device=device, default_dtype=dtype or own)
     text = (
         f"a MACE model file can run code; open only files you trust, got {detail}; "
         "uqcalc.models.safemace.save_safe_mace writes a file that cannot run code"

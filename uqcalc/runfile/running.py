@@ -41,12 +41,15 @@ class RunOutcome:
         Of a relaxation that was not halted.
     summary : str
         All of it in a few lines, with what to do next.
+    reason : str
+        Why the monitor halted the run; empty if it did not.
     """
 
     how: Literal["finished", "halted"]
     step: int
     converged: bool | None
     summary: str
+    reason: str = ""
 
 
 def run_file(
@@ -312,9 +315,9 @@ def _outcome(file: RunFile, end: dict[str, Any], told: str) -> RunOutcome:
     lines = [told, f"Last geometry: {file.at(file.outputs.last)}."]
     if not end.get("converged"):
         lines.append(f"To continue from it: {_again(file)}.")
-    return RunOutcome(
-        end["how"], int(end["step"]), end.get("converged"), "\n".join(lines)
-    )
+    told = "\n".join(lines)
+    reason = str(end["reason"]) if end["how"] == "halted" else ""
+    return RunOutcome(end["how"], int(end["step"]), end.get("converged"), told, reason)
 
 
 def _again(file: RunFile) -> str:

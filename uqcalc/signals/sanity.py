@@ -13,6 +13,7 @@ from uqcalc.backbones.chargespin import ignored_charge_spin, impossible
 from uqcalc.geometry.bonds import named_atoms
 from uqcalc.geometry.surroundings import Geometry, SamePairs, Surroundings, surroundings
 from uqcalc.policy import NO_FORCES
+from uqcalc.records import SANITY
 from uqcalc.signals.base import TensorReading
 from uqcalc.signals.symmetry import forces_vanish
 
@@ -110,7 +111,7 @@ class Sanity:
         not vanish by symmetry.
     """
 
-    name = "sanity"
+    name = SANITY
     requires = frozenset({"energy", "forces"})
 
     def __init__(

@@ -104,7 +104,8 @@ class Harvest:
         Parameters
         ----------
         event : Event
-            The step; one that was not judged is passed over.
+            The step; one that was not judged is passed over, and so is a physically
+            impossible frame, which `uqcalc.select` would leave out.
         structure : Structure
             The structure of the run, at this step.
         outputs : Outputs
@@ -116,7 +117,7 @@ class Harvest:
         if alarm is not None and not self.begun:
             self.begun = True
             alarm()
-        if event.level is None:
+        if event.level is None or structure.last.impossible:
             return False
         vector = structure.descriptor()
         if not self.begun:

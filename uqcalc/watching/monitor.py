@@ -50,6 +50,7 @@ Action = Literal["halt", "raise", "warn", "harvest", "rewind", "ask"]
 LOST = "Energy, forces or stress of a moving cell are NaN or infinite"
 ABSURD = "Unphysical values"
 BONDS = "Bonds have stayed changed"
+WRECKED = (LOST, ABSURD)  # beginnings of the reason of a run that must not go on
 HARVEST = "UNRELIABLE: the harvest of frames begins"
 
 

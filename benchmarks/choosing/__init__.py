@@ -1,0 +1,1 @@
+"""Parts of `strategies.py`: which frames to label next."""
