@@ -10,8 +10,9 @@ from ase.build import molecule
 from uqcalc import Policy, Threshold, annotate, default_calculator, read_assessment
 from uqcalc.annotating.tally import Tally
 from uqcalc.asking import RULES, asks_words, why_ask
-from uqcalc.policy import CELL_MOVES, extended
+from uqcalc.policy import extended
 from uqcalc.records import Assessment, Level, Reading
+from uqcalc.uses import NOT_JUDGED
 
 
 POLICY = Policy([Threshold("probe", 0.2, 0.5)])
@@ -27,6 +28,8 @@ def flags(**findings):
     return Reading("flags", 0.0, always=True, **findings)
 
 
+NO_STRESS = f"the cell moves, {NOT_JUDGED} stress"
+STRESS = Reading("run", 0.0, doubts=(NO_STRESS,), always=True)
 BROKEN = flags(doubts=("C0 and C1 are between bonded and apart",))
 HOT = flags(unlabelled=("the regime is 'hot'",))
 BOTH = flags(doubts=("broken",), unlabelled=("the regime is 'reactive'",))
@@ -49,7 +52,7 @@ WEAK = {"results": {"probe_worst_atom": 1.0}, "limits": {"probe_worst_atom": 0.0
         (judged(0.1, HOT), "unlabelled", "but flags: the regime is 'hot'"),
         (judged(0.1, doubts=("elements",)), "unlabelled", "but probe: elements"),
         (judged(0.1, **FAR), "unlabelled", "but probe: probe_novelty 2 > 1"),
-        (judged(0.1, Reading("run", 0.0, doubts=(CELL_MOVES,), always=True)), None, ""),
+        (judged(0.1, STRESS), None, ""),
         (judged(0.1, flags(absurd=("fused",))), None, ""),
     ],
 )

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from uqcalc.policy import CELL_MOVES
 from uqcalc.records import Assessment, Level, Reading
+from uqcalc.uses import NOT_JUDGED
 
 
 # Rule -> its meaning. "P" stands for the risks of all signals with a threshold, which
@@ -74,7 +74,7 @@ def _findings(reading: Reading, judged: Mapping[str, Level]) -> list[str]:
     beside = len(reading.out_of_scope) - len(reading.unlabelled)
     found = [*reading.faults, *reading.out_of_scope[:beside]]
     # a probe of forces says nothing of the stress, so P does not disagree
-    return [f"{reading.signal}: {why}" for why in found if why != CELL_MOVES]
+    return [f"{reading.signal}: {why}" for why in found if NOT_JUDGED not in why]
 
 
 def _unlabelled(reading: Reading, judged: Mapping[str, Level]) -> list[str]:

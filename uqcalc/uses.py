@@ -21,6 +21,8 @@ _SITUATIONS: Mapping[Use, str] = {
     "moving_cell": "the cell moves",
     "energy": "the energy is the result",
 }
+# Part of every reason of `uncovered`.
+NOT_JUDGED = "but no signal of the policy judges the"
 # Quantities of a signal that does not say what it judges.
 _UNSTATED = frozenset({"energy", "forces"})
 
@@ -70,8 +72,8 @@ def uncovered(signals: Sequence[Any], policy: Policy, use: Use) -> list[str]:
         return []
     listed = " and ".join(missing)
     return [
-        f"{_SITUATIONS[use]}, but no signal of the policy judges the {listed}: add a "
-        f"probe whose target is an error of the {listed}"
+        f"{_SITUATIONS[use]}, {NOT_JUDGED} {listed}: add a probe whose target is an "
+        f"error of the {listed}"
     ]
 
 

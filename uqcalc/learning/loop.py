@@ -14,8 +14,8 @@ from uqcalc.errors import MissingExtraError, RecordError, RunFileError
 from uqcalc.files.writing import OneWriter, whole
 from uqcalc.learning.loopfile import LoopFile, read_loop_file
 from uqcalc.learning.picture import save_plot
-from uqcalc.learning.references import FromText
 from uqcalc.learning.rounds import Round, RoundRow
+from uqcalc.references.named import FromText
 from uqcalc.runfile.file import read_run_file
 
 

@@ -197,12 +197,8 @@ class Monitor:
         self.dynamics = dynamics
         self.interval = checked_interval(interval, "interval")
         self.enabled = enabled
-        if patience is None and window is None and fraction is None:
-            self.trigger = Trigger.usual(timestep_fs(dynamics))
-        else:
-            self.trigger = Trigger(
-                1 if patience is None else patience, window, fraction
-            )
+        step_fs = timestep_fs(dynamics)
+        self.trigger = Trigger.chosen(patience, window, fraction, step_fs)
         self.on_unreliable = on_unreliable
         rewind = settings_of(on_unreliable)
         self._rewinder = (
@@ -243,7 +239,7 @@ class Monitor:
             on_unreliable,
             self._watched.calculator.policy,
             self.trigger,
-            timestep_fs(dynamics),
+            step_fs,
         )
         if enabled:
             self._open(log, flagged, mode, about, max_flagged, log_every)

@@ -30,6 +30,8 @@ def check_paths(**paths: str | os.PathLike[str] | None) -> None:
             )
             raise ValueError(msg)
         seen[place] = name
+
+
 class HaltingStatement(Protocol):
     """A guarantee about halts in time; `uqcalc.types.HaltingGuarantee` is one."""
 
@@ -55,16 +57,6 @@ def check_guarantee(
         )
         raise ValueError(msg)
     guarantee.check(policy, trigger, timestep_fs)
-
-
-def check_paths(
-    log: str | os.PathLike[str] | None, flagged: str | os.PathLike[str] | None
-) -> None:
-    """Refuse the same file for log and flagged frames (ValueError)."""
-    given = [Path(path).absolute() for path in (log, flagged) if path is not None]
-    if len(set(given)) < len(given):
-        msg = f"log and flagged must be different files, got {log} for both"
-        raise ValueError(msg)
 
 
 def check_settings(on_unreliable: object, mode: str) -> None:

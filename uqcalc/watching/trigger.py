@@ -71,6 +71,19 @@ class Trigger:
         self._step = -1
 
     @classmethod
+    def chosen(
+        cls,
+        patience: int | None,
+        window: int | None,
+        fraction: float | None,
+        timestep_fs: float | None,
+    ) -> Trigger:
+        """Return the trigger of these settings, or the `usual` one if all are None."""
+        if patience is None and window is None and fraction is None:
+            return cls.usual(timestep_fs)
+        return cls(1 if patience is None else patience, window, fraction)
+
+    @classmethod
     def usual(cls, timestep_fs: float | None) -> Trigger:
         """Return the default trigger for a time step in fs.
 
