@@ -40,7 +40,8 @@ from uqcalc.statistics.scores import auroc, expected_calibration_error
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "provenance" / "universal"))
-from fit_probe import chgnet, divide, load_frames
+from fit_probe import divide
+from mattersim import OPENERS, load_frames
 
 
 Array = NDArray[np.float64]
@@ -211,7 +212,7 @@ def main() -> None:
     if not options.data.is_dir():
         parser.exit(2, f"systems must be in a folder, got {options.data}: see --data\n")
     warnings.simplefilter("ignore", uqcalc.LabelWarning)
-    backbone = uqcalc.tap(chgnet())
+    backbone = uqcalc.tap(OPENERS["chgnet"]())
     probe = shipped_probe("chgnet")
     if probe is None or probe.card.atom_boundary is None:
         parser.exit(2, "the package must ship a probe of CHGNet with P of atoms\n")

@@ -45,7 +45,7 @@ from uqcalc.statistics.mahalanobis import squared_distances, whitening
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "provenance" / "universal"))
-from fit_probe import OPENERS, load_frames
+from mattersim import OPENERS, load_frames
 
 
 WIDE, MOSTLY, FEWEST = 0.3, 0.5, 20

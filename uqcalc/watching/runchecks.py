@@ -13,7 +13,6 @@ from ase.md.md import MolecularDynamics
 
 from uqcalc.policy import RUN, Policy, extended
 from uqcalc.records import Assessment, Level, Reading, Verdict, told_apart
-from uqcalc.signals.flags import Flags
 from uqcalc.uses import Use, uncovered
 from uqcalc.watching.aserun import timestep_fs
 from uqcalc.watching.bondgraph import BondGraph
@@ -79,8 +78,9 @@ class RunChecks:
         self._uncovered = {use: uncovered(signals, policy, use) for use in uses}
         self._by_design = moves_cell(dynamics)
         self._first: tuple[float, np.ndarray, float] | None = None
-        flags = next((s for s in signals if isinstance(s, Flags)), None)
-        self._bonds = None if flags is None else BondGraph(flags.bonds)
+        # of `uqcalc.Flags`, which cannot be imported here
+        find = next((s.bonds for s in signals if hasattr(s, "bonds")), None)
+        self._bonds = None if find is None else BondGraph(find)
         self._patience = self._checked(bond_change_fs)
         self._changed_fs: float | None = None
         self.bonds_lasted = False
