@@ -40,7 +40,7 @@ import uqcalc
 from uqcalc.backbones.base import Backbone
 from uqcalc.defaults import shipped_probe
 from uqcalc.errors import LabelError
-from uqcalc.fitting.adapt import adapt_dataset
+from uqcalc.fitting.adapt import structure_calibration
 from uqcalc.labels.dataset import Dataset, build_dataset
 from uqcalc.probe.calibration import platt
 
@@ -192,7 +192,7 @@ def draw(
     """
     order = np.random.default_rng(seed).permutation(len(data))
     fit, rest = order[:count], order[count:]
-    adapted = adapt_dataset(probe, data.subset(fit)).card.calibration
+    adapted = structure_calibration(probe, data.subset(fit))
     plain = logits.numpy()
     given = {"before": plain[rest], "adapted": adapted.adapted(logits[rest]).numpy()}
     try:
@@ -242,7 +242,10 @@ def dataset(
     frames: list[Atoms], backbone: Backbone, cache: Path | None, name: str
 ) -> Dataset:
     labels = uqcalc.Labels("forces", group_key="run")
-    folder = None if cache is None else cache / name.replace(" ", "_")
+    folder = None
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+        folder = cache / name.replace(" ", "_").replace("/", "_")
     return build_dataset(frames, backbone, labels, exclude=EXCLUDE, cache=folder)
 
 
