@@ -2,9 +2,9 @@
 
 import argparse
 
-from ase import units
 from ase.build import molecule
 from ase.md.langevin import Langevin
+from ase.units import fs
 
 from uqcalc import Monitor, default_calculator
 
@@ -17,7 +17,7 @@ atoms = molecule("CH3CH2OH")
 atoms.calc = (
     default_calculator()
 )  # or ReliableCalculator(MACECalculator(...), probe=...)
-dyn = Langevin(atoms, 0.5 * units.fs, temperature_K=300, friction=0.02, fixcm=False)
+dyn = Langevin(atoms, 0.5 * fs, temperature_K=300, friction=0.01 / fs, fixcm=False)
 monitor = Monitor(dyn, log="run.jsonl", flagged="flagged.xyz")
 dyn.run(steps)
 

@@ -213,8 +213,18 @@ def cluster(atoms: Atoms, count: int, rng: np.random.Generator) -> Atoms:
     return whole
 
 
-def mmff_frames(smiles: str, count: int, purpose: str) -> list[tuple[float, Atoms]]:
-    """Heat a molecule on MMFF94 from 300 to 2500 K; (temperature, frame) pairs."""
+def mmff_frames(
+    smiles: str,
+    count: int,
+    purpose: str,
+    kelvins: tuple[float, float] = (START_K, END_K),
+    steps: int = MMFF_STEPS,
+) -> list[tuple[float, Atoms]]:
+    """Heat a molecule on MMFF94, by default from 300 to 2500 K within 0.7 ps.
+
+    Returns (temperature, frame) pairs.
+    """
+    first, last = kelvins
     mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
     seed = seed_of(smiles, purpose)
     start = embed(smiles, seed)
@@ -228,13 +238,13 @@ def mmff_frames(smiles: str, count: int, purpose: str) -> list[tuple[float, Atom
     rng = np.random.default_rng(seed)
     masses = start.get_masses()[:, None]
     x = start.positions.copy()
-    velocity = np.sqrt(units.kB * START_K / masses) * rng.normal(size=x.shape)
+    velocity = np.sqrt(units.kB * first / masses) * rng.normal(size=x.shape)
     keep = np.exp(-FRICTION_PER_FS * STEP_FS)
     dt = STEP_FS * units.fs
     found = []
     force = _mmff_force(field, conformer, x)
-    for step in range(1, MMFF_STEPS + 1):
-        temperature = START_K + (END_K - START_K) * step / MMFF_STEPS
+    for step in range(1, steps + 1):
+        temperature = first + (last - first) * step / steps
         velocity += 0.5 * dt * force / masses
         x = x + 0.5 * dt * velocity
         noise = np.sqrt((1 - keep**2) * units.kB * temperature / masses)
@@ -242,7 +252,7 @@ def mmff_frames(smiles: str, count: int, purpose: str) -> list[tuple[float, Atom
         x = x + 0.5 * dt * velocity
         force = _mmff_force(field, conformer, x)
         velocity += 0.5 * dt * force / masses
-        if step % (MMFF_STEPS // count) == 0:
+        if step % (steps // count) == 0:
             found.append((temperature, Atoms(start.numbers, positions=x)))
     return found
 

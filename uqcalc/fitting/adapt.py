@@ -125,16 +125,8 @@ def adapt(
 
 def adapt_dataset(probe: Probe, data: Dataset) -> Probe:
     """Adapt as in `adapt`, from a dataset with features; its groups are the runs."""
-    _check_probe(probe)
-    data.check(probe.card.fingerprint)
     card = probe.card
-    found = _residuals(probe, data)
-    spread = Spread.of_card(probe.card.training)
-    compositions = _compositions(data)
-    _warn_of_mixture(found, data.groups, compositions, spread)
-    spread = replace(spread, run=learn_runs(found, data.groups, spread))
-    learnt = posterior(found, data.groups, spread)
-    _warn_of_level(learnt, spread)
+    found, learnt, spread = _learn(probe, data)
     calibration = replace(card.calibration, system=learnt.knots(), labels=len(data))
     of_atoms = _atom_calibration(probe, data, spread)
     adapted = _summary(probe, data, learnt, found)
@@ -150,6 +142,25 @@ def adapt_dataset(probe: Probe, data: Dataset) -> Probe:
         held_out=[],
         training=card.training | {"adapted": adapted},
     ).with_seen(seen)
+
+
+def structure_calibration(probe: Probe, data: Dataset) -> Calibration:
+    """Return the calibration of the structures as in `adapt_dataset`, and no more."""
+    _, learnt, _ = _learn(probe, data)
+    return replace(probe.card.calibration, system=learnt.knots(), labels=len(data))
+
+
+def _learn(probe: Probe, data: Dataset) -> tuple[Residuals, Posterior, Spread]:
+    """Return the residuals of the structures, their place, and the spread of runs."""
+    _check_probe(probe)
+    data.check(probe.card.fingerprint)
+    found = _residuals(probe, data)
+    spread = Spread.of_card(probe.card.training)
+    _warn_of_mixture(found, data.groups, _compositions(data), spread)
+    spread = replace(spread, run=learn_runs(found, data.groups, spread))
+    learnt = posterior(found, data.groups, spread)
+    _warn_of_level(learnt, spread)
+    return found, learnt, spread
 
 
 def learn_spread(

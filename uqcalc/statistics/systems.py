@@ -139,12 +139,23 @@ def run_likelihoods(
 
     The shift of each run is integrated over N(0, ``spread_of_runs``²).
     """
+    return _integrated(_of_runs(found, runs), spread_of_runs)
+
+
+def _of_runs(found: Residuals, runs: Sequence[str]) -> list[NDArray[np.float64]]:
+    """Return the log-likelihood of each run, (places, widths)."""
     table = found.log_likelihood()
     names, which = np.unique(np.asarray(runs), return_inverse=True)
+    return [table[which == number].sum(axis=0) for number in range(len(names))]
+
+
+def _integrated(
+    tables: Sequence[NDArray[np.float64]], spread_of_runs: float
+) -> NDArray[np.float64]:
     kernel = _kernel(spread_of_runs)
-    total = np.zeros(table.shape[1:])
-    for number in range(len(names)):
-        total += _smooth(table[which == number].sum(axis=0), kernel)
+    total = np.zeros(tables[0].shape)
+    for table in tables:
+        total += _smooth(table, kernel)
     return total
 
 
@@ -239,9 +250,8 @@ def learn_runs(found: Residuals, runs: Sequence[str], spread: Spread) -> float:
     if np.count_nonzero(counts > 1) < _FEWEST_RUNS:
         return spread.run
     prior = t.logpdf(GRID, _FREEDOM, scale=spread.system)[:, None] + _LOG_WEIGHTS
-    values = [
-        float(logsumexp(run_likelihoods(found, runs, run) + prior)) for run in RUNS
-    ]
+    tables = _of_runs(found, runs)
+    values = [float(logsumexp(_integrated(tables, run) + prior)) for run in RUNS]
     return float(RUNS[int(np.argmax(values))])
 
 
