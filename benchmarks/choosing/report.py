@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase.io import read
 from common import print_table, write_result
-from scipy.stats import t as student
+from scipy.stats import spearmanr, t as student
+
+from uqcalc.watching.monitor import WRECKED
 
 from .runs import LABELS, RUNS, STEPS
 from .scoring import LIMIT, RUNS as TEST_RUNS
@@ -32,6 +35,16 @@ AGAINST = {
     "low": "95 % from",
     "high": "to",
 }
+HARVESTS = {
+    "system": "system",
+    "seed": "seed",
+    "alarms": "runs with an alarm",
+    "kept": "frames kept",
+    "full": "runs with a full budget",
+    "impossible": "runs ended at an impossible frame",
+    "far": "largest novelty, spreads",
+    "rank": "Spearman of novelty and true error",
+}
 
 
 def report(cache: Path) -> None:
@@ -44,9 +57,9 @@ def report(cache: Path) -> None:
     names = list(dict.fromkeys(["none", *_strategies()]))
     complete = _complete(cases, names)
     rows = [_row(complete, system, name) for system, name in _pairs(complete, names)]
-    print_table(rows, COLUMNS)
+    print_table("frames above 200 meV/Å", rows, COLUMNS)
     against = [_against(complete, name) for name in names if name != DEFAULT]
-    print_table(against, AGAINST)
+    print_table("against the default", against, AGAINST)
     runs = [
         {"system": path.parts[-3], "seed": int(path.parts[-2]), **run}
         for path in sorted(cache.glob("*/*/runs.json"))
@@ -59,7 +72,14 @@ def report(cache: Path) -> None:
         "differences are paired by molecule and seed; interval by Student's t",
     ]
     seeds = sorted({case["seed"] for case in complete})
-    more = {"against_default": against, "cases": cases, "harvests": runs}
+    harvests = _harvests(cache, complete)
+    print_table("harvests", harvests, HARVESTS)
+    more = {
+        "harvests": harvests,
+        "against_default": against,
+        "cases": cases,
+        "runs": runs,
+    }
     write_result("strategies", seeds=seeds, rows=rows, notes=notes, more=more)
 
 
@@ -126,3 +146,28 @@ def _against(cases: list[dict[str, Any]], name: str) -> dict[str, Any]:
         "low": mean - half,
         "high": mean + half,
     }
+
+
+def _harvests(cache: Path, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what the harvests of each molecule and seed did."""
+    rows = []
+    for name, seed in sorted({(case["system"], case["seed"]) for case in cases}):
+        folder = cache / name / str(seed)
+        runs = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
+        frames = read(folder / "labelled_harvest.xyz", ":")
+        novelty = [frame.info["harvest_novelty"] for frame in frames]
+        gaps = [f.arrays["REF_forces"] - f.arrays["predicted_forces"] for f in frames]
+        errors = [float(np.sqrt(np.mean(gap**2))) for gap in gaps]
+        rows.append(
+            {
+                "system": name,
+                "seed": seed,
+                "alarms": sum(run["alarm"] is not None for run in runs),
+                "kept": sum(run["harvested"] for run in runs),
+                "full": sum("budget" in run["halted"] for run in runs),
+                "impossible": sum(run["halted"].startswith(WRECKED) for run in runs),
+                "far": max(max(run["novelty"], default=0.0) for run in runs),
+                "rank": float(spearmanr(novelty, errors).statistic),
+            }
+        )
+    return rows
