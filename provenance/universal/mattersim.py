@@ -78,24 +78,12 @@ class Source:
 
     @property
     def groups(self) -> list[str]:
-        """Reduced formulas of the frames that the potential can evaluate.
-
-        With stored predictions these are the frames that have one, as in earlier
-        versions: the groups decide the split.
-        """
+        """Reduced formulas of the frames that have or can get a prediction."""
         known = self.backbone.elements or frozenset(range(119))
-        frames = self.frames
-        if self.features is not None:
-            stored = {
-                (name, int(row))
-                for name in REGIMES
-                for row in np.load(self.features / f"{name}.npz")["index"]
-            }
-            frames = [a for a in frames if (a.info["set"], a.info["row"]) in stored]
         return [
             reduced_formula(frame)
-            for frame in frames
-            if known.issuperset(frame.numbers.tolist())
+            for frame in self.frames
+            if self.features is not None or known.issuperset(frame.numbers.tolist())
         ]
 
 
