@@ -17,7 +17,7 @@ import uqcalc
 PACKAGE = Path(uqcalc.__file__).parent
 BASE = {"errors", "former", "records", "htmltable"}
 STEP = BASE | {"backbones", "files", "policy", "quantities", "statistics", "targets"}
-STEP |= {"geometry"}
+STEP |= {"geometry", "uses"}
 ROOMS = {
     "former": set(),
     "htmltable": set(),
@@ -27,11 +27,12 @@ ROOMS = {
     "targets": {"errors"},
     "quantities": {"errors", "targets"},
     "policy": BASE,
+    "uses": BASE | {"policy"},
     "statistics": BASE,
     "files": BASE,
     "geometry": BASE,
     "references": BASE,
-    "asking": BASE | {"policy"},
+    "asking": BASE | {"policy", "uses"},
     "plotting": BASE | {"files"},
     "backbones": BASE,
     "models": BASE | {"files", "backbones"},

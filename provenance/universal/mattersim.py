@@ -78,13 +78,24 @@ class Source:
 
     @property
     def groups(self) -> list[str]:
-        """Reduced formulas of the frames that have or can get a prediction."""
+        """Reduced formulas of the frames that have or can get a prediction.
+
+        Of stored predictions with equal positions and cells the first counts, as in
+        earlier versions: the formulas decide the split.
+        """
         known = self.backbone.elements or frozenset(range(119))
+        frames = self.frames
+        if self.features is not None:
+            frames = [*{_key(frame): frame for frame in reversed(frames)}.values()]
         return [
             reduced_formula(frame)
-            for frame in self.frames
+            for frame in frames
             if self.features is not None or known.issuperset(frame.numbers.tolist())
         ]
+
+
+def _key(frame: Atoms) -> bytes:
+    return bytes(frame.positions.tobytes() + frame.cell.array.tobytes())
 
 
 def load_frames(folder: Path, largest: int) -> list[Atoms]:
@@ -163,7 +174,7 @@ def _stored(source: Source, labels: uqcalc.Labels) -> tuple[Dataset, list[str]]:
             if frame is None:
                 continue
             prediction = _placed(prediction, frame)
-            key = frame.positions.tobytes() + frame.cell.array.tobytes()
+            key = _key(frame)
             if key in seen:
                 continue
             seen.add(key)

@@ -286,6 +286,7 @@ def test_a_reader_is_told_what_to_mind(joined):
         "groups": 100,
         "prevalence": 0.4,
         "outside_scope": 0.01,
+        "right_outside": 0.01,
         "atoms": None,
     }
     assert findings(good) == []
@@ -298,7 +299,7 @@ def test_a_reader_is_told_what_to_mind(joined):
             {"atoms": {"ece": 0.4, "ece_noise_floor": 0.03}},
             "probabilities of single atoms differ",
         ),
-        ({"outside_scope": 0.4}, "40% of the structures are outside the scope"),
+        ({"right_outside": 0.4}, "40% of the right structures with a P of RELIABLE"),
         ({"prevalence": 0.02}, "20 of 1000 are reliable"),
         ({"groups": 12}, "12 groups, fewer than 30"),
         ({"unseen_elements": 3}, "3 more structures contain elements"),

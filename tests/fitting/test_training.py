@@ -21,6 +21,7 @@ from uqcalc.statistics import scores
 NAMES = ["H2O", "CH3OH", "NH3", "C2H6"]
 REPORT = {
     "structures",
+    "right_outside",
     "prevalence",
     "majority_accuracy",
     "accuracy",

@@ -87,8 +87,8 @@ def evaluate(  # noqa: PLR0913  (one option each)
     probability and the error of each frame), .png (figures) and .html (a page with
     both). With several probes the names of the files have the target at the end.
     """
-    _refuse(probes, boundary)
     with reporting(quiet=quiet) as report, input_file(data) as source:
+        _refuse(probes, boundary)
         import uqcalc
         from uqcalc.files.structures import read_frames
 
