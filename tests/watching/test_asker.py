@@ -196,6 +196,37 @@ def test_the_probe_says_what_is_right(tmp_path):
     assert Criterion("stress", 0.1).error(atoms, results, Answer) is None
 
 
+class WithoutStress(Shifted):
+    implemented_properties = ("energy", "forces")
+
+
+@pytest.mark.parametrize(
+    ("reference", "moving", "counts"),
+    [
+        (Shifted, False, (1, 0, 0)),
+        (Shifted, True, (0, 1, 0)),
+        (WithoutStress, False, (1, 0, 0)),
+        (WithoutStress, True, (0, 0, 1)),
+    ],
+)
+def test_the_stress_decides_only_while_the_cell_moves(
+    reference, moving, counts, tmp_path
+):
+    atoms = watched([GOOD] + [BAD] * 40)
+    dynamics = VelocityVerlet(atoms, 2 * units.fs)
+    ask = Ask(reference(), tmp_path / "labelled.xyz", boundary=0.1)
+    monitor = Monitor(dynamics, patience=2, on_unreliable=ask)
+    never = Criterion("stress", -1.0, only_moving_cell=True)  # no error is below 0
+    monitor.asker.criteria.append(never)
+    if moving:
+        dynamics.attach(lambda: atoms.set_cell(1.001 * atoms.cell, scale_atoms=True))
+    dynamics.run(6)
+    asked = monitor.asker
+    assert (asked.right, asked.wrong, asked.failed) == counts
+    assert monitor.halted is moving
+    assert ("stress cannot be compared" in monitor.reason) is bool(counts[2])
+
+
 def test_the_bundled_potential_is_asked_about_by_its_boundary():
     calculator = default_calculator()
     [criterion] = criteria_of(calculator, None)

@@ -37,8 +37,10 @@ class Ask:
     trigger halts the run, and frames that meet a rule are only counted.
 
     "Right" means that the true error is at most the boundary of each probe that
-    has a threshold (with a guarantee, its tolerance). The errors are compared as in
-    `uqcalc.fit`: same quantity, unit, energy offsets and chosen atoms.
+    has a threshold (with a guarantee, its tolerance); the error of the stress counts
+    only while the cell moves. The errors are compared as in `uqcalc.fit`: same
+    quantity, unit, energy offsets and chosen atoms. A reference that lacks one of these
+    quantities fails.
 
     Parameters
     ----------
@@ -115,12 +117,15 @@ class Criterion:
         Atomic number, as text -> eV, subtracted from reference energies.
     atoms : tuple of int or None
         Atoms that the error is about; None for all.
+    only_moving_cell : bool
+        Whether it counts only while the cell moves, as an error of the stress.
     """
 
     target: str
     boundary: float
     offsets: Mapping[str, float] = field(default_factory=dict)
     atoms: tuple[int, ...] | None = None
+    only_moving_cell: bool = False
 
     def error(
         self, atoms: Atoms, results: Mapping[str, Any], answer: Computed
@@ -169,7 +174,8 @@ def criteria_of(calculator: Any, boundary: float | str | None) -> list[Criterion
             largest = guarantee.tolerance or largest
         region = getattr(signal, "region", None)
         atoms = None if region is None else region.atoms
-        found.append(Criterion(card.target, largest, card.offsets, atoms))
+        only = threshold in policy.moving_cell
+        found.append(Criterion(card.target, largest, card.offsets, atoms, only))
     if not found:
         msg = (
             "on_unreliable='ask' must have a probe for an error of one frame, whose "
@@ -298,14 +304,15 @@ class Asker:
         answer = attempted(self.settings.reference, atoms)
         np.random.set_state(random)  # noqa: NPY002
         errors = self._errors(atoms, structure.results, answer)
-        failure = answer.error
-        if not failure and not errors:
-            failure = "it gives none of the quantities of the boundaries"
-        above = [
-            c for c in self.criteria if not errors.get(c.target, 0.0) <= c.boundary
+        counting = [
+            c for c in self.criteria if structure.moves_cell or not c.only_moving_cell
         ]
-        right = not failure and not above
-        words = failure or ", ".join(_compared(c, errors) for c in self.criteria)
+        failure, missing = answer.error, {c.target for c in counting} - errors.keys()
+        if missing and not failure:
+            quantities = sorted({TARGETS[target].of for target in missing})
+            failure = f"{' and '.join(quantities)} cannot be compared"
+        right = not failure and all(errors[c.target] <= c.boundary for c in counting)
+        words = failure or ", ".join(_compared(c, errors) for c in counting)
         told = f"{self.settings.name} {'failed: ' if failure else ''}{words}"
         outputs.log_last_step()
         outputs.record(
@@ -370,9 +377,7 @@ class Asker:
 
 def _compared(criterion: Criterion, errors: Mapping[str, float]) -> str:
     """Return "RMS force error 0.21 eV/Å > 0.1 eV/Å"."""
-    target, error = TARGETS[criterion.target], errors.get(criterion.target)
-    if error is None:
-        return f"{target.meaning} not compared"
+    target, error = TARGETS[criterion.target], errors[criterion.target]
     sign = "<=" if error <= criterion.boundary else ">"
     found, most = told_apart(error, criterion.boundary)
     return f"{target.meaning} {found} {target.unit} {sign} {most} {target.unit}"

@@ -71,6 +71,11 @@ class Structure:
         return reliable_calculator(self._find())
 
     @property
+    def moves_cell(self) -> bool:
+        """Whether the cell can move or has changed since the first look."""
+        return self._circumstances.moves_cell(self.atoms)
+
+    @property
     def bonds_lasted(self) -> bool:
         """Whether bonds have stayed changed for ``bond_change_fs`` at the last look."""
         return self._circumstances.bonds_lasted
@@ -101,8 +106,7 @@ class Structure:
             self._judged_step = step
         self.results = calculator.results
         found = self._circumstances(atoms, judged)
-        stress = self._circumstances.moves_cell(atoms)
-        self.finite = is_finite(self.results, stress=stress)
+        self.finite = is_finite(self.results, stress=self.moves_cell)
         if found is None and not self.finite:
             reading = Reading(RUN, math.nan, faults=(LOST,), always=True)
             found = extended(not_judged(self._judged), reading)
