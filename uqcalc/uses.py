@@ -39,7 +39,7 @@ def checked_use(use: str | None) -> Use | None:
         if use == known:
             return known
     if use is not None:
-        msg = f"use must be None or one of {list(USES)}, got {use!r}; choose one"
+        msg = f"use must be one of {', '.join(USES)}, got {use!r}; choose one"
         raise ValueError(msg)
     return None
 

@@ -152,7 +152,7 @@ def test_an_energy_that_no_probe_judges_is_never_reliable():
     found = calculator(probe("forces"), probe("stress")).assess(copper(), use="energy")
     assert found.level is Level.SUSPECT
     assert "no signal of the policy judges the energy" in found.verdict.reasons[0]
-    with pytest.raises(ValueError, match="use must be None or one of"):
+    with pytest.raises(ValueError, match="use must be one of"):
         calculator(probe("forces")).assess(copper(), use="stress")
 
 

@@ -101,7 +101,7 @@ def _others(card: Card, made: Guarantee, rows: Mapping[str, RegimeCount]) -> str
 
 
 def _count(row: RegimeCount | None) -> str:
-    if row is None:
+    if row is None or not row.accepted:
         return ""
     noun = "group" if row.accepted == 1 else "groups"
     return f" ({row.wrong} wrong of {row.accepted} accepted {noun})"

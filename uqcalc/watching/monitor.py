@@ -129,8 +129,8 @@ class Monitor:
         the last step are always logged.
     bond_change_fs : float, optional
         Act, too, if bonds have stayed changed since the first step for so many fs. Give
-        it for potentials that know no reactions; 25 is usual. By default changed bonds
-        are only SUSPECT.
+        it if the potential was not trained on reactions; 25 is usual. By default
+        changed bonds are only SUSPECT.
     guarantee : HaltingGuarantee, optional
         From `uqcalc.certify_halting`. Its statement goes to the log and to the summary.
 
