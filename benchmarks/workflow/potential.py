@@ -72,6 +72,7 @@ MOLECULES = {
         Molecule("ethanol again", "CCO", 10, seen=False, of="ethanol", seed=1),
         Molecule("malonaldehyde", "OC=CC=O", 8, seen=False),
         Molecule("uracil", "O=C1C=CNC(=O)N1", 8, seen=False),
+        Molecule("salicylic acid", "OC(=O)c1ccccc1O", 8, seen=False),
     )
 }
 
