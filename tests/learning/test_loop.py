@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -83,10 +88,14 @@ def calls(folder):
 def test_rounds_train_on_all_labels_so_far_and_end_by_the_rule(tmp_path):
     path = written(tmp_path)
     report = run_loop(path)
-    assert [row.number for row in report.rounds] == [1, 2]
+    assert [row.number for row in report.rounds] == [1, 2, 3]
     assert report.reason == "2 rounds are done"
-    labels = [row.labelled for row in report.rounds]
+    *labels, last = [row.labelled for row in report.rounds]
     assert min(labels) >= 1
+    # the last model runs as well, but nothing is labelled or trained
+    assert last == 0
+    assert report.rounds[2].flagged > 0
+    assert report.rounds[2].steps > 0
     models = [call.split() for call in calls(tmp_path)]
     assert [int(count) for _, count, _ in models] == [labels[0], sum(labels)]
     assert [int(seed) for *_, seed in models] == [1, 2]
@@ -120,9 +129,52 @@ def test_a_loop_that_is_stopped_goes_on_at_the_stage_that_failed(tmp_path):
     with pytest.raises(LoopError, match=r"must write {model_out}, got no file"):
         run_loop(path)
     (tmp_path / "train.py").write_text(good)
-    assert len(run_loop(path).rounds) == 1
+    assert len(run_loop(path).rounds) == 2
     assert (rounds / "01" / "labelled.xyz").stat().st_mtime_ns == before
     assert not list((rounds / "01").glob("partial_*"))
+
+
+COMMAND = """
+import pathlib, sys
+from uqcalc.learning.commands import run_command
+trainer = "import os, subprocess, sys, time; "
+trainer += "child = subprocess.Popen([sys.executable, '-c', 'import time; "
+trainer += "time.sleep(600)']); print(os.getpid(), child.pid, flush=True); "
+trainer += "time.sleep(600)"
+words = f'{sys.executable} -c "{trainer}" {{model_out}}'
+place = pathlib.Path.cwd()
+run_command(words, place / "train" / "model", "model_out", {}, place)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_a_command_and_its_children_end_with_the_loop(tmp_path, name):
+    loop = subprocess.Popen(
+        [sys.executable, "-c", COMMAND], cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
+    log = tmp_path / "train.log"
+    deadline = time.monotonic() + 60
+    while not log.exists() or len(log.read_text().splitlines()) < 2:
+        assert loop.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    running = [int(number) for number in log.read_text().splitlines()[1].split()]
+    loop.send_signal(getattr(signal, name))
+    loop.wait(30)
+    while any(is_alive(number) for number in running):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_alive(process):
+    """Whether a process runs; one that nobody has waited for does not."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/stat")
+    return not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 @pytest.mark.slow
@@ -144,7 +196,11 @@ def test_a_loop_that_is_killed_outright_goes_on(tmp_path, begun, monkeypatch):
     other.mkdir()
     whole = run_loop(written(other, rounds=1))
     for one, two in zip(killed.rounds, whole.rounds, strict=True):
-        assert (one.steps, one.how, one.chosen) == (two.steps, two.how, two.chosen)
+        assert (one.steps, one.wrecked, one.chosen) == (
+            two.steps,
+            two.wrecked,
+            two.chosen,
+        )
     files = [
         folder / "labelled.xyz" for folder in (place, other / "loop_rounds" / "01")
     ]
@@ -243,7 +299,7 @@ def test_a_mistake_in_a_command_can_be_mended(tmp_path):
         run_loop(written(tmp_path, rounds=1, train=wrong))
     log = tmp_path / "loop_rounds" / "01" / "train.log"
     assert log.read_text().startswith(f"$ {sys.executable} trian.py ")
-    assert len(run_loop(written(tmp_path, rounds=1)).rounds) == 1
+    assert len(run_loop(written(tmp_path, rounds=1)).rounds) == 2
 
 
 @pytest.mark.parametrize(

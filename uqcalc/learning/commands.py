@@ -7,11 +7,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from uqcalc.errors import LoopError
+from uqcalc.learning import watcher
 
 
 _LAST_LINES = 5  # of a command's output, in a message
@@ -75,21 +77,44 @@ def _run(words: list[str], name: str, place: Path, log: Path) -> None:
         stream.write(f"$ {shlex.join(words)}\n".encode())
         stream.flush()
         try:
-            done = subprocess.run(
+            process = subprocess.Popen(
                 words,
                 cwd=place,
                 env=os.environ | {"PATH": path},
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                check=False,
+                start_new_session=True,
             )
         except OSError as error:
             msg = f"{name} must be a command that starts, got {words[0]} ({error})"
             raise LoopError(msg) from error
-    if done.returncode:
+        with _ends_with_this_process(process):
+            status = process.wait()
+    if status:
         last = log.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
         msg = (
-            f"{name} must end with status 0, got {done.returncode}: "
+            f"{name} must end with status 0, got {status}: "
             f"{' / '.join(last[-_LAST_LINES:])}; see {log}, and repeat the command"
         )
         raise LoopError(msg)
+
+
+@contextmanager
+def _ends_with_this_process(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """End a process, and all that it has started, if this process is interrupted.
+
+    ``process`` leads a group of its own, which neither Ctrl-C in the terminal nor the
+    end of this process reaches. A second process ends the group when the pipe closes
+    that only this process holds open, so also after a kill.
+    """
+    words = [sys.executable, "-I", watcher.__file__, str(process.pid)]
+    guard = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        yield
+    finally:
+        if process.poll() is not None:
+            guard.kill()  # before the pipe closes
+        if guard.stdin is not None:
+            guard.stdin.close()
+        process.wait()
+        guard.wait()

@@ -67,7 +67,8 @@ def run_loop(
     ``on_unreliable="harvest"``), chooses frames, labels them with the reference, and
     calls the commands that train the potential and make its probe. The loop ends if
     the runs of a round flag nothing, if the label budget is spent, or after the last
-    round. After a kill the same call goes on; a stage that has left its file is not
+    round. The last model is then run once more, without labels, and has a row of its
+    own. After a kill the same call goes on; a stage that has left its file is not
     repeated.
 
     Parameters
@@ -103,21 +104,31 @@ def run_loop(
 def _rounds(loop: LoopFile, say: Callable[[str], object]) -> tuple[list[RoundRow], str]:
     rows: list[RoundRow] = []
     before: Round | None = None
-    spent = 0
+    reason = f"{loop.rounds} rounds are done"
     for number in range(1, loop.rounds + 1):
+        spent = sum(row.labelled + row.failed for row in rows)
         left = None if loop.budget is None else loop.budget - spent
         if left is not None and left <= 0:
-            return rows, f"the budget of {loop.budget} labels is spent"
+            reason = f"the budget of {loop.budget} labels is spent"
+            break
         one = Round(loop, number, before, left, say)
         row = one.done() or one.run()
         rows.append(row)
-        spent += row.labelled + row.failed
         if not row.flagged:
             return rows, f"nothing was flagged in {row.steps} steps"
         if not row.labelled:
             return rows, "no frame could be labelled"
         before = one
-    return rows, f"{loop.rounds} rounds are done"
+    if before is not None and _can_judge_a_trained_model(loop):
+        rows.append(Round(loop, len(rows) + 1, before, 0, say).only_run())
+    return rows, reason
+
+
+def _can_judge_a_trained_model(loop: LoopFile) -> bool:
+    """Return whether runs of a trained model have verdicts: a probe, or Force Delta."""
+    if "{model_out}" not in loop.model or loop.refit is not None:
+        return True
+    return read_run_file(loop.at(loop.run)).force_delta is not None
 
 
 def _check_before_any_run(loop: LoopFile, path: str | os.PathLike[str]) -> None:
@@ -133,9 +144,8 @@ def _check_before_any_run(loop: LoopFile, path: str | os.PathLike[str]) -> None:
         FromText(loop.reference_at).find()
     except (RecordError, MissingExtraError) as error:
         problems.append(f"reference: {error}")
-    run = read_run_file(loop.at(loop.run))
-    changes = "{model_out}" in loop.model and loop.rounds > 1
-    if changes and loop.refit is None and run.force_delta is None:
+    read_run_file(loop.at(loop.run))  # raises if it is not valid
+    if loop.rounds > 1 and not _can_judge_a_trained_model(loop):
         problems.append(
             "refit: must be given, since a probe is for one potential, and the trained "
             "one needs another; or write rounds: 1"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,26 +124,29 @@ class Round:
         LoopError
             If a command fails, or does not write its file.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        numbers = range(1, self.loop.runs + 1)
-        outcomes = [self._one_run(number) for number in numbers]
-        frames = [frame for number in numbers for frame in self._flagged(number)]
-        row: dict[str, Any] = {
-            "number": self.number,
-            "model": self._first_run().model,
-            "runs": len(outcomes),
-            "steps": sum(outcome.step for outcome in outcomes),
-            "wrecked": sum(o.reason.startswith(WRECKED) for o in outcomes),
-            "flagged": len(frames),
-        }
+        found = self.only_run()
+        frames = self._all_flagged()
         if frames:
-            row |= self._labelled(frames)
-            if row.get("labelled"):
+            found = replace(found, **self._labelled(frames))
+            if found.labelled:
                 self._trained()
-        found = RoundRow(**row)
         with whole(self.folder / "round.json") as partial:
             partial.write_text(json.dumps(asdict(found), indent=1), encoding="utf-8")
         return found
+
+    def only_run(self) -> RoundRow:
+        """Make the runs, without labels; the round can still be finished by `run`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        numbers = range(1, self.loop.runs + 1)
+        outcomes = [self._one_run(number) for number in numbers]
+        return RoundRow(
+            number=self.number,
+            model=self._first_run().model,
+            runs=len(outcomes),
+            steps=sum(outcome.step for outcome in outcomes),
+            wrecked=sum(o.reason.startswith(WRECKED) for o in outcomes),
+            flagged=len(self._all_flagged()),
+        )
 
     def _one_run(self, number: int) -> RunOutcome:
         outcome = run_file(self._run_file(number))
@@ -179,6 +182,10 @@ class Round:
 
     def _first_run(self) -> RunFile:
         return read_run_file(self.folder / "run_1.yaml")
+
+    def _all_flagged(self) -> list[Atoms]:
+        numbers = range(1, self.loop.runs + 1)
+        return [frame for number in numbers for frame in self._flagged(number)]
 
     def _flagged(self, number: int) -> list[Atoms]:
         """Return the flagged frames of a run, each with the number of the run."""
