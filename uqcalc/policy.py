@@ -17,6 +17,8 @@ from uqcalc.records import Assessment, Level, Reading, Verdict, key_of, told_apa
 TRUST_NOTHING = (-1.0, sys.float_info.max)
 # Name of the reading about a whole run or trajectory, not about one geometry.
 RUN = "run"
+# Name of the signal of a probe of the stress beside that of the forces.
+STRESS_PROBE = "probe_stress"
 # Start of a doubt (`uqcalc.Sanity`) that is about forces only.
 NO_FORCES = "all forces vanish by symmetry"
 
@@ -123,7 +125,9 @@ class Threshold:
 
 
 class _Card(Protocol):
-    def guarantee_policy(self) -> Policy: ...
+    @property
+    def target(self) -> str: ...
+    def guarantee_policy(self, signal: str = ...) -> Policy: ...
 
 
 class _Guaranteed(Protocol):
@@ -253,7 +257,9 @@ class Policy:
         )
 
     @classmethod
-    def from_guarantee(cls, probe: _Guaranteed) -> Policy:
+    def from_guarantee(
+        cls, probe: _Guaranteed, *, stress: _Guaranteed | None = None
+    ) -> Policy:
         """Return a policy with RELIABLE only for predictions that a guarantee covers.
 
         All others are at least SUSPECT; they are UNRELIABLE if their probability is
@@ -263,12 +269,38 @@ class Policy:
         structure from each new group; of those that are accepted, at most a share
         ``risk`` has an error above the tolerance.
 
+        A guarantee is about the target of its probe alone, such as forces. With
+        ``stress`` the policy also covers runs whose cell moves (``moving_cell``): there
+        RELIABLE needs both guarantees, each of which holds by itself. Without it such a
+        run is at least SUSPECT.
+
+        Parameters
+        ----------
+        probe : Probe
+            The first probe of the calculator.
+        stress : Probe, optional
+            Its probe of the stress, if this is not the first one:
+            ``ReliableCalculator(model, probe=[probe, stress])``.
+
         Raises
         ------
         ProbeError
-            If the probe has no guarantee.
+            If a probe has no guarantee.
+        ValueError
+            If the target of ``stress`` is not the stress.
         """
-        return probe.card.guarantee_policy()
+        policy = probe.card.guarantee_policy()
+        if stress is None:
+            return policy
+        if stress.card.target != "stress":
+            msg = (
+                "stress must be a probe of the target 'stress', got one of "
+                f"{stress.card.target!r}; pass the probe of the forces first"
+            )
+            raise ValueError(msg)
+        return cls(
+            policy.thresholds, stress.card.guarantee_policy(STRESS_PROBE).thresholds
+        )
 
     from_promise = Former("from_guarantee")
 

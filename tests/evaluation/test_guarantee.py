@@ -35,6 +35,7 @@ from uqcalc.labels.dataset import build_dataset
 from uqcalc.probe.card import RegimeCount
 from uqcalc.probe.seen import Seen, group_hash
 from uqcalc.probe.validity import validity
+from uqcalc.records import Assessment, Reading, key_of
 from uqcalc.signals import base
 from uqcalc.types import Guarantee
 
@@ -280,6 +281,30 @@ def test_a_policy_of_a_guarantee_is_that_of_its_probe(probe, promises):
         Guarantee.from_dict(wide.card.promise | {"cutoff": "0.9"})
     with pytest.raises(ProbeError, match="must be from 0 to 1"):
         Guarantee.from_dict(wide.card.promise | {"cutoff": 9.0})
+
+
+def test_a_guarantee_of_the_stress_counts_where_the_cell_moves(promises):
+    own, wide = promises
+    stress = wide.with_card(target="stress")
+    policy = Policy.from_guarantee(own, stress=stress)
+    assert policy.thresholds == Policy.from_guarantee(own).thresholds
+    assert policy.signals_for("moving_cell") == ("probe", "probe_stress")
+    assert "stress" in policy.moving_cell[0].guarantee
+    calc = ReliableCalculator(ToyBackbone(), [own, stress], policy=policy)
+    assert calc.policy == policy
+    inside, outside = (
+        Reading(
+            name,
+            0.0,
+            results={key_of(name, "promised"): promised},
+        )
+        for name, promised in (("probe", True), ("probe_stress", False))
+    )
+    found = Assessment((inside, outside), policy((inside, outside)))
+    assert found.level is Level.RELIABLE
+    assert policy.for_use(found, "moving_cell").level is Level.SUSPECT
+    with pytest.raises(ValueError, match="stress must be a probe of the target 'str"):
+        Policy.from_guarantee(own, stress=wide)
 
 
 class Untouched(ToyBackbone):

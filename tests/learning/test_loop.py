@@ -24,6 +24,7 @@ from uqcalc.errors import LoopError, RecordError, RunFileError
 from uqcalc.learning.loop import run_loop
 from uqcalc.learning.loopfile import read_loop_file
 from uqcalc.runfile import opening
+from uqcalc.runfile.file import read_run_file
 
 
 import_mace()
@@ -275,6 +276,23 @@ def test_a_folder_of_another_loop_is_refused(tmp_path):
     run_loop(path)
     with pytest.raises(RecordError, match="with other seed; choose another folder"):
         run_loop(written(tmp_path, seed=3, policy={"suspect": 0.0, "unreliable": 0.0}))
+
+
+def test_files_that_the_run_file_names_are_found_from_the_folder_of_a_round(tmp_path):
+    (tmp_path / "mine.py").write_text("from ase.calculators.emt import EMT as mine")
+    path = written(tmp_path, rounds=1, policy={"on_unreliable": "ask"})
+    run = yaml.safe_load((tmp_path / "run.yaml").read_text())
+    run["md"]["steps"] = 1
+    run["ask"] = {"reference": "mine.py:mine"}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    run_loop(path)
+    copy = read_run_file(tmp_path / "loop_rounds" / "01" / "run_1.yaml")
+    assert copy.ask.reference == f"{tmp_path / 'mine.py'}:mine"
+    run["policy"] = {"halting_guarantee": "mine.py"}
+    del run["ask"]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    with pytest.raises(RunFileError, match="must leave out policy\\.halting_gua"):
+        run_loop(path)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from scipy import stats
 from toys import Scripted, ToyBackbone, copper
 from typer.testing import CliRunner
 
-from uqcalc import Monitor, Policy, Threshold, certify_halting
+from uqcalc import Labels, Monitor, Policy, Threshold, certify_halting
 from uqcalc.annotating.copies import annotated_copy
 from uqcalc.cli import app
 from uqcalc.errors import LabelError, RecordError
@@ -237,6 +237,38 @@ def test_logs_that_cannot_be_certified_are_refused(tmp_path):
         certify_halting([tmp_path / "b.jsonl"], tolerance=0.2)
 
 
+def test_a_stress_error_counts_with_the_limits_of_a_moving_cell():
+    """Only the probe of the stress sees the failure; its limit is then scaled, too."""
+    policy = Policy([Threshold("probe", 0.2, 0.5)], [Threshold("probe_stress", 0.2, 1)])
+    row = {"probe": 0.1, "probe_stress": 0.1}
+    rows = (row,) * 20 + (row | {"probe_stress": 0.8},) * 20
+    time = STEP * np.arange(40)
+    error = np.array([0.001] * 20 + [0.02] * 20)  # eV/Å³
+    run = JudgedRun("run", time, rows, (Level.SUSPECT,) * 40, error)
+    found = certify_halting(
+        [run] * 29, target="stress", tolerance="1 GPa", policy=policy
+    )
+    assert found.tolerance == pytest.approx(units.GPa)
+    assert (found.failing, found.bad) == (29, 0)
+    assert found.moving_cell[0].unreliable == pytest.approx(found.factor)
+    assert found.factor < 0.8
+    assert "RMS stress error stays above 0.00624 eV/Å³" in str(found)
+    assert HaltingGuarantee.from_dict(found.to_dict()) == found
+    found.check(found.policy(), Trigger.usual(STEP), STEP)
+    looser = Policy(found.thresholds, policy.moving_cell)
+    with pytest.raises(ValueError, match="limit on probe_stress must be"):
+        found.check(looser, Trigger.usual(STEP), STEP)
+    # forces alone do not see it
+    with pytest.raises(LabelError, match="29 of 29 at the strictest"):
+        certify_halting(
+            [run] * 29,
+            tolerance=0.01,
+            policy=Policy([Threshold("probe", 0.2, 50.0)]),
+        )
+    with pytest.raises(ValueError, match="target must be one of forces, stress"):
+        certify_halting([run] * 29, target="energy", tolerance=0.1, policy=policy)
+
+
 def test_annotated_frames_have_the_errors_of_their_labels():
     frames = []
     for number in range(4):
@@ -258,3 +290,12 @@ def test_annotated_frames_have_the_errors_of_their_labels():
     assert run.risks[0]["probe_novelty"] == 0.5
     with pytest.raises(LabelError, match="timestep_fs"):
         JudgedRun.from_frames(frames)
+    for number, frame in enumerate(frames):
+        frame.info["predicted_stress"] = np.full(6, 0.1)
+        frame.info["REF_stress"] = np.full(6, 0.1) - 0.01 * number
+    labels = Labels("stress")
+    run = JudgedRun.from_frames(frames, timestep_fs=STEP, labels=labels)
+    assert run.error == pytest.approx([0.0, 0.01, 0.02, 0.03])
+    del frames[1].info["predicted_stress"]
+    with pytest.raises(LabelError, match="must have predicted_stress"):
+        JudgedRun.from_frames(frames, timestep_fs=STEP, labels=labels)

@@ -194,6 +194,26 @@ def test_a_key_may_be_of_another_section_or_of_none(read, line, expected):
         (MD + "outputs: {log: .}\n", "outputs.log: must be a file in a folder"),
         (MD + "md: [5]\n", "line 3: key md must be given once"),
         (MD + "policy: 7\n", "policy: must be a section of its own"),
+        (
+            MD + "policy: {halting_guarantee: none.json}\n",
+            "policy.halting_guarantee: must be a file that exists",
+        ),
+        (
+            MD + "policy: {halting_guarantee: m.xyz, suspect: 0.8}\n",
+            "policy.halting_guarantee: must be left out where suspect is given",
+        ),
+        (
+            MD + "policy: {halting_guarantee: m.xyz, on_unreliable: warn}\n",
+            "policy.halting_guarantee: must be left out unless on_unreliable is halt",
+        ),
+        (
+            "structure: m.xyz\nrelax:\npolicy: {bond_change_fs: 25}\n",
+            "policy: bond_change_fs must be left out with relax: it is for md",
+        ),
+        (
+            MD + "policy: {bond_change_fs: 0}\n",
+            "policy.bond_change_fs: must be greater than 0",
+        ),
         ("structure: m.xyz\nmd: {steps: 5\nrelax: 1\n", "line 3: "),
         ("a text", "must be lines of key: value, got 'a text'"),
         ("", "must be lines of key: value, got nothing"),

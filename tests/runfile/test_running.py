@@ -410,6 +410,59 @@ def test_a_run_file_harvests_frames(tmp_path):
         read_run_file(nowhere)
 
 
+def guarantee(**changes):
+    """A guarantee of halts for the probe's cutoff 0.4, with the usual trigger."""
+    from uqcalc.types import HaltingGuarantee
+
+    given = {
+        "thresholds": (uqcalc.Threshold("probe", 0.2, 0.6),), "factor": 1.0,
+        "needed_fs": 25.0, "window_fs": 50.0, "tolerance": 0.2, "lasting_fs": 25.0,
+        "grace_fs": 100.0, "alpha": 0.1, "confidence": 0.95, "only_failing": False,
+        "runs": 30, "failing": 9, "bad": 0, "sound": 21, "sound_halted": 0, "cut": 0,
+        "length_fs": (100.0, 100.0),
+    }  # fmt: skip
+    return HaltingGuarantee(**(given | changes))
+
+
+def test_a_run_file_has_a_guarantee_of_halts(tmp_path):
+    made = guarantee()
+    made.save(tmp_path / "halting.json")
+    policy = {"halting_guarantee": "halting.json", "bond_change_fs": 25.0}
+    path = written(tmp_path, md=NVT, policy=policy)
+    outcome = run_file(path)
+    assert str(made) in outcome.summary
+    [header] = [r for r in read_log(tmp_path / "heat.jsonl") if r["event"] == "header"]
+    assert header["guarantee"] == str(made)
+    assert header["run"]["policy"]["thresholds"][0]["unreliable"] == 0.6
+    # another guarantee under the same name is another run
+    guarantee(alpha=0.2).save(tmp_path / "halting.json")
+    with pytest.raises(RecordError, match="halting_guarantee"):
+        run_file(path)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ({"needed_fs": 10.0}, "policy: trigger must act after 10 of 50 fs"),
+        (
+            {"thresholds": (uqcalc.Threshold("force_delta", 0.1, 0.2),)},
+            r"policy.halting_guarantee: policy must judge signals that run",
+        ),
+    ],
+)
+def test_a_guarantee_of_other_runs_is_refused_before_a_file_is_made(
+    tmp_path, made, message
+):
+    guarantee(**made).save(tmp_path / "halting.json")
+    path = written(tmp_path, md=NVT, policy={"halting_guarantee": "halting.json"})
+    with pytest.raises(RunFileError, match=message):
+        run_file(path)
+    (tmp_path / "halting.json").write_text("{}")
+    with pytest.raises(RunFileError, match="halting_guarantee: halting gua"):
+        run_file(path)
+    assert not (tmp_path / "heat.jsonl").exists()
+
+
 REFERENCE = """
 from ase.calculators.lj import LennardJones
 

@@ -166,6 +166,11 @@ def test_an_optimiser_of_bands_with_a_loop_of_its_own_is_halted_by_raising():
     assert len(monitor.history) == 2
 
 
+def test_a_time_of_changed_bonds_is_refused():
+    with pytest.raises(ValueError, match="bond_change_fs must be left out for a band"):
+        Monitor(BFGS(band(middle(0.0)), logfile=None), bond_change_fs=25.0)
+
+
 def test_images_without_a_verdict_and_other_bands_are_refused():
     neb = band(middle(GOOD))
     neb.images[2].calc = EMT()

@@ -9,7 +9,7 @@ import typer
 
 from uqcalc.cli.certify import share
 from uqcalc.cli.console import reporting, usage_errors
-from uqcalc.cli.options import ForcesKey, QuietOption, creatable
+from uqcalc.cli.options import ForcesKey, QuietOption, StressKey, creatable
 from uqcalc.cli.probes import ProbeOption, card_of
 
 
@@ -30,7 +30,7 @@ RunsArgument = Annotated[
         metavar="RUN...",
         exists=True,
         dir_okay=False,
-        help="One file for each run: annotated frames with reference forces, or an "
+        help="One file for each run: annotated frames with a reference, or an "
         "event log NAME.jsonl with its errors in NAME.errors.jsonl.",
     ),
 ]
@@ -38,8 +38,16 @@ ToleranceOption = Annotated[
     str,
     typer.Option(
         metavar="ERROR",
-        help="A run fails if its force error stays above this: "
-        '"200 meV/angstrom", or a number in eV/angstrom.',
+        help="A run fails if its error stays above this: "
+        '"200 meV/angstrom", or a number in eV/angstrom (for a stress "1 GPa", or in '
+        "eV/angstrom^3).",
+    ),
+]
+TargetOption = Annotated[
+    str,
+    typer.Option(
+        metavar="forces|stress",
+        help="Which error makes a run fail; stress is for runs whose cell moves.",
     ),
 ]
 AlphaOption = Annotated[
@@ -96,9 +104,11 @@ def certify_halting(  # noqa: PLR0913  (one option each)
     confidence: ConfidenceOption = 0.95,
     on_average: AverageOption = False,
     only_failing: FailingOption = False,
+    target: TargetOption = "forces",
     probe: ProbeOption = None,
     timestep: TimestepOption = None,
     forces_key: ForcesKey = "REF_forces",
+    stress_key: StressKey = "REF_stress",
     quiet: QuietOption = False,
 ) -> None:
     """Find limits with which failing runs are halted in time, with a guarantee.
@@ -112,8 +122,11 @@ def certify_halting(  # noqa: PLR0913  (one option each)
         import uqcalc
         from uqcalc.quantities import parse_quantity
 
+        if target not in ("forces", "stress"):
+            msg = f"must be forces or stress, got {target!r}"
+            raise typer.BadParameter(msg, param_hint="--target")
         with usage_errors("--tolerance"):
-            allowed = parse_quantity(tolerance, "forces", "tolerance")
+            allowed = parse_quantity(tolerance, target, "tolerance")
         found = uqcalc.certify_halting(
             runs,
             tolerance=allowed,
@@ -122,7 +135,9 @@ def certify_halting(  # noqa: PLR0913  (one option each)
             only_failing=only_failing,
             policy=_policy(probe),
             timestep_fs=timestep,
+            target=target,
             forces_key=forces_key,
+            stress_key=stress_key,
         )
         report.result(str(found))
         if output is not None:

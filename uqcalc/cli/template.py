@@ -58,6 +58,8 @@ md:                             # remove this section for a relaxation
   #on_unreliable: halt          # halt, warn, harvest (go on, keep frames to label),
                                 # rewind (go back) or ask (a reference decides)
   #max_harvest: 50              # sample; most frames to keep with harvest
+  #bond_change_fs: 25.0         # sample; md: act, too, if bonds stay changed so long
+  #halting_guarantee: halting.json  # sample; md: from uqcalc certify-halting
 
 #ask:                           # with on_unreliable: ask
   #reference: gfn2-xtb          # sample; or file.py:function

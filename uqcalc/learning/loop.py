@@ -144,7 +144,11 @@ def _check_before_any_run(loop: LoopFile, path: str | os.PathLike[str]) -> None:
         FromText(loop.reference_at).find()
     except (RecordError, MissingExtraError) as error:
         problems.append(f"reference: {error}")
-    read_run_file(loop.at(loop.run))  # raises if it is not valid
+    run = read_run_file(loop.at(loop.run))
+    if run.policy.halting_guarantee is not None:
+        problems.append(
+            "run: must leave out policy.halting_guarantee, which is for one potential"
+        )
     if loop.rounds > 1 and not _can_judge_a_trained_model(loop):
         problems.append(
             "refit: must be given, since a probe is for one potential, and the trained "

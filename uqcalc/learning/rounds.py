@@ -171,6 +171,10 @@ class Round:
             probes = [str(before.new_probe)]
         if probes:
             data["probe"] = probes[0] if len(probes) == 1 else probes
+        if given.force_delta is not None and given.force_delta.head is not None:
+            data["force_delta"]["head"] = str(given.at(given.force_delta.head))
+        if given.ask is not None and ".py:" in given.ask.reference:
+            data["ask"]["reference"] = str(given.at(given.ask.reference))
         if "md" in data:
             further = (self.number - 1) * self.loop.runs + number - 1
             data["md"]["seed"] = data["md"].get("seed", 0) + further

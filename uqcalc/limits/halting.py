@@ -1,9 +1,9 @@
 """A guarantee that failing runs are halted in time, for finite numbers of runs.
 
 The statement: of further runs drawn like the given ones, at most a share ``alpha``
-fails without a halt in time. A run fails if its true error stays above a tolerance for
-some time. A halt is in time up to ``grace_fs`` after the failure begins; a halt before
-the failure prevents it.
+fails without a halt in time. A run fails if its true error (of the forces, or of the
+stress) stays above a tolerance for some time. A halt is in time up to ``grace_fs``
+after the failure begins; a halt before the failure prevents it.
 
 Why it holds. The runs are exchangeable units. For limits that are fixed beforehand, the
 number of bad runs among n is binomial with the true share. The limits of the policy are
@@ -39,16 +39,19 @@ from scipy import special
 from uqcalc.errors import LabelError
 from uqcalc.files.entries import checked
 from uqcalc.files.writing import whole
+from uqcalc.labels.labels import Labels
 from uqcalc.limits.judgedruns import JudgedRun, read_runs
 from uqcalc.limits.runlimits import runs_needed
 from uqcalc.policy import Policy, Threshold
 from uqcalc.quantities import parse_quantity
+from uqcalc.targets import TARGETS
 from uqcalc.watching.trigger import Trigger
 
 
 # Fixed before any run is read: from the strictest to the policy's own limits.
 FACTORS = (*np.geomspace(0.02, 0.95, 39).round(4).tolist(), 1.0)
 LASTING_FS, GRACE_FS = 25.0, 100.0
+_TARGETS = ("forces", "stress")
 _SIDES = 0.025  # error probability of an interval on each side
 
 
@@ -65,8 +68,8 @@ class HaltingGuarantee:
         The monitor acts when UNRELIABLE frames cover ``needed_fs`` of the last
         ``window_fs``.
     tolerance, lasting_fs, grace_fs : float
-        A run fails if its RMS force error stays above ``tolerance`` (eV/Å) for
-        ``lasting_fs``. A halt is in time up to ``grace_fs`` after this begins.
+        A run fails if its error stays above ``tolerance`` (eV/Å, for the stress eV/Å³)
+        for ``lasting_fs``. A halt is in time up to ``grace_fs`` after this begins.
     alpha : float
         Largest share of further runs that fail without a halt in time.
     confidence : float or None
@@ -84,7 +87,11 @@ class HaltingGuarantee:
     length_fs : (shortest, longest)
         Lengths of the runs.
     moving_cell : tuple of Threshold
-        Further limits of the policy for a moving cell; ``factor`` does not change them.
+        Further limits of the policy for a moving cell. With the target "stress" they
+        belong to the guarantee, and are those of the policy times ``factor``; otherwise
+        they are those of the policy.
+    target : {"forces", "stress"}
+        Which error makes a run fail.
     """
 
     thresholds: tuple[Threshold, ...]
@@ -105,6 +112,7 @@ class HaltingGuarantee:
     cut: int
     length_fs: tuple[float, float]
     moving_cell: tuple[Threshold, ...] = ()
+    target: str = "forces"
 
     def policy(self) -> Policy:
         """Return a policy with these limits."""
@@ -118,8 +126,8 @@ class HaltingGuarantee:
         ValueError
             If a limit or the trigger differs.
         """
-        given = {t.signal: t.unreliable for t in policy.thresholds}
-        for threshold in self.thresholds:
+        given = {t.signal: t.unreliable for t in _judging(policy, self.target)}
+        for threshold in _judging(self.policy(), self.target):
             limit = given.get(threshold.signal)
             if limit is None or not math.isclose(limit, threshold.unreliable):
                 msg = (
@@ -151,12 +159,14 @@ class HaltingGuarantee:
         whose = "failing runs" if self.only_failing else "runs"
         verb = "are not halted" if self.only_failing else "fail without a halt"
         limits = ", ".join(
-            f"{t.signal} risk above {t.unreliable:.3g}" for t in self.thresholds
+            f"{t.signal} risk above {t.unreliable:.3g}"
+            for t in _judging(self.policy(), self.target)
         )
+        of = TARGETS[self.target]
         text = (
             f"Of further {whose} like these, at most {self.alpha:.3g} {verb} in time, "
-            f"{how}. A run fails if its force error stays above {self.tolerance:.3g} "
-            f"eV/Å for {self.lasting_fs:.3g} fs; a halt is in time up to "
+            f"{how}. A run fails if its {of.meaning} stays above {self.tolerance:.3g} "
+            f"{of.unit} for {self.lasting_fs:.3g} fs; a halt is in time up to "
             f"{self.grace_fs:.3g} fs after this begins. Measured on {self.runs} runs "
             f"of {lengths}: {self.bad} fail without a halt in time "
             f"({_share(self.bad, self.runs)} of all runs, "
@@ -217,7 +227,9 @@ def certify_halting(  # noqa: PLR0913  (definition of a failure, and of the guar
     timestep_fs: float | None = None,
     lasting_fs: float = LASTING_FS,
     grace_fs: float = GRACE_FS,
+    target: str = "forces",
     forces_key: str = "REF_forces",
+    stress_key: str = "REF_stress",
 ) -> HaltingGuarantee:
     """Return limits with which at most a share ``alpha`` of runs fails unnoticed.
 
@@ -233,8 +245,8 @@ def certify_halting(  # noqa: PLR0913  (definition of a failure, and of the guar
         Files as in `uqcalc.limits.judgedruns.read_runs`: annotated frames with
         reference forces, or event logs with a file of errors.
     tolerance : float or str
-        A run fails if its RMS force error stays above this, in eV/Å or with a unit:
-        "200 meV/angstrom".
+        A run fails if its RMS error stays above this, in eV/Å (stress: eV/Å³) or with a
+        unit: "200 meV/angstrom", "1 GPa".
     alpha : float
         Largest share of further runs that fails without a halt in time, in (0, 1).
     confidence : float or None
@@ -252,8 +264,11 @@ def certify_halting(  # noqa: PLR0913  (definition of a failure, and of the guar
     lasting_fs, grace_fs : float
         How long the error of a failing run stays above the tolerance, and how long
         after this begins a halt is still in time.
-    forces_key : str
-        Key of the reference forces of annotated frames.
+    target : {"forces", "stress"}
+        Which error makes a run fail. "stress" is for runs whose cell moves: the limits
+        for a moving cell count, too.
+    forces_key, stress_key : str
+        Keys of the references of annotated frames, in eV/Å and eV/Å³.
 
     Raises
     ------
@@ -264,19 +279,22 @@ def certify_halting(  # noqa: PLR0913  (definition of a failure, and of the guar
     RecordError
         If a file cannot be used.
     ValueError
-        If alpha, confidence or a time is out of range, or the policy is not known or
-        is that of a probe's guarantee.
+        If alpha, confidence or a time is out of range, if there is no such target, or
+        if the policy is not known or is that of a probe's guarantee.
     """
     _check_range(alpha, confidence, lasting_fs, grace_fs)
-    allowed = parse_quantity(tolerance, "forces", "tolerance")
+    _check_target(target)
+    allowed = parse_quantity(tolerance, target, "tolerance")
     found = [run for run in runs if isinstance(run, JudgedRun)]
     paths = [run for run in runs if not isinstance(run, JudgedRun)]
-    found += read_runs(paths, timestep_fs=timestep_fs, forces_key=forces_key)
+    labels = Labels(target, forces_key=forces_key, stress_key=stress_key)
+    found += read_runs(paths, timestep_fs=timestep_fs, labels=labels)
     _refuse_few(len(found), alpha, confidence, "runs")
     chosen = _policy_of(found, policy)
     spacing = _spacing(found)
     acts = Trigger.usual(spacing) if trigger is None else trigger
-    tried = [_Tried.of(r, chosen, acts, allowed, lasting_fs, grace_fs) for r in found]
+    judging = Policy(_judging(chosen, target))
+    tried = [_Tried.of(r, judging, acts, allowed, lasting_fs, grace_fs) for r in found]
     failing = [run for run in tried if run.failed_fs is not None]
     counted = failing if only_failing else tried
     _refuse_few(len(counted), alpha, confidence, "failing runs")
@@ -302,7 +320,10 @@ def certify_halting(  # noqa: PLR0913  (definition of a failure, and of the guar
         sound_halted=sum(run.halted_fs(factor) is not None for run in sound),
         cut=sum(run.failed_fs is None and not run.sound for run in tried),
         length_fs=(min(lengths), max(lengths)),
-        moving_cell=chosen.moving_cell,
+        moving_cell=tuple(
+            _scaled(t, factor) if target == "stress" else t for t in chosen.moving_cell
+        ),
+        target=target,
     )
 
 
@@ -398,6 +419,18 @@ def _refuse_few(count: int, alpha: float, confidence: float | None, what: str) -
     raise LabelError(msg)
 
 
+def _check_target(target: str) -> None:
+    if target not in _TARGETS:
+        msg = f"target must be one of {', '.join(_TARGETS)}, got {target!r}"
+        raise ValueError(msg)
+
+
+def _judging(policy: Policy, target: str) -> tuple[Threshold, ...]:
+    """Return the thresholds that a guarantee about this target scales and checks."""
+    further = policy.moving_cell if target == "stress" else ()
+    return (*policy.thresholds, *further)
+
+
 def _policy_of(runs: Sequence[JudgedRun], policy: Policy | None) -> Policy:
     known = [run.policy for run in runs if run.policy is not None]
     known += [policy] if policy is not None else []
@@ -408,10 +441,10 @@ def _policy_of(runs: Sequence[JudgedRun], policy: Policy | None) -> Policy:
             "frames, and leave out runs with other limits"
         )
         raise ValueError(msg)
-    if any(threshold.guarantee for threshold in known[0].thresholds):
+    if promised := [t.guarantee for t in known[0].all_thresholds if t.guarantee]:
         msg = (
             "policy must not be that of a probe's guarantee, got "
-            f"{known[0].thresholds[0].guarantee}; use the cutoffs of the probe"
+            f"{promised[0]}; use the cutoffs of the probe"
         )
         raise ValueError(msg)
     return known[0]

@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 from uqcalc.annotating.copies import PREDICTED, read_assessment
 from uqcalc.errors import LabelError, RecordError
 from uqcalc.files.structures import read_frames
+from uqcalc.labels.labels import Labels
 from uqcalc.policy import Policy
 from uqcalc.records import Level
+from uqcalc.targets import TARGETS
 from uqcalc.watching.eventlog import read_log, read_standing
 from uqcalc.watching.logrecords import check_record
 from uqcalc.watching.trigger import Trigger
 
 
+FORCES = Labels("forces")
 ERRORS = ".errors.jsonl"  # ending of the file of errors that belongs to an event log
 
 
@@ -42,8 +45,8 @@ class JudgedRun:
     levels : tuple of Level or None, (frames,)
         None if the frame was not judged.
     error : array (frames,)
-        True RMS force error in eV/Å; infinite if the potential gave NaN or infinity;
-        NaN if there is no reference.
+        True error of a target: RMS force error in eV/Å or RMS stress error in eV/Å³;
+        infinite if the potential gave NaN or infinity; NaN if there is no reference.
     acted_fs : float or None
         When the monitor of the run first acted; None if it did not, or without one.
     policy : Policy or None
@@ -78,24 +81,26 @@ class JudgedRun:
         *,
         timestep_fs: float | None = None,
         name: str = "frames",
-        forces_key: str = "REF_forces",
+        labels: Labels = FORCES,
     ) -> JudgedRun:
-        """Return a run from annotated frames (`uqcalc.annotate`) with reference forces.
+        """Return a run from annotated frames (`uqcalc.annotate`) with a reference.
 
         Parameters
         ----------
         frames : iterable of Atoms
-            Frames of one run, in order. Frames without an array ``forces_key`` in eV/Å
-            count as frames without a reference.
+            Frames of one run, in order. Frames without the label count as frames
+            without a reference.
         timestep_fs : float, optional
             Time between the frames in fs; by default ``info["time_fs"]`` of each.
+        labels : Labels
+            Target ("forces" or "stress"), and key of the reference.
 
         Raises
         ------
         RecordError
             If a frame is not annotated.
         LabelError
-            If a time is missing, or no frame has reference forces.
+            If a time or a prediction is missing, or no frame has a reference.
         """
         kept = list(frames)
         assessments = [read_assessment(frame) for frame in kept]
@@ -107,7 +112,7 @@ class JudgedRun:
                 for a in assessments
             ),
             tuple(a.level for a in assessments),
-            _known([_force_error(frame, forces_key) for frame in kept], name),
+            _known([_error(frame, labels) for frame in kept], name),
         )
 
     @classmethod
@@ -121,7 +126,7 @@ class JudgedRun:
         path : path
             The log must have every step (``log_every=1``) and no rewinds.
         errors : mapping
-            Step -> true RMS force error in eV/Å, for the steps with a reference.
+            Step -> true error of the target, for the steps with a reference.
 
         Raises
         ------
@@ -174,9 +179,9 @@ class JudgedRun:
         """Return when the run fails; None if it does not.
 
         It is the time of the first frame of the first stretch of frames, all with an
-        error above ``tolerance`` (eV/Å), that lasts ``lasting_fs``. A frame counts for
-        the median time between frames with a reference; frames without one neither end
-        nor lengthen a stretch. An infinite error is a failure at once.
+        error above ``tolerance`` (unit of the errors), that lasts ``lasting_fs``. A
+        frame counts for the median time between frames with a reference; frames without
+        one neither end nor lengthen a stretch. An infinite error is a failure at once.
         """
         known = ~np.isnan(self.error)
         times, errors = self.time_fs[known], self.error[known]
@@ -237,13 +242,13 @@ def read_runs(
     paths: Iterable[str | os.PathLike[str]],
     *,
     timestep_fs: float | None = None,
-    forces_key: str = "REF_forces",
+    labels: Labels = FORCES,
 ) -> Iterator[JudgedRun]:
     """Yield the run of each file.
 
     An event log ``NAME.jsonl`` has its errors in ``NAME.errors.jsonl``, lines such as
-    ``{"step": 10, "error": 0.12}`` in eV/Å. Any other file is one of annotated frames
-    (`JudgedRun.from_frames`).
+    ``{"step": 10, "error": 0.12}`` in the unit of the target (eV/Å or eV/Å³). Any other
+    file is one of annotated frames (`JudgedRun.from_frames`).
 
     Raises
     ------
@@ -259,16 +264,16 @@ def read_runs(
                 read_frames(path),
                 timestep_fs=timestep_fs,
                 name=str(path),
-                forces_key=forces_key,
+                labels=labels,
             )
 
 
 def read_errors(path: Path) -> dict[int, float]:
-    """Return the errors of the steps of a log, in eV/Å, by step."""
+    """Return the errors of the steps of a log by step."""
     if not path.is_file():
         msg = (
             f"true errors of an event log must be in {path}, got no such file; write "
-            'lines such as {"step": 10, "error": 0.12}, in eV/Å'
+            'lines such as {"step": 10, "error": 0.12}, in eV/Å (stress: eV/Å³)'
         )
         raise RecordError(msg)
     found: dict[int, float] = {}
@@ -314,15 +319,23 @@ def _time(frame: Atoms, index: int, timestep_fs: float | None) -> float:
     return float(frame.info["time_fs"])
 
 
-def _force_error(frame: Atoms, forces_key: str) -> float:
-    """Return the RMS error over the components in eV/Å; NaN without a reference."""
-    if forces_key not in frame.arrays:
+def _error(frame: Atoms, labels: Labels) -> float:
+    """Return the error of the target in its unit; NaN without a reference."""
+    reference = labels.reference(frame)
+    if reference is None:
         return math.nan
-    predicted = frame.arrays.get(f"{PREDICTED}forces")
+    place = frame.arrays if labels.of == "forces" else frame.info
+    predicted = place.get(f"{PREDICTED}{labels.of}")
+    if predicted is None and f"{PREDICTED}energy" in frame.info:
+        msg = (
+            f"frames with a reference must have {PREDICTED}{labels.of}, got none; "
+            "annotate with a potential that gives it"
+        )
+        raise LabelError(msg)
     if predicted is None or not np.isfinite(predicted).all():
         return math.inf  # the potential could not evaluate the frame
-    difference = np.asarray(predicted) - frame.arrays[forces_key]
-    return float(np.sqrt(np.mean(np.square(difference))))
+    target = TARGETS[labels.target]
+    return float(target.error(np.asarray(predicted), reference, len(frame)))
 
 
 def _known(errors: list[float], name: str) -> NDArray[np.float64]:

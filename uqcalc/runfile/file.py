@@ -138,6 +138,15 @@ class RunFile(Section):
             raise ValueError(msg)
         return value
 
+    @field_validator("policy")
+    @classmethod
+    def _of_dynamics(cls, value: PolicySection, info: ValidationInfo) -> PolicySection:
+        for name in ("bond_change_fs", "halting_guarantee"):
+            if getattr(value, name) is not None and info.data.get("relax") is not None:
+                msg = f"{name} must be left out with relax: it is for md"
+                raise ValueError(msg)
+        return value
+
     @field_validator("ask", "rewind")
     @classmethod
     def _of_the_action(cls, value: Any, info: ValidationInfo) -> Any:
@@ -170,6 +179,8 @@ class RunFile(Section):
         inputs["structure"] = info.data.get("structure") or ""
         for count, name in enumerate(_listed(info.data.get("probe"))):
             inputs["probe" if count == 0 else f"probe {count + 1}"] = name
+        guarantee = None if policy is None else policy.halting_guarantee
+        inputs["policy.halting_guarantee"] = guarantee or ""
         seen: dict[Path, str] = {}
         for key, name in (inputs | named.files()).items():
             if not name:

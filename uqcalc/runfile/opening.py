@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from ase import Atoms
 
@@ -16,8 +16,9 @@ from uqcalc.defaults import (
     probe_signals,
     shipped_probes,
 )
-from uqcalc.errors import ProbeError, RecordError, RunFileError
+from uqcalc.errors import LabelError, ProbeError, RecordError, RunFileError
 from uqcalc.files.structures import UNREADABLE, frames_of
+from uqcalc.limits.halting import HaltingGuarantee
 from uqcalc.models.named import SHIPPED_PROBES, open_model
 from uqcalc.policy import Policy, Threshold
 from uqcalc.probe.probe import Probe
@@ -77,15 +78,56 @@ def open_calculator(file: RunFile) -> ReliableCalculator:
     if file.probe_atoms is not None:
         _check_region(file, probes)
     model = open_model(file.model_at(), device=file.device, dtype=file.dtype)
-    if not probes and not beside:
-        return ReliableCalculator(model)
-    policy = Policy(beside) if beside else None
+    policy = _policy(file, probes, beside)
+    # without probe and signals, those that need no labels are chosen
+    options: dict[str, Any] = {}
+    if probes or signals:
+        options = {"probe": probes or None, "signals": signals}
+    try:
+        return ReliableCalculator(
+            model, **options, policy=policy, atoms=file.probe_atoms
+        )
+    except ValueError as error:
+        if file.policy.halting_guarantee is None:
+            raise
+        problem = f"policy.halting_guarantee: {error}"
+        raise RunFileError(str(file.path), [problem]) from error
+
+
+def _policy(
+    file: RunFile, probes: Sequence[Probe], beside: Sequence[Threshold]
+) -> Policy | None:
+    """Return the policy: of a guarantee of halts, of the first probe, or of signals.
+
+    Limits of the file on other signals (``beside``) count with a guarantee, too: they
+    can only halt earlier.
+    """
+    guarantee = halting_guarantee(file)
+    if guarantee is not None:
+        own = guarantee.policy()
+        more = [limit for limit in beside if limit.signal not in own.signals]
+        return Policy([*own.thresholds, *more], own.moving_cell)
     if probes:
         lead = _lead_policy(file, probes[0])
-        policy = probe_policy(probe_signals(probes), lead, beside)
-    return ReliableCalculator(
-        model, probes or None, signals, policy, atoms=file.probe_atoms
-    )
+        return probe_policy(probe_signals(probes), lead, beside)
+    return Policy(beside) if beside else None
+
+
+def halting_guarantee(file: RunFile) -> HaltingGuarantee | None:
+    """Read the guarantee of halts that the file names; None without one.
+
+    Raises
+    ------
+    RunFileError
+        If it is not such a file.
+    """
+    if (name := file.policy.halting_guarantee) is None:
+        return None
+    try:
+        return HaltingGuarantee.load(file.at(name))
+    except LabelError as error:
+        problem = f"policy.halting_guarantee: {error}"
+        raise RunFileError(str(file.path), [problem]) from error
 
 
 def _check_region(file: RunFile, probes: Sequence[Probe]) -> None:

@@ -18,7 +18,12 @@ from uqcalc.files.writing import OneWriter, whole
 from uqcalc.runfile.actions import RewindSection
 from uqcalc.runfile.dynamics import molecular_dynamics, optimiser
 from uqcalc.runfile.file import RunFile, read_run_file
-from uqcalc.runfile.opening import check_structure, open_calculator, open_structure
+from uqcalc.runfile.opening import (
+    check_structure,
+    halting_guarantee,
+    open_calculator,
+    open_structure,
+)
 from uqcalc.runfile.restart import Restart
 from uqcalc.runfile.sections import MdSection, RelaxSection
 from uqcalc.watching.aserun import watched_atoms
@@ -131,20 +136,26 @@ def _monitor(
     file: RunFile, dynamics: Any, about: dict[str, Any], first_step: int | None
 ) -> Monitor:
     outputs, policy = file.outputs, file.policy
-    return Monitor(
-        dynamics,
-        log=file.at(outputs.log),
-        flagged=None if outputs.flagged is None else file.at(outputs.flagged),
-        patience=policy.patience,
-        window=policy.window,
-        fraction=policy.fraction,
-        on_unreliable=_action(file),
-        mode="new" if first_step is None else "append",
-        max_flagged=outputs.max_flagged,
-        max_harvest=policy.max_harvest or BUDGET,
-        about=about,
-        first_step=first_step,
-    )
+    action, guarantee = _action(file), halting_guarantee(file)
+    try:
+        return Monitor(
+            dynamics,
+            log=file.at(outputs.log),
+            flagged=None if outputs.flagged is None else file.at(outputs.flagged),
+            patience=policy.patience,
+            window=policy.window,
+            fraction=policy.fraction,
+            on_unreliable=action,
+            mode="new" if first_step is None else "append",
+            max_flagged=outputs.max_flagged,
+            max_harvest=policy.max_harvest or BUDGET,
+            about=about,
+            first_step=first_step,
+            bond_change_fs=policy.bond_change_fs,
+            guarantee=guarantee,
+        )
+    except ValueError as error:
+        raise RunFileError(str(file.path), [f"policy: {error}"]) from error
 
 
 def _action(file: RunFile) -> Any:
@@ -230,10 +241,14 @@ def _replaced(path: Path, frame: Atoms) -> None:
 def _about(file: RunFile) -> dict[str, Any]:
     """Say what makes this run this one, for the header of its log."""
     content = file.at(file.structure).read_bytes()
-    return {
+    about = {
         "input": file.echo(),
         "structure_sha256": hashlib.sha256(content).hexdigest(),
     }
+    if name := file.policy.halting_guarantee:
+        digest = hashlib.sha256(file.at(name).read_bytes()).hexdigest()
+        about["halting_guarantee_sha256"] = digest
+    return about
 
 
 def _digest(about: dict[str, Any]) -> str:

@@ -193,6 +193,11 @@ class PolicySection(Section):
         (section ``ask``); see `uqcalc.Monitor`.
     max_harvest : int
         Most frames to keep with "harvest". Default 50.
+    bond_change_fs : float
+        ``md`` only: act, too, if bonds have stayed broken or new for so many fs.
+    halting_guarantee : str
+        ``md`` only: file from `uqcalc.certify_halting`. Its limits are the policy, and
+        its statement goes to the log.
     """
 
     suspect: Probability | None = None
@@ -205,6 +210,8 @@ class PolicySection(Section):
     patience: Count | None = None
     on_unreliable: Literal["halt", "warn", "harvest", "rewind", "ask"] = "halt"
     max_harvest: Count | None = Field(default=None, validate_default=True)
+    bond_change_fs: Positive | None = None
+    halting_guarantee: str | None = None
 
     @field_validator("unreliable")
     @classmethod
@@ -247,6 +254,21 @@ class PolicySection(Section):
             "harvest",
         ):
             msg = "must be left out unless on_unreliable is harvest"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("halting_guarantee")
+    @classmethod
+    def _instead_of_cutoffs(cls, value: str, info: ValidationInfo) -> str:
+        if not (folder_of(info) / value).is_file():
+            msg = "must be a file that exists, relative to the run file"
+            raise ValueError(msg)
+        cutoffs = ("suspect", "unreliable", "promise")
+        if given := [name for name in cutoffs if info.data.get(name) is not None]:
+            msg = f"must be left out where {given[0]} is given: it has its own limits"
+            raise ValueError(msg)
+        if info.data.get("on_unreliable") not in (None, "halt"):
+            msg = "must be left out unless on_unreliable is halt: it is about halts"
             raise ValueError(msg)
         return value
 

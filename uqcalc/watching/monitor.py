@@ -130,7 +130,7 @@ class Monitor:
     bond_change_fs : float, optional
         Act, too, if bonds have stayed changed since the first step for so many fs. Give
         it if the potential was not trained on reactions; 25 is usual. By default
-        changed bonds are only SUSPECT.
+        changed bonds are only SUSPECT. Molecular dynamics only.
     guarantee : HaltingGuarantee, optional
         From `uqcalc.certify_halting`. Its statement goes to the log and to the summary.
 
@@ -217,18 +217,12 @@ class Monitor:
         self._resumed_at: int | None = None
         self._calls = 0
         self._offset = 0
-        neb = watched_band(dynamics)
-        self._watched: Structure | Band = (
-            Structure(dynamics, lambda: watched_atoms(dynamics), bond_change_fs)
-            if neb is None
-            else Band(dynamics, neb)
-        )
-        self.harvest = harvest_of(
-            on_unreliable, max_harvest, flagged, band=neb is not None
-        )
+        self._watched = _watched(dynamics, bond_change_fs)
+        band = isinstance(self._watched, Band)
+        self.harvest = harvest_of(on_unreliable, max_harvest, flagged, band=band)
         if self.harvest is not None:
             max_flagged = self.harvest.budget
-        ask = ask_of(on_unreliable, reference, labelled, band=neb is not None)
+        ask = ask_of(on_unreliable, reference, labelled, band=band)
         kept = None if ask is None else ask.labelled
         check_paths(log=log, flagged=flagged, labelled=kept)
         self.asker = None if ask is None else Asker(ask, self._watched.calculator)
@@ -553,3 +547,17 @@ class Monitor:
         }
         neb = watched_band(self.dynamics)
         return about if neb is None else about | {"images": len(neb.images)}
+
+
+def _watched(dynamics: Any, bond_change_fs: float | None) -> Structure | Band:
+    """Return the structure or the band of images that the dynamics moves."""
+    neb = watched_band(dynamics)
+    if neb is None:
+        return Structure(dynamics, lambda: watched_atoms(dynamics), bond_change_fs)
+    if bond_change_fs is not None:
+        msg = (
+            "bond_change_fs must be left out for a band of images, got "
+            f"{bond_change_fs:g}: images have no time, and a path may break bonds"
+        )
+        raise ValueError(msg)
+    return Band(dynamics, neb)
