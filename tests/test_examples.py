@@ -72,9 +72,11 @@ def test_example_of_a_loop(tmp_path):
     before = (first / "labelled.xyz").stat().st_mtime_ns
     report = run_loop(path)
     assert (first / "labelled.xyz").stat().st_mtime_ns == before
-    [row] = report.rounds
+    row, last = report.rounds
     assert row.model == f"mace:{folder / 'first.json'}"
     assert row.labelled > 0
+    assert last.model == f"mace:{first / 'train' / 'model.json'}"
+    assert last.steps > 0
     assert len(read(first / "train.xyz", ":")) == 40 + row.labelled
     assert len(read(first / "held_out.xyz", ":")) == 50
     model = open_model(f"mace:{first / 'train' / 'model.json'}")

@@ -2,8 +2,8 @@
 
     python prepare.py
 
-The labels are GFN2-xTB energies and forces at 300 K. The potential is trained on them
-and knows nothing hotter. Its probe is fitted on other runs, at 300 and 600 K.
+The labels are GFN2-xTB energies and forces at 300 K. The potential is trained on 80 of
+them and knows nothing hotter. Its probe is fitted on other runs, at 300 and 600 K.
 """
 
 import argparse
@@ -76,14 +76,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="short, to try it out")
     quick = parser.parse_args().quick
-    count, steps = (20, 60) if quick else (120, 1200)
+    count, other, steps = (20, 5, 60) if quick else (40, 20, 800)
 
     print("labels: GFN2-xTB runs at 300 and 600 K", flush=True)
     first = [f for seed in (1, 2) for f in labelled_run(300, count, seed)]
     write("first_labels.xyz", first)
     write("start.xyz", first[-1])
-    held = [f for seed in range(3, 9) for f in labelled_run(300, count // 4, seed)]
-    held += [f for seed in range(9, 13) for f in labelled_run(600, count // 4, seed)]
+    held = [f for seed in range(3, 9) for f in labelled_run(300, other, seed)]
+    held += [f for seed in range(9, 13) for f in labelled_run(600, other, seed)]
     write("held_out.xyz", held)
 
     print("training: a small MACE", flush=True)
