@@ -9,10 +9,15 @@ from closeness import FLOAT64, close
 from probe.toys import random_prediction
 
 from uqcalc import Labels
-from uqcalc.errors import LabelError
-from uqcalc.probe.card import Card
+from uqcalc.errors import LabelError, ProbeError
+from uqcalc.evaluation.cardinfo import card_info
+from uqcalc.policy import Policy, Threshold
+from uqcalc.probe.calibration import Calibration
+from uqcalc.probe.card import Card, Guarantee
+from uqcalc.probe.validity import validity
 from uqcalc.quantities import parse_quantity
-from uqcalc.targets import QUANTITIES, TARGETS, Target
+from uqcalc.records import Assessment, Reading
+from uqcalc.targets import QUANTITIES, TARGETS, Target, in_words
 
 
 def predicted():
@@ -95,17 +100,44 @@ def test_a_relative_energy_is_no_error_of_one_frame():
         Labels("relative_energy", offsets=True)
 
 
-def test_a_stress_boundary_is_shown_in_gigapascal():
+def test_a_stress_is_shown_in_gigapascal():
+    """A user writes 0.5 GPa; every text says so, though functions use eV/Å³."""
+    boundary = parse_quantity("0.5 GPa", "stress")
+    made = Guarantee(0.9, 0.1, 0.95, 90, 60, 0, 0.05, boundary, "eV/Å³", boundary)
     card = Card(
         fingerprint="toy:0",
         target="stress",
-        boundary=parse_quantity("0.5 GPa", "stress"),
+        boundary=boundary,
         architecture="standard",
         shape={"features": 3, "charges": False},
         elements=[1],
         sizes=[1, 9],
+        calibration=Calibration(
+            1.0, 0.0, boundaries=(boundary, 20 * boundary), shifts=(0.0, 1.0)
+        ),
+        promise=made.to_dict(),
     )
-    assert card.meaning == "P(RMS stress error <= 0.5 GPa)"
+    reading = Reading("stress_spread", 2 * boundary, unit="eV/Å³")
+    limit = Threshold("stress_spread", suspect=boundary, unreliable=9 * boundary)
+    assessment = Assessment((reading,), Policy([limit])([reading]))
+    rows = dict(card_info(card).rows)
+    with pytest.raises(ProbeError) as refused:
+        card.calibration.at(40 * boundary, card.unit)
+    for text, value in [
+        (card.meaning, 0.5),
+        (card.question, 0.5),
+        (str(card), 0.5),
+        (str(card.guarantee), 0.5),
+        (validity(card), 0.5),
+        (rows["other boundaries"], 10),
+        (str(refused.value), 20),
+        (str(assessment), 1),
+        (repr(assessment), 1),
+    ]:
+        assert f"{value:g} GPa" in text
+        assert "eV/Å³" not in text
+    assert rows["boundary"] == "0.5 GPa (0.003121 eV/Å³)"
+    assert in_words(float("nan"), "eV/Å³") == "nan GPa"
 
 
 def test_errors_of_energies_take_many_structures_at_once():

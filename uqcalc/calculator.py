@@ -494,6 +494,7 @@ def _voided(reading: Reading, note: str) -> Reading:
         unlabelled=(),
         faults=(),
         absurd=(),
+        regime="",
     )
 
 

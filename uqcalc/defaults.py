@@ -142,8 +142,8 @@ def choose_signals(
         chosen.append(Sanity.of(backbone, forces=_has_force_signal(chosen)))
     wanted = sanity if flags is None else flags
     if wanted and not any(isinstance(signal, Flags) for signal in chosen):
-        probes = probes_of(chosen)
-        chosen.append(Flags.of(backbone, probes[0].card if probes else None))
+        cards = [probe.card for probe in probes_of(chosen)]
+        chosen.append(Flags.of(backbone, cards))
     names = [signal.name for signal in chosen]
     if len(set(names)) != len(names):
         msg = f"signals must have distinct names, got {names}"

@@ -15,6 +15,7 @@ from uqcalc.evaluation.cardinfo import Info, card_info
 from uqcalc.files.tensorfile import metadata_of
 from uqcalc.records import Level
 from uqcalc.signals.card import FILE as SIGNAL_FILE, SignalCard
+from uqcalc.targets import in_words
 from uqcalc.watching.logsummary import LogSummary, summarise_log
 
 
@@ -196,8 +197,8 @@ def _limit(value: float | None) -> str:
 
 
 def _target(probe: Mapping[str, Any]) -> str:
-    unit = probe.get("unit", "")
-    return f"{probe['target']} within {probe['boundary']:.4g} {unit}".strip()
+    boundary = in_words(probe["boundary"], probe.get("unit", ""))
+    return f"{probe['target']} within {boundary}"
 
 
 def _flagged_rows(log: LogSummary) -> list[tuple[str, str]]:

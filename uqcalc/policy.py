@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from uqcalc.former import Former, former_argument
 from uqcalc.records import Assessment, Level, Reading, Verdict, key_of, told_apart
+from uqcalc.targets import in_words, shown_in
 
 
 # Thresholds for a risk without known limits: every finite risk, even zero, is SUSPECT;
@@ -107,20 +108,22 @@ class Threshold:
 
     def reason(self, reading: Reading) -> str:
         """Say in words and numbers why ``reading`` is not RELIABLE."""
-        unit = f" {reading.unit}" if reading.unit else ""
         if math.isnan(reading.risk):
             return f"{self.signal}: {reading.note or 'the risk is NaN'}"
         if (self.suspect, self.unreliable) == TRUST_NOTHING:
+            risk = in_words(reading.risk, reading.unit, digits=3)
             return (
-                f"{self.signal}: no limit is known (risk {reading.risk:.3g}{unit}), "
-                "so no structure is RELIABLE"
+                f"{self.signal}: no limit is known (risk {risk}), so no structure is "
+                "RELIABLE"
             )
         severe = self.level(reading.risk) is Level.UNRELIABLE
         limit = self.unreliable if severe else self.suspect
         if reading.meaning:
             found, least = told_apart(1 - reading.risk, 1 - limit, digits=2)
             return f"{self.signal}: {reading.meaning} = {found} < {least}"
-        found, most = told_apart(reading.risk, limit, digits=3)
+        unit, factor = shown_in(reading.unit)
+        unit = f" {unit}" if unit else ""
+        found, most = told_apart(reading.risk * factor, limit * factor, digits=3)
         return f"{self.signal}: risk {found}{unit} > {most}{unit}"
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic
 import numpy as np
 
 from uqcalc.htmltable import html_table
+from uqcalc.targets import in_words
 
 
 if TYPE_CHECKING:
@@ -105,6 +106,9 @@ class Reading(Generic[Number]):
         "P(RMS force error <= 38 meV/Å)". Empty if the risk is not a probability.
     atoms : tuple of int or None
         Indices of the atoms that the risk is about; None for the whole structure.
+    regime : str
+        Regime of the structure, and whether the probes are validated there; empty if
+        unknown.
     """
 
     signal: str
@@ -122,6 +126,7 @@ class Reading(Generic[Number]):
     always: bool = False
     meaning: str = ""
     atoms: tuple[int, ...] | None = None
+    regime: str = ""
 
     def on_host(self, risk: float, results: Mapping[str, Any]) -> Reading:
         """Return the same reading with these numbers in place of its tensors."""
@@ -212,6 +217,16 @@ class Assessment:
         return self.verdict.level
 
     @property
+    def regime(self) -> str:
+        """Regime of the structure, and whether the probes are validated there.
+
+        Such as "near-equilibrium: validated to 0.2 eV/Å (90 % right)" or "reactive: no
+        labels". Empty without `Flags`, and for probes of earlier versions, which do not
+        list the regimes of their labels.
+        """
+        return next((r.regime for r in self.readings if r.regime), "")
+
+    @property
     def absurd(self) -> tuple[str, ...]:
         """Reasons to stop a run at this step, whatever its patience."""
         return tuple(why for reading in self.readings for why in reading.absurd)
@@ -226,8 +241,9 @@ class Assessment:
         return broken or bool(self.absurd)
 
     def __str__(self) -> str:
-        reasons = "; ".join(self.verdict.reasons)
-        return f"{self.level.name}: {reasons}" if reasons else self.level.name
+        regime = [f"regime {self.regime}"] if self.regime else []
+        parts = "; ".join([*self.verdict.reasons, *regime])
+        return f"{self.level.name}: {parts}" if parts else self.level.name
 
     def __repr__(self) -> str:
         risks = ", ".join(f"{name} {risk}" for name, risk in self._risks())
@@ -236,11 +252,12 @@ class Assessment:
     def _repr_html_(self) -> str:
         reasons = [("reason", reason) for reason in self.verdict.reasons]
         rows = [("level", self.level.name), *reasons]
+        rows += [("regime", self.regime)] if self.regime else []
         rows += [(f"risk of {name}", risk) for name, risk in self._risks()]
         return html_table("Assessment", rows)
 
     def _risks(self) -> list[tuple[str, str]]:
-        return [(r.signal, f"{r.risk:.3g} {r.unit}".strip()) for r in self.readings]
+        return [(r.signal, in_words(r.risk, r.unit, digits=3)) for r in self.readings]
 
     def reading(self, signal: str) -> Reading:
         """Return the reading of ``signal``.

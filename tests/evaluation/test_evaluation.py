@@ -2,11 +2,13 @@
 
 import base64
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from ase import units
 from ase.build import molecule
 from builders import mace_calculator, rattled, tiny_probe
 from closeness import FLOAT64, NETWORK, close
@@ -17,6 +19,7 @@ from uqcalc import Labels, Recipe, ReliableCalculator, evaluate, fit, tap
 from uqcalc.errors import LabelError, LabelWarning, ProbeError
 from uqcalc.evaluation import report as reports
 from uqcalc.evaluation.cardinfo import card_info
+from uqcalc.evaluation.page import render
 from uqcalc.evaluation.readings import read_structures
 from uqcalc.evaluation.report import findings, report_lines
 from uqcalc.probe.calibration import Calibration
@@ -234,6 +237,10 @@ def test_a_probe_of_one_path_has_a_shorter_page(probe, tmp_path):
     page = Page(result.write(tmp_path / "a")[2].read_text(encoding="utf-8"))
     assert page.tags.count("img") == 3
     assert "no scope: the limits of its calibration set are unknown" in page.shown
+    in_gpa = replace(result, probe=result.probe.with_card(target="stress"))
+    shown = Page(render(in_gpa)).shown
+    assert "error [GPa]" in shown
+    assert f"is {result.report['median_error'] / units.GPa:.3g} GPa" in shown
     assert "share of structures outside" not in page.shown
     assert result.report["atoms"] is None
 

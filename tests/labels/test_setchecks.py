@@ -191,7 +191,7 @@ def test_a_boundary_among_errors_that_are_all_alike_is_not_taken_unasked():
     rng = np.random.default_rng(0)
     alike = rng.lognormal(np.log(0.03), 0.25, 500)
     boundary = Labels().chosen_boundary(alike)
-    named = f"all errors are similar, .* boundary={3 * np.median(alike):.2g},"
+    named = f"all errors are similar, .* boundary='{3 * np.median(alike):.2g} eV/Å',"
     with pytest.raises(LabelError, match=named):
         check_spread_of_errors(alike, boundary, Labels())
     for given in (Labels(boundary=boundary), Labels(percentile=50)):

@@ -267,6 +267,7 @@ def _record(assessment: Assessment) -> dict[str, Any]:
                 "absurd": list(reading.absurd),
                 "always": reading.always,
                 "meaning": reading.meaning,
+                **({"regime": reading.regime} if reading.regime else {}),
                 **({} if reading.atoms is None else {"atoms": list(reading.atoms)}),
             }
             for reading in assessment.readings
@@ -296,6 +297,7 @@ def _reading(atoms: Atoms, row: Mapping[str, Any]) -> Reading:
         always=bool(row.get("always", False)),
         meaning=str(row.get("meaning", "")),
         atoms=tuple(map(int, row["atoms"])) if "atoms" in row else None,
+        regime=str(row.get("regime", "")),
     )
 
 

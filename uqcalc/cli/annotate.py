@@ -22,6 +22,7 @@ from uqcalc.cli.options import (
 from uqcalc.cli.probes import ProbesOption, model_of
 from uqcalc.cli.signalchoice import ForceDeltaChoice, reliable
 from uqcalc.cli.streams import input_file, is_standard, output_file
+from uqcalc.targets import in_words
 from uqcalc.uses import checked_use
 
 
@@ -170,7 +171,7 @@ def _show(summary: AnnotationSummary, output: Path, report: Report) -> None:
         table.add_column("P(reliable)" if by_probe else "risk", justify="right")
         table.add_column("why", overflow="fold")
         for row in summary.worst:
-            number = f"{row.risk:.3g} {row.unit}"
+            number = in_words(row.risk, row.unit, digits=3)
             if row.reliability is not None:
                 number = f"{row.reliability:.3f}"
             table.add_row(

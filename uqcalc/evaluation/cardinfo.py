@@ -19,6 +19,7 @@ from uqcalc.evaluation.report import (
 from uqcalc.geometry.environments import FEWEST
 from uqcalc.probe.card import Card
 from uqcalc.probe.validity import validity
+from uqcalc.targets import in_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Info:
 def card_info(card: Card) -> Info:
     """Return what a probe predicts, for which potential, and its scores, as text."""
     symbols = " ".join(chemical_symbols[z] for z in card.elements)
-    boundary = f"{card.boundary:.4g} {card.unit}"
+    boundary = in_words(card.boundary, card.unit, both=True)
     rule = card.training.get("boundary_rule", "")
     if not rule and card.percentile is not None:
         rule = f"percentile {card.percentile:g} of its training errors"
@@ -72,7 +73,8 @@ def card_info(card: Card) -> Info:
 def _boundary_rows(card: Card) -> list[tuple[str, str]]:
     rows = []
     if known := card.calibration.boundaries:
-        text = f"any from {known[0]:.3g} to {known[-1]:.3g} {card.unit}"
+        low, high = (in_words(x, card.unit, digits=3) for x in (known[0], known[-1]))
+        text = f"any from {low} to {high}"
         rows.append(("other boundaries", text))
     if card.atom_boundary is not None:
         text = f"P(|ΔF_i| <= {card.atom_boundary:.4g} eV/Å) of each atom"

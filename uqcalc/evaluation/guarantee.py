@@ -268,7 +268,9 @@ def starts_of(probe: Probe, tolerance: float) -> Starts | None:
     card, boundary = probe.card, probability_boundary(probe, tolerance)
     if not card.held_out:
         return None
-    shift = 0.0 if boundary == card.boundary else card.calibration.shift(boundary)
+    shift = 0.0
+    if boundary != card.boundary:
+        shift = card.calibration.shift(boundary, card.unit)
     return partial(starting_cutoffs, card.held_out, shift=shift)
 
 

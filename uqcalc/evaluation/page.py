@@ -19,7 +19,7 @@ from uqcalc.evaluation.report import (
     whether_p_holds,
 )
 from uqcalc.probe.validity import validity
-from uqcalc.targets import TARGETS
+from uqcalc.targets import TARGETS, in_words, shown_in
 
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def render(evaluation: Evaluation, warnings: Sequence[str] = ()) -> str:
         question=card.question.replace("<=", "≤"),
         report=report,
         target=TARGETS[card.target],
-        boundary=f"{card.boundary:.4g} {card.unit}",
+        boundary=in_words(card.boundary, card.unit),
+        median_error=in_words(report["median_error"], card.unit, digits=3),
         holds=whether_p_holds(report),
         notes=[*warnings, *findings(report)],
         parts={part.name: score_rows(report, part) for part in Part},
@@ -107,7 +108,7 @@ def _extremes(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, ...]]]]
 
 def _structure_columns(evaluation: Evaluation) -> tuple[str, ...]:
     number = "test structure" if evaluation.tested.frames is None else "frame"
-    error = f"error [{evaluation.probe.card.unit}]"
+    error = f"error [{shown_in(evaluation.probe.card.unit)[0]}]"
     return (number, "group", "formula", error, "P", "scope")
 
 
@@ -115,13 +116,14 @@ def _structures(
     evaluation: Evaluation, rows: NDArray[np.int64]
 ) -> list[tuple[str, ...]]:
     tested = evaluation.tested
+    _, factor = shown_in(evaluation.probe.card.unit)
     numbers = tested.frames or range(len(evaluation.errors))
     return [
         (
             str(numbers[i]),
             tested.groups[i],
             tested.formulas[i],
-            f"{evaluation.errors[i]:#.3g}",
+            f"{evaluation.errors[i] * factor:#.3g}",
             f"{evaluation.probability[i]:.3f}",
             "outside" if tested.outside[i] else "inside",
         )

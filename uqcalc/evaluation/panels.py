@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from uqcalc.plotting import COLOURS, INK, QUIET, axes_of
 from uqcalc.records import Level
 from uqcalc.statistics import scores
+from uqcalc.targets import shown_in
 
 
 if TYPE_CHECKING:
@@ -283,16 +284,18 @@ def _reliability(evaluation: Evaluation, ax: Axes) -> None:
 
 def _risk(evaluation: Evaluation, ax: Axes) -> None:
     risks = {"probe": 1 - evaluation.probability}
-    plot_risk_coverage(evaluation.errors, risks, evaluation.probe.card.unit, ax)
+    unit, factor = shown_in(evaluation.probe.card.unit)
+    plot_risk_coverage(evaluation.errors * factor, risks, unit, ax)
 
 
 def _errors(evaluation: Evaluation, ax: Axes) -> None:
     card = evaluation.probe.card
+    unit, factor = shown_in(card.unit)
     plot_errors(
         evaluation.probability,
-        evaluation.errors,
-        card.boundary,
-        card.unit,
+        evaluation.errors * factor,
+        card.boundary * factor,
+        unit,
         ax,
         outside=evaluation.tested.outside,
     )
@@ -316,11 +319,12 @@ def _paths(weights: dict[str, float], ax: Axes) -> None:
 
 def _scope(evaluation: Evaluation, novelty: NDArray[np.float64], ax: Axes) -> None:
     card = evaluation.probe.card
+    unit, factor = shown_in(card.unit)
     plot_errors(
         novelty,
-        evaluation.errors,
-        card.boundary,
-        card.unit,
+        evaluation.errors * factor,
+        card.boundary * factor,
+        unit,
         ax,
         outside=evaluation.tested.outside,
     )

@@ -42,6 +42,7 @@ from uqcalc.probe.card import JOINED_ARCHITECTURE, RAW_ARCHITECTURE
 from uqcalc.probe.official import released_energies
 from uqcalc.probe.probe import Probe
 from uqcalc.probe.seen import Seen
+from uqcalc.targets import TARGETS
 
 
 __all__ = ["FitReport", "Recipe", "fit", "fit_datasets"]
@@ -137,7 +138,7 @@ def fit_datasets(
     train = train.crossed()
     boundary = labels.chosen_boundary(train.errors)
     check_spread_of_errors(train.errors, boundary, labels)
-    check_both_classes(train.errors, boundary)
+    check_both_classes(train.errors, boundary, TARGETS[labels.target].unit)
     _refuse_untestable(train, test)
     warn_of_rare_class(train.errors, boundary, labels)
     span = missing_span(train.numbers, train.offsets)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.labels.groups import group_names, reduced_formula
 from uqcalc.labels.labels import Labels
-from uqcalc.targets import TARGETS
+from uqcalc.targets import TARGETS, in_words
 
 
 FEWEST, FEW, SMALL_SHARE = 5, 30, 0.05
@@ -36,7 +36,9 @@ def rare_class(reliable: NDArray[np.bool_]) -> str:
     return f"{count} of {total} are {name}"
 
 
-def check_both_classes(errors: NDArray[np.float64], boundary: float) -> None:
+def check_both_classes(
+    errors: NDArray[np.float64], boundary: float, unit: str = ""
+) -> None:
     """Check that at least 5 training labels are of each class.
 
     Raises
@@ -47,11 +49,12 @@ def check_both_classes(errors: NDArray[np.float64], boundary: float) -> None:
     right = int(np.sum(errors <= boundary))
     if min(right, len(errors) - right) >= FEWEST:
         return
-    low, middle, high = np.percentile(errors, (0, 50, 100))
+    found = (boundary, *np.percentile(errors, (0, 50, 100)))
+    text, low, middle, high = (in_words(x, unit, digits=3) for x in found)
     msg = (
         f"training labels must have at least {FEWEST} reliable and {FEWEST} unreliable "
-        f"structures, got {right} of {len(errors)} within {boundary:.4g} (errors from "
-        f"{low:.3g} to {high:.3g}, median {middle:.3g}); choose another boundary, or "
+        f"structures, got {right} of {len(errors)} within {text} (errors from "
+        f"{low} to {high}, median {middle}); choose another boundary, or "
         "add frames of the rarer class"
     )
     raise LabelError(msg)
@@ -70,18 +73,20 @@ def check_spread_of_errors(
     LabelError
         If the boundary is below 1.5 medians. The message suggests a boundary.
     """
-    middle, high = np.percentile(errors, (50, 100))
+    middle, high = np.percentile(errors, (50, 100)).tolist()
     chosen = labels.boundary is not None or labels.percentile is not None
     if chosen or boundary >= _ALIKE * middle:
         return
     unit = TARGETS[labels.target].unit
+    given, half, most = (in_words(x, unit, digits=3) for x in (boundary, middle, high))
+    enough = in_words(3 * middle, unit, digits=2)
     msg = (
         "default boundary must be at least "
         f"{_ALIKE:g} times the median error of the training labels, got "
-        f"{boundary:.3g} {unit} with the median {middle:.3g} and the maximum "
-        f"{high:.3g}: all errors are similar, and such a boundary halts good runs; add "
+        f"{given} with the median {half} and the maximum "
+        f"{most}: all errors are similar, and such a boundary halts good runs; add "
         "frames with large errors (hotter runs, stretched bonds) and choose the "
-        f"largest error that you accept, for example boundary={3 * middle:.2g}, or "
+        f"largest error that you accept, for example boundary={enough!r}, or "
         "percentile=50 for a probe that ranks structures and does not monitor runs"
     )
     raise LabelError(msg)
@@ -103,12 +108,15 @@ def warn_of_rare_class(
     better = replace(labels, boundary=None, percentile=None).chosen_boundary(errors)
     rule = f" ({labels.boundary_rule})" if labels.boundary_rule else ""
     apart = better >= _ALIKE * float(np.median(errors))
-    other = f"choose another boundary (these errors suggest {better:.3g})"
+    unit = TARGETS[labels.target].unit
+    suggested = in_words(better, unit, digits=3)
+    other = f"choose another boundary (these errors suggest {suggested})"
     msg = (
         f"labels should have at least {FEW} structures and {SMALL_SHARE:.0%} of each "
-        f"class, but of the training labels {text} at the boundary {boundary:.4g}"
-        f"{rule}: the probe learns little about this class and often predicts the "
-        f"other one; add frames of this class{', or ' + other if apart else ''}"
+        f"class, but of the training labels {text} at the boundary "
+        f"{in_words(boundary, unit)}{rule}: the probe learns little about this class "
+        "and often predicts the other one; add frames of this class"
+        f"{', or ' + other if apart else ''}"
     )
     warnings.warn(msg, LabelWarning, stacklevel=3)
 

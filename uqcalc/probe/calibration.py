@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from uqcalc.errors import LabelError, ProbeError
 from uqcalc.files.entries import checked
+from uqcalc.targets import in_words
 
 
 if TYPE_CHECKING:
@@ -148,34 +149,38 @@ class Calibration:
             logits, tuple((after, before) for before, after in self.system)
         )
 
-    def at(self, boundary: float) -> Calibration:
-        """Return the calibration whose own boundary is ``boundary``.
+    def at(self, boundary: float, unit: str = "") -> Calibration:
+        """Return the calibration whose own boundary is ``boundary``, in ``unit``.
 
         Raises
         ------
         ProbeError
             As in `shift`.
         """
-        moved = self.shift(boundary)
+        moved = self.shift(boundary, unit)
         shifts = tuple(shift - moved for shift in self.shifts)
         if not self.knots:
             return replace(self, intercept=self.intercept + moved, shifts=shifts)
         knots = tuple((before, after + moved) for before, after in self.knots)
         return replace(self, knots=knots, shifts=shifts)
 
-    def shift(self, boundary: float) -> float:
-        """Return what a boundary adds to the logit at the probe's own boundary."""
+    def shift(self, boundary: float, unit: str = "") -> float:
+        """Return what a boundary adds to the logit at the probe's own boundary.
+
+        ``unit`` is that of the boundary, for messages.
+        """
         if not self.boundaries:
             msg = (
                 "boundary must be the one that this probe was fitted for, got "
-                f"{boundary:.4g}; fit the probe again for another boundary"
+                f"{in_words(boundary, unit)}; fit the probe again for another boundary"
             )
             raise ProbeError(msg)
         low, high = self.boundaries[0], self.boundaries[-1]
         if not low * (1 - 1e-9) <= boundary <= high * (1 + 1e-9):
+            least, most, given = (in_words(x, unit) for x in (low, high, boundary))
             msg = (
-                f"boundary must lie between {low:.4g} and {high:.4g}, the range of "
-                f"the errors of the probe's labels, got {boundary:.4g}; choose one "
+                f"boundary must lie between {least} and {most}, the range of "
+                f"the errors of the probe's labels, got {given}; choose one "
                 "inside, or fit a probe on other labels"
             )
             raise ProbeError(msg)

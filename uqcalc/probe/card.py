@@ -20,7 +20,7 @@ from uqcalc.former import Former
 from uqcalc.policy import Policy, Threshold
 from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.scope import AtomFloor, Scope
-from uqcalc.targets import TARGETS
+from uqcalc.targets import TARGETS, in_words, shown_in
 
 
 if TYPE_CHECKING:
@@ -168,11 +168,11 @@ class Guarantee:
     def __str__(self) -> str:
         how = "are wrong"
         if self.tolerance is not None:
-            how = f"err by more than {self.tolerance:.4g} {self.unit}".rstrip()
+            how = f"err by more than {in_words(self.tolerance, self.unit)}"
         which = f"probability at least {self.cutoff:.4g}"
         if self.boundary is not None:
             which = (
-                f"P(error <= {self.boundary:.4g} {self.unit}) at least "
+                f"P(error <= {in_words(self.boundary, self.unit)}) at least "
                 f"{self.cutoff:.4g}, within the scope of the probe"
             )
         return (
@@ -323,11 +323,9 @@ class Card(FileCard):
         return self._meaning_at(self.boundary)
 
     def _meaning_at(self, boundary: float, error: str | None = None) -> str:
-        value, unit = boundary, self.unit
-        shown = TARGETS[self.target].shown
-        if shown is not None:
-            value, unit = value * shown[1], shown[0]
-        elif value < 1.0:  # small errors are usually given in meV
+        unit, factor = shown_in(self.unit)
+        value = boundary * factor
+        if value < 1.0 and unit == self.unit:  # small errors are usually given in meV
             value, unit = 1000 * value, f"m{unit}"
         return f"P({error or TARGETS[self.target].meaning} <= {value:.3g} {unit})"
 
@@ -344,9 +342,9 @@ class Card(FileCard):
 
     @property
     def question(self) -> str:
-        """Text "P(error <= boundary)", in the unit of the boundary."""
+        """Text "P(error <= boundary)", in the unit of `uqcalc.targets.shown_in`."""
         meaning = TARGETS[self.target].meaning
-        return f"P({meaning} <= {self.boundary:.4g} {self.unit})"
+        return f"P({meaning} <= {in_words(self.boundary, self.unit)})"
 
     @property
     def guarantee(self) -> Guarantee | None:

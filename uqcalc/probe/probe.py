@@ -169,7 +169,7 @@ class Probe:
         """
         if boundary == self.card.boundary:
             return self
-        calibration = self.card.calibration.at(boundary)
+        calibration = self.card.calibration.at(boundary, self.card.unit)
         return self.with_card(
             boundary=boundary, percentile=None, calibration=calibration, held_out=[]
         )

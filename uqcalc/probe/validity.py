@@ -1,14 +1,15 @@
-"""What a probe is validated on, and what not, in one sentence from its card."""
+"""What a probe is validated on, and what not, in words from its card."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from ase.data import chemical_symbols
 
 from uqcalc.geometry.regimes import REGIMES
 from uqcalc.probe.card import Card, Guarantee, RegimeCount
+from uqcalc.targets import TARGETS, in_words
 
 
 _WORDS = {
@@ -64,10 +65,60 @@ def validity(card: Card) -> str:
     )
 
 
+def regime_states(cards: Sequence[Card]) -> dict[str, str]:
+    """Return for each regime whether the probes are validated there.
+
+    Parameters
+    ----------
+    cards : sequence of Card
+        A probe whose card does not list the regimes of its labels is left out.
+
+    Returns
+    -------
+    dict of str
+        Regime (`uqcalc.geometry.regimes.REGIMES`) -> text; empty if no card lists
+        regimes.
+
+    Examples
+    --------
+    "near-equilibrium: validated to 0.2 eV/Å (90 % right)", "reactive: no labels", and
+    with two probes "hot: forces not validated (0 wrong of 8 accepted groups), stress
+    not validated (no guarantee)".
+    """
+    known = [card for card in cards if card.training.get("regimes_by_rule")]
+    if not known:
+        return {}
+    return {
+        name: f"{name}: "
+        + ", ".join(
+            (f"{TARGETS[card.target].of} " if len(known) > 1 else "")
+            + _state(card, name)
+            for card in known
+        )
+        for name in REGIMES
+    }
+
+
+def _state(card: Card, regime: str) -> str:
+    """Return whether a probe is validated in a regime."""
+    if regime not in card.training["regimes_by_rule"]:
+        return "no labels"
+    made = card.guarantee
+    if made is None:
+        return "not validated (no guarantee)"
+    if not made.regimes:
+        return "not validated by itself (the guarantee is on average)"
+    if regime in made.validated:
+        right = 100 * (1 - made.risk)
+        return f"validated to {_tolerance(made)} ({right:.3g} % right)"
+    row = made.regimes.get(regime)
+    return f"not validated{_count(row) or ' (no accepted group)'}"
+
+
 def _tolerance(made: Guarantee) -> str:
     if made.tolerance is None:
         return "its labels"
-    return f"{made.tolerance:.3g} {made.unit}".rstrip()
+    return in_words(made.tolerance, made.unit, digits=3)
 
 
 def _seen(rows: Mapping[str, RegimeCount]) -> set[int]:

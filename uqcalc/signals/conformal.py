@@ -28,7 +28,7 @@ from uqcalc.signals.label_free import (
 )
 from uqcalc.signals.samples import Risks, Samples
 from uqcalc.statistics.quantiles import conformal_factor, groups_needed
-from uqcalc.targets import TARGETS
+from uqcalc.targets import TARGETS, in_words
 
 
 if TYPE_CHECKING:
@@ -190,10 +190,10 @@ class ConformalInterval(FittedSignal):
             If the bound is the same for all structures.
         """
         if isinstance(self.base, Constant):
+            bound = in_words(self.card.settings["factor"], self.card.unit)
             msg = (
                 "bound must differ between structures to have quantiles, got "
-                f"{self.card.settings['factor']:.3g} {self.card.unit} for all; fit "
-                "the bound with a signal"
+                f"{bound} for all; fit the bound with a signal"
             )
             raise LabelError(msg)
         return super().threshold(suspect=suspect, unreliable=unreliable)

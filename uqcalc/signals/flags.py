@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -16,6 +16,7 @@ from uqcalc.geometry.environments import Coordination, Environments
 from uqcalc.geometry.regimes import regime_of
 from uqcalc.labels.regimes import geometry_of
 from uqcalc.probe.card import Card
+from uqcalc.probe.validity import regime_states
 from uqcalc.signals.base import TensorReading
 
 
@@ -54,6 +55,9 @@ class Flags:
     In crystals only H, C, N, O and F have, and neither charges nor radicals are
     checked.
 
+    The reading states the regime, and whether the probes are validated there
+    (`uqcalc.types.Reading`, ``regime``).
+
     The risk is the number of findings; ``flags_atoms`` is the number of flagged atoms.
 
     Parameters
@@ -68,6 +72,8 @@ class Flags:
     hottest : float, optional
         Highest temperature of the labels in K; `uqcalc.Monitor` compares it with the
         temperature of the run.
+    states : mapping, optional
+        Regime -> text on whether the probes are validated there.
 
     Attributes
     ----------
@@ -84,24 +90,30 @@ class Flags:
         environments: Environments | None = None,
         regimes: Collection[str] = (),
         hottest: float | None = None,
+        states: Mapping[str, str] | None = None,
     ) -> None:
         self.reads = reads
         self.environments = environments
         self.regimes = frozenset(regimes)
         self.hottest = hottest
+        self.states = dict(states or {})
         self.bonds = BondFinder()
         self._coordination = Coordination()
 
     @classmethod
-    def of(cls, backbone: Backbone, card: Card | None = None) -> Flags:
-        """Return the signal with the inputs of this model and a probe's labels."""
-        seen = {} if card is None else card.training
+    def of(cls, backbone: Backbone, cards: Sequence[Card] = ()) -> Flags:
+        """Return the signal with the inputs of this model and the probes' labels.
+
+        Structures are compared with the labels of the first card.
+        """
+        seen = cards[0].training if cards else {}
         found = seen.get("environments")
         return cls(
             backbone.reads,
             None if found is None else Environments.from_dict(found),
             seen.get("regimes_by_rule", ()),
             seen.get("temperature_K"),
+            regime_states(cards),
         )
 
     def __call__(self, prediction: Prediction) -> TensorReading:
@@ -112,11 +124,12 @@ class Flags:
         if bonds is not None:
             found = broken_bonds(bonds)
         around = None
-        unlabelled: tuple[str, ...] = ()
+        regime, unlabelled = "", ()
         if self.regimes or self.environments is not None:
             around = self._coordination(geometry)
         if self.regimes and around is not None:
-            unlabelled = self._unseen_regime(prediction, around[1], bonds, found)
+            regime = _regime(prediction, around[1], bonds, found)
+            unlabelled = self._unlabelled(regime)
         if bonds is not None and not bonds.periodic:
             self._check_charge(bonds, prediction.charge_spin, found)
         if self.environments is not None and around is not None:
@@ -129,24 +142,11 @@ class Flags:
             doubts=tuple(found.reasons),
             unlabelled=unlabelled,
             always=True,
+            regime=self.states.get(regime, regime),
         )
 
-    def _unseen_regime(
-        self,
-        prediction: Prediction,
-        contacts: np.ndarray,
-        bonds: Bonds | None,
-        found: Findings,
-    ) -> tuple[str, ...]:
+    def _unlabelled(self, regime: str) -> tuple[str, ...]:
         """Return the reason if the labels lack the regime; else nothing."""
-        regime = regime_of(
-            geometry_of(prediction),
-            np.asarray(prediction.forces),
-            contacts,
-            breaking=bool(found.reasons),
-            fragments=0 if bonds is None else bonds.fragments,
-            stress=prediction.results.get("stress"),
-        )
         if regime in self.regimes:
             return ()
         return (
@@ -179,3 +179,19 @@ class Flags:
                 'info["charge"] = 0',
                 (),
             )
+
+
+def _regime(
+    prediction: Prediction,
+    contacts: np.ndarray,
+    bonds: Bonds | None,
+    found: Findings,
+) -> str:
+    return regime_of(
+        geometry_of(prediction),
+        np.asarray(prediction.forces),
+        contacts,
+        breaking=bool(found.reasons),
+        fragments=0 if bonds is None else bonds.fragments,
+        stress=prediction.results.get("stress"),
+    )

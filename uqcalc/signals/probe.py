@@ -127,9 +127,8 @@ class ProbeSignal:
         self._tolerance: float | None = None
         if guarantee is not None and guarantee.boundary not in {None, card.boundary}:
             self._tolerance = guarantee.boundary
-            card.calibration.shift(
-                guarantee.boundary
-            )  # raises for an unusable tolerance
+            # raises for an unusable tolerance
+            card.calibration.shift(guarantee.boundary, card.unit)
         self._stress = probe.reads_stress
         charges = {"charges"} if card.charges else set()
         stress = {"stress"} if self._stress else set()

@@ -14,7 +14,7 @@ from uqcalc.asking import DISAGREE, RULES, UNLABELLED
 from uqcalc.quantities import parse_quantity
 from uqcalc.records import Event, Level, told_apart
 from uqcalc.references.evaluating import REFERENCE_KEY, Computed, attempted
-from uqcalc.targets import TARGETS
+from uqcalc.targets import TARGETS, shown_in
 from uqcalc.watching.flagged import FrameFile
 from uqcalc.watching.outputs import Outputs
 
@@ -379,5 +379,6 @@ def _compared(criterion: Criterion, errors: Mapping[str, float]) -> str:
     """Return "RMS force error 0.21 eV/Å > 0.1 eV/Å"."""
     target, error = TARGETS[criterion.target], errors[criterion.target]
     sign = "<=" if error <= criterion.boundary else ">"
-    found, most = told_apart(error, criterion.boundary)
-    return f"{target.meaning} {found} {target.unit} {sign} {most} {target.unit}"
+    unit, factor = shown_in(target.unit)
+    found, most = told_apart(error * factor, criterion.boundary * factor)
+    return f"{target.meaning} {found} {unit} {sign} {most} {unit}"
