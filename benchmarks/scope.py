@@ -1,11 +1,15 @@
 """Measure what the scope of a probe excludes, and what it should not exclude.
 
-    python benchmarks/scope.py --model chgnet --probe new.probe --cache features
-    python benchmarks/scope.py --model sevennet --probe new.probe  # with sevenn
+    python benchmarks/scope.py --model chgnet --before old.probe --cache features
+    python benchmarks/scope.py --model sevennet --before old.probe  # with sevenn
     python benchmarks/scope.py --model default --molecules probe_train.xyz
 
+``--before`` is a probe of the forces from an earlier version, such as the output of
+``git show 4ed97ad:uqcalc/data/chgnet.probe``; ``--probe`` is by default what ships.
+
 Three questions. (1) How many absurd crystals (`roughness.absurd`) are RELIABLE with the
-probe before (``--before``, by default the shipped one) and with ``--probe``? (2) On
+probe before and with ``--probe``, at a constant cell (verdict on forces) and for a
+moving cell (verdict on forces and stress, if there is a probe of the stress)? (2) On
 eleven systems with labels of DFT that no fit saw: is a system on which
 |mean P - share of right frames| exceeds 0.3 outside for most of its frames, and do
 right frames that were RELIABLE stay so? (3) With ``--model default``: how much does the
@@ -33,7 +37,7 @@ from roughness.absurd import draw
 
 import uqcalc
 from uqcalc.backbones.base import Backbone, Prediction
-from uqcalc.defaults import shipped_probe
+from uqcalc.defaults import open_probes
 from uqcalc.errors import UqcalcError
 from uqcalc.evaluation.readings import read_structures
 from uqcalc.fitting.crossfit import group_folds
@@ -42,6 +46,7 @@ from uqcalc.labels.dataset import Dataset, build_dataset
 from uqcalc.probe.inputs import SHRINKAGE, Moments
 from uqcalc.probe.scope import held_out_limit, learn_scope
 from uqcalc.statistics.mahalanobis import squared_distances, whitening
+from uqcalc.uses import judged_for
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "provenance" / "universal"))
@@ -60,6 +65,7 @@ ABSURD_COLUMNS = {
     "confident": "P at least 0.8",
     "reliable_before": "RELIABLE before",
     "reliable": "RELIABLE now",
+    "reliable_moving": "RELIABLE now, moving cell",
     "outside": "outside now",
 }
 SYSTEM_COLUMNS = {
@@ -78,21 +84,34 @@ SYSTEM_COLUMNS = {
 
 
 class Judge:
-    """The calculator's verdicts with one probe, on predictions that exist already."""
+    """The calculator's verdicts with given probes, on predictions that exist already.
 
-    def __init__(self, backbone: Backbone, probe: uqcalc.Probe) -> None:
-        self.calculator = uqcalc.ReliableCalculator(backbone, probe)
+    Attributes
+    ----------
+    card : Card
+        That of the probe of the forces.
+    """
 
-    def __call__(self, prediction: Prediction) -> tuple[bool, float, float]:
-        """Return whether it is RELIABLE, P and the novelty."""
-        found = self.calculator.judge(prediction)
+    def __init__(self, backbone: Backbone, probes: Sequence[uqcalc.Probe]) -> None:
+        self.calculator = uqcalc.ReliableCalculator(backbone, probes)
+        self.card = probes[0].card
+
+    def __call__(self, prediction: Prediction) -> tuple[bool, bool, float, float]:
+        """Return whether it is RELIABLE, also for a moving cell, P and the novelty."""
+        calc = self.calculator
+        found = calc.judge(prediction)
+        moving = judged_for(found, "moving_cell", calc.policy, calc.signals)
         results = found.readings[0].results
-        reliable = found.level is uqcalc.Level.RELIABLE
-        return reliable, results["probe_reliability"], results["probe_novelty"]
+        return (
+            found.level is uqcalc.Level.RELIABLE,
+            moving.level is uqcalc.Level.RELIABLE,
+            results["probe_reliability"],
+            results["probe_novelty"],
+        )
 
 
 def judged(judges: Sequence[Judge], predictions: Sequence[Prediction]) -> np.ndarray:
-    """Return (structures, judges, 3): RELIABLE, P, novelty."""
+    """Return (structures, judges, 4): RELIABLE, for a moving cell, P, novelty."""
     return np.array([[judge(p) for judge in judges] for p in predictions], float)
 
 
@@ -112,16 +131,15 @@ def absurd(
             mine.append(judged(judges, [backbone(atoms, wanted)])[0])
     rows = []
     for kind, mine in found.items():
-        (before, _, _), (now, p, novelty) = np.stack(mine).transpose(1, 2, 0)
+        (before, *_), (now, moving, p, novelty) = np.stack(mine).transpose(1, 2, 0)
         rows.append(
             {
                 "kind": kind,
                 "structures": len(mine),
-                "confident": int(
-                    np.sum(p >= judges[1].calculator.signals[0].probe.card.suspect)
-                ),
+                "confident": int(np.sum(p >= judges[1].card.suspect)),
                 "reliable_before": int(before.sum()),
                 "reliable": int(now.sum()),
+                "reliable_moving": int(moving.sum()),
                 "outside": int(np.sum(~(novelty <= 1))),
             }
         )
@@ -131,9 +149,8 @@ def absurd(
 def system_row(
     name: str, data: Dataset, judges: Sequence[Judge], boundary: float
 ) -> dict[str, Any]:
-    (before, _, old), (now, p, novelty) = judged(judges, data.predictions).transpose(
-        1, 2, 0
-    )
+    found = judged(judges, data.predictions).transpose(1, 2, 0)
+    (before, _, _, old), (now, _, p, novelty) = found
     right = data.errors <= boundary
     return {
         "system": name,
@@ -155,13 +172,8 @@ def system_row(
 def of_crystals(options: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         backbone = uqcalc.tap(OPENERS[options.model]())
-    before = (
-        shipped_probe(options.model)
-        if options.before is None
-        else uqcalc.Probe.load(options.before)
-    )
-    probe = uqcalc.Probe.load(options.probe)
-    judges = [Judge(backbone, before), Judge(backbone, probe)]
+    before, probes = uqcalc.Probe.load(options.before), open_probes(options.probe)
+    judges = [Judge(backbone, [before]), Judge(backbone, probes)]
     frames = load_frames(options.data / "mattersim", 40)
     frames = [a for a in frames if not a.info["set"].startswith("random")]
     rows = absurd(backbone, judges, frames, options.count, options.seed)
@@ -176,7 +188,7 @@ def of_crystals(options: argparse.Namespace) -> None:
             folder = options.cache / f"{options.model} {name}".replace(" ", "_")
         exclude = ("duplicate", "not finite", "not computable", "unknown elements")
         data = build_dataset(own, backbone, labels, exclude=exclude, cache=folder)
-        systems.append(system_row(name, data, judges, probe.card.boundary))
+        systems.append(system_row(name, data, judges, judges[1].card.boundary))
         print(systems[-1], flush=True)
     print_table("new systems", systems, SYSTEM_COLUMNS)
     total = sum(row["structures"] for row in rows)
@@ -187,6 +199,11 @@ def of_crystals(options: argparse.Namespace) -> None:
         target(
             "share of absurd structures that are RELIABLE",
             sum(row["reliable"] for row in rows) / total,
+            0.01,
+        ),
+        target(
+            "the same for a moving cell",
+            sum(row["reliable_moving"] for row in rows) / total,
             0.01,
         ),
         target(
@@ -210,8 +227,9 @@ def of_crystals(options: argparse.Namespace) -> None:
         + [{"part": "system", **row} for row in systems],
         targets=targets,
         notes=[
-            "before and now: two probes, same predictions, whole verdict (probe with "
-            "its scope and atom floor, sanity, flags)",
+            "before and now: same predictions, whole verdict (probe with its scope "
+            "and atom floor, sanity, flags); the probe before is of the forces only",
+            f"now: {'; '.join(probe.card.question for probe in probes)}",
             f"systems looked at while the scope was built: {', '.join(SEEN)}",
         ],
     )
@@ -317,8 +335,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=(*OPENERS, "default"), required=True)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--probe", type=Path, help="the probe to measure")
-    parser.add_argument("--before", type=Path, help="by default the shipped one")
+    parser.add_argument("--probe", action="append", help="by default all that ship")
+    parser.add_argument("--before", type=Path, help="earlier probe of the forces")
     parser.add_argument("--molecules", type=Path, help="labelled frames of molecules")
     parser.add_argument("--cache", type=Path, help="folder that keeps the features")
     parser.add_argument("--count", type=int, default=40, help="absurd ones of a kind")
@@ -332,8 +350,9 @@ def main() -> None:
             parser.exit(2, "--molecules must name a file of labelled frames\n")
         of_molecules(options)
         return
-    if options.probe is None or not options.data.is_dir():
-        parser.exit(2, "--probe must name a probe, and --data a folder of labels\n")
+    if options.before is None or not options.data.is_dir():
+        parser.exit(2, "--before must name a probe, and --data a folder of labels\n")
+    options.probe = options.probe or [options.model]
     of_crystals(options)
 
 

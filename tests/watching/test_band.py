@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ase.calculators.emt import EMT
@@ -12,7 +14,15 @@ from ase.mep.neb import NEBOptimizer
 from ase.optimize import BFGS, FIRE
 from toys import BAD, GOOD, POLICY, SUSPECT, OfGeometry, ToyBackbone, copper
 
-from uqcalc import Level, Monitor, ReliableCalculator, UnreliableError, read_log, relax
+from uqcalc import (
+    Level,
+    Monitor,
+    Policy,
+    ReliableCalculator,
+    UnreliableError,
+    read_log,
+    relax,
+)
 from uqcalc.errors import RecordError
 from uqcalc.watching.band import BandAssessment
 
@@ -155,6 +165,32 @@ def test_the_barrier_is_judged_by_the_images_it_is_between():
         told = f"The {which} image is UNRELIABLE: the barrier is not to be quoted."
         assert (told in found.barrier_words()) == (level is Level.UNRELIABLE)
     assert np.isnan(seen([None, GOOD], [float("nan"), 0.0]).barrier_eV)
+
+
+@pytest.mark.parametrize(
+    ("judges", "most", "level"),
+    [
+        ({"forces"}, GOOD, Level.RELIABLE),
+        ({"energy", "forces"}, GOOD, Level.RELIABLE),
+        ({"energy", "forces"}, GOOD - 1, Level.UNRELIABLE),
+    ],
+)
+def test_a_barrier_says_whether_its_energies_are_judged(judges, most, level):
+    """A barrier is a difference of energies, which a verdict on forces leaves out."""
+    neb = band(middle(GOOD))
+    for image in neb.images:
+        calc, [limit] = image.calc, image.calc.policy.thresholds
+        calc.signals[0].judges = frozenset(judges)
+        on_energy = replace(limit, suspect=most, unreliable=most)
+        calc.policy = Policy([limit], energy=[on_energy])
+    monitor = Monitor(FIRE(neb, logfile=None), on_unreliable="warn")
+    monitor.dynamics.run(fmax=1e-9, steps=1)
+    words, judged = monitor.band.barrier_words(), "energy" in judges
+    assert monitor.band.barrier.level is level
+    assert monitor.band.energies_judged is judged
+    assert ("No probe judges the energies" in words) is not judged
+    assert words in monitor.summary()
+    assert ("UNRELIABLE in its energy" in words) is (level is Level.UNRELIABLE)
 
 
 def test_an_optimiser_of_bands_with_a_loop_of_its_own_is_halted_by_raising():

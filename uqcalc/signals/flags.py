@@ -124,7 +124,8 @@ class Flags:
         if bonds is not None:
             found = broken_bonds(bonds)
         around = None
-        regime, unlabelled = "", ()
+        regime = ""
+        unlabelled: tuple[str, ...] = ()
         if self.regimes or self.environments is not None:
             around = self._coordination(geometry)
         if self.regimes and around is not None:

@@ -12,7 +12,13 @@ from ase import Atoms
 
 from uqcalc.records import Assessment, Level, Verdict
 from uqcalc.resultcache import RECENT
+from uqcalc.uses import judged_for, uncovered
 from uqcalc.watching.structure import Structure
+
+
+_FORCES_ONLY = (
+    "No probe judges the energies of the images: this verdict is that on their forces."
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +44,10 @@ class BandAssessment:
         Verdict on ``barrier_eV``: the worse verdict of the first and the highest image.
         It is at least SUSPECT if one of these two was not judged, or if any other image
         is UNRELIABLE, because the true maximum may then be there.
+    energies_judged : bool
+        Whether a signal judges the energies of the images. Their verdict on the energy
+        then counts for the barrier, too; otherwise only that on the forces, and
+        `barrier_words` says so.
     """
 
     images: tuple[Assessment | None, ...]
@@ -46,6 +56,7 @@ class BandAssessment:
     highest: int
     barrier_eV: float
     barrier: Verdict
+    energies_judged: bool = True
 
     @property
     def levels(self) -> tuple[Level | None, ...]:
@@ -68,6 +79,8 @@ class BandAssessment:
             f"Barrier from image 0 to image {self.highest}: {self.barrier_eV:.4g} eV, "
             f"{self.barrier.level.name}{f' ({reasons})' if reasons else ''}."
         )
+        if not self.energies_judged:
+            words += f" {_FORCES_ONLY}"
         if self.barrier.level is not Level.UNRELIABLE:
             return words
         highest = self.levels[self.highest] is Level.UNRELIABLE
@@ -78,9 +91,16 @@ class BandAssessment:
 
     @classmethod
     def of(
-        cls, images: Sequence[Assessment | None], energies_eV: Sequence[float]
+        cls,
+        images: Sequence[Assessment | None],
+        energies_eV: Sequence[float],
+        on_energy: Sequence[Assessment | None] | None = (),
     ) -> BandAssessment:
-        """Build the assessment from those of the images and their energies in eV."""
+        """Build the assessment from those of the images and their energies in eV.
+
+        ``on_energy`` are the assessments of the same images for ``use="energy"``, or
+        None if no signal judges energies; by default those of the images count.
+        """
         known = [-math.inf if math.isnan(e) else e for e in energies_eV]
         highest = known.index(max(known))
         judged = [i for i, found in enumerate(images) if found is not None]
@@ -90,7 +110,8 @@ class BandAssessment:
             worst=max(judged, key=lambda i: _badness(images[i], i), default=None),
             highest=highest,
             barrier_eV=energies_eV[highest] - energies_eV[0],
-            barrier=_barrier(images, highest),
+            barrier=_barrier(images, on_energy or images, highest),
+            energies_judged=on_energy is not None,
         )
 
 
@@ -167,9 +188,24 @@ class Band:
             _known_energy(atoms) if image is None else image.energy
             for image, atoms in zip(self._images, self._neb.images, strict=True)
         ]
-        self.seen = BandAssessment.of(found, energies)
+        self.seen = BandAssessment.of(found, energies, self._on_energy(found))
         self.last = _combined(self.seen)
         return self.last
+
+    def _on_energy(
+        self, found: Sequence[Assessment | None]
+    ) -> list[Assessment | None] | None:
+        """Return the assessments for the energy; None if no signal judges it."""
+        calculators = [None if i is None else i.calculator for i in self._images]
+        known = [c for c in calculators if c is not None]
+        if any(uncovered(c.signals, c.policy, "energy") for c in known):
+            return None
+        return [
+            None
+            if calculator is None or one is None
+            else judged_for(one, "energy", calculator.policy, calculator.signals)
+            for one, calculator in zip(found, calculators, strict=True)
+        ]
 
     def snapshot(
         self, step: int, image: int | None = None, *, described: bool = False
@@ -243,12 +279,19 @@ def _combined(seen: BandAssessment) -> Assessment | None:
     return Assessment(worst.readings, verdict)
 
 
-def _barrier(images: Sequence[Assessment | None], highest: int) -> Verdict:
+def _barrier(
+    images: Sequence[Assessment | None],
+    on_energy: Sequence[Assessment | None],
+    highest: int,
+) -> Verdict:
     level, reasons = Level.RELIABLE, []
-    for index, found in enumerate(images):
+    for index, (found, other) in enumerate(zip(images, on_energy, strict=True)):
         if index in (0, highest):
-            own = Level.SUSPECT if found is None else found.level
-            why = "not judged" if found is None else own.name
+            if found is None or other is None:
+                own, why = Level.SUSPECT, "not judged"
+            else:
+                own = max(found.level, other.level)
+                why = own.name + (" in its energy" if own > found.level else "")
         elif found is not None and found.level is Level.UNRELIABLE:
             own, why = Level.SUSPECT, "UNRELIABLE, so the path may be higher there"
         else:
