@@ -15,13 +15,14 @@ import uqcalc
 
 
 PACKAGE = Path(uqcalc.__file__).parent
-BASE = {"errors", "former", "records", "htmltable"}
+BASE = {"errors", "former", "records", "htmltable", "showing"}
 STEP = BASE | {"backbones", "files", "policy", "quantities", "statistics", "targets"}
 STEP |= {"geometry", "uses"}
 ROOMS = {
     "former": set(),
     "htmltable": set(),
-    "records": {"htmltable"},
+    "showing": set(),
+    "records": {"htmltable", "showing"},
     "errors": {"records"},
     "progress": set(),
     "targets": {"errors"},

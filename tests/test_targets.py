@@ -17,7 +17,8 @@ from uqcalc.probe.card import Card, Guarantee
 from uqcalc.probe.validity import validity
 from uqcalc.quantities import parse_quantity
 from uqcalc.records import Assessment, Reading
-from uqcalc.targets import QUANTITIES, TARGETS, Target, in_words
+from uqcalc.showing import in_words
+from uqcalc.targets import QUANTITIES, TARGETS, Target
 
 
 def predicted():

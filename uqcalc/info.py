@@ -14,8 +14,8 @@ from uqcalc.errors import RecordError
 from uqcalc.evaluation.cardinfo import Info, card_info
 from uqcalc.files.tensorfile import metadata_of
 from uqcalc.records import Level
+from uqcalc.showing import in_words
 from uqcalc.signals.card import FILE as SIGNAL_FILE, SignalCard
-from uqcalc.targets import in_words
 from uqcalc.watching.logsummary import LogSummary, summarise_log
 
 

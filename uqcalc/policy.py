@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from uqcalc.former import Former, former_argument
 from uqcalc.records import Assessment, Level, Reading, Verdict, key_of, told_apart
-from uqcalc.targets import in_words, shown_in
+from uqcalc.showing import in_words, shown_in
 
 
 # Thresholds for a risk without known limits: every finite risk, even zero, is SUSPECT;

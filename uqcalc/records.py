@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic
 import numpy as np
 
 from uqcalc.htmltable import html_table
-from uqcalc.targets import in_words
+from uqcalc.showing import in_words
 
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from uqcalc.cli.options import (
 from uqcalc.cli.probes import ProbesOption, model_of
 from uqcalc.cli.signalchoice import ForceDeltaChoice, reliable
 from uqcalc.cli.streams import input_file, is_standard, output_file
-from uqcalc.targets import in_words
+from uqcalc.showing import in_words
 from uqcalc.uses import checked_use
 
 

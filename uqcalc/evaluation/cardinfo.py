@@ -19,7 +19,7 @@ from uqcalc.evaluation.report import (
 from uqcalc.geometry.environments import FEWEST
 from uqcalc.probe.card import Card
 from uqcalc.probe.validity import validity
-from uqcalc.targets import in_words
+from uqcalc.showing import in_words
 
 
 @dataclass(frozen=True, slots=True)

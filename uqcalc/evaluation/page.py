@@ -19,7 +19,8 @@ from uqcalc.evaluation.report import (
     whether_p_holds,
 )
 from uqcalc.probe.validity import validity
-from uqcalc.targets import TARGETS, in_words, shown_in
+from uqcalc.showing import in_words, shown_in
+from uqcalc.targets import TARGETS
 
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 
 from uqcalc.plotting import COLOURS, INK, QUIET, axes_of
 from uqcalc.records import Level
+from uqcalc.showing import shown_in
 from uqcalc.statistics import scores
-from uqcalc.targets import shown_in
 
 
 if TYPE_CHECKING:

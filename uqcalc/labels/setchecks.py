@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.labels.groups import group_names, reduced_formula
 from uqcalc.labels.labels import Labels
-from uqcalc.targets import TARGETS, in_words
+from uqcalc.showing import in_words
+from uqcalc.targets import TARGETS
 
 
 FEWEST, FEW, SMALL_SHARE = 5, 30, 0.05

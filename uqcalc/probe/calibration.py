@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from uqcalc.errors import LabelError, ProbeError
 from uqcalc.files.entries import checked
-from uqcalc.targets import in_words
+from uqcalc.showing import in_words
 
 
 if TYPE_CHECKING:

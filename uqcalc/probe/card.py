@@ -20,7 +20,8 @@ from uqcalc.former import Former
 from uqcalc.policy import Policy, Threshold
 from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.scope import AtomFloor, Scope
-from uqcalc.targets import TARGETS, in_words, shown_in
+from uqcalc.showing import in_words, shown_in
+from uqcalc.targets import TARGETS
 
 
 if TYPE_CHECKING:
@@ -342,7 +343,7 @@ class Card(FileCard):
 
     @property
     def question(self) -> str:
-        """Text "P(error <= boundary)", in the unit of `uqcalc.targets.shown_in`."""
+        """Text "P(error <= boundary)", in the unit of `uqcalc.showing.shown_in`."""
         meaning = TARGETS[self.target].meaning
         return f"P({meaning} <= {in_words(self.boundary, self.unit)})"
 

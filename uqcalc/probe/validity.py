@@ -9,7 +9,8 @@ from ase.data import chemical_symbols
 
 from uqcalc.geometry.regimes import REGIMES
 from uqcalc.probe.card import Card, Guarantee, RegimeCount
-from uqcalc.targets import TARGETS, in_words
+from uqcalc.showing import in_words
+from uqcalc.targets import TARGETS
 
 
 _WORDS = {

@@ -16,6 +16,7 @@ from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.errors import LabelError, SignalError
 from uqcalc.labels.labels import Labels
 from uqcalc.policy import Threshold
+from uqcalc.showing import in_words
 from uqcalc.signals.base import Signal, TensorReading, check_readable
 from uqcalc.signals.card import HeldOut, SignalCard
 from uqcalc.signals.fitted import FittedSignal, fit_card, known_kind, rebuilt
@@ -28,7 +29,7 @@ from uqcalc.signals.label_free import (
 )
 from uqcalc.signals.samples import Risks, Samples
 from uqcalc.statistics.quantiles import conformal_factor, groups_needed
-from uqcalc.targets import TARGETS, in_words
+from uqcalc.targets import TARGETS
 
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from uqcalc.asking import DISAGREE, RULES, UNLABELLED
 from uqcalc.quantities import parse_quantity
 from uqcalc.records import Event, Level, told_apart
 from uqcalc.references.evaluating import REFERENCE_KEY, Computed, attempted
-from uqcalc.targets import TARGETS, shown_in
+from uqcalc.showing import shown_in
+from uqcalc.targets import TARGETS
 from uqcalc.watching.flagged import FrameFile
 from uqcalc.watching.outputs import Outputs
 
