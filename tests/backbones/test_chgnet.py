@@ -40,3 +40,16 @@ def test_a_batch_gives_the_stress_of_the_calculator():
         alone = backbone(frame, wanted).results["stress"]
         close(found.results["stress"], alone, NETWORK)
     assert "stress" not in backbone.predict_many(frames)[0].results
+
+
+def test_batches_stay_small_enough_for_any_memory(monkeypatch):
+    """A batch of 512 atoms in dense cells needed 13 GB."""
+    backbone = tap(chgnet())
+    frames = [salt(seed=seed) for seed in range(3)]
+    together = backbone.predict_many(frames)
+    monkeypatch.setattr("uqcalc.backbones.chgnet._MOST_ATOMS", 2 * len(frames[0]))
+    apart = backbone.predict_many(frames)
+    assert backbone.passes == 1 + 2
+    for one, other in zip(together, apart, strict=True):
+        close(one.forces, other.forces, NETWORK)
+        close(one.features, other.features, NETWORK)

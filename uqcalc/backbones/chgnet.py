@@ -12,11 +12,16 @@ import torch
 from ase import Atoms
 
 from uqcalc.backbones.base import Backbone, Capture, Prediction, one_at_a_time
+from uqcalc.backbones.batching import batches
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.hooks import listen_to_input
 from uqcalc.backbones.passmemory import Costs
 from uqcalc.backbones.prediction import geometry
 from uqcalc.errors import BackboneError
+
+
+# In one native batch: 512 atoms in dense cells, with their angles, need 13 GB.
+_MOST_ATOMS = 64
 
 
 @final
@@ -83,9 +88,12 @@ class CHGNetBackbone(Backbone):
     def predict_many(
         self, frames: Sequence[Atoms], wanted: Sequence[str] = ("energy", "forces")
     ) -> list[Prediction]:
-        """Evaluate all frames in one native batch."""
+        """Evaluate all frames, in native batches of at most 64 atoms."""
         if not self.may_batch(frames, wanted):
             return super().predict_many(frames, wanted)
+        if sum(map(len, frames)) > _MOST_ATOMS:
+            parts = batches(frames, len, _MOST_ATOMS)
+            return [p for part in parts for p in self.predict_many(part, wanted)]
         from pymatgen.io.ase import AseAtomsAdaptor
 
         model = self.model_calculator.model
