@@ -7,7 +7,8 @@ A small MACE of one molecule, trained on GFN2-xTB frames at 300 K, is heated fro
 1500 K until and beyond the first alarm. Each strategy chooses 30 frames. The potential
 is fine-tuned with their labels, and heated again in 16 new runs. What counts is the
 share of frames with a force error above 0.2 eV/Å, and the number of runs that explode.
-Each case leaves a file in the cache, so a stopped benchmark goes on.
+Each case leaves a file in the cache, so a stopped benchmark goes on. `report --before`
+adds the cases of an earlier report that the cache lacks.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def cases() -> list[tuple[int, str, str]]:
 
 def make(cache: Path, minutes: float, only: list[str] | None) -> None:
     """Make the cases that are missing, until the time is spent."""
-    from choosing.runs import runs_of
+    from choosing.runs import harvest_of, runs_of
     from choosing.scoring import case
     from choosing.systems import system_of
 
@@ -57,6 +58,8 @@ def make(cache: Path, minutes: float, only: list[str] | None) -> None:
         if strategy != "none" and not (folder / "runs.json").is_file():
             _write(folder / "runs.json", runs_of(system, seed, folder))
         found = case(system, seed, strategy, folder)
+        if strategy == "harvest":
+            found["harvest"] = harvest_of(folder)
         _write(path, found | {"cpu_s": round(time.process_time() - busy, 1)})
         print(json.dumps(found), f"{time.process_time() - busy:.0f} s", flush=True)
 
@@ -74,6 +77,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("strategies_cache"))
     parser.add_argument("--minutes", type=float, default=14.0, help="wall-clock time")
     parser.add_argument("--systems", nargs="+", help="only these molecules")
+    parser.add_argument("--before", type=Path, help="JSON of an earlier report")
     given = parser.parse_args()
     torch.set_num_threads(1)
     import_mace()
@@ -82,7 +86,7 @@ def main() -> None:
     else:
         from choosing.report import report
 
-        report(given.cache)
+        report(given.cache, given.before)
 
 
 if __name__ == "__main__":

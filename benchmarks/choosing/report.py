@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase.io import read
 from common import print_table, write_result
-from scipy.stats import spearmanr, t as student
-
-from uqcalc.watching.monitor import WRECKED
+from scipy.stats import t as student
 
 from .runs import LABELS, RUNS, STEPS
 from .scoring import LIMIT, RUNS as TEST_RUNS
@@ -47,32 +44,48 @@ HARVESTS = {
 }
 
 
-def report(cache: Path) -> None:
-    """Print the tables and write the JSON."""
+def report(cache: Path, before: Path | None = None) -> None:
+    """Print the tables and write the JSON.
+
+    With ``before`` (the JSON of an earlier report) the cases and runs count that the
+    cache lacks.
+    """
     cases = [
         json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(cache.glob("*/*/*.json"))
         if path.stem != "runs"
     ]
+    runs = [
+        {"system": path.parts[-3], "seed": int(path.parts[-2]), **run}
+        for path in sorted(cache.glob("*/*/runs.json"))
+        for run in json.loads(path.read_text(encoding="utf-8"))
+    ]
+    notes = []
+    if before is not None:
+        old = json.loads(before.read_text(encoding="utf-8"))
+        earlier = _missing(cases, old["cases"], ("system", "seed", "strategy"))
+        cases += earlier
+        runs += _missing(runs, old["runs"], ("system", "seed"))
+        made = sorted({f"{case['system']} {case['seed']}" for case in earlier})
+        notes.append(f"made at {old['versions']['commit']}: {', '.join(made)}")
     names = list(dict.fromkeys(["none", *_strategies()]))
     complete = _complete(cases, names)
     rows = [_row(complete, system, name) for system, name in _pairs(complete, names)]
     print_table("frames above 200 meV/Å", rows, COLUMNS)
     against = [_against(complete, name) for name in names if name != DEFAULT]
     print_table("against the default", against, AGAINST)
-    runs = [
-        {"system": path.parts[-3], "seed": int(path.parts[-2]), **run}
-        for path in sorted(cache.glob("*/*/runs.json"))
-        for run in json.loads(path.read_text(encoding="utf-8"))
-    ]
-    notes = [
+    notes += [
         f"{RUNS} runs of {STEPS} fs give the frames, {LABELS} labels, {TEST_RUNS} new "
         f"runs test; a frame counts above {1000 * LIMIT:.0f} meV/Å or if an exploded "
         "run did not reach it",
         "differences are paired by molecule and seed; interval by Student's t",
     ]
     seeds = sorted({case["seed"] for case in complete})
-    harvests = _harvests(cache, complete)
+    harvests = [
+        {"system": case["system"], "seed": case["seed"], **case["harvest"]}
+        for case in complete
+        if case["strategy"] == "harvest"
+    ]
     print_table("harvests", harvests, HARVESTS)
     more = {
         "harvests": harvests,
@@ -81,6 +94,14 @@ def report(cache: Path) -> None:
         "runs": runs,
     }
     write_result("strategies", seeds=seeds, rows=rows, notes=notes, more=more)
+
+
+def _missing(
+    known: list[dict[str, Any]], others: list[dict[str, Any]], keys: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Return the others whose keys no known entry has."""
+    seen = {tuple(one[key] for key in keys) for one in known}
+    return [one for one in others if tuple(one[key] for key in keys) not in seen]
 
 
 def _strategies() -> list[str]:
@@ -146,28 +167,3 @@ def _against(cases: list[dict[str, Any]], name: str) -> dict[str, Any]:
         "low": mean - half,
         "high": mean + half,
     }
-
-
-def _harvests(cache: Path, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what the harvests of each molecule and seed did."""
-    rows = []
-    for name, seed in sorted({(case["system"], case["seed"]) for case in cases}):
-        folder = cache / name / str(seed)
-        runs = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
-        frames = read(folder / "labelled_harvest.xyz", ":")
-        novelty = [frame.info["harvest_novelty"] for frame in frames]
-        gaps = [f.arrays["REF_forces"] - f.arrays["predicted_forces"] for f in frames]
-        errors = [float(np.sqrt(np.mean(gap**2))) for gap in gaps]
-        rows.append(
-            {
-                "system": name,
-                "seed": seed,
-                "alarms": sum(run["alarm"] is not None for run in runs),
-                "kept": sum(run["harvested"] for run in runs),
-                "full": sum("budget" in run["halted"] for run in runs),
-                "impossible": sum(run["halted"].startswith(WRECKED) for run in runs),
-                "far": max(max(run["novelty"], default=0.0) for run in runs),
-                "rank": float(spearmanr(novelty, errors).statistic),
-            }
-        )
-    return rows

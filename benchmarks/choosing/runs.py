@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,11 @@ from ase import Atoms, units
 from ase.io import read, write
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
+from scipy.stats import spearmanr
 
 from uqcalc import Level, Monitor, ReliableCalculator, select
 from uqcalc.watching.harvest import NOVELTY_KEY
+from uqcalc.watching.monitor import WRECKED
 
 from .systems import System, heavy, seed_of
 
@@ -147,3 +150,20 @@ STRATEGIES: dict[str, Callable[[Path, System, int], list[Atoms]]] = {
     "last": _last,
     "harvest": _harvest,
 }
+
+
+def harvest_of(folder: Path) -> dict[str, Any]:
+    """Return what the harvests of a molecule and seed did; their labels must exist."""
+    runs = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
+    frames = read(folder / "labelled_harvest.xyz", ":")
+    novelty = [frame.info[NOVELTY_KEY] for frame in frames]
+    gaps = [f.arrays["REF_forces"] - f.arrays["predicted_forces"] for f in frames]
+    errors = [float(np.sqrt(np.mean(gap**2))) for gap in gaps]
+    return {
+        "alarms": sum(run["alarm"] is not None for run in runs),
+        "kept": sum(run["harvested"] for run in runs),
+        "full": sum("budget" in run["halted"] for run in runs),
+        "impossible": sum(run["halted"].startswith(WRECKED) for run in runs),
+        "far": max(max(run["novelty"], default=0.0) for run in runs),
+        "rank": float(spearmanr(novelty, errors).statistic),
+    }
