@@ -138,17 +138,20 @@ def watched(folder: Path, molecule: str, probe: str) -> list[Watched]:
 
 
 def choices(tuning: Sequence[Watched]) -> dict[str, Halts]:
-    """Return each condition with the limits that are best for it on ``tuning``."""
+    """Return each condition with the limits that are best for it on ``tuning``.
+
+    Without runs to tune on, only the conditions that need none.
+    """
     every = conditions(FRAME_FS)
     usual = by_p(every[0], 0.5)
     found = {"monitor (25 of the last 50 fs, P < 0.5)": usual}
     for condition in every[1:]:
         found[f"{condition.name}, P < 0.5"] = by_p(condition, 0.5)
-    for condition in every:
+    for condition in every if tuning else ():
         ranked = [(level, by_p(condition, level)) for level in LEVELS]
         level, halts = tuned(tuning, ranked)
         found[f"{condition.name}, P < {level} (tuned)"] = halts
-    for name, signal in BASELINES.items():
+    for name, signal in BASELINES.items() if tuning else ():
         limits = quantiles(tuning, signal)
         ranked = [(limit, by_signal(every[0], signal, limit)) for limit in limits]
         limit, halts = tuned(tuning, ranked)
@@ -168,7 +171,7 @@ def rows_of(probe: str, runs: Sequence[Watched]) -> list[dict[str, Any]]:
     """Return one row for each condition and part of the runs."""
     seen = [one for one in runs if MOLECULES[one.molecule].seen]
     new = [one for one in runs if not MOLECULES[one.molecule].seen]
-    parts = {"tuning": seen, "unseen": new}
+    parts = {"tuning": seen, "unseen": new, "all": runs if seen and new else []}
     rows = []
     for condition, halts in choices(seen).items():
         for part, chosen in parts.items():
@@ -214,7 +217,7 @@ def report(cache: Path, names: Sequence[str]) -> None:
                 for kind in (*STEADY, RAMP)
                 if mine
             ]
-        if not any(MOLECULES[one.molecule].seen for one in runs):
+        if not runs:
             continue
         mine = rows_of(probe, runs)
         rows += mine
@@ -225,11 +228,11 @@ def report(cache: Path, names: Sequence[str]) -> None:
             events += [{"probe": probe, "molecule": name} | found]
         certified += [{"probe": probe} | halves(runs, alpha) for alpha in ALPHAS]
         for row in [r for r in mine if r["condition"].startswith("monitor (")]:
-            seen = row["part"] == "tuning"
+            kept = {"tuning": {True}, "unseen": {False}}.get(row["part"], {True, False})
             of_part = [
                 g
                 for g in gaps
-                if g["probe"] == probe and MOLECULES[g["molecule"]].seen == seen
+                if g["probe"] == probe and MOLECULES[g["molecule"]].seen in kept
             ]
             targets += targets_of(row, of_part)
     for row in rows:
