@@ -136,10 +136,10 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def labelled(files):
-    """The same with labelled frames of 280 groups."""
+    """The same with labelled frames of 330 groups."""
     model = uqcalc.open_model("default")
     rng = np.random.default_rng(1)
-    sets = {"labelled": 120, "test": 40, "held_out": 120, "mine": 20}
+    sets = {"labelled": 120, "test": 40, "held_out": 120, "mine": 50}
     for name, count in sets.items():
         frames = [labelled_frame(model, rng, f"{name} {k}") for k in range(count)]
         write(files / f"{name}.xyz", frames)

@@ -83,6 +83,19 @@ def test_fit_then_evaluate(data, tmp_path):
     assert sum(row["reliable"] for row in rows) == round(90 * report["prevalence"])
 
 
+def test_labels_are_added_to_a_probe_that_ships(data, tmp_path):
+    probe = tmp_path / "mine.probe"
+    options = ("--prior", "default", "--group", "run", "--device", "cpu")
+    done = invoke("fit", data, "-o", probe, *options)
+    assert done.exit_code == 0, done.output
+    assert "added to the prior default.probe: log loss on left-out" in done.stdout
+    seen = invoke("info", probe)
+    assert "default.probe" in seen.stdout
+    again = invoke("fit", data, "-o", probe, "--prior", probe, "--group", "run")
+    assert again.exit_code == 1
+    assert "has a prior; start from the original" in " ".join(again.stderr.split())
+
+
 def test_warnings_come_before_the_expensive_part(data, tmp_path):
     """Even where the labels then turn out to be missing."""
     words = ("-o", tmp_path / "my.probe", "--forces-key", "dft", "--group", "run")

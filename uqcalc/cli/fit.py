@@ -15,10 +15,10 @@ from uqcalc.cli.options import (
     DeviceOption,
     EnergyKey,
     ExcludeOption,
+    FittedModel,
     ForcesKey,
     GroupOption,
     LabelledFrames,
-    ModelOption,
     QuietOption,
     SeedOption,
     SpeciesOption,
@@ -27,6 +27,7 @@ from uqcalc.cli.options import (
     creatable,
     existing,
 )
+from uqcalc.cli.probes import PriorOption, load_probe, model_of
 from uqcalc.cli.streams import input_file
 
 
@@ -95,7 +96,8 @@ def fit(  # noqa: PLR0913  (one option each)
     data: LabelledFrames,
     output: OutputOption = Path("my.probe"),
     *,
-    model: ModelOption = "default",
+    model: FittedModel = None,
+    prior: PriorOption = None,
     target: TargetOption = "forces",
     boundary: BoundaryOption = None,
     group: GroupOption = None,
@@ -118,27 +120,38 @@ def fit(  # noqa: PLR0913  (one option each)
 
     Writes the probe, and beside it the scores (my.probe.json), their pictures
     (my.probe.png) and a page with both (my.probe.html).
+
+    With --prior DATA are about 50 to some hundred labelled frames of one system (at
+    least 30). They are added to the probe of the option. The option --group names the
+    info entry that identifies the run. With fewer labels use uqcalc adapt.
     """
     with reporting(quiet=quiet) as report, input_file(data) as source:
         import uqcalc
         from uqcalc.probe.card import FILE
 
         FILE.target(output)
+        known = None if prior is None else load_probe(prior)
+        name = "default" if model is None else model
+        if prior is not None:
+            name = model_of(prior, model)
         keys = (forces_key, energy_key, stress_key)
         labels = _labels(target, boundary, group, keys, offsets=fit_offsets)
         sets = [_frames(path, species) for path in (source, calibration, test)]
         result = uqcalc.fit(
             sets[0] or [],
-            uqcalc.open_model(model, device=device),
+            uqcalc.open_model(name, device=device),
             labels,
             _recipe(seed, epochs, published=published),
             calibration=sets[1],
             test=sets[2],
+            prior=known,
             exclude=exclude or (),
             cache=cache,
         )
         written = [result.probe.save(output), *result.write(output, report.warnings)]
         report.result(str(result))
+        if known is not None:
+            report.result(result.probe.card.training["prior"]["statement"])
         report.result(f"wrote {', '.join(map(str, written))}")
 
 

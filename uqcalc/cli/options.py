@@ -145,6 +145,18 @@ ModelOption = Annotated[
         "--model", metavar="NAME", callback=_model, help=f"Potential: {_MODELS}"
     ),
 ]
+FittedModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        callback=_model,
+        help=(
+            "Potential; by default the bundled one, or that of the option --prior. "
+            f"Names: {_MODELS}"
+        ),
+    ),
+]
 ModelOfProbe = Annotated[
     str | None,
     typer.Option(

@@ -138,6 +138,19 @@ ProbeOption = Annotated[
     str | None,
     typer.Option("--probe", metavar="PROBE", callback=_known, help=_PROBES),
 ]
+PriorOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prior",
+        metavar="PROBE",
+        callback=_known,
+        help=(
+            "Add the labels to this probe, in place of a fit from nothing: a file, or "
+            f"one of {', '.join(PROBE_FILES)}. Target and potential are those of the "
+            "probe, and its boundary by default."
+        ),
+    ),
+]
 ProbesOption = Annotated[
     list[str] | None,
     typer.Option(

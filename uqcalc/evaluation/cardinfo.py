@@ -119,6 +119,9 @@ def _training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
     if excluded := training.get("excluded"):
         parts = [f"{n} {defect}" for defect, n in excluded.items()]
         rows.append(("excluded", ", ".join(parts)))
+    if added := training.get("prior"):
+        checksum = added["checksum"] or "not known"
+        rows.append(("prior", f"{added['statement']} (checksum {checksum})"))
     if paths := training.get("paths"):
         parts = [
             f"{row['path']} {row['weight']:.2f} (AUROC {row['auroc']:.3f})"

@@ -107,7 +107,7 @@ def adapt(
         be of another level of theory.
     """
     check_frames(frames, exclude)
-    _check_probe(probe)
+    check_original(probe)
     wanted = labels_for(probe.card, labels)
     backbone = tap(calculator)
     probe.check(backbone)
@@ -152,14 +152,14 @@ def structure_calibration(probe: Probe, data: Dataset) -> Calibration:
 
 def _learn(probe: Probe, data: Dataset) -> tuple[Residuals, Posterior, Spread]:
     """Return the residuals of the structures, their place, and the spread of runs."""
-    _check_probe(probe)
+    check_original(probe)
     data.check(probe.card.fingerprint)
     found = _residuals(probe, data)
     spread = Spread.of_card(probe.card.training)
     _warn_of_mixture(found, data.groups, _compositions(data), spread)
     spread = replace(spread, run=learn_runs(found, data.groups, spread))
     learnt = posterior(found, data.groups, spread)
-    _warn_of_level(learnt, spread)
+    warn_of_level(learnt, spread)
     return found, learnt, spread
 
 
@@ -199,7 +199,11 @@ def learn_spread(
     return Spread(system, ASSUMED.run, len(tables)).to_dict()
 
 
-def _check_probe(probe: Probe) -> None:
+def check_original(probe: Probe) -> None:
+    """Raise ProbeError for a probe that cannot be adapted.
+
+    It must be calibrated at several boundaries, not adapted, and have no prior.
+    """
     card = probe.card
     if len(card.calibration.boundaries) < 2:
         msg = (
@@ -207,10 +211,10 @@ def _check_probe(probe: Probe) -> None:
             "with uqcalc.fit"
         )
         raise ProbeError(msg)
-    if card.calibration.system:
+    if card.calibration.system or card.added is not None:
         msg = (
-            "probe must be the original one, got a probe that is adapted already; "
-            "adapt the original to all labels together"
+            "probe must be the original one, got a probe that is adapted already, or "
+            "has a prior; start from the original, with all labels together"
         )
         raise ProbeError(msg)
 
@@ -220,13 +224,7 @@ def _refuse(probe: Probe, frames: Sequence[Atoms], rows: Sequence[int]) -> None:
     if len(rows) < FEWEST:
         msg = f"at least {FEWEST} labelled frames must be given, got {len(rows)}"
         raise LabelError(msg)
-    if own := probe.seen.frames(frames, rows):
-        msg = (
-            "frames must be new to the probe, got "
-            f"{len(own)} that it was fitted on (the first is frame {own[0]}); leave "
-            "them out"
-        )
-        raise LabelError(msg)
+    refuse_seen(probe, frames, rows)
     for row in rows:
         if unseen := probe.unseen_elements(frames[row].numbers):
             msg = (
@@ -235,6 +233,17 @@ def _refuse(probe: Probe, frames: Sequence[Atoms], rows: Sequence[int]) -> None:
                 "element (uqcalc.fit)"
             )
             raise LabelError(msg)
+
+
+def refuse_seen(probe: Probe, frames: Sequence[Atoms], rows: Sequence[int]) -> None:
+    """Raise LabelError if the probe was fitted on one of these ``rows``."""
+    if own := probe.seen.frames(frames, rows):
+        msg = (
+            "frames must be new to the probe, got "
+            f"{len(own)} that it was fitted on (the first is frame {own[0]}); leave "
+            "them out"
+        )
+        raise LabelError(msg)
 
 
 def _residuals(probe: Probe, data: Dataset) -> Residuals:
@@ -398,8 +407,14 @@ def _warn_of_mixture(
     warnings.warn(msg, LabelWarning, stacklevel=4)
 
 
-def _warn_of_level(learnt: Posterior, spread: Spread) -> None:
-    """Warn if the system is further from the others than systems lie."""
+def warn_of_level(learnt: Posterior, spread: Spread) -> None:
+    """Warn if the system is further from the others than systems lie.
+
+    Warns
+    -----
+    LabelWarning
+        If so: the labels may be of another level of theory.
+    """
     mean, deviation = learnt.place
     if abs(mean) - 2 * deviation < _FAR * spread.system:
         return

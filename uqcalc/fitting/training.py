@@ -6,7 +6,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,10 +23,11 @@ from uqcalc.evaluation.evaluation import Evaluation, evaluate_dataset
 from uqcalc.evaluation.readings import read_structures
 from uqcalc.evaluation.riskcontrol import held_out_logits
 from uqcalc.fitting.network import fit_single, margins
+from uqcalc.fitting.prior import add_labels, opened_prior, refuse_frames
 from uqcalc.fitting.recipe import Recipe
 from uqcalc.fitting.stacking import fit_joined
-from uqcalc.labels.dataset import Dataset, build_dataset
-from uqcalc.labels.defects import check_frames, drop_leaks
+from uqcalc.labels.dataset import Dataset, build_dataset, held_out_dataset
+from uqcalc.labels.defects import check_frames, drop_leaks, usable_rows
 from uqcalc.labels.groups import Chained, group_names, refuse_shared_groups
 from uqcalc.labels.labels import Labels
 from uqcalc.labels.offsets import missing_span, warn_of_span
@@ -72,10 +73,18 @@ def fit(  # noqa: PLR0913  (same options as the command)
     *,
     calibration: Sequence[Atoms] | None = None,
     test: Sequence[Atoms] | None = None,
+    prior: Probe | str | os.PathLike[str] | None = None,
     exclude: Collection[str] = (),
     cache: str | os.PathLike[str] | None = None,
 ) -> FitReport:
     """Fit a probe for ``calculator`` on labelled frames.
+
+    With a ``prior`` the labels of one system, about 50 to some hundred, are added to a
+    probe that exists. Its log-odds of structures and atoms enter without a penalty, a
+    correction from the features with one, chosen on left-out groups
+    (`uqcalc.fitting.prior`). Elements and scope are those of both. Far from the new
+    labels the probabilities are those of the prior. The groups are the runs of the
+    system. With fewer labels use `uqcalc.adapt`.
 
     Parameters
     ----------
@@ -89,6 +98,10 @@ def fit(  # noqa: PLR0913  (same options as the command)
         Held-out frames for the calibration and for the report. The architectures
         "standard" and "probe-2026" need calibration frames: without ``test`` the frames
         are divided 70/15/15, with ``test`` they must be given.
+    prior : Probe or path, optional
+        Probe of the same potential and target, to which the labels are added. Frames
+        that it was fitted on are refused. Its boundary counts if ``labels`` give none.
+        Of the recipe only the seed is used.
     exclude : collection of str
         Frames with these defects are left out instead of an error (`build_dataset`).
     cache : path, optional
@@ -99,7 +112,11 @@ def fit(  # noqa: PLR0913  (same options as the command)
     Raises
     ------
     LabelError
-        If labels are unusable, or the probe has no skill on held-out groups.
+        If labels are unusable, or the probe has no skill on held-out groups. With a
+        prior also if there are fewer than 30 labels, or frames that it was fitted on.
+    ProbeError
+        If the prior is of another potential or of another architecture, is adapted, or
+        has a prior itself.
     RecordError
         If the cache is of another potential.
 
@@ -111,6 +128,12 @@ def fit(  # noqa: PLR0913  (same options as the command)
     """
     check_frames(frames, exclude)
     backbone = tap(calculator)
+    if prior is not None:
+        known = opened_prior(prior, backbone, labels)
+        _refuse_calibration(calibration)
+        return _fit_with_prior(
+            known, (frames, test), backbone, labels, recipe, exclude, cache
+        )
     if recipe.architecture == RAW_ARCHITECTURE:  # raises before any prediction
         released_energies(backbone, recipe.atomic_energies)
     build = partial(
@@ -161,6 +184,51 @@ def fit_datasets(
     return FitReport(
         probe, seen.report, seen.probability, seen.errors, seen.tested, curve
     )
+
+
+def _refuse_calibration(frames: Sequence[Atoms] | None) -> None:
+    if frames is not None:
+        msg = (
+            "calibration frames must be left out with a prior, got "
+            f"{len(frames)}: left-out groups calibrate; add them to the frames"
+        )
+        raise LabelError(msg)
+
+
+def _fit_with_prior(
+    prior: Probe,
+    sets: tuple[Sequence[Atoms], Sequence[Atoms] | None],
+    backbone: Backbone,
+    labels: Labels,
+    recipe: Recipe,
+    exclude: Collection[str],
+    cache: str | os.PathLike[str] | None,
+) -> FitReport:
+    """Add the labels to a prior, and test on a share of the groups or on ``test``."""
+    wanted = replace(labels, boundary=prior.card.boundary, percentile=None)
+    given = [part for part in sets if part is not None]
+    warn_of_weak_set(Chained(given), wanted, added=True)
+    refuse_frames(prior, sets[0], usable_rows(sets[0], backbone, wanted, exclude))
+    dropped = drop_leaks(given, exclude)
+    data = [
+        held_out_dataset(
+            prior.card,
+            [f for i, f in enumerate(part) if i not in rows],
+            backbone,
+            wanted,
+            exclude,
+            cache,
+        )
+        for part, rows in zip(given, dropped, strict=True)
+    ]
+    if len(data) == 1:
+        data = _both_kinds(data[0], (0.85, 0.15), wanted, recipe.seed)
+    refuse_shared_groups(*data)
+    train, unseen = data
+    probe = add_labels(prior, train, recipe.seed)
+    seen = evaluate_dataset(probe, unseen)
+    probe = probe.with_card(report=seen.report)
+    return FitReport(probe, seen.report, seen.probability, seen.errors, seen.tested, [])
 
 
 def _recalibrated(probe: Probe, held: Dataset, boundary: float) -> Probe:

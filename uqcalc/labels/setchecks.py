@@ -124,6 +124,7 @@ def warn_of_rare_class(
 
 FEWEST_STRUCTURES = 200
 FEWEST_GROUPS = 10
+FEWEST_RUNS = 5  # of labels that are added to a prior
 # With fewer groups, P of new groups is less certain than the number of structures
 # suggests (benchmarks/few_groups.py).
 ENOUGH_GROUPS = 30
@@ -135,7 +136,9 @@ _MOST_IN_SERIES = 500  # frames that suffice for the test
 _SHUFFLES = 20
 
 
-def warn_of_weak_set(frames: Sequence[Atoms], labels: Labels) -> None:
+def warn_of_weak_set(
+    frames: Sequence[Atoms], labels: Labels, *, added: bool = False
+) -> None:
     """Warn, before any prediction, if these frames are likely to give a poor probe.
 
     Parameters
@@ -143,6 +146,9 @@ def warn_of_weak_set(frames: Sequence[Atoms], labels: Labels) -> None:
     frames : sequence of Atoms
         All frames for fit, calibration and test.
     labels : Labels
+    added : bool
+        Whether they are added to a prior: they may be few, of few groups and of one
+        composition.
 
     Raises
     ------
@@ -157,12 +163,13 @@ def warn_of_weak_set(frames: Sequence[Atoms], labels: Labels) -> None:
     """
     if not frames:
         return
-    for text in (
-        _few_structures(len(frames)),
-        _few_groups(group_names(frames, labels.group_key), labels.group_key),
-        _one_composition(frames),
-        _ungrouped(frames) if labels.group_key is None else None,
-    ):
+    groups, key = group_names(frames, labels.group_key), labels.group_key
+    texts = [_few_runs(groups, key) if added else _few_groups(groups, key)]
+    if not added:
+        texts += [_few_structures(len(frames)), _one_composition(frames)]
+    if key is None:
+        texts.append(_ungrouped(frames, added=added))
+    for text in texts:
         if text is not None:
             warnings.warn(text, LabelWarning, stacklevel=3)
 
@@ -228,7 +235,18 @@ def _one_composition(frames: Sequence[Atoms]) -> str | None:
     )
 
 
-def _ungrouped(frames: Sequence[Atoms]) -> str | None:
+def _few_runs(groups: Sequence[str], key: str | None) -> str | None:
+    count = len(set(groups))
+    if key is None or count >= FEWEST_RUNS:
+        return None
+    return (
+        f"labels that are added to a prior should be of at least {FEWEST_RUNS} runs, "
+        f"got {count} by {key!r}: frames of one run err together, and left-out runs "
+        "choose the correction and calibrate it; add runs"
+    )
+
+
+def _ungrouped(frames: Sequence[Atoms], *, added: bool) -> str | None:
     """Return a warning if a random split would separate frames that belong together."""
     if series := find_series(frames):
         return (
@@ -238,7 +256,7 @@ def _ungrouped(frames: Sequence[Atoms]) -> str | None:
             "(--group) the info entry that names the run, or a block of a run"
         )
     kinds = len({reduced_formula(frame) for frame in frames})
-    if kinds == 1 or len(frames) < 2 * kinds:
+    if added or kinds == 1 or len(frames) < 2 * kinds:
         return None
     return (
         f"similar frames should be in one group, but {len(frames)} frames have {kinds} "

@@ -80,9 +80,14 @@ class Calibration:
         return cls(**checked(cls, data, "calibration of a probe", ProbeError))
 
     def logits(
-        self, score: torch.Tensor, boundary: float | None = None
+        self,
+        score: torch.Tensor,
+        boundary: float | None = None,
+        correction: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the logit of P(error <= boundary) on the device of ``score``.
+
+        A ``correction`` is added to the logit before the correction for one system.
 
         Raises
         ------
@@ -94,6 +99,8 @@ class Calibration:
             bent = _interpolate(bent, self.knots)
         if boundary is not None:
             bent = bent + self.shift(boundary)
+        if correction is not None:
+            bent = bent + correction
         return self.adapted(bent)
 
     def adapted(self, logits: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from uqcalc.files.entries import check_elements, checked
 from uqcalc.files.tensorfile import Kind
 from uqcalc.former import Former
 from uqcalc.policy import Policy, Threshold
+from uqcalc.probe.added import Added
 from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.scope import AtomFloor, Scope
 from uqcalc.showing import in_words, shown_in
@@ -39,8 +40,9 @@ FILE = Kind(
     "checkpoint of the PROBE authors",
     checked_since=4,
     infinite=("joined.limit", "joined.known"),  # infinite where a probe has no scope
-    # 5: sizes of molecules only, correction for one system; 6: limit of mean distance
-    schema=6,
+    # 5: sizes of molecules only, correction for one system; 6: limit of mean distance;
+    # 7: labels added to a prior
+    schema=7,
 )
 ARCHITECTURES = ("joined", "standard", "probe-2026")
 JOINED_ARCHITECTURE = "joined"  # attention and other paths
@@ -186,11 +188,12 @@ class Guarantee:
         )
 
 
-_NESTED: dict[str, type[Calibration] | type[Scope] | type[AtomFloor]] = {
+_NESTED: dict[str, type[Calibration] | type[Scope] | type[AtomFloor] | type[Added]] = {
     "calibration": Calibration,
     "atom_calibration": Calibration,
     "scope": Scope,
     "atom_floor": AtomFloor,
+    "added": Added,
 }
 
 
@@ -225,7 +228,10 @@ class Card(FileCard):
     atom_floor : AtomFloor or None
         Lower limit on the log-odds of the least reliable atom of a right structure.
     scope : Scope or None
-        Limits of the calibration set; None if unknown.
+        Limits of the calibration set; None if unknown. With ``added`` labels those of
+        the prior, sizes and charges of both.
+    added : Added or None
+        Calibration and scope of labels that were added to this probe.
     promise : dict or None
         Stored form of the guarantee of this probe; `guarantee` reads it.
     held_out : list of [share, logit]
@@ -258,6 +264,7 @@ class Card(FileCard):
     atom_calibration: Calibration | None = None
     atom_floor: AtomFloor | None = None
     scope: Scope | None = None
+    added: Added | None = None
     promise: dict[str, Any] | None = None
     held_out: list[list[float]] = field(default_factory=list)
     offsets: dict[str, float] = field(default_factory=dict)
@@ -436,6 +443,7 @@ class Card(FileCard):
                 ("atom_calibration", self.atom_calibration),
                 ("scope", self.scope),
                 ("atom_floor", self.atom_floor),
+                ("added", self.added),
             )
         }
         return asdict(self) | records | {"unit": self.unit}

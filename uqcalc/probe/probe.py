@@ -18,8 +18,9 @@ from uqcalc.backbones.prediction import Prediction
 from uqcalc.errors import ProbeError
 from uqcalc.files.emptyweights import EmptyWeights
 from uqcalc.files.entries import ElementsSeen
-from uqcalc.files.tensorfile import load_state
+from uqcalc.files.tensorfile import CHECKSUM, load_state, metadata_of
 from uqcalc.htmltable import html_table
+from uqcalc.probe.addedpaths import AddedOutput, AddedPaths, mixed
 from uqcalc.probe.card import FILE, JOINED_ARCHITECTURE, RAW_ARCHITECTURE, Card
 from uqcalc.probe.inputs import (
     HOST_SCALARS,
@@ -59,6 +60,8 @@ class ProbeReading(NamedTuple):
         atom (`uqcalc.probe.scope.AtomFloor`); negative above the floor.
     other : tensor (structures,) or None
         P(error <= ``other``), if `Probe.read` was given a second boundary.
+    added : tensor (structures,) or None
+        Weight of the labels that were added to a prior (`uqcalc.probe.addedpaths`).
     """
 
     reliability: torch.Tensor
@@ -69,6 +72,10 @@ class ProbeReading(NamedTuple):
     charge_gap: torch.Tensor | None = None
     worst_atom: torch.Tensor | None = None
     other: torch.Tensor | None = None
+    added: torch.Tensor | None = None
+
+
+_SURE = 1e-7  # P of an atom this close to 0 or 1 is not resolved in single precision
 
 
 class _Inputs(NamedTuple):
@@ -93,11 +100,18 @@ class Probe:
         The other paths of the default architecture.
     seen : Seen, optional
         Geometries and groups used for fit and calibration.
+    added : AddedPaths, optional
+        Corrections from labels that were added to a prior.
+
+    Attributes
+    ----------
+    file : (name, checksum) or None
+        Name of the file that it was read from, and the checksum in it.
 
     Raises
     ------
     ProbeError
-        If statistics or stacked paths do not match the architecture on the card.
+        If statistics, stacked paths or corrections do not match the card.
     """
 
     def __init__(
@@ -107,7 +121,15 @@ class Probe:
         statistics: Statistics | None,
         stacked: StackedPaths | None = None,
         seen: Seen | None = None,
+        added: AddedPaths | None = None,
     ) -> None:
+        if (added is None) != (card.added is None) or (added and not stacked):
+            msg = (
+                "added labels must be on the card and in the tensors of a probe with "
+                "several paths, got one of them; the file is damaged, fit the probe "
+                "again"
+            )
+            raise ProbeError(msg)
         if (stacked is None) == (card.architecture == JOINED_ARCHITECTURE):
             msg = (
                 f"probe of architecture {card.architecture!r} must "
@@ -132,6 +154,8 @@ class Probe:
         self.stacked = None if stacked is None else stacked.float()
         if self.stacked is not None:
             self.stacked.numbers.of_cells = self._of_cells
+        self.added = None if added is None else added.float()
+        self.file: tuple[str, str] | None = None
         self._atom_energies = card.element_energies()
         self.seen = Seen.nothing() if seen is None else seen
         self._elements = ElementsSeen(card.elements)
@@ -152,12 +176,17 @@ class Probe:
             ("SUSPECT, UNRELIABLE", cutoffs),
             ("elements", " ".join(chemical_symbols[z] for z in card.elements)),
             ("guarantee", "no" if card.promise is None else "yes"),
+            *([] if card.added is None else [("prior", card.added.name or "unnamed")]),
         ]
 
     def with_card(self, **entries: Any) -> Probe:
         """Return a probe with the same networks and changed entries on the card."""
-        card = replace(self.card, **entries)
-        return Probe(card, self.network, self.statistics, self.stacked, self.seen)
+        return self._copy(replace(self.card, **entries), self.seen)
+
+    def _copy(self, card: Card, seen: Seen) -> Probe:
+        return Probe(
+            card, self.network, self.statistics, self.stacked, seen, self.added
+        )
 
     def at(self, boundary: float) -> Probe:
         """Return the same probe with another boundary, in the unit of the card.
@@ -170,13 +199,18 @@ class Probe:
         if boundary == self.card.boundary:
             return self
         calibration = self.card.calibration.at(boundary, self.card.unit)
+        added = self.card.added
         return self.with_card(
-            boundary=boundary, percentile=None, calibration=calibration, held_out=[]
+            boundary=boundary,
+            percentile=None,
+            calibration=calibration,
+            added=None if added is None else added.at(boundary, self.card.unit),
+            held_out=[],
         )
 
     def with_seen(self, seen: Seen) -> Probe:
         """Return the same probe with a record of its labelled structures."""
-        return Probe(self.card, self.network, self.statistics, self.stacked, seen)
+        return self._copy(self.card, seen)
 
     def check(self, backbone: Backbone) -> None:
         """Check that this probe was fitted on the backbone.
@@ -268,28 +302,72 @@ class Probe:
         other : float, optional
             Second boundary; its probability is ``ProbeReading.other``.
         """
-        calibration = self.card.calibration
         if boundary == self.card.boundary:
             boundary = None
         with torch.inference_mode():
             margin, stacked, received = self._paths(predictions, explain=importance)
             score = margin if stacked is None else stacked.score
-            reliability = torch.sigmoid(calibration.logits(score, boundary))
+            added = self._added(predictions, stacked)
+            reliability = self._probability(score, boundary, added)
             beside = None
             if other is not None:
-                beside = torch.sigmoid(calibration.logits(score, other))
+                beside = self._probability(score, other, added)
             if stacked is None:
                 return ProbeReading(reliability, received, other=beside)
-            atoms = self.atom_logits(stacked)
+            atoms = self._atom_probability(stacked, added)
             worst = None
             if atoms is not None:
-                worst = self._worst_atom(atoms, predictions)
+                worst = self._worst_atom(atoms, predictions, added)
                 atoms = atoms.sigmoid()
-            parts = calibration.slope * stacked.parts
-            novelty, gap = self._scope(predictions, stacked)
+            parts = self.card.calibration.slope * stacked.parts
+            novelty, gap = self._scope(predictions, stacked, added)
+        weight = None if added is None else added.weight
         return ProbeReading(
-            reliability, received, atoms, parts, novelty, gap, worst, beside
+            reliability, received, atoms, parts, novelty, gap, worst, beside, weight
         )
+
+    def _added(
+        self, predictions: Sequence[Prediction], stacked: StackedOutput | None
+    ) -> AddedOutput | None:
+        """Return the output of the labels that were added to a prior, if any were."""
+        record = self.card.added
+        if self.added is None or record is None:
+            return None
+        if stacked is None or stacked.described is None:
+            msg = "inputs of the paths must be there for added labels, got None"
+            raise ValueError(msg)
+        features = _cat([p.features for p in predictions])
+        numbers = np.concatenate([p.numbers for p in predictions])
+        index = on_device(features.device, numbers)
+        sizes = [len(p.numbers) for p in predictions]
+        found: AddedOutput = self.added(
+            stacked.described, features, index, sizes, record.scope
+        )
+        return found
+
+    def _probability(
+        self, score: torch.Tensor, boundary: float | None, added: AddedOutput | None
+    ) -> torch.Tensor:
+        prior = torch.sigmoid(self.card.calibration.logits(score, boundary))
+        record = self.card.added
+        if added is None or record is None:
+            return prior
+        logits = record.calibration.logits(score, boundary, added.correction)
+        return mixed(prior, logits.sigmoid(), added.weight, added.foreign)
+
+    def _atom_probability(
+        self, stacked: StackedOutput, added: AddedOutput | None
+    ) -> torch.Tensor | None:
+        """Return the log-odds of each atom, with the part of added labels."""
+        prior = self.atom_logits(stacked)
+        record = self.card.added
+        if prior is None or added is None or added.atom_correction is None:
+            return prior
+        if record is None or record.atom_calibration is None:
+            return prior
+        own = record.atom_calibration.adapted(prior + added.atom_correction)
+        weight, foreign = added.atom_weight, added.atom_foreign
+        return mixed(prior.sigmoid(), own.sigmoid(), weight, foreign).logit(_SURE)
 
     def atom_logits(self, stacked: StackedOutput) -> torch.Tensor | None:
         r"""Return the log-odds of \|ΔF_i\| <= the card's ``atom_boundary``, (atoms,).
@@ -302,7 +380,10 @@ class Probe:
         return calibration.logits(stacked.atoms) - REMOTE * stacked.beyond
 
     def _worst_atom(
-        self, logits: torch.Tensor, predictions: Sequence[Prediction]
+        self,
+        logits: torch.Tensor,
+        predictions: Sequence[Prediction],
+        added: AddedOutput | None,
     ) -> torch.Tensor | None:
         floor = self.card.atom_floor
         if floor is None:
@@ -318,11 +399,18 @@ class Probe:
         )
         if self.card.atom_calibration is not None:  # the floor is that of all systems
             levels = self.card.atom_calibration.adapted(levels)
+        record = self.card.added
+        if added is not None and record is not None and record.atom_calibration:
+            own = record.atom_calibration.adapted(levels)
+            levels = levels + added.weight * (own - levels)
         lowest = Ragged(sizes, logits.device).min(logits[:, None])[:, 0]
         return levels - lowest
 
     def _scope(
-        self, predictions: Sequence[Prediction], stacked: StackedOutput
+        self,
+        predictions: Sequence[Prediction],
+        stacked: StackedOutput,
+        added: AddedOutput | None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         scope = self.card.scope
         if scope is None:
@@ -332,7 +420,11 @@ class Probe:
             sums = torch.stack([_charges(p).sum() for p in predictions])
             known = torch.tensor(scope.charges, dtype=sums.dtype, device=sums.device)
             gap = (sums[:, None] - known).abs().amin(dim=1)
-        return scope.novelty(stacked.distance, stacked.mean_log_distance), gap
+        novelty = scope.novelty(stacked.distance, stacked.mean_log_distance)
+        if added is not None:  # inside one of the two scopes is inside
+            novelty = novelty.masked_fill(added.foreign, torch.inf)
+            novelty = novelty.minimum(added.novelty)
+        return novelty, gap
 
     def scores(self, predictions: Sequence[Prediction]) -> torch.Tensor:
         """Return the uncalibrated scores, (structures,): larger is more reliable."""
@@ -412,7 +504,7 @@ class Probe:
             # weights that are moved in inference mode cannot be used by autograd later
             with torch.inference_mode(mode=False):
                 self.network.to(device)
-                for module in (self.statistics, self.stacked):
+                for module in (self.statistics, self.stacked, self.added):
                     if module is not None:
                         module.to(device)
 
@@ -431,6 +523,7 @@ class Probe:
             ("network", self.network),
             ("statistics", self.statistics),
             ("joined", self.stacked),
+            ("added", self.added),
         )
         tensors = {
             f"{name}.{key}": tensor
@@ -467,8 +560,16 @@ class Probe:
         if card.joined is not None:
             stacked = StackedPaths(StackedShape.from_dict(card.joined))
             load_state(stacked, _section(tensors, "joined."), str(path), ProbeError)
+        added = None
+        if stacked is not None and card.added is not None:
+            sizes = (card.added.centres, card.added.atom_centres)
+            shape = replace(stacked.shape, centres=sizes[0], atom_centres=sizes[1])
+            added = AddedPaths(shape, stacked.numbers.components)
+            load_state(added, _section(tensors, "added."), str(path), ProbeError)
         seen = Seen.from_tensors(_section(tensors, "seen."))
-        return cls(card, network, statistics, stacked, seen)
+        probe = cls(card, network, statistics, stacked, seen, added)
+        probe.file = Path(path).name, (metadata_of(path) or {}).get(CHECKSUM, "")
+        return probe
 
     @classmethod
     def from_official(

@@ -179,8 +179,11 @@ class KernelPaths(nn.Module):
         favour = some.clamp(max=LIMIT) @ slopes.clamp(max=0.0)
         linear = against + favour + self.slope[-1]
         wide = self._trend_kernel(some) @ self.wide_weights
-        local = self._local_kernel(numbers, features) @ self.narrow_weights
-        return (linear + wide) / 2, local
+        return (linear + wide) / 2, self.local(numbers, features)
+
+    def local(self, numbers: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Return the output of the local path alone, (rows,)."""
+        return self.local_kernel(numbers, features) @ self.narrow_weights
 
     def _trend(self, numbers: torch.Tensor) -> torch.Tensor:
         """Return the columns of the trend, at least -`LIMIT` standard deviations.
@@ -205,9 +208,10 @@ class KernelPaths(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def _local_kernel(
+    def local_kernel(
         self, numbers: torch.Tensor, features: torch.Tensor
     ) -> torch.Tensor:
+        """Return the kernel of the local path, (rows, centres)."""
         shape = self.shape
         close = _laplacian(numbers, self.centres, shape.local_width * shape.numbers)
         alike = _laplacian(features, self.near, shape.feature_width * shape.features)
@@ -241,7 +245,7 @@ class KernelPaths(nn.Module):
         paths.narrow_weights.zero_()
         rest = rank - paths(numbers, features)[0]
         local = _machine(
-            paths._local_kernel, [numbers, features], chosen, rest, shape.local_ridge
+            paths.local_kernel, [numbers, features], chosen, rest, shape.local_ridge
         )
         paths.narrow_weights.copy_(local)
         return paths.float()

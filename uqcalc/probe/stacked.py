@@ -19,6 +19,7 @@ from uqcalc.probe.numbers import (
     OF_STRESS,
     STRESS_TREND,
     TREND,
+    Described,
     FromHost,
     PlainNumbers,
 )
@@ -50,6 +51,8 @@ class StackedOutput(NamedTuple):
         Mean over the atoms of the logarithm of their squared distances.
     beyond : tensor (atoms,) or None
         E-folds of an atom's squared distance beyond the limit; 0 within.
+    described : Described or None
+        The inputs of the paths.
     """
 
     parts: torch.Tensor
@@ -57,6 +60,7 @@ class StackedOutput(NamedTuple):
     distance: torch.Tensor
     mean_log_distance: torch.Tensor
     beyond: torch.Tensor | None = None
+    described: Described | None = None
 
     @property
     def score(self) -> torch.Tensor:
@@ -170,7 +174,12 @@ class StackedPaths(nn.Module):
         parts = self.join(paths, described.distance, described.mean_log_distance)
         beyond = None if atoms is None else (distances / self.limit).log().clamp(min=0)
         return StackedOutput(
-            parts, atoms, described.distance, described.mean_log_distance, beyond
+            parts,
+            atoms,
+            described.distance,
+            described.mean_log_distance,
+            beyond,
+            described,
         )
 
     def join(

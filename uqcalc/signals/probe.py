@@ -339,8 +339,17 @@ def _shared(card: Card, around: ProbeReading, rows: np.ndarray) -> torch.Tensor:
     if around.atoms is None or len(rows) == len(around.atoms):
         return around.reliability
     chosen = on_device(around.atoms.device, rows)
+    given = (around.reliability, around.atoms, chosen)
     with torch.inference_mode():
-        return region_reliability(card, around.reliability, around.atoms, chosen)
+        prior = region_reliability(card, *given)
+        if card.added is None or around.added is None:
+            return prior
+        own = replace(
+            card,
+            calibration=card.added.calibration,
+            atom_calibration=card.added.atom_calibration or card.atom_calibration,
+        )
+        return prior.lerp(region_reliability(own, *given), around.added)
 
 
 def _limited(

@@ -49,7 +49,7 @@ SYSTEMS = np.geomspace(0.1, 5.0, 40)  # scales over systems that are tried
 # Spreads over runs that are tried, and fewest runs from which one is learnt.
 RUNS = np.array([0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.2])
 _FEWEST_RUNS = 4
-_KNOTS = np.linspace(-12.0, 12.0, 97)  # logits at which the adapted logit is stored
+KNOTS = np.linspace(-12.0, 12.0, 97)  # logits at which the adapted logit is stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +198,8 @@ class Posterior:
 
     def knots(self) -> tuple[tuple[float, float], ...]:
         """Return (logit before, logit after), increasing in both."""
-        after = self.logit(_KNOTS)
-        return tuple(zip(_KNOTS.tolist(), after.tolist(), strict=True))
+        after = self.logit(KNOTS)
+        return tuple(zip(KNOTS.tolist(), after.tolist(), strict=True))
 
 
 def posterior(
