@@ -57,7 +57,7 @@ class Added:
         return asdict(self) | {"scope": self.scope.to_dict()}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Added:
+    def from_dict(cls, data: object) -> Added:
         """Rebuild from `to_dict`.
 
         Raises
@@ -65,11 +65,13 @@ class Added:
         ProbeError
             If an entry is missing, unknown or of another type; the message names it.
         """
+        what = "added labels of a probe"
+        if not isinstance(data, Mapping) or "scope" not in data:
+            return cls(**checked(cls, data, what, ProbeError))  # raises
         # an unknown share of the scope is None in a file
-        scope = Scope.from_dict(data.get("scope"))
+        scope = Scope.from_dict(data["scope"])
         plain = dict(data) | {"scope": asdict(replace(scope, outside=0.0))}
-        entries = checked(cls, plain, "added labels of a probe", ProbeError)
-        return cls(**entries | {"scope": scope})
+        return cls(**checked(cls, plain, what, ProbeError) | {"scope": scope})
 
     def at(self, boundary: float, unit: str = "") -> Added:
         """Return the part of a card for another boundary, in ``unit``."""
