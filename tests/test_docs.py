@@ -56,7 +56,7 @@ WEIGHTS = {
 # Blocks that take more than some seconds, by page: run by `make test-slow`.
 SLOW = {
     "README.md": 1,
-    "docs/howto/adapt.md": 1,
+    "docs/howto/adapt.md": 2,
     "docs/howto/certify.md": 1,
     "docs/howto/fit.md": 2,
     "docs/howto/force-delta.md": 1,

@@ -188,14 +188,14 @@ def _solve(
     width = basis.shape[1] if np.isfinite(penalty) else 0
     design = np.column_stack([basis[:, :width], found.value, np.ones(len(basis))])
     ridge = np.append(np.full(width, penalty), [0.0, _LEVEL_PENALTY])
-    known = np.count_nonzero(found.side == 0)
+    known = int(np.count_nonzero(found.side == 0))
 
     def loss(x: Array) -> float:
         if x[width] <= 0:
             return np.inf
         log = np.log(x[width])
         fit = float(_loss(design @ x, found.side).sum()) - known * log
-        return fit + 0.5 * float(ridge @ x**2) + 0.5 * (log / _WIDTH) ** 2
+        return float(fit + 0.5 * ridge @ x**2 + 0.5 * (log / _WIDTH) ** 2)
 
     x = np.zeros(width + 2)
     x[width] = 1.0

@@ -164,9 +164,10 @@ def warn_of_weak_set(
     if not frames:
         return
     groups, key = group_names(frames, labels.group_key), labels.group_key
-    texts = [_few_runs(groups, key) if added else _few_groups(groups, key)]
+    texts = [_few_runs(groups, key)]
     if not added:
-        texts += [_few_structures(len(frames)), _one_composition(frames)]
+        of_groups = _few_groups(groups, key)
+        texts = [_few_structures(len(frames)), of_groups, _one_composition(frames)]
     if key is None:
         texts.append(_ungrouped(frames, added=added))
     for text in texts:
