@@ -4,8 +4,9 @@ P as it is, with the shift of the system integrated over its spread ("integrated
 with a mean of the shift that depends on the system ("ridge"). The model is that of
 `uqcalc.statistics.systems`, without labels of the system.
 
-Families of crystals (anions, or none) are left out one at a time. A probe is fitted to
-the others and predicts the family. Systems are the chemical systems of the family with
+Families of crystals (anions, or none) are left out one at a time, except for 30
+structures of other systems, so that their elements are known. A probe is fitted to the
+rest and predicts the family. Systems are the chemical systems of the family with
 at least five structures. Spread and ridge for a family come from the left-out
 predictions of the other families. The ridge regression of the shift uses shares of the
 groups of the periodic table, and means over the system: of the probe's numbers, with
@@ -68,6 +69,9 @@ FAMILIES = {
 REST = "other metals"
 FEWEST = 5  # structures of a system
 LABELS, EPOCHS = 1000, 10  # of each fit
+# Structures of the left-out family that stay, of other systems than the tested ones: an
+# element that no label has gets no probability.
+KNOWN = 30
 PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 NOTHING = Residuals(np.empty(0), np.empty(0, int))
 
@@ -104,7 +108,11 @@ def left_out_family(
     """Fit to the other families, and return the systems of this one."""
     others = np.flatnonzero(families != family)
     own = np.flatnonzero(families == family)
-    chosen = np.random.default_rng(seed).permutation(others)[:LABELS]
+    rng = np.random.default_rng(seed)
+    systems_of = np.array([" ".join(symbols(p.numbers)) for p in data.predictions])
+    few = rng.permutation(own)[:KNOWN]
+    own = own[~np.isin(systems_of[own], systems_of[few])]
+    chosen = np.concatenate([rng.permutation(others)[:LABELS], few])
     labels = uqcalc.Labels("forces", boundary=BOUNDARY, group_key="formula")
     backbone: Any = SimpleNamespace(fingerprint="stored", provides=frozenset())
     recipe = uqcalc.Recipe(epochs=EPOCHS)
@@ -113,7 +121,7 @@ def left_out_family(
     known = [i for i in own if not probe.unseen_elements(data.predictions[i].numbers)]
     if not known:
         return []
-    names = np.array([" ".join(symbols(data.predictions[i].numbers)) for i in known])
+    names = systems_of[known]
     part = data.dataset("forces", np.array(known), grouped=True)
     logits, inputs = described(probe, part)
     calibration = probe.card.calibration
