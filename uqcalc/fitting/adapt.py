@@ -68,8 +68,9 @@ def adapt(
     (`uqcalc.statistics.systems`). Each label counts with the size of its error, so ten
     labels suffice for a rough shift, also if all of them are right or all are wrong.
     The fewer labels, the more the probabilities stay those of the old probe, widened
-    by how far systems lie from each other. Probabilities of atoms are shifted by the
-    errors of the atoms. A guarantee is dropped: it was for the old probabilities.
+    by how far systems lie from each other. Probabilities of atoms follow those of
+    their structures; with probes of earlier versions they are shifted by the errors of
+    the atoms. A guarantee is dropped: it was for the old probabilities.
 
     The scope is widened to the labelled frames and narrowed to their elements: a
     structure with other elements is at least SUSPECT.
@@ -260,9 +261,12 @@ def _atom_calibration(
     """Return the calibration of atoms with a correction for this system.
 
     The atoms of one structure err together: each structure is a run, and the spread
-    over structures is learnt from these labels.
+    over structures is learnt from these labels. Where P of atoms follows from the
+    error of their structure, its correction is that of the atoms too.
     """
     known = probe.card.atom_calibration
+    if probe.card.atom_shares is not None:
+        return known
     if known is None or data.atom_errors is None or probe.stacked is None:
         return known
     if len(known.boundaries) < 2:

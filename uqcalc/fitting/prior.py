@@ -195,9 +195,11 @@ def _atoms(prior: Probe, data: Dataset) -> Rows | None:
     if len(said) < _FEWEST_KEPT:
         return None
     rows = said[evenly(len(said), _MOST_ATOMS)]
-    parts = [prior.path_output(chunk) for chunk in chunks(data.predictions)]
+    some = list(chunks(data.predictions))
+    parts = [prior.path_output(chunk) for chunk in some]
     described = [part.described for part in parts if part.described is not None]
-    scores = [prior.atom_logits(part) for part in parts]
+    sizes = [[len(p.numbers) for p in chunk] for chunk in some]
+    scores = [prior.atom_logits(*pair) for pair in zip(parts, sizes, strict=True)]
     logits = torch.cat([s for s in scores if s is not None]).double().numpy()[rows]
     index = torch.from_numpy(rows)
     which = np.repeat(np.arange(len(data)), data.sizes)[rows]

@@ -16,6 +16,7 @@ from uqcalc.backbones.prediction import Prediction
 from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.evaluation.riskcontrol import held_out_logits
 from uqcalc.fitting.adapt import learn_spread
+from uqcalc.fitting.atoms import NO_ERROR, held_out_shares
 from uqcalc.fitting.crossfit import MOST, Unseen, cross_fit, slope_on_new_groups, stack
 from uqcalc.fitting.leftout import left_out_distances
 from uqcalc.fitting.network import fit_single
@@ -145,8 +146,6 @@ def standard_and_distances(
 # each centre. Each label costs centres squared, and more labels help only the
 # attention.
 _MOST_FITTED, _MOST_ATOMS = 20_000, 20_000
-# Smaller force errors are rounding, as in perfect crystals [eV/Å].
-_NO_ERROR = 1e-6
 
 
 def fit_joined(
@@ -279,11 +278,14 @@ def _weigh(
         atom_boundary=atom_boundary,
         atom_calibration=of_atoms,
     )
-    floor = _atom_floor(probe, held, unseen, judged & ~outside)
+    shares, atoms = held_out_shares(probe.card, held, unseen.atoms, logits)
+    probe = probe.with_card(atom_shares=shares)
+    floor = _atom_floor(held, atoms, judged & ~outside)
     return probe.with_card(
         atom_floor=floor,
         training={
             "atom_floor_learned": floor is not None,
+            "atom_shares_learned": shares is not None,
             "spread": learn_spread(calibration, score, held.errors, held.groups),
             "paths": [
                 {
@@ -347,20 +349,21 @@ def _scores(
 
 
 def _atom_floor(
-    probe: Probe, held: Dataset, unseen: Unseen, judged: NDArray[np.bool_]
+    held: Dataset,
+    atoms: list[NDArray[np.float64]] | None,
+    judged: NDArray[np.bool_],
 ) -> AtomFloor | None:
     """Return the atom floor of right structures whose verdict would be RELIABLE.
 
     Other structures are left out, because the floor must only change this verdict.
-    ``judged`` (structures,) says which are right, RELIABLE by P and inside the scope.
+    ``judged`` (structures,) says which are right, RELIABLE by P and inside the scope;
+    ``atoms`` are the log-odds of the atoms of each structure.
     """
-    card = probe.card
-    if unseen.atoms is None or card.atom_calibration is None:
+    if atoms is None:
         return None
     rows = np.flatnonzero(judged)
-    lowest = [unseen.atoms[i].min() for i in rows]
     return learn_floor(
-        card.atom_calibration.logits(torch.tensor(lowest, dtype=torch.float64)).numpy(),
+        np.array([atoms[i].min() for i in rows]),
         held.sizes[rows],
         [held.groups[i] for i in rows],
     )
@@ -379,7 +382,7 @@ def _atom_calibration(
     if held.atom_errors is None:
         return None, None
     errors = np.concatenate(held.atom_errors)
-    known = errors[errors > _NO_ERROR]  # without NaN and rounding
+    known = errors[errors > NO_ERROR]  # without NaN and rounding
     boundary, reason = None, "the forces on almost all atoms vanish by symmetry"
     if TARGETS[labels.target].of == "forces":
         boundary = labels.boundary
@@ -410,7 +413,7 @@ def _known_atoms(data: Dataset) -> torch.Tensor:
     """Return which atoms have an error above rounding, (atoms,) of bool."""
     if data.atom_errors is None:
         return torch.zeros(int(data.sizes.sum()), dtype=torch.bool)
-    return torch.from_numpy(np.concatenate(data.atom_errors) > _NO_ERROR)
+    return torch.from_numpy(np.concatenate(data.atom_errors) > NO_ERROR)
 
 
 def _some_atoms(data: Dataset, seed: int) -> torch.Tensor:

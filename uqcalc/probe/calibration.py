@@ -96,7 +96,7 @@ class Calibration:
         """
         bent = self.slope * score + self.intercept
         if self.knots:
-            bent = _interpolate(bent, self.knots)
+            bent = interpolate(bent, self.knots)
         if boundary is not None:
             bent = bent + self.shift(boundary)
         if correction is not None:
@@ -105,7 +105,7 @@ class Calibration:
 
     def adapted(self, logits: torch.Tensor) -> torch.Tensor:
         """Return log-odds after the correction for one system, if there is one."""
-        return _interpolate(logits, self.system) if self.system else logits
+        return interpolate(logits, self.system) if self.system else logits
 
     def moved(self, logits: torch.Tensor, boundaries: torch.Tensor) -> torch.Tensor:
         """Return the log-odds of P(error <= boundaries) from those at the own boundary.
@@ -120,7 +120,7 @@ class Calibration:
         bent = self._unadapted(logits)
         levels = tuple(zip(np.log(self.boundaries).tolist(), self.shifts, strict=True))
         asked = boundaries.log().clamp(levels[0][0], levels[-1][0])
-        return self.adapted(bent + _interpolate(asked, levels))
+        return self.adapted(bent + interpolate(asked, levels))
 
     def middle(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the error that is exceeded with P = 1/2, from the own log-odds.
@@ -129,7 +129,27 @@ class Calibration:
         """
         wanted = self._unadapted(logits.new_zeros(())) - self._unadapted(logits)
         levels = self._levels
-        return _interpolate(wanted.clamp(levels[0][0], levels[-1][0]), levels).exp()
+        return interpolate(wanted.clamp(levels[0][0], levels[-1][0]), levels).exp()
+
+    def log_errors(self, logits: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+        """Return the log of the errors that are not exceeded with given P.
+
+        The inverse of P(error <= b) in log(b); linear in the log-odds beyond the errors
+        of the labels.
+
+        Parameters
+        ----------
+        logits : tensor (structures,)
+            At the own boundary.
+        levels : tensor (levels,)
+            Log-odds of the wanted P.
+
+        Returns
+        -------
+        tensor (structures, levels)
+        """
+        wanted = self._unadapted(levels) - self._unadapted(logits)[:, None]
+        return interpolate(wanted, _extended(self._levels))
 
     @property
     def log_variance(self) -> float:
@@ -152,7 +172,7 @@ class Calibration:
         """Return the log-odds before `adapted`."""
         if not self.system:
             return logits
-        return _interpolate(
+        return interpolate(
             logits, tuple((after, before) for before, after in self.system)
         )
 
@@ -232,6 +252,27 @@ class Calibration:
             bent = _bent(straight, knots)
         boundaries, shifts = _shifts(bent, truth, boundary)
         return cls(slope, intercept, knots, boundaries, shifts, len(scores))
+
+
+_FAR = 100.0  # log-odds
+
+
+@lru_cache(maxsize=64)
+def _extended(
+    levels: tuple[tuple[float, float], ...],
+) -> tuple[tuple[float, float], ...]:
+    """Return knots with one more at each end, on the line through the last three.
+
+    A single step at an end may be short and steep.
+    """
+    if len(levels) < 2:
+        msg = "a calibration must be at two boundaries or more, got one"
+        raise ValueError(msg)
+    (x0, y0), (x1, y1) = levels[0], levels[min(2, len(levels) - 1)]
+    (u0, v0), (u1, v1) = levels[max(-3, -len(levels))], levels[-1]
+    first = (x0 - _FAR, y0 - _FAR * (y1 - y0) / (x1 - x0))
+    last = (u1 + _FAR, v1 + _FAR * (v1 - v0) / (u1 - u0))
+    return (first, *levels, last)
 
 
 def _widened(
@@ -318,7 +359,7 @@ def _on(
     return before.contiguous(), after.contiguous()
 
 
-def _interpolate(
+def interpolate(
     values: torch.Tensor, knots: tuple[tuple[float, float], ...]
 ) -> torch.Tensor:
     """Return the piecewise linear interpolation of ``knots``; NaN stays NaN."""
@@ -335,10 +376,10 @@ def _interpolate(
 def _bent(
     logits: NDArray[np.float64], knots: tuple[tuple[float, float], ...]
 ) -> NDArray[np.float64]:
-    """Return `_interpolate` of an array."""
+    """Return `interpolate` of an array."""
     import torch
 
-    bent: NDArray[np.float64] = _interpolate(torch.from_numpy(logits), knots).numpy()
+    bent: NDArray[np.float64] = interpolate(torch.from_numpy(logits), knots).numpy()
     return bent
 
 

@@ -19,6 +19,7 @@ from uqcalc.files.tensorfile import Kind
 from uqcalc.former import Former
 from uqcalc.policy import Policy, Threshold
 from uqcalc.probe.added import Added
+from uqcalc.probe.atomshares import AtomShares
 from uqcalc.probe.calibration import Calibration
 from uqcalc.probe.scope import AtomFloor, Scope
 from uqcalc.showing import in_words, shown_in
@@ -41,8 +42,8 @@ FILE = Kind(
     checked_since=4,
     infinite=("joined.limit", "joined.known"),  # infinite where a probe has no scope
     # 5: sizes of molecules only, correction for one system; 6: limit of mean distance;
-    # 7: labels added to a prior
-    schema=7,
+    # 7: labels added to a prior; 8: shares of atoms in the error of their structure
+    schema=8,
 )
 ARCHITECTURES = ("joined", "standard", "probe-2026")
 JOINED_ARCHITECTURE = "joined"  # attention and other paths
@@ -188,9 +189,11 @@ class Guarantee:
         )
 
 
-_NESTED: dict[str, type[Calibration] | type[Scope] | type[AtomFloor] | type[Added]] = {
+_Record = Calibration | AtomShares | Scope | AtomFloor | Added
+_NESTED: dict[str, type[_Record]] = {
     "calibration": Calibration,
     "atom_calibration": Calibration,
+    "atom_shares": AtomShares,
     "scope": Scope,
     "atom_floor": AtomFloor,
     "added": Added,
@@ -225,6 +228,10 @@ class Card(FileCard):
     atom_boundary : float or None
         |ΔF_i| up to it is reliable, in eV/Å; None without force labels.
     atom_calibration : Calibration or None
+        Of the score of an atom alone.
+    atom_shares : AtomShares or None
+        Shares of atoms in the error of their structure. P of an atom follows from them
+        if they are there, else from ``atom_calibration``.
     atom_floor : AtomFloor or None
         Lower limit on the log-odds of the least reliable atom of a right structure.
     scope : Scope or None
@@ -262,6 +269,7 @@ class Card(FileCard):
     calibration: Calibration = field(default_factory=Calibration)
     atom_boundary: float | None = None
     atom_calibration: Calibration | None = None
+    atom_shares: AtomShares | None = None
     atom_floor: AtomFloor | None = None
     scope: Scope | None = None
     added: Added | None = None
@@ -424,6 +432,8 @@ class Card(FileCard):
                 "scope": self.scope is None,
                 "atom_calibration": self.atom_boundary and not self.atom_calibration,
                 "atom_floor": learned and not floor,
+                "atom_shares": self.training.get("atom_shares_learned")
+                and not self.atom_shares,
             }.items()
             if lost
         ]
@@ -441,6 +451,7 @@ class Card(FileCard):
             for name, record in (
                 ("calibration", self.calibration),
                 ("atom_calibration", self.atom_calibration),
+                ("atom_shares", self.atom_shares),
                 ("scope", self.scope),
                 ("atom_floor", self.atom_floor),
                 ("added", self.added),

@@ -131,6 +131,13 @@ def stress_numbers(prediction: Prediction) -> np.ndarray:
     return np.array(found, dtype=np.float32)
 
 
+def log_forces(prediction: Prediction) -> np.ndarray:
+    """Return the log of the force norms in eV/Å, plus `FLOOR`, (atoms,)."""
+    squares = np.einsum("ij,ij->i", prediction.forces, prediction.forces)
+    logs: np.ndarray = np.log(np.sqrt(squares) + FLOOR)
+    return logs
+
+
 def _numbers_and_shares(
     prediction: Prediction,
     atom_energies: np.ndarray,

@@ -314,7 +314,8 @@ class Probe:
                 beside = self._probability(score, other, added)
             if stacked is None:
                 return ProbeReading(reliability, received, other=beside)
-            atoms = self._atom_probability(stacked, added)
+            sizes = [len(p.numbers) for p in predictions]
+            atoms = self._atom_probability(stacked, sizes, added)
             worst = None
             if atoms is not None:
                 worst = self._worst_atom(atoms, predictions, added)
@@ -356,10 +357,13 @@ class Probe:
         return mixed(prior, logits.sigmoid(), added.weight, added.foreign)
 
     def _atom_probability(
-        self, stacked: StackedOutput, added: AddedOutput | None
+        self,
+        stacked: StackedOutput,
+        sizes: Sequence[int],
+        added: AddedOutput | None,
     ) -> torch.Tensor | None:
         """Return the log-odds of each atom, with the part of added labels."""
-        prior = self.atom_logits(stacked)
+        prior = self.atom_logits(stacked, sizes)
         record = self.card.added
         if prior is None or added is None or added.atom_correction is None:
             return prior
@@ -369,15 +373,31 @@ class Probe:
         weight, foreign = added.atom_weight, added.atom_foreign
         return mixed(prior.sigmoid(), own.sigmoid(), weight, foreign).logit(_SURE)
 
-    def atom_logits(self, stacked: StackedOutput) -> torch.Tensor | None:
+    def atom_logits(
+        self, stacked: StackedOutput, sizes: Sequence[int]
+    ) -> torch.Tensor | None:
         r"""Return the log-odds of \|ΔF_i\| <= the card's ``atom_boundary``, (atoms,).
 
-        None if the probe has no calibration of atoms.
+        ``sizes`` are the atoms of each structure. None if the probe has no calibration
+        of atoms.
         """
-        calibration = self.card.atom_calibration
-        if stacked.atoms is None or stacked.beyond is None or calibration is None:
+        card, scores = self.card, stacked.atoms
+        if scores is None or stacked.beyond is None or card.atom_calibration is None:
             return None
-        return calibration.logits(stacked.atoms) - REMOTE * stacked.beyond
+        if card.atom_shares is None:
+            found = card.atom_calibration.logits(scores)
+        elif stacked.log_forces is None or card.atom_boundary is None:
+            msg = "log forces and atom_boundary must be there with shares, got None"
+            raise ProbeError(msg)
+        else:
+            found = card.atom_shares.logits(
+                card.calibration,
+                card.calibration.logits(stacked.score),
+                card.atom_shares.shares(scores, stacked.log_forces, sizes),
+                sizes,
+                card.atom_boundary,
+            )
+        return found - REMOTE * stacked.beyond
 
     def _worst_atom(
         self,
@@ -397,8 +417,11 @@ class Probe:
         levels = _tensor(
             [np.array(floor.at(n), np.float32) for n in counts], logits.device
         )
-        if self.card.atom_calibration is not None:  # the floor is that of all systems
-            levels = self.card.atom_calibration.adapted(levels)
+        system = self.card.atom_calibration
+        if self.card.atom_shares is not None:  # atoms follow their structure
+            system = self.card.calibration
+        if system is not None:  # the floor is that of all systems
+            levels = system.adapted(levels)
         record = self.card.added
         if added is not None and record is not None and record.atom_calibration:
             own = record.atom_calibration.adapted(levels)

@@ -53,6 +53,8 @@ class StackedOutput(NamedTuple):
         E-folds of an atom's squared distance beyond the limit; 0 within.
     described : Described or None
         The inputs of the paths.
+    log_forces : tensor (atoms,) or None
+        Log of the predicted force norms in eV/Å, plus a small floor.
     """
 
     parts: torch.Tensor
@@ -61,6 +63,7 @@ class StackedOutput(NamedTuple):
     mean_log_distance: torch.Tensor
     beyond: torch.Tensor | None = None
     described: Described | None = None
+    log_forces: torch.Tensor | None = None
 
     @property
     def score(self) -> torch.Tensor:
@@ -132,7 +135,7 @@ class StackedPaths(nn.Module):
     farthest atom and on the geometric mean of the distances. Beyond either limit the
     trend falls with the distance. Thus the score never rises with the distance far
     outside. Atoms have separate paths, whose inputs are the features and force of
-    the atom only.
+    the atom only; `uqcalc.probe.atomshares` joins them with the structure's error.
     """
 
     weights: torch.Tensor
@@ -180,6 +183,7 @@ class StackedPaths(nn.Module):
             described.mean_log_distance,
             beyond,
             described,
+            host.log_forces,
         )
 
     def join(
