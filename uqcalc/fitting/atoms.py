@@ -128,8 +128,8 @@ def learn_atom_shares(
         centred = _centred(np.column_stack([rows, logs]), part[known])
         gram += weight * centred[:, :2].T @ centred[:, :2]
         right += weight * centred[:, :2].T @ centred[:, 2]
-    slopes = _not_negative(gram, right)
-    model = AtomShares(*slopes, knots=((0.0, 0.0), (1.0, 1.0)))
+    score, force = _not_negative(gram, right)
+    model = AtomShares(score, force, ((0.0, 0.0), (1.0, 1.0)))
     shares = model.shares(
         torch.from_numpy(scores), torch.from_numpy(log_forces), sizes
     ).numpy()
@@ -138,7 +138,9 @@ def learn_atom_shares(
     if len(places) < 2:
         return None
     odds = np.log(_LEVELS / (1 - _LEVELS))[first]
-    return AtomShares(*slopes, tuple(zip(places.tolist(), odds.tolist(), strict=True)))
+    return AtomShares(
+        score, force, tuple(zip(places.tolist(), odds.tolist(), strict=True))
+    )
 
 
 def _centred(rows: NDArray[np.float64], part: NDArray[np.int64]) -> NDArray[np.float64]:
