@@ -31,6 +31,7 @@ from uqcalc.resultcache import Answer, Recent, changed, frozen, same
 from uqcalc.signals.base import Signal, TensorReading, to_host, to_host_asking
 from uqcalc.signals.probe import ProbeSignal
 from uqcalc.signals.region import Chosen
+from uqcalc.targets import TARGETS
 from uqcalc.uses import Use, checked_use, judged_for
 
 
@@ -366,8 +367,14 @@ class ReliableCalculator(BaseCalculator):
 
     @property
     def validity(self) -> str:
-        """What the probes are validated on, and what not; empty without a probe."""
-        return "; ".join(validity(probe.card) for probe in probes_of(self.signals))
+        """What the probes are validated on, and what not; empty without a probe.
+
+        With several probes, each sentence starts with the quantity that it is about.
+        """
+        cards = [probe.card for probe in probes_of(self.signals)]
+        if len(cards) == 1:
+            return validity(cards[0])
+        return "; ".join(f"{TARGETS[c.target].of}: {validity(c)}" for c in cards)
 
     def _evaluate(
         self, given: Atoms, properties: Sequence[str], *, judged: bool

@@ -133,6 +133,7 @@ def _read(file: str) -> dict[str, Any]:
         "chgnet_probe": "CHGNet 0.3.0",
         "chgnet_stress_probe": "CHGNet 0.3.0",
         "sevennet_probe": "SevenNet-0",
+        "sevennet_energy_per_atom_probe": "SevenNet-0",
     }
     if name := potential.get(file):
         result["rows"] = [row | {"potential": name} for row in result["rows"]]
@@ -239,6 +240,16 @@ TABLES = {
             ("share reliable", "prevalence", F3),
             ("accuracy", "accuracy", F3),
             ("majority class", "majority_accuracy", F3),
+            *_SCORES,
+        ),
+    ),
+    "energy": Table(
+        ("sevennet_energy_per_atom_probe",),
+        (
+            ("potential", "potential", str),
+            ("regime", "regime", str),
+            ("structures", "structures", str),
+            ("share reliable", "prevalence", F3),
             *_SCORES,
         ),
     ),

@@ -68,7 +68,7 @@ def kept(stored, found):
     """Whether every entry of a file has its value; a later version may add entries."""
     if isinstance(stored, dict):
         return all(k in found and kept(v, found[k]) for k, v in stored.items())
-    return stored == found
+    return json.dumps(stored) == json.dumps(found)  # NaN equals NaN
 
 
 @pytest.mark.parametrize("name", PROBE_FILES.values())
@@ -77,11 +77,11 @@ def test_a_probe_of_the_package_is_written_as_it_was_read(name, tmp_path):
     stored = json.loads(metadata_of(path)[Card.file.key])
     card, tensors = Card.read(path)
     assert kept(stored, as_json(card.to_dict()))
-    assert Card.of(path) == card
+    assert kept(card.to_dict(), Card.of(path).to_dict())
     again = Probe.load(path).save(tmp_path / name)
     assert kept(stored, json.loads(metadata_of(again)[Card.file.key]))
     read, after = Card.read(again)
-    assert read == card
+    assert kept(card.to_dict(), read.to_dict())
     assert set(after) == set(tensors)
     assert all(torch.equal(after[key], value) for key, value in tensors.items())
 

@@ -322,7 +322,11 @@ class NamedModel(NamedTuple):
 MODELS = {
     "default": NamedModel(_default, ("default",), ("default.probe",)),
     "chgnet": NamedModel(_chgnet, ("chgnet",), ("chgnet.probe", "chgnet.stress.probe")),
-    "sevennet": NamedModel(_sevennet, ("sevennet",), ("sevennet.probe",)),
+    "sevennet": NamedModel(
+        _sevennet,
+        ("sevennet",),
+        ("sevennet.probe", "sevennet.energy_per_atom.probe"),
+    ),
     "mace": NamedModel(
         _mace_file,
         ("mace:FILE (trusted: it can run code)", "mace:FILE.json (which cannot)"),
@@ -332,7 +336,7 @@ MODELS = {
     "orb": NamedModel(_orb, ("orb:NAME",)),
 }
 SHIPPED_PROBES = {name: m.probes for name, m in MODELS.items() if m.probes}
-# Names of single probes: "chgnet" for the forces, "chgnet.stress".
+# Names: "chgnet" for all probes of CHGNet, "chgnet.stress" for one of them.
 PROBE_FILES = {
     file.removesuffix(".probe"): file
     for files in SHIPPED_PROBES.values()
