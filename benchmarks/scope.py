@@ -185,6 +185,7 @@ def of_crystals(options: argparse.Namespace) -> None:
             continue
         folder = None
         if options.cache is not None:
+            options.cache.mkdir(parents=True, exist_ok=True)
             folder = options.cache / f"{options.model} {name}".replace(" ", "_")
         exclude = ("duplicate", "not finite", "not computable", "unknown elements")
         data = build_dataset(own, backbone, labels, exclude=exclude, cache=folder)
