@@ -19,12 +19,17 @@ from builders import import_mace, run_and_kill
 from typer.testing import CliRunner
 
 import uqcalc
+from uqcalc import Level, annotated_copy
 from uqcalc.cli import app
 from uqcalc.errors import LoopError, RecordError, RunFileError
 from uqcalc.learning.loop import run_loop
 from uqcalc.learning.loopfile import read_loop_file
+from uqcalc.learning.rounds import Round
+from uqcalc.policy import RUN
+from uqcalc.records import Assessment, Reading, Verdict
 from uqcalc.runfile import opening
 from uqcalc.runfile.file import read_run_file
+from uqcalc.watching.bondgraph import CHANGED
 
 
 import_mace()
@@ -241,7 +246,19 @@ def test_a_run_that_ends_at_an_impossible_frame_is_counted(tmp_path):
     atoms.write(tmp_path / "m.xyz", format="extxyz")
     report = run_loop(path)
     assert report.rounds[0].wrecked == 1
-    assert report.plot().get_xticklabels()[0].get_text() == "1\n1 of 1 wrecked"
+    assert report.plot().get_xticklabels()[0].get_text().startswith("1\nof 1 runs 1 wr")
+
+
+def test_a_run_that_ends_with_other_bonds_is_counted(tmp_path):
+    path = written(tmp_path)
+    one = Round(read_loop_file(path), 1, None, 30, print)
+    one.folder.mkdir(parents=True)
+    for number, doubts in enumerate([(), (f"{CHANGED}, broken: C0-H2",)], start=1):
+        reading = Reading(RUN, 0.0, doubts=doubts, always=True)
+        found = Assessment((reading,), Verdict(Level.SUSPECT))
+        frame = annotated_copy(molecule("CH3OH"), found, {"energy": 0.0})
+        write(one.folder / f"run_{number}_last.xyz", frame)
+    assert [one.is_broken(number) for number in (1, 2)] == [False, True]
 
 
 def test_a_loop_without_flagged_frames_is_done_at_once(tmp_path):

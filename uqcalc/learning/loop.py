@@ -40,12 +40,12 @@ class LoopReport:
     folder: Path
 
     def __str__(self) -> str:
-        names = ["round", "runs", "steps", "wrecked", "flagged", "labels", "failed"]
-        names.append("meV/Å")
+        names = ["round", "runs", "steps", "wrecked", "broken", "flagged"]
+        names += ["labels", "failed", "meV/Å"]
         lines = ["  ".join(names)]
         for row in self.rounds:
             error = "-" if row.error is None else f"{1000 * row.error:.0f}"
-            counts = (row.runs, row.steps, row.wrecked, row.flagged)
+            counts = (row.runs, row.steps, row.wrecked, row.broken, row.flagged)
             cells = [row.number, *counts, row.labelled, row.failed, error]
             pairs = zip(cells, names, strict=True)
             lines.append("  ".join(f"{cell!s:>{len(name)}}" for cell, name in pairs))

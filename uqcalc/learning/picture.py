@@ -115,8 +115,8 @@ def plot_rounds(rounds: Sequence[RoundRow], ax: Axes | None = None) -> Axes:
     """Draw the median force error on the chosen frames of each round, in meV/Å.
 
     A round without a flagged frame has no labels, and is marked by a cross at zero.
-    Below the number of the round is the number of runs that ended at a physically
-    impossible frame.
+    Below the number of the round are the numbers of runs that ended at a physically
+    impossible frame (wrecked), and with other bonds than at their start (broken).
     """
     axes = axes_of(ax)
     numbers = np.array([row.number for row in rounds])
@@ -126,7 +126,10 @@ def plot_rounds(rounds: Sequence[RoundRow], ax: Axes | None = None) -> Axes:
     axes.plot(numbers, errors, "o-", color=COLOURS[Level.UNRELIABLE], lw=1.2)
     quiet = np.array([row.flagged == 0 for row in rounds], dtype=bool)
     axes.plot(numbers[quiet], 0 * numbers[quiet], "x", color=INK, ms=8, clip_on=False)
-    names = [f"{row.number}\n{row.wrecked} of {row.runs} wrecked" for row in rounds]
+    names = [
+        f"{row.number}\nof {row.runs} runs {row.wrecked} wrecked, {row.broken} broken"
+        for row in rounds
+    ]
     axes.set_xticks(numbers, names)
     axes.set(xlabel="round", ylim=(0, None))
     axes.set_ylabel("force error of chosen frames [meV/Å]")

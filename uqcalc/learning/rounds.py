@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from ase import Atoms
 
+from uqcalc.annotating.copies import read_assessment
 from uqcalc.annotating.frames import append_frame
 from uqcalc.files.structures import read_frames
 from uqcalc.files.writing import whole
@@ -20,9 +21,11 @@ from uqcalc.learning.labelling import label
 from uqcalc.learning.loopfile import LoopFile
 from uqcalc.learning.picture import save_plot
 from uqcalc.learning.selection import EVENT_KEY, select
+from uqcalc.policy import RUN
 from uqcalc.references.evaluating import FORCES
 from uqcalc.runfile.file import RunFile, read_run_file
 from uqcalc.runfile.running import RunOutcome, run_file
+from uqcalc.watching.bondgraph import CHANGED
 from uqcalc.watching.monitor import WRECKED
 
 
@@ -50,6 +53,8 @@ class RoundRow:
     error : float or None
         Median over the labelled frames of the RMS force error of the model of this
         round, in eV/Å (RMS over force components); None without labels.
+    broken : int
+        Number of runs whose last geometry has other bonds than the first one.
     """
 
     number: int
@@ -62,6 +67,7 @@ class RoundRow:
     labelled: int = 0
     failed: int = 0
     error: float | None = None
+    broken: int = 0
 
 
 class Round:
@@ -146,6 +152,7 @@ class Round:
             steps=sum(outcome.step for outcome in outcomes),
             wrecked=sum(o.reason.startswith(WRECKED) for o in outcomes),
             flagged=len(self._all_flagged()),
+            broken=sum(self.is_broken(number) for number in numbers),
         )
 
     def _one_run(self, number: int) -> RunOutcome:
@@ -154,6 +161,13 @@ class Round:
         why = f". {outcome.reason}" if outcome.reason else ""
         self._say(f"round {self.number}, run {number}: {told}{why}")
         return outcome
+
+    def is_broken(self, number: int) -> bool:
+        """Return whether the last geometry of a run has other bonds than the first."""
+        [last] = read_frames(self.folder / f"run_{number}_last.xyz")
+        said = [r for r in read_assessment(last).readings if r.signal == RUN]
+        told = [text for r in said for text in (*r.faults, *r.out_of_scope)]
+        return any(text.startswith(CHANGED) for text in told)
 
     def _run_file(self, number: int) -> Path:
         """Write the run file of a run of this round, with absolute paths."""

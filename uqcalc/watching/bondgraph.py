@@ -15,6 +15,7 @@ from uqcalc.geometry.surroundings import Geometry
 # In units of a single bond: a bond of the first step is broken beyond, and two atoms
 # that were not bonded there have a new bond below. Between them nothing has changed.
 BROKEN, FORMED = 1.45, 1.2
+CHANGED = "bonds changed since the first step"  # beginning of the finding
 _MOST_TOLD = 4
 
 
@@ -58,7 +59,7 @@ class BondGraph:
         ]
         if not parts:
             return ()
-        return ("bonds changed since the first step, " + "; ".join(parts),)
+        return (f"{CHANGED}, {'; '.join(parts)}",)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
