@@ -1,0 +1,1 @@
+"""Charged particles: their simulation, an EGNN, and its training; used by `nbody`."""
