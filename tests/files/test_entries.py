@@ -40,7 +40,7 @@ def test_no_number_of_a_card_that_is_none_is_read(wrong):
     for path in numbers(card):
         if path[0] not in FREE and path != ("scope", "outside"):
             tried.setdefault(tuple(k for k in path if isinstance(k, str)), path)
-    optional = {("percentile",), ("atom_boundary",)}
+    optional = {("percentile",), ("atom_boundary",), ("scope", "mean_distance")}
     assert {("calibration", "slope"), ("calibration", "intercept")} <= set(tried)
     for names, path in tried.items():
         if wrong is None and names in optional:

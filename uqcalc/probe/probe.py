@@ -384,7 +384,7 @@ class Probe:
         card, scores = self.card, stacked.atoms
         if scores is None or stacked.beyond is None or card.atom_calibration is None:
             return None
-        if card.atom_shares is None:
+        if card.atom_shares is None or len(card.calibration.shifts) < 2:
             found = card.atom_calibration.logits(scores)
         elif stacked.log_forces is None or card.atom_boundary is None:
             msg = "log forces and atom_boundary must be there with shares, got None"
