@@ -60,6 +60,7 @@ SLOW = {
     "docs/howto/certify.md": 1,
     "docs/howto/fit.md": 2,
     "docs/howto/force-delta.md": 1,
+    "docs/howto/perturb.md": 1,
 }
 # Programs of shell blocks that are not ours.
 FOREIGN = {"cd", "git", "python", ".venv/bin/pip", "pip"}

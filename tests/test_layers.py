@@ -44,7 +44,8 @@ ROOMS = {
     "fitting": STEP | {"probe", "labels", "evaluation", "progress"},
     # what judges a geometry, and what runs with it
     "distillation": STEP | {"progress"},
-    "signals": STEP | {"probe", "labels", "distillation", "progress"},
+    "perturbation": STEP | {"labels", "progress"},
+    "signals": STEP | {"probe", "labels", "distillation", "perturbation", "progress"},
     "defaults": STEP | {"models", "probe", "signals"},
     "resultcache": BASE,
     "calculator": STEP | {"models", "probe", "signals", "defaults", "resultcache"},
@@ -53,7 +54,8 @@ ROOMS = {
     "watching": STEP | {"annotating", "asking", "references", "resultcache"},
     "limits": STEP | {"labels", "calculator", "annotating", "watching", "progress"},
     "info": STEP
-    | {"asking", "probe", "evaluation", "distillation", "signals", "watching"},
+    | {"asking", "probe", "evaluation", "distillation", "signals", "watching"}
+    | {"perturbation"},
     "testing": BASE | {"backbones", "signals"},
 }
 # The highest rooms, which may import everything but each other.

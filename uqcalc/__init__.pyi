@@ -37,6 +37,8 @@ from .limits.thresholds import (
     error_curve as error_curve,
 )
 from .models.named import open_model as open_model
+from .perturbation.fitting import perturb as perturb
+from .perturbation.perturbation import Perturbation as Perturbation
 from .policy import Policy as Policy, Threshold as Threshold
 from .probe.probe import Probe as Probe
 from .records import Level as Level
@@ -46,6 +48,7 @@ from .signals.distance import LatentDistance as LatentDistance
 from .signals.fitted import load_signal as load_signal
 from .signals.flags import Flags as Flags
 from .signals.force_delta import ForceDelta as ForceDelta
+from .signals.functional import FunctionalSpread as FunctionalSpread
 from .signals.label_free import (
     EnergySpread as EnergySpread,
     ForceSpread as ForceSpread,

@@ -28,7 +28,13 @@ from uqcalc.policy import Policy
 from uqcalc.probe.validity import validity
 from uqcalc.records import Assessment, Level, Reading, Verdict, checked_interval
 from uqcalc.resultcache import Answer, Recent, changed, frozen, same
-from uqcalc.signals.base import Signal, TensorReading, to_host, to_host_asking
+from uqcalc.signals.base import (
+    Signal,
+    TensorReading,
+    extended,
+    to_host,
+    to_host_asking,
+)
 from uqcalc.signals.probe import ProbeSignal
 from uqcalc.signals.region import Chosen
 from uqcalc.targets import TARGETS
@@ -111,7 +117,7 @@ class ReliableCalculator(BaseCalculator):
         if importance not in {"always", "flagged"}:
             msg = f"importance must be 'always' or 'flagged', got {importance!r}"
             raise ValueError(msg)
-        self.backbone = tap(calculator)
+        self.backbone = extended(tap(calculator), signals)
         self.signals = choose_signals(
             self.backbone,
             probe,

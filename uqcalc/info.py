@@ -21,6 +21,7 @@ from uqcalc.watching.logsummary import LogSummary, summarise_log
 
 if TYPE_CHECKING:
     from uqcalc.distillation.card import HeadCard
+    from uqcalc.perturbation.card import PerturbationCard
 
 
 def file_info(path: str | os.PathLike[str]) -> Info:
@@ -42,11 +43,15 @@ def file_info(path: str | os.PathLike[str]) -> Info:
 def _tensor_file_info(path: str | os.PathLike[str]) -> Info:
     """Return the card of a file of tensors; a file without a card counts as a probe."""
     from uqcalc.distillation.card import FILE as HEAD_FILE, HeadCard
+    from uqcalc.perturbation.card import FILE as NOISE_FILE, PerturbationCard
     from uqcalc.probe.card import FILE as PROBE_FILE, Card
 
     metadata = metadata_of(path) or {}
     if HEAD_FILE.key in metadata:
         return head_info(HeadCard.from_dict(HEAD_FILE.card(path)))
+    if NOISE_FILE.key in metadata:
+        card = PerturbationCard.from_dict(NOISE_FILE.card(path))
+        return perturbation_info(card)
     if SIGNAL_FILE.key in metadata:
         return signal_info(SignalCard.from_dict(SIGNAL_FILE.card(path)))
     return card_info(Card.from_dict(PROBE_FILE.card(path)))
@@ -70,6 +75,30 @@ def _kind(path: Path) -> str:
         "pass a probe of uqcalc fit, or a log of uqcalc run or of a Monitor"
     )
     raise RecordError(msg)
+
+
+def perturbation_info(card: PerturbationCard) -> Info:
+    """Return the layers of a perturbation, and its scores on held-out frames."""
+    report, training = card.report, card.training
+    rows = [
+        ("gives", "members of the potential, for FunctionalSpread(file)"),
+        ("for the backbone", card.fingerprint),
+        ("elements", " ".join(chemical_symbols[z] for z in card.elements)),
+        ("layers", ", ".join(card.layers)),
+        ("noise", f"{card.dimension} numbers for each {card.noise}"),
+    ]
+    if "crps_forces_eV_per_A" in report:
+        crps, mae = report["crps_forces_eV_per_A"], report["mae_forces_eV_per_A"]
+        rows.append(
+            (
+                "held-out forces",
+                f"CRPS {1000 * crps:.1f} meV/Å; mean absolute error of the potential "
+                f"{1000 * mae:.1f} meV/Å",
+            )
+        )
+    rows.append(("trained on", f"{_known(training, 'frames')} frames"))
+    rows.append(("uqcalc", card.uqcalc_version or "not stated"))
+    return Info("Perturbation", rows)
 
 
 def head_info(card: HeadCard) -> Info:

@@ -26,6 +26,11 @@ from uqcalc.limits.halting import HaltingGuarantee
 from uqcalc.limits.judgedruns import JudgedRun
 from uqcalc.limits.runlimits import RunLimits
 from uqcalc.limits.thresholds import ErrorCurve
+from uqcalc.perturbation.card import PerturbationCard
+from uqcalc.perturbation.fitting import PerturbationSettings
+from uqcalc.perturbation.layers import Layer
+from uqcalc.perturbation.noise import Noise
+from uqcalc.probe.addedpaths import AddedPaths
 from uqcalc.probe.card import Card, Guarantee, RegimeCount
 from uqcalc.probe.inputs import Statistics
 from uqcalc.probe.network import ProbeNetwork, Shape
@@ -50,6 +55,7 @@ from uqcalc.watching.trigger import Trigger
 
 
 __all__ = [
+    "AddedPaths",
     "AnnotationSummary",
     "Asker",
     "Assessment",
@@ -78,10 +84,14 @@ __all__ = [
     "HeldOut",
     "JudgedRun",
     "LabelSummary",
+    "Layer",
     "Level",
     "LoopReport",
+    "Noise",
     "Outcome",
     "PerElement",
+    "PerturbationCard",
+    "PerturbationSettings",
     "Prediction",
     "ProbeNetwork",
     "ProbeReading",

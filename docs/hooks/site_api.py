@@ -31,6 +31,7 @@ PAGES: dict[str, tuple[str, ...]] = {
         "calibrate_threshold", "error_curve", "ForceSpread", "EnergySpread",
         "StressSpread", "LatentDistance", "PredictionRigidity",
         "ConformalInterval", "OrbConfidence", "MaxForce", "load_signal",
+        "FunctionalSpread", "perturb", "Perturbation",
     ),
 }  # fmt: skip
 ERRORS = "uqcalc.errors"

@@ -118,6 +118,11 @@ class Backbone(ABC):
     parses : frozenset of str
         Keys of these that the calculator converts to a number, even if the model does
         not use it. Values other than whole numbers are refused.
+    batch_atoms : int
+        Most atoms that a native batch should have.
+    perturbable : tuple of str
+        Names of the layers that take noise by default, with ``*`` for any text
+        (`uqcalc.perturbation.layers.find_layers`).
     costs : Costs or None
         Memory that a pass needs. With the cutoff it predicts which structures would
         fill the memory; they are refused before the pass.
@@ -135,6 +140,8 @@ class Backbone(ABC):
     reads: frozenset[str] | None = None
     parses: frozenset[str] = frozenset()
     costs: Costs | None = None
+    batch_atoms: int = 512  # enough to fill two cores, few enough for any memory
+    perturbable: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -158,6 +165,11 @@ class Backbone(ABC):
         if self.conservative:
             provides.add("conservative_forces")
         self.provides = frozenset(provides)
+
+    @property
+    def network(self) -> torch.nn.Module | None:
+        """The single torch model, uncompiled; None if there is none."""
+        return None
 
     @abstractmethod
     def armed(self) -> AbstractContextManager[Capture]:

@@ -13,15 +13,12 @@ from ase import Atoms
 
 from uqcalc.backbones.base import Backbone, Capture, Prediction, one_at_a_time
 from uqcalc.backbones.batching import batches
+from uqcalc.backbones.differentiable import Trainable
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.hooks import listen_to_input
 from uqcalc.backbones.passmemory import Costs
 from uqcalc.backbones.prediction import geometry
 from uqcalc.errors import BackboneError
-
-
-# In one native batch: 512 atoms in dense cells, with their angles, need 13 GB.
-_MOST_ATOMS = 64
 
 
 @final
@@ -34,6 +31,8 @@ class CHGNetBackbone(Backbone):
     name = "chgnet"
     by_autograd = True
     batches_stress = True
+    batch_atoms = 64  # 512 atoms in dense cells, with their angles, need 13 GB
+    perturbable = ("atom_conv_layers.*.mlp_out.layers.1",)
     changes_process = True  # it filters a warning for a while
 
     def __init__(self, calculator: Any, model_calculator: Any | None = None) -> None:
@@ -57,6 +56,12 @@ class CHGNetBackbone(Backbone):
         self.reads = frozenset()
         angles = float(model.graph_converter.bond_graph_cutoff)
         self.costs = Costs(triple=1.2e5, angles=angles)
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The model."""
+        model: torch.nn.Module = self.model_calculator.model
+        return model
 
     @contextmanager
     def armed(self) -> Iterator[Capture]:
@@ -91,16 +96,10 @@ class CHGNetBackbone(Backbone):
         """Evaluate all frames, in native batches of at most 64 atoms."""
         if not self.may_batch(frames, wanted):
             return super().predict_many(frames, wanted)
-        if sum(map(len, frames)) > _MOST_ATOMS:
-            parts = batches(frames, len, _MOST_ATOMS)
+        if sum(map(len, frames)) > self.batch_atoms:
+            parts = batches(frames, len, self.batch_atoms)
             return [p for part in parts for p in self.predict_many(part, wanted)]
-        from pymatgen.io.ase import AseAtomsAdaptor
-
-        model = self.model_calculator.model
-        graphs = [
-            model.graph_converter(AseAtomsAdaptor.get_structure(frame))
-            for frame in frames
-        ]
+        model, graphs = self.model_calculator.model, self._graphs(frames)
         with self.armed() as captured:
             task = "efs" if "stress" in wanted else "ef"
             outputs = model.predict_graph(graphs, task=task, batch_size=len(frames))
@@ -111,6 +110,35 @@ class CHGNetBackbone(Backbone):
             _prediction(frame, self._results(frame, output), rows)
             for frame, output, rows in zip(frames, outputs, features, strict=True)
         ]
+
+    @one_at_a_time
+    def trainable(
+        self, frames: Sequence[Atoms], *, copies: int = 1, stress: bool = False
+    ) -> Trainable:
+        """Evaluate copies of ``frames`` in one batch and keep the graph."""
+        owner = self.model_calculator
+        model = owner.model
+        device = next(model.parameters()).device
+        graphs = [graph.to(device) for graph in self._graphs(frames)]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Converting a tensor with req")
+            output = model.forward(graphs * copies, task="efs" if stress else "ef")
+        energies = output["e"].view(copies, -1)
+        if model.is_intensive:
+            sizes = [len(frame) for frame in frames]
+            energies = energies * torch.tensor(sizes, device=device)
+        stresses = None
+        if stress:  # GPa; the weight of the calculator converts it
+            stresses = torch.stack([*output["s"]]) * owner.stress_weight
+            stresses = stresses.view(copies, -1, 3, 3)
+        forces = torch.cat(output["f"]).view(copies, -1, 3)
+        return Trainable(energies=energies, forces=forces, stresses=stresses)
+
+    def _graphs(self, frames: Sequence[Atoms]) -> list[Any]:
+        from pymatgen.io.ase import AseAtomsAdaptor
+
+        convert = self.model_calculator.model.graph_converter
+        return [convert(AseAtomsAdaptor.get_structure(frame)) for frame in frames]
 
     def _results(self, frame: Atoms, output: dict[str, Any]) -> dict[str, Any]:
         """Return the results as the calculator gives them, in the units of ASE."""

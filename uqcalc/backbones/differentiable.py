@@ -1,10 +1,11 @@
-"""One pass that keeps its graph, for gradients of a signal by atomic positions.
+"""Passes that keep their graph, for gradients by positions or by parameters.
 
-The steps of a simulation do not use it.
+The steps of a simulation do not use them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -52,6 +53,40 @@ class CanDifferentiate(Protocol):
 
     def differentiable(self, atoms: Atoms) -> Differentiable:
         """Evaluate ``atoms`` and keep the graph."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trainable:
+    """Results of a batch of structures, as functions of the model's parameters.
+
+    Attributes
+    ----------
+    energies : tensor (copies, structures)
+        In eV.
+    forces : tensor (copies, atoms, 3)
+        In eV/Å, of all structures in order.
+    stresses : tensor (copies, structures, 3, 3) or None
+        In eV/Å³, if they were requested.
+    """
+
+    energies: torch.Tensor
+    forces: torch.Tensor
+    stresses: torch.Tensor | None = None
+
+
+@runtime_checkable
+class CanTrain(Protocol):
+    """A backbone whose results can be differentiated by the model's parameters."""
+
+    def trainable(
+        self, frames: Sequence[Atoms], *, copies: int = 1, stress: bool = False
+    ) -> Trainable:
+        """Evaluate ``copies`` of all ``frames`` in one batch and keep the graph.
+
+        The rows of the batch are those of all frames for the first copy, then for the
+        second copy, and so on.
+        """
         ...
 
 

@@ -12,15 +12,17 @@ from ase import Atoms
 
 from uqcalc.backbones.base import Backbone, Capture, Prediction, one_at_a_time
 from uqcalc.backbones.chargespin import NAMES
-from uqcalc.backbones.differentiable import Differentiable, strained
+from uqcalc.backbones.differentiable import Differentiable, Trainable, strained
 from uqcalc.backbones.fingerprint import CONVERTED, fingerprint
 from uqcalc.backbones.passmemory import Costs
 from uqcalc.backbones.prediction import geometry
 from uqcalc.errors import BackboneError
 
 
-def model_inputs(owner: Any, frames: Sequence[Atoms]) -> dict[str, torch.Tensor]:
-    """Return the input of a model for several frames in one batch."""
+def model_inputs(
+    owner: Any, frames: Sequence[Atoms], copies: int = 1
+) -> dict[str, torch.Tensor]:
+    """Return the input of a model for ``copies`` of several frames in one batch."""
     from mace import data
     from mace.tools import torch_geometric, torch_tools
 
@@ -40,7 +42,7 @@ def model_inputs(owner: Any, frames: Sequence[Atoms]) -> dict[str, torch.Tensor]
             )
             for frame in frames
         ]
-    batch = torch_geometric.Batch.from_data_list(graphs).to(owner.device)
+    batch = torch_geometric.Batch.from_data_list(graphs * copies).to(owner.device)
     inputs: dict[str, torch.Tensor] = batch.to_dict()
     return inputs
 
@@ -126,6 +128,7 @@ class MACEBackbone(Backbone):
     name = "mace"
     by_autograd = True
     changes_process = True  # it sets torch's default dtype for a while
+    perturbable = ("interactions.*.linear",)
 
     def __init__(self, calculator: Any, model_calculator: Any | None = None) -> None:
         owner = calculator if model_calculator is None else model_calculator
@@ -160,6 +163,14 @@ class MACEBackbone(Backbone):
         if _has_vectors(owner):
             self.provides |= {"vectors"}
         self.on_demand = self.provides & {"vectors", "committee_stresses"}
+
+    @property
+    def network(self) -> torch.nn.Module | None:
+        """The single model, neither compiled nor converted; None if there is none."""
+        owner = self.model_calculator
+        model: torch.nn.Module = owner.models[0]
+        plain = not (owner.use_compile or isinstance(model, torch.jit.ScriptModule))
+        return model if plain and len(owner.models) == 1 else None
 
     @contextmanager
     def armed(self) -> Iterator[Capture]:
@@ -245,6 +256,23 @@ class MACEBackbone(Backbone):
             features=last[:, : self.feature_dim],
             conservative_forces=-gradient / owner.length_units_to_A,
             vectors=messages[-1],
+        )
+
+    @one_at_a_time
+    def trainable(
+        self, frames: Sequence[Atoms], *, copies: int = 1, stress: bool = False
+    ) -> Trainable:
+        """Evaluate copies of ``frames`` in one batch of the first model."""
+        owner = self.model_calculator
+        inputs = model_inputs(owner, frames, copies)
+        output = owner.models[0](inputs, training=True, compute_stress=stress)
+        scale, length = owner.energy_units_to_eV, owner.length_units_to_A
+        return Trainable(
+            energies=(output["energy"] * scale).view(copies, -1),
+            forces=(output["forces"] * (scale / length)).view(copies, -1, 3),
+            stresses=(output["stress"] * (scale / length**3)).view(copies, -1, 3, 3)
+            if stress
+            else None,
         )
 
     @one_at_a_time

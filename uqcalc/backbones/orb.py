@@ -12,7 +12,7 @@ from ase import Atoms
 
 from uqcalc.backbones.base import Backbone, one_at_a_time
 from uqcalc.backbones.chargespin import plain_numbers
-from uqcalc.backbones.differentiable import Differentiable, strained
+from uqcalc.backbones.differentiable import Differentiable, Trainable, strained
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.hooks import listen_to_forward
 from uqcalc.backbones.orb_release import orb_batch, orb_graph, orb_reach
@@ -103,6 +103,10 @@ class OrbBackbone(Backbone):
     """
 
     name = "orb"
+    perturbable = (
+        "model.gnn_stacks.*._node_mlp.mlp.NN-0",
+        "model.gnn_stacks.*._edge_mlp.mlp.NN-0",
+    )
     by_autograd = True
     invariant_features = False
 
@@ -146,6 +150,12 @@ class OrbBackbone(Backbone):
         if not gradient:
             extra = {"conservative_forces", "conservative_stress"}
             self.on_demand = frozenset(extra & self.provides)
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The regressor: the model with its heads."""
+        regressor: torch.nn.Module = self._regressor
+        return regressor
 
     @contextmanager
     def armed(self) -> Iterator[Capture]:
@@ -251,6 +261,34 @@ class OrbBackbone(Backbone):
         ]
 
     @one_at_a_time
+    def trainable(
+        self, frames: Sequence[Atoms], *, copies: int = 1, stress: bool = False
+    ) -> Trainable:
+        """Evaluate copies of ``frames`` in one batch and keep the graph.
+
+        The forces are those of the calculator: direct or conservative.
+        """
+        regressor, owner = self._regressor, self.model_calculator
+        plain = [plain_numbers(frame, self.parses) for frame in frames]
+        batch = orb_batch([orb_graph(owner, frame) for frame in plain] * copies)
+        before = regressor.training
+        # of this module alone: its derivatives then keep their graph
+        regressor.training = True
+        try:
+            output = regressor.predict(batch)
+        finally:
+            regressor.training = before
+        gradient = self.conservative
+        forces = regressor.grad_forces_name if gradient else self._direct
+        name = regressor.grad_stress_name if gradient else self._stress
+        stresses = _matrices(output[name]).view(copies, -1, 3, 3) if stress else None
+        return Trainable(
+            energies=output[self._energy].view(copies, -1),
+            forces=output[forces].view(copies, -1, 3),
+            stresses=stresses,
+        )
+
+    @one_at_a_time
     def differentiable(self, atoms: Atoms) -> Differentiable:
         """Evaluate ``atoms`` and keep the graph of both forces.
 
@@ -274,6 +312,14 @@ class OrbBackbone(Backbone):
             (self._energy, self._direct),
         )
         return replace(graph, projected=self._projected)
+
+
+def _matrices(stresses: torch.Tensor) -> torch.Tensor:
+    """Return (structures, 3, 3) from Voigt components (structures, 6)."""
+    if stresses.shape[-1] != 6:
+        return stresses.reshape(-1, 3, 3)
+    order = [[0, 5, 4], [5, 1, 3], [4, 3, 2]]
+    return stresses.reshape(-1, 6)[:, torch.tensor(order)]
 
 
 def _head(regressor: Any, kind: str) -> str | None:

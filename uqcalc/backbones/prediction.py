@@ -41,6 +41,9 @@ class Prediction:
         Forces of each member in eV/Å, if the calculator is a committee.
     committee_energies, committee_stresses : arrays (members,), (members, 6) or None
         Of each member, in eV, and in eV/Å³ (Voigt order) for periodic structures.
+    perturbed_energies, perturbed_forces, perturbed_stresses : arrays or None
+        Of each member of a learned perturbation (`uqcalc.perturb`): (members,) in eV,
+        (members, atoms, 3) in eV/Å and (members, 6) in eV/Å³.
     expected_errors : tensor (atoms,) or None
         The model's own estimate of its force error: mean |error| over the three
         components, for each atom, in eV/Å, if the model has a head for it.
@@ -73,6 +76,9 @@ class Prediction:
     committee_forces: np.ndarray | None = None
     committee_energies: np.ndarray | None = None
     committee_stresses: np.ndarray | None = None
+    perturbed_energies: np.ndarray | None = None
+    perturbed_forces: np.ndarray | None = None
+    perturbed_stresses: np.ndarray | None = None
     expected_errors: torch.Tensor | None = None
     direct_forces: torch.Tensor | np.ndarray | None = None
     conservative_forces: torch.Tensor | np.ndarray | None = None

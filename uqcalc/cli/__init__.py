@@ -20,6 +20,7 @@ from uqcalc.cli.fit import fit
 from uqcalc.cli.info import info
 from uqcalc.cli.label import label
 from uqcalc.cli.loop import loop
+from uqcalc.cli.perturb import perturb
 from uqcalc.cli.run import run
 from uqcalc.cli.select import select
 
@@ -41,6 +42,7 @@ for command in (
     certify,
     certify_halting,
     distill,
+    perturb,
     evaluate,
     annotate,
     attack,

@@ -34,6 +34,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "uqcalc distill frames.xyz --model chgnet \\",
         "    -o head.safetensors",
     ),
+    "perturb": (
+        "uqcalc perturb labelled.xyz --group molecule \\",
+        "    -o my.perturbation",
+        "uqcalc perturb labelled.xyz --model chgnet \\",
+        "    --group formula -o chgnet.perturbation",
+    ),
     "evaluate": (
         "uqcalc evaluate my.probe test.xyz",
         "uqcalc evaluate chgnet test.xyz --json > scores.json",
@@ -76,6 +82,7 @@ SUMMARIES = {
     "certify-halting": "Bound the share of runs that fail unnoticed.",
     "adapt": "Shift a probe to one system with few labels.",
     "distill": "Fit a direct-force head to a potential.",
+    "perturb": "Train noise in a potential, for its spread.",
     "evaluate": "Score a probe on labelled frames.",
     "annotate": "Write the reliability of every frame of a trajectory.",
     "attack": "Find structures of large Force Delta.",

@@ -34,6 +34,9 @@ class Signal(Protocol):
         `ReliableCalculator` reads the signal at every ``interval``-th geometry, from
         the first one on. At the others there is no reading, and its threshold is
         skipped.
+    extend : callable, optional
+        A signal that needs further passes has a method ``extend(backbone)``: it returns
+        a backbone that gives the results of these passes on demand.
     judges : frozenset of str, optional
         The quantities that the signal judges: "energy", "forces", "stress". By default
         energy and forces. A run is at least SUSPECT without a threshold for a signal
@@ -46,6 +49,14 @@ class Signal(Protocol):
     def __call__(self, prediction: Prediction) -> TensorReading | None:
         """Return the reading; None if the signal does not run on this step."""
         ...
+
+
+def extended(backbone: Backbone, signals: Sequence[Signal] | Signal) -> Backbone:
+    """Return ``backbone`` with the further passes that the signals need, on demand."""
+    for signal in signals if isinstance(signals, Sequence) else [signals]:
+        if hasattr(signal, "extend"):
+            backbone = signal.extend(backbone)
+    return backbone
 
 
 def check_readable(signal: Signal, backbone: Backbone) -> None:

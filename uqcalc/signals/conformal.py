@@ -13,11 +13,12 @@ from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 
 from uqcalc.backbones.base import Backbone, Prediction
+from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError, SignalError
 from uqcalc.labels.labels import Labels
 from uqcalc.policy import Threshold
 from uqcalc.showing import in_words
-from uqcalc.signals.base import Signal, TensorReading, check_readable
+from uqcalc.signals.base import Signal, TensorReading, check_readable, extended
 from uqcalc.signals.card import HeldOut, SignalCard
 from uqcalc.signals.fitted import FittedSignal, fit_card, known_kind, rebuilt
 from uqcalc.signals.label_free import (
@@ -130,8 +131,8 @@ class ConformalInterval(FittedSignal):
             )
             raise ValueError(msg)
         given = replace(labels or Labels(), target=target, boundary=None)
-        samples = Samples(frames, calculator, given)
         base = Constant() if signal is None else signal
+        samples = Samples(frames, extended(tap(calculator), base), given)
         check_readable(base, samples.backbone)
         read = samples.risks(base, np.arange(len(samples)))
         read.refuse_missing(target)
@@ -171,6 +172,10 @@ class ConformalInterval(FittedSignal):
             faults=reading.faults,
             absurd=reading.absurd,
         )
+
+    def extend(self, backbone: Backbone) -> Backbone:
+        """Return ``backbone`` with the further passes that the base signal needs."""
+        return extended(backbone, self.base)
 
     def check(self, backbone: Backbone) -> None:
         """Refuse a backbone that this signal or its base was not fitted for."""
