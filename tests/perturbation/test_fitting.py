@@ -79,3 +79,16 @@ def test_settings_are_checked():
         PerturbationSettings(train="some")
     with pytest.raises(ModelError, match="members must be at least 2"):
         PerturbationSettings(members=1)
+
+
+def test_energies_are_in_all_frames_or_in_none(potential, frames):
+    some = [frame.copy() for frame in frames]
+    del some[2].info["REF_energy"]
+    with pytest.raises(LabelError, match="reference for energy"):
+        perturb(potential, some)
+    for frame in some:
+        frame.info.pop("REF_energy", None)
+    short = PerturbationSettings(epochs=1, dimension=2, members=2)
+    report = perturb(potential, some, settings=short).card.report
+    assert "mae_forces_eV_per_A" in report
+    assert not any("energy" in name for name in report)

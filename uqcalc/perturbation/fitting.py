@@ -101,7 +101,7 @@ class PerturbationSettings:
 class _Targets:
     """Labels of some frames, and the scale of each error."""
 
-    energies: torch.Tensor  # (frames,), eV
+    energies: torch.Tensor | None  # (frames,), eV
     forces: list[torch.Tensor]  # (atoms, 3) each, eV/Å
     stresses: torch.Tensor | None  # (frames, 3, 3), eV/Å³
 
@@ -116,19 +116,20 @@ def perturb(
 ) -> Perturbation:
     """Train the noise of a potential, so that its members spread as it errs.
 
-    The loss is the fair CRPS of the forces, of the energy per atom and, if all frames
-    have one, of the stress (arXiv:2605.19939). Each is divided by the mean absolute
-    error of the potential without noise. So the loss starts at the number of these
-    quantities, and the score on the held-out groups says how much of the error the
-    distribution explains.
+    The loss is the fair CRPS of the forces and, if the frames have references for them,
+    of the energy per atom and of the stress (arXiv:2605.19939). Each is divided by the
+    mean absolute error of the potential without noise. So the loss starts at the number
+    of these quantities, and the score on the held-out groups says how much of the error
+    the distribution explains.
 
     Parameters
     ----------
     calculator : ase calculator or Backbone
         A potential whose passes can be differentiated: MACE, CHGNet, Orb.
     frames : sequence of Atoms
-        Frames with reference energies and forces, which the potential has not seen in
-        its training; otherwise its errors on them are too small.
+        Frames with reference forces and, in all of them or in none, energies. The
+        potential should not have seen them in its training; otherwise its errors on
+        them are too small.
     labels : Labels, optional
         Keys of the references and of the groups. With ``offsets=True`` an energy for
         each element is fitted to the errors and subtracted.
@@ -144,8 +145,8 @@ def perturb(
     BackboneError
         If a layer does not exist, or the potential cannot evaluate a frame.
     LabelError
-        If a frame has no reference energy or forces, or there are fewer than two
-        groups.
+        If a frame has no reference forces, if some frames have a reference energy and
+        others have none, or if there are fewer than two groups.
     """
     options = settings or PerturbationSettings()
     backbone = tap(calculator)
@@ -171,7 +172,8 @@ def _targets(frames: Sequence[Atoms], labels: Labels) -> _Targets:
         kind: [replace(labels, target=kind, offsets=False).reference(f) for f in frames]
         for kind in ("energy", "forces", "stress")
     }
-    for kind in ("energy", "forces"):
+    without = all(value is None for value in given["energy"])
+    for kind in ("forces",) if without else ("energy", "forces"):
         bad = [
             index
             for index, value in enumerate(given[kind])
@@ -188,7 +190,7 @@ def _targets(frames: Sequence[Atoms], labels: Labels) -> _Targets:
     stresses = [value for value in given["stress"] if value is not None]
     whole = len(stresses) == len(frames) and np.isfinite(stresses).all()
     return _Targets(
-        torch.tensor(np.array(given["energy"], dtype=float)),
+        None if without else torch.tensor(np.array(given["energy"], dtype=float)),
         [torch.as_tensor(value) for value in given["forces"]],
         _full(np.array(stresses)) if whole else None,
     )
@@ -278,7 +280,18 @@ class _Fit:
             if out.stresses is not None and self.targets.stresses is not None:
                 truth = self.targets.stresses[list(batch)]
                 stresses.append((out.stresses[0].detach().cpu().double() - truth).abs())
-        residuals = self.targets.energies[list(rows)] - torch.cat(energies)
+        found = {"forces": float(torch.cat(errors).mean())}
+        if self.targets.energies is not None:
+            residuals = self.targets.energies[list(rows)] - torch.cat(energies)
+            found["energy"] = self._energy_scale(rows, residuals, labels)
+        if stresses:
+            found["stress"] = float(torch.cat(stresses).mean())
+        self.scales = {name: max(value, 1e-12) for name, value in found.items()}
+
+    def _energy_scale(
+        self, rows: Sequence[int], residuals: torch.Tensor, labels: Labels
+    ) -> float:
+        """Fit offsets if they are wanted; return the mean |error| in eV per atom."""
         if labels.offsets:
             numbers = [self.frames[i].numbers for i in rows]
             offsets = fit_offsets(numbers, residuals.numpy())
@@ -286,13 +299,7 @@ class _Fit:
             self.offsets = torch.as_tensor(offset_energies(every, offsets))
             residuals = residuals - self.offsets[list(rows)]
         sizes = torch.tensor([len(self.frames[i]) for i in rows])
-        found = {
-            "energy": float((residuals / sizes).abs().mean()),
-            "forces": float(torch.cat(errors).mean()),
-        }
-        if stresses:
-            found["stress"] = float(torch.cat(stresses).mean())
-        self.scales = {name: max(value, 1e-12) for name, value in found.items()}
+        return float((residuals / sizes).abs().mean())
 
     def _batches(self, rows: Sequence[int], members: int) -> list[list[int]]:
         """Return batches of rows: twice `Backbone.batch_atoms` with all members."""
@@ -318,15 +325,14 @@ class _Fit:
         draws = draw(members, self.options.dimension, seed, each)
         with self.noise.added(self.layers, draws):
             out = self._pass(rows, members)
-        sizes = torch.tensor([len(self.frames[row]) for row in rows]).to(out.energies)
-        energies = (self.targets.energies - self.offsets)[list(rows)].to(out.energies)
-        # differences: float32 would lose digits of large total energies
-        away = (out.energies - energies) / sizes
         forces = torch.cat([self.targets.forces[row] for row in rows]).to(out.forces)
-        found = {
-            "energy": fair_crps(away, torch.zeros_like(away[0])),
-            "forces": fair_crps(out.forces, forces),
-        }
+        found = {"forces": fair_crps(out.forces, forces)}
+        if self.targets.energies is not None:
+            sizes = torch.tensor([len(self.frames[row]) for row in rows])
+            energies = (self.targets.energies - self.offsets)[list(rows)]
+            # differences: float32 would lose digits of large total energies
+            away = (out.energies - energies.to(out.energies)) / sizes.to(out.energies)
+            found["energy"] = fair_crps(away, torch.zeros_like(away[0]))
         if out.stresses is not None and self.targets.stresses is not None:
             truth = self.targets.stresses[list(rows)].to(out.stresses)
             found["stress"] = fair_crps(out.stresses, truth)
