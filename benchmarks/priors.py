@@ -1,6 +1,6 @@
 """Labels of one system: adapt a shipped probe, add them to it, or fit a fresh one.
 
-For each system, whole runs are left out until a third of the frames is, and n of the
+For each system, whole runs are left out until a quarter of the frames is, and n of the
 other frames are labels. They
 
 - adapt the probe (`uqcalc.adapt`),
@@ -48,7 +48,7 @@ from uqcalc.statistics.scores import auroc
 Array = NDArray[np.float64]
 COUNTS = (50, 100, 200)
 KINDS = ("before", "adapted", "platt", "prior", "fresh")
-HELD = 1 / 3  # share of the frames in left-out runs
+HELD = 1 / 4  # share of the frames in left-out runs
 MOST = 350  # frames of a system
 
 
@@ -196,6 +196,8 @@ def main() -> None:
     parser.add_argument("--molecules", type=Path, help="labelled frames of molecules")
     parser.add_argument("--cache", type=Path, help="folder that keeps the features")
     parser.add_argument("--most", type=int, default=MOST, help="frames of a system")
+    parser.add_argument("--only", nargs="+", help="texts in the names of the systems")
+    parser.add_argument("--name", default="", help="added to the name of the result")
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--fresh", type=int, default=1, help="draws with a fresh fit")
     options = parser.parse_args()
@@ -215,11 +217,13 @@ def main() -> None:
         parser.exit(2, f"no probe ships for {options.model}\n")
     rows = []
     for name, frames in systems:
+        if options.only and not any(text in name for text in options.only):
+            continue
         data = dataset(frames, backbone, options.cache, name)
         print(name, len(data), "frames,", len(set(data.groups)), "runs", flush=True)
         found = curves(probe, data, backbone, options.draws, options.fresh)
         rows += [{"system": name, "frames": len(data)} | row for row in found]
-    report(options.model, options.draws, rows)
+    report(options.model + options.name, options.draws, rows)
 
 
 def report(model: str, draws: int, rows: list[dict[str, Any]]) -> None:

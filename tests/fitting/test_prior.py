@@ -11,6 +11,7 @@ from probe.toys import ToyBackbone
 
 from uqcalc import Labels, Probe, Recipe, ReliableCalculator, adapt, evaluate, fit
 from uqcalc.errors import LabelError, LabelWarning, ProbeError
+from uqcalc.evaluation.report import whether_p_holds
 from uqcalc.fitting.correction import Rows, fit_correction
 from uqcalc.probe.regressions import KernelPaths, KernelShape
 from uqcalc.statistics.systems import Residuals, Spread
@@ -53,6 +54,9 @@ def test_one_file_holds_on_the_new_system_and_says_what_its_prior_was(prior, bot
     told = both.card.training["prior"]
     assert told["name"] == "shipped.probe"
     assert told["log_loss_after"] < told["log_loss_before"]
+    # it cannot be adapted, so the report must not say so
+    failed = found.report | {"holds": found.report["holds"] | {"holds": False}}
+    assert "start from the original probe" in whether_p_holds(failed)
 
 
 def test_elsewhere_it_is_the_prior(prior, both):

@@ -299,6 +299,8 @@ def evaluate_dataset(probe: Probe, data: Dataset) -> Evaluation:
         errors <= probe.card.boundary,
         Spread.of_card(probe.card.training).system,
     )
+    known_system = probe.card.added is not None or bool(probe.card.calibration.system)
+    report["holds"]["adaptable"] = not known_system
     report["guarantee"] = guarantee_report(probe, data)
     report["groups"] = len(set(tested.groups))
     report["unseen_elements"] = len(data) - len(known)

@@ -449,10 +449,13 @@ def whether_p_holds(report: Mapping[str, Any]) -> str:
     if held["holds"]:
         return f"P holds on these frames: {text}"
     more = ", more than systems usually differ" if held["beyond_systems"] else ""
-    return (
-        f"P does not hold on these frames: {text}{more}; adapt the probe with 25 of "
-        "them (uqcalc adapt)"
-    )
+    remedy = "adapt the probe with 25 of them (uqcalc adapt)"
+    if not held.get("adaptable", True):  # reports of earlier versions do not say so
+        remedy = (
+            "start from the original probe, with some of these frames among the labels "
+            "(uqcalc adapt, uqcalc fit --prior)"
+        )
+    return f"P does not hold on these frames: {text}{more}; {remedy}"
 
 
 def _of_the_guarantee(report: Mapping[str, Any]) -> list[str]:

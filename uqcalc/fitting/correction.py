@@ -36,7 +36,7 @@ from uqcalc.statistics.systems import KNOTS, Residuals, Spread, learn_runs, post
 
 Array = NDArray[np.float64]
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, np.inf)
-_MOST = 300  # kernel centres
+MOST = 300  # kernel centres
 _FOLDS = 5
 _WIDTH = 0.5  # standard deviation of log κ
 _LEVEL_PENALTY = 1e-4  # keeps the shift finite if all errors are censored
@@ -98,8 +98,10 @@ class Correction:
     run: float
 
 
-def fit_correction(rows: Rows, spread: Spread, seed: int = 0) -> Correction:
-    """Fit κ, a and d, with the penalty that left-out runs favour.
+def fit_correction(
+    rows: Rows, spread: Spread, seed: int = 0, most: int = MOST
+) -> Correction:
+    """Fit κ, a and d with ``most`` centres, and the penalty that left-out runs favour.
 
     Raises
     ------
@@ -107,7 +109,7 @@ def fit_correction(rows: Rows, spread: Spread, seed: int = 0) -> Correction:
         If there is one group only.
     """
     count = len(rows.logits)
-    chosen = np.sort(np.random.default_rng(seed).permutation(count)[:_MOST])
+    chosen = np.sort(np.random.default_rng(seed).permutation(count)[:most])
     basis, back = _basis(rows, chosen)
     folds = min(_FOLDS, max(2, len(set(rows.folds))))
     fold = group_folds(rows.folds, folds, seed)

@@ -43,7 +43,7 @@ from uqcalc.statistics.systems import Spread, learn_runs, posterior, residuals
 Array = NDArray[np.float64]
 # Labels, and labels without a test set. With fewer, `adapt` is as good.
 FEWEST, _FEWEST_KEPT = 30, 20
-_MOST_ATOMS = 1000
+_MOST_ATOMS, _ATOM_CENTRES = 600, 150
 
 
 def opened_prior(
@@ -128,7 +128,9 @@ def add_labels(prior: Probe, data: Dataset, seed: int = 0) -> Probe:
         _warn_of_level(structures, spread)
     fitted = fit_correction(structures, spread, seed)
     atoms = _atoms(prior, sound)
-    of_atoms = None if atoms is None else fit_correction(atoms, spread, seed)
+    of_atoms = None
+    if atoms is not None:
+        of_atoms = fit_correction(atoms, spread, seed, _ATOM_CENTRES)
     own = replace(card.calibration, system=fitted.knots, labels=len(sound))
     logits = fitted.left_out
     right = sound.errors <= card.boundary
