@@ -132,6 +132,7 @@ def _read(file: str) -> dict[str, Any]:
     potential = {
         "chgnet_probe": "CHGNet 0.3.0",
         "chgnet_stress_probe": "CHGNet 0.3.0",
+        "sevennet_stress_probe": "SevenNet-0",
         "sevennet_probe": "SevenNet-0",
         "sevennet_energy_per_atom_probe": "SevenNet-0",
     }
@@ -233,7 +234,7 @@ TABLES = {
         ),
     ),
     "stress": Table(
-        ("chgnet_stress_probe",),
+        ("chgnet_stress_probe", "sevennet_stress_probe"),
         (
             ("potential", "potential", str),
             ("regime", "regime", str),

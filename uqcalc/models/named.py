@@ -325,7 +325,11 @@ MODELS = {
     "sevennet": NamedModel(
         _sevennet,
         ("sevennet",),
-        ("sevennet.probe", "sevennet.energy_per_atom.probe"),
+        (
+            "sevennet.probe",
+            "sevennet.stress.probe",
+            "sevennet.energy_per_atom.probe",
+        ),
     ),
     "mace": NamedModel(
         _mace_file,
