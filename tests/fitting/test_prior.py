@@ -123,6 +123,20 @@ def test_a_correction_is_made_where_left_out_runs_favour_one(level, direction):
         assert middle == pytest.approx(level, abs=0.6)
 
 
+def test_a_linear_part_follows_what_left_out_runs_show():
+    along = torch.from_numpy(np.random.default_rng(1).normal(size=(200, 3)))
+    flat = rows(0.0, 0.0)
+    moved = flat.found.value + 4.0 * along[:, 0].numpy()
+    given = flat._replace(
+        found=Residuals(moved, flat.found.side),
+        linear=along,
+    )
+    found = fit_correction(given, Spread(1.0, 0.1))
+    slope = found.scale * found.slope[:-1]
+    np.testing.assert_allclose(slope, [-4.0, 0.0, 0.0], atol=1.2)
+    assert found.gain > 0.3
+
+
 def test_what_cannot_serve_is_refused(prior, both):
     labelled, backbone = mine(40, seed=8), ToyBackbone()
     few = mine(40, seed=8, runs=3)

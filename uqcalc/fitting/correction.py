@@ -3,14 +3,18 @@
 With the residual r = l + s(error) of a labelled structure (l: log-odds of the probe, s:
 shift of the boundary, `uqcalc.statistics.systems`) the model is
 
-    κ (r + d(x)) + a = ε,    ε ~ logistic(0, 1),    d(x) = sum_j w_j k(x, x_j)
+    κ (r + d(x)) + a = ε,    ε ~ logistic(0, 1)
+
+    d(x) = sum_j w_j k(x, x_j),    k(x, y) = local(x, y) + c p(x) · p(y)
 
 ===========  ===========================================================================
 symbol       meaning
 ===========  ===========================================================================
 κ, a         scale and shift of the log-odds; log κ ~ N(0, 0.5²), as for `uqcalc.adapt`
-d            correction in log-odds: the kernel k is that of the local path of the probe
-             (`KernelPaths.local_kernel`), with the labels as centres
+d            correction in log-odds, with the labels as centres of the kernel k
+local        kernel of the local path of the probe (`KernelPaths.local_kernel`)
+p            inputs of the linear path of the probe, minus their mean over the labels;
+             c gives both parts of k the same variance. Atoms have the local part only.
 ===========  ===========================================================================
 
 The likelihood uses the size of each error; errors beyond the boundaries that the probe
@@ -57,6 +61,8 @@ class Rows(NamedTuple):
     found : Residuals
     folds, runs : list of str
         Groups that are left out together, and rows that err together.
+    linear : tensor (rows, width) or None
+        Standardised inputs of the linear path of the prior; None without a linear part.
     """
 
     numbers: torch.Tensor
@@ -66,6 +72,7 @@ class Rows(NamedTuple):
     found: Residuals
     folds: list[str]
     runs: list[str]
+    linear: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +83,8 @@ class Correction:
     ----------
     rows, weights : arrays (centres,)
         Rows that are kernel centres, and their weights.
+    slope : array (width + 1,)
+        The linear part of d, with an intercept; empty without one.
     knots : tuple of (logit before, logit after)
         Increasing map of the corrected log-odds of the prior (`Calibration.system`).
     left_out : array (rows,)
@@ -90,6 +99,7 @@ class Correction:
 
     rows: NDArray[np.int64]
     weights: Array
+    slope: Array
     knots: tuple[tuple[float, float], ...]
     left_out: Array
     scale: float
@@ -110,7 +120,7 @@ def fit_correction(
     """
     count = len(rows.logits)
     chosen = np.sort(np.random.default_rng(seed).permutation(count)[:most])
-    basis, back = _basis(rows, chosen)
+    basis, back, tilt = _basis(rows, chosen)
     folds = min(_FOLDS, max(2, len(set(rows.folds))))
     fold = group_folds(rows.folds, folds, seed)
     tried = {}
@@ -123,9 +133,11 @@ def fit_correction(
     spread = replace(spread, run=learn_runs(unseen, rows.runs, spread))
     learnt = posterior(unseen, rows.runs, spread)
     knots = learnt.logit(scale * KNOTS + level)
+    centres = back @ weights / scale
     return Correction(
         chosen,
-        back @ weights / scale,
+        centres,
+        tilt @ centres,
         tuple(zip(KNOTS.tolist(), knots.tolist(), strict=True)),
         learnt.logit(tried[best][2]),
         scale,
@@ -135,24 +147,43 @@ def fit_correction(
     )
 
 
-def _basis(rows: Rows, chosen: NDArray[np.int64]) -> tuple[Array, Array]:
-    """Return B (rows, centres) with B Bᵀ = K, and W with B = K(rows, centres) W.
+def _basis(rows: Rows, chosen: NDArray[np.int64]) -> tuple[Array, Array, Array]:
+    """Return B (rows, centres), W, and the linear part for weights of the centres.
 
-    K has the mean variance 1 over the rows. With fewer centres than rows it is the
-    approximation of Nyström.
+    B Bᵀ = K and B = K(rows, centres) W. K has the mean variance 1 over the rows. With
+    fewer centres than rows it is the approximation of Nyström. The last matrix gives
+    slope and intercept, (width + 1, centres).
     """
     centred = KernelPaths(replace(rows.kernel.shape, centres=len(chosen))).double()
     index = torch.from_numpy(chosen)
     centred.centres.copy_(rows.numbers[index])
     centred.near.copy_(rows.features[index])
     kernel = centred.local_kernel(rows.numbers.double(), rows.features.double()).numpy()
+    tilt = np.empty((0, len(chosen)))
+    if rows.linear is not None:
+        linear, tilt = _linear_part(rows.linear.double().numpy(), kernel, chosen)
+        kernel = kernel + linear
     between = kernel[chosen]
-    factor = np.linalg.cholesky(between + 1e-6 * np.eye(len(chosen)))
+    ridge = 1e-6 * between.diagonal().mean()
+    factor = np.linalg.cholesky(between + ridge * np.eye(len(chosen)))
     back = np.linalg.inv(factor).T
     basis = kernel @ back
     variance = float(((basis - basis.mean(axis=0)) ** 2).sum(axis=1).mean())
     scale = np.sqrt(max(variance, 1e-12))
-    return basis / scale, back / scale
+    return basis / scale, back / scale, tilt
+
+
+def _linear_part(
+    inputs: Array, kernel: Array, chosen: NDArray[np.int64]
+) -> tuple[Array, Array]:
+    """Return the linear part of the kernel, and slope and intercept of the centres."""
+    middle = inputs.mean(axis=0)
+    centred = inputs - middle
+    between = kernel[chosen]
+    variance = between.diagonal().mean() - between.mean()
+    share = variance / max(float((centred**2).sum(axis=1).mean()), 1e-12)
+    slopes = share * centred[chosen].T
+    return centred @ slopes, np.vstack([slopes, -middle @ slopes])
 
 
 def _left_out(

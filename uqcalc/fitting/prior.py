@@ -32,8 +32,9 @@ from uqcalc.labels.shards import evenly
 from uqcalc.probe.added import Added
 from uqcalc.probe.addedpaths import AddedPaths
 from uqcalc.probe.inputs import Moments, chunks
+from uqcalc.probe.numbers import Described
 from uqcalc.probe.probe import Probe
-from uqcalc.probe.regressions import KernelPaths
+from uqcalc.probe.regressions import KernelPaths, standardised
 from uqcalc.probe.scope import Scope, learn_scope
 from uqcalc.probe.seen import Seen
 from uqcalc.probe.stacked import StackedPaths
@@ -181,7 +182,15 @@ def _structures(prior: Probe, data: Dataset) -> Rows:
         residuals(logits, data.errors, known.boundaries, known.shifts),
         data.groups,
         data.groups,
+        _pooled(prior, described),
     )
+
+
+def _pooled(prior: Probe, described: Sequence[Described]) -> torch.Tensor:
+    """Return the inputs of the linear path of the prior, (structures, 2 dim)."""
+    path = _stacked(prior).linear
+    pooled = torch.cat([part.pooled for part in described])
+    return standardised(pooled, path.centre, path.scale)
 
 
 @torch.inference_mode()
@@ -275,6 +284,9 @@ def _paths(
     paths.counts.copy_(moments.counts)
     paths.prior_counts.copy_(stacked.numbers.element_counts)
     _fill(paths.structure, *structures)
+    paths.linear.centre.copy_(stacked.linear.centre)
+    paths.linear.scale.copy_(stacked.linear.scale)
+    paths.linear.slope.copy_(torch.from_numpy(structures[1].slope))
     if paths.atoms is not None and atoms[0] is not None and atoms[1] is not None:
         _fill(paths.atoms, atoms[0], atoms[1])
     return paths

@@ -3,8 +3,9 @@
 Let l be the log-odds of the prior at some boundary. Inside the scope of the added
 labels the log-odds are g(l + d(x)). The map g is increasing (`Calibration.system`), and
 the correction d is a kernel machine on the numbers and principal components of the
-prior (`KernelPaths.local`). Their probability has the weight w, that of the prior the
-weight 1 - w:
+prior (`KernelPaths.local`), plus a part that is linear in mean and spread of the
+features (`LinearPath`). For atoms d has the first part only. The probability of the
+added labels has the weight w, that of the prior the weight 1 - w:
 
     w = 1 - log(novelty) / log(4), from 0 to 1
 
@@ -23,7 +24,7 @@ from torch import nn
 
 from uqcalc.probe.inputs import Ragged, Statistics
 from uqcalc.probe.numbers import Described
-from uqcalc.probe.regressions import KernelPaths
+from uqcalc.probe.regressions import KernelPaths, LinearPath
 from uqcalc.probe.scope import FAR, Scope
 from uqcalc.probe.stacked import StackedShape
 
@@ -72,6 +73,7 @@ class AddedPaths(nn.Module):
         super().__init__()
         self.statistics = Statistics(shape.features)
         self.structure = KernelPaths(shape.kernel(components))
+        self.linear = LinearPath(2 * shape.features)
         self.atoms: KernelPaths | None = None
         if shape.atom_centres:
             self.atoms = KernelPaths(shape.atom_kernel(components))
@@ -112,7 +114,8 @@ class AddedPaths(nn.Module):
         if self.atoms is not None:
             of_atoms = self.atoms.local(described.atoms, described.atom_features)
         return AddedOutput(
-            self.structure.local(described.numbers, described.components),
+            self.structure.local(described.numbers, described.components)
+            + self.linear(described.pooled),
             of_atoms,
             novelty,
             _weight(novelty),
