@@ -141,7 +141,9 @@ def test_a_loop_that_is_stopped_goes_on_at_the_stage_that_failed(tmp_path):
 
 
 COMMAND = """
-import pathlib, sys
+import pathlib, signal, sys
+# a process that was started in the background ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from uqcalc.learning.commands import run_command
 trainer = "import os, subprocess, sys, time; "
 trainer += "child = subprocess.Popen([sys.executable, '-c', 'import time; "
@@ -167,7 +169,11 @@ def test_a_command_and_its_children_end_with_the_loop(tmp_path, name):
         time.sleep(0.02)
     running = [int(number) for number in log.read_text().splitlines()[1].split()]
     loop.send_signal(getattr(signal, name))
-    loop.wait(30)
+    try:
+        loop.wait(30)
+    finally:
+        loop.kill()
+        loop.wait()
     while any(is_alive(number) for number in running):
         assert time.monotonic() < deadline
         time.sleep(0.02)
