@@ -5,16 +5,17 @@ and charges at frame 30. P-EGNN is the method of arXiv:2605.19939 with the noise
 score of uqcalc. The figures of BLIP (arXiv:2508.14022) are from a reproduction with the
 authors' package at 3 000 samples.
 
-    python nbody.py --samples 3000 --seeds 0 1 2 --epochs 600
+    python nbody.py --samples 3000 --seeds 0 1 2
 
-Results of other samples and seeds in `results/nbody.json` are kept.
+Results of other methods, samples and seeds in `results/nbody.json` are kept.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ START, END = 30, 40
 SHIFTED = (20, 30)  # the same interval, earlier: another distribution
 TRAIN, HELD, TEST = 3000, 2000, 2000
 MEMBERS = 100
+DEFAULT = ("P-EGNN", "ensemble", "dropout")
 BLIP = {"crps": 0.0304, "mse": 0.00863, "nll": -1.70}
 COLUMNS = {
     "method": "method",
@@ -88,6 +90,15 @@ def scores(members: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
 Predict = Callable[[Task], torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Sets:
+    """Systems for training, for the choice of the epoch, and for the tests."""
+
+    train: Task
+    held: Task
+    tests: dict[str, Task]
+
+
 def judged(
     method: str, predict: Predict, tests: dict[str, Task], more: dict[str, float]
 ) -> list[dict]:
@@ -108,43 +119,61 @@ def plain(network) -> Predict:
     return lambda task: network(task.charges, task.places, task.velocities)[None]
 
 
-def all_methods(
-    train: Task, held: Task, tests: dict[str, Task], settings: Settings, seed: int
-) -> list[dict]:
-    """Train and judge every method."""
-    perturbed, facts = train_perturbed(train, held, settings, seed)
+def perturbed_egnn(sets: Sets, settings: Settings, seed: int) -> list[dict]:
+    """Train and judge P-EGNN."""
+    network, facts = train_perturbed(sets.train, sets.held, settings, seed)
     generator = torch.Generator().manual_seed(seed)
-    rows = judged(
-        "P-EGNN",
-        lambda task: torch.cat(
-            [perturbed.members(task, 10, generator) for _ in range(MEMBERS // 10)]
-        ),
-        tests,
-        facts,
-    )
+
+    def members(task: Task) -> torch.Tensor:
+        parts = [network.members(task, 10, generator) for _ in range(MEMBERS // 10)]
+        return torch.cat(parts)
+
+    return judged("P-EGNN", members, sets.tests, facts)
+
+
+def deterministic_egnn(sets: Sets, settings: Settings, seed: int) -> list[dict]:
+    """Train and judge one network with the squared error."""
+    network, facts = train_deterministic(sets.train, sets.held, settings, seed)
+    return judged("EGNN", plain(network), sets.tests, facts)
+
+
+def ensemble(sets: Sets, settings: Settings, seed: int) -> list[dict]:
+    """Train five networks; judge the first of them and all together."""
     networks = []
+    rows: list[dict] = []
     for member in range(5):
         start = seed + 100 * member
-        network, facts = train_deterministic(train, held, settings, start)
+        network, facts = train_deterministic(sets.train, sets.held, settings, start)
         networks.append(network)
         if not member:
-            rows += judged("EGNN", plain(network), tests, facts)
-    rows += judged(
-        "ensemble of 5",
-        lambda task: torch.cat([plain(network)(task) for network in networks]),
-        tests,
-        {},
-    )
-    dropped = replace(settings, dropout=0.1)
-    network, facts = train_deterministic(train, held, dropped, seed)
+            rows += judged("EGNN", plain(network), sets.tests, facts)
 
-    def with_dropout(task: Task) -> torch.Tensor:
+    def members(task: Task) -> torch.Tensor:
+        return torch.cat([plain(network)(task) for network in networks])
+
+    return rows + judged("ensemble of 5", members, sets.tests, {})
+
+
+def dropout(sets: Sets, settings: Settings, seed: int) -> list[dict]:
+    """Train and judge a network with dropout in training and test."""
+    own = replace(settings, dropout=0.1)
+    network, facts = train_deterministic(sets.train, sets.held, own, seed)
+
+    def members(task: Task) -> torch.Tensor:
         network.train()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return torch.cat([plain(network)(task) for _ in range(MEMBERS)])
 
-    return rows + judged("MC dropout", with_dropout, tests, facts)
+    return judged("MC dropout", members, sets.tests, facts)
+
+
+METHODS = {
+    "P-EGNN": perturbed_egnn,
+    "EGNN": deterministic_egnn,
+    "ensemble": ensemble,  # includes EGNN
+    "dropout": dropout,
+}
 
 
 def drift(runs: Trajectories) -> float:
@@ -187,11 +216,13 @@ def earlier() -> list[dict]:
 
 
 def main() -> None:
-    """Simulate, train and judge; write the result after every seed."""
+    """Simulate, train and judge; write the result after every method."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, nargs="+", default=[TRAIN])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--epochs", type=int, default=600)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=DEFAULT)
+    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--members", type=int, default=4, help="of a training step")
     parser.add_argument("--cache", type=Path, default=Path("nbody.npz"))
     options = parser.parse_args()
     runs = _cached(options.cache)
@@ -201,23 +232,33 @@ def main() -> None:
     tests = {
         f"{a} to {b}": task_of(runs, last, (a, b)) for a, b in ((START, END), SHIFTED)
     }
+    settings = Settings(options.epochs, members=options.members)
     rows = earlier()
-    for samples in options.samples:
-        train = task_of(runs, slice(0, samples), (START, END))
-        for seed in options.seeds:
-            settings = Settings(options.epochs)
-            found = all_methods(train, held, tests, settings, seed)
-            known = [r for r in rows if (r["samples"], r["seed"]) != (samples, seed)]
-            rows = known + [{**row, "samples": samples, "seed": seed} for row in found]
-            write_result(
-                "nbody",
-                seeds=sorted({row["seed"] for row in rows}),
-                rows=rows,
-                targets=targets_of(rows),
-                more={"blip_at_3000": BLIP, "energy_change": drift(runs)},
-            )
+    for samples, seed, method in product(
+        options.samples, options.seeds, options.methods
+    ):
+        sets = Sets(task_of(runs, slice(0, samples), (START, END)), held, tests)
+        more = {"samples": samples, "seed": seed}
+        found = [row | more for row in METHODS[method](sets, settings, seed)]
+        own = {_key(row) for row in found}
+        rows = [row for row in rows if _key(row) not in own] + found
+        write_result(
+            "nbody",
+            seeds=sorted({row["seed"] for row in rows}),
+            rows=rows,
+            targets=targets_of(rows),
+            more={
+                "blip_at_3000": BLIP,
+                "energy_change": drift(runs),
+                "settings": asdict(settings),
+            },
+        )
     print_table("Charged particles", rows, COLUMNS)
     print_targets(targets_of(rows))
+
+
+def _key(row: dict) -> tuple:
+    return tuple(row[name] for name in ("method", "test", "samples", "seed"))
 
 
 def _cached(path: Path) -> Trajectories:

@@ -1,7 +1,8 @@
 """An E(n)-equivariant graph network with velocities (Satorras et al. 2021).
 
 arXiv:2102.09844, section 4.1: 4 layers of width 64. All graphs are complete graphs of
-equal size, so that the pairs of a batch are one array.
+equal size, so that the pairs of a batch are one array: the first linear layer of the
+edges is a sum of a layer of receivers, one of senders and one of pairs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ class Block(nn.Module):
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
-        self.edge = nn.Linear(2 * width + 3, width)
+        self.receiver = nn.Linear(width, width)
+        self.sender = nn.Linear(width, width, bias=False)
+        self.pair = nn.Linear(3, width, bias=False)
         self.edge_out = nn.Sequential(
             nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, width), nn.SiLU()
         )
@@ -29,29 +32,34 @@ class Block(nn.Module):
         self.speed = nn.Sequential(
             nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)
         )
+        _as_one_layer(self.receiver, self.sender, self.pair)
 
     def forward(
         self,
         features: torch.Tensor,
         places: torch.Tensor,
         velocities: torch.Tensor,
-        pairs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        given: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return new features (nodes, width) and positions (nodes, 3)."""
-        to, of, given = pairs
-        between = places[to] - places[of]
-        square = (between**2).sum(1, keepdim=True)
-        read = torch.cat([features[to], features[of], square, given], dim=1)
-        messages = self.edge_out(self.edge(read))
-        count = len(features)
-        zero = torch.zeros(count, 3).to(places)
-        moved = zero.index_add(0, to, between * self.shift(messages))
-        degree = len(to) // count
-        places = places + moved / degree + self.speed(features) * velocities
-        gathered = torch.zeros(count, messages.shape[1]).to(messages)
-        gathered = gathered.index_add(0, to, messages)
-        update = self.node_out(self.node(torch.cat([features, gathered], dim=1)))
-        return features + update, places
+        """Return new features and positions.
+
+        ``features`` are (systems, particles, width), ``places`` and ``velocities``
+        (systems, particles, 3), ``given`` (systems, particles, others, 2).
+        """
+        systems, particles, width = features.shape
+        rows = features.flatten(0, 1)  # layers with noise give one row for each node
+        between = places[:, :, None] - others(places)
+        square = between.square().sum(-1, keepdim=True)
+        messages = self.edge_out(
+            self.receiver(rows).view(systems, particles, 1, width)
+            + others(self.sender(features))
+            + self.pair(torch.cat([square, given], -1))
+        )
+        moved = (between * self.shift(messages)).mean(2)
+        gathered = messages.sum(2).flatten(0, 1)
+        update = self.node_out(self.node(torch.cat([rows, gathered], 1)))
+        places = places + moved + self.speed(features) * velocities
+        return features + update.view_as(features), places
 
 
 class EGNN(nn.Module):
@@ -69,31 +77,39 @@ class EGNN(nn.Module):
 
         ``charges`` are (systems, particles).
         """
-        systems, particles = charges.shape
-        to, of = complete(systems, particles)
-        x, v = places.reshape(-1, 3), velocities.reshape(-1, 3)
-        q = charges.reshape(-1)
-        distance = (x[to] - x[of]).pow(2).sum(1, keepdim=True)
-        given = torch.cat([(q[to] * q[of])[:, None], distance], dim=1)
-        features = self.embedding(v.norm(dim=1, keepdim=True))
+        between = places[:, :, None] - others(places)
+        product = charges[:, :, None, None] * others(charges[..., None])
+        given = torch.cat([product, between.square().sum(-1, keepdim=True)], -1)
+        features = self.embedding(velocities.norm(dim=-1, keepdim=True))
+        x = places
         for block in self.blocks:
-            features, x = block(features, x, v, (to, of, given))
-        return x.view(systems, particles, 3)
+            features, x = block(features, x, velocities, given)
+        return x
 
     def perturbed(self) -> list[str]:
-        """Return the names of the layers that take noise."""
+        """Return the names of the layers that take noise.
+
+        The noise of the layer of receivers reaches each pair once.
+        """
         return [
             f"blocks.{index}.{part}"
             for index in range(len(self.blocks))
-            for part in ("edge", "node")
+            for part in ("receiver", "node")
         ]
 
 
-def complete(systems: int, particles: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return receivers and senders of all pairs within each system."""
-    one = [(i, j) for i in range(particles) for j in range(particles) if i != j]
-    pairs = torch.tensor(one)
-    starts = torch.arange(systems)[:, None] * particles
-    to = (pairs[None, :, 0] + starts).reshape(-1)
-    of = (pairs[None, :, 1] + starts).reshape(-1)
-    return to, of
+def others(values: torch.Tensor) -> torch.Tensor:
+    """Return the values of all other particles, (systems, particles, others, ...)."""
+    particles = values.shape[1]
+    index = [[j for j in range(particles) if j != i] for i in range(particles)]
+    chosen = torch.tensor(index, device=values.device).flatten()
+    return values.index_select(1, chosen).unflatten(1, (particles, particles - 1))
+
+
+def _as_one_layer(*parts: nn.Linear) -> None:
+    """Draw the weights of layers that are summed as those of one layer."""
+    bound = sum(part.in_features for part in parts) ** -0.5
+    for part in parts:
+        nn.init.uniform_(part.weight, -bound, bound)
+        if part.bias is not None:
+            nn.init.uniform_(part.bias, -bound, bound)
