@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--everything", action="store_true")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--checks", type=int, default=15, help="rows of the history")
     given = parser.parse_args()
     require_data()
     torch.set_num_threads(1)
@@ -58,7 +59,7 @@ def main() -> None:
     name = "reference" if given.everything else f"member_{given.seed}"
     size = REFERENCE_SIZE if given.everything else SIZE
     frames, tests = _frames(everything=given.everything)
-    model, history = train(frames, tests, given.seed, size, given.steps)
+    model, history = train(frames, tests, given.seed, size, given.steps, given.checks)
     save_orb(given.folder / f"{name}.safetensors", model, size)
     text = json.dumps(history, indent=1)
     (given.folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
@@ -70,6 +71,7 @@ def train(
     seed: int,
     size: dict[str, int],
     steps: int,
+    checks: int,
 ) -> tuple[DirectForcefieldRegressor, dict]:
     """Return the model after one cycle of the learning rate, and the history."""
     torch.manual_seed(seed)
@@ -101,7 +103,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimiser.step()
         schedule.step()
-        if step % (steps // 15) == 0:
+        if step % (steps // checks) == 0:
             row = {"step": step, "minutes": (time.monotonic() - started) / 60}
             curve.append(row | errors(model, test_batches))
             print(json.dumps(curve[-1]), flush=True)
