@@ -1,6 +1,7 @@
 """Test whether a perturbed Orb ranks true force errors like an ensemble of five Orbs.
 
-    for seed in 0 1 2 3 4; do python -m zeolites.train $seed FOLDER --steps 800 --checks 2; done
+    for seed in 0 1 2 3 4; do
+        python -m zeolites.train $seed FOLDER --steps 800 --checks 2; done
     python silica.py --members FOLDER
 
 The method is that of arXiv:2605.19939 (P-Orb). ``tuned`` trains the noise and all
