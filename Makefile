@@ -108,7 +108,7 @@ define install
 endef
 
 $(STAMP): pyproject.toml $(wildcard constraints/*.txt) | same-python
-	$(call install,$(VENV),,all$(comma)xtb$(comma)dev$(comma)docs)
+	$(call install,$(VENV),,all$(comma)xtb$(comma)table$(comma)dev$(comma)docs)
 
 $(SEVENNET_STAMP): pyproject.toml $(wildcard constraints/*.txt) | same-python
 	$(call install,$(SEVENNET),-sevennet,sevenn$(comma)dev)

@@ -290,7 +290,7 @@ def test_a_file_is_annotated_counted_and_left_alone_when_done(tmp_path, suffix):
     summary = annotate_file(source, target, judged(), worst=3, batch_atoms=8)
     frames = read(target, ":", format="extxyz")
     for frame, expected in zip(frames, annotate(many(), judged()), strict=True):
-        same(frame, expected, but=["uqcalc_model"])
+        same(frame, expected, but=["uqcalc_model", "uqcalc_frame"])
     assert (summary.frames, summary.resumed_from) == (9, 0)
     assert [index for index, _ in summary.failed] == [4]
     levels = [read_assessment(frame).level for frame in frames]
@@ -376,7 +376,7 @@ def test_a_target_of_something_else_is_refused_untouched(source, tmp_path):
     annotate_file(source, target, judged())
     before = target.read_bytes()
     limits = Policy([Threshold("scripted", 0.3, 0.8)])
-    with pytest.raises(RecordError, match="potential, probe and policy of this run"):
+    with pytest.raises(RecordError, match="potential, probe, policy and choice"):
         annotate_file(source, target, judged(policy=limits))
     with pytest.raises(RecordError, match=r"frame 3 differs from that of .*other\.xyz"):
         annotate_file(other_source(tmp_path / "other.xyz"), target, judged())
@@ -492,7 +492,7 @@ def test_a_killed_command_is_continued_to_what_it_would_have_been(tmp_path):
     for frame, other in zip(read(target, ":"), expected, strict=True):
         np.testing.assert_allclose(frame.positions, other.positions, atol=1e-8)
         other.positions[:] = frame.positions
-        same(frame, other, but=["uqcalc_model"])
+        same(frame, other, but=["uqcalc_model", "uqcalc_frame"])
 
 
 def strained(count):

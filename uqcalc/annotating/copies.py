@@ -26,6 +26,7 @@ INFO_KEY = "uqcalc"
 PREDICTED = "predicted_"
 ERROR_KEY = "uqcalc_error"
 MODEL_KEY = "uqcalc_model"
+FRAME_KEY = "uqcalc_frame"  # index of the frame in the source, from 0
 LEFT_OUT_KEY = "uqcalc_left_out"
 # The rule by which to ask a reference for this frame, and the reason in a sentence.
 ASK_KEY, ASK_WHY_KEY = "uqcalc_ask", "uqcalc_ask_why"
@@ -214,7 +215,7 @@ def _own_keys(atoms: Atoms) -> list[str]:
     except RecordError:
         return []
     keys = [key for reading in readings for key in reading.results]
-    own = ["reliability_level", INFO_KEY, ERROR_KEY, MODEL_KEY, LEFT_OUT_KEY]
+    own = ["reliability_level", INFO_KEY, ERROR_KEY, MODEL_KEY, LEFT_OUT_KEY, FRAME_KEY]
     own += [DESCRIPTOR_KEY, POTENTIAL_KEY, ASK_KEY, ASK_WHY_KEY]
     own += [PREDICTED + key for key in all_outputs]
     return [*keys, *own]

@@ -21,9 +21,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from uqcalc.annotating.copies import MODEL_KEY, left_out_of
+from uqcalc.annotating.copies import FRAME_KEY, MODEL_KEY, left_out_of
 from uqcalc.annotating.frames import append_frame, cut_torn_frame, whole_frames
 from uqcalc.annotating.frametext import held_numbers
+from uqcalc.annotating.selecting import Condition, parse_index, resolved
 from uqcalc.annotating.tally import AnnotationSummary, Tally
 from uqcalc.annotating.trajectory import Cells, annotated, check_calculator
 from uqcalc.backbones.batching import BATCH_ATOMS
@@ -39,7 +40,7 @@ from uqcalc.uses import Use
 _ENDINGS = (".xyz", ".extxyz")
 
 
-def annotate_file(
+def annotate_file(  # noqa: PLR0913  (the options of the command)
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     calculator: ReliableCalculator,
@@ -48,6 +49,8 @@ def annotate_file(
     worst: int = 10,
     batch_atoms: int = BATCH_ATOMS,
     use: Use | None = None,
+    index: str | slice = ":",
+    select: str | None = None,
 ) -> AnnotationSummary:
     """Annotate a trajectory into an extended XYZ file, in constant memory.
 
@@ -70,6 +73,13 @@ def annotate_file(
         Number of worst frames in the summary.
     batch_atoms, use
         As for `annotate`.
+    index : str or slice
+        Which frames of the source are judged: ``"100:"``, ``"-50:"``, ``"::10"``. The
+        number of each frame in the source, from 0, is ``info["uqcalc_frame"]``.
+    select : str, optional
+        Which judged frames are written, such as ``"reliability<0.2"`` or
+        ``"level>=SUSPECT"`` (`uqcalc.annotating.selecting.Condition`). Frames that
+        could not be evaluated are always written. By default all frames.
 
     Returns
     -------
@@ -81,30 +91,39 @@ def annotate_file(
         If a frame of the source cannot be read. All frames before it are annotated, and
         the error has the summary.
     RecordError
-        If source or target cannot be used, or if the source lacks the elements of its
-        atoms.
+        If source or target cannot be used, if the source lacks the elements of its
+        atoms, or if ``index`` or ``select`` cannot be used.
     """
     check_calculator(calculator, batch_atoms)
     output = _checked_target(Path(source), target)
+    condition = None if select is None else Condition.parse(select)
+    chosen = parse_index(index) if isinstance(index, str) else index
     writer = OneWriter(output)
-    reading = _Source(Path(source), species)
+    reading = _Source(Path(source), species, chosen)
     frames = iter(reading)
-    identity = _identity(calculator, use)
-    tally, cells = Tally(worst), Cells(use)
+    identity = _identity(calculator, use, index, condition)
+    tally, cells, passed = Tally(worst), Cells(use), 0
     with writer, _frame_bar() as progress:
         total = None if progress.disable else count_frames(source)
-        task = progress.add_task("", total=total)
+        task = progress.add_task("", total=reading.length(total))
         for done in _standing(output, reading, frames, identity):
-            tally.add(done, left_out_of(done))
+            tally.add(done, left_out_of(done), index=done.info[FRAME_KEY])
             cells.use(done)
-            progress.advance(task)
+            progress.update(task, completed=reading.frames)
         resumed_from = tally.frames
-        for frame in annotated(frames, calculator, batch_atoms, cells):
-            frame.info[MODEL_KEY] = identity
-            left_out = append_frame(output, frame, f"frame {tally.frames}")
-            tally.add(frame, left_out)
+        judged = annotated(frames, calculator, batch_atoms, cells)
+        for number, frame in enumerate(judged, reading.frames):
+            frame.info |= {MODEL_KEY: identity, FRAME_KEY: reading.number(number)}
             progress.advance(task)
+            if condition is not None and not condition.holds(frame):
+                passed += 1
+                continue
+            name = f"frame {frame.info[FRAME_KEY]}"
+            left_out = append_frame(output, frame, name)
+            tally.add(frame, left_out, index=frame.info[FRAME_KEY])
     summary = tally.summary(output, resumed_from)
+    if condition is not None:
+        summary = replace(summary, select=str(condition), passed=passed)
     return _concluded(replace(summary, validity=calculator.validity), reading)
 
 
@@ -140,14 +159,34 @@ def _checked_target(source: Path, target: str | os.PathLike[str]) -> Path:
 class _Source:
     """The frames of a file up to the first unreadable one; ``error`` is the reason."""
 
-    def __init__(self, path: Path, species: str | Sequence[str] | None) -> None:
+    def __init__(
+        self, path: Path, species: str | Sequence[str] | None, index: slice
+    ) -> None:
         self.path, self.species = path, species
+        self.index, self._first, self._step = resolved(index, path)
         self.frames = 0
         self.error = ""
 
+    def number(self, row: int) -> int:
+        """Return the number in the file of the frame with this row here."""
+        return self._first + row * self._step
+
+    def next_of(self, frames: Iterator[Atoms], number: int) -> Atoms | None:
+        """Return the frame with this number, after leaving out those before it."""
+        for frame in frames:
+            if self.number(self.frames - 1) == number:
+                return frame
+            if self.number(self.frames - 1) > number:
+                break
+        return None
+
+    def length(self, whole: int | None) -> int | None:
+        """Return the number of chosen frames of a file with ``whole`` frames."""
+        return None if whole is None else len(range(*self.index.indices(whole)))
+
     def __iter__(self) -> Iterator[Atoms]:
         try:
-            for frame in frames_of(self.path, species=self.species):
+            for frame in frames_of(self.path, self.index, species=self.species):
                 self.frames += 1
                 yield frame
         except UqcalcError:
@@ -171,14 +210,15 @@ def _standing(
     whole, _ = whole_frames(output, "target")
     written = _parsed(output, whole)
     for index, ours in enumerate(written):
+        ours.info.setdefault(FRAME_KEY, index)  # files of versions before 0.3 lack it
         if ours.info.get(MODEL_KEY) != identity:
             msg = (
-                "target must be annotated with the potential, probe and policy of "
-                f"this run, {identity}, got {output} with {ours.info.get(MODEL_KEY)} "
-                f"at frame {index}; choose another name"
+                "target must be annotated with the potential, probe, policy and choice "
+                f"of frames of this run, {identity}, got {output} with "
+                f"{ours.info.get(MODEL_KEY)} at frame {index}; choose another name"
             )
             raise RecordError(msg)
-        if not same_geometry(ours, next(frames, None)):
+        if not same_geometry(ours, reading.next_of(frames, ours.info[FRAME_KEY])):
             msg = (
                 f"target must hold the first frames of this source, got {output} "
                 f"whose frame {index} differs from that of "
@@ -220,8 +260,21 @@ def same_geometry(ours: Atoms, theirs: Atoms | None) -> bool:
     )
 
 
-def _identity(calculator: ReliableCalculator, use: Use | None) -> str:
-    stated = {} if use is None else {"use": use}
+def _identity(
+    calculator: ReliableCalculator,
+    use: Use | None,
+    index: str | slice,
+    condition: Condition | None,
+) -> str:
+    """Return a name for what decides about the frames of a target, and their verdicts.
+
+    What is not given has no part in it, as in earlier versions.
+    """
+    stated: dict[str, str] = {} if use is None else {"use": use}
+    if index not in (":", slice(None)):
+        stated["index"] = str(index)
+    if condition is not None:
+        stated["select"] = str(condition)
     text = json.dumps(calculator.describe() | stated, sort_keys=True)
     # starts with a letter: ASE would read 12e4567 as the number infinity
     return f"m{hashlib.sha256(text.encode()).hexdigest()[:15]}"

@@ -74,6 +74,10 @@ class AnnotationSummary:
     left_out : mapping
         Entry of ``info`` or ``arrays`` that the file cannot hold -> indices of the
         frames that were written without it.
+    select : str
+        Condition on the frames that are written; empty if all are.
+    passed : int
+        Number of frames that were judged now and do not fulfil it.
     """
 
     target: Path
@@ -85,6 +89,8 @@ class AnnotationSummary:
     left_out: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     asks: Mapping[str, int] = field(default_factory=dict)
     validity: str = ""
+    select: str = ""
+    passed: int = 0
 
     def failures(self) -> dict[str, list[int]]:
         """Return the indices of failed frames for each reason."""
@@ -101,6 +107,11 @@ class AnnotationSummary:
         elif self.resumed_from:
             lines.append(
                 f"The first {self.resumed_from} frames were already in this file."
+            )
+        if self.select:
+            lines.append(
+                f"These fulfil {self.select}; {self.passed} judged frames do not and "
+                "are left out."
             )
         if self.failed:
             lines.append(f"Frames that could not be evaluated: {len(self.failed)}.")
@@ -140,9 +151,14 @@ class Tally:
         self._left_out: dict[str, list[int]] = {}
         self._heap: list[tuple[int, float, int, WorstFrame]] = []
 
-    def add(self, frame: Atoms, left_out: tuple[str, ...] = ()) -> None:
-        """Count the next annotated frame and the entries that its file lacks."""
-        index = self.frames
+    def add(
+        self, frame: Atoms, left_out: tuple[str, ...] = (), *, index: int | None = None
+    ) -> None:
+        """Count the next annotated frame and the entries that its file lacks.
+
+        ``index`` is its number in the source, by default the number of frames before.
+        """
+        index = self.frames if index is None else index
         self.frames += 1
         for entry in left_out:
             self._left_out.setdefault(entry, []).append(index)

@@ -36,6 +36,30 @@ def _use(value: str | None) -> str | None:
         return checked_use(value)
 
 
+def _index(value: str) -> str:
+    from uqcalc.annotating.selecting import parse_index
+
+    with usage_errors("--index"):
+        parse_index(value)
+    return value
+
+
+def _condition(value: str | None) -> str | None:
+    from uqcalc.annotating.selecting import Condition
+
+    with usage_errors("--select"):
+        return value if value is None else str(Condition.parse(value))
+
+
+def _table(value: Path | None) -> Path | None:
+    from uqcalc.annotating.tables import checked_table
+
+    if value is not None:
+        with usage_errors("table"):
+            checked_table(value)
+    return value
+
+
 SourceArgument = Annotated[
     Path,
     typer.Argument(
@@ -81,6 +105,41 @@ UseOption = Annotated[
         ),
     ),
 ]
+IndexOption = Annotated[
+    str,
+    typer.Option(
+        metavar="START:STOP:STEP",
+        callback=_index,
+        help="Frames to judge, such as 100:, -50: or ::10; the first has the number 0.",
+    ),
+]
+SelectOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CONDITION",
+        callback=_condition,
+        help=(
+            'Judged frames to write, such as "reliability<0.2" or "level>=SUSPECT". '
+            "Frames that could not be evaluated are always written."
+        ),
+    ),
+]
+TableOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        callback=_table,
+        help="Also write a table with one row for each written frame (.csv, .parquet).",
+    ),
+]
+AtomTableOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        callback=_table,
+        help="Also write a table with one row for each atom (.csv, .parquet).",
+    ),
+]
 FormerGuaranteed = Annotated[bool, typer.Option("--promised", hidden=True)]
 WorstOption = Annotated[
     int, typer.Option(min=0, help="Number of worst frames (largest risk) to list.")
@@ -100,6 +159,10 @@ def annotate(  # noqa: PLR0913  (one option each)
     limits: LimitsOption = None,
     species: SpeciesOption = None,
     device: DeviceOption = "auto",
+    index: IndexOption = ":",
+    select: SelectOption = None,
+    table: TableOption = None,
+    atoms_table: AtomTableOption = None,
     worst: WorstOption = 10,
     quiet: QuietOption = False,
 ) -> None:
@@ -121,6 +184,7 @@ def annotate(  # noqa: PLR0913  (one option each)
         output_file(output) as target,
     ):
         import uqcalc
+        from uqcalc.annotating.tables import write_tables
 
         name = model_of(probe[0], model) if probe else model or "default"
         probes = _probes(name, probe, needed=guaranteed)
@@ -141,11 +205,15 @@ def annotate(  # noqa: PLR0913  (one option each)
                 species=species,
                 worst=worst,
                 use=checked_use(use),
+                index=index,
+                select=select,
             )
         except uqcalc.errors.SourceError as error:
             _show(error.summary, output, report)
             raise
         _show(summary, output, report)
+        if summary.frames and (table is not None or atoms_table is not None):
+            write_tables(target, frames=table, atoms=atoms_table)
     if summary.failed:
         raise typer.Exit(code=1)
 
