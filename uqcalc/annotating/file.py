@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ase import Atoms
@@ -36,6 +37,10 @@ from uqcalc.progress import progress_bar
 from uqcalc.uses import Use
 
 
+if TYPE_CHECKING:
+    from uqcalc.annotating.onray import RayWorkers
+
+
 # Formats that store the whole annotation; others drop readings per atom.
 _ENDINGS = (".xyz", ".extxyz")
 
@@ -51,6 +56,7 @@ def annotate_file(  # noqa: PLR0913  (the options of the command)
     use: Use | None = None,
     index: str | slice = ":",
     select: str | None = None,
+    workers: RayWorkers | None = None,
 ) -> AnnotationSummary:
     """Annotate a trajectory into an extended XYZ file, in constant memory.
 
@@ -80,6 +86,9 @@ def annotate_file(  # noqa: PLR0913  (the options of the command)
         Which judged frames are written, such as ``"reliability<0.2"`` or
         ``"level>=SUSPECT"`` (`uqcalc.annotating.selecting.Condition`). Frames that
         could not be evaluated are always written. By default all frames.
+    workers : RayWorkers, optional
+        Workers of a Ray cluster that evaluate the batches; their calculators must be
+        like ``calculator``. By default the batches are evaluated here.
 
     Returns
     -------
@@ -111,7 +120,12 @@ def annotate_file(  # noqa: PLR0913  (the options of the command)
             cells.use(done)
             progress.update(task, completed=reading.frames)
         resumed_from = tally.frames
-        judged = annotated(frames, calculator, batch_atoms, cells)
+        if workers is None:
+            judged = annotated(frames, calculator, batch_atoms, cells)
+        else:
+            from uqcalc.annotating.onray import annotated_on_ray
+
+            judged = annotated_on_ray(frames, workers, batch_atoms, cells)
         for number, frame in enumerate(judged, reading.frames):
             frame.info |= {MODEL_KEY: identity, FRAME_KEY: reading.number(number)}
             progress.advance(task)

@@ -146,20 +146,21 @@ def annotated(
 ) -> Iterator[Atoms]:
     """Yield annotated frames as `annotate`; ``cells`` has all earlier frames."""
     # copied at once: a generator may move and yield the same Atoms object repeatedly
-    copies = (cleared_copy(_checked(frame)) for frame in frames)
+    copies = (cleared_copy(checked_frame(frame)) for frame in frames)
     evaluated = evaluate_each(
         calculator.backbone, copies, calculator.wanted(), limit=batch_atoms
     )
     for frame, outcome in evaluated:
-        yield _with_outcome(frame, outcome, calculator, cells.use(frame))
+        yield with_outcome(frame, outcome, calculator, cells.use(frame))
 
 
-def _with_outcome(
+def with_outcome(
     frame: Atoms,
     outcome: Prediction | str,
     calculator: ReliableCalculator,
     use: Use | None,
 ) -> Atoms:
+    """Return the annotated copy of a frame for its prediction, or for its failure."""
     if isinstance(outcome, str):
         return refused_copy(frame, calculator.refusal(outcome), outcome)
     results = {key: outcome.results[key] for key in ("energy", "forces")}
@@ -193,7 +194,14 @@ def check_calculator(calculator: object, batch_atoms: int) -> None:
         raise ValueError(msg)
 
 
-def _checked(frame: object) -> Atoms:
+def checked_frame(frame: object) -> Atoms:
+    """Return a frame that is a structure.
+
+    Raises
+    ------
+    TypeError
+        If it is something else.
+    """
     if not isinstance(frame, Atoms):
         msg = f"each frame must be Atoms, got {type(frame).__name__}"
         raise TypeError(msg)

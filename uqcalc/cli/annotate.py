@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,7 @@ from uqcalc.uses import checked_use
 
 if TYPE_CHECKING:
     from uqcalc.annotating.tally import AnnotationSummary
+    from uqcalc.calculator import ReliableCalculator
     from uqcalc.probe.probe import Probe
 
 
@@ -140,6 +142,21 @@ AtomTableOption = Annotated[
         help="Also write a table with one row for each atom (.csv, .parquet).",
     ),
 ]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help=(
+            "Evaluate with workers of a Ray cluster at this address; 'local' starts "
+            'one on this machine. Needs "uqcalc[ray]".'
+        ),
+    ),
+]
+WorkersOption = Annotated[int, typer.Option(min=1, help="Number of workers on Ray.")]
+GpusOption = Annotated[
+    float, typer.Option("--gpus-per-worker", min=0.0, help="GPUs for each worker.")
+]
 FormerGuaranteed = Annotated[bool, typer.Option("--promised", hidden=True)]
 WorstOption = Annotated[
     int, typer.Option(min=0, help="Number of worst frames (largest risk) to list.")
@@ -163,6 +180,9 @@ def annotate(  # noqa: PLR0913  (one option each)
     select: SelectOption = None,
     table: TableOption = None,
     atoms_table: AtomTableOption = None,
+    ray: RayOption = None,
+    workers: WorkersOption = 1,
+    gpus_per_worker: GpusOption = 0.0,
     worst: WorstOption = 10,
     quiet: QuietOption = False,
 ) -> None:
@@ -187,16 +207,20 @@ def annotate(  # noqa: PLR0913  (one option each)
         from uqcalc.annotating.tables import write_tables
 
         name = model_of(probe[0], model) if probe else model or "default"
-        probes = _probes(name, probe, needed=guaranteed)
-        chosen = None
-        if limits is not None or head is not None:
-            chosen = ForceDeltaChoice(head, limits)
-        calculator = reliable(
-            uqcalc.open_model(name, device=device),
-            probes,
-            chosen,
+        make = partial(
+            _calculator,
+            name,
+            probe,
+            ForceDeltaChoice(head, limits) if limits or head else None,
+            device=device,
             guaranteed=guaranteed,
         )
+        calculator = make()
+        cluster = None
+        if ray is not None:
+            from uqcalc.annotating.onray import RayWorkers
+
+            cluster = RayWorkers(make, workers, ray, gpus_per_worker)
         try:
             summary = uqcalc.annotate_file(
                 readable,
@@ -207,6 +231,7 @@ def annotate(  # noqa: PLR0913  (one option each)
                 use=checked_use(use),
                 index=index,
                 select=select,
+                workers=cluster,
             )
         except uqcalc.errors.SourceError as error:
             _show(error.summary, output, report)
@@ -216,6 +241,22 @@ def annotate(  # noqa: PLR0913  (one option each)
             write_tables(target, frames=table, atoms=atoms_table)
     if summary.failed:
         raise typer.Exit(code=1)
+
+
+def _calculator(
+    name: str,
+    probe: list[str] | None,
+    chosen: ForceDeltaChoice | None,
+    *,
+    device: str,
+    guaranteed: bool,
+) -> ReliableCalculator:
+    """Return the calculator of the command, in this process or in a worker."""
+    import uqcalc
+
+    probes = _probes(name, probe, needed=guaranteed)
+    model = uqcalc.open_model(name, device=device)
+    return reliable(model, probes, chosen, guaranteed=guaranteed)
 
 
 def _probes(name: str, given: list[str] | None, *, needed: bool) -> list[Probe]:
