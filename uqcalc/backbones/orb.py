@@ -107,6 +107,7 @@ class OrbBackbone(Backbone):
         "model.gnn_stacks.*._node_mlp.mlp.NN-0",
         "model.gnn_stacks.*._edge_mlp.mlp.NN-0",
     )
+    perturbable_atoms = perturbable[:1]
     by_autograd = True
     invariant_features = False
 
