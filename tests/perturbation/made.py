@@ -44,9 +44,9 @@ def small_orb(kind):
     return orb_calculator(orb_model(kind, torch.float32))
 
 
-def crystal():
-    atoms = bulk("Si", cubic=True)
-    atoms.rattle(0.05, seed=0)
+def crystal(seed=0):
+    atoms = bulk("Si")
+    atoms.rattle(0.05, seed=seed)
     return atoms
 
 

@@ -13,14 +13,17 @@ from uqcalc.cli.options import (
     DeviceOption,
     HeadOption,
     LimitsOption,
+    MembersOption,
     ModelOfProbe,
+    PerturbationOption,
     QuietOption,
     SpeciesOption,
+    SpreadLimitsOption,
     existing,
     extended_xyz,
 )
 from uqcalc.cli.probes import ProbesOption, model_of
-from uqcalc.cli.signalchoice import ForceDeltaChoice, reliable
+from uqcalc.cli.signalchoice import ForceDeltaChoice, SpreadChoice, reliable
 from uqcalc.cli.streams import input_file, is_standard, output_file
 from uqcalc.showing import in_words
 from uqcalc.uses import checked_use
@@ -98,6 +101,9 @@ def annotate(  # noqa: PLR0913  (one option each)
     promised: FormerGuaranteed = False,
     head: HeadOption = None,
     limits: LimitsOption = None,
+    perturbation: PerturbationOption = None,
+    spread_limits: SpreadLimitsOption = None,
+    members: MembersOption = 16,
     species: SpeciesOption = None,
     device: DeviceOption = "auto",
     worst: WorstOption = 10,
@@ -112,6 +118,9 @@ def annotate(  # noqa: PLR0913  (one option each)
     if promised:
         notice("--promised is now --guaranteed; the old name goes with 0.3")
     guaranteed = guaranteed or promised
+    if spread_limits is not None and perturbation is None:
+        msg = "--spread-limits must be given together with --perturbation FILE"
+        raise typer.BadParameter(msg, param_hint="'--spread-limits'")
     stopped = "the frames so far are on disk; repeat the command to continue"
     if is_standard(output):
         stopped = "the frames so far are on standard output"
@@ -127,10 +136,14 @@ def annotate(  # noqa: PLR0913  (one option each)
         chosen = None
         if limits is not None or head is not None:
             chosen = ForceDeltaChoice(head, limits)
+        spread = None
+        if perturbation is not None:
+            spread = SpreadChoice(perturbation, spread_limits, members)
         calculator = reliable(
             uqcalc.open_model(name, device=device),
             probes,
             chosen,
+            spread,
             guaranteed=guaranteed,
         )
         try:

@@ -31,7 +31,8 @@ from uqcalc.statistics.crps import fair_crps
 
 
 Trained = Literal["perturbation", "all"]
-HELD_OUT = 0.1  # share of the groups for early stopping
+HELD_OUT = 0.1  # share of the frames for early stopping, in whole groups ...
+FEWEST_HELD_OUT = 10  # ... and at least so many of a small set, up to half of it
 VALIDATION_MEMBERS = 16
 _UNITS = {
     "energy": "energy_eV_per_atom",
@@ -168,7 +169,8 @@ def perturb(
     keys = labels or Labels()
     targets = _targets(frames, keys)
     groups = group_names(frames, keys.group_key)
-    fit, held = divide(groups, (1 - HELD_OUT, HELD_OUT), options.seed)
+    share = max(HELD_OUT, min(0.5, FEWEST_HELD_OUT / max(1, len(groups))))
+    fit, held = divide(groups, (1 - share, share), options.seed)
     with backbone.alone():
         return _Fit(backbone, found, frames, targets, options).run(fit, held, keys)
 
