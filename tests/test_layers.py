@@ -40,7 +40,7 @@ ROOMS = {
     # what is fitted to labels: the probe, its labels, its scores, its fit
     "probe": STEP,
     "labels": STEP | {"probe", "progress"},
-    "evaluation": STEP | {"probe", "labels", "plotting"},
+    "evaluation": STEP | {"probe", "labels", "plotting", "progress"},
     "fitting": STEP | {"probe", "labels", "evaluation", "progress"},
     # what judges a geometry, and what runs with it
     "distillation": STEP | {"progress"},

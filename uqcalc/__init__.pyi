@@ -23,6 +23,7 @@ from .errors import (
 )
 from .evaluation.evaluation import evaluate as evaluate
 from .evaluation.guarantee import certify as certify
+from .evaluation.members import evaluate_members as evaluate_members
 from .fitting.adapt import adapt as adapt
 from .fitting.recipe import Recipe as Recipe
 from .fitting.several import fit_targets as fit_targets

@@ -16,6 +16,7 @@ from uqcalc.backbones.prediction import Capture
 from uqcalc.distillation.card import HeadCard
 from uqcalc.distillation.head import DirectNetwork, DistilledHead
 from uqcalc.evaluation.evaluation import Evaluation, Tested
+from uqcalc.evaluation.members import MemberScores
 from uqcalc.fitting.training import FitReport
 from uqcalc.geometry.environments import Environments
 from uqcalc.labels.dataset import Dataset
@@ -29,6 +30,7 @@ from uqcalc.limits.thresholds import ErrorCurve
 from uqcalc.perturbation.card import PerturbationCard
 from uqcalc.perturbation.fitting import PerturbationSettings
 from uqcalc.perturbation.layers import Layer
+from uqcalc.perturbation.members import Members
 from uqcalc.perturbation.noise import Noise
 from uqcalc.probe.addedpaths import AddedPaths
 from uqcalc.probe.card import Card, Guarantee, RegimeCount
@@ -87,6 +89,8 @@ __all__ = [
     "Layer",
     "Level",
     "LoopReport",
+    "MemberScores",
+    "Members",
     "Noise",
     "Outcome",
     "PerElement",

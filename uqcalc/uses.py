@@ -51,7 +51,8 @@ def uncovered(signals: Sequence[Any], policy: Policy, use: Use) -> list[str]:
     ----------
     signals : sequence of Signal
         A signal names the quantities that it judges in ``judges``; without this
-        attribute it counts for energy and forces.
+        attribute it counts for energy and forces. ``judged`` are published values that
+        a policy can limit, too; as a mapping it says which quantities each judges.
     policy : Policy
     use : {"fixed_cell", "moving_cell", "energy"}
 
@@ -61,12 +62,7 @@ def uncovered(signals: Sequence[Any], policy: Policy, use: Use) -> list[str]:
         Empty, or one reason that names the missing quantities.
     """
     names = {*policy.signals_for(use)}
-    known = {
-        quantity
-        for signal in signals
-        if signal.name in names or names & {*getattr(signal, "judged", ())}
-        for quantity in getattr(signal, "judges", _UNSTATED)
-    }
+    known = {quantity for signal in signals for quantity in _judged(signal, names)}
     missing = [quantity for quantity in NEEDED[use] if quantity not in known]
     if not missing:
         return []
@@ -75,6 +71,15 @@ def uncovered(signals: Sequence[Any], policy: Policy, use: Use) -> list[str]:
         f"{_SITUATIONS[use]}, {NOT_JUDGED} {listed}: add a probe whose target is an "
         f"error of the {listed}"
     ]
+
+
+def _judged(signal: Any, names: set[str]) -> set[str]:
+    """Return the quantities that a signal judges with thresholds for ``names``."""
+    own = frozenset(getattr(signal, "judges", _UNSTATED))
+    judged = getattr(signal, "judged", ())
+    by_value = judged if isinstance(judged, Mapping) else dict.fromkeys(judged, own)
+    known = {**by_value, signal.name: own}
+    return {quantity for name in names & {*known} for quantity in known[name]}
 
 
 def judged_for(

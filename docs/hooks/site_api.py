@@ -31,7 +31,7 @@ PAGES: dict[str, tuple[str, ...]] = {
         "calibrate_threshold", "error_curve", "ForceSpread", "EnergySpread",
         "StressSpread", "LatentDistance", "PredictionRigidity",
         "ConformalInterval", "OrbConfidence", "MaxForce", "load_signal",
-        "FunctionalSpread", "perturb", "Perturbation",
+        "FunctionalSpread", "perturb", "Perturbation", "evaluate_members",
     ),
 }  # fmt: skip
 ERRORS = "uqcalc.errors"

@@ -180,7 +180,7 @@ def _stored(source: Source, labels: uqcalc.Labels) -> tuple[Dataset, list[str]]:
             seen.add(key)
             if place < CHECKED:
                 _check(prediction, source.backbone, frame)
-            forces = labels.reference_forces(frame)
+            forces = labels.reference_of(frame, "forces")
             reference = labels.reference(frame)
             zero = vanishing(prediction.forces, forces)
             if zero.all() and labels.of == "forces":

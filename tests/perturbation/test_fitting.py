@@ -5,11 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from ase.build import molecule
+from backbones.toys import ModuleCalculator
+from builders import import_mace, salt
+from perturbation.made import KINDS
 
 import uqcalc
-from uqcalc.errors import LabelError, ModelError
+from uqcalc import FunctionalSpread, Policy, ReliableCalculator, Threshold
+from uqcalc.errors import BackboneError, LabelError, LabelWarning, ModelError
 from uqcalc.labels.labels import Labels
 from uqcalc.perturbation.fitting import PerturbationSettings, perturb
+from uqcalc.perturbation.perturbation import Perturbation
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +97,103 @@ def test_energies_are_in_all_frames_or_in_none(potential, frames):
     report = perturb(potential, some, settings=short).card.report
     assert "mae_forces_eV_per_A" in report
     assert not any("energy" in name for name in report)
+
+
+def rough(backbone, frames, *, stress=False):
+    """Add labels that differ from the potential by random numbers."""
+    rng = np.random.default_rng(1)
+    for frame in frames:
+        wanted = ["energy", "forces", *(["stress"] if stress else [])]
+        found = backbone(frame, wanted).results
+        frame.info["REF_energy"] = found["energy"] + 0.3 * rng.normal()
+        noise = rng.normal(0, 0.3, (len(frame), 3))
+        frame.arrays["REF_forces"] = found["forces"] + noise
+        if stress:
+            frame.info["REF_stress"] = found["stress"] + 0.01 * rng.normal(size=6)
+    return frames
+
+
+@pytest.mark.parametrize(
+    ("kind", "noise"),
+    [
+        ("orb", "structure"),
+        ("orb", "atom"),
+        ("orb-conservative", "structure"),
+        ("chgnet", "structure"),
+        ("module", "structure"),
+        ("module", "atom"),
+    ],
+)
+def test_other_potentials_are_trained(kind, noise):
+    pytest.importorskip(KINDS[kind][0])
+    backbone, frame, layers = KINDS[kind][1](), KINDS[kind][2], KINDS[kind][3]
+    frames = rough(backbone, [frame(seed=seed) for seed in range(10)])
+    plain = backbone(frames[0], ["energy", "forces"])
+    short = PerturbationSettings(
+        noise=noise, epochs=3, batch=2, members=3, dimension=8, noise_rate=1e-3
+    )
+    perturbation = perturb(backbone, frames, layers=layers, settings=short)
+    report = perturbation.card.report
+    assert report["score"] < report["score_at_start"]
+    after = backbone(frames[0], ["energy", "forces"])
+    assert np.array_equal(after.forces, plain.forces)
+    assert after.energy == plain.energy
+    members = perturbation.sample(frames[0], 4, backbone)
+    assert np.isfinite(members.forces).all()
+    assert members.forces.std(axis=0).max() > 0
+
+
+def test_all_parameters_of_an_orb_are_trained(tmp_path):
+    pytest.importorskip("orb_models")
+    backbone = KINDS["orb"][1]()
+    frames = rough(backbone, [KINDS["orb"][2](seed=seed) for seed in range(12)])
+    for frame in frames:
+        frame.arrays["REF_forces"] = 1.5 * backbone(frame, ["forces"]).forces
+        del frame.info["REF_energy"]
+    short = PerturbationSettings(
+        train="all", epochs=4, batch=2, members=3, model_rate=1e-3
+    )
+    perturbation = perturb(backbone, frames, settings=short)
+    assert not any(p.requires_grad for p in backbone.network.parameters())
+    kept = Perturbation.load(perturbation.save(tmp_path / "o.perturbation"))
+    one, other = (p.sample(frames[0], 8, backbone) for p in (perturbation, kept))
+    assert np.array_equal(one.forces, other.forces)
+    truth = frames[0].arrays["REF_forces"]
+    plain = backbone(frames[0], ["forces"]).forces
+    errors = [np.abs(f - truth).mean() for f in (plain, one.forces.mean(axis=0))]
+    assert errors[1] < errors[0]
+
+
+def test_stress_is_trained_and_read_by_default():
+    import_mace()
+    backbone = KINDS["mace"][1]()
+    frames = rough(backbone, [salt(seed=i) for i in range(6)], stress=True)
+    short = PerturbationSettings(epochs=2, dimension=4, members=2, noise_rate=0.02)
+    perturbation = perturb(backbone, frames, settings=short)
+    assert perturbation.card.training["stress"]
+    report = perturbation.card.report
+    assert report["crps_stress_eV_per_A3"] > 0
+    signal = FunctionalSpread(perturbation, members=2)
+    assert "functional_stress_spread" in signal.judged
+    policy = Policy([Threshold("functional_spread", 1, 2)])
+    calc = ReliableCalculator(backbone, None, [signal], policy)
+    calc.assess(frames[0])
+    assert calc.results["functional_stress_spread"] > 0
+
+
+def test_energies_of_another_zero_are_warned_of_and_fitted(potential, frames):
+    moved = [frame.copy() for frame in 3 * frames]
+    for frame in moved:  # another level of theory
+        frame.info["REF_energy"] -= 500.0 * (frame.numbers > 1).sum() + 13.6
+    short = PerturbationSettings(epochs=1, dimension=2, members=2)
+    with pytest.warns(LabelWarning, match="seem to have another"):
+        perturb(potential, moved, settings=short)
+    labels = Labels("energy", offsets=True)
+    report = perturb(potential, moved, labels, settings=short).card.report
+    assert report["mae_energy_eV_per_atom"] < 0.1
+
+
+def test_a_module_without_its_energy_is_refused(frames):
+    backbone = uqcalc.tap(ModuleCalculator(), module="model.readout")
+    with pytest.raises(BackboneError, match="energy="):
+        perturb(backbone, frames, layers=["readout.0"])

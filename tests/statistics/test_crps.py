@@ -7,7 +7,12 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from uqcalc.statistics.crps import fair_crps, gaussian_crps, spread_skill
+from uqcalc.statistics.scores import (
+    fair_crps,
+    gaussian_crps,
+    gaussian_nll,
+    spread_skill,
+)
 
 
 def test_fair_crps_is_the_sum_over_pairs():
@@ -56,3 +61,23 @@ def test_spread_skill_is_one_for_members_like_the_truth():
 def test_one_member_has_no_fair_crps():
     with pytest.raises(ValueError, match="at least 2"):
         fair_crps(np.zeros((1, 3)), np.zeros(3))
+
+
+def test_scores_are_those_of_the_package_scoringrules():
+    rules = pytest.importorskip("scoringrules")
+    rng = np.random.default_rng(3)
+    members, truth = rng.normal(size=(9, 40)), rng.normal(size=40)
+    mean, deviation = members.mean(axis=0), members.std(axis=0, ddof=1)
+    fair = rules.crps_ensemble(truth, members, m_axis=0, estimator="fair")
+    np.testing.assert_allclose(fair_crps(members, truth), fair, rtol=1e-10)
+    normal = rules.crps_normal(truth, mean, deviation)
+    np.testing.assert_allclose(gaussian_crps(mean, deviation, truth), normal, rtol=1e-9)
+    likelihood = rules.logs_normal(truth, mean, deviation)
+    found = gaussian_nll(mean, deviation, truth)
+    np.testing.assert_allclose(found, likelihood, rtol=1e-10)
+
+
+def test_likelihood_is_that_of_scipy_and_has_limits():
+    found = gaussian_nll([0.3, 0.0, 1.0], [0.7, 0.0, 0.0], [-0.4, 0.1, 1.0])
+    assert found[0] == pytest.approx(-stats.norm.logpdf(-0.4, 0.3, 0.7))
+    assert list(found[1:]) == [np.inf, -np.inf]

@@ -123,6 +123,10 @@ class Backbone(ABC):
     perturbable : tuple of str
         Names of the layers that take noise by default, with ``*`` for any text
         (`uqcalc.perturbation.layers.find_layers`).
+    perturbable_atoms : tuple of str
+        Those of them with one row for each atom; empty for all.
+    trains_in_batches : bool
+        Whether a pass for training (`CanTrain`) evaluates several frames and copies.
     costs : Costs or None
         Memory that a pass needs. With the cutoff it predicts which structures would
         fill the memory; they are refused before the pass.
@@ -142,6 +146,8 @@ class Backbone(ABC):
     costs: Costs | None = None
     batch_atoms: int = 512  # enough to fill two cores, few enough for any memory
     perturbable: tuple[str, ...] = ()
+    perturbable_atoms: tuple[str, ...] = ()
+    trains_in_batches: bool = True
 
     def __init__(
         self,
@@ -263,7 +269,7 @@ class Backbone(ABC):
         alone = "stress" in wanted and not self.batches_stress
         if alone and any(frame.pbc.all() for frame in frames):
             return False
-        for frame in frames:
+        for frame in {id(frame): frame for frame in frames}.values():
             self.check_structure(frame)
         return True
 

@@ -53,6 +53,16 @@ def batches(
         yield batch
 
 
+def once_each(frames: Sequence[Atoms], build: Callable[[Atoms], T]) -> list[T]:
+    """Return ``build(frame)`` for all frames; it runs once for repeated frames.
+
+    The members of a perturbation are one frame many times.
+    """
+    distinct = {id(frame): frame for frame in frames}
+    built = {key: build(frame) for key, frame in distinct.items()}
+    return [built[id(frame)] for frame in frames]
+
+
 def evaluate_each(
     backbone: Backbone,
     frames: Iterable[Atoms],

@@ -12,7 +12,7 @@ import torch
 from ase import Atoms
 
 from uqcalc.backbones.base import Backbone, Capture, Prediction, one_at_a_time
-from uqcalc.backbones.batching import batches
+from uqcalc.backbones.batching import batches, once_each
 from uqcalc.backbones.differentiable import Trainable
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.hooks import listen_to_input
@@ -138,7 +138,8 @@ class CHGNetBackbone(Backbone):
         from pymatgen.io.ase import AseAtomsAdaptor
 
         convert = self.model_calculator.model.graph_converter
-        return [convert(AseAtomsAdaptor.get_structure(frame)) for frame in frames]
+        structure = AseAtomsAdaptor.get_structure
+        return once_each(frames, lambda frame: convert(structure(frame)))
 
     def _results(self, frame: Atoms, output: dict[str, Any]) -> dict[str, Any]:
         """Return the results as the calculator gives them, in the units of ASE."""

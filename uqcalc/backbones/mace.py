@@ -11,6 +11,7 @@ import torch
 from ase import Atoms
 
 from uqcalc.backbones.base import Backbone, Capture, Prediction, one_at_a_time
+from uqcalc.backbones.batching import once_each
 from uqcalc.backbones.chargespin import NAMES
 from uqcalc.backbones.differentiable import Differentiable, Trainable, strained
 from uqcalc.backbones.fingerprint import CONVERTED, fingerprint
@@ -30,18 +31,17 @@ def model_inputs(
         info_keys=owner.info_keys,
         arrays_keys=owner.arrays_keys | {owner.charges_key: "charges"},
     )
+
+    def graph(frame: Atoms) -> Any:
+        return data.AtomicData.from_config(
+            data.config_from_atoms(frame, key_specification=keys, head_name=owner.head),
+            z_table=owner.z_table,
+            cutoff=owner.r_max,
+            heads=owner.available_heads,
+        )
+
     with torch_tools.default_dtype(owner.default_dtype):
-        graphs = [
-            data.AtomicData.from_config(
-                data.config_from_atoms(
-                    frame, key_specification=keys, head_name=owner.head
-                ),
-                z_table=owner.z_table,
-                cutoff=owner.r_max,
-                heads=owner.available_heads,
-            )
-            for frame in frames
-        ]
+        graphs = once_each(frames, graph)
     batch = torch_geometric.Batch.from_data_list(graphs * copies).to(owner.device)
     inputs: dict[str, torch.Tensor] = batch.to_dict()
     return inputs

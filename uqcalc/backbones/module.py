@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, final
 
 import torch
+from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 
-from uqcalc.backbones.base import Backbone, Capture
+from uqcalc.backbones.base import Backbone, Capture, one_at_a_time
+from uqcalc.backbones.differentiable import Trainable
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.hooks import listen_to_output
 from uqcalc.errors import BackboneError
@@ -32,9 +34,13 @@ class ModuleBackbone(Backbone):
         Width of the features; by default taken from the first pass.
     conservative : bool
         Whether the calculator's forces are the negative gradient of its energy.
+    energy : callable, optional
+        ``energy(atoms, positions)`` returns the model's energy in eV as a tensor (),
+        from positions (atoms, 3) in Å that have a graph. `uqcalc.perturb` needs it.
     """
 
     name = "module"
+    trains_in_batches = False
 
     def __init__(
         self,
@@ -44,8 +50,10 @@ class ModuleBackbone(Backbone):
         select: Callable[[Any], torch.Tensor] | None = None,
         feature_dim: int | None = None,
         conservative: bool = True,
+        energy: Callable[[Atoms, torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self.conservative = conservative
+        self._energy = energy
         self._root, self._module = _resolve(calculator, module)
         self._select = select
         super().__init__(
@@ -54,6 +62,11 @@ class ModuleBackbone(Backbone):
             feature_dim=feature_dim,
             fingerprint=fingerprint("module", self._root.parameters(), [module]),
         )
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The first torch module on the path of the named one."""
+        return self._root
 
     def models(self) -> list[object]:
         """Return the modules in the attributes, and the root of the named module."""
@@ -68,6 +81,36 @@ class ModuleBackbone(Backbone):
         if self.feature_dim is None and captured.features:
             self.feature_dim = int(captured.features[0].shape[-1])
         return super().feature_rows(captured, atoms)
+
+    @one_at_a_time
+    def trainable(
+        self, frames: Sequence[Atoms], *, copies: int = 1, stress: bool = False
+    ) -> Trainable:
+        """Evaluate one copy of ``frames``, one by one, and keep the graph.
+
+        The forces are the negative gradient of the energy.
+
+        Raises
+        ------
+        BackboneError
+            If the energy is not known as a function, or a stress is wanted.
+        """
+        if self._energy is None or copies != 1 or stress:
+            msg = (
+                "calculator around a torch module must have its energy as a function "
+                "of positions to be trained, for forces and energies of one copy; pass "
+                "uqcalc.tap(calculator, module=..., energy=...)"
+            )
+            raise BackboneError(msg)
+        energies, forces = [], []
+        for atoms in frames:
+            kind = next(self._root.parameters())
+            positions = torch.as_tensor(atoms.positions).to(kind).requires_grad_()
+            energy = self._energy(atoms, positions)
+            (gradient,) = torch.autograd.grad(energy, positions, create_graph=True)
+            energies.append(energy.reshape(()))
+            forces.append(-gradient)
+        return Trainable(torch.stack(energies)[None], torch.cat(forces)[None])
 
     def _tensor(self, output: Any) -> torch.Tensor:
         picked = output if self._select is None else self._select(output)

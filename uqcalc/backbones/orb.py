@@ -11,6 +11,7 @@ import torch
 from ase import Atoms
 
 from uqcalc.backbones.base import Backbone, one_at_a_time
+from uqcalc.backbones.batching import once_each
 from uqcalc.backbones.chargespin import plain_numbers
 from uqcalc.backbones.differentiable import Differentiable, Trainable, strained
 from uqcalc.backbones.fingerprint import fingerprint
@@ -107,6 +108,7 @@ class OrbBackbone(Backbone):
         "model.gnn_stacks.*._node_mlp.mlp.NN-0",
         "model.gnn_stacks.*._edge_mlp.mlp.NN-0",
     )
+    perturbable_atoms = perturbable[:1]
     by_autograd = True
     invariant_features = False
 
@@ -247,8 +249,7 @@ class OrbBackbone(Backbone):
         alike = len({frozenset({"charge", "spin"} & set(f.info)) for f in frames}) == 1
         if not whole or not alike or not self.may_batch(frames, wanted):
             return super().predict_many(frames, wanted)
-        plain = [plain_numbers(frame, self.parses) for frame in frames]
-        batch = orb_batch([orb_graph(owner, frame) for frame in plain])
+        batch = orb_batch(self._graphs(frames))
         with self.armed_for(self.on_demand & {*wanted}) as captured:
             output = self._regressor.predict(batch)
         self.passes += len(captured.features)
@@ -260,6 +261,12 @@ class OrbBackbone(Backbone):
             for prediction in _split(frames, own, captured)
         ]
 
+    def _graphs(self, frames: Sequence[Atoms]) -> list[Any]:
+        owner = self.model_calculator
+        return once_each(
+            frames, lambda frame: orb_graph(owner, plain_numbers(frame, self.parses))
+        )
+
     @one_at_a_time
     def trainable(
         self, frames: Sequence[Atoms], *, copies: int = 1, stress: bool = False
@@ -268,9 +275,8 @@ class OrbBackbone(Backbone):
 
         The forces are those of the calculator: direct or conservative.
         """
-        regressor, owner = self._regressor, self.model_calculator
-        plain = [plain_numbers(frame, self.parses) for frame in frames]
-        batch = orb_batch([orb_graph(owner, frame) for frame in plain] * copies)
+        regressor = self._regressor
+        batch = orb_batch(self._graphs(frames) * copies)
         before = regressor.training
         # of this module alone: its derivatives then keep their graph
         regressor.training = True

@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from typing import Any, Protocol, cast
 
 import torch
+from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 
 from uqcalc.backbones.base import Backbone
@@ -43,6 +44,7 @@ def tap(
     *,
     module: str | None = None,
     select: Callable[[Any], torch.Tensor] | None = None,
+    energy: Callable[[Atoms, torch.Tensor], torch.Tensor] | None = None,
 ) -> Backbone:
     """Return the backbone that taps ``calculator``.
 
@@ -55,18 +57,25 @@ def tap(
         For any other calculator around a ``torch.nn.Module``: the dotted path, from
         the calculator, of the sub-module whose output is the per-atom feature, such
         as ``"model.readout"``.
+    select : callable, optional
+        Returns the (atoms, dim) tensor from the output of ``module``, if it is not
+        this tensor.
+    energy : callable, optional
+        ``energy(atoms, positions)`` returns the energy in eV from a tensor of positions
+        in Å, with ``module``; only `uqcalc.perturb` needs it.
 
     Raises
     ------
     BackboneError
         If the calculator cannot be tapped; the message gives a remedy.
     """
-    if select is not None and module is None:
-        msg = (
-            "select= must be given together with module=, got module=None; name the "
-            'layer, such as module="model.readout"'
-        )
-        raise BackboneError(msg)
+    for name, value in (("select", select), ("energy", energy)):
+        if value is not None and module is None:
+            msg = (
+                f"{name}= must be given together with module=, got module=None; name "
+                'the layer, such as module="model.readout"'
+            )
+            raise BackboneError(msg)
     if isinstance(calculator, Backbone):
         return calculator
     if not isinstance(calculator, BaseCalculator):
@@ -80,7 +89,7 @@ def tap(
     if module is not None:
         from uqcalc.backbones.module import ModuleBackbone
 
-        return ModuleBackbone(calculator, module=module, select=select)
+        return ModuleBackbone(calculator, module=module, select=select, energy=energy)
     known = BUILT_IN | {p.name: p.value for p in entry_points(group=GROUP)}
     found = [
         (part, name)

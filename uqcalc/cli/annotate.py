@@ -14,14 +14,17 @@ from uqcalc.cli.options import (
     DeviceOption,
     HeadOption,
     LimitsOption,
+    MembersOption,
     ModelOfProbe,
+    PerturbationOption,
     QuietOption,
     SpeciesOption,
+    SpreadLimitsOption,
     existing,
     extended_xyz,
 )
 from uqcalc.cli.probes import ProbesOption, model_of
-from uqcalc.cli.signalchoice import ForceDeltaChoice, reliable
+from uqcalc.cli.signalchoice import ForceDeltaChoice, SpreadChoice, reliable
 from uqcalc.cli.streams import input_file, is_standard, output_file
 from uqcalc.showing import in_words
 from uqcalc.uses import checked_use
@@ -174,6 +177,9 @@ def annotate(  # noqa: PLR0913  (one option each)
     promised: FormerGuaranteed = False,
     head: HeadOption = None,
     limits: LimitsOption = None,
+    perturbation: PerturbationOption = None,
+    spread_limits: SpreadLimitsOption = None,
+    members: MembersOption = 16,
     species: SpeciesOption = None,
     device: DeviceOption = "auto",
     index: IndexOption = ":",
@@ -195,6 +201,9 @@ def annotate(  # noqa: PLR0913  (one option each)
     if promised:
         notice("--promised is now --guaranteed; the old name goes with 0.3")
     guaranteed = guaranteed or promised
+    if spread_limits is not None and perturbation is None:
+        msg = "--spread-limits must be given together with --perturbation FILE"
+        raise typer.BadParameter(msg, param_hint="'--spread-limits'")
     stopped = "the frames so far are on disk; repeat the command to continue"
     if is_standard(output):
         stopped = "the frames so far are on standard output"
@@ -212,6 +221,9 @@ def annotate(  # noqa: PLR0913  (one option each)
             name,
             probe,
             ForceDeltaChoice(head, limits) if limits or head else None,
+            SpreadChoice(perturbation, spread_limits, members)
+            if perturbation
+            else None,
             device=device,
             guaranteed=guaranteed,
         )
@@ -247,6 +259,7 @@ def _calculator(
     name: str,
     probe: list[str] | None,
     chosen: ForceDeltaChoice | None,
+    spread: SpreadChoice | None,
     *,
     device: str,
     guaranteed: bool,
@@ -256,7 +269,7 @@ def _calculator(
 
     probes = _probes(name, probe, needed=guaranteed)
     model = uqcalc.open_model(name, device=device)
-    return reliable(model, probes, chosen, guaranteed=guaranteed)
+    return reliable(model, probes, chosen, spread, guaranteed=guaranteed)
 
 
 def _probes(name: str, given: list[str] | None, *, needed: bool) -> list[Probe]:

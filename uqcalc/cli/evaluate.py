@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +21,9 @@ from uqcalc.cli.options import (
     GroupOption,
     JsonOption,
     LabelledFrames,
+    MembersOption,
     ModelOfProbe,
+    PerturbationOption,
     QuietOption,
     SpeciesOption,
     StressKey,
@@ -38,6 +41,7 @@ from uqcalc.cli.streams import input_file, is_standard
 
 if TYPE_CHECKING:
     from uqcalc.evaluation.evaluation import Evaluation
+    from uqcalc.evaluation.members import MemberScores
     from uqcalc.probe.probe import Probe
 
 OutputOption = Annotated[
@@ -64,12 +68,14 @@ BoundaryOption = Annotated[
 
 
 def evaluate(  # noqa: PLR0913  (one option each)
-    probes: ProbesArgument,
+    probes: ProbesArgument = None,
+    *,
     data: LabelledFrames,
     output: OutputOption = None,
-    *,
     model: ModelOfProbe = None,
     boundary: BoundaryOption = None,
+    perturbation: PerturbationOption = None,
+    members: MembersOption = 16,
     group: GroupOption = None,
     forces_key: ForcesKey = "REF_forces",
     energy_key: EnergyKey = "REF_energy",
@@ -86,17 +92,33 @@ def evaluate(  # noqa: PLR0913  (one option each)
     Prints the scores and writes three files for each probe: .json (scores, and the
     probability and the error of each frame), .png (figures) and .html (a page with
     both). With several probes the names of the files have the target at the end.
+
+    The members of a committee, or with --perturbation those of the perturbation, are
+    scored, too: CRPS, ratio of spread to skill, and likelihood.
     """
     with reporting(quiet=quiet) as report, input_file(data) as source:
-        _refuse(probes, boundary)
+        given = probes or []
+        _refuse(given, boundary)
+        if not given and perturbation is None:
+            msg = "a probe or --perturbation FILE must be given, got neither"
+            raise typer.BadParameter(msg, param_hint="'PROBE...'")
         import uqcalc
         from uqcalc.files.structures import read_frames
 
-        name = model_of(probes[0], model)
-        stem = output or creatable(Path(f"{Path(probes[0]).stem}-{source.stem}"))
+        name = model_of(given[0], model) if given else model or "default"
+        stem = output or _stem(given, perturbation, source)
         frames = read_frames(source, species=species)
-        calculator = uqcalc.open_model(name, device=device)
+        calculator = uqcalc.tap(uqcalc.open_model(name, device=device))
+        if perturbation is not None:
+            spread = uqcalc.FunctionalSpread(perturbation, members)
+            calculator = spread.extend(calculator)
         keys = (forces_key, energy_key, stress_key)
+        if not given:
+            labels = uqcalc.Labels("forces", energy_key, forces_key, group)
+            labels = replace(labels, stress_key=stress_key)
+            found = uqcalc.evaluate_members(frames, calculator, labels)
+            _write_members(found, stem, report, as_json=as_json)
+            return
         score = partial(
             uqcalc.evaluate,
             frames=frames,
@@ -105,11 +127,17 @@ def evaluate(  # noqa: PLR0913  (one option each)
             exclude=exclude or (),
             cache=cache,
         )
-        found = {}
-        for loaded in _stress_first(map(load_probe, probes)):
+        scored = {}
+        for loaded in _stress_first(map(load_probe, given)):
             labels = labels_of(loaded, keys, group)
-            found[loaded.card.target] = score(loaded, labels=labels)
-        _write(found, stem, report, as_json=as_json)
+            scored[loaded.card.target] = score(loaded, labels=labels)
+        _write(scored, stem, report, as_json=as_json)
+
+
+def _stem(probes: list[str], perturbation: Path | None, source: Path) -> Path | None:
+    """Return the path of the files without ending: the first input, and the data."""
+    first = probes[0] if probes else str(perturbation)
+    return creatable(Path(f"{Path(first).stem}-{source.stem}"))
 
 
 def _refuse(probes: list[str], boundary: str | None) -> None:
@@ -132,6 +160,28 @@ def _stress_first(probes: Iterable[Probe]) -> list[Probe]:
     Features that a cache has without the stress would be computed again.
     """
     return sorted(probes, key=lambda probe: probe.card.target != "stress")
+
+
+def _write_members(
+    found: Sequence[MemberScores], stem: Path | None, report: Report, *, as_json: bool
+) -> None:
+    """Write the scores of members as JSON, and print them."""
+    from uqcalc.evaluation.report import members_lines
+    from uqcalc.files.writing import strict_json, whole
+
+    rows = [row.to_dict() for row in found]
+    content = {"members": rows, "warnings": report.warnings}
+    text = json.dumps(strict_json(content), indent=1, ensure_ascii=False)
+    target = None
+    if stem is not None and not is_standard(stem):
+        target = stem.with_name(f"{stem.name}.json")
+        with whole(target) as partial_file:
+            partial_file.write_text(text + "\n", encoding="utf-8")
+    if as_json or target is None:
+        typer.echo(text)
+        return
+    for line in [*members_lines(rows), f"wrote {target}"]:
+        report.result(line)
 
 
 def _write(

@@ -44,6 +44,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "uqcalc evaluate my.probe test.xyz",
         "uqcalc evaluate chgnet test.xyz --json > scores.json",
         "uqcalc evaluate my.probe - -o - < test.xyz | jq .report",
+        "uqcalc evaluate test.xyz --perturbation my.perturbation",
     ),
     "annotate": (
         "uqcalc annotate md.traj -o judged.xyz",

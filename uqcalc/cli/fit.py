@@ -19,6 +19,7 @@ from uqcalc.cli.options import (
     ForcesKey,
     GroupOption,
     LabelledFrames,
+    OffsetsOption,
     QuietOption,
     SeedOption,
     SpeciesOption,
@@ -45,16 +46,6 @@ OutputOption = Annotated[
         metavar="FILE",
         callback=creatable,
         help="File of the probe to write.",
-    ),
-]
-OffsetsOption = Annotated[
-    bool,
-    typer.Option(
-        "--fit-offsets",
-        help=(
-            "First fit an energy offset for each element and subtract it: for labels "
-            "of another level of theory than that of the potential."
-        ),
     ),
 ]
 TestOption = Annotated[

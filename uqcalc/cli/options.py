@@ -77,12 +77,17 @@ def _species(value: str | None) -> str | None:
     return value
 
 
-def _limits(value: tuple[float, float] | None) -> tuple[float, float] | None:
+def _limits(
+    context: typer.Context,
+    parameter: typer.CallbackParam,
+    value: tuple[float, float] | None,
+) -> tuple[float, float] | None:
+    del context
     from uqcalc.policy import Threshold
 
     if value is not None:
-        with usage_errors("--limits"):
-            Threshold("force_delta", *value)
+        with usage_errors(parameter.opts[0]):
+            Threshold(str(parameter.name), *value)
     return value
 
 
@@ -236,6 +241,36 @@ LimitsOption = Annotated[
         ),
     ),
 ]
+PerturbationOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--perturbation",
+        metavar="FILE",
+        callback=existing,
+        help=(
+            "File of uqcalc perturb: read the spread of the forces over its members, "
+            "which costs one pass of the potential for each."
+        ),
+    ),
+]
+SpreadLimitsOption = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        "--spread-limits",
+        metavar="SUSPECT UNRELIABLE",
+        callback=_limits,
+        help=(
+            "Limits of this spread in eV/angstrom: SUSPECT above the first, UNRELIABLE "
+            "above the second. Without limits, it does not change the level."
+        ),
+    ),
+]
+MembersOption = Annotated[
+    int,
+    typer.Option(
+        "--members", min=2, help="Members of the perturbation for each frame."
+    ),
+]
 TargetOption = Annotated[
     str,
     typer.Option(
@@ -269,6 +304,16 @@ GroupOption = Annotated[
             "run): frames of one group are never split between fitting and testing. "
             "'formula' groups by reduced formula and needs no entry. By default each "
             "frame is its own group."
+        ),
+    ),
+]
+OffsetsOption = Annotated[
+    bool,
+    typer.Option(
+        "--fit-offsets",
+        help=(
+            "First fit an energy offset for each element and subtract it: for labels "
+            "of another level of theory than that of the potential."
         ),
     ),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from uqcalc.cli.options import (
     GroupOption,
     LabelledFrames,
     ModelOption,
+    OffsetsOption,
     QuietOption,
     SeedOption,
     SpeciesOption,
@@ -22,6 +24,13 @@ from uqcalc.cli.options import (
     creatable,
 )
 from uqcalc.cli.streams import input_file
+
+
+class Trained(StrEnum):
+    """What is trained."""
+
+    PERTURBATION = "perturbation"
+    ALL = "all"
 
 
 OutputOption = Annotated[
@@ -52,6 +61,15 @@ AtomsOption = Annotated[
         help="One noise vector for each atom, in place of one for the structure.",
     ),
 ]
+TrainOption = Annotated[
+    Trained,
+    typer.Option(
+        help=(
+            "perturbation: train the noise alone; the potential's own results stay as "
+            "they are. all: train the potential, too; FILE then holds its weights."
+        ),
+    ),
+]
 EpochsOption = Annotated[
     int, typer.Option(min=1, help="Largest number of passes over the frames.")
 ]
@@ -68,6 +86,8 @@ def perturb(  # noqa: PLR0913  (one option each)
     group: GroupOption = None,
     layer: LayersOption = None,
     noise_per_atom: AtomsOption = False,
+    train: TrainOption = Trained.PERTURBATION,
+    fit_offsets: OffsetsOption = False,
     epochs: EpochsOption = 40,
     members: MembersOption = 10,
     forces_key: ForcesKey = "REF_forces",
@@ -80,8 +100,9 @@ def perturb(  # noqa: PLR0913  (one option each)
 ) -> None:
     """Train noise in the layers of a potential on frames with reference labels.
 
-    The potential itself stays as it is. FunctionalSpread(FILE) then measures the
-    spread of the potential's forces over several draws of the noise.
+    The potential itself stays as it is. FunctionalSpread(FILE) and uqcalc annotate
+    --perturbation FILE then measure the spread of its forces over several draws of the
+    noise, its members. A reading costs one pass of the potential for each member.
     """
     with reporting(quiet=quiet) as report, input_file(data) as source:
         import uqcalc
@@ -94,6 +115,8 @@ def perturb(  # noqa: PLR0913  (one option each)
             uqcalc.open_model(model, device=device),
             read_frames(source, species=species),
             uqcalc.Labels(
+                "energy" if fit_offsets else "forces",
+                offsets=fit_offsets,
                 energy_key=energy_key,
                 forces_key=forces_key,
                 stress_key=stress_key,
@@ -103,6 +126,7 @@ def perturb(  # noqa: PLR0913  (one option each)
             settings=PerturbationSettings(
                 epochs=epochs,
                 members=members,
+                train="all" if train is Trained.ALL else "perturbation",
                 noise="atom" if noise_per_atom else "structure",
                 seed=seed,
             ),

@@ -161,8 +161,10 @@ ProbesOption = Annotated[
     ),
 ]
 ProbesArgument = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
-        metavar="PROBE...", callback=_all_known, help=f"{_PROBES} One or several."
+        metavar="[PROBE]...",
+        callback=_all_known,
+        help=f"{_PROBES} One or several; none to score a perturbation alone.",
     ),
 ]

@@ -48,6 +48,13 @@ md:                             # remove this section for a relaxation
   #interval: 1                  # steps between two readings
   #head: head.safetensors       # sample; for models without direct forces
 
+#functional_spread:             # limits: see uqcalc.calibrate_threshold
+  #perturbation: my.perturbation  # sample; from uqcalc perturb, for this model
+  #suspect_eV_per_A: 0.1        # sample
+  #unreliable_eV_per_A: 0.2     # sample
+  #interval: 1                  # steps between two readings
+  #members: 16                  # each costs one pass of the model
+
 #policy:
   #suspect: 0.8                 # sample; SUSPECT below this P(reliable)
   #unreliable: 0.5              # sample; UNRELIABLE below this P(reliable)

@@ -18,9 +18,9 @@ from ase.symbols import Symbols
 from numpy.typing import NDArray
 
 from uqcalc.backbones.base import Backbone
-from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.evaluation.guarantee import guarantee_report
+from uqcalc.evaluation.members import backbone_of, distributions, evaluate_members
 from uqcalc.evaluation.readings import StructureReadings, read_structures
 from uqcalc.evaluation.regimes import regime_rows
 from uqcalc.files.writing import strict_json, whole
@@ -214,7 +214,9 @@ def evaluate(
     frames : sequence of Atoms
         Labelled frames, with keys as in ``labels``.
     calculator : ase calculator or Backbone
-        The potential of the probe.
+        The potential of the probe. If it gives members (a committee, or a
+        `uqcalc.ReliableCalculator` with a `uqcalc.FunctionalSpread`), they are scored,
+        too: ``report["members"]`` (`uqcalc.evaluate_members`).
     labels : Labels, optional
         Keys of the reference. Its boundary is not used.
     boundary : float or str, optional
@@ -244,7 +246,7 @@ def evaluate(
     if boundary is not None:
         probe = probe.at(parse_quantity(boundary, probe.card.target, "boundary"))
     wanted = labels_for(probe.card, labels)
-    backbone = tap(calculator)
+    backbone = backbone_of(calculator)
     probe.check(backbone)
     data = held_out_dataset(probe.card, frames, backbone, wanted, exclude, cache)
     found = evaluate_dataset(probe, data)
@@ -254,6 +256,10 @@ def evaluate(
         for row in range(len(frames))
         if row not in left_out and not probe.unseen_elements(frames[row].numbers)
     ]
+    if distributions(backbone):
+        kept = [frames[row] for row in scored]
+        rows = evaluate_members(kept, backbone, wanted)
+        found.report["members"] = [row.to_dict() for row in rows]
     if own := probe.seen.frames(frames, scored):
         found.report["seen"] = len(own)
         text = (

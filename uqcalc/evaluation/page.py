@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from uqcalc.evaluation.cardinfo import card_info
+from uqcalc.evaluation.members import MEMBER_COLUMNS, member_rows
 from uqcalc.evaluation.report import (
     COVERAGE_COLUMNS,
     Part,
@@ -69,6 +70,8 @@ def render(evaluation: Evaluation, warnings: Sequence[str] = ()) -> str:
         coverage=coverage_rows(report),
         guarantee=_capitalised(str(card.guarantee)),
         validity=_capitalised(validity(card)),
+        member_columns=MEMBER_COLUMNS,
+        members=member_rows(report.get("members", ())),
         structure_columns=_structure_columns(evaluation),
         extremes=_extremes(evaluation),
         card_rows=card_info(card).rows,

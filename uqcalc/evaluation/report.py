@@ -8,13 +8,14 @@ card (`cardinfo.card_info`) show its rows. A new score needs an entry in the rep
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 import numpy as np
 
+from uqcalc.evaluation.members import MEMBER_COLUMNS, member_rows
 from uqcalc.labels.setchecks import FEWEST_STRUCTURES, rare_class
 
 
@@ -352,6 +353,7 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
                 f"  {row.score.name:<27}{row.value:>12}  {row.reference}".rstrip()
                 for row in rows
             ]
+    lines += members_lines(report.get("members", ()))
     if len(regimes := report.get("regimes", ())) > 1:
         lines.append("by regime:")
         lines += [f"  {row['regime']:<18}{_regime_line(row)}" for row in regimes]
@@ -362,6 +364,16 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         for cutoff, kept, right in coverage_rows(report)
     ]
     return [*lines, *(f"note: {text}" for text in findings(report))]
+
+
+def members_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the scores of distributions for a terminal; empty without any."""
+    lines = []
+    for signal, quantity, *values in member_rows(found):
+        lines.append(f"{signal}, {quantity}:")
+        pairs = zip(MEMBER_COLUMNS[2:], values, strict=True)
+        lines += [f"  {name:<27}{value:>16}" for name, value in pairs]
+    return lines
 
 
 def _regime_line(row: Mapping[str, Any]) -> str:

@@ -238,7 +238,7 @@ def compare(
             errors[k] = labels.error(prediction, reference)
         if labels.of_energy:
             residuals[k] = float(reference) - float(prediction.results["energy"])
-        wanted = labels.reference_forces(frames[row])
+        wanted = labels.reference_of(frames[row], "forces")
         if wanted is not None and np.all(np.isfinite(wanted)):
             with_forces += 1
             zero = vanishing(prediction.results["forces"], wanted)

@@ -181,9 +181,12 @@ class Labels:
         """
         return self._stored(frame, self.of)
 
-    def reference_forces(self, frame: Atoms) -> NDArray[np.float64] | None:
-        """Return the reference forces in eV/Å, (atoms, 3); None if missing."""
-        return self._stored(frame, "forces")
+    def reference_of(self, frame: Atoms, quantity: str) -> NDArray[np.float64] | None:
+        """Return the reference of "energy", "forces" or "stress", whatever the target.
+
+        As `reference`.
+        """
+        return self._stored(frame, quantity)
 
     def error(self, prediction: Prediction, reference: NDArray[np.float64]) -> float:
         """Return the error of the target in its unit: eV, eV/atom, eV/Å or eV/Å³.

@@ -233,7 +233,7 @@ def warn_of_offsets(
         "energy labels should have the level of theory of the potential, but seem to "
         "have another: an energy offset for each element, fitted to other "
         f"structures, reduces the mean error from {1000 * found.before:.3g} to "
-        f"{1000 * found.after:.3g} meV/atom. Without offsets the probe learns "
+        f"{1000 * found.after:.3g} meV/atom. Without offsets a fit learns "
         "composition instead of reliability; use Labels(offsets=True) or "
         "--fit-offsets"
     )

@@ -149,6 +149,11 @@ def _check_before_any_run(loop: LoopFile, path: str | os.PathLike[str]) -> None:
         problems.append(
             "run: must leave out policy.halting_guarantee, which is for one potential"
         )
+    if run.functional_spread is not None and "{model_out}" in loop.model:
+        problems.append(
+            "run: must leave out functional_spread, whose perturbation is for one "
+            "potential, where the potential is trained"
+        )
     if loop.rounds > 1 and not _can_judge_a_trained_model(loop):
         problems.append(
             "refit: must be given, since a probe is for one potential, and the trained "

@@ -187,6 +187,9 @@ class Round:
             data["probe"] = probes[0] if len(probes) == 1 else probes
         if given.force_delta is not None and given.force_delta.head is not None:
             data["force_delta"]["head"] = str(given.at(given.force_delta.head))
+        if (spread := given.functional_spread) is not None:
+            at = str(given.at(spread.perturbation))
+            data["functional_spread"]["perturbation"] = at
         if given.ask is not None and ".py:" in given.ask.reference:
             data["ask"]["reference"] = str(given.at(given.ask.reference))
         if "md" in data:

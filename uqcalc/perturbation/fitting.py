@@ -21,7 +21,7 @@ from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError, ModelError
 from uqcalc.labels.groups import divide, group_names
 from uqcalc.labels.labels import Labels
-from uqcalc.labels.offsets import fit_offsets, offset_energies
+from uqcalc.labels.offsets import fit_offsets, offset_energies, warn_of_offsets
 from uqcalc.perturbation.card import PerturbationCard
 from uqcalc.perturbation.layers import Layer, find_layers
 from uqcalc.perturbation.noise import Noise, draw
@@ -31,7 +31,8 @@ from uqcalc.statistics.crps import fair_crps
 
 
 Trained = Literal["perturbation", "all"]
-HELD_OUT = 0.1  # share of the groups for early stopping
+HELD_OUT = 0.1  # share of the frames for early stopping, in whole groups ...
+FEWEST_HELD_OUT = 10  # ... and at least so many of a small set, up to half of it
 VALIDATION_MEMBERS = 16
 _UNITS = {
     "energy": "energy_eV_per_atom",
@@ -125,7 +126,8 @@ def perturb(
     Parameters
     ----------
     calculator : ase calculator or Backbone
-        A potential whose passes can be differentiated: MACE, CHGNet, Orb.
+        A potential whose passes can be differentiated: MACE, CHGNet, Orb, or another
+        torch module (``uqcalc.tap(calculator, module=..., energy=...)``).
     frames : sequence of Atoms
         Frames with reference forces and, in all of them or in none, energies. The
         potential should not have seen them in its training; otherwise its errors on
@@ -147,21 +149,28 @@ def perturb(
     LabelError
         If a frame has no reference forces, if some frames have a reference energy and
         others have none, or if there are fewer than two groups.
+
+    Warns
+    -----
+    LabelWarning
+        If the reference energies seem to have another zero than the potential's.
     """
     options = settings or PerturbationSettings()
     backbone = tap(calculator)
     if not isinstance(backbone, CanTrain):
         msg = (
             "potential to perturb must be one whose passes can be differentiated by "
-            f"its parameters (MACE, CHGNet, Orb), got {backbone.name}; use a committee "
-            "or a probe for it"
+            "its parameters (MACE, CHGNet, Orb, or uqcalc.tap(calculator, module=..., "
+            f"energy=...)), got {backbone.name}; use a committee or a probe for it"
         )
         raise ModelError(msg)
-    found = find_layers(backbone, layers)
+    by_atom = backbone.perturbable_atoms if options.noise == "atom" else ()
+    found = find_layers(backbone, tuple(layers) or by_atom)
     keys = labels or Labels()
     targets = _targets(frames, keys)
     groups = group_names(frames, keys.group_key)
-    fit, held = divide(groups, (1 - HELD_OUT, HELD_OUT), options.seed)
+    share = max(HELD_OUT, min(0.5, FEWEST_HELD_OUT / max(1, len(groups))))
+    fit, held = divide(groups, (1 - share, share), options.seed)
     with backbone.alone():
         return _Fit(backbone, found, frames, targets, options).run(fit, held, keys)
 
@@ -223,6 +232,7 @@ class _Fit:
         self.model = dict(network.named_parameters()) if network else {}
         self.stress = targets.stresses is not None and "stress" in backbone.provides
         self.offsets = torch.zeros(len(frames), dtype=torch.float64)
+        self.with_offsets = False
         self.scales: dict[str, float] = {}
         self.rng = np.random.default_rng(options.seed)
 
@@ -263,6 +273,7 @@ class _Fit:
                 "members": options.members,
                 "seed": options.seed,
                 "stress": self.stress,
+                "offsets": self.with_offsets,
             },
             report=report,
             uqcalc_version=version("uqcalc"),
@@ -292,12 +303,15 @@ class _Fit:
         self, rows: Sequence[int], residuals: torch.Tensor, labels: Labels
     ) -> float:
         """Fit offsets if they are wanted; return the mean |error| in eV per atom."""
+        self.with_offsets = labels.offsets
         if labels.offsets:
             numbers = [self.frames[i].numbers for i in rows]
             offsets = fit_offsets(numbers, residuals.numpy())
             every = [frame.numbers for frame in self.frames]
             self.offsets = torch.as_tensor(offset_energies(every, offsets))
             residuals = residuals - self.offsets[list(rows)]
+        else:
+            warn_of_offsets([self.frames[i].numbers for i in rows], residuals.numpy())
         sizes = torch.tensor([len(self.frames[i]) for i in rows])
         return float((residuals / sizes).abs().mean())
 
@@ -316,15 +330,33 @@ class _Fit:
         assert isinstance(backbone, CanTrain)  # noqa: S101  (checked by perturb)
         return backbone.trainable(frames, copies=copies, stress=self.stress)
 
+    def _members(self, rows: Sequence[int], members: int, seed: int) -> Trainable:
+        """Evaluate members of some frames: in one pass, or one after another."""
+        sizes = [len(self.frames[row]) for row in rows]
+        by_atom = self.options.noise == "atom"
+        every = sum(sizes) if by_atom else None
+        draws = draw(members, self.options.dimension, seed, every)
+        if self.backbone.trains_in_batches:
+            with self.noise.added(self.layers, draws):
+                return self._pass(rows, members)
+        energies, forces = [], []
+        for one in draws.split(1):
+            parts = one.split(sizes, dim=1) if by_atom else [one] * len(rows)
+            for row, part in zip(rows, parts, strict=True):
+                with self.noise.added(self.layers, part):
+                    out = self._pass([row], 1)
+                energies.append(out.energies)
+                forces.append(out.forces)
+        return Trainable(
+            torch.stack(energies).view(members, -1),
+            torch.cat(forces, dim=1).view(members, -1, 3),
+        )
+
     def _crps(
         self, rows: Sequence[int], members: int, seed: int
     ) -> dict[str, torch.Tensor]:
         """Return the mean CRPS of each quantity over its scale."""
-        atoms = sum(len(self.frames[row]) for row in rows)
-        each = atoms if self.options.noise == "atom" else None
-        draws = draw(members, self.options.dimension, seed, each)
-        with self.noise.added(self.layers, draws):
-            out = self._pass(rows, members)
+        out = self._members(rows, members, seed)
         forces = torch.cat([self.targets.forces[row] for row in rows]).to(out.forces)
         found = {"forces": fair_crps(out.forces, forces)}
         if self.targets.energies is not None:

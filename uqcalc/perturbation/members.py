@@ -14,7 +14,7 @@ from ase import Atoms
 from uqcalc.backbones.base import Backbone, one_at_a_time
 from uqcalc.backbones.multipass import voigt
 from uqcalc.backbones.prediction import Capture, Prediction
-from uqcalc.errors import BackboneError
+from uqcalc.errors import BackboneError, ModelError
 from uqcalc.perturbation.perturbation import Perturbation
 
 
@@ -64,8 +64,6 @@ class PerturbedBackbone(Backbone):
 
     Raises
     ------
-    BackboneError
-        If there are fewer than two members.
     ModelError
         If the perturbation belongs to another potential.
     """
@@ -73,9 +71,6 @@ class PerturbedBackbone(Backbone):
     def __init__(
         self, inner: Backbone, perturbation: Perturbation, members: int, seed: int
     ) -> None:
-        if members < 2:
-            msg = f"members must be at least 2, got {members}; 8 to 32 are usual"
-            raise BackboneError(msg)
         perturbation.layers(inner)  # refuses another potential
         self.inner = inner
         self.perturbation = perturbation
@@ -127,6 +122,25 @@ class PerturbedBackbone(Backbone):
         """Refuse what the potential refuses."""
         self.inner.check_structure(atoms)
 
+    def check_same(self, perturbation: Perturbation, members: int, seed: int) -> None:
+        """Refuse a second signal that needs other members than these.
+
+        Raises
+        ------
+        ModelError
+            If one of the arguments differs from those of this backbone.
+        """
+        if (members, seed) == (self.members, self.seed) and perturbation.same_as(
+            self.perturbation
+        ):
+            return
+        msg = (
+            "signals of one calculator must read the same members of one perturbation, "
+            f"got {self.members} members of seed {self.seed} and {members} of seed "
+            f"{seed}, or two perturbations; leave out one of the signals"
+        )
+        raise ModelError(msg)
+
     def feature_rows(self, captured: Capture, atoms: int) -> torch.Tensor:
         """Return the features of the potential."""
         rows = self.inner.feature_rows(captured, atoms)
@@ -156,9 +170,13 @@ class PerturbedBackbone(Backbone):
         Raises
         ------
         BackboneError
-            If the structure cannot be evaluated, or a layer takes no noise in a pass.
+            If the structure cannot be evaluated, if a layer takes no noise in a pass,
+            or if the potential has no stress.
         """
         self.check_structure(atoms)
+        if stress and "stress" not in self.inner.provides:
+            msg = f"potential must give a stress, got {self.name} without; leave it out"
+            raise BackboneError(msg)
         draws = self.perturbation.draws(self.members, self.seed, len(atoms))
         wanted = ["energy", "forces"]
         if stress and atoms.pbc.all():
@@ -244,6 +262,8 @@ _COPIED = (
     "costs",
     "batch_atoms",
     "perturbable",
+    "perturbable_atoms",
+    "trains_in_batches",
 )
 
 

@@ -6,16 +6,24 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
 
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.fingerprint import same_model
+from uqcalc.backbones.registry import tap
 from uqcalc.errors import ModelError
 from uqcalc.files.tensorfile import load_state
 from uqcalc.perturbation.card import PerturbationCard
 from uqcalc.perturbation.layers import Layer, find_layers
 from uqcalc.perturbation.noise import Noise, draw
+
+
+if TYPE_CHECKING:
+    from uqcalc.perturbation.members import Members
 
 
 MODEL = "model."  # prefix of the parameters of the model in a file
@@ -126,6 +134,66 @@ class Perturbation:
             )
             raise ModelError(msg)
 
+    def sample(
+        self,
+        atoms: Atoms,
+        members: int,
+        calculator: BaseCalculator | Backbone | None = None,
+        *,
+        seed: int = 0,
+        stress: bool = False,
+    ) -> Members:
+        """Return ``members`` draws of energy and forces for one structure.
+
+        Each draw is one potential, a member. The same seed gives the same members for
+        every structure. So an uncertainty can be propagated into an average over the
+        frames of a run: average with each member, then take the standard deviation
+        over the members. The cost is one pass for each member.
+
+        Parameters
+        ----------
+        atoms : Atoms
+        members : int
+            At least 1.
+        calculator : ase calculator or Backbone, optional
+            The potential of the perturbation; by default ``atoms.calc``.
+        seed : int
+        stress : bool
+            Whether to return the stress of the members, too, for a structure that is
+            periodic in three directions.
+
+        Returns
+        -------
+        Members
+            ``energies`` (members,) in eV, ``forces`` (members, atoms, 3) in eV/Å, and
+            ``stresses`` (members, 6) in eV/Å³ or None.
+
+        Raises
+        ------
+        ModelError
+            If there is no member or no calculator, or if it is another potential.
+        BackboneError
+            If the potential cannot evaluate the structure.
+        """
+        from uqcalc.perturbation.members import PerturbedBackbone
+
+        if isinstance(members, bool) or not isinstance(members, int) or members < 1:
+            msg = f"members must be a whole number of at least 1, got {members!r}"
+            raise ModelError(msg)
+        given: Any = atoms.calc if calculator is None else calculator
+        if given is None:
+            msg = (
+                "calculator must be given for atoms without one, got None; set "
+                "atoms.calc, or pass calculator="
+            )
+            raise ModelError(msg)
+        # a ReliableCalculator brings its backbone
+        inner = tap(getattr(given, "backbone", given))
+        if isinstance(inner, PerturbedBackbone):
+            inner = inner.inner
+        sampled = PerturbedBackbone(inner, self, members, seed)
+        return sampled.evaluate_members(atoms, stress=stress)
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one safetensors file, whole or not at all.
 
@@ -134,8 +202,19 @@ class Perturbation:
         RecordError, ModelError
             If the folder does not exist, or the file is something else.
         """
+        return self.card.write(path, self.tensors())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the weights of the noise and, if they were trained, of the model."""
         model = {f"{MODEL}{name}": value for name, value in self.model.items()}
-        return self.card.write(path, self.noise.state_dict() | model)
+        return self.noise.state_dict() | model
+
+    def same_as(self, other: Perturbation) -> bool:
+        """Return whether both give the same members."""
+        own, theirs = self.tensors(), other.tensors()
+        return self.card == other.card and all(
+            torch.equal(value, theirs[name]) for name, value in own.items()
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Perturbation:
@@ -146,12 +225,25 @@ class Perturbation:
         ModelError
             If it is something else, or damaged.
         """
-        card, tensors = PerturbationCard.read(path)
+        return cls.rebuild(*PerturbationCard.read(path), str(path))
+
+    @classmethod
+    def rebuild(
+        cls, card: PerturbationCard, tensors: dict[str, torch.Tensor], name: str
+    ) -> Perturbation:
+        """Build the perturbation from a card and `tensors`; ``name`` is for errors.
+
+        Raises
+        ------
+        ModelError
+            If tensors are missing or have another shape.
+        """
         model = {
-            name.removeprefix(MODEL): tensors.pop(name)
-            for name in list(tensors)
-            if name.startswith(MODEL)
+            key.removeprefix(MODEL): value
+            for key, value in tensors.items()
+            if key.startswith(MODEL)
         }
+        own = {k: v for k, v in tensors.items() if not k.startswith(MODEL)}
         noise = Noise(card.dimension, card.widths)
-        load_state(noise, tensors, str(path), ModelError)
+        load_state(noise, own, name, ModelError)
         return cls(card, noise, model)

@@ -30,7 +30,7 @@ from uqcalc.runfile.sections import (
     Section,
     folder_of,
 )
-from uqcalc.runfile.signals import ForceDeltaSection
+from uqcalc.runfile.signals import ForceDeltaSection, FunctionalSpreadSection
 
 
 LABELLED = "{name}_labelled.xyz"
@@ -70,7 +70,7 @@ class RunFile(Section):
     probe : str, list of str or None
         Files, or names of probes that come with uqcalc, each of another target. By
         default those that come with the model; models without one need it, or
-        ``force_delta``.
+        ``force_delta`` or ``functional_spread``.
     probe_atoms : list of int or None
         Indices of the atoms that the probe's verdict is about, after ``repeat``; by
         default all atoms.
@@ -94,6 +94,7 @@ class RunFile(Section):
     md: MdSection | None = None
     relax: RelaxSection | None = Field(default=None, validate_default=True)
     force_delta: ForceDeltaSection | None = None
+    functional_spread: FunctionalSpreadSection | None = None
     policy: PolicySection = PolicySection()
     ask: AskSection | None = Field(default=None, validate_default=True)
     rewind: RewindSection | None = Field(default=None, validate_default=True)
@@ -181,6 +182,8 @@ class RunFile(Section):
             inputs["probe" if count == 0 else f"probe {count + 1}"] = name
         guarantee = None if policy is None else policy.halting_guarantee
         inputs["policy.halting_guarantee"] = guarantee or ""
+        if (spread := info.data.get("functional_spread")) is not None:
+            inputs["functional_spread.perturbation"] = spread.perturbation
         seen: dict[Path, str] = {}
         for key, name in (inputs | named.files()).items():
             if not name:
@@ -337,6 +340,7 @@ _SECTIONS: Mapping[tuple[Any, ...], type[Section]] = {
     ("md",): MdSection,
     ("relax",): RelaxSection,
     ("force_delta",): ForceDeltaSection,
+    ("functional_spread",): FunctionalSpreadSection,
     ("policy",): PolicySection,
     ("ask",): AskSection,
     ("rewind",): RewindSection,

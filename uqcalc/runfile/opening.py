@@ -25,6 +25,7 @@ from uqcalc.probe.probe import Probe
 from uqcalc.runfile.file import RunFile
 from uqcalc.signals.base import Signal
 from uqcalc.signals.force_delta import ForceDelta
+from uqcalc.signals.functional import FunctionalSpread
 
 
 def open_structure(file: RunFile) -> Atoms:
@@ -57,9 +58,9 @@ def open_structure(file: RunFile) -> Atoms:
 
 
 def open_calculator(file: RunFile) -> ReliableCalculator:
-    """Open the potential with its probe, with Force Delta, or with both.
+    """Open the potential with its probe and with the signals of the file.
 
-    Without either, the defaults of `ReliableCalculator` hold: signals that need no
+    Without any, the defaults of `ReliableCalculator` hold: signals that need no
     labels are read, and every step is at least SUSPECT.
 
     Raises
@@ -67,13 +68,7 @@ def open_calculator(file: RunFile) -> ReliableCalculator:
     ModelError, ProbeError, BackboneError
         As `uqcalc.open_model` and `ReliableCalculator` do.
     """
-    signals: list[Signal] = []
-    beside: list[Threshold] = []
-    if (delta := file.force_delta) is not None:
-        head = None if delta.head is None else file.at(delta.head)
-        signals.append(ForceDelta(head, interval=delta.interval))
-        limits = (delta.suspect_eV_per_A, delta.unreliable_eV_per_A)
-        beside.append(Threshold(ForceDelta.name, *limits))
+    signals, beside = _signals(file)
     probes = _probes(file)
     if file.probe_atoms is not None:
         _check_region(file, probes)
@@ -92,6 +87,21 @@ def open_calculator(file: RunFile) -> ReliableCalculator:
             raise
         problem = f"policy.halting_guarantee: {error}"
         raise RunFileError(str(file.path), [problem]) from error
+
+
+def _signals(file: RunFile) -> tuple[list[Signal], list[Threshold]]:
+    """Return the signals beside the probe, and their limits."""
+    signals: list[Signal] = []
+    beside: list[Threshold] = []
+    if (delta := file.force_delta) is not None:
+        head = None if delta.head is None else file.at(delta.head)
+        signals.append(ForceDelta(head, interval=delta.interval))
+        beside.append(Threshold(ForceDelta.name, *delta.limits))
+    if (spread := file.functional_spread) is not None:
+        path = file.at(spread.perturbation)
+        signals.append(FunctionalSpread(path, spread.members, spread.interval))
+        beside.append(Threshold(FunctionalSpread.name, *spread.limits))
+    return signals, beside
 
 
 def _policy(

@@ -41,6 +41,10 @@ class Signal(Protocol):
         The quantities that the signal judges: "energy", "forces", "stress". By default
         energy and forces. A run is at least SUSPECT without a threshold for a signal
         that judges its forces and, when the cell moves, its stress (`uqcalc.uses`).
+    judged : mapping or collection of str, optional
+        Published values (keys of the results) that a `Policy` can limit, too. A
+        mapping gives the quantities that each of them judges; otherwise these are those
+        in ``judges``.
     """
 
     name: str

@@ -21,6 +21,7 @@ from uqcalc.showing import in_words
 from uqcalc.signals.base import Signal, TensorReading, check_readable, extended
 from uqcalc.signals.card import HeldOut, SignalCard
 from uqcalc.signals.fitted import FittedSignal, fit_card, known_kind, rebuilt
+from uqcalc.signals.functional import FunctionalSpread
 from uqcalc.signals.label_free import (
     EnergySpread,
     ForceSpread,
@@ -206,6 +207,9 @@ class ConformalInterval(FittedSignal):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors of the base signal; empty if it was not fitted."""
+        if isinstance(self.base, FunctionalSpread):
+            noise = self.base.perturbation.tensors()
+            return {f"{_PREFIX}{name}": value for name, value in noise.items()}
         if not isinstance(self.base, FittedSignal):
             return {}
         own = self.base.tensors() | self.base.held_out.tensors()
@@ -223,9 +227,11 @@ class ConformalInterval(FittedSignal):
             If the file does not hold the base signal: pass it to `load`.
         """
         base, name = card.settings["base"], card.settings["signal"]
+        own = {k.removeprefix(_PREFIX): v for k, v in tensors.items()}
+        if "perturbation" in base:
+            return cls(card, _functional(base, own), held_out)
         if "card" in base:
             inner = SignalCard.from_dict(base["card"])
-            own = {k.removeprefix(_PREFIX): v for k, v in tensors.items()}
             return cls(card, rebuilt(known_kind(inner), inner, own, name), held_out)
         if base.get("plain") not in _PLAIN:
             msg = (
@@ -283,6 +289,18 @@ _PLAIN: dict[str, Any] = {
 } | {OrbConfidence.name: OrbConfidence}
 
 
+def _functional(
+    base: Mapping[str, Any], tensors: dict[str, torch.Tensor]
+) -> FunctionalSpread:
+    """Build the spread of a perturbation from its entry on a card, and its tensors."""
+    from uqcalc.perturbation.card import PerturbationCard
+    from uqcalc.perturbation.perturbation import Perturbation
+
+    inner = PerturbationCard.from_dict(base["perturbation"])
+    perturbation = Perturbation.rebuild(inner, tensors, FunctionalSpread.name)
+    return FunctionalSpread(perturbation, **base["settings"])
+
+
 def _card(
     samples: Samples, base: Signal, read: Risks, settings: dict[str, Any]
 ) -> SignalCard:
@@ -306,6 +324,9 @@ def _described(base: Signal) -> dict[str, Any]:
     """Return the entry of the card from which the base signal is rebuilt."""
     if isinstance(base, FittedSignal):
         return {"card": base.card.to_dict()}
+    if isinstance(base, FunctionalSpread):
+        card = base.perturbation.card.to_dict()
+        return {"perturbation": card, "settings": base.settings}
     if type(base) is _PLAIN.get(base.name):
         return {"plain": base.name, "settings": getattr(base, "settings", {})}
     return {}

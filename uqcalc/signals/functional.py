@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
 
 from uqcalc.backbones.base import Backbone, Prediction
+from uqcalc.errors import ModelError
+from uqcalc.files.entries import ElementsSeen
+from uqcalc.records import checked_interval
 from uqcalc.signals.base import TensorReading
 from uqcalc.signals.label_free import VOIGT_COUNTS
 
 
 if TYPE_CHECKING:
+    from uqcalc.perturbation.members import Members
     from uqcalc.perturbation.perturbation import Perturbation
+
+
+_ENERGY, _STRESS = "functional_energy_spread", "functional_stress_spread"
 
 
 @final
@@ -25,11 +33,14 @@ class FunctionalSpread:
     the K members, and over the structure ``sqrt(mean_i s_i^2)``. A perturbation that
     was trained with the CRPS (arXiv:2605.19939) gives a spread of the size of the
     error on structures like its training frames. The results also have the spread of
-    the energy per atom in eV/atom and, for periodic structures whose pass gives a
-    stress, that of the stress in eV/Å³ (root mean square over nine components).
+    the energy per atom in eV/atom and, for periodic structures, that of the stress in
+    eV/Å³ (root mean square over nine components). A `Policy` can limit these, too:
+    ``Threshold("functional_energy_spread", ...)``.
 
     **A reading costs one pass of the potential for each member**; ``interval`` divides
     this cost. Energy and forces in ``results`` stay those of the potential.
+
+    The risk is NaN for elements that the perturbation was not trained on.
 
     Parameters
     ----------
@@ -41,11 +52,18 @@ class FunctionalSpread:
         Read at the first of every so many geometries.
     seed : int
         Seed of the members, which are the same at every geometry.
+    stress : bool, optional
+        Whether to read the stress of the members. By default if the perturbation was
+        trained with stresses. Some potentials (MACE) then evaluate the members of a
+        periodic structure one by one.
 
     Raises
     ------
     ModelError
-        If the file is unusable, or the perturbation belongs to another potential.
+        If the file is unusable, if there are fewer than 2 members, or, at the first
+        use, if the perturbation belongs to another potential.
+    ValueError
+        If ``interval`` is not a whole number of at least 1.
     """
 
     name = "functional_spread"
@@ -57,21 +75,41 @@ class FunctionalSpread:
         members: int = 16,
         interval: int = 1,
         seed: int = 0,
+        *,
+        stress: bool | None = None,
     ) -> None:
-        if isinstance(perturbation, (str, Path, os.PathLike)):
+        if isinstance(perturbation, str | os.PathLike):
             from uqcalc.perturbation.perturbation import Perturbation
 
             perturbation = Perturbation.load(perturbation)
+        if isinstance(members, bool) or not isinstance(members, int) or members < 2:
+            msg = (
+                f"members must be a whole number of at least 2, got {members!r}; 8 to "
+                "32 are usual"
+            )
+            raise ModelError(msg)
         self.perturbation = perturbation
         self.members = members
-        self.interval = interval
+        self.interval = checked_interval(interval, "interval")
         self.seed = seed
+        card = perturbation.card
+        self._seen = ElementsSeen(card.elements)
+        self.stress = bool(card.training.get("stress")) if stress is None else stress
         self.requires = frozenset({"perturbed_forces", "perturbed_energies"})
+        # values that a policy can limit, with the quantity that each judges
+        self.judged = {
+            "functional_force_spread_max": frozenset({"forces"}),
+            _ENERGY: frozenset({"energy"}),
+        }
+        if self.stress:
+            self.requires |= {"perturbed_stresses"}
+            self.judged[_STRESS] = frozenset({"stress"})
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings of the signal, for logs."""
-        return {"members": self.members, "interval": self.interval, "seed": self.seed}
+        """Arguments, beside the perturbation, that build the same signal."""
+        names = ("members", "interval", "seed", "stress")
+        return {name: getattr(self, name) for name in names}
 
     def extend(self, backbone: Backbone) -> Backbone:
         """Return ``backbone`` with the members of the perturbation on demand.
@@ -79,11 +117,34 @@ class FunctionalSpread:
         Raises
         ------
         ModelError
-            If the perturbation belongs to another potential.
+            If the perturbation belongs to another potential, or if another signal
+            brings other members.
         """
         from uqcalc.perturbation.members import PerturbedBackbone
 
+        if isinstance(backbone, PerturbedBackbone):
+            backbone.check_same(self.perturbation, self.members, self.seed)
+            return backbone
         return PerturbedBackbone(backbone, self.perturbation, self.members, self.seed)
+
+    def sample(
+        self,
+        atoms: Atoms,
+        members: int | None = None,
+        calculator: BaseCalculator | Backbone | None = None,
+    ) -> Members:
+        """Return the members for one structure: energies, forces, stresses.
+
+        See `Perturbation.sample`. By default as many members as the signal has, with
+        its seed: these are the members of its readings.
+        """
+        return self.perturbation.sample(
+            atoms,
+            self.members if members is None else members,
+            calculator,
+            seed=self.seed,
+            stress=self.stress,
+        )
 
     def __call__(self, prediction: Prediction) -> TensorReading:
         """Return the reading from the members of one geometry."""
@@ -97,19 +158,22 @@ class FunctionalSpread:
             "functional_force_spread": spread,
             "functional_force_spread_max": float(np.sqrt(variances.max())),
             "functional_force_spreads": np.sqrt(variances),
-            "functional_energy_spread": float(np.std(energies, ddof=1))
-            / len(prediction.numbers),
+            _ENERGY: float(np.std(energies, ddof=1)) / len(prediction.numbers),
         }
         stresses = prediction.perturbed_stresses
         if stresses is not None:
             parts = stresses.var(axis=0, ddof=1, dtype=float)
-            results["functional_stress_spread"] = float(
-                np.sqrt(VOIGT_COUNTS @ parts / VOIGT_COUNTS.sum())
-            )
+            results[_STRESS] = float(np.sqrt(VOIGT_COUNTS @ parts / VOIGT_COUNTS.sum()))
+        note = ""
+        if unseen := self._seen.unseen(prediction.numbers):
+            note = f"the perturbation was trained without elements {unseen}"
+            spread = float("nan")
+            results = {key: value * spread for key, value in results.items()}
         return TensorReading(
             signal=self.name,
             risk=spread,
             unit="eV/Å",
             results=results,
             per_atom_key="functional_force_spreads",
+            note=note,
         )

@@ -1,4 +1,4 @@
-"""The continuous ranked probability score, and the ratio of spread to skill."""
+"""Scores of distributions: CRPS, likelihood, and the ratio of spread to skill."""
 
 from __future__ import annotations
 
@@ -73,6 +73,22 @@ def gaussian_crps(
         )
     found: NDArray[np.float64] = np.where(s == 0, np.abs(y - m), score)
     return found
+
+
+def gaussian_nll(
+    mean: ArrayLike, deviation: ArrayLike, truth: ArrayLike
+) -> NDArray[np.float64]:
+    """Return the negative log-likelihood of ``truth`` under normal distributions.
+
+    ``(y - m)^2 / (2 s^2) + log(s) + log(2 pi) / 2`` (the logarithmic score of Gneiting
+    and Raftery 2007, doi:10.1198/016214506000001437). It depends on the unit of the
+    numbers. For a deviation of zero it is infinite, with either sign. NaN stays NaN.
+    """
+    m, s, y = (np.asarray(part, dtype=float) for part in (mean, deviation, truth))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = ((y - m) / s) ** 2 / 2 + np.log(s) + np.log(2 * np.pi) / 2
+    limit = np.where(y == m, -np.inf, np.inf)
+    return np.asarray(np.where(s == 0, limit, found))
 
 
 def spread_skill(members: ArrayLike, truth: ArrayLike) -> float:

@@ -1,7 +1,9 @@
-"""Scores of a reliability estimate: arrays in, numbers out.
+"""Scores of a reliability estimate, and of distributions: arrays in, numbers out.
 
-In all functions ``reliable`` is a boolean array (is the error within the boundary?)
-and ``probability`` the predicted P(reliable), both of shape (structures,).
+`fair_crps`, `gaussian_crps`, `gaussian_nll` and `spread_skill` score distributions of a
+number, given as members or as mean and deviation. In all other functions ``reliable``
+is a boolean array (is the error within the boundary?) and ``probability`` the predicted
+P(reliable), both of shape (structures,).
 """
 
 from __future__ import annotations
@@ -14,6 +16,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from sklearn import metrics
+
+from uqcalc.statistics.crps import (
+    fair_crps as fair_crps,
+    gaussian_crps as gaussian_crps,
+    gaussian_nll as gaussian_nll,
+    spread_skill as spread_skill,
+)
 
 
 CUTOFFS: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
