@@ -85,7 +85,7 @@ def test_selected_frames_are_those_of_the_whole_file(source, tmp_path):
     summary = annotate_file(source, target, judged(), select=condition)
     assert numbers(target) == expected
     assert summary.passed == 9 - len(expected)
-    assert f"{summary.passed} judged frames do not" in str(summary)
+    assert f"{summary.passed} frames judged in this run do" in str(summary)
     # a torn file is continued behind its last whole frame
     content = target.read_bytes()
     target.write_bytes(content[: len(content) // 2])

@@ -110,8 +110,8 @@ class AnnotationSummary:
             )
         if self.select:
             lines.append(
-                f"These fulfil {self.select}; {self.passed} judged frames do not and "
-                "are left out."
+                f"These fulfil {self.select}; {self.passed} frames judged in this run "
+                "do not and are left out."
             )
         if self.failed:
             lines.append(f"Frames that could not be evaluated: {len(self.failed)}.")
