@@ -5,7 +5,7 @@
 
 A small MACE of one molecule, trained on GFN2-xTB frames at 300 K, is heated from 300 to
 1500 K until and beyond the first alarm. Each strategy chooses 30 frames. The potential
-is fine-tuned with their labels, and heated again in 16 new runs. What counts is the
+is fine-tuned with their labels, and heated again in 12 new runs. What counts is the
 share of frames with a force error above 0.2 eV/Å, and the number of runs that explode.
 Each case leaves a file in the cache, so a stopped benchmark goes on. `report --before`
 adds the cases of an earlier report that the cache lacks.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ def cases() -> list[tuple[int, str, str]]:
     return [(seed, s, name) for seed in SEEDS for s in SYSTEMS for name in names]
 
 
-def make(cache: Path, minutes: float, only: list[str] | None) -> None:
+def make(
+    cache: Path, minutes: float, only: list[str] | None, seeds: Sequence[int]
+) -> None:
     """Make the cases that are missing, until the time is spent."""
     from choosing.runs import harvest_of, runs_of
     from choosing.scoring import case
@@ -44,7 +47,7 @@ def make(cache: Path, minutes: float, only: list[str] | None) -> None:
 
     begun = time.monotonic()
     for seed, name, strategy in cases():
-        if only and name not in only:
+        if (only and name not in only) or seed not in seeds:
             continue
         folder = cache / name / str(seed)
         path = folder / f"{strategy.replace(' ', '_')}.json"
@@ -77,12 +80,13 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("strategies_cache"))
     parser.add_argument("--minutes", type=float, default=14.0, help="wall-clock time")
     parser.add_argument("--systems", nargs="+", help="only these molecules")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--before", type=Path, help="JSON of an earlier report")
     given = parser.parse_args()
     torch.set_num_threads(1)
     import_mace()
     if given.stage == "make":
-        make(given.cache, given.minutes, given.systems)
+        make(given.cache, given.minutes, given.systems, given.seeds)
     else:
         from choosing.report import report
 

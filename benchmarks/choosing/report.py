@@ -60,12 +60,18 @@ def report(cache: Path, before: Path | None = None) -> None:
         for path in sorted(cache.glob("*/*/runs.json"))
         for run in json.loads(path.read_text(encoding="utf-8"))
     ]
+    harvests = [
+        {"system": case["system"], "seed": case["seed"], **case["harvest"]}
+        for case in cases
+        if "harvest" in case
+    ]
     notes = []
     if before is not None:
         old = json.loads(before.read_text(encoding="utf-8"))
         earlier = _missing(cases, old["cases"], ("system", "seed", "strategy"))
         cases += earlier
         runs += _missing(runs, old["runs"], ("system", "seed"))
+        harvests += _missing(harvests, old["harvests"], ("system", "seed"))
         made = sorted({f"{case['system']} {case['seed']}" for case in earlier})
         notes.append(f"made at {old['versions']['commit']}: {', '.join(made)}")
     names = list(dict.fromkeys(["none", *_strategies()]))
@@ -81,11 +87,6 @@ def report(cache: Path, before: Path | None = None) -> None:
         "differences are paired by molecule and seed; interval by Student's t",
     ]
     seeds = sorted({case["seed"] for case in complete})
-    harvests = [
-        {"system": case["system"], "seed": case["seed"], **case["harvest"]}
-        for case in complete
-        if case["strategy"] == "harvest"
-    ]
     print_table("harvests", harvests, HARVESTS)
     more = {
         "harvests": harvests,

@@ -30,15 +30,16 @@ class Cached:
         return Trace(self.spec.molecule, self.spec.kind, risk, self.onset)
 
 
-def read_cache(folder: Path, purpose: str) -> list[Cached]:
+def read_cache(folder: Path, purpose: str, *, committee: bool) -> list[Cached]:
     """Read the runs of one purpose; refuse an incomplete cache."""
     found = []
     for spec in all_specs():
         if spec.purpose != purpose:
             continue
         arrays = read_arrays(folder / f"{spec.name}.signals.npz")
-        spread = folder / f"{spec.name}.committee.npz"
-        arrays["committee"] = read_arrays(spread)["spread"]
+        if committee:
+            spread = folder / f"{spec.name}.committee.npz"
+            arrays["committee"] = read_arrays(spread)["spread"]
         found.append(Cached(spec, arrays))
     return found
 
@@ -46,6 +47,7 @@ def read_cache(folder: Path, purpose: str) -> list[Cached]:
 def traces(runs: Sequence[Cached], name: str) -> list[Trace]:
     """Return the runs with the risk of one detector."""
     keys = {
+        "verdict": "verdict",
         "probe": "probe",
         "committee of four": "committee",
         "largest force": "max_force",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from halting.judging import (
 from halting.runs import FRAME_FS
 from halting.strips import draw_curves, draw_strips
 from uqcalc.defaults import shipped_probe
+from uqcalc.watching.trigger import FRACTION, WINDOW_FS
 
 
 MOST_FALSE_PER_PS = 0.01
@@ -40,7 +40,10 @@ TRIGGERS = (
     (3, 5), (5, 10), (7, 10), (10, 20), (14, 20), (20, 40), (30, 40),
 )  # fmt: skip
 LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # limits on 1 - P(reliable)
-BASELINES = ("committee of four", "largest force", "latent distance")
+BASELINES = ("largest force", "latent distance", "latent distance, farthest atom")
+COMMITTEE = "committee of four"
+# of the monitor: needed and window in frames, half of the last 50 fs
+SHIPPED = (round(FRACTION * WINDOW_FS / FRAME_FS), round(WINDOW_FS / FRAME_FS))
 # accuracy of a known true error: a random factor exp(+-s)
 NOISES = (0.0, 0.05, 0.1, 0.2, 0.3)
 
@@ -216,36 +219,45 @@ def about_members(folders: Sequence[Path]) -> list[str]:
 
 
 def report(folder: Path, members: Sequence[Path]) -> None:
-    """Choose on the tuning runs, judge on the test runs, write and draw."""
-    tuning, test = read_cache(folder, "tuning"), read_cache(folder, "test")
+    """Judge on the test runs, write and draw; limits are those of the tuning runs.
+
+    All detectors have the trigger of the monitor. Without ``members`` there is no
+    committee.
+    """
+    tuning, test = (
+        read_cache(folder, purpose, committee=bool(members))
+        for purpose in ("tuning", "test")
+    )
     card = 1 - shipped_probe("default").card.unreliable
     tried = all_rules(traces(tuning, "probe"))
     chosen = choose(tried)
     at_card = choose([row for row in tried if row["rule"].limit == card])
-    trigger = (chosen["rule"].needed, chosen["rule"].window)
-    ours = traces(test, "probe")
+    # SUSPECT is 0.5 and UNRELIABLE is 1
+    whole, shipped = Rule(0.5, *SHIPPED), Rule(card, *SHIPPED)
+    verdicts, ours = traces(test, "verdict"), traces(test, "probe")
     rows = [
-        detector_row("probe, card's level", ours, replace(chosen["rule"], limit=card)),
-        detector_row("probe, chosen on tuning runs", ours, chosen["rule"]),
+        detector_row("verdict, as shipped", verdicts, whole),
+        detector_row("probe, card's level", ours, shipped),
+        detector_row("probe, trigger chosen on tuning runs", ours, chosen["rule"]),
     ]
     rows[0]["true error when halted, quartiles"] = error_when_halted(
-        test, "probe", replace(chosen["rule"], limit=card)
+        test, "verdict", whole
     )
-    names = ["probe", *BASELINES, "latent distance, farthest atom"]
+    names = ["probe", *([COMMITTEE] if members else []), *BASELINES]
     for name in names:
-        rule, _ = best_limit(traces(tuning, name), *trigger, MOST_FALSE_PER_PS)
+        rule, _ = best_limit(traces(tuning, name), *SHIPPED, MOST_FALSE_PER_PS)
         theirs = traces(test, name)
         rows.append(detector_row(f"{name}, tuned", theirs, rule))
-        pair = (ours, replace(chosen["rule"], limit=card)), (theirs, rule)
+        pair = (verdicts, whole), (theirs, rule)
         rows[-1]["right halts of the first row minus these, 95 %"] = ahead(*pair)
     equal = [
         {
             "detector": name,
-            **equal_false(traces(test, name), trigger, MOST_FALSE_PER_PS),
+            **equal_false(traces(test, name), SHIPPED, MOST_FALSE_PER_PS),
         }
         for name in names
     ]
-    oracle = oracle_rows(test, trigger)
+    oracle = oracle_rows(test, SHIPPED)
     targets = [
         target("halts by 100 fs after the failure began, early ones included",
                rows[0]["right"] + rows[0]["early"], 0.95, at_most=False),
@@ -283,8 +295,8 @@ def report(folder: Path, members: Sequence[Path]) -> None:
         },
     )
     show(rows, equal, oracle, targets)
-    draw_strips(test, replace(chosen["rule"], limit=card), RESULTS)
-    curves = {name: curve(traces(test, name), trigger) for name in names}
+    draw_strips(test, whole, RESULTS)
+    curves = {name: curve(traces(test, name), SHIPPED) for name in names}
     draw_curves(curves, MOST_FALSE_PER_PS, RESULTS)
     print(path)
 

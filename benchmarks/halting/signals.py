@@ -21,7 +21,6 @@ from safetensors.torch import load
 from halting.runs import Run
 from uqcalc.backbones import Prediction
 from uqcalc.calculator import default_calculator
-from uqcalc.defaults import shipped_probe
 from uqcalc.models.bundled import build_model, load_model
 
 
@@ -33,10 +32,13 @@ class Signals:
     """Risks of one run's frames, each (frames,), larger is worse.
 
     `error` is the true error: RMS over the force components, eV/Å; NaN if unknown.
+    `verdict` is 0 for RELIABLE, 0.5 for SUSPECT, 1 for UNRELIABLE with the default
+    policy: P, scope, sanity and flags.
     """
 
     error: np.ndarray
     probe: np.ndarray
+    verdict: np.ndarray
     max_force: np.ndarray
     distance_mean: np.ndarray
     distance_max: np.ndarray
@@ -95,17 +97,18 @@ def write_training_features(source: Path, target: Path) -> None:
 
 def read_signals(model: BatchedForces, distance: LatentDistance, run: Run) -> Signals:
     """Evaluate one run."""
-    probe = shipped_probe("default")
+    calculator = default_calculator()
     rows: dict[str, list[np.ndarray]] = {name: [] for name in Signals.__annotations__}
     done = 0
     for batch in outputs(model, run.frames()):
         forces = np.stack([p.forces for p in batch])
         truth = run.truth[done : done + len(batch)]
         done += len(batch)
-        reliability, _ = probe(batch)
+        judged = [calculator.judge(p) for p in batch]
         far = np.stack([distance(p.numbers, p.features.numpy()) for p in batch])
         rows["error"].append(np.sqrt(np.mean((forces - truth) ** 2, axis=(1, 2))))
-        rows["probe"].append(1.0 - reliability.numpy())
+        rows["probe"].append(np.array([found.readings[0].risk for found in judged]))
+        rows["verdict"].append(np.array([int(found.level) / 2 for found in judged]))
         rows["max_force"].append(np.linalg.norm(forces, axis=2).max(axis=1))
         rows["distance_mean"].append(far.mean(axis=1))
         rows["distance_max"].append(far.max(axis=1))

@@ -12,7 +12,6 @@ from matplotlib.colors import ListedColormap, TwoSlopeNorm
 from halting.cached import Cached
 from halting.judging import TOLERANCE, Rule, find_halt, judge
 from halting.runs import FRAME_FS, RMD17
-from uqcalc.defaults import shipped_probe
 from uqcalc.plotting import COLOURS, INK, QUIET, save_figure
 from uqcalc.records import Level
 
@@ -28,12 +27,6 @@ LINES = {
     "latent distance": ("#5b8c5a", "-"),
     "latent distance, farthest atom": ("#5b8c5a", ":"),
 }
-
-
-def levels(risk: np.ndarray) -> np.ndarray:
-    """Return the level of each frame with the policy of the shipped probe."""
-    [threshold] = shipped_probe("default").card.policy().thresholds
-    return np.array([int(threshold.level(value)) for value in risk])
 
 
 def draw_strips(runs: Sequence[Cached], rule: Rule, folder: Path) -> None:
@@ -77,14 +70,14 @@ def draw_strips(runs: Sequence[Cached], rule: Rule, folder: Path) -> None:
 
 
 def strip(ax: Axes, run: Cached, row: int, rule: Rule) -> None:
-    """Draw one run in the rows from `row` to `row + 1`."""
-    error, risk = run.arrays["error"], run.arrays["probe"]
+    """Draw one run in the rows from `row` to `row + 1`; the rule is for the verdict."""
+    error, risk = run.arrays["error"], run.arrays["verdict"]
     edges = np.arange(len(error) + 1) * FRAME_FS / 1000
     truth = TwoSlopeNorm(TOLERANCE, 0.0, 3 * TOLERANCE)
     ax.pcolormesh(edges, [row + 0.08, row + 0.5], error[None], cmap="RdBu_r",
                   norm=truth, rasterized=True)  # fmt: skip
     colours = ListedColormap([COLOURS[level] for level in Level])
-    ax.pcolormesh(edges, [row + 0.5, row + 0.92], levels(risk)[None], cmap=colours,
+    ax.pcolormesh(edges, [row + 0.5, row + 0.92], 2 * risk[None], cmap=colours,
                   vmin=0, vmax=len(Level) - 1, rasterized=True)  # fmt: skip
     trace = run.trace(risk)
     if trace.onset is not None:
