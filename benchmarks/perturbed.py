@@ -51,6 +51,7 @@ KEYS = {
 COLUMNS = {
     "model": "model",
     "labels": "labels",
+    "layers": "layers",
     "test": "test",
     "signal": "signal",
     "structures": "n",
@@ -152,6 +153,7 @@ def main() -> None:
     parser.add_argument("--molecules", type=Path, default=Path("new_molecules.xyz"))
     parser.add_argument("--data", type=Path, default=Path("../../shared/data"))
     parser.add_argument("--labels", type=int, nargs="+", default=[250, 1000])
+    parser.add_argument("--layers", nargs="*", default=[], help="by default its own")
     parser.add_argument("--epochs", type=int, default=8)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -166,16 +168,17 @@ def main() -> None:
         frames, tests = crystals(options.data / "mattersim")
     backbone = tap(open_model(options.model))
     settings = PerturbationSettings(members=4, epochs=options.epochs)
-    rows = earlier(options.model, options.labels)
+    rows = earlier(options.model, options.labels, layers := " ".join(options.layers))
     for count in options.labels:
         train = some(frames, count)
         start = time.perf_counter()
-        found = perturb(backbone, train, keys, settings=settings)
+        found = perturb(backbone, train, keys, layers=options.layers, settings=settings)
         minutes = (time.perf_counter() - start) / 60
         print(count, found.card.report, flush=True)
         report = uqcalc.fit(train, backbone, keys, Recipe())
         for name, test in tests.items():
             head = {"model": options.model, "labels": len(train), "test": name}
+            head |= {"layers": layers or "default"}
             more = rows_of(backbone, found, report.probe, test, keys)
             more[0] |= {"minutes": minutes, **found.card.report}
             rows += [head | row for row in more]
@@ -183,14 +186,15 @@ def main() -> None:
     print_table("The spread of a perturbation", rows, COLUMNS)
 
 
-def earlier(model: str, labels: Sequence[int]) -> list[dict]:
-    """Return the rows of earlier runs with other models or labels."""
+def earlier(model: str, labels: Sequence[int], layers: str) -> list[dict]:
+    """Return the rows of earlier runs with other models, labels or layers."""
     from common import RESULTS, read_result
 
     if not (RESULTS / "perturbed.json").is_file():
         return []
     rows = read_result("perturbed")["rows"]
-    return [r for r in rows if r["model"] != model or r["labels"] not in labels]
+    now = {(model, count, layers or "default") for count in labels}
+    return [r for r in rows if (r["model"], r["labels"], r["layers"]) not in now]
 
 
 if __name__ == "__main__":
