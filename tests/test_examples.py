@@ -24,6 +24,7 @@ SMALL = {
     "judge_trajectory.py": [str(EXAMPLES / "ethanol.xyz")],
     "fit_a_probe.py": ["--frames", "60", "--epochs", "3"],
     "from_labels_to_halting.py": ["--quick"],
+    "sample_forces.py": ["--quick"],
     "zeolite_md.py": ["--runs", "3", "--normal", "20", "--steps", "6"],
 }
 
@@ -37,7 +38,7 @@ def test_no_example_is_left_out():
 @pytest.mark.parametrize("name", SMALL)
 def test_example(name, tmp_path, monkeypatch, capsys):
     import_mace()
-    if name in {"fit_a_probe.py", "from_labels_to_halting.py"}:
+    if name in {"fit_a_probe.py", "from_labels_to_halting.py", "sample_forces.py"}:
         pytest.importorskip("tblite")
     if name == "zeolite_md.py":
         pytest.importorskip("orb_models")
