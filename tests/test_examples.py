@@ -27,6 +27,7 @@ SMALL = {
     "sample_forces.py": ["--quick"],
     "zeolite_md.py": ["--runs", "3", "--normal", "20", "--steps", "6"],
 }
+SLOW = {"sample_forces.py"}
 
 
 def test_no_example_is_left_out():
@@ -35,7 +36,13 @@ def test_no_example_is_left_out():
 
 # so few labels are what it warns of
 @pytest.mark.filterwarnings("ignore::uqcalc.errors.LabelWarning")
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name in SMALL
+    ],
+)
 def test_example(name, tmp_path, monkeypatch, capsys):
     import_mace()
     if name in {"fit_a_probe.py", "from_labels_to_halting.py", "sample_forces.py"}:
