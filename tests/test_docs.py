@@ -51,6 +51,7 @@ WEIGHTS = {
     "docs/start/ten-lines.md": 1,
     "docs/howto/attack.md": 2,
     "docs/howto/force-delta.md": 1,
+    "docs/howto/perturb.md": 1,
     "docs/howto/stress.md": 1,
 }
 # Blocks that take more than some seconds, by page: run by `make test-slow`.
@@ -60,7 +61,7 @@ SLOW = {
     "docs/howto/certify.md": 1,
     "docs/howto/fit.md": 2,
     "docs/howto/force-delta.md": 1,
-    "docs/howto/perturb.md": 1,
+    "docs/howto/perturb.md": 2,
 }
 # Programs of shell blocks that are not ours.
 FOREIGN = {"cd", "git", "python", ".venv/bin/pip", "pip"}

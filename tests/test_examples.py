@@ -24,8 +24,10 @@ SMALL = {
     "judge_trajectory.py": [str(EXAMPLES / "ethanol.xyz")],
     "fit_a_probe.py": ["--frames", "60", "--epochs", "3"],
     "from_labels_to_halting.py": ["--quick"],
+    "sample_forces.py": ["--quick"],
     "zeolite_md.py": ["--runs", "3", "--normal", "20", "--steps", "6"],
 }
+SLOW = {"sample_forces.py"}
 
 
 def test_no_example_is_left_out():
@@ -34,10 +36,16 @@ def test_no_example_is_left_out():
 
 # so few labels are what it warns of
 @pytest.mark.filterwarnings("ignore::uqcalc.errors.LabelWarning")
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name in SMALL
+    ],
+)
 def test_example(name, tmp_path, monkeypatch, capsys):
     import_mace()
-    if name in {"fit_a_probe.py", "from_labels_to_halting.py"}:
+    if name in {"fit_a_probe.py", "from_labels_to_halting.py", "sample_forces.py"}:
         pytest.importorskip("tblite")
     if name == "zeolite_md.py":
         pytest.importorskip("orb_models")

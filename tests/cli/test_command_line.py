@@ -85,7 +85,7 @@ def test_examples_are_command_lines_that_can_be_read(command, tmp_path, monkeypa
     names += " chosen" if command == "label" else " flagged one two"
     for name in (f"{name}.xyz" for name in names.split()):
         (tmp_path / name).touch()
-    names = "my.probe my.model md.traj run.jsonl run.yaml loop.yaml"
+    names = "my.probe my.model md.traj run.jsonl run.yaml loop.yaml my.perturbation"
     names += " run*.jsonl run*.xyz"  # patterns are the shell's
     for name in names.split():
         (tmp_path / name).touch()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ from uqcalc.errors import LabelError
 from uqcalc.labels.labels import Labels
 from uqcalc.labels.offsets import fit_offsets, offset_energies
 from uqcalc.progress import progress_bar
-from uqcalc.showing import in_words
 from uqcalc.statistics import scores
 
 
@@ -82,38 +81,6 @@ class MemberScores:
     def to_dict(self) -> dict[str, Any]:
         """Return the scores by name, JSON-able but for NaN and infinity."""
         return asdict(self)
-
-
-# Heads of the columns of `member_rows`.
-MEMBER_COLUMNS = (
-    "signal",
-    "quantity",
-    "CRPS",
-    "Gaussian CRPS",
-    "error without spread",
-    "spread/skill",
-    "NLL",
-    "Spearman",
-)
-
-
-def member_rows(found: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Return the entries of `MemberScores.to_dict` as rows of text."""
-    return [
-        (
-            f"{row['signal']} ({row['members']} members)",
-            row["quantity"],
-            *(
-                in_words(row[name], row["unit"], digits=3)
-                for name in ("crps", "crps_gaussian", "mae")
-            ),
-            *(
-                "not defined" if value is None or np.isnan(value) else f"{value:.2f}"
-                for value in (row[n] for n in ("spread_skill", "nll", "spearman"))
-            ),
-        )
-        for row in found
-    ]
 
 
 def evaluate_members(

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from uqcalc.evaluation.cardinfo import card_info
-from uqcalc.evaluation.members import MEMBER_COLUMNS, member_rows
 from uqcalc.evaluation.report import (
     COVERAGE_COLUMNS,
+    MEMBER_COLUMNS,
     Part,
     coverage_rows,
     findings,
+    member_rows,
     score_rows,
     whether_p_holds,
 )

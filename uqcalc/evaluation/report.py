@@ -8,15 +8,15 @@ card (`cardinfo.card_info`) show its rows. A new score needs an entry in the rep
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 import numpy as np
 
-from uqcalc.evaluation.members import MEMBER_COLUMNS, member_rows
 from uqcalc.labels.setchecks import FEWEST_STRUCTURES, rare_class
+from uqcalc.showing import in_words
 
 
 FEWEST_TEST_GROUPS = 30
@@ -364,6 +364,38 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         for cutoff, kept, right in coverage_rows(report)
     ]
     return [*lines, *(f"note: {text}" for text in findings(report))]
+
+
+# Heads of the columns of `member_rows`.
+MEMBER_COLUMNS = (
+    "signal",
+    "quantity",
+    "CRPS",
+    "Gaussian CRPS",
+    "error without spread",
+    "spread/skill",
+    "NLL",
+    "Spearman",
+)
+
+
+def member_rows(found: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Return the entries of `MemberScores.to_dict` as rows of text."""
+    return [
+        (
+            f"{row['signal']} ({row['members']} members)",
+            row["quantity"],
+            *(
+                in_words(row[name], row["unit"], digits=3)
+                for name in ("crps", "crps_gaussian", "mae")
+            ),
+            *(
+                "not defined" if value is None or math.isnan(value) else f"{value:.2f}"
+                for value in (row[n] for n in ("spread_skill", "nll", "spearman"))
+            ),
+        )
+        for row in found
+    ]
 
 
 def members_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
