@@ -19,7 +19,7 @@ from typing import Any
 
 from common import BUNDLED
 from halting.report import report
-from halting.runs import RunSpec, all_specs, make_chunk, missing_chunks
+from halting.runs import SEEDS, RunSpec, all_specs, make_chunk, missing_chunks
 from halting.signals import write_training_features
 from halting.stages import TRAINING, make_committee, make_signals
 
@@ -33,9 +33,11 @@ def in_parallel(job: Callable[..., Any], tasks: Sequence[Any], workers: int) -> 
             print(f"{done}/{len(tasks)}, {elapsed:.1f} min", flush=True)
 
 
-def without(folder: Path, ending: str) -> list[list[RunSpec]]:
+def without(folder: Path, ending: str, seeds: int) -> list[list[RunSpec]]:
     """Return the runs without a cached file, in groups of twelve."""
-    missing = [s for s in all_specs() if not (folder / f"{s.name}{ending}").is_file()]
+    missing = [
+        s for s in all_specs(seeds) if not (folder / f"{s.name}{ending}").is_file()
+    ]
     return [missing[start : start + 12] for start in range(0, len(missing), 12)]
 
 
@@ -44,11 +46,13 @@ def main() -> None:
     parser.add_argument("stage", choices=["runs", "signals", "committee", "report"])
     parser.add_argument("--cache", type=Path, default=Path("halting_cache"))
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="of each molecule")
     parser.add_argument(
         "--backbone-frames",
         type=Path,
         default=BUNDLED / "bundled_data" / "backbone.xyz",
-        help="training frames of the bundled potential, from its sample.py",
+        help="training frames of the bundled potential, from its sample.py; without "
+        "them there is no latent distance",
     )
     parser.add_argument(
         "--members",
@@ -62,19 +66,22 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     if options.stage == "runs":
         job = partial(make_chunk, folder=cache)
-        in_parallel(job, list(missing_chunks(cache)), options.workers)
+        in_parallel(job, list(missing_chunks(cache, options.seeds)), options.workers)
     elif options.stage == "signals":
-        if not (cache / TRAINING).is_file():
+        known = options.backbone_frames.is_file()
+        if known and not (cache / TRAINING).is_file():
             write_training_features(options.backbone_frames, cache / TRAINING)
         job = partial(make_signals, folder=cache)
-        in_parallel(job, without(cache, ".signals.npz"), options.workers)
+        in_parallel(job, without(cache, ".signals.npz", options.seeds), options.workers)
     elif options.stage == "committee":
         if options.members is None:
             parser.error("committee needs --members DIR DIR DIR")
         job = partial(make_committee, folder=cache, members=options.members)
-        in_parallel(job, without(cache, ".committee.npz"), options.workers)
+        in_parallel(
+            job, without(cache, ".committee.npz", options.seeds), options.workers
+        )
     else:
-        report(cache, options.members or [])
+        report(cache, options.members or [], options.seeds)
 
 
 if __name__ == "__main__":

@@ -30,10 +30,12 @@ class Cached:
         return Trace(self.spec.molecule, self.spec.kind, risk, self.onset)
 
 
-def read_cache(folder: Path, purpose: str, *, committee: bool) -> list[Cached]:
+def read_cache(
+    folder: Path, purpose: str, seeds: int, *, committee: bool
+) -> list[Cached]:
     """Read the runs of one purpose; refuse an incomplete cache."""
     found = []
-    for spec in all_specs():
+    for spec in all_specs(seeds):
         if spec.purpose != purpose:
             continue
         arrays = read_arrays(folder / f"{spec.name}.signals.npz")

@@ -204,6 +204,10 @@ def curve(test: Sequence[Trace], trigger: tuple[int, int]) -> np.ndarray:
     )
 
 
+def _is_known(runs: Sequence[Cached], name: str) -> bool:
+    return not any(np.isnan(trace.risk).all() for trace in traces(runs, name))
+
+
 def about_members(folders: Sequence[Path]) -> list[str]:
     """Return the errors of the members of the committee."""
     notes = []
@@ -218,14 +222,14 @@ def about_members(folders: Sequence[Path]) -> list[str]:
     return notes
 
 
-def report(folder: Path, members: Sequence[Path]) -> None:
+def report(folder: Path, members: Sequence[Path], seeds: int) -> None:
     """Judge on the test runs, write and draw; limits are those of the tuning runs.
 
     All detectors have the trigger of the monitor. Without ``members`` there is no
-    committee.
+    committee, and without training frames of the potential no latent distance.
     """
     tuning, test = (
-        read_cache(folder, purpose, committee=bool(members))
+        read_cache(folder, purpose, seeds, committee=bool(members))
         for purpose in ("tuning", "test")
     )
     card = 1 - shipped_probe("default").card.unreliable
@@ -243,7 +247,8 @@ def report(folder: Path, members: Sequence[Path]) -> None:
     rows[0]["true error when halted, quartiles"] = error_when_halted(
         test, "verdict", whole
     )
-    names = ["probe", *([COMMITTEE] if members else []), *BASELINES]
+    known = [name for name in BASELINES if _is_known(test, name)]
+    names = ["probe", *([COMMITTEE] if members else []), *known]
     for name in names:
         rule, _ = best_limit(traces(tuning, name), *SHIPPED, MOST_FALSE_PER_PS)
         theirs = traces(test, name)

@@ -81,15 +81,15 @@ class Run:
         return [Atoms(self.numbers, positions=p) for p in self.positions]
 
 
-def all_specs() -> list[RunSpec]:
-    """Return all runs: 60 heated and 60 steady ones, and those for tuning."""
+def all_specs(seeds: int = SEEDS) -> list[RunSpec]:
+    """Return all runs: ten heated and ten steady ones a seed, and those for tuning."""
     unseen = split()["probe_test"]
     tuning = unseen[:: len(unseen) // TUNING_MOLECULES][:TUNING_MOLECULES]
     specs = []
     for kind in ("heated", "steady"):
         specs += [
             RunSpec("test", kind, name, HELD_OUT[name], seed)
-            for seed in range(SEEDS)
+            for seed in range(seeds)
             for name in RMD17
         ]
         specs += [
@@ -175,9 +175,9 @@ def read_run(folder: Path, spec: RunSpec) -> Run:
     return Run(spec, stopped, **arrays)
 
 
-def missing_chunks(folder: Path) -> Iterator[list[RunSpec]]:
+def missing_chunks(folder: Path, seeds: int) -> Iterator[list[RunSpec]]:
     """Yield the runs that are not in the cache, runs of one kind together."""
-    missing = [s for s in all_specs() if not (folder / f"{s.name}.npz").is_file()]
+    missing = [s for s in all_specs(seeds) if not (folder / f"{s.name}.npz").is_file()]
     for purpose in ("tuning", "test"):
         for kind in SCHEDULES:
             alike = [s for s in missing if (s.purpose, s.kind) == (purpose, kind)]

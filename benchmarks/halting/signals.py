@@ -95,8 +95,10 @@ def write_training_features(source: Path, target: Path) -> None:
     )
 
 
-def read_signals(model: BatchedForces, distance: LatentDistance, run: Run) -> Signals:
-    """Evaluate one run."""
+def read_signals(
+    model: BatchedForces, distance: LatentDistance | None, run: Run
+) -> Signals:
+    """Evaluate one run; the distances are NaN without ``distance``."""
     calculator = default_calculator()
     rows: dict[str, list[np.ndarray]] = {name: [] for name in Signals.__annotations__}
     done = 0
@@ -105,7 +107,10 @@ def read_signals(model: BatchedForces, distance: LatentDistance, run: Run) -> Si
         truth = run.truth[done : done + len(batch)]
         done += len(batch)
         judged = [calculator.judge(p) for p in batch]
-        far = np.stack([distance(p.numbers, p.features.numpy()) for p in batch])
+        far = np.full((len(batch), 1), np.nan)
+        if distance is not None:
+            parts = [distance(p.numbers, p.features.numpy()) for p in batch]
+            far = np.stack(parts)
         rows["error"].append(np.sqrt(np.mean((forces - truth) ** 2, axis=(1, 2))))
         rows["probe"].append(np.array([found.readings[0].risk for found in judged]))
         rows["verdict"].append(np.array([int(found.level) / 2 for found in judged]))

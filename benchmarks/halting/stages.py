@@ -31,7 +31,9 @@ def make_signals(specs: list[RunSpec], folder: Path) -> None:
     """Evaluate all signals except the committee; compare one run with the package."""
     torch.set_num_threads(1)
     model = bundled()
-    distance = LatentDistance(**read_arrays(folder / TRAINING))
+    distance = None  # without training frames of the potential
+    if (folder / TRAINING).is_file():
+        distance = LatentDistance(**read_arrays(folder / TRAINING))
     for spec in specs:
         run = read_run(folder, spec)
         signals = read_signals(model, distance, run)
