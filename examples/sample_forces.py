@@ -32,7 +32,7 @@ parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
 parser.add_argument("--quick", action="store_true", help="a tenth of it, to try it out")
 parser.add_argument("--picture", default="sample_forces.png")
 given = parser.parse_args()
-runs, epochs, most = (2, 1, 10) if given.quick else (12, 10, 1500)
+runs, epochs, most = (2, 1, 10) if given.quick else (8, 8, 1500)
 rng = np.random.default_rng(0)
 potential = bare_calculator()  # any MACE, Orb or CHGNet calculator
 reference = TBLite(method="GFN2-xTB", verbosity=0)
@@ -59,7 +59,7 @@ perturbation = uqcalc.perturb(
     potential,
     frames,
     Labels(group_key="run"),
-    settings=PerturbationSettings(epochs=epochs, members=6),
+    settings=PerturbationSettings(epochs=epochs, members=4),
 )
 perturbation.save("my.perturbation")
 scores = perturbation.card.report
@@ -78,7 +78,7 @@ thermalize_momenta(atoms, temperature_K=300, rng=rng)
 bath = {"temperature_K": 300, "friction": 0.02 / units.fs, "fixcm": False, "rng": rng}
 dyn = Langevin(atoms, 0.5 * units.fs, **bath)
 dyn.attach(lambda: dyn.set_temperature(temperature_K=300 + 2 * dyn.nsteps))
-monitor = Monitor(dyn, log="run.jsonl", flagged="flagged.xyz")
+monitor = Monitor(dyn, log="sample_forces.jsonl", mode="new")
 path = []
 dyn.attach(lambda: path.append(atoms.copy()), interval=2)
 dyn.run(most)
