@@ -82,10 +82,11 @@ class FunctionalSpread:
 
         if isinstance(perturbation, str | os.PathLike):
             perturbation = Perturbation.load(perturbation)
-        if not isinstance(perturbation, Perturbation):
+        given: object = perturbation
+        if not isinstance(given, Perturbation):
             msg = (
                 "perturbation must be a Perturbation or its file, got "
-                f"{type(perturbation).__name__}; make one with uqcalc.perturb"
+                f"{type(given).__name__}; make one with uqcalc.perturb"
             )
             raise ModelError(msg)
         if isinstance(members, bool) or not isinstance(members, int) or members < 2:
