@@ -72,8 +72,8 @@ def tap(
     for argument, value in (("select", select), ("energy", energy)):
         if value is not None and module is None:
             msg = (
-                f"{argument}= must be given together with module=, got module=None; name "
-                'the layer, such as module="model.readout"'
+                f"{argument}= must be given together with module=, got module=None; "
+                'name the layer, such as module="model.readout"'
             )
             raise BackboneError(msg)
     if isinstance(calculator, Backbone):
