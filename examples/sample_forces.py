@@ -32,7 +32,7 @@ parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
 parser.add_argument("--quick", action="store_true", help="a tenth of it, to try it out")
 parser.add_argument("--picture", default="sample_forces.png")
 given = parser.parse_args()
-runs, epochs, most = (2, 1, 10) if given.quick else (12, 10, 1500)
+runs, epochs, most = (2, 1, 10) if given.quick else (8, 8, 1500)
 rng = np.random.default_rng(0)
 potential = bare_calculator()  # any MACE, Orb or CHGNet calculator
 reference = TBLite(method="GFN2-xTB", verbosity=0)
@@ -59,7 +59,7 @@ perturbation = uqcalc.perturb(
     potential,
     frames,
     Labels(group_key="run"),
-    settings=PerturbationSettings(epochs=epochs, members=6),
+    settings=PerturbationSettings(epochs=epochs, members=4),
 )
 perturbation.save("my.perturbation")
 scores = perturbation.card.report
@@ -78,7 +78,7 @@ thermalize_momenta(atoms, temperature_K=300, rng=rng)
 bath = {"temperature_K": 300, "friction": 0.02 / units.fs, "fixcm": False, "rng": rng}
 dyn = Langevin(atoms, 0.5 * units.fs, **bath)
 dyn.attach(lambda: dyn.set_temperature(temperature_K=300 + 2 * dyn.nsteps))
-monitor = Monitor(dyn, log="run.jsonl", flagged="flagged.xyz")
+monitor = Monitor(dyn, log="sample_forces.jsonl", mode="new")
 path = []
 dyn.attach(lambda: path.append(atoms.copy()), interval=2)
 dyn.run(most)
@@ -115,38 +115,39 @@ blue, sand, red = plotting.COLOURS.values()
 figure, axes = plt.subplot_mosaic(
     [["first", "final"], ["run", "run"]], figsize=(7, 5.4), layout="constrained"
 )
-for name, rows in (("first", first), ("final", final)):
-    ax, x = axes[name], times[rows]
-    ax.plot(x, fan[rows], color=blue, lw=0.3, alpha=0.25)
-    ax.fill_between(x, low[rows], high[rows], color=blue, alpha=0.25, lw=0)
-    ax.plot(x, true[rows], color=plotting.INK, lw=1.2)
-    out = rows & ~inside
-    ax.plot(times[out], true[out], ".", color=red, ms=4)
-    ax.set(xlabel="time [fs]", xlim=(x[0], x[-1]))
-axes["final"].sharey(axes["first"])
-axes["first"].set_ylabel("force on O along C-O [eV/Å]")
-axes["first"].set_title("first 60 fs", fontsize=9)
 ending = "before the halt" if monitor.halted else "of the run"
-axes["final"].set_title(f"last 60 fs {ending}", fontsize=9)
-axes["final"].legend(
+titles = {"first": "first 60 fs", "final": f"last 60 fs {ending}"}
+for name, rows in (("first", first), ("final", final)):
+    ax, out = axes[name], rows & ~inside
+    ax.plot(times[rows], fan[rows], color=blue, lw=0.3, alpha=0.3)
+    ax.fill_between(times[rows], low[rows], high[rows], color=blue, alpha=0.25, lw=0)
+    ax.plot(times[rows], true[rows], color=plotting.INK, lw=1.2)
+    ax.plot(times[out], true[out], ".", color=red, ms=5)
+    ax.set(xlabel="time [fs]", xlim=times[rows][[0, -1]])
+    ax.set_title(titles[name], fontsize=9, loc="left")
+axes["first"].set_ylabel("force on O along C-O [eV/Å]")
+axes["first"].legend(
     handles=[
-        plt.Line2D([], [], color=blue, lw=6, alpha=0.4, label="90 % of 32 members"),
+        plt.Line2D([], [], color=blue, lw=6, alpha=0.4, label="32 members, 90 %"),
         plt.Line2D([], [], color=plotting.INK, lw=1.2, label="GFN2-xTB"),
-        plt.Line2D([], [], color=red, marker=".", lw=0, label="outside"),
+        plt.Line2D([], [], color=red, marker=".", lw=0, label="outside the band"),
     ],
-    frameon=False,
     fontsize=8,
+    framealpha=0.8,
+    edgecolor="none",
 )
 ax = axes["run"]
 ax.plot(times, errors, color=plotting.INK, lw=1, label="true error of the mean")
-ax.plot(times, widths, color=blue, lw=1, label="spread")
+ax.plot(times, widths, color=blue, lw=1, label="spread of the members")
 for limit, colour in ((limits.suspect, sand), (limits.unreliable, red)):
-    ax.axhline(limit, color=colour, lw=0.8, ls="--")
+    ax.axhline(limit, color=colour, lw=0.8, ls="--", zorder=0)
 if monitor.halted:
-    ax.axvline(last, color=red, lw=1)
-    ax.annotate("halt ", (last, ax.get_ylim()[1]), color=red, ha="right", va="top")
-ax.set(xlabel="time [fs]", ylabel="RMS over the forces [eV/Å]", ylim=(0, None))
-ax.set_xlim(0, 1.01 * last)
+    ax.axvline(last, color=red, lw=1, zorder=0)
+    ax.set_title("halt", fontsize=9, color=red, loc="right")
+most_seen = max(limits.unreliable, errors.max(), widths.max())
+ax.set(xlabel="time [fs]", ylabel="RMS over the forces [eV/Å]")
+ax.set(xlim=(0, last), ylim=(0, 1.05 * most_seen))
+ax.set_title("whole run; dashed: limits on the spread", fontsize=9, loc="left")
 ax.legend(frameon=False, fontsize=8, loc="upper left")
 for ax in axes.values():
     ax.spines[["top", "right"]].set_visible(False)

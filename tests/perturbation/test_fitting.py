@@ -79,11 +79,32 @@ def test_frames_without_labels_are_refused(potential, frames):
         perturb(potential, bare, Labels())
 
 
-def test_settings_are_checked():
-    with pytest.raises(ModelError, match="train must be one of"):
-        PerturbationSettings(train="some")
-    with pytest.raises(ModelError, match="members must be at least 2"):
-        PerturbationSettings(members=1)
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"train": "some"}, "train must be one of"),
+        ({"noise": "bond"}, "noise must be one of"),
+        ({"members": 1}, "members must be at least 2"),
+        ({"noise_rate": float("nan")}, "noise_rate must be a number above 0"),
+    ],
+)
+def test_settings_are_checked(change, words):
+    with pytest.raises(ModelError, match=words):
+        PerturbationSettings(**change)
+
+
+def test_frames_that_cannot_be_evaluated_are_named(potential, frames):
+    broken = [frame.copy() for frame in frames]
+    broken[4].positions[0] = np.nan
+    with pytest.raises(LabelError, match=r"frame 4 cannot be evaluated: positions"):
+        perturb(potential, broken)
+    broken[4] = frames[0].copy()
+    broken[4].numbers[0] = 92
+    with pytest.raises(LabelError, match=r"frame 4 cannot be evaluated: elements"):
+        perturb(potential, broken)
+    for wrong, words in (("labelled.xyz", "list of Atoms"), ([], "at least 2 groups")):
+        with pytest.raises(LabelError, match=words):
+            perturb(potential, wrong)
 
 
 def test_energies_are_in_all_frames_or_in_none(potential, frames):

@@ -110,6 +110,11 @@ def test_the_number_of_members_is_checked(perturbation, value):
         FunctionalSpread(perturbation, members=value)
 
 
+def test_something_else_than_a_perturbation_is_refused():
+    with pytest.raises(ModelError, match="must be a Perturbation or its file"):
+        FunctionalSpread(3)
+
+
 def test_the_interval_is_checked_and_divides_the_passes(calculator, perturbation):
     with pytest.raises(ValueError, match="interval must be"):
         FunctionalSpread(perturbation, interval=0)

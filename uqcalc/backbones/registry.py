@@ -69,11 +69,11 @@ def tap(
     BackboneError
         If the calculator cannot be tapped; the message gives a remedy.
     """
-    for name, value in (("select", select), ("energy", energy)):
+    for argument, value in (("select", select), ("energy", energy)):
         if value is not None and module is None:
             msg = (
-                f"{name}= must be given together with module=, got module=None; name "
-                'the layer, such as module="model.readout"'
+                f"{argument}= must be given together with module=, got module=None; "
+                'name the layer, such as module="model.readout"'
             )
             raise BackboneError(msg)
     if isinstance(calculator, Backbone):

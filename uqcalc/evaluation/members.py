@@ -16,6 +16,7 @@ from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.batching import evaluate_each
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
+from uqcalc.labels.defects import check_frames
 from uqcalc.labels.labels import Labels
 from uqcalc.labels.offsets import fit_offsets, offset_energies
 from uqcalc.progress import progress_bar
@@ -112,6 +113,7 @@ def evaluate_members(
         If the potential gives no distribution, if it cannot evaluate a frame, or if no
         frame has a reference.
     """
+    check_frames(frames, ())
     backbone = backbone_of(calculator)
     kinds = distributions(backbone)
     if not kinds:

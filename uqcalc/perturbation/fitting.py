@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Literal, get_args
 
@@ -18,14 +18,16 @@ from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.batching import batches
 from uqcalc.backbones.differentiable import CanTrain, Trainable
 from uqcalc.backbones.registry import tap
-from uqcalc.errors import LabelError, ModelError
+from uqcalc.errors import ModelError
+from uqcalc.labels.defects import check_frames
 from uqcalc.labels.groups import divide, group_names
 from uqcalc.labels.labels import Labels
 from uqcalc.labels.offsets import fit_offsets, offset_energies, warn_of_offsets
-from uqcalc.perturbation.card import PerturbationCard
+from uqcalc.perturbation.card import NOISE, PerturbationCard
 from uqcalc.perturbation.layers import Layer, find_layers
 from uqcalc.perturbation.noise import Noise, draw
 from uqcalc.perturbation.perturbation import Perturbation
+from uqcalc.perturbation.targets import Targets, check_structures, targets_of
 from uqcalc.progress import progress_bar
 from uqcalc.statistics.crps import fair_crps
 
@@ -91,20 +93,21 @@ class PerturbationSettings:
                 "'perturbation' leaves the potential as it is"
             )
             raise ModelError(msg)
+        if self.noise not in NOISE:
+            msg = (
+                f"noise must be one of {list(NOISE)}, got {self.noise!r}; 'structure' "
+                "makes each member a smooth potential"
+            )
+            raise ModelError(msg)
+        for name in ("noise_rate", "model_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                msg = f"{name} must be a number above 0, got {getattr(self, name)}"
+                raise ModelError(msg)
         least = {"members": 2, "dimension": 1, "epochs": 1, "patience": 1, "batch": 1}
         for name, limit in least.items():
             if getattr(self, name) < limit:
                 msg = f"{name} must be at least {limit}, got {getattr(self, name)}"
                 raise ModelError(msg)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Targets:
-    """Labels of some frames, and the scale of each error."""
-
-    energies: torch.Tensor | None  # (frames,), eV
-    forces: list[torch.Tensor]  # (atoms, 3) each, eV/Å
-    stresses: torch.Tensor | None  # (frames, 3, 3), eV/Å³
 
 
 def perturb(
@@ -145,10 +148,11 @@ def perturb(
     ModelError
         If the potential cannot be differentiated, or a setting is impossible.
     BackboneError
-        If a layer does not exist, or the potential cannot evaluate a frame.
+        If a layer does not exist.
     LabelError
-        If a frame has no reference forces, if some frames have a reference energy and
-        others have none, or if there are fewer than two groups.
+        If there are no frames, if the potential cannot evaluate a frame, if one
+        has no reference forces, if some frames have a reference energy and others have
+        none, or if there are fewer than two groups.
 
     Warns
     -----
@@ -156,6 +160,7 @@ def perturb(
         If the reference energies seem to have another zero than the potential's.
     """
     options = settings or PerturbationSettings()
+    check_frames(frames, ())
     backbone = tap(calculator)
     if not isinstance(backbone, CanTrain):
         msg = (
@@ -165,50 +170,16 @@ def perturb(
         )
         raise ModelError(msg)
     by_atom = backbone.perturbable_atoms if options.noise == "atom" else ()
-    found = find_layers(backbone, tuple(layers) or by_atom)
+    named = (layers,) if isinstance(layers, str) else tuple(layers)
+    found = find_layers(backbone, named or by_atom)
+    check_structures(backbone, frames)
     keys = labels or Labels()
-    targets = _targets(frames, keys)
+    targets = targets_of(frames, keys)
     groups = group_names(frames, keys.group_key)
     share = max(HELD_OUT, min(0.5, FEWEST_HELD_OUT / max(1, len(groups))))
     fit, held = divide(groups, (1 - share, share), options.seed)
     with backbone.alone():
         return _Fit(backbone, found, frames, targets, options).run(fit, held, keys)
-
-
-def _targets(frames: Sequence[Atoms], labels: Labels) -> _Targets:
-    """Return the references of all frames."""
-    given = {
-        kind: [replace(labels, target=kind, offsets=False).reference(f) for f in frames]
-        for kind in ("energy", "forces", "stress")
-    }
-    without = all(value is None for value in given["energy"])
-    for kind in ("forces",) if without else ("energy", "forces"):
-        bad = [
-            index
-            for index, value in enumerate(given[kind])
-            if value is None or not np.all(np.isfinite(value))
-        ]
-        if bad:
-            key = labels.energy_key if kind == "energy" else labels.forces_key
-            msg = (
-                f"every frame must have a finite reference for {kind} under {key!r}, "
-                f"got none in {len(bad)} of {len(frames)} (the first: frame {bad[0]}); "
-                "leave them out, or name the key in labels"
-            )
-            raise LabelError(msg)
-    stresses = [value for value in given["stress"] if value is not None]
-    whole = len(stresses) == len(frames) and np.isfinite(stresses).all()
-    return _Targets(
-        None if without else torch.tensor(np.array(given["energy"], dtype=float)),
-        [torch.as_tensor(value) for value in given["forces"]],
-        _full(np.array(stresses)) if whole else None,
-    )
-
-
-def _full(stresses: np.ndarray) -> torch.Tensor:
-    """Return (frames, 3, 3) from Voigt components (frames, 6)."""
-    order = [[0, 5, 4], [5, 1, 3], [4, 3, 2]]
-    return torch.as_tensor(stresses[:, order])
 
 
 class _Fit:
@@ -219,7 +190,7 @@ class _Fit:
         backbone: Backbone,
         layers: Sequence[Layer],
         frames: Sequence[Atoms],
-        targets: _Targets,
+        targets: Targets,
         options: PerturbationSettings,
     ) -> None:
         self.backbone = backbone

@@ -90,7 +90,7 @@ def _names(root: torch.nn.Module) -> list[str]:
     return [
         name
         for name, module in root.named_modules()
-        if hasattr(module, "irreps_out") or hasattr(module, "out_features")
+        if hasattr(module, "out_features") or type(module).__name__ == "Linear"
     ]
 
 

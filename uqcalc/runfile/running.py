@@ -245,9 +245,15 @@ def _about(file: RunFile) -> dict[str, Any]:
         "input": file.echo(),
         "structure_sha256": hashlib.sha256(content).hexdigest(),
     }
-    if name := file.policy.halting_guarantee:
-        digest = hashlib.sha256(file.at(name).read_bytes()).hexdigest()
-        about["halting_guarantee_sha256"] = digest
+    spread = file.functional_spread
+    files = {
+        "halting_guarantee": file.policy.halting_guarantee,
+        "perturbation": None if spread is None else spread.perturbation,
+    }
+    for what, name in files.items():
+        if name is not None:
+            digest = hashlib.sha256(file.at(name).read_bytes()).hexdigest()
+            about[f"{what}_sha256"] = digest
     return about
 
 

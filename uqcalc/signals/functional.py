@@ -78,10 +78,17 @@ class FunctionalSpread:
         *,
         stress: bool | None = None,
     ) -> None:
-        if isinstance(perturbation, str | os.PathLike):
-            from uqcalc.perturbation.perturbation import Perturbation
+        from uqcalc.perturbation.perturbation import Perturbation
 
+        if isinstance(perturbation, str | os.PathLike):
             perturbation = Perturbation.load(perturbation)
+        given: object = perturbation
+        if not isinstance(given, Perturbation):
+            msg = (
+                "perturbation must be a Perturbation or its file, got "
+                f"{type(given).__name__}; make one with uqcalc.perturb"
+            )
+            raise ModelError(msg)
         if isinstance(members, bool) or not isinstance(members, int) or members < 2:
             msg = (
                 f"members must be a whole number of at least 2, got {members!r}; 8 to "
