@@ -36,6 +36,7 @@ Trained = Literal["perturbation", "all"]
 HELD_OUT = 0.1  # share of the frames for early stopping, in whole groups ...
 FEWEST_HELD_OUT = 10  # ... and at least so many of a small set, up to half of it
 VALIDATION_MEMBERS = 16
+WARM_UP = 0.1  # share of the steps in which the learning rates rise
 _UNITS = {
     "energy": "energy_eV_per_atom",
     "forces": "forces_eV_per_A",
@@ -82,8 +83,8 @@ class PerturbationSettings:
     epochs: int = 40
     patience: int = 8
     batch: int = 8
-    noise_rate: float = 5e-3
-    model_rate: float = 2e-4
+    noise_rate: float = 1e-3
+    model_rate: float = 1e-4
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -146,7 +147,9 @@ def perturb(
     Raises
     ------
     ModelError
-        If the potential cannot be differentiated, or a setting is impossible.
+        If the potential cannot be differentiated, a setting is impossible, or no epoch
+        lowers the CRPS of the held-out frames: members that do not differ would say
+        that every force is certain.
     BackboneError
         If a layer does not exist.
     LabelError
@@ -180,6 +183,16 @@ def perturb(
     fit, held = divide(groups, (1 - share, share), options.seed)
     with backbone.alone():
         return _Fit(backbone, found, frames, targets, options).run(fit, held, keys)
+
+
+def _share_of_rate(step: int, steps: int) -> float:
+    """Return the share of the peak rate: a linear rise, then a cosine down to zero.
+
+    Without the rise the first steps of Adam, which all have the size of the rate, add
+    more noise to the energy than the rest of the training removes.
+    """
+    rise = min(1.0, (step + 1) / max(1.0, WARM_UP * steps))
+    return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
 
 
 class _Fit:
@@ -351,7 +364,7 @@ class _Fit:
         optimiser = torch.optim.Adam(groups)
         steps = options.epochs * len(self._batches(fit, options.members))
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * min(1, step / steps)))
+            optimiser, lambda step: _share_of_rate(step, steps)
         )
         best, since, epoch = self._score(held), 0, 0
         first, kept = best, self._state()
@@ -369,6 +382,13 @@ class _Fit:
                     break
         self._restore(kept)
         count = len(self.scales)
+        if not best < first:
+            msg = (
+                "the CRPS of held-out frames must fall in the training, got none below "
+                f"that without noise ({first / count:.3g}) in {epoch} epochs; lower "
+                "noise_rate, or add frames on which the potential errs"
+            )
+            raise ModelError(msg)
         return {
             "epochs": float(epoch),
             "score": best / count,
