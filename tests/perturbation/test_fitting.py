@@ -72,6 +72,13 @@ def test_all_parameters_are_trained_and_kept_in_the_file(potential, frames, tmp_
     assert np.array_equal(backbone(frames[0], ["forces"]).forces, before.forces)
 
 
+def test_members_that_do_not_differ_are_refused(potential, frames):
+    """A spread of zero would say that every force is certain."""
+    wild = PerturbationSettings(epochs=1, dimension=4, members=2, noise_rate=100.0)
+    with pytest.raises(ModelError, match="CRPS of held-out frames must fall"):
+        perturb(potential, frames, settings=wild)
+
+
 def test_frames_without_labels_are_refused(potential, frames):
     bare = [frame.copy() for frame in frames]
     del bare[3].arrays["REF_forces"]
