@@ -34,7 +34,7 @@ ROOMS = {
     "geometry": BASE,
     "references": BASE,
     "asking": BASE | {"policy", "uses"},
-    "plotting": BASE | {"files"},
+    "plotting": BASE | {"files", "geometry"},
     "backbones": BASE,
     "models": BASE | {"files", "backbones"},
     # what is fitted to labels: the probe, its labels, its scores, its fit

@@ -21,6 +21,7 @@ from uqcalc.cli.info import info
 from uqcalc.cli.label import label
 from uqcalc.cli.loop import loop
 from uqcalc.cli.perturb import perturb
+from uqcalc.cli.plot import plot
 from uqcalc.cli.run import run
 from uqcalc.cli.select import select
 
@@ -50,6 +51,7 @@ for command in (
     label,
     loop,
     info,
+    plot,
     run,
 ):
     name = command.__name__.replace("_", "-")

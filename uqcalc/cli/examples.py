@@ -72,6 +72,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "uqcalc info chgnet",
         "uqcalc info run.jsonl --json | jq .end",
     ),
+    "plot": (
+        "uqcalc plot run.jsonl -o run.png",
+        "uqcalc plot flagged.xyz --shade importance -o frame.svg",
+    ),
     "run": ("uqcalc run --template > run.yaml", "uqcalc run run.yaml"),
 }
 # Command -> one line in the list of commands, short enough for 60 columns.
@@ -90,6 +94,7 @@ SUMMARIES = {
     "label": "Compute reference values of frames.",
     "loop": "Run, select, label, train, again.",
     "info": "Show the contents of a probe, signal or log.",
+    "plot": "Draw the timeline of a run, or a structure.",
     "run": "Run dynamics or a relaxation from a file.",
 }
 STATUS = (

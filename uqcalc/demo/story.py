@@ -43,8 +43,8 @@ def picture(run: DemoRun, title: str) -> Figure:
     plotting.plot_verdicts(history, axes["verdict"])
     _finish_axes(run, [axes[name] for name in rows])
     last = run.frames[-1]
-    plotting.plot_atoms(last, last.arrays["probe_importance"], axes["atoms"])
-    axes["atoms"].set_title("attention on each atom at the last step", fontsize=10)
+    plotting.plot_structure(last, axes["atoms"])
+    axes["atoms"].set_title("the last step, with its least reliable atoms", fontsize=10)
     return figure
 
 
