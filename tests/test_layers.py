@@ -62,10 +62,11 @@ ROOMS = {
 PUBLIC = {
     "runfile": set(ROOMS),
     "learning": {*ROOMS, "runfile"},
-    "demo": set(ROOMS),
+    "viewing": {*ROOMS, "learning"},
+    "demo": {*ROOMS, "viewing"},
     "types": {*ROOMS, "runfile", "learning"},
-    "__init__": {*ROOMS, "runfile", "learning"},
-    "cli": {*ROOMS, "runfile", "learning", "demo", "__init__"},
+    "__init__": {*ROOMS, "runfile", "learning", "viewing"},
+    "cli": {*ROOMS, "runfile", "learning", "viewing", "demo", "__init__"},
     "__main__": {"cli"},
 }
 ALLOWED = ROOMS | PUBLIC

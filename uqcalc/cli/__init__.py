@@ -22,8 +22,10 @@ from uqcalc.cli.label import label
 from uqcalc.cli.loop import loop
 from uqcalc.cli.perturb import perturb
 from uqcalc.cli.plot import plot
+from uqcalc.cli.report import report
 from uqcalc.cli.run import run
 from uqcalc.cli.select import select
+from uqcalc.cli.watch import watch
 
 
 __all__ = ["app", "main"]
@@ -52,6 +54,8 @@ for command in (
     loop,
     info,
     plot,
+    report,
+    watch,
     run,
 ):
     name = command.__name__.replace("_", "-")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -269,6 +270,10 @@ class Rows:
         The end record; None while the run goes on.
     last : mapping or None
         The last step record.
+    recent : deque of Level or None
+        Levels of the last 64 steps.
+    total : int
+        Number of steps taken in.
     """
 
     def __init__(self, most: int | None = None) -> None:
@@ -279,6 +284,7 @@ class Rows:
         self._steps: list[Mapping[str, Any]] = []
         self._held: Track | None = None
         self._marks: list[Mark] = []
+        self.recent: deque[Level | None] = deque(maxlen=64)
         self.total = 0
 
     def add(self, record: Mapping[str, Any]) -> None:
@@ -302,6 +308,8 @@ class Rows:
         if self.last is not None and self.last["step"] >= step:
             self._go_back(step)
         self.last = record
+        level = record.get("level")
+        self.recent.append(None if level is None else Level[level])
         self._steps.append(record)
         self.total += 1
         if self._most is not None and len(self._steps) >= self._most:
