@@ -44,28 +44,28 @@ class Shade:
     key : str
         Name of the array in the frame.
     words, unit : str
-    low_is_bad : bool
     limits : (float, float) or None
         Range of the colours; None for 0 to the largest value.
+    low_is_bad : bool
     """
 
     key: str
     words: str
-    unit: str
-    low_is_bad: bool
-    limits: tuple[float, float] | None
+    unit: str = ""
+    limits: tuple[float, float] | None = None
+    low_is_bad: bool = False
 
 
 SHADES = {
     "reliability": Shade(
-        "probe_reliabilities", "P(force of the atom is reliable)", "", True, (0.0, 1.0)
+        "probe_reliabilities",
+        "P(force of the atom is reliable)",
+        "",
+        (0.0, 1.0),
+        low_is_bad=True,
     ),
-    "importance": Shade(
-        "probe_importance", "attention on the atom (average: 1)", "", False, None
-    ),
-    "force_delta": Shade(
-        "force_deltas", "Force Delta of the atom", "eV/Å", False, None
-    ),
+    "importance": Shade("probe_importance", "attention on the atom (average: 1)"),
+    "force_delta": Shade("force_deltas", "Force Delta of the atom", "eV/Å"),
 }
 
 

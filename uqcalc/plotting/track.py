@@ -201,9 +201,8 @@ class Track:
             unit = _UNITS.get(name, "")
             found.append(Signal(name, unit, column, suspect, unreliable))
         for name, column in self.values.items():
-            if name.startswith("probe") and "_novelty" in name:
-                if name not in self._limits:
-                    found.append(Signal(name, "", column, *NOVELTY_LIMITS))
+            if "_novelty" in name and name not in self._limits:
+                found.append(Signal(name, "", column, *NOVELTY_LIMITS))
         return found
 
     @cached_property

@@ -92,7 +92,7 @@ def timeline_figure(track: Track) -> Figure:
         if found is not None:
             _draw_limits(figure, row, found, _is_probability(found, drawn))
     _draw_strip(figure, drawn, len(heights))
-    _draw_marks(figure, drawn, len(heights))
+    _draw_marks(figure, drawn)
     figure.update_xaxes(
         title_text=with_unit(*drawn.axis), row=len(heights), col=1, ticks="outside"
     )
@@ -214,7 +214,7 @@ def _draw_strip(figure: Figure, track: Track, row: int) -> None:
     figure.update_yaxes(showticklabels=False, ticks="", showgrid=False, row=row, col=1)
 
 
-def _draw_marks(figure: Figure, track: Track, rows: int) -> None:
+def _draw_marks(figure: Figure, track: Track) -> None:
     for mark in track.marks[-_MOST_MARKS:]:
         x = track.place(mark.step)
         figure.add_vline(

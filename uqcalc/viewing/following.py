@@ -105,7 +105,7 @@ class Follower:
             try:
                 record = json.loads(line)
                 if not isinstance(record, dict):
-                    raise ValueError(line[:40])  # noqa: TRY301, TRY004
+                    raise ValueError(line[:40])  # noqa: TRY301
                 self._rows.add(record)
             except (ValueError, KeyError, TypeError, RecursionError):
                 self.damaged += 1

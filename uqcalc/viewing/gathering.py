@@ -197,9 +197,9 @@ def _place(
     vectors, what = _vectors([one.atoms for one in shown], chosen, calculator)
     if vectors is None:
         text = (
-            f"The map shows P against the {x_name.partition(' [')[0]}, since not all "
-            "frames have a descriptor: name the potential with --model to draw a map of "
-            "embeddings."
+            f"The map shows P against the {x_name.partition(' [')[0]}, since not "
+            "all frames have a descriptor: name the potential with --model to draw a "
+            "map of embeddings."
         )
         return (x_name, "P(reliable)"), text
     places, method = map_of(vectors)

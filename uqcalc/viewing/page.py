@@ -135,7 +135,7 @@ def _event_row(trouble: Trouble) -> tuple[str, ...]:
 
 
 def _image_words(run: Run, image: tuple[list[int], list[int], Any]) -> str:
-    steps, atoms, table = image
+    steps, atoms, _ = image
     frames, every = len(run.seen.columns), len(run.seen.columns[0][1])
     text = f"{len(steps)} of {frames} frames with values of the atoms"
     if len(atoms) < every:
@@ -170,8 +170,8 @@ def _where(found: Gathered) -> str:
         f"{first.unreliable:g} are unreliable, with P of at least {first.reliable:g} "
         "reliable. A motif far above 1 is where labels are missing most. The bars are "
         "95 % intervals over blocks of neighbouring frames; where the whole bar lies "
-        "above 1, the point is red. Where one side has no atom of a motif, half an atom "
-        "is counted, and the ratio is a limit only."
+        "above 1, the point is red. Where one side has no atom of a motif, half an "
+        "atom is counted, and the ratio is a limit only."
     )
 
 

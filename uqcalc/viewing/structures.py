@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from numpy.typing import NDArray
 
 from uqcalc.errors import MissingExtraError
 from uqcalc.plotting.structure import SHADES, shade_values, shades_of
@@ -101,7 +100,7 @@ def _of_structures(
         "step": [one.step for one in shown],
     }
     columns.setdefault(x_name, [one.x for one in shown])
-    runs = [harmless(one.run) for one in shown]
+    runs = [untagged(one.run) for one in shown]
     if len(set(runs)) > 1:
         columns["run"] = runs
     return {
@@ -153,9 +152,9 @@ def _settings(
     }
 
 
-def harmless(text: str) -> str:
+def untagged(text: str) -> str:
     """Return a text without the characters that begin a tag or an entity of HTML."""
-    return text.translate(str.maketrans({"<": "‹", ">": "›", "&": "+"}))
+    return text.translate(str.maketrans({"<": "(", ">": ")", "&": "+"}))
 
 
 def _rounded(value: Any) -> Any:

@@ -26,6 +26,9 @@ _LETTERS = {Level.RELIABLE: "▁", Level.SUSPECT: "▄", Level.UNRELIABLE: "█"
 _STATUS = {"running": "green", "halted": "bold red", "finished": "blue",
            "quiet": "yellow", "gone": "yellow", "waiting": "dim"}  # fmt: skip
 _STRIP = 24
+_COLUMNS = (
+    "run", "status", "step", "time", "steps/s", "left", "P", "last levels",
+)  # fmt: skip
 
 
 def watch(
@@ -67,8 +70,7 @@ def screen(runs: Sequence[Follower]) -> RenderableType:
 
     if not runs:
         return Text("Waiting for an event log (*.jsonl).")
-    table = Table("run", "status", "step", "time", "steps/s", "left", "P", "last levels",
-                  box=None, pad_edge=False)  # fmt: skip
+    table = Table(*_COLUMNS, box=None, pad_edge=False)
     lines: list[Text] = []
     for run in runs:
         status = Text(run.status, style=_STATUS[run.status])

@@ -28,7 +28,8 @@ class Trouble:
     level : Level
         Level of this step.
     risk : float
-        Largest risk of this step; NaN counts as infinite.
+        1 - P of this step; without a probe the largest risk of all signals. NaN counts
+        as infinite.
     reliability : float
         P(reliable) of this step; NaN without a probe.
     reasons : tuple of str
@@ -69,8 +70,9 @@ def troubles_of(records: Iterable[Mapping[str, Any]]) -> list[Trouble]:
 
 def _of_step(record: Mapping[str, Any]) -> Trouble:
     step, readings = int(record["step"]), record.get("readings") or {}
-    risks = [math.inf if risk is None else float(risk) for risk in readings.values()]
     reliability = (record.get("values") or {}).get("probe_reliability")
+    given = readings.values() if reliability is None else [1 - float(reliability)]
+    risks = [math.inf if risk is None else float(risk) for risk in given]
     return Trouble(
         step,
         step,

@@ -6,12 +6,15 @@ from the browser: runs have numbers.
 
 from __future__ import annotations
 
+import math
 import threading
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uqcalc.errors import MissingExtraError
+from uqcalc.files.writing import strict_json
+from uqcalc.records import Level
 from uqcalc.viewing.curves import plotly_script, timeline_figure
 from uqcalc.viewing.following import Follower, Watched
 from uqcalc.viewing.page import page_style, script_text
@@ -91,11 +94,14 @@ class Live:
                 return None
             atoms, path = found
             step = int(atoms.info.get("step", 0))
-            level, p = run.level, atoms.info.get("probe_reliability", 0.0)
-            one = Shown(atoms, run.path.stem, step, float(step),
-                        level or 0, float(p), (float(step), float(p)))  # type: ignore[arg-type]  # fmt: skip
-            data = dataset([one], ("step", "P(reliable)"), "step")
-            return {"dataset": data, "step": atoms.info.get("step"), "file": path.name}
+            level = Level(int(atoms.info.get("reliability_level", Level.UNRELIABLE)))
+            p = float(atoms.info.get("probe_reliability", math.nan))
+            place = (float(step), 0.0)
+            one = Shown(atoms, run.path.stem, step, place[0], level, p, place)
+            data = dataset([one], ("step", "place"), "step")
+            found_at = {"step": atoms.info.get("step"), "file": path.name}
+            told: dict[str, Any] = strict_json({"dataset": data} | found_at)
+            return told
 
     def _numbered(self, number: int) -> Follower | None:
         paths = sorted(self._watched.runs)

@@ -147,12 +147,12 @@ def _label_steps(runs: Sequence[Run]) -> list[tuple[str, str]]:
     for run in runs:
         worst = [str(t.worst) for t in ranked(run.troubles)[:_MOST_STEPS]]
         if worst:
-            many = (
-                "" if len(run.troubles) <= _MOST_STEPS else ", the worst of each event"
-            )
+            more = len(run.troubles) - len(worst)
+            many = f" and {more} more" if more else ""
             steps.append(f"{run.name}: {', '.join(worst)}{many}")
     files = [_shown(path) for run in runs for path in _labellable(run)]
-    text = f"Compute reference values for the worst step of each event ({'; '.join(steps)})"
+    text = "Compute reference values for the worst step of each event"
+    text += f" ({'; '.join(steps)})"
     if not files:
         return [
             (
