@@ -112,6 +112,22 @@ def _truth_lines(run: DemoRun) -> list[str]:
     return [text, marked] if lost else [text]
 
 
+def report_line(run: DemoRun, page: Path) -> str:
+    """Write the report of a run beside its log; return where it is, or what it needs.
+
+    Without the packages of the extra ``report`` there is no report.
+    """
+    from uqcalc.errors import MissingExtraError
+    from uqcalc.viewing.report import write_report
+
+    calculator = run.monitor.dynamics.atoms.calc
+    try:
+        write_report(page.with_suffix(".jsonl"), page, calculator=calculator)
+    except MissingExtraError as error:
+        return f"No report was written: {error}"
+    return f"Report: {page} (open it in a browser)."
+
+
 def describe_crystal(run: DemoRun, output: Path) -> list[str]:
     """Return the same lines for the crystal, which has no reference energies."""
     monitor, last = run.monitor, run.frames[-1]

@@ -96,7 +96,7 @@ def timeline_figure(track: Track) -> Figure:
     figure.update_xaxes(
         title_text=with_unit(*drawn.axis), row=len(heights), col=1, ticks="outside"
     )
-    return _laid_out(figure, sum(heights) + _REST)
+    return _laid_out(figure, sum(heights) + _REST, strip=True)
 
 
 def _panels(track: Track) -> list[tuple[str, str, NDArray[np.float64], Signal | None]]:
@@ -244,16 +244,16 @@ def _dash(kind: str) -> str:
     return "solid" if kind == "halt" else "dot"
 
 
-def _laid_out(figure: Figure, height: int) -> Figure:
+def _laid_out(figure: Figure, height: int, *, strip: bool = False) -> Figure:
     figure.update_layout(
         height=height,
         template="none",
-        margin={"l": 68, "r": 12, "t": 24, "b": 44},
+        margin={"l": 68, "r": 12, "t": 24, "b": 74 if strip else 44},
         font={"family": "system-ui, sans-serif", "size": 12, "color": INK},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         hovermode="x",
-        legend={"orientation": "h", "yanchor": "top", "y": -50 / height, "x": 0},
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
     )
     figure.update_xaxes(gridcolor="rgba(128,128,128,0.18)", zeroline=False)
     figure.update_yaxes(

@@ -70,7 +70,7 @@ live.showStructure = async (runs) => {
   const box = document.getElementById("viewer-box");
   live.viewer?.remove();
   box.innerHTML = '<div id="uq-structure" class="pane"></div>' +
-    '<div><div id="uq-info" class="info"></div><div id="uq-meta" class="meta"></div></div>';
+    '<div id="uq-info" class="meta"></div><div id="uq-meta" class="meta"></div>';
   live.viewer = await uq.showStructures(found.dataset, "StructureVisualizer");
 };
 

@@ -24,7 +24,7 @@ const uq = {
   plot(element, figure) {
     const { data, layout } = uq.coloured(figure);
     if (element.clientWidth < 560) {
-      layout.margin = { ...layout.margin, l: 52, r: 6 };
+      layout.margin = { ...layout.margin, l: 62, r: 6 };
       layout.font = { ...layout.font, size: 11 };
     }
     return Plotly.react(element, data, layout, { responsive: true, displayModeBar: false });
