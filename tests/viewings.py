@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 from ase.build import molecule
+
 from uqcalc.annotating.copies import annotated_copy
 from uqcalc.annotating.frames import append_frame
 from uqcalc.records import Assessment, Event, Level, Reading, Verdict

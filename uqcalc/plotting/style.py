@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from ase.formula import Formula
@@ -79,6 +80,11 @@ def shown_formula(symbols: str) -> str:
     except ValueError:
         return ""
     return formula.format("hill" if "C" in formula else "metal")
+
+
+def page_style() -> str:
+    """Return the style sheet that all HTML pages share; they follow a dark desktop."""
+    return (files("uqcalc.plotting") / "page.css").read_text(encoding="utf-8")
 
 
 def axes_of(ax: Axes | None) -> Axes:

@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from uqcalc.learning.selection import EVENT_STEPS
+from uqcalc.plotting.style import page_style
 from uqcalc.records import Level
 from uqcalc.viewing.curves import (
     MOST_POINTS,
@@ -43,7 +44,7 @@ def render(found: Gathered) -> str:
     template = (folder / "report.html.jinja").read_text(encoding="utf-8")
     text = environment.from_string(template).render(
         title=_title(found.runs),
-        style=Markup(page_style("report.css")),
+        style=Markup(page_and_own_style()),
         levels=[level.name for level in Level],
         overview=[(r.name, r.track.formula, verdict(r)) for r in found.runs],
         runs=[_section(run) for run in found.runs],
@@ -61,11 +62,10 @@ def render(found: Gathered) -> str:
     return text + "\n"
 
 
-def page_style(own: str) -> str:
-    """Return the style that all pages share, and that of one kind of page."""
-    shared = files("uqcalc.plotting") / "page.css"
-    mine = files("uqcalc.viewing") / own
-    return shared.read_text(encoding="utf-8") + mine.read_text(encoding="utf-8")
+def page_and_own_style() -> str:
+    """Return the style of all pages, and that of reports and live views."""
+    mine = files("uqcalc.viewing") / "report.css"
+    return page_style() + mine.read_text(encoding="utf-8")
 
 
 def script_text(name: str) -> str:

@@ -17,7 +17,7 @@ from uqcalc.files.writing import strict_json
 from uqcalc.records import Level
 from uqcalc.viewing.curves import plotly_script, timeline_figure
 from uqcalc.viewing.following import Follower, Watched
-from uqcalc.viewing.page import page_style, script_text
+from uqcalc.viewing.page import page_and_own_style, script_text
 from uqcalc.viewing.structures import Shown, dataset, viewer_script
 
 
@@ -177,7 +177,7 @@ def _page(place: Path) -> str:
     template = files("uqcalc.viewing") / "live.html.jinja"
     return environment.from_string(template.read_text(encoding="utf-8")).render(
         place=place.name or str(place),
-        style=Markup(page_style("report.css")),
+        style=Markup(page_and_own_style()),
         version=version("uqcalc"),
     )
 
