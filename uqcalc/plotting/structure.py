@@ -161,7 +161,7 @@ def structure_figure(
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(rc=STYLE):
         figure, ax = plt.subplots(figsize=(6.4, 6.4))
         plot_structure(atoms, ax, shade=shade, worst=worst)
         name = title or shown_formula(str(atoms.symbols))

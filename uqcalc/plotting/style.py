@@ -35,7 +35,7 @@ SERIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#00
 # Atoms: from dark blue (worst) to pale yellow (best); its lightness rises evenly.
 ATOM_MAP = "cividis"
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": INK,

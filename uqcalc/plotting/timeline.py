@@ -187,7 +187,7 @@ def plot_run(history: History, title: str = "") -> Figure:
         msg = "history must have at least one step, got none; run the dynamics first"
         raise ValueError(msg)
     panels = _panels(track)
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(rc=STYLE):
         figure, grid = plt.subplots(
             len(panels) + 1,
             figsize=(8, 1.5 + 1.35 * len(panels)),

@@ -166,7 +166,7 @@ class Track:
             return np.full(len(self), np.nan)
         kinetic = 1.5 * self.atoms * units.kB * self.temperature_K
         total = self.energy_eV + kinetic
-        return 1000 * (total - total[0]) / self.atoms
+        return np.asarray(1000 * (total - total[0]) / self.atoms)
 
     @property
     def conserves(self) -> bool:
@@ -221,7 +221,7 @@ class Track:
         columns = [p.values for p in self.probabilities.values()]
         if not columns:
             return np.full(len(self), np.nan)
-        return np.fmin.reduce(columns)
+        return np.asarray(np.fmin.reduce(columns))
 
     def thinned(self, most: int) -> Track:
         """Return a track of at most about ``most`` steps.
@@ -351,7 +351,7 @@ class Rows:
 
 def _joined(first: Track, second: Track) -> Track:
     columns = ("step", "time_fs", "temperature_K", "energy_eV", "level")
-    both = {
+    both: dict[str, Any] = {
         name: np.concatenate([getattr(first, name), getattr(second, name)])
         for name in columns
     }
@@ -391,10 +391,8 @@ def _number(value: object, missing: float) -> float:
     return float(value) if isinstance(value, (int, float)) else missing
 
 
-def _level(value: object) -> float:
-    if value is None:
-        return math.nan
-    return float(Level[value] if isinstance(value, str) else Level(value))  # type: ignore[call-overload]
+def _level(value: str | None) -> float:
+    return math.nan if value is None else float(Level[value])
 
 
 def _even(count: int, most: int) -> NDArray[np.int64]:

@@ -29,12 +29,12 @@ _MOST_STRUCTURES, _MOST_ATOMS = 600, 25_000  # in the page
 class SeenFrame(NamedTuple):
     """One annotated frame of a run, without its structure.
 
-    ``file`` and ``index`` say where it stands; ``reliability`` is P, NaN without a
+    ``file`` and ``row`` say where it stands; ``reliability`` is P, NaN without a
     probe; ``descriptor`` is the stored vector with the name of its potential.
     """
 
     file: int
-    index: int
+    row: int
     step: int
     level: Level
     reliability: float
@@ -83,7 +83,8 @@ class FramesSeen:
             Whether the frames belong to one run with a log, so that each step counts
             once. Otherwise the place in the files is the step.
         """
-        seen, records = cls(files), []
+        seen = cls(files)
+        records: list[dict[str, Any]] = []
         known: dict[int, int] = {}
         for number, path in enumerate(files):
             for index, frame in seen._readable(path):
@@ -135,12 +136,12 @@ class FramesSeen:
         found = self.frames[row]
         if found.descriptor is None and read_descriptor(atoms) is not None:
             self.frames[row] = found._replace(
-                file=file, index=index, descriptor=read_descriptor(atoms)
+                file=file, row=index, descriptor=read_descriptor(atoms)
             )
 
     def structures(self, chosen: Sequence[SeenFrame]) -> list[Atoms]:
         """Return the structures of some frames, in their order."""
-        wanted = {(frame.file, frame.index): k for k, frame in enumerate(chosen)}
+        wanted = {(frame.file, frame.row): k for k, frame in enumerate(chosen)}
         found: dict[int, Atoms] = {}
         for number, path in enumerate(self.files):
             last = max((i for f, i in wanted if f == number), default=-1)
@@ -208,14 +209,14 @@ def chosen_frames(
             worst.append(max(inside, key=_badness))
     room = max(frame.atoms for frame in frames) if frames else 1
     most = max(1, min(_MOST_STRUCTURES, _MOST_ATOMS // max(room, 1)))
-    kept = dict.fromkeys((f.file, f.index) for f in worst[:most])
-    even = np.linspace(0, len(frames) - 1, most).round().astype(int) if frames else []
-    for row in dict.fromkeys(even):
-        if len(kept) < most:
-            kept[frames[row].file, frames[row].index] = None
-    chosen = [frame for frame in frames if (frame.file, frame.index) in kept]
-    places = {(f.file, f.index): k for k, f in enumerate(chosen)}
-    order = dict.fromkeys(places[f.file, f.index] for f in worst[:most])
+    kept = dict.fromkeys((f.file, f.row) for f in worst[:most])
+    even = np.linspace(0, max(len(frames) - 1, 0), most).round().astype(int)
+    for row in dict.fromkeys(even.tolist()):
+        if frames and len(kept) < most:
+            kept[frames[row].file, frames[row].row] = None
+    chosen = [frame for frame in frames if (frame.file, frame.row) in kept]
+    places = {(f.file, f.row): k for k, f in enumerate(chosen)}
+    order = dict.fromkeys(places[f.file, f.row] for f in worst[:most])
     return chosen, list(order)
 
 

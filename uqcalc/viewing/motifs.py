@@ -137,8 +137,8 @@ def _ratios(
         edge = (1 - _LEVEL) / 2
         low, high = np.quantile(drawn, [edge, 1 - edge], axis=0)
     found = [
-        Enrichment(name, *map(float, numbers), int(bad), int(good))
-        for name, *numbers, bad, good in zip(
+        Enrichment(name, float(r), float(a), float(b), int(bad), int(good))
+        for name, r, a, b, bad, good in zip(
             names, ratio, low, high, total[0], total[1], strict=True
         )
         if bad + good >= _LEAST

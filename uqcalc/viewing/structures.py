@@ -81,7 +81,8 @@ def dataset(
         environments=chemiscope.all_atomic_environments(bare, cutoff=3.0),
         settings=_settings(shown, axes, colour),
     )
-    return _rounded(found)
+    rounded: dict[str, Any] = _rounded(found)
+    return rounded
 
 
 def _bare(atoms: Atoms) -> Atoms:
@@ -154,7 +155,7 @@ def _settings(
 
 def untagged(text: str) -> str:
     """Return a text without the characters that begin a tag or an entity of HTML."""
-    return text.translate(str.maketrans({"<": "(", ">": ")", "&": "+"}))
+    return text.translate(str.maketrans("<>&", "()+"))
 
 
 def _rounded(value: Any) -> Any:

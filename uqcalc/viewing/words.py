@@ -43,8 +43,8 @@ def _ended(run: Run) -> str:
         return f"Running, or killed{last}"
     if run.end.get("how") == "halted":
         return f"Halted{last}"
-    converged = {True: ", converged", False: ", not converged"}
-    return f"Finished{last}{converged.get(run.end.get('converged'), '')}"
+    converged = {True: ", converged", False: ", not converged", None: ""}
+    return f"Finished{last}{converged[run.end.get('converged')]}"
 
 
 def tone(run: Run) -> str:
