@@ -19,6 +19,7 @@ __all__ = [
     "describe_crystal",
     "describe_molecule",
     "picture",
+    "report_line",
     "run_demo",
     "true_errors",
     "watch_aspirin",
