@@ -90,7 +90,8 @@ def timeline_figure(track: Track) -> Figure:
         figure.add_trace(curve, row, 1)
         figure.update_yaxes(title_text=_broken(with_unit(name, unit)), row=row, col=1)
         if found is not None:
-            _draw_limits(figure, row, found, _is_probability(found, drawn))
+            draw = _draw_bands if found.name in drawn.probabilities else _draw_limits
+            draw(figure, row, found)
     _draw_strip(figure, drawn, len(heights))
     _draw_marks(figure, drawn)
     figure.update_xaxes(
@@ -122,49 +123,48 @@ def _panels(track: Track) -> list[tuple[str, str, NDArray[np.float64], Signal | 
     return [row for row in rows if np.isfinite(row[2]).any()]
 
 
-def _is_probability(found: Signal, track: Track) -> bool:
-    return found.name in track.probabilities
-
-
 def _broken(label: str) -> str:
     """Put the unit of a long label into a second line."""
     text = escape(label)
     return text.replace(" [", "<br>[") if len(text) > 8 else text
 
 
-def _draw_limits(figure: Figure, row: int, found: Signal, probability: bool) -> None:  # noqa: FBT001
-    place: dict[str, Any] = {"row": row, "col": 1}
-    if probability:
-        for level, low, high in (
-            (Level.UNRELIABLE, 0.0, found.unreliable),
-            (Level.SUSPECT, found.unreliable, found.suspect),
-            (Level.RELIABLE, found.suspect, 1.0),
-        ):
-            if high > low:
-                figure.add_hrect(
-                    low,
-                    high,
-                    fillcolor=COLOURS[level],
-                    opacity=0.16 if level is not Level.RELIABLE else 0.0,
-                    line_width=0,
-                    layer="below",
-                    **place,
-                )
-                _write_band(figure, row, (low + high) / 2, level.name, level)
-        figure.update_yaxes(range=[0, 1.03], **place)
-        return
+def _draw_bands(figure: Figure, row: int, found: Signal) -> None:
+    """Colour and name the bands of P below its two cutoffs."""
+    for level, low, high in (
+        (Level.UNRELIABLE, 0.0, found.unreliable),
+        (Level.SUSPECT, found.unreliable, found.suspect),
+        (Level.RELIABLE, found.suspect, 1.0),
+    ):
+        if not high > low:
+            continue
+        if level is not Level.RELIABLE:
+            figure.add_hrect(
+                low,
+                high,
+                fillcolor=COLOURS[level],
+                opacity=0.16,
+                line_width=0,
+                layer="below",
+                row=row,
+                col=1,
+            )
+        _write_band(figure, row, (low + high) / 2, level.name, level)
+    figure.update_yaxes(range=[0, 1.03], row=row, col=1)
+
+
+def _draw_limits(figure: Figure, row: int, found: Signal) -> None:
+    """Draw the limits of a risk as lines, if the curve comes near them."""
+    highest = 1.5 * np.nanmax(found.values)
     for level, limit in (
         (Level.SUSPECT, found.suspect),
         (Level.UNRELIABLE, found.unreliable),
     ):
-        if math.isfinite(limit) and limit <= 1.5 * np.nanmax(found.values):
-            figure.add_hline(
-                limit,
-                line={"color": COLOURS[level], "dash": "dash", "width": 1.2},
-                **place,
-            )
+        if math.isfinite(limit) and limit <= highest:
+            line = {"color": COLOURS[level], "dash": "dash", "width": 1.2}
+            figure.add_hline(limit, line=line, row=row, col=1)
             _write_band(figure, row, limit, f"{level.name} above", level)
-    figure.update_yaxes(rangemode="tozero", **place)
+    figure.update_yaxes(rangemode="tozero", row=row, col=1)
 
 
 def _write_band(figure: Figure, row: int, y: float, text: str, level: Level) -> None:

@@ -36,7 +36,6 @@ class Live:
     def __init__(self, place: Path) -> None:
         self._watched = Watched(place)
         self._lock = threading.Lock()
-        self._structures: dict[Path, tuple[float, int]] = {}
 
     def state(self) -> dict[str, Any]:
         """Return a summary of each run, after a look at its log."""
