@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqcalc.errors import MissingExtraError
-from uqcalc.plotting.style import COLOURS, SERIES, with_unit
+from uqcalc.plotting.style import COLOURS, SERIES, WORDS, with_unit
 from uqcalc.plotting.timeline import energy_name
 from uqcalc.plotting.track import Signal, Track
 from uqcalc.records import Level
@@ -178,7 +178,7 @@ def _write_band(figure: Figure, row: int, y: float, text: str, level: Level) -> 
         yref=f"y{number}",
         yanchor="middle" if text == level.name else "bottom",
         text=text,
-        font={"size": 10, "color": COLOURS[level]},
+        font={"size": 10, "color": WORDS[level]},
         showarrow=False,
     )
 

@@ -15,9 +15,11 @@ const uq = {
   coloured(figure) {
     const style = getComputedStyle(document.documentElement);
     const ink = style.getPropertyValue("--ink").trim();
+    const suspect = style.getPropertyValue("--suspect").trim();
     const quiet = style.getPropertyValue("--quiet").trim();
     const text = JSON.stringify(figure)
       .replaceAll('"#222222"', JSON.stringify(ink))
+      .replaceAll('"#8a6414"', JSON.stringify(suspect))
       .replaceAll('"#8a8a8a"', JSON.stringify(quiet));
     return JSON.parse(text);
   },
