@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 SEVENNET := $(VENV)-sevennet
 SEVENNET_STAMP := $(SEVENNET)/.installed
 
-.PHONY: help demo test test-sevennet test-py312 test-portable test-slow test-all test-gpu lint docs env lock clean
+.PHONY: help demo test test-browser test-sevennet test-py312 test-portable test-slow test-all test-gpu lint docs env lock clean
 
 help:
 	@echo "make demo       heat a molecule until its potential breaks, and see it caught (leaves demo/)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-sevennet  of these, the tests of SevenNet, in .venv-sevennet"
 	@echo "make test-py312 the same with Python 3.12, in .venv-py312 (downloads several GB at first)"
 	@echo "make test-portable  the numerical tests as on other processors and with two threads"
+	@echo "make test-browser  the pages in a browser (installs Debian's chromium where it is missing)"
 	@echo "make test-slow  the slow tests, which the default suite leaves out"
 	@echo "make test-all   test, docs, test-portable, test-py312, test-slow, one after the other"
 	@echo "make test-gpu   the tests that need CUDA (and a CUDA build of torch)"
@@ -58,6 +59,11 @@ ALL := test docs test-portable test-py312 test-slow
 test-all:
 	@for leg in $(ALL); do echo "== make $$leg"; $(MAKE) $$leg || exit 1; done
 	@echo "passed: $(ALL)"
+
+# Debian's browser and driver; the tests block the network.
+test-browser: $(STAMP)
+	command -v chromedriver > /dev/null || apt-get install --yes chromium chromium-driver
+	$(BIN)/python -m pytest -m browser --require-run test_browser tests/viewing
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu
@@ -108,7 +114,7 @@ define install
 endef
 
 $(STAMP): pyproject.toml $(wildcard constraints/*.txt) | same-python
-	$(call install,$(VENV),,all$(comma)xtb$(comma)table$(comma)dev$(comma)docs)
+	$(call install,$(VENV),,all$(comma)xtb$(comma)table$(comma)ray$(comma)report$(comma)browser$(comma)dev$(comma)docs)
 
 $(SEVENNET_STAMP): pyproject.toml $(wildcard constraints/*.txt) | same-python
 	$(call install,$(SEVENNET),-sevennet,sevenn$(comma)dev)

@@ -99,13 +99,19 @@ def test_unknown_element_is_refused_with_what_is_known(calculator):
         calculator.assess(molecule("SH2"))
 
 
-def test_a_short_demonstration_leaves_all_it_promises(tmp_path):
+def test_a_short_demonstration_leaves_all_it_promises(tmp_path, monkeypatch):
     pytest.importorskip("tblite")
     run = demo.watch_aspirin(tmp_path, seed=1, picoseconds=0.005)
     assert [frame.info["step"] for frame in run.frames] == [0, 10]
     assert np.all(run.errors < 0.3)
     demo.picture(run, "aspirin").savefig(tmp_path / "picture.png")
     assert len(demo.describe_molecule(run, tmp_path)) >= 5
+    pytest.importorskip("chemiscope")
+    monkeypatch.setitem(__import__("sys").modules, "umap", None)  # slow to import
+    assert str(tmp_path / "aspirin.html") in demo.report_line(
+        run, tmp_path / "aspirin.html"
+    )
+    assert "probe&#39;s embeddings" in (tmp_path / "aspirin.html").read_text()
     back = read(tmp_path / "aspirin.xyz", ":")
     assert [read_assessment(frame).level for frame in back] == [
         event.level for event in run.monitor.history if event.step % 10 == 0

@@ -34,7 +34,7 @@ ROOMS = {
     "geometry": BASE,
     "references": BASE,
     "asking": BASE | {"policy", "uses"},
-    "plotting": BASE | {"files"},
+    "plotting": BASE | {"files", "geometry"},
     "backbones": BASE,
     "models": BASE | {"files", "backbones"},
     # what is fitted to labels: the probe, its labels, its scores, its fit
@@ -62,10 +62,11 @@ ROOMS = {
 PUBLIC = {
     "runfile": set(ROOMS),
     "learning": {*ROOMS, "runfile"},
-    "demo": set(ROOMS),
+    "viewing": {*ROOMS, "learning"},
+    "demo": {*ROOMS, "viewing"},
     "types": {*ROOMS, "runfile", "learning"},
-    "__init__": {*ROOMS, "runfile", "learning"},
-    "cli": {*ROOMS, "runfile", "learning", "demo", "__init__"},
+    "__init__": {*ROOMS, "runfile", "learning", "viewing"},
+    "cli": {*ROOMS, "runfile", "learning", "viewing", "demo", "__init__"},
     "__main__": {"cli"},
 }
 ALLOWED = ROOMS | PUBLIC

@@ -5,11 +5,14 @@ from __future__ import annotations
 import matplotlib as mpl
 import numpy as np
 import pytest
-from ase.build import molecule
+from ase.build import bulk, molecule
 from closeness import FLOAT64, close
 
 from uqcalc import plotting
-from uqcalc.evaluation import panels
+from uqcalc.evaluation import bysize, panels
+from uqcalc.geometry.drawn import drawn_bonds
+from uqcalc.plotting.track import NOVELTY_LIMITS
+from uqcalc.probe.scope import FAR, FARTHEST
 from uqcalc.records import Event, Level
 from uqcalc.statistics import scores
 
@@ -58,11 +61,92 @@ LEVELS = [Level.RELIABLE] * 3 + [Level.SUSPECT] * 2 + [Level.UNRELIABLE]
         lambda ax: panels.plot_risk_coverage([0.1, 0.2], {"a": [1, 2]}, "eV", ax),
         lambda ax: panels.plot_errors([0.1, 0.9], [0.2, 0.0], 0.1, "eV", ax),
         lambda ax: panels.plot_path_weights({"trend": 1.0, "local": 0.0}, ax),
+        lambda ax: bysize.plot_error_histogram(
+            [0.1, 0.9], [0.9, np.nan], (0.8, 0.5), 0.2, "eV", ax
+        ),
+        lambda ax: bysize.plot_accuracy_by_error([0.1, 0.9], [0.9, 0.2], 0.2, "eV", ax),
+        lambda ax: plotting.plot_energy_drift(history(LEVELS), ax),
+        lambda ax: plotting.plot_structure(annotated_crystal(), ax),
     ],
 )
 def test_returns_the_axes_it_was_given(draw, axes):
     assert draw(axes) is axes
     axes.figure.canvas.draw()
+
+
+def test_histories_are_events_or_records(axes):
+    events = history(LEVELS)
+    records = [{"event": "header", "run": {}}, *(e.to_dict() for e in events)]
+    one, other = plotting.Track.of(events), plotting.Track.of(records)
+    assert np.array_equal(one.level, other.level)
+    assert np.array_equal(one.x, other.x)
+    assert one.timed
+
+
+def test_the_timeline_has_a_panel_for_each_signal_and_marks_halts():
+    run = {
+        "formula": "CH4",
+        "dynamics": "VelocityVerlet",
+        "policy": {
+            "thresholds": [
+                {"signal": "probe", "suspect": 0.2, "unreliable": 0.5},
+                {"signal": "force_delta", "suspect": 0.1, "unreliable": None},
+            ]
+        },
+    }
+    records = [{"event": "header", "run": run}]
+    for found in history(LEVELS):
+        record = found.to_dict()
+        record["readings"] |= {"force_delta": 0.05}
+        records.append(record)
+    end = {"event": "end", "how": "halted", "step": 5, "reason": "why"}
+    figure = plotting.plot_run([*records, end])
+    labels = [ax.get_ylabel() for ax in figure.axes]
+    assert labels == [
+        "T [K]",
+        "energy drift\n[meV/atom]",
+        "P(reliable)",
+        "force delta [eV/Å]",
+        "verdict",
+    ]
+    texts = [text.get_text() for ax in figure.axes for text in ax.texts]
+    assert "halted at step 5" in texts
+    assert {"RELIABLE", "SUSPECT", "UNRELIABLE", "SUSPECT above"} <= set(texts)
+    assert plotting.Track.of(records).drift_meV[0] == 0
+    mpl.pyplot.close(figure)
+    with pytest.raises(ValueError, match="at least one step"):
+        plotting.plot_run([])
+
+
+def test_limits_of_the_novelty_are_those_of_the_probe():
+    assert NOVELTY_LIMITS == (FARTHEST, FAR)
+
+
+def annotated_crystal():
+    atoms = bulk("NaCl", "rocksalt", a=5.6, cubic=True)
+    p = np.full(len(atoms), 0.9)
+    p[3] = 0.1
+    atoms.arrays["probe_reliabilities"] = p
+    return atoms
+
+
+def test_a_crystal_is_drawn_with_its_cell_and_the_worst_atoms_named(axes):
+    atoms = annotated_crystal()
+    plotting.plot_structure(atoms, axes, worst=1)
+    texts = [text.get_text() for text in axes.texts]
+    assert f"{atoms.symbols[3]}3" in texts
+    assert len(axes.patches) == len(atoms)
+    assert len(axes.lines) > 12  # the edges of the cell, and bonds
+    assert drawn_bonds(atoms).inside.sum() < len(drawn_bonds(atoms).first) == 8 * 6
+    with pytest.raises(ValueError, match="shade must be one of"):
+        plotting.plot_structure(atoms, axes, shade="importance")
+
+
+def test_two_sided_cutoffs_leave_out_what_is_not_sure():
+    reliable, p = np.array([1, 1, 0, 0], bool), np.array([0.99, 0.6, 0.05, np.nan])
+    rows = {row[0]: row[1:] for row in bysize.two_sided_rows(reliable, p)}
+    assert rows["0.50"] == ("75.0%", "100.0%")
+    assert rows["0.90"] == ("50.0%", "100.0%")
 
 
 def test_verdict_strip_shows_every_step(axes):

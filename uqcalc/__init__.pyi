@@ -41,6 +41,7 @@ from .models.named import open_model as open_model
 from .perturbation.fitting import perturb as perturb
 from .perturbation.perturbation import Perturbation as Perturbation
 from .policy import Policy as Policy, Threshold as Threshold
+from .probe.attention import attention_entropy as attention_entropy
 from .probe.probe import Probe as Probe
 from .records import Level as Level
 from .runfile.running import run_file as run_file
@@ -60,6 +61,7 @@ from .signals.label_free import (
 from .signals.probe import ProbeSignal as ProbeSignal
 from .signals.rigidity import PredictionRigidity as PredictionRigidity
 from .signals.sanity import Sanity as Sanity
+from .viewing.report import write_report as write_report
 from .watching.asker import Ask as Ask
 from .watching.eventlog import read_log as read_log
 from .watching.monitor import Monitor as Monitor

@@ -1,6 +1,8 @@
-"""Values with units as texts show them: stresses in GPa."""
+"""Values with units as texts show them: stresses in GPa; foreign texts."""
 
 from __future__ import annotations
+
+import unicodedata
 
 from ase import units
 
@@ -35,3 +37,17 @@ def in_words(value: float, unit: str, *, digits: int = 4, both: bool = False) ->
     if both and shown != unit:
         text += f" ({value:.{digits}g} {unit})"
     return text
+
+
+def harmless(text: str) -> str:
+    r"""Return text whose control characters are spelled out, such as ``\x1b``.
+
+    Names in files, reasons in logs and messages of readers are foreign: an escape
+    sequence among them could hide a line, or rename a window. Line ends and tabs stay.
+    """
+    return "".join(
+        letter
+        if letter in "\n\t" or unicodedata.category(letter) not in {"Cc", "Cf", "Cs"}
+        else letter.encode("unicode_escape", "surrogatepass").decode()
+        for letter in text
+    )

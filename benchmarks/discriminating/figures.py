@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from discriminating.rows import OURS, ROWS, judged, ours
 from discriminating.tasks import TARGETS, Task, divide, opened
 from uqcalc.evaluation.panels import plot_reliability_diagram, plot_risk_coverage
 from uqcalc.fitting.network import margins
-from uqcalc.plotting import save_figure
+from uqcalc.plotting import QUIET, SERIES, STYLE, letter_panels, save_figure
 
 
 SHOWN = (
@@ -37,36 +38,70 @@ BY_LABELS = (
 NAMES = {"energy": "total energy", "forces": "RMS force", "atoms": "force of an atom"}
 
 
+# Rows with a colour and a marker of their own; the others are grey, as the tables have
+# their numbers.
+NAMED = {
+    OURS: "o",
+    "published, standardised": "s",
+    "committee": "D",
+    "max force": "^",
+    "prediction rigidity": "v",
+    "boosting, pooled": "P",
+}
+
+
 def draw(rows: list[dict[str, Any]], cache: Path) -> None:
     """Write ``discrimination.png`` (by labels) and ``discrimination_curves.png``."""
-    figure, axes = plt.subplots(2, 3, figsize=(11, 6.5), layout="constrained")
-    for line, block in zip(axes, ("random", "composition"), strict=True):
-        for axis, kind in zip(line, TARGETS, strict=True):
-            _efficiency(axis, rows, block, kind)
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncol=5, fontsize=8)
-    save_figure(figure, RESULTS / "discrimination.png")
+    draw_by_labels(rows)
     _curves(cache)
 
 
+def draw_by_labels(rows: list[dict[str, Any]]) -> None:
+    """Write ``discrimination.png``; its rows are those of ``discrimination.json``."""
+    with mpl.rc_context(rc=STYLE):
+        figure, axes = plt.subplots(2, 3, figsize=(10, 6.6), sharex=True, sharey=True)
+        for line, block in zip(axes, ("random", "composition"), strict=True):
+            for axis, kind in zip(line, TARGETS, strict=True):
+                _efficiency(axis, rows, block, kind)
+        for axis in axes[:, 0]:
+            axis.set(ylabel="AUROC at the median error")
+        for axis in axes[1]:
+            axis.set(xlabel="labels")
+        letter_panels(axes.flat)
+        handles, names = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower left", ncol=4)
+        save_figure(figure, RESULTS / "discrimination.png")
+
+
 def _efficiency(axis: Axes, rows: list[dict[str, Any]], block: str, kind: str) -> None:
-    for i, name in enumerate(BY_LABELS):
+    colours = dict(zip(NAMED, SERIES, strict=False))
+    axis.axhline(0.5, color=QUIET, lw=0.8, ls=(0, (4, 3)))
+    first = True
+    for name in sorted(BY_LABELS, key=lambda name: (name in NAMED, name == OURS)):
         cells = sorted(
             (r["labels"], r["auroc"], r["auroc_spread"] or 0.0)
             for r in rows
             if (r["block"], r["target"], r["row"]) == (block, kind, name)
         )
-        if cells:
-            x, y, spread = np.array(cells).T
-            axis.errorbar(
-                x, y, spread, marker="o", ms=3, capsize=2, label=name, color=f"C{i}",
-                lw=2 if name == OURS else 1,
-            )  # fmt: skip
-    axis.set(xscale="log", xlabel="labels", ylabel="AUROC at the median")
+        if not cells:
+            continue
+        x, y, spread = np.array(cells).T
+        if name not in NAMED:
+            label = "other rows of the tables" if first else None
+            axis.plot(x, y, color="#bdbdbd", lw=0.9, label=label, zorder=1)
+            first = False
+            continue
+        # side by side, so that no marker or bar covers another
+        place = x * 1.05 ** (list(NAMED).index(name) - len(NAMED) / 2)
+        axis.errorbar(
+            place, y, spread, marker=NAMED[name], ms=4.5, capsize=2, elinewidth=0.9,
+            color=colours[name], lw=2.2 if name == OURS else 1.1, label=name,
+        )  # fmt: skip
+    axis.set(xscale="log", ylim=(0.48, 1.0), xlim=(195, 5000))
     axis.set_xticks([250, 1000, 3900], ["250", "1 000", "3 900"])
     axis.minorticks_off()
     where = "frames at random" if block == "random" else "by composition"
-    axis.set_title(f"{NAMES.get(kind, kind.replace('_', ' '))}, {where}", fontsize=9)
+    axis.set_title(f"{NAMES.get(kind, kind.replace('_', ' '))}, {where}")
 
 
 def _curves(cache: Path) -> None:

@@ -19,12 +19,13 @@ PAGES: dict[str, tuple[str, ...]] = {
     ),
     "run": (
         "Monitor", "Rewind", "Ask", "relax", "run_file", "read_log", "reliable_frames",
+        "write_report",
         "attack", "AttackSettings",
         "select", "Selection", "label", "LabelSummary", "run_loop", "LoopReport",
     ),
     "probe": (
         "Labels", "Recipe", "fit", "fit_targets", "adapt", "evaluate", "certify",
-        "Guarantee", "Probe",
+        "Guarantee", "Probe", "attention_entropy",
     ),
     "signals": (
         "ProbeSignal", "Sanity", "Flags", "ForceDelta", "distill", "DistilledHead",

@@ -209,7 +209,7 @@ def test_the_page_needs_nothing_and_says_it_all(joined, tmp_path):
     assert page.open == []
     assert "script" not in page.tags
     assert "<script>alert(1)</script>" in page.shown  # as text
-    assert len(page.asked) == page.tags.count("img") == 6
+    assert len(page.asked) == page.tags.count("img") == 8
     for source in page.asked:
         kind, _, data = source.partition(",")
         assert kind == "data:image/svg+xml;base64"
@@ -235,7 +235,7 @@ def test_the_page_needs_nothing_and_says_it_all(joined, tmp_path):
 def test_a_probe_of_one_path_has_a_shorter_page(probe, tmp_path):
     result = evaluate(probe, labelled(), mace_calculator(0))
     page = Page(result.write(tmp_path / "a")[2].read_text(encoding="utf-8"))
-    assert page.tags.count("img") == 3
+    assert page.tags.count("img") == 5
     assert "no scope: the limits of its calibration set are unknown" in page.shown
     in_gpa = replace(result, probe=result.probe.with_card(target="stress"))
     shown = Page(render(in_gpa)).shown

@@ -21,8 +21,11 @@ from uqcalc.cli.info import info
 from uqcalc.cli.label import label
 from uqcalc.cli.loop import loop
 from uqcalc.cli.perturb import perturb
+from uqcalc.cli.plot import plot
+from uqcalc.cli.report import report
 from uqcalc.cli.run import run
 from uqcalc.cli.select import select
+from uqcalc.cli.watch import watch
 
 
 __all__ = ["app", "main"]
@@ -50,6 +53,9 @@ for command in (
     label,
     loop,
     info,
+    plot,
+    report,
+    watch,
     run,
 ):
     name = command.__name__.replace("_", "-")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import os
 import sys
-import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from uqcalc.showing import harmless
 
 
 if TYPE_CHECKING:
@@ -119,20 +120,6 @@ def usage_errors(option: str = "") -> Iterator[None]:
     except (UqcalcError, ValueError) as error:
         hint = f"'{option}'" if option else None
         raise typer.BadParameter(str(error), param_hint=hint) from error
-
-
-def harmless(text: str) -> str:
-    r"""Return text whose control characters are spelled out, such as ``\x1b``.
-
-    Names in files, reasons in logs and messages of readers are foreign: an escape
-    sequence among them could hide a line, or rename a window. Line ends and tabs stay.
-    """
-    return "".join(
-        letter
-        if letter in "\n\t" or unicodedata.category(letter) not in {"Cc", "Cf", "Cs"}
-        else letter.encode("unicode_escape", "surrogatepass").decode()
-        for letter in text
-    )
 
 
 def write_in_any_encoding() -> None:

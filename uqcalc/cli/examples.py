@@ -73,6 +73,21 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "uqcalc info chgnet",
         "uqcalc info run.jsonl --json | jq .end",
     ),
+    "plot": (
+        "uqcalc plot run.jsonl -o run.png",
+        "uqcalc plot flagged.xyz --shade importance -o frame.svg",
+    ),
+    "report": (
+        "uqcalc report run.jsonl -o report.html",
+        "uqcalc report run.jsonl run_flagged.xyz md_judged.xyz \\",
+        "    --model default -o report.html",
+        "uqcalc report judged.xyz -o report.html",
+    ),
+    "watch": (
+        "uqcalc watch",
+        "uqcalc watch run.jsonl --once",
+        "uqcalc watch . --web --port 8741",
+    ),
     "run": ("uqcalc run --template > run.yaml", "uqcalc run run.yaml"),
 }
 # Command -> one line in the list of commands, short enough for 60 columns.
@@ -91,6 +106,9 @@ SUMMARIES = {
     "label": "Compute reference values of frames.",
     "loop": "Run, select, label, train, again.",
     "info": "Show the contents of a probe, signal or log.",
+    "plot": "Draw the timeline of a run, or a structure.",
+    "report": "Write a page about finished runs.",
+    "watch": "Look at running simulations.",
     "run": "Run dynamics or a relaxation from a file.",
 }
 STATUS = (

@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from uqcalc.demo.runs import DemoRun, true_errors, watch_aspirin, watch_crystal
-from uqcalc.demo.story import describe_crystal, describe_molecule, picture
+from uqcalc.demo.story import (
+    describe_crystal,
+    describe_molecule,
+    picture,
+    report_line,
+)
 from uqcalc.plotting import save_figure
 
 
@@ -14,6 +19,7 @@ __all__ = [
     "describe_crystal",
     "describe_molecule",
     "picture",
+    "report_line",
     "run_demo",
     "true_errors",
     "watch_aspirin",
@@ -44,6 +50,7 @@ def run_demo(output: Path, *, crystal: bool = True, seed: int = 1) -> str:
         output / "aspirin.png",
     )
     lines = describe_molecule(molecule, output)
+    pages = [report_line(molecule, output / "aspirin.html")]
     if crystal:
         solid = watch_crystal(output, seed=seed)
         save_figure(
@@ -51,4 +58,5 @@ def run_demo(output: Path, *, crystal: bool = True, seed: int = 1) -> str:
             output / "crystal.png",
         )
         lines += describe_crystal(solid, output)
-    return "\n".join(lines)
+        pages.append(report_line(solid, output / "crystal.html"))
+    return "\n".join([*lines, *dict.fromkeys(pages)])

@@ -43,8 +43,8 @@ def picture(run: DemoRun, title: str) -> Figure:
     plotting.plot_verdicts(history, axes["verdict"])
     _finish_axes(run, [axes[name] for name in rows])
     last = run.frames[-1]
-    plotting.plot_atoms(last, last.arrays["probe_importance"], axes["atoms"])
-    axes["atoms"].set_title("attention on each atom at the last step", fontsize=10)
+    plotting.plot_structure(last, axes["atoms"])
+    axes["atoms"].set_title("the last step, with its least reliable atoms", fontsize=10)
     return figure
 
 
@@ -110,6 +110,22 @@ def _truth_lines(run: DemoRun) -> list[str]:
         text += "never above the boundary."
     marked = f"The reference did not converge on {lost} frames; they are marked."
     return [text, marked] if lost else [text]
+
+
+def report_line(run: DemoRun, page: Path) -> str:
+    """Write the report of a run beside its log; return where it is, or what it needs.
+
+    Without the packages of the extra ``report`` there is no report.
+    """
+    from uqcalc.errors import MissingExtraError
+    from uqcalc.viewing.report import write_report
+
+    calculator = run.monitor.dynamics.atoms.calc
+    try:
+        write_report(page.with_suffix(".jsonl"), page, calculator=calculator)
+    except MissingExtraError as error:
+        return f"No report was written: {error}"
+    return f"Report: {page} (open it in a browser)."
 
 
 def describe_crystal(run: DemoRun, output: Path) -> list[str]:

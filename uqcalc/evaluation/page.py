@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from uqcalc.evaluation.bysize import TWO_SIDED_COLUMNS, two_sided_rows
 from uqcalc.evaluation.cardinfo import card_info
 from uqcalc.evaluation.report import (
     COVERAGE_COLUMNS,
@@ -50,6 +51,9 @@ def render(evaluation: Evaluation, warnings: Sequence[str] = ()) -> str:
         Messages of warnings, shown before the scores.
     """
     from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    from uqcalc.plotting.style import page_style
 
     card, report = evaluation.probe.card, evaluation.report
     environment = Environment(
@@ -57,6 +61,7 @@ def render(evaluation: Evaluation, warnings: Sequence[str] = ()) -> str:
     )
     template = files("uqcalc.evaluation").joinpath(_TEMPLATE)
     text = environment.from_string(template.read_text(encoding="utf-8")).render(
+        style=Markup(page_style()),
         card=card,
         question=card.question.replace("<=", "≤"),
         report=report,
@@ -69,6 +74,10 @@ def render(evaluation: Evaluation, warnings: Sequence[str] = ()) -> str:
         figures=_figures(evaluation),
         coverage_columns=COVERAGE_COLUMNS,
         coverage=coverage_rows(report),
+        two_sided_columns=TWO_SIDED_COLUMNS,
+        two_sided=two_sided_rows(
+            evaluation.errors <= card.boundary, evaluation.probability
+        ),
         guarantee=_capitalised(str(card.guarantee)),
         validity=_capitalised(validity(card)),
         member_columns=MEMBER_COLUMNS,

@@ -199,7 +199,7 @@ def panels(evaluation: Evaluation) -> dict[str, Panel]:
             lambda ax: _errors(evaluation, ax),
         ),
     }
-    drawn |= _atom_panel(evaluation)
+    drawn |= _panels_by_size(evaluation) | _atom_panel(evaluation)
     if weights := path_weights(evaluation):
         drawn["paths"] = Panel(
             "Weight of each path",
@@ -215,6 +215,31 @@ def panels(evaluation: Evaluation) -> dict[str, Panel]:
             lambda ax: _scope(evaluation, novelty, ax),
         )
     return drawn
+
+
+def _panels_by_size(evaluation: Evaluation) -> dict[str, Panel]:
+    from uqcalc.evaluation.bysize import plot_accuracy_by_error, plot_error_histogram
+
+    card = evaluation.probe.card
+    unit, factor = shown_in(card.unit)
+    errors, boundary = evaluation.errors * factor, card.boundary * factor
+    p, cutoffs = evaluation.probability, (card.suspect, card.unreliable)
+    return {
+        "histogram": Panel(
+            "Errors of each level",
+            "True errors of the test structures by the level that P gives. Dashed: the "
+            "boundary. A good probe has little red at its left and little blue at its "
+            "right.",
+            lambda ax: plot_error_histogram(errors, p, cutoffs, boundary, unit, ax),
+        ),
+        "by size": Panel(
+            "Right answers by the size of the error",
+            "Share of structures for which P >= 0.5 names the right side of the "
+            "boundary (dashed), in ten groups of equal size, with 95 % Wilson "
+            "intervals. Errors near the boundary are the hardest.",
+            lambda ax: plot_accuracy_by_error(errors, p, boundary, unit, ax),
+        ),
+    }
 
 
 def _atom_panel(evaluation: Evaluation) -> dict[str, Panel]:

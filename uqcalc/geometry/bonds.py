@@ -54,7 +54,8 @@ SINGLE = _single_bonds()
 _CRYSTAL, _MOLECULE = _by_element(_VALENCES), _by_element(_VALENCES | _OF_MOLECULES)
 _MOST_NAMED = 5
 _IS_INERT = _by_element(dict.fromkeys(_INERT, 1.0)) > 0
-_NONMETAL = (_MOLECULE > 0) | _IS_INERT | (_by_element({"B": 1, "Se": 1}) > 0)
+# By atomic number: hydrogen, halogens, noble gases, B to O, Si, P, S, Se.
+NONMETAL = (_MOLECULE > 0) | _IS_INERT | (_by_element({"B": 1, "Se": 1}) > 0)
 
 
 def _limits() -> np.ndarray:
@@ -102,7 +103,7 @@ class Bonds:
     @property
     def of_nonmetals(self) -> bool:
         """Whether there are no metals."""
-        return bool(_NONMETAL[self.numbers].all())
+        return bool(NONMETAL[self.numbers].all())
 
     @cached_property
     def partners(self) -> np.ndarray:

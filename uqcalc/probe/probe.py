@@ -10,11 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from ase import Atoms
 from ase.data import chemical_symbols
 
 from uqcalc.backbones.base import Backbone
+from uqcalc.backbones.batching import BATCH_ATOMS, evaluate_each
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.backbones.prediction import Prediction
+from uqcalc.backbones.registry import tap
 from uqcalc.errors import ProbeError
 from uqcalc.files.emptyweights import EmptyWeights
 from uqcalc.files.entries import ElementsSeen
@@ -454,6 +457,46 @@ class Probe:
         with torch.inference_mode():
             margin, stacked, _ = self._paths(predictions, explain=False)
             return margin if stacked is None else stacked.score
+
+    def embeddings(
+        self,
+        frames: Sequence[Atoms],
+        calculator: Any,
+        *,
+        batch_atoms: int = BATCH_ATOMS,
+    ) -> np.ndarray:
+        """Return the network's vector of each structure, (structures, embedding).
+
+        The classifier of the network reads this vector (arXiv:2605.00640); structures
+        with similar vectors get a similar attention path. It has as many numbers as
+        ``card.shape["embedding"]`` says, 256 in the published network. A frame that the
+        potential cannot evaluate has a row of NaN.
+
+        Parameters
+        ----------
+        frames : sequence of Atoms
+        calculator : ase calculator, Backbone or ReliableCalculator
+            The potential of the probe.
+        batch_atoms : int
+            Most atoms in one native batch of the potential.
+
+        Raises
+        ------
+        ProbeError
+            If the probe belongs to another potential.
+        """
+        wrapped = hasattr(calculator, "assess")  # a ReliableCalculator
+        backbone = tap(calculator.backbone if wrapped else calculator)
+        self.check(backbone)
+        wanted = ["energy", "forces", *(["stress"] if self.reads_stress else [])]
+        rows = np.full((len(frames), self.network.shape.embedding), np.nan)
+        outcomes = evaluate_each(backbone, frames, wanted, limit=batch_atoms)
+        for row, (_, outcome) in enumerate(outcomes):
+            if not isinstance(outcome, str):
+                with torch.inference_mode():
+                    found = self.network(*self.inputs([outcome])).embedding
+                rows[row] = found[0].cpu().numpy()
+        return rows
 
     def path_output(self, predictions: Sequence[Prediction]) -> StackedOutput:
         """Return the outputs of all paths.

@@ -1,0 +1,194 @@
+"""The pages in a browser, without a network: `make test-browser`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from viewings import NASTY, chances, event, frame, write_log, write_run
+
+import uqcalc
+from uqcalc.annotating.frames import append_frame
+
+
+pytestmark = pytest.mark.browser
+READY = "return document.documentElement.dataset.ready === 'yes'"
+# what software rendering of WebGL says of itself
+_OF_THE_DRIVER = "GL Driver Message"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver")
+    driver = shutil.which("chromedriver")
+    if driver is None:
+        pytest.skip("chromedriver is not installed")
+    options = webdriver.ChromeOptions()
+    for switch in (
+        "--headless=new",
+        "--no-sandbox",
+        "--enable-unsafe-swiftshader",
+        "--hide-scrollbars",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-first-run",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    ):
+        options.add_argument(switch)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(driver)
+    with webdriver.Chrome(options=options, service=service) as found:
+        found.command_executor.client_config.timeout = 300
+        found.set_page_load_timeout(240)
+        yield found
+
+
+def wait_for(browser, script, seconds=60.0):
+    """Wait until a script returns something true; return it."""
+    end = time.monotonic() + seconds
+    while not (found := browser.execute_script(script)):
+        assert time.monotonic() < end, script
+        time.sleep(0.1)
+    return found
+
+
+def sized(browser, width, height=1000):
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def errors(browser):
+    return [
+        entry["message"]
+        for entry in browser.get_log("browser")
+        if entry["level"] == "SEVERE" and _OF_THE_DRIVER not in entry["message"]
+    ]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    write_run(folder)
+    return uqcalc.write_report(folder / "run.jsonl", folder / "report.html")
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_report_renders_without_an_error(browser, page, width):
+    sized(browser, width)
+    browser.get(page.as_uri())
+    wait_for(browser, READY)
+    assert errors(browser) == []
+    assert browser.execute_script(
+        "return document.documentElement.scrollWidth <= window.innerWidth"
+    )
+    points = """
+      const plot = document.querySelector('.plot[data-figure="timeline-1"]');
+      return plot._fullData.find(t => t.name === 'P(reliable)')._length;
+    """
+    assert wait_for(browser, points) == 800
+    plots = "return document.querySelectorAll('.plot .main-svg').length"
+    assert browser.execute_script(plots) >= 4
+
+
+def test_a_click_on_a_point_shows_its_structure(browser, page):
+    sized(browser, 1280)
+    browser.get(page.as_uri())
+    wait_for(browser, READY)
+    shown = """
+      return [...document.querySelector('#uq-info div').shadowRoot
+        .querySelectorAll('input')].map(one => one.value).join();
+    """
+    before = browser.execute_script(shown)
+    place = browser.execute_script("""
+      document.getElementById('uq-map').scrollIntoView({block: 'center'});
+      const root = document.querySelector('#uq-map div').shadowRoot;
+      const plot = root.querySelector('.js-plotly-plot');
+      const box = plot.getBoundingClientRect();
+      const x = plot._fullLayout.xaxis, y = plot._fullLayout.yaxis;
+      const data = plot._fullData[0];
+      return [box.left + x._offset + x.d2p(data.x[3]),
+              box.top + y._offset + y.d2p(data.y[3])];
+    """)
+    for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+        given = {"type": kind, "x": place[0], "y": place[1], "clickCount": 1}
+        given |= {} if kind == "mouseMoved" else {"button": "left"}
+        browser.execute_cdp_cmd("Input.dispatchMouseEvent", given)
+        time.sleep(0.3)
+    end = time.monotonic() + 15
+    while browser.execute_script(shown) == before:
+        assert time.monotonic() < end, before
+        time.sleep(0.2)
+    assert errors(browser) == []
+
+
+def test_no_text_of_a_run_is_executed(browser, tmp_path):
+    run = {"formula": NASTY, "dynamics": NASTY, "policy": {"thresholds": []}}
+    write_log(tmp_path / "a.jsonl", [0.9, 0.3], run=run, halt=NASTY)
+    append_frame(tmp_path / "a_<b>.xyz", frame(1, 0.3, np.random.default_rng(0)))
+    written = uqcalc.write_report(tmp_path / "a.jsonl", tmp_path / "page.html")
+    browser.get(written.as_uri())
+    wait_for(browser, READY)
+    assert browser.execute_script("return typeof window.bad") == "undefined"
+    assert NASTY in browser.execute_script("return document.body.textContent")
+    assert errors(browser) == []
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A folder with a growing log, and the address of its live page."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = write_log(tmp_path / "run.jsonl", chances(200)[:150])
+    command = [sys.executable, "-m", "uqcalc", "watch", str(tmp_path), "--web"]
+    server = subprocess.Popen([*command, "--port", str(port)])
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.2)
+    yield log, f"http://127.0.0.1:{port}/"
+    server.terminate()
+    server.wait(timeout=30)
+
+
+def test_the_live_page_follows_a_run(browser, served, tmp_path):
+    log, address = served
+    sized(browser, 1280)
+    browser.get(address)
+    wait_for(browser, READY)
+    text = "return document.body.innerText"
+    assert "step 149" in browser.execute_script(text)
+
+    log.write(event(150, 0.3, ("low P",)).to_dict())
+    began = time.monotonic()
+    wait_for(browser, "return document.body.innerText.includes('step 150')", 10)
+    assert time.monotonic() - began < 2.5
+    assert "low P" in browser.execute_script(text)
+
+    line = json.dumps(event(151, 0.2).to_dict())
+    with log.path.open("a") as file:
+        file.write(line[:50])
+    time.sleep(2)
+    assert "step 150" in browser.execute_script(text)
+    with log.path.open("a") as file:
+        file.write(line[50:] + "\n")
+    wait_for(browser, "return document.body.innerText.includes('step 151')", 10)
+
+    end = {"event": "end", "how": "halted", "step": 151, "reason": NASTY}
+    with log.path.open("a") as file:
+        file.write(json.dumps(end) + "\n")
+    wait_for(browser, "return document.body.innerText.includes('halted')", 10)
+    assert browser.execute_script("return typeof window.bad") == "undefined"
+
+    log.path.unlink()
+    wait_for(browser, "return document.body.innerText.includes('was removed')", 10)
+    assert errors(browser) == []
