@@ -2,7 +2,7 @@
 
 Noise in the layers of the bundled potential is trained on frames of small molecules
 with GFN2-xTB labels. Then another molecule is heated. The picture has the forces of all
-members of the distribution along time, the true force, and where the monitor halts.
+members along time and the true force, and the halt if the spread is too large.
 """
 
 import argparse
