@@ -6,6 +6,8 @@ from .annotating.copies import (
     read_assessment as read_assessment,
 )
 from .annotating.file import annotate_file as annotate_file
+from .annotating.onray import RayWorkers as RayWorkers
+from .annotating.tables import write_tables as write_tables
 from .annotating.trajectory import annotate as annotate
 from .attacking.attack import attack as attack
 from .backbones.committee import Committee as Committee

@@ -15,7 +15,8 @@ PAGES: dict[str, tuple[str, ...]] = {
     "judge": (
         "default_calculator", "ReliableCalculator", "open_model", "tap",
         "Policy", "Threshold", "annotate", "annotate_file", "annotated_copy",
-        "read_assessment", "Committee", "RotationAverage", "save_safe_mace",
+        "write_tables", "RayWorkers", "read_assessment", "Committee",
+        "RotationAverage", "save_safe_mace",
     ),
     "run": (
         "Monitor", "Rewind", "Ask", "relax", "run_file", "read_log", "reliable_frames",
