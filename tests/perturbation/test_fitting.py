@@ -147,7 +147,7 @@ def rough(backbone, frames, *, stress=False):
         ("orb", "structure"),
         ("orb", "atom"),
         ("orb-conservative", "structure"),
-        ("chgnet", "structure"),
+        pytest.param("chgnet", "structure", marks=pytest.mark.slow),
         ("module", "structure"),
         ("module", "atom"),
     ],
@@ -209,6 +209,7 @@ def test_stress_is_trained_and_read_by_default():
     assert calc.results["functional_stress_spread"] > 0
 
 
+@pytest.mark.slow
 def test_energies_of_another_zero_are_warned_of_and_fitted(potential, frames):
     moved = [frame.copy() for frame in 3 * frames]
     for frame in moved:  # another level of theory

@@ -63,6 +63,7 @@ def test_one_member_has_no_fair_crps():
         fair_crps(np.zeros((1, 3)), np.zeros(3))
 
 
+@pytest.mark.slow  # the package compiles its kernels
 def test_scores_are_those_of_the_package_scoringrules():
     rules = pytest.importorskip("scoringrules")
     rng = np.random.default_rng(3)
