@@ -244,3 +244,13 @@ def test_attention_entropy():
     assert np.isnan(uqcalc.attention_entropy([np.nan, 0.5]))
     with pytest.raises(ValueError, match="importance must be shares"):
         uqcalc.attention_entropy([])
+
+
+def test_what_commands_offer_is_what_the_package_has():
+    """The command line repeats two values, so that help needs no import of ASE."""
+    from uqcalc.cli import plot, watch
+    from uqcalc.plotting.structure import SHADES
+    from uqcalc.viewing.web import PORT
+
+    assert plot.__globals__["SHADES"] == tuple(SHADES)
+    assert watch.__kwdefaults__["port"] == PORT

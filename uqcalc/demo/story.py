@@ -15,36 +15,33 @@ if TYPE_CHECKING:
 
 
 def picture(run: DemoRun, title: str) -> Figure:
-    """Draw what happened on one time axis, and which atoms weighed at the end."""
+    """Draw what happened on one time axis, and the least reliable atoms at the end."""
+    import matplotlib as mpl
     import matplotlib.pyplot as plt
 
     from uqcalc import plotting
 
-    history, card = run.monitor.history, run.card
-    rows = (
-        ["T", "P", "truth", "verdict"]
-        if run.errors is not None
-        else ["T", "P", "verdict"]
-    )
+    history, card = plotting.Track.of(run.monitor.history), run.card
+    rows = ["T", "P", *([] if run.errors is None else ["truth"]), "verdict"]
     heights = [0.16 if name == "verdict" else 1.0 for name in rows]
-    figure, axes = plt.subplot_mosaic(
-        [[name, "atoms"] for name in rows],
-        figsize=(12, 6.6),
-        height_ratios=heights,
-        width_ratios=[1.4, 1],
-        layout="constrained",
-    )
-    figure.suptitle(title, fontsize=15, x=0.012, ha="left")
-    plotting.plot_temperature(history, axes["T"])
-    plotting.plot_probability(history, card.suspect, card.unreliable, axes["P"])
-    if run.errors is not None:
-        times = [frame.info["step"] * TIMESTEP_FS / 1000 for frame in run.frames]
-        plotting.plot_true_error(times, run.errors, card.boundary, axes["truth"])
-    plotting.plot_verdicts(history, axes["verdict"])
-    _finish_axes(run, [axes[name] for name in rows])
-    last = run.frames[-1]
-    plotting.plot_structure(last, axes["atoms"])
-    axes["atoms"].set_title("the last step, with its least reliable atoms", fontsize=10)
+    with mpl.rc_context(rc=plotting.STYLE):
+        figure, axes = plt.subplot_mosaic(
+            [[name, "atoms"] for name in rows],
+            figsize=(12, 6.6),
+            height_ratios=heights,
+            width_ratios=[1.4, 1],
+        )
+        figure.suptitle(title, fontsize=15, x=0.012, ha="left")
+        plotting.plot_temperature(history, axes["T"])
+        plotting.plot_probability(history, card.suspect, card.unreliable, axes["P"])
+        if run.errors is not None:
+            times = [frame.info["step"] * TIMESTEP_FS / 1000 for frame in run.frames]
+            plotting.plot_true_error(times, run.errors, card.boundary, axes["truth"])
+        plotting.plot_verdicts(history, axes["verdict"])
+        plotting.add_key(figure, history)
+        _finish_axes(run, [axes[name] for name in rows])
+        plotting.plot_structure(run.frames[-1], axes["atoms"])
+        axes["atoms"].set_title("last step; the least reliable atoms are named")
     return figure
 
 

@@ -20,6 +20,7 @@ from uqcalc.plotting.style import (
     with_unit,
 )
 from uqcalc.plotting.timeline import (
+    add_key,
     plot_energy_drift,
     plot_probability,
     plot_run,
@@ -38,6 +39,7 @@ __all__ = [
     "SERIES",
     "STYLE",
     "Track",
+    "add_key",
     "axes_of",
     "figure_bytes",
     "letter_panels",

@@ -276,7 +276,7 @@ def _finish(figure: Figure, axes: list[Axes], track: Track, title: str) -> None:
     for mark in track.marks:
         named += _draw_mark(axes, track, mark, named=named < _MOST_NAMED)
     figure.suptitle(title or title_of(track), x=0.01, ha="left", fontsize=12)
-    _key(figure, track)
+    add_key(figure, track)
 
 
 def _draw_mark(axes: list[Axes], track: Track, mark: Mark, *, named: bool) -> bool:
@@ -304,7 +304,7 @@ def _draw_mark(axes: list[Axes], track: Track, mark: Mark, *, named: bool) -> bo
     return named
 
 
-def _key(figure: Figure, track: Track) -> None:
+def add_key(figure: Figure, track: Track) -> None:
     """Explain the colours of the verdicts, with the number of steps of each level."""
     from matplotlib.patches import Patch
 
