@@ -33,7 +33,7 @@ parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
 parser.add_argument("--quick", action="store_true", help="a tenth of it, to try it out")
 parser.add_argument("--picture", default="sample_forces.png")
 given = parser.parse_args()
-runs, epochs, most = (2, 1, 10) if given.quick else (8, 8, 1500)
+runs, epochs, most = (2, 1, 10) if given.quick else (8, 8, 3000)
 rng = np.random.default_rng(0)
 potential = bare_calculator()  # any MACE, Orb or CHGNet calculator
 reference = TBLite(method="GFN2-xTB", verbosity=0)
