@@ -47,7 +47,7 @@ from uqcalc.backbones.batching import batches
 
 
 # frames by number of atoms: a second or more for each method
-SIZES = {10: 60, 21: 48, 100: 16, 500: 4}
+SIZES = {10: 60, 21: 48, 100: 8, 500: 2}
 ROUNDS = 3
 MEMORY = (1_000, 10_000, 100_000)
 COLUMNS = {
