@@ -158,6 +158,51 @@ def test_tables_hold_what_the_frames_hold(source, tmp_path, ending):
         np.testing.assert_allclose(found, forces, rtol=1e-12, equal_nan=True)
 
 
+def test_flags_texts_and_names_of_columns_among_the_results_do_no_harm(tmp_path):
+    pytest.importorskip("pyarrow")
+    given = [copper(seed) for seed in range(3)]
+    values = ({"stage": 1, "done": True}, {"stage": "late"}, {"frame": 7, "level": 3})
+    for frame, more in zip(given, values, strict=True):
+        frame.info |= more
+        frame.arrays["chosen"] = np.arange(len(frame)) > 1
+    write(tmp_path / "md.xyz", given)
+    annotate_file(tmp_path / "md.xyz", tmp_path / "out.xyz", judged())
+    table, atoms = tmp_path / "f.parquet", tmp_path / "a.parquet"
+    write_tables(tmp_path / "out.xyz", frames=table, atoms=atoms)
+    rows = rows_of(table)
+    assert [row["frame"] for row in rows] == [0, 1, 2]
+    assert [row["stage"] for row in rows] == [1.0, None, None]
+    assert "done" not in rows[0]
+    assert "chosen" not in rows_of(atoms)[0]
+
+
+def test_frames_that_are_left_out_count_for_a_moving_cell_after_a_restart(tmp_path):
+    """The last frame has the cell of the one before: the cell moved until then."""
+    start = copper(0)
+    del start.arrays["momenta"]  # frames of a relaxation
+    given = []
+    for row in range(8):
+        frame = start.copy()
+        frame.set_cell(start.cell * (1 + 0.005 * min(row, 6)), scale_atoms=True)
+        given.append(frame)
+    source, whole, target = (tmp_path / f"{n}.xyz" for n in ("md", "whole", "out"))
+    # the rows 0, 6 and 7 are written
+    for frame, kept in zip(given, [1, 0, 0, 0, 0, 0, 1, 1], strict=True):
+        frame.info["kept"] = float(kept)
+    write(source, given)
+    annotate_file(source, whole, judged(), select="kept>0")
+    assert numbers(whole) == [0, 6, 7]
+    text = whole.read_text()
+    target.write_text("".join(text.splitlines(keepends=True)[: 2 * (len(start) + 2)]))
+    annotate_file(source, target, judged(), select="kept>0", batch_atoms=4)
+    verdicts = [
+        [read_assessment(frame).verdict for frame in read(path, ":")]
+        for path in (whole, target)
+    ]
+    assert verdicts[0] == verdicts[1]
+    assert any("the cell moves" in reason for reason in verdicts[0][-1].reasons)
+
+
 def test_a_table_of_something_else_is_refused_untouched(source, tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("mine")

@@ -108,16 +108,15 @@ def annotate_file(  # noqa: PLR0913  (the options of the command)
     condition = None if select is None else Condition.parse(select)
     chosen = parse_index(index) if isinstance(index, str) else index
     writer = OneWriter(output)
-    reading = _Source(Path(source), species, chosen)
+    tally, cells, passed = Tally(worst), Cells(use), 0
+    reading = _Source(Path(source), species, chosen, cells)
     frames = iter(reading)
     identity = _identity(calculator, use, index, condition)
-    tally, cells, passed = Tally(worst), Cells(use), 0
     with writer, _frame_bar() as progress:
         total = None if progress.disable else count_frames(source)
         task = progress.add_task("", total=reading.length(total))
         for done in _standing(output, reading, frames, identity):
             tally.add(done, left_out_of(done), index=done.info[FRAME_KEY])
-            cells.use(done)
             progress.update(task, completed=reading.frames)
         resumed_from = tally.frames
         if workers is None:
@@ -174,10 +173,15 @@ class _Source:
     """The frames of a file up to the first unreadable one; ``error`` is the reason."""
 
     def __init__(
-        self, path: Path, species: str | Sequence[str] | None, index: slice
+        self,
+        path: Path,
+        species: str | Sequence[str] | None,
+        index: slice,
+        cells: Cells,
     ) -> None:
         self.path, self.species = path, species
         self.index, self._first, self._step = resolved(index, path)
+        self.cells = cells
         self.frames = 0
         self.error = ""
 
@@ -186,8 +190,12 @@ class _Source:
         return self._first + row * self._step
 
     def next_of(self, frames: Iterator[Atoms], number: int) -> Atoms | None:
-        """Return the frame with this number, after leaving out those before it."""
+        """Return the frame with this number, after those that were not written.
+
+        All of them count for the question whether the cell moves.
+        """
         for frame in frames:
+            self.cells.use(frame)
             if self.number(self.frames - 1) == number:
                 return frame
             if self.number(self.frames - 1) > number:
