@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -71,6 +73,18 @@ def test_two_workers_give_the_serial_results_in_order_although_one_is_killed():
 def test_impossible_numbers_are_refused(name, value):
     with pytest.raises(RecordError, match="must be at least"):
         RayWorkers(uqcalc.default_calculator, **{name: value})
+
+
+def test_an_address_without_a_cluster_is_refused_at_once(monkeypatch):
+    started = []
+    ray = SimpleNamespace(is_initialized=lambda: False, init=started.append)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # free as soon as the server is closed
+    cluster = RayWorkers(uqcalc.default_calculator, address=f"127.0.0.1:{port}")
+    with pytest.raises(RecordError, match="must be that of a running Ray cluster"):
+        list(annotated_on_ray(frames(1), cluster, 20, Cells()))
+    assert not started
 
 
 def test_a_missing_ray_names_the_extra(monkeypatch, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from uqcalc.uses import Use
 
 LOCAL = "local"
 _RESTARTS = 3  # of a worker, and of a batch whose worker has died
+_PATIENCE_S = 10.0  # for a connection to a cluster
 _AHEAD = 2  # batches that wait for each worker
 
 
@@ -140,6 +142,7 @@ def _connected(ray: Any, workers: RayWorkers) -> Iterator[None]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = (
         "0"  # Ray would report its use to its makers
     )
+    _reach(workers.address)
     own: dict[str, Any] = {"address": workers.address}
     if workers.address == LOCAL:
         own |= {"num_cpus": workers.workers, "include_dashboard": False}
@@ -157,6 +160,27 @@ def _connected(ray: Any, workers: RayWorkers) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Refuse an address of which nothing answers: Ray itself tries for minutes.
+
+    Raises
+    ------
+    RecordError
+        If no connection is made within `_PATIENCE_S`.
+    """
+    host, found, port = address.removeprefix("ray://").rpartition(":")
+    if not found or not port.isdigit():
+        return  # "local", "auto"
+    try:
+        socket.create_connection((host, int(port)), timeout=_PATIENCE_S).close()
+    except (OSError, OverflowError) as error:
+        msg = (
+            f"address must be that of a running Ray cluster, got {address!r} ({error})"
+            "; start one with ray start --head, or use 'local'"
+        )
+        raise RecordError(msg) from error
 
 
 def _ray() -> Any:

@@ -115,7 +115,7 @@ def _columns(source: Path) -> tuple[list[str], list[str]]:
             shapes = zip(arrays[::3], arrays[1::3], arrays[2::3], strict=False)
             named |= {k: None for k, v in entries.items() if _is_number(k, v)}
             for name, kind, width in shapes:
-                if kind in "RIL" and name not in ("pos", "Z", "numbers"):
+                if kind in "RI" and name not in ("pos", "Z", "numbers", *_ATOM):
                     of_atoms |= dict.fromkeys(_parts(name, int(width)))
             for _ in range(int(header)):
                 file.readline()
@@ -126,8 +126,14 @@ def _columns(source: Path) -> tuple[list[str], list[str]]:
 
 
 def _is_number(key: str, value: Any) -> bool:
+    own = (*_FRAME, FRAME_KEY, "reliability_level")  # columns of the table itself
+    return _is_real(value) and key not in own
+
+
+def _is_real(value: Any) -> bool:
+    """Return whether a value is a number, not a flag."""
     number = isinstance(value, (float, int, np.floating, np.integer))
-    return number and key not in (FRAME_KEY, "reliability_level")
+    return number and not isinstance(value, bool)
 
 
 def _parts(name: str, width: int) -> list[str]:
@@ -215,15 +221,24 @@ def _parquet(path: Path, columns: Sequence[str]) -> Iterator[_Writer]:
     with parquet.ParquetWriter(path, schema) as file:
 
         def write(rows: Sequence[Row]) -> None:
-            cells = {name: [_cell(row.get(name)) for row in rows] for name in columns}
+            cells = {
+                name: [_cell(row.get(name), text=name in texts) for row in rows]
+                for name in columns
+            }
             file.write_table(arrow.table(cells, schema=schema))
 
         yield write
 
 
-def _cell(value: Any) -> Any:
-    """Return a number of Python for one of numpy, for `pyarrow`."""
-    return value.item() if isinstance(value, np.generic) else value
+def _cell(value: Any, *, text: bool) -> str | int | float | None:
+    """Return a text or a number of Python for `pyarrow`.
+
+    None for a text, a flag or an array where other frames have a number.
+    """
+    if text:
+        return None if value is None else str(value)
+    number = value.item() if isinstance(value, np.generic) else value
+    return number if _is_real(number) else None
 
 
 def _pyarrow() -> tuple[Any, Any]:

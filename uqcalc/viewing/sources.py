@@ -84,12 +84,12 @@ def runs_of(paths: Sequence[Path]) -> list[RunFiles]:
                 )
                 raise RecordError(msg)
             found += [(log, []) for log in logs]
-        elif path.suffix == ".jsonl":
-            _check_log(path)
-            found.append((path, []))
         elif not path.is_file():
             msg = f"file must exist, got {path}; check its name and folder"
             raise RecordError(msg)
+        elif path.suffix == ".jsonl":
+            _check_log(path)
+            found.append((path, []))
         elif found and found[-1][0] is not None:
             found[-1][1].append(path)
         else:
