@@ -4,6 +4,7 @@ It is compared with (a) the loop of ASE with the bare calculator, and (b) the ba
 passes of the backbone without a signal, in turns on the same frames.
 
     python benchmarks/annotate.py
+    python benchmarks/annotate.py --batches      # size of a batch, bundled MACE
     python benchmarks/annotate.py --memory       # peak memory, 1 000 to 100 000 frames
     python benchmarks/annotate.py --ray          # two workers against one process
 
@@ -21,6 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,7 @@ from uqcalc.backbones.batching import batches
 # frames by number of atoms: a second or more for each method
 SIZES = {10: 60, 21: 48, 100: 8, 500: 2}
 ROUNDS = 3
+BATCHES = (1, 64, 128, 192, 256, 512)  # atoms
 MEMORY = (1_000, 10_000, 100_000)
 COLUMNS = {
     "model": "model",
@@ -106,7 +109,7 @@ def timed(model: str) -> list[dict[str, Any]]:
                     bare.calculate(frame, ["energy", "forces"], ["positions"])
 
             def batched(frames: Sequence[Atoms] = frames) -> None:
-                for batch in batches(frames, len):
+                for batch in batches(frames, len, backbone.batch_atoms):
                     backbone.predict_many(batch)
 
             def whole(source: Path = source, output: Path = output) -> None:
@@ -121,6 +124,31 @@ def timed(model: str) -> list[dict[str, Any]]:
         row |= {"over_batched": float(np.median(ratio))}
         rows.append(row | {"over_loop": float(np.median(over))})
         print(rows[-1], flush=True)
+    return rows
+
+
+def by_batch() -> list[dict[str, Any]]:
+    """Return frames a second of the bundled potential by the atoms of a batch."""
+    backbone = uqcalc.default_calculator().backbone
+    rows = []
+    start = molecule("CH3CH2OH")
+    for copies, count in ((1, 224), (2, 112), (10, 24)):  # 9, 18 and 90 atoms
+        frame = start.copy()
+        for number in range(1, copies):
+            other = start.copy()
+            other.positions[:, 0] += 9.0 * number
+            frame += other
+        frames = [frame.copy() for _ in range(count)]
+        for seed, rattled in enumerate(frames):
+            rattled.rattle(0.03, seed=seed)
+
+        def run(most: int, frames: Sequence[Atoms] = frames) -> None:
+            for batch in batches(frames, len, most):
+                backbone.predict_many(batch)
+
+        seconds = turns({str(most): partial(run, most) for most in BATCHES})
+        row = {most: count / float(np.median(s)) for most, s in seconds.items()}
+        rows.append({"atoms": len(frames[0]), "frames": count} | row)
     return rows
 
 
@@ -186,6 +214,7 @@ def main() -> None:
     """Measure what is asked for; the other parts of an earlier result are kept."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--models", nargs="+", default=["mace", "chgnet"])
+    parser.add_argument("--batches", action="store_true", help="set OMP_NUM_THREADS=1")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--ray", action="store_true", help="set OMP_NUM_THREADS=1")
@@ -196,8 +225,12 @@ def main() -> None:
         return
     known = read_result("annotate") if (RESULTS / "annotate.json").is_file() else {}
     rows = known.get("rows", [])
-    more = {key: known[key] for key in ("memory_mb", "ray") if key in known}
-    if given.memory:
+    more: dict[str, Any] = {
+        key: known[key] for key in ("batches", "memory_mb", "ray") if key in known
+    }
+    if given.batches:
+        more["batches"] = by_batch()
+    elif given.memory:
         more["memory_mb"] = {str(count): peak_mb(count) for count in MEMORY}
     elif given.ray:
         more["ray"] = on_ray()

@@ -24,7 +24,7 @@ def predict(
         wanted = ["energy", "forces", *(backbone.provides & {"vectors"})]
         found = [
             prediction
-            for batch in batches(frames, len)
+            for batch in batches(frames, len, backbone.batch_atoms)
             for prediction in backbone.predict_many(batch, wanted)
         ]
         _write(path, found)

@@ -39,7 +39,7 @@ def predictions(backbone: Backbone, frames: Sequence[Atoms]) -> list[Prediction]
     """Evaluate all frames in batches, with both forces."""
     return [
         prediction
-        for batch in batches(frames, len)
+        for batch in batches(frames, len, backbone.batch_atoms)
         for prediction in backbone.predict_many(batch, BOTH)
     ]
 
@@ -92,6 +92,6 @@ def chgnet_forces(frames: Sequence[Atoms]) -> list[np.ndarray]:
         backbone = tap(CHGNetCalculator(use_device="cpu"))
     return [
         prediction.forces
-        for batch in batches(frames, len)
+        for batch in batches(frames, len, backbone.batch_atoms)
         for prediction in backbone.predict_many(batch)
     ]

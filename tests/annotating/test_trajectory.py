@@ -77,6 +77,15 @@ def same(frame, other, *, but=()):
 # ------------------------------------------------------------------ in memory
 
 
+def test_batches_have_the_number_of_atoms_that_the_backbone_prefers(mace):
+    frames = [molecule("CH3CH2OH") for _ in range(40)]
+    backbone = mace.backbone
+    before = backbone.passes
+    assert len(list(annotate(frames, mace))) == 40
+    each = backbone.batch_atoms // 9  # whole frames of nine atoms in a batch
+    assert backbone.passes - before == -(-40 // each) > 1
+
+
 def test_every_frame_is_judged_as_by_assess_alone_or_in_batches(mace):
     frames = mixed()
     before = [frame.copy() for frame in frames]

@@ -47,7 +47,7 @@ def test_batches_stay_small_enough_for_any_memory(monkeypatch):
     backbone = tap(chgnet())
     frames = [salt(seed=seed) for seed in range(3)]
     together = backbone.predict_many(frames)
-    monkeypatch.setattr(backbone, "batch_atoms", 2 * len(frames[0]))
+    monkeypatch.setattr(backbone, "most_batch_atoms", 2 * len(frames[0]))
     apart = backbone.predict_many(frames)
     assert backbone.passes == 1 + 2
     for one, other in zip(together, apart, strict=True):

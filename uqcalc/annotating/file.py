@@ -28,7 +28,6 @@ from uqcalc.annotating.frametext import held_numbers
 from uqcalc.annotating.selecting import Condition, parse_index, resolved
 from uqcalc.annotating.tally import AnnotationSummary, Tally
 from uqcalc.annotating.trajectory import Cells, annotated, check_calculator
-from uqcalc.backbones.batching import BATCH_ATOMS
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import RecordError, SourceError, UqcalcError
 from uqcalc.files.structures import UNREADABLE, count_frames, frames_of
@@ -52,7 +51,7 @@ def annotate_file(  # noqa: PLR0913  (the options of the command)
     *,
     species: str | Sequence[str] | None = None,
     worst: int = 10,
-    batch_atoms: int = BATCH_ATOMS,
+    batch_atoms: int | None = None,
     use: Use | None = None,
     index: str | slice = ":",
     select: str | None = None,
@@ -124,7 +123,8 @@ def annotate_file(  # noqa: PLR0913  (the options of the command)
         else:
             from uqcalc.annotating.onray import annotated_on_ray
 
-            judged = annotated_on_ray(frames, workers, batch_atoms, cells)
+            most = batch_atoms or calculator.backbone.batch_atoms
+            judged = annotated_on_ray(frames, workers, most, cells)
         for number, frame in enumerate(judged, reading.frames):
             frame.info |= {MODEL_KEY: identity, FRAME_KEY: reading.number(number)}
             progress.advance(task)

@@ -11,7 +11,7 @@ from ase.geometry import find_mic
 
 from uqcalc.annotating.copies import annotated_copy, cleared_copy, refused_copy
 from uqcalc.backbones.base import Prediction
-from uqcalc.backbones.batching import BATCH_ATOMS, evaluate_each
+from uqcalc.backbones.batching import evaluate_each
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.uses import Use, checked_use, judged_for
 
@@ -27,7 +27,7 @@ def annotate(
     frames: Iterable[Atoms],
     calculator: ReliableCalculator,
     *,
-    batch_atoms: int = BATCH_ATOMS,
+    batch_atoms: int | None = None,
     use: Use | None = None,
 ) -> Iterator[Atoms]:
     """Yield an annotated copy of every frame, in order, with one batch in memory.
@@ -53,8 +53,9 @@ def annotate(
     frames : iterable of Atoms
         A generator is read up to the next batch. The frames do not change.
     calculator : ReliableCalculator
-    batch_atoms : int
-        Number of atoms evaluated together. A larger frame is evaluated alone.
+    batch_atoms : int, optional
+        Number of atoms evaluated together, by default the potential's: 128 on a CPU and
+        512 on a GPU for most. A larger frame is evaluated alone.
     use : {"fixed_cell", "moving_cell", "energy"}, optional
         What the frames are used for. "energy" gives the verdict on the energy, as for a
         screening; "moving_cell" is for an equation of state, too. By default the cell
@@ -141,7 +142,7 @@ def _of_one_run(before: Atoms, frame: Atoms) -> bool:
 def annotated(
     frames: Iterable[Atoms],
     calculator: ReliableCalculator,
-    batch_atoms: int,
+    batch_atoms: int | None,
     cells: Cells,
 ) -> Iterator[Atoms]:
     """Yield annotated frames as `annotate`; ``cells`` has all earlier frames."""
@@ -169,7 +170,7 @@ def with_outcome(
     return annotated_copy(frame, assessment, results)
 
 
-def check_calculator(calculator: object, batch_atoms: int) -> None:
+def check_calculator(calculator: object, batch_atoms: int | None) -> None:
     """Check the calculator and ``batch_atoms`` before the first frame.
 
     Raises
@@ -189,8 +190,8 @@ def check_calculator(calculator: object, batch_atoms: int) -> None:
             "calculator.enabled = True"
         )
         raise ValueError(msg)
-    if batch_atoms < 1:
-        msg = f"batch_atoms must be at least 1, got {batch_atoms}; 512 is usual"
+    if batch_atoms is not None and batch_atoms < 1:
+        msg = f"batch_atoms must be at least 1, got {batch_atoms}; 128 is usual"
         raise ValueError(msg)
 
 

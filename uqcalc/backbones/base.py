@@ -36,6 +36,8 @@ B = TypeVar("B", bound="Backbone")
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_CPU_BATCH_ATOMS = 128
+
 
 @contextmanager
 def _gradients(*, needed: bool) -> Iterator[None]:
@@ -118,8 +120,8 @@ class Backbone(ABC):
     parses : frozenset of str
         Keys of these that the calculator converts to a number, even if the model does
         not use it. Values other than whole numbers are refused.
-    batch_atoms : int
-        Most atoms that a native batch should have.
+    most_batch_atoms : int
+        Most atoms that a native batch may have, for its memory.
     perturbable : tuple of str
         Names of the layers that take noise by default, with ``*`` for any text
         (`uqcalc.perturbation.layers.find_layers`).
@@ -144,7 +146,7 @@ class Backbone(ABC):
     reads: frozenset[str] | None = None
     parses: frozenset[str] = frozenset()
     costs: Costs | None = None
-    batch_atoms: int = 512  # enough to fill two cores, few enough for any memory
+    most_batch_atoms: int = 512
     perturbable: tuple[str, ...] = ()
     perturbable_atoms: tuple[str, ...] = ()
     trains_in_batches: bool = True
@@ -176,6 +178,23 @@ class Backbone(ABC):
     def network(self) -> torch.nn.Module | None:
         """The single torch model, uncompiled; None if there is none."""
         return None
+
+    @property
+    def batch_atoms(self) -> int:
+        """Most atoms that a native batch should have, for its speed.
+
+        On a CPU small batches are fastest: their arrays stay in the caches, and the C
+        library keeps their memory for the next batch. Measured with
+        ``benchmarks/annotate.py --batches``.
+        """
+        if any(p.device.type != "cpu" for p in self._parameters()):
+            return self.most_batch_atoms
+        return min(_CPU_BATCH_ATOMS, self.most_batch_atoms)
+
+    def _parameters(self) -> Iterator[torch.Tensor]:
+        for model in self.models():
+            if isinstance(model, torch.nn.Module):
+                yield from model.parameters()
 
     @abstractmethod
     def armed(self) -> AbstractContextManager[Capture]:

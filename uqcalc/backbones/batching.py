@@ -14,9 +14,6 @@ from uqcalc.errors import BackboneError
 
 T = TypeVar("T")
 
-# Atoms in one native batch: enough to fill two cores, few enough for any memory.
-BATCH_ATOMS = 512
-
 # Errors that a model or its neighbour list raises for one bad geometry. EMT raises
 # NotImplementedError for an unsupported element, and NumPy MemoryError if arrays of a
 # geometry are too large.
@@ -35,7 +32,7 @@ _LONGEST_REASON = 1000
 
 
 def batches(
-    items: Iterable[T], size: Callable[[T], int], limit: int = BATCH_ATOMS
+    items: Iterable[T], size: Callable[[T], int], limit: int
 ) -> Iterator[list[T]]:
     """Group consecutive items so that their sizes add up to at most ``limit``.
 
@@ -68,20 +65,22 @@ def evaluate_each(
     frames: Iterable[Atoms],
     wanted: Sequence[str] = ("energy", "forces"),
     *,
-    limit: int = BATCH_ATOMS,
+    limit: int | None = None,
     finite: bool = True,
 ) -> Iterator[tuple[Atoms, Prediction | str]]:
     """Yield every frame with its prediction or, if it failed, with the reason.
 
     The order stays. Frames are evaluated in native batches of at most ``limit`` atoms
-    if the backbone supports them. Only one batch is in memory.
+    if the backbone supports them, by default `Backbone.batch_atoms`. Only one batch is
+    in memory.
 
     Parameters
     ----------
     wanted, finite
         As for `predict_each`.
     """
-    for batch in batches(frames, len, limit):
+    most = backbone.batch_atoms if limit is None else limit
+    for batch in batches(frames, len, most):
         outcomes = predict_each(backbone, batch, wanted, finite=finite)
         yield from zip(batch, outcomes, strict=True)
 

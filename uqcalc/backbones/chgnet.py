@@ -31,7 +31,7 @@ class CHGNetBackbone(Backbone):
     name = "chgnet"
     by_autograd = True
     batches_stress = True
-    batch_atoms = 64  # 512 atoms in dense cells, with their angles, need 13 GB
+    most_batch_atoms = 64  # 512 atoms in dense cells, with their angles, need 13 GB
     perturbable = ("atom_conv_layers.*.mlp_out.layers.1",)
     changes_process = True  # it filters a warning for a while
 
@@ -96,8 +96,8 @@ class CHGNetBackbone(Backbone):
         """Evaluate all frames, in native batches of at most 64 atoms."""
         if not self.may_batch(frames, wanted):
             return super().predict_many(frames, wanted)
-        if sum(map(len, frames)) > self.batch_atoms:
-            parts = batches(frames, len, self.batch_atoms)
+        if sum(map(len, frames)) > self.most_batch_atoms:
+            parts = batches(frames, len, self.most_batch_atoms)
             return [p for part in parts for p in self.predict_many(part, wanted)]
         model, graphs = self.model_calculator.model, self._graphs(frames)
         with self.armed() as captured:

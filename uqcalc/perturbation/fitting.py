@@ -300,8 +300,8 @@ class _Fit:
         return float((residuals / sizes).abs().mean())
 
     def _batches(self, rows: Sequence[int], members: int) -> list[list[int]]:
-        """Return batches of rows: twice `Backbone.batch_atoms` with all members."""
-        limit = max(1, 2 * self.backbone.batch_atoms // members)
+        """Return batches of rows: twice the most atoms, with all members."""
+        limit = max(1, 2 * self.backbone.most_batch_atoms // members)
         several: list[list[int]] = []
         for batch in batches(rows, lambda row: len(self.frames[row]), limit):
             size = self.options.batch

@@ -260,7 +260,7 @@ _COPIED = (
     "reads",
     "parses",
     "costs",
-    "batch_atoms",
+    "most_batch_atoms",
     "perturbable",
     "perturbable_atoms",
     "trains_in_batches",

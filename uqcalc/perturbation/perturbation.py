@@ -170,6 +170,8 @@ class Perturbation:
 
         Raises
         ------
+        TypeError
+            If ``atoms`` is no structure.
         ModelError
             If there is no member or no calculator, or if it is another potential.
         BackboneError
@@ -177,6 +179,13 @@ class Perturbation:
         """
         from uqcalc.perturbation.members import PerturbedBackbone
 
+        refused: object = atoms
+        if not isinstance(refused, Atoms):
+            msg = (
+                f"atoms must be one structure (Atoms), got {type(refused).__name__}; "
+                "read a file with ase.io.read first"
+            )
+            raise TypeError(msg)
         if isinstance(members, bool) or not isinstance(members, int) or members < 1:
             msg = f"members must be a whole number of at least 1, got {members!r}"
             raise ModelError(msg)

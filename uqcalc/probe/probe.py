@@ -14,7 +14,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from uqcalc.backbones.base import Backbone
-from uqcalc.backbones.batching import BATCH_ATOMS, evaluate_each
+from uqcalc.backbones.batching import evaluate_each
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.backbones.registry import tap
@@ -463,7 +463,7 @@ class Probe:
         frames: Sequence[Atoms],
         calculator: Any,
         *,
-        batch_atoms: int = BATCH_ATOMS,
+        batch_atoms: int | None = None,
     ) -> np.ndarray:
         """Return the network's vector of each structure, (structures, embedding).
 
@@ -477,8 +477,8 @@ class Probe:
         frames : sequence of Atoms
         calculator : ase calculator, Backbone or ReliableCalculator
             The potential of the probe.
-        batch_atoms : int
-            Most atoms in one native batch of the potential.
+        batch_atoms : int, optional
+            Most atoms in one native batch of the potential; by default its own number.
 
         Raises
         ------
