@@ -53,7 +53,7 @@ def test_a_sample_is_reproducible_and_one_potential_for_every_structure(
     first = perturbation.sample(atoms, 1, seed=3)  # fewer members are the first ones
     np.testing.assert_allclose(first.energies, one.energies[:1], rtol=1e-12)
     # work along a step is the difference of each member's own energies
-    with pytest.raises(TypeError, match="one structure .*, got str"):
+    with pytest.raises(TypeError, match=r"one structure .*, got str"):
         perturbation.sample("md.xyz", 3, calculator)
     step = 1e-4 * one.forces[2]
     there, back = (
