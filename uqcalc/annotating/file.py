@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from ase import Atoms
-from ase.io import iread
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,26 +22,22 @@ from rich.progress import (
 )
 
 from uqcalc.annotating.copies import FRAME_KEY, MODEL_KEY, left_out_of
-from uqcalc.annotating.frames import append_frame, cut_torn_frame, whole_frames
 from uqcalc.annotating.frametext import held_numbers
 from uqcalc.annotating.selecting import Condition, parse_index, resolved
 from uqcalc.annotating.tally import AnnotationSummary, Tally
+from uqcalc.annotating.targets import Target, checked_target, target_of
 from uqcalc.annotating.trajectory import Cells, annotated, check_calculator
 from uqcalc.backbones.batching import BATCH_ATOMS
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import RecordError, SourceError, UqcalcError
 from uqcalc.files.structures import UNREADABLE, count_frames, frames_of
-from uqcalc.files.writing import OneWriter, writable
+from uqcalc.files.writing import OneWriter
 from uqcalc.progress import progress_bar
 from uqcalc.uses import Use
 
 
 if TYPE_CHECKING:
     from uqcalc.annotating.onray import RayWorkers
-
-
-# Formats that store the whole annotation; others drop readings per atom.
-_ENDINGS = (".xyz", ".extxyz")
 
 
 def annotate_file(  # noqa: PLR0913  (the options of the command)
@@ -58,7 +53,7 @@ def annotate_file(  # noqa: PLR0913  (the options of the command)
     select: str | None = None,
     workers: RayWorkers | None = None,
 ) -> AnnotationSummary:
-    """Annotate a trajectory into an extended XYZ file, in constant memory.
+    """Annotate a trajectory into another file, in constant memory.
 
     Every frame is on disk before the next batch. An existing target is continued if it
     holds the first frames of the same source, annotated with the same potential, probe
@@ -70,7 +65,10 @@ def annotate_file(  # noqa: PLR0913  (the options of the command)
     source : path
         Any trajectory that ASE reads.
     target : path
-        Ends in .xyz or .extxyz.
+        Ends in .xyz or .extxyz, .traj (trajectory of ASE) or .db (database of ASE).
+        In a ``.traj`` file the results of single atoms are in
+        ``info["uqcalc_arrays"]``. In a database all is in ``data["uqcalc_info"]``, and
+        numbers are in ``key_value_pairs``, too.
     calculator : ReliableCalculator
     species : str or list of str, optional
         Element of each atom type in order (``"Na,Cl"``). LAMMPS files with numbered
@@ -112,10 +110,10 @@ def annotate_file(  # noqa: PLR0913  (the options of the command)
     reading = _Source(Path(source), species, chosen, cells)
     frames = iter(reading)
     identity = _identity(calculator, use, index, condition)
-    with writer, _frame_bar() as progress:
+    with writer, target_of(output) as file, _frame_bar() as progress:
         total = None if progress.disable else count_frames(source)
         task = progress.add_task("", total=reading.length(total))
-        for done in _standing(output, reading, frames, identity):
+        for done in _standing(file, reading, frames, identity):
             tally.add(done, left_out_of(done), index=done.info[FRAME_KEY])
             progress.update(task, completed=reading.frames)
         resumed_from = tally.frames
@@ -132,7 +130,7 @@ def annotate_file(  # noqa: PLR0913  (the options of the command)
                 passed += 1
                 continue
             name = f"frame {frame.info[FRAME_KEY]}"
-            left_out = append_frame(output, frame, name)
+            left_out = file.append(frame, name)
             tally.add(frame, left_out, index=frame.info[FRAME_KEY])
     summary = tally.summary(output, resumed_from)
     if condition is not None:
@@ -153,13 +151,7 @@ def _frame_bar() -> Progress:
 
 
 def _checked_target(source: Path, target: str | os.PathLike[str]) -> Path:
-    output = writable(target, "target")
-    if output.suffix not in _ENDINGS:
-        msg = (
-            f"target must end in {' or '.join(_ENDINGS)}, got {output.name}; other "
-            "formats lose the values of single atoms"
-        )
-        raise RecordError(msg)
+    output = checked_target(Path(target))
     if not source.exists():
         msg = f"source must be an existing trajectory, got {source}; check its path"
         raise RecordError(msg)
@@ -218,7 +210,7 @@ class _Source:
 
 
 def _standing(
-    output: Path, reading: _Source, frames: Iterator[Atoms], identity: str
+    file: Target, reading: _Source, frames: Iterator[Atoms], identity: str
 ) -> Iterator[Atoms]:
     """Yield the frames of the target after a check, then cut an incomplete last frame.
 
@@ -227,11 +219,8 @@ def _standing(
     RecordError
         If a frame has another geometry than the source, or another annotation.
     """
-    if not output.exists() or output.stat().st_size == 0:
-        return
-    whole, _ = whole_frames(output, "target")
-    written = _parsed(output, whole)
-    for index, ours in enumerate(written):
+    output = file.path
+    for index, ours in enumerate(file.standing()):
         ours.info.setdefault(FRAME_KEY, index)  # files of versions before 0.3 lack it
         if ours.info.get(MODEL_KEY) != identity:
             msg = (
@@ -249,29 +238,14 @@ def _standing(
             )
             raise RecordError(msg)
         yield ours
-    cut_torn_frame(output, "target")
-
-
-def _parsed(output: Path, frames: int) -> Iterator[Atoms]:
-    """Yield the first ``frames`` frames of a target, without an incomplete last one."""
-    try:
-        yield from iread(
-            str(output), slice(0, frames), "extxyz", do_not_split_by_at_sign=True
-        )
-    except UNREADABLE as error:
-        msg = (
-            f"frames of the target must be readable, got {output} "
-            f"({type(error).__name__}: {error}); to annotate from the start, move "
-            "this file away or choose another name"
-        )
-        raise RecordError(msg) from error
+    file.mend()
 
 
 def same_geometry(ours: Atoms, theirs: Atoms | None) -> bool:
     """Return whether two geometries agree within 1e-6 Å; NaN equals NaN."""
     return (
         theirs is not None
-        and np.array_equal(ours.numbers, held_numbers(theirs.numbers))
+        and np.array_equal(held_numbers(ours.numbers), held_numbers(theirs.numbers))
         and all(
             np.allclose(a, b, rtol=0, atol=1e-6, equal_nan=True)
             for a, b in (

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.io import iread
 from ase.io.extxyz import key_val_str_to_dict
 
 from uqcalc.annotating.copies import (
@@ -22,7 +21,7 @@ from uqcalc.annotating.copies import (
     read_error,
 )
 from uqcalc.errors import MissingExtraError, RecordError
-from uqcalc.files.structures import UNREADABLE
+from uqcalc.files.structures import UNREADABLE, frames_of
 from uqcalc.files.writing import whole, writable
 from uqcalc.records import Assessment
 
@@ -31,6 +30,7 @@ ENDINGS = (".csv", ".parquet")
 _ROWS = 20_000  # in memory at once
 _FRAME = ("frame", "formula", "atoms", "level", "reasons", "ask", "error")
 _ATOM = ("frame", "atom", "element")
+_GEOMETRY = ("pos", "positions", "Z", "numbers")
 _AXES = ("x", "y", "z")
 
 Row = dict[str, Any]
@@ -95,12 +95,36 @@ def checked_table(path: str | os.PathLike[str]) -> Path:
 
 
 def _columns(source: Path) -> tuple[list[str], list[str]]:
-    """Return the names of all numbers of frames and of atoms in a file.
-
-    Only the second line of each frame is read as text.
-    """
+    """Return the names of all numbers of frames and of atoms in a file."""
+    found = _xyz_entries if source.suffix in (".xyz", ".extxyz") else _entries
     named: dict[str, None] = {}
     of_atoms: dict[str, None] = {}
+    for entries, widths in found(source):
+        named |= {k: None for k, v in entries.items() if _is_number(k, v)}
+        for name, width in widths.items():
+            of_atoms |= dict.fromkeys(_parts(name, width))
+    if not named:
+        msg = f"source must hold annotated frames, got none in {source}"
+        raise RecordError(msg)
+    return list(named), [name for name in of_atoms if name not in _ATOM]
+
+
+_Entries = tuple[dict[str, Any], dict[str, int]]
+
+
+def _entries(source: Path) -> Iterator[_Entries]:
+    """Yield ``info`` and, for each array of numbers, the numbers of an atom."""
+    for _, frame in _annotated(source):
+        arrays = {
+            name: int(np.prod(array.shape[1:]))
+            for name, array in frame.arrays.items()
+            if array.dtype.kind in "if" and name not in _GEOMETRY
+        }
+        yield frame.info, arrays
+
+
+def _xyz_entries(source: Path) -> Iterator[_Entries]:
+    """Yield the same from XYZ, of which only the second line of a frame is read."""
     with source.open("rb") as file:
         while header := file.readline().strip():
             comment = file.readline().decode()
@@ -113,16 +137,16 @@ def _columns(source: Path) -> tuple[list[str], list[str]]:
             entries = key_val_str_to_dict(comment)
             arrays = str(entries.pop("Properties", "")).split(":")
             shapes = zip(arrays[::3], arrays[1::3], arrays[2::3], strict=False)
-            named |= {k: None for k, v in entries.items() if _is_number(k, v)}
-            for name, kind, width in shapes:
-                if kind in "RI" and name not in ("pos", "Z", "numbers", *_ATOM):
-                    of_atoms |= dict.fromkeys(_parts(name, int(width)))
+            yield (
+                entries,
+                {
+                    name: int(width)
+                    for name, kind, width in shapes
+                    if kind in "RI" and name not in _GEOMETRY
+                },
+            )
             for _ in range(int(header)):
                 file.readline()
-    if not named:
-        msg = f"source must hold annotated frames, got none in {source}"
-        raise RecordError(msg)
-    return list(named), list(of_atoms)
 
 
 def _is_number(key: str, value: Any) -> bool:
@@ -147,8 +171,7 @@ def _parts(name: str, width: int) -> list[str]:
 def _annotated(source: str | os.PathLike[str]) -> Iterator[tuple[int, Atoms]]:
     """Yield the number in the trajectory and the annotated frame."""
     try:
-        frames = iread(os.fspath(source), ":", "extxyz", do_not_split_by_at_sign=True)
-        for row, frame in enumerate(frames):
+        for row, frame in enumerate(frames_of(source)):
             yield int(frame.info.get(FRAME_KEY, row)), frame
     except UNREADABLE as error:
         msg = (

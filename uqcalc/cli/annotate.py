@@ -20,8 +20,8 @@ from uqcalc.cli.options import (
     QuietOption,
     SpeciesOption,
     SpreadLimitsOption,
+    annotated,
     existing,
-    extended_xyz,
 )
 from uqcalc.cli.probes import ProbesOption, model_of
 from uqcalc.cli.signalchoice import ForceDeltaChoice, SpreadChoice, reliable
@@ -82,10 +82,11 @@ OutputOption = Annotated[
         "--output",
         "-o",
         metavar="FILE",
-        callback=extended_xyz,
+        callback=annotated,
         help=(
-            "Extended XYZ file to write (.xyz or .extxyz). A file of an interrupted "
-            "command is continued. - is standard output, written at the end."
+            "File to write: extended XYZ (.xyz, .extxyz), trajectory (.traj) or "
+            "database (.db) of ASE. A file of an interrupted command is continued. "
+            "- is extended XYZ on standard output, written at the end."
         ),
     ),
 ]

@@ -112,6 +112,16 @@ def creatable(value: Path | None) -> Path | None:
     return value
 
 
+def annotated(value: Path) -> Path:
+    """Refuse a path to write that does not end as a target of `annotate_file` must."""
+    if not is_standard(value):
+        from uqcalc.annotating.targets import checked_target
+
+        with usage_errors("--output"):
+            checked_target(value)
+    return value
+
+
 def extended_xyz(value: Path) -> Path:
     """Refuse a path to write that does not end as files with annotations must."""
     if not is_standard(value) and value.suffix not in {".xyz", ".extxyz"}:
