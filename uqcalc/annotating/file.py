@@ -23,9 +23,10 @@ from rich.progress import (
 
 from uqcalc.annotating.copies import FRAME_KEY, MODEL_KEY, left_out_of
 from uqcalc.annotating.frametext import held_numbers
+from uqcalc.annotating.names import checked_target
 from uqcalc.annotating.selecting import Condition, parse_index, resolved
 from uqcalc.annotating.tally import AnnotationSummary, Tally
-from uqcalc.annotating.targets import Target, checked_target, target_of
+from uqcalc.annotating.targets import Target, target_of
 from uqcalc.annotating.trajectory import Cells, annotated, check_calculator
 from uqcalc.backbones.batching import BATCH_ATOMS
 from uqcalc.calculator import ReliableCalculator
@@ -151,7 +152,7 @@ def _frame_bar() -> Progress:
 
 
 def _checked_target(source: Path, target: str | os.PathLike[str]) -> Path:
-    output = checked_target(Path(target))
+    output = checked_target(target)
     if not source.exists():
         msg = f"source must be an existing trajectory, got {source}; check its path"
         raise RecordError(msg)

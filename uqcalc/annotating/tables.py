@@ -20,13 +20,13 @@ from uqcalc.annotating.copies import (
     read_assessment,
     read_error,
 )
-from uqcalc.errors import MissingExtraError, RecordError
+from uqcalc.annotating.names import XYZ, checked_table, pyarrow
+from uqcalc.errors import RecordError
 from uqcalc.files.structures import UNREADABLE, frames_of
-from uqcalc.files.writing import whole, writable
+from uqcalc.files.writing import whole
 from uqcalc.records import Assessment
 
 
-ENDINGS = (".csv", ".parquet")
 _ROWS = 20_000  # in memory at once
 _FRAME = ("frame", "formula", "atoms", "level", "reasons", "ask", "error")
 _ATOM = ("frame", "atom", "element")
@@ -77,26 +77,9 @@ def write_tables(
         _write(Path(atoms), [*_ATOM, *of_atoms], rows)
 
 
-def checked_table(path: str | os.PathLike[str]) -> Path:
-    """Return the absolute path of a table, refusing what cannot be written.
-
-    Raises
-    ------
-    RecordError, MissingExtraError
-        As `write_tables`.
-    """
-    table = writable(path, "table")
-    if table.suffix not in ENDINGS:
-        msg = f"table must end in {' or '.join(ENDINGS)}, got {table.name}"
-        raise RecordError(msg)
-    if table.suffix == ".parquet":
-        _pyarrow()
-    return table
-
-
 def _columns(source: Path) -> tuple[list[str], list[str]]:
     """Return the names of all numbers of frames and of atoms in a file."""
-    found = _xyz_entries if source.suffix in (".xyz", ".extxyz") else _entries
+    found = _xyz_entries if source.suffix in XYZ else _entries
     named: dict[str, None] = {}
     of_atoms: dict[str, None] = {}
     for entries, widths in found(source):
@@ -234,7 +217,7 @@ def _csv(path: Path, columns: Sequence[str]) -> Iterator[_Writer]:
 
 @contextmanager
 def _parquet(path: Path, columns: Sequence[str]) -> Iterator[_Writer]:
-    arrow, parquet = _pyarrow()
+    arrow, parquet = pyarrow()
     texts = {*_FRAME, *_ATOM} - {"frame", "atom", "atoms"}
     kinds = {
         name: arrow.string() if name in texts else arrow.float64() for name in columns
@@ -262,13 +245,3 @@ def _cell(value: Any, *, text: bool) -> str | int | float | None:
         return None if value is None else str(value)
     number = value.item() if isinstance(value, np.generic) else value
     return number if _is_real(number) else None
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        what = "a table in .parquet (.csv needs no package)"
-        raise MissingExtraError(what, "pyarrow", "table") from error
-    return pyarrow, pyarrow.parquet

@@ -22,11 +22,8 @@ from uqcalc.annotating.frames import append_frame, cut_torn_frame, whole_frames
 from uqcalc.errors import RecordError
 from uqcalc.files.stored import INFO_KEY as INFO_DATA, columns_of, stowed
 from uqcalc.files.structures import UNREADABLE, frames_of
-from uqcalc.files.writing import writable
 
 
-_XYZ = (".xyz", ".extxyz")
-ENDINGS = (*_XYZ, ".traj", ".db")
 _COMMIT_S = 1.0  # a database is written to the disk that often
 
 
@@ -99,24 +96,6 @@ def target_of(path: Path) -> Target:
     if path.suffix == ".traj":
         return _Trajectory(path)
     return _Database(path) if path.suffix == ".db" else _Xyz(path)
-
-
-def checked_target(target: Path) -> Path:
-    """Return the absolute path of a target.
-
-    Raises
-    ------
-    RecordError
-        If its name ends otherwise, or its folder does not exist.
-    """
-    output = writable(target, "target")
-    if output.suffix not in ENDINGS:
-        msg = (
-            f"target must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}, got "
-            f"{output.name}; other formats lose the values of single atoms"
-        )
-        raise RecordError(msg)
-    return output
 
 
 class _Xyz(Target):

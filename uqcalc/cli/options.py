@@ -70,10 +70,11 @@ def _device(value: str) -> str:
 
 
 def _species(value: str | None) -> str | None:
-    from uqcalc.files.lammps import checked_species
+    if value is not None:
+        from uqcalc.files.lammps import checked_species
 
-    with usage_errors("--species"):
-        checked_species(value)
+        with usage_errors("--species"):
+            checked_species(value)
     return value
 
 
@@ -115,7 +116,7 @@ def creatable(value: Path | None) -> Path | None:
 def annotated(value: Path) -> Path:
     """Refuse a path to write that does not end as a target of `annotate_file` must."""
     if not is_standard(value):
-        from uqcalc.annotating.targets import checked_target
+        from uqcalc.annotating.names import checked_target
 
         with usage_errors("--output"):
             checked_target(value)
