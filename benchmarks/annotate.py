@@ -42,7 +42,7 @@ from common import (
 
 import uqcalc
 from uqcalc import annotate_file, tap
-from uqcalc.annotating.onray import RayWorkers
+from uqcalc.cluster import RayWorkers
 from uqcalc.backbones.batching import batches
 
 

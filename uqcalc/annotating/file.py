@@ -27,7 +27,12 @@ from uqcalc.annotating.names import checked_target
 from uqcalc.annotating.selecting import Condition, parse_index, resolved
 from uqcalc.annotating.tally import AnnotationSummary, Tally
 from uqcalc.annotating.targets import Target, target_of
-from uqcalc.annotating.trajectory import Cells, annotated, check_calculator
+from uqcalc.annotating.trajectory import (
+    Cells,
+    annotated,
+    check_calculator,
+    quantities,
+)
 from uqcalc.backbones.batching import BATCH_ATOMS
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import RecordError, SourceError, UqcalcError
@@ -38,7 +43,7 @@ from uqcalc.uses import Use
 
 
 if TYPE_CHECKING:
-    from uqcalc.annotating.onray import RayWorkers
+    from uqcalc.cluster import RayWorkers
 
 
 def annotate_file(  # noqa: PLR0913  (the options of the command)
@@ -53,6 +58,7 @@ def annotate_file(  # noqa: PLR0913  (the options of the command)
     index: str | slice = ":",
     select: str | None = None,
     workers: RayWorkers | None = None,
+    forces: bool = True,
 ) -> AnnotationSummary:
     """Annotate a trajectory into another file, in constant memory.
 
@@ -88,6 +94,8 @@ def annotate_file(  # noqa: PLR0913  (the options of the command)
     workers : RayWorkers, optional
         Workers of a Ray cluster that evaluate the batches; their calculators must be
         like ``calculator``. By default the batches are evaluated here.
+    forces : bool
+        As for `annotate`.
 
     Returns
     -------
@@ -103,6 +111,7 @@ def annotate_file(  # noqa: PLR0913  (the options of the command)
         atoms, or if ``index`` or ``select`` cannot be used.
     """
     check_calculator(calculator, batch_atoms)
+    wanted = quantities(calculator, forces=forces)
     output = _checked_target(Path(source), target)
     condition = None if select is None else Condition.parse(select)
     chosen = parse_index(index) if isinstance(index, str) else index
@@ -110,7 +119,7 @@ def annotate_file(  # noqa: PLR0913  (the options of the command)
     tally, cells, passed = Tally(worst), Cells(use), 0
     reading = _Source(Path(source), species, chosen, cells)
     frames = iter(reading)
-    identity = _identity(calculator, use, index, condition)
+    identity = _identity(calculator, use, index, condition, forces=forces)
     with writer, target_of(output) as file, _frame_bar() as progress:
         total = None if progress.disable else count_frames(source)
         task = progress.add_task("", total=reading.length(total))
@@ -119,11 +128,11 @@ def annotate_file(  # noqa: PLR0913  (the options of the command)
             progress.update(task, completed=reading.frames)
         resumed_from = tally.frames
         if workers is None:
-            judged = annotated(frames, calculator, batch_atoms, cells)
+            judged = annotated(frames, calculator, batch_atoms, cells, wanted)
         else:
             from uqcalc.annotating.onray import annotated_on_ray
 
-            judged = annotated_on_ray(frames, workers, batch_atoms, cells)
+            judged = annotated_on_ray(frames, workers, batch_atoms, cells, wanted)
         for number, frame in enumerate(judged, reading.frames):
             frame.info |= {MODEL_KEY: identity, FRAME_KEY: reading.number(number)}
             progress.advance(task)
@@ -262,6 +271,8 @@ def _identity(
     use: Use | None,
     index: str | slice,
     condition: Condition | None,
+    *,
+    forces: bool,
 ) -> str:
     """Return a name for what decides about the frames of a target, and their verdicts.
 
@@ -272,6 +283,8 @@ def _identity(
         stated["index"] = str(index)
     if condition is not None:
         stated["select"] = str(condition)
+    if not forces:
+        stated["forces"] = "not computed"
     text = json.dumps(calculator.describe() | stated, sort_keys=True)
     # starts with a letter: ASE would read 12e4567 as the number infinity
     return f"m{hashlib.sha256(text.encode()).hexdigest()[:15]}"

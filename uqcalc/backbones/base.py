@@ -177,6 +177,14 @@ class Backbone(ABC):
         """The single torch model, uncompiled; None if there is none."""
         return None
 
+    @property
+    def skips_forces(self) -> bool:
+        """Whether `predict_many` spares the forces if ``wanted`` lacks them.
+
+        The predictions then have energy and features, and no forces.
+        """
+        return False
+
     @abstractmethod
     def armed(self) -> AbstractContextManager[Capture]:
         """Arm the tap; it is removed at the end of the context."""

@@ -14,19 +14,31 @@ from uqcalc.annotating.done import Told, deed, note, told_before
 from uqcalc.cli.console import Report, notice, reporting, usage_errors
 from uqcalc.cli.options import (
     DeviceOption,
+    GpusOption,
     HeadOption,
     LimitsOption,
     MembersOption,
     ModelOfProbe,
     PerturbationOption,
     QuietOption,
+    RayOption,
     SpeciesOption,
     SpreadLimitsOption,
+    WorkersOption,
     annotated,
     existing,
+    on_ray,
 )
 from uqcalc.cli.probes import ProbesOption, is_shipped, model_of
-from uqcalc.cli.signalchoice import ForceDeltaChoice, SpreadChoice, reliable
+from uqcalc.cli.signalchoice import (
+    CHOICES,
+    PROBE,
+    ForceDeltaChoice,
+    SpreadChoice,
+    check_given,
+    checked_names,
+    reliable,
+)
 from uqcalc.cli.streams import input_file, is_standard, output_file
 from uqcalc.models.named import SHIPPED_PROBES
 from uqcalc.showing import in_words
@@ -42,6 +54,11 @@ if TYPE_CHECKING:
 def _use(value: str | None) -> str | None:
     with usage_errors("--use"):
         return checked_use(value)
+
+
+def _signals(value: str | None) -> str | None:
+    with usage_errors("--signals"):
+        return value if value is None else ",".join(checked_names(value))
 
 
 def _index(value: str) -> str:
@@ -149,20 +166,26 @@ AtomTableOption = Annotated[
         help="Also write a table with one row for each atom (.csv, .parquet).",
     ),
 ]
-RayOption = Annotated[
+SignalsOption = Annotated[
     str | None,
     typer.Option(
-        "--ray",
-        metavar="ADDRESS",
+        metavar="NAME,NAME",
+        callback=_signals,
         help=(
-            "Evaluate with workers of a Ray cluster at this address; 'local' starts "
-            'one on this machine. Needs "uqcalc[ray]".'
+            f"Signals to evaluate and write: {', '.join(CHOICES)}. By default the "
+            "probes and what the other options add. sanity and flags always run."
         ),
     ),
 ]
-WorkersOption = Annotated[int, typer.Option(min=1, help="Number of workers on Ray.")]
-GpusOption = Annotated[
-    float, typer.Option("--gpus-per-worker", min=0.0, help="GPUs for each worker.")
+ForcesOption = Annotated[
+    bool,
+    typer.Option(
+        "--forces/--no-forces",
+        help=(
+            "Compute no forces: faster for MACE and CHGNet with signals that read only "
+            "energy and features. A verdict on forces is then at least SUSPECT."
+        ),
+    ),
 ]
 FormerGuaranteed = Annotated[bool, typer.Option("--promised", hidden=True)]
 WorstOption = Annotated[
@@ -189,6 +212,8 @@ def annotate(  # noqa: PLR0913  (one option each)
     device: DeviceOption = "auto",
     index: IndexOption = ":",
     select: SelectOption = None,
+    signals: SignalsOption = None,
+    forces: ForcesOption = True,
     table: TableOption = None,
     atoms_table: AtomTableOption = None,
     ray: RayOption = None,
@@ -209,6 +234,12 @@ def annotate(  # noqa: PLR0913  (one option each)
     if spread_limits is not None and perturbation is None:
         msg = "--spread-limits must be given together with --perturbation FILE"
         raise typer.BadParameter(msg, param_hint="'--spread-limits'")
+    options = {
+        PROBE: probe or guaranteed,
+        "force_delta": head or limits,
+        "functional_spread": perturbation,
+    }
+    check_given(signals, options)
     stopped = "the frames so far are on disk; repeat the command to continue"
     if is_standard(output):
         stopped = "the frames so far are on standard output"
@@ -235,15 +266,11 @@ def annotate(  # noqa: PLR0913  (one option each)
             SpreadChoice(perturbation, spread_limits, members)
             if perturbation
             else None,
+            signals=signals,
             device=device,
             guaranteed=guaranteed,
         )
         calculator = make()
-        cluster = None
-        if ray is not None:
-            from uqcalc.annotating.onray import RayWorkers
-
-            cluster = RayWorkers(make, workers, ray, gpus_per_worker)
         try:
             summary = uqcalc.annotate_file(
                 readable,
@@ -254,7 +281,8 @@ def annotate(  # noqa: PLR0913  (one option each)
                 use=checked_use(use),
                 index=index,
                 select=select,
-                workers=cluster,
+                forces=forces,
+                workers=on_ray(make, ray, workers, gpus_per_worker),
             )
         except uqcalc.errors.SourceError as error:
             _show(error.summary, output, report)
@@ -308,15 +336,19 @@ def _calculator(
     chosen: ForceDeltaChoice | None,
     spread: SpreadChoice | None,
     *,
+    signals: str | None,
     device: str,
     guaranteed: bool,
 ) -> ReliableCalculator:
     """Return the calculator of the command, in this process or in a worker."""
     import uqcalc
 
-    probes = _probes(name, probe, needed=guaranteed)
+    names = None if signals is None else signals.split(",")
+    probes = []
+    if names is None or PROBE in names:
+        probes = _probes(name, probe, needed=guaranteed or names is not None)
     model = uqcalc.open_model(name, device=device)
-    return reliable(model, probes, chosen, spread, guaranteed=guaranteed)
+    return reliable(model, probes, chosen, spread, names, guaranteed=guaranteed)
 
 
 def _probes(name: str, given: list[str] | None, *, needed: bool) -> list[Probe]:
