@@ -100,7 +100,7 @@ def double(made, job):
         msg = f"{made} cannot double {job}"
         raise ValueError(msg)
     if job == 7 and not os.path.exists(made):  # noqa: PTH110  (in a worker)
-        open(made, "w").close()  # noqa: PTH123, SIM115
+        open(made, "w").close()  # noqa: PTH123
         os.kill(os.getpid(), signal.SIGKILL)
     return 2 * job
 
