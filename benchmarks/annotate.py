@@ -6,15 +6,23 @@ passes of the backbone without a signal, in turns on the same frames.
     python benchmarks/annotate.py
     python benchmarks/annotate.py --batches      # size of a batch, bundled MACE
     python benchmarks/annotate.py --memory       # peak memory, 1 000 to 100 000 frames
-    python benchmarks/annotate.py --ray          # two workers against one process
+    OMP_NUM_THREADS=1 python benchmarks/annotate.py --ray  # two workers, one process
+    python benchmarks/annotate.py --tiny         # few frames; also with the others
 
 MACE has the size of MACE-OFF small and random weights; CHGNet has its own.
+
+Memory is that of one process with EMT and one atom of copper a frame, so that 100 000
+frames take minutes: the peak is that of reading, judging, writing and counting. The
+rates with Ray are those of the frames after the first ones: they are the difference of
+a long and a short run, so that the start of the workers does not count. The seconds of
+the short run, which include the start, are given, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -44,8 +52,8 @@ from common import (
 
 import uqcalc
 from uqcalc import annotate_file, tap
-from uqcalc.annotating.onray import RayWorkers
 from uqcalc.backbones.batching import batches
+from uqcalc.cluster import RayWorkers
 
 
 # frames by number of atoms: a second or more for each method
@@ -53,6 +61,9 @@ SIZES = {10: 60, 21: 48, 100: 8, 500: 2}
 ROUNDS = 3
 BATCHES = (1, 64, 128, 192, 256, 512)  # atoms
 MEMORY = (1_000, 10_000, 100_000)
+ON_RAY = (400, 1_600)  # frames of the short and of the long run
+TINY_SIZES, TINY_MEMORY, TINY_ON_RAY = {10: 2, 21: 2}, (20, 40), (20, 60)
+_PIECE = 1_000  # frames written at once
 COLUMNS = {
     "model": "model",
     "atoms": "atoms",
@@ -70,8 +81,7 @@ def frames_of(model: str, atoms: int, count: int) -> list[Atoms]:
     if model == "mace":
         start = water_box(atoms)
     else:
-        cells = max(1, round((atoms / 8) ** (1 / 3)))
-        start = bulk("NaCl", "rocksalt", a=5.64, cubic=True).repeat(cells)
+        start = bulk("NaCl", "rocksalt", a=5.64, cubic=True).repeat(cells_for(atoms))
     rng = np.random.default_rng(0)
     made = []
     for _ in range(count):
@@ -79,6 +89,13 @@ def frames_of(model: str, atoms: int, count: int) -> list[Atoms]:
         frame.positions += rng.normal(0, 0.05, frame.positions.shape)
         made.append(frame)
     return made
+
+
+def cells_for(atoms: int) -> tuple[int, int, int]:
+    """Return the repeats of a cell of 8 atoms that come closest to ``atoms``."""
+    steps = range(1, 6)
+    every = [(a, b, c) for a in steps for b in steps for c in steps if a >= b >= c]
+    return min(every, key=lambda abc: (abs(8 * np.prod(abc) - atoms), abc[0]))
 
 
 def calculators(model: str) -> tuple[Any, uqcalc.ReliableCalculator]:
@@ -93,12 +110,12 @@ def calculators(model: str) -> tuple[Any, uqcalc.ReliableCalculator]:
     return bare, uqcalc.ReliableCalculator(bare, "auto")
 
 
-def timed(model: str) -> list[dict[str, Any]]:
+def timed(model: str, sizes: dict[int, int], rounds: int) -> list[dict[str, Any]]:
     """Return one row for each number of atoms; the methods take turns."""
     bare, reliable = calculators(model)
     backbone = tap(bare)
     rows = []
-    for atoms, count in SIZES.items():
+    for atoms, count in sizes.items():
         frames = frames_of(model, atoms, count)
         with tempfile.TemporaryDirectory() as folder:
             source, output = Path(folder) / "md.xyz", Path(folder) / "judged.xyz"
@@ -116,7 +133,8 @@ def timed(model: str) -> list[dict[str, Any]]:
                 output.unlink(missing_ok=True)
                 annotate_file(source, output, reliable)
 
-            seconds = turns({"loop": loop, "batched": batched, "annotate": whole})
+            runs = {"loop": loop, "batched": batched, "annotate": whole}
+            seconds = turns(runs, rounds)
         own = {name: count / float(np.median(s)) for name, s in seconds.items()}
         ratio = np.array(seconds["batched"]) / seconds["annotate"]
         over = np.array(seconds["loop"]) / seconds["annotate"]
@@ -146,16 +164,16 @@ def by_batch() -> list[dict[str, Any]]:
             for batch in batches(frames, len, most):
                 backbone.predict_many(batch)
 
-        seconds = turns({str(most): partial(run, most) for most in BATCHES})
+        seconds = turns({str(most): partial(run, most) for most in BATCHES}, ROUNDS)
         row = {most: count / float(np.median(s)) for most, s in seconds.items()}
         rows.append({"atoms": len(frames[0]), "frames": count} | row)
     return rows
 
 
-def turns(runs: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
+def turns(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
     """Return the seconds of each run in each round after the first."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in range(ROUNDS + 1):
+    for round_ in range(rounds + 1):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
@@ -166,9 +184,11 @@ def turns(runs: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
 
 def small_frames(path: Path, count: int) -> None:
     """Write ``count`` frames of one atom of copper in a cell, for EMT."""
-    atoms = bulk("Cu")
-    atoms.write(path)
-    path.write_text(path.read_text(encoding="utf-8") * count, encoding="utf-8")
+    bulk("Cu").write(path)
+    text = path.read_text(encoding="utf-8")
+    with path.open("w", encoding="utf-8") as file:
+        for start in range(0, count, _PIECE):
+            file.write(text * min(_PIECE, count - start))
 
 
 def peak_mb(count: int) -> float:
@@ -189,25 +209,32 @@ def annotate_small(count: int) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def on_ray(count: int = 600) -> dict[str, float]:
+def on_ray(counts: tuple[int, int]) -> dict[str, float]:
     """Return frames a second in this process and with two workers of one thread."""
+    found: dict[str, float] = {}
+    calculator = uqcalc.default_calculator()
+    for name, workers in (
+        ("serial", None),
+        ("two_workers", RayWorkers(uqcalc.default_calculator, workers=2)),
+    ):
+        short, long = (seconds_of(count, calculator, workers) for count in counts)
+        found[name] = (counts[1] - counts[0]) / (long - short)
+        found[f"{name}_short_run_s"] = short
+    found["ratio"] = found["two_workers"] / found["serial"]
+    return found | {"frames_short": counts[0], "frames_long": counts[1]}
+
+
+def seconds_of(count: int, calculator: Any, workers: RayWorkers | None) -> float:
+    """Return the seconds of the annotation of ``count`` frames of benzene."""
     frames = [molecule("C6H6") for _ in range(count)]
     for seed, frame in enumerate(frames):
         frame.rattle(0.05, seed=seed)
-    found = {}
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "md.xyz"
+        source, output = Path(folder) / "md.xyz", Path(folder) / "judged.xyz"
         write(source, frames)
-        calculator = uqcalc.default_calculator()
-        for name, workers in (
-            ("serial", None),
-            ("two_workers", RayWorkers(uqcalc.default_calculator, workers=2)),
-        ):
-            output = Path(folder) / f"{name}.xyz"
-            start = time.perf_counter()
-            annotate_file(source, output, calculator, workers=workers)
-            found[name] = count / (time.perf_counter() - start)
-    return found | {"ratio": found["two_workers"] / found["serial"], "frames": count}
+        start = time.perf_counter()
+        annotate_file(source, output, calculator, workers=workers)
+        return time.perf_counter() - start
 
 
 def main() -> None:
@@ -218,24 +245,31 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--ray", action="store_true", help="set OMP_NUM_THREADS=1")
+    parser.add_argument("--tiny", action="store_true", help="writes no result")
     given = parser.parse_args()
+    if given.ray and os.environ.get("OMP_NUM_THREADS") != "1":
+        parser.error("--ray compares runs of one thread: set OMP_NUM_THREADS=1")
     warnings.simplefilter("ignore")
     if given.memory_of:
         print(json.dumps(annotate_small(given.memory_of)))
         return
-    known = read_result("annotate") if (RESULTS / "annotate.json").is_file() else {}
+    there = (RESULTS / "annotate.json").is_file() and not given.tiny
+    known = read_result("annotate") if there else {}
     rows = known.get("rows", [])
     more: dict[str, Any] = {
         key: known[key] for key in ("batches", "memory_mb", "ray") if key in known
     }
+    memory = TINY_MEMORY if given.tiny else MEMORY
     if given.batches:
         more["batches"] = by_batch()
     elif given.memory:
-        more["memory_mb"] = {str(count): peak_mb(count) for count in MEMORY}
+        more["memory_mb"] = {str(count): peak_mb(count) for count in memory}
     elif given.ray:
-        more["ray"] = on_ray()
+        more["ray"] = on_ray(TINY_ON_RAY if given.tiny else ON_RAY)
     else:
-        rows = [row for model in given.models for row in timed(model)]
+        sizes, rounds = (TINY_SIZES, 1) if given.tiny else (SIZES, ROUNDS)
+        new = [row for model in given.models for row in timed(model, sizes, rounds)]
+        rows = [row for row in rows if row["model"] not in given.models] + new
     targets = [
         target(
             f"{row['model']}, {row['atoms']} atoms: annotate / batched passes",
@@ -248,10 +282,15 @@ def main() -> None:
     if "ray" in more:
         title = "two workers / one process"
         targets.append(target(title, more["ray"]["ratio"], 1.8, at_most=False))
+    if "memory_mb" in more:
+        peaks = [more["memory_mb"][str(count)] for count in (min(memory), max(memory))]
+        title = f"peak memory, {max(memory)} / {min(memory)} frames"
+        targets.append(target(title, peaks[1] / peaks[0], 1.1, at_most=True))
     print_table("frames a second", rows, COLUMNS)
     print(more)
     print_targets(targets)
-    write_result("annotate", seeds=[0], rows=rows, targets=targets, more=more)
+    if not given.tiny:
+        write_result("annotate", seeds=[0], rows=rows, targets=targets, more=more)
 
 
 if __name__ == "__main__":

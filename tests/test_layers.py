@@ -25,6 +25,7 @@ ROOMS = {
     "records": {"htmltable", "showing"},
     "errors": {"records"},
     "progress": set(),
+    "cluster": BASE,
     "targets": {"errors"},
     "quantities": {"errors", "targets"},
     "policy": BASE,
@@ -39,9 +40,9 @@ ROOMS = {
     "models": BASE | {"files", "backbones"},
     # what is fitted to labels: the probe, its labels, its scores, its fit
     "probe": STEP,
-    "labels": STEP | {"probe", "progress"},
+    "labels": STEP | {"probe", "progress", "cluster"},
     "evaluation": STEP | {"probe", "labels", "plotting", "progress"},
-    "fitting": STEP | {"probe", "labels", "evaluation", "progress"},
+    "fitting": STEP | {"probe", "labels", "evaluation", "progress", "cluster"},
     # what judges a geometry, and what runs with it
     "distillation": STEP | {"progress"},
     "perturbation": STEP | {"labels", "progress"},
@@ -49,7 +50,7 @@ ROOMS = {
     "defaults": STEP | {"models", "probe", "signals"},
     "resultcache": BASE,
     "calculator": STEP | {"models", "probe", "signals", "defaults", "resultcache"},
-    "annotating": STEP | {"asking", "calculator", "progress"},
+    "annotating": STEP | {"asking", "calculator", "progress", "cluster"},
     "attacking": STEP | {"calculator", "annotating"},
     "watching": STEP | {"annotating", "asking", "references", "resultcache"},
     "limits": STEP | {"labels", "calculator", "annotating", "watching", "progress"},

@@ -6,7 +6,6 @@ from .annotating.copies import (
     read_assessment as read_assessment,
 )
 from .annotating.file import annotate_file as annotate_file
-from .annotating.onray import RayWorkers as RayWorkers
 from .annotating.tables import write_tables as write_tables
 from .annotating.trajectory import annotate as annotate
 from .attacking.attack import attack as attack
@@ -17,6 +16,7 @@ from .calculator import (
     ReliableCalculator as ReliableCalculator,
     default_calculator as default_calculator,
 )
+from .cluster import RayWorkers as RayWorkers
 from .distillation.fitting import distill as distill
 from .errors import (
     LabelWarning as LabelWarning,

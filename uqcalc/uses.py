@@ -82,6 +82,22 @@ def _judged(signal: Any, names: set[str]) -> set[str]:
     return {quantity for name in names & {*known} for quantity in known[name]}
 
 
+def without_forces(
+    assessment: Assessment, use: Use | None, signals: Sequence[Any]
+) -> Assessment:
+    """Return the assessment of a pass that computed no forces.
+
+    The level is at least SUSPECT, unless the verdict is on the energy: nothing shows
+    whether the forces are finite, or vanish by symmetry.
+    """
+    first = getattr(signals[0], "judges", _UNSTATED)
+    of = first if use is None else frozenset(NEEDED[use])
+    if of == frozenset({"energy"}):
+        return assessment
+    doubts = ("no forces were computed, so that none were judged",)
+    return extended(assessment, Reading(RUN, 0.0, doubts=doubts, always=True))
+
+
 def judged_for(
     assessment: Assessment, use: Use | None, policy: Policy, signals: Sequence[Any]
 ) -> Assessment:

@@ -15,9 +15,13 @@ from ase.build import molecule
 from ase.io import read
 
 import uqcalc
-from uqcalc.annotating.onray import RayWorkers, annotated_on_ray
+from uqcalc.annotating.onray import annotated_on_ray
 from uqcalc.annotating.trajectory import Cells, annotate
+from uqcalc.cluster import RayWorkers
 from uqcalc.errors import MissingExtraError, RecordError
+
+
+BOTH = ("energy", "forces")
 
 
 def frames(count):
@@ -56,7 +60,7 @@ def test_two_workers_give_the_serial_results_in_order_although_one_is_killed():
             yield atoms
 
     cluster = RayWorkers(uqcalc.default_calculator, workers=2)
-    found = list(annotated_on_ray(source(), cluster, 20, Cells()))
+    found = list(annotated_on_ray(source(), cluster, 20, Cells(), BOTH))
     assert killed
     expected = list(annotate(frames(40), uqcalc.default_calculator(), batch_atoms=20))
     assert len(found) == 40
@@ -83,7 +87,7 @@ def test_an_address_without_a_cluster_is_refused_at_once(monkeypatch):
         port = server.getsockname()[1]  # free as soon as the server is closed
     cluster = RayWorkers(uqcalc.default_calculator, address=f"127.0.0.1:{port}")
     with pytest.raises(RecordError, match="must be that of a running Ray cluster"):
-        list(annotated_on_ray(frames(1), cluster, 20, Cells()))
+        list(annotated_on_ray(frames(1), cluster, 20, Cells(), BOTH))
     assert not started
 
 

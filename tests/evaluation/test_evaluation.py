@@ -2,6 +2,7 @@
 
 import base64
 import json
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -182,6 +183,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.shown, self.asked, self.open, self.tags = "", [], [], []
+        self.scripts = []
         self.feed(text)
         self.shown = " ".join(self.shown.split())
 
@@ -195,7 +197,10 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.shown += data
+        if self.open[-1:] == ["script"]:
+            self.scripts.append(data)
+        else:
+            self.shown += data
 
 
 def test_the_page_needs_nothing_and_says_it_all(joined, tmp_path):
@@ -207,14 +212,14 @@ def test_the_page_needs_nothing_and_says_it_all(joined, tmp_path):
     )
     page = Page(text)
     assert page.open == []
-    assert "script" not in page.tags
     assert "<script>alert(1)</script>" in page.shown  # as text
     assert len(page.asked) == page.tags.count("img") == 8
     for source in page.asked:
         kind, _, data = source.partition(",")
         assert kind == "data:image/svg+xml;base64"
         ElementTree.fromstring(base64.b64decode(data))
-    assert "url(" not in text
+    assert "url(" not in text.partition("<script")[0]
+    assert "default-src 'none'" in text  # whatever the scripts of the viewer ask for
     report = result.report
     worst = int(np.argmax(result.errors))
     for part in (
@@ -230,6 +235,35 @@ def test_the_page_needs_nothing_and_says_it_all(joined, tmp_path):
         assert part in page.shown
     again = result.write(tmp_path / "b")[0]
     assert json.loads(again.read_text(encoding="utf-8"))["warnings"] == []
+
+
+def test_the_page_shows_the_worst_structures_with_the_errors_of_their_atoms(
+    joined, tmp_path, monkeypatch
+):
+    probe, frames = joined
+    result = evaluate(probe, frames, ToyBackbone())
+    shown = result.tested.structures
+    assert int(np.argmax(result.errors)) in shown
+    for row, atoms in shown.items():
+        assert atoms == frames[row]
+        missed = atoms.arrays["force_error"]
+        rms = np.sqrt(np.square(missed).mean() / 3)
+        close(rms, result.errors[row], of=result.errors.max())
+    monkeypatch.setitem(sys.modules, "chemiscope", None)
+    bare = Page(render(result))
+    assert bare.scripts == []
+    assert "uqcalc[report]" in bare.shown
+    monkeypatch.undo()
+    pytest.importorskip("chemiscope")
+    path = result.write(tmp_path / "a")[2]
+    assert path.stat().st_size < 15e6
+    page = Page(path.read_text(encoding="utf-8"))
+    data = json.loads(page.scripts[0])
+    assert [one["size"] for one in data["structures"]] == [*map(len, shown.values())]
+    found = data["properties"]["force error of the atom [eV/Å]"]["values"]
+    expected = np.concatenate([a.arrays["force_error"] for a in shown.values()])
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert page.tags.count("button") == len(shown)
 
 
 def test_a_probe_of_one_path_has_a_shorter_page(probe, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
 from urllib.parse import quote, unquote
@@ -17,6 +17,7 @@ from ase.outputs import all_outputs
 from uqcalc.annotating.descriptor import DESCRIPTOR_KEY, POTENTIAL_KEY
 from uqcalc.asking import why_ask
 from uqcalc.errors import RecordError
+from uqcalc.files.stored import ARRAYS_KEY
 from uqcalc.records import Assessment, Level, Reading, Verdict
 
 
@@ -142,6 +143,11 @@ def refused_copy(atoms: Atoms, assessment: Assessment, reason: str) -> Atoms:
 def percent_encoded(text: str) -> str:
     """Return a text that extended XYZ files preserve, for any characters."""
     return quote(text, safe=_PLAIN, errors="replace")
+
+
+def left_out_text(names: Sequence[str]) -> str:
+    """Return the entry of ``info`` that `left_out_of` reads back."""
+    return percent_encoded(json.dumps(list(names), ensure_ascii=False))
 
 
 def left_out_of(atoms: Atoms) -> tuple[str, ...]:
@@ -277,8 +283,9 @@ def _record(assessment: Assessment) -> dict[str, Any]:
 
 
 def _reading(atoms: Atoms, row: Mapping[str, Any]) -> Reading:
-    stored = {**atoms.info, **atoms.arrays}
-    # .traj files drop arrays of unknown names: these results are missing here
+    # ASE's own reader of .traj files leaves the arrays of uqcalc in info
+    stored = {**atoms.info, **atoms.info.get(ARRAYS_KEY, {}), **atoms.arrays}
+    # other formats drop arrays of unknown names: these results are missing here
     results = {key: stored[key] for key in row["keys"] if key in stored}
     per_atom_key = row["per_atom_key"]
     return Reading(

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from ase import Atoms
-from ase.io import iread
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,25 +22,27 @@ from rich.progress import (
 )
 
 from uqcalc.annotating.copies import FRAME_KEY, MODEL_KEY, left_out_of
-from uqcalc.annotating.frames import append_frame, cut_torn_frame, whole_frames
 from uqcalc.annotating.frametext import held_numbers
+from uqcalc.annotating.names import checked_target
 from uqcalc.annotating.selecting import Condition, parse_index, resolved
 from uqcalc.annotating.tally import AnnotationSummary, Tally
-from uqcalc.annotating.trajectory import Cells, annotated, check_calculator
+from uqcalc.annotating.targets import Target, target_of
+from uqcalc.annotating.trajectory import (
+    Cells,
+    annotated,
+    check_calculator,
+    quantities,
+)
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import RecordError, SourceError, UqcalcError
 from uqcalc.files.structures import UNREADABLE, count_frames, frames_of
-from uqcalc.files.writing import OneWriter, writable
+from uqcalc.files.writing import OneWriter
 from uqcalc.progress import progress_bar
 from uqcalc.uses import Use
 
 
 if TYPE_CHECKING:
-    from uqcalc.annotating.onray import RayWorkers
-
-
-# Formats that store the whole annotation; others drop readings per atom.
-_ENDINGS = (".xyz", ".extxyz")
+    from uqcalc.cluster import RayWorkers
 
 
 def annotate_file(  # noqa: PLR0913  (the options of the command)
@@ -56,8 +57,9 @@ def annotate_file(  # noqa: PLR0913  (the options of the command)
     index: str | slice = ":",
     select: str | None = None,
     workers: RayWorkers | None = None,
+    forces: bool = True,
 ) -> AnnotationSummary:
-    """Annotate a trajectory into an extended XYZ file, in constant memory.
+    """Annotate a trajectory into another file, in constant memory.
 
     Every frame is on disk before the next batch. An existing target is continued if it
     holds the first frames of the same source, annotated with the same potential, probe
@@ -69,7 +71,10 @@ def annotate_file(  # noqa: PLR0913  (the options of the command)
     source : path
         Any trajectory that ASE reads.
     target : path
-        Ends in .xyz or .extxyz.
+        Ends in .xyz or .extxyz, .traj (trajectory of ASE) or .db (database of ASE).
+        In a ``.traj`` file the results of single atoms are in
+        ``info["uqcalc_arrays"]``. In a database all is in ``data["uqcalc_info"]``, and
+        numbers are in ``key_value_pairs``, too.
     calculator : ReliableCalculator
     species : str or list of str, optional
         Element of each atom type in order (``"Na,Cl"``). LAMMPS files with numbered
@@ -88,6 +93,8 @@ def annotate_file(  # noqa: PLR0913  (the options of the command)
     workers : RayWorkers, optional
         Workers of a Ray cluster that evaluate the batches; their calculators must be
         like ``calculator``. By default the batches are evaluated here.
+    forces : bool
+        As for `annotate`.
 
     Returns
     -------
@@ -103,6 +110,7 @@ def annotate_file(  # noqa: PLR0913  (the options of the command)
         atoms, or if ``index`` or ``select`` cannot be used.
     """
     check_calculator(calculator, batch_atoms)
+    wanted = quantities(calculator, forces=forces)
     output = _checked_target(Path(source), target)
     condition = None if select is None else Condition.parse(select)
     chosen = parse_index(index) if isinstance(index, str) else index
@@ -110,21 +118,21 @@ def annotate_file(  # noqa: PLR0913  (the options of the command)
     tally, cells, passed = Tally(worst), Cells(use), 0
     reading = _Source(Path(source), species, chosen, cells)
     frames = iter(reading)
-    identity = _identity(calculator, use, index, condition)
-    with writer, _frame_bar() as progress:
+    identity = _identity(calculator, use, index, condition, forces=forces)
+    with writer, target_of(output) as file, _frame_bar() as progress:
         total = None if progress.disable else count_frames(source)
         task = progress.add_task("", total=reading.length(total))
-        for done in _standing(output, reading, frames, identity):
+        for done in _standing(file, reading, frames, identity):
             tally.add(done, left_out_of(done), index=done.info[FRAME_KEY])
             progress.update(task, completed=reading.frames)
         resumed_from = tally.frames
         if workers is None:
-            judged = annotated(frames, calculator, batch_atoms, cells)
+            judged = annotated(frames, calculator, batch_atoms, cells, wanted)
         else:
             from uqcalc.annotating.onray import annotated_on_ray
 
             most = batch_atoms or calculator.backbone.batch_atoms
-            judged = annotated_on_ray(frames, workers, most, cells)
+            judged = annotated_on_ray(frames, workers, most, cells, wanted)
         for number, frame in enumerate(judged, reading.frames):
             frame.info |= {MODEL_KEY: identity, FRAME_KEY: reading.number(number)}
             progress.advance(task)
@@ -132,7 +140,7 @@ def annotate_file(  # noqa: PLR0913  (the options of the command)
                 passed += 1
                 continue
             name = f"frame {frame.info[FRAME_KEY]}"
-            left_out = append_frame(output, frame, name)
+            left_out = file.append(frame, name)
             tally.add(frame, left_out, index=frame.info[FRAME_KEY])
     summary = tally.summary(output, resumed_from)
     if condition is not None:
@@ -153,13 +161,7 @@ def _frame_bar() -> Progress:
 
 
 def _checked_target(source: Path, target: str | os.PathLike[str]) -> Path:
-    output = writable(target, "target")
-    if output.suffix not in _ENDINGS:
-        msg = (
-            f"target must end in {' or '.join(_ENDINGS)}, got {output.name}; other "
-            "formats lose the values of single atoms"
-        )
-        raise RecordError(msg)
+    output = checked_target(target)
     if not source.exists():
         msg = f"source must be an existing trajectory, got {source}; check its path"
         raise RecordError(msg)
@@ -218,7 +220,7 @@ class _Source:
 
 
 def _standing(
-    output: Path, reading: _Source, frames: Iterator[Atoms], identity: str
+    file: Target, reading: _Source, frames: Iterator[Atoms], identity: str
 ) -> Iterator[Atoms]:
     """Yield the frames of the target after a check, then cut an incomplete last frame.
 
@@ -227,11 +229,8 @@ def _standing(
     RecordError
         If a frame has another geometry than the source, or another annotation.
     """
-    if not output.exists() or output.stat().st_size == 0:
-        return
-    whole, _ = whole_frames(output, "target")
-    written = _parsed(output, whole)
-    for index, ours in enumerate(written):
+    output = file.path
+    for index, ours in enumerate(file.standing()):
         ours.info.setdefault(FRAME_KEY, index)  # files of versions before 0.3 lack it
         if ours.info.get(MODEL_KEY) != identity:
             msg = (
@@ -249,29 +248,14 @@ def _standing(
             )
             raise RecordError(msg)
         yield ours
-    cut_torn_frame(output, "target")
-
-
-def _parsed(output: Path, frames: int) -> Iterator[Atoms]:
-    """Yield the first ``frames`` frames of a target, without an incomplete last one."""
-    try:
-        yield from iread(
-            str(output), slice(0, frames), "extxyz", do_not_split_by_at_sign=True
-        )
-    except UNREADABLE as error:
-        msg = (
-            f"frames of the target must be readable, got {output} "
-            f"({type(error).__name__}: {error}); to annotate from the start, move "
-            "this file away or choose another name"
-        )
-        raise RecordError(msg) from error
+    file.mend()
 
 
 def same_geometry(ours: Atoms, theirs: Atoms | None) -> bool:
     """Return whether two geometries agree within 1e-6 Å; NaN equals NaN."""
     return (
         theirs is not None
-        and np.array_equal(ours.numbers, held_numbers(theirs.numbers))
+        and np.array_equal(held_numbers(ours.numbers), held_numbers(theirs.numbers))
         and all(
             np.allclose(a, b, rtol=0, atol=1e-6, equal_nan=True)
             for a, b in (
@@ -287,6 +271,8 @@ def _identity(
     use: Use | None,
     index: str | slice,
     condition: Condition | None,
+    *,
+    forces: bool,
 ) -> str:
     """Return a name for what decides about the frames of a target, and their verdicts.
 
@@ -297,6 +283,8 @@ def _identity(
         stated["index"] = str(index)
     if condition is not None:
         stated["select"] = str(condition)
+    if not forces:
+        stated["forces"] = "not computed"
     text = json.dumps(calculator.describe() | stated, sort_keys=True)
     # starts with a letter: ASE would read 12e4567 as the number infinity
     return f"m{hashlib.sha256(text.encode()).hexdigest()[:15]}"

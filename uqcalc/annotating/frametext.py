@@ -26,7 +26,7 @@ from ase.spacegroup.spacegroup import Spacegroup
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 
-from uqcalc.annotating.copies import LEFT_OUT_KEY, percent_encoded
+from uqcalc.annotating.copies import LEFT_OUT_KEY, left_out_text
 from uqcalc.errors import RecordError
 
 
@@ -102,7 +102,7 @@ def _mended(frame: Atoms, what: str, lost: list[str]) -> FrameText:
     told = _add_info(kept, frame.info, lost)
     kept = _with_arrays(kept, frame, told, lost)
     if lost:
-        kept.info[LEFT_OUT_KEY] = percent_encoded(json.dumps(lost, ensure_ascii=False))
+        kept.info[LEFT_OUT_KEY] = left_out_text(lost)
     return FrameText(_text(kept) or "", tuple(lost))
 
 

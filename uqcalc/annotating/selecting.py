@@ -8,14 +8,14 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ase import Atoms
-
-from uqcalc.annotating.copies import read_error
 from uqcalc.errors import RecordError
-from uqcalc.files.structures import count_frames
 from uqcalc.records import Level
+
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -66,6 +66,8 @@ def resolved(index: slice, path: str | os.PathLike[str]) -> tuple[slice, int, in
         If it counts from the end, and the number of frames is not quick to find out
         (`uqcalc.files.structures.count_frames`).
     """
+    from uqcalc.files.structures import count_frames  # slow; commands check an index
+
     step = index.step or 1
     ends = [bound for bound in (index.start, index.stop) if bound is not None]
     if any(bound < 0 for bound in ends):
@@ -137,6 +139,8 @@ class Condition:
         RecordError
             If an evaluated frame does not have the quantity.
         """
+        from uqcalc.annotating.copies import read_error  # slow, as above
+
         if read_error(frame) is not None:
             return True
         found = frame.info.get(self.name)

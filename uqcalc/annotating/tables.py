@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.io import iread
 from ase.io.extxyz import key_val_str_to_dict
 
 from uqcalc.annotating.copies import (
@@ -21,16 +20,17 @@ from uqcalc.annotating.copies import (
     read_assessment,
     read_error,
 )
-from uqcalc.errors import MissingExtraError, RecordError
-from uqcalc.files.structures import UNREADABLE
-from uqcalc.files.writing import whole, writable
+from uqcalc.annotating.names import XYZ, checked_table, pyarrow
+from uqcalc.errors import RecordError
+from uqcalc.files.structures import UNREADABLE, frames_of
+from uqcalc.files.writing import whole
 from uqcalc.records import Assessment
 
 
-ENDINGS = (".csv", ".parquet")
 _ROWS = 20_000  # in memory at once
 _FRAME = ("frame", "formula", "atoms", "level", "reasons", "ask", "error")
 _ATOM = ("frame", "atom", "element")
+_GEOMETRY = ("pos", "positions", "Z", "numbers")
 _AXES = ("x", "y", "z")
 
 Row = dict[str, Any]
@@ -77,30 +77,37 @@ def write_tables(
         _write(Path(atoms), [*_ATOM, *of_atoms], rows)
 
 
-def checked_table(path: str | os.PathLike[str]) -> Path:
-    """Return the absolute path of a table, refusing what cannot be written.
-
-    Raises
-    ------
-    RecordError, MissingExtraError
-        As `write_tables`.
-    """
-    table = writable(path, "table")
-    if table.suffix not in ENDINGS:
-        msg = f"table must end in {' or '.join(ENDINGS)}, got {table.name}"
-        raise RecordError(msg)
-    if table.suffix == ".parquet":
-        _pyarrow()
-    return table
-
-
 def _columns(source: Path) -> tuple[list[str], list[str]]:
-    """Return the names of all numbers of frames and of atoms in a file.
-
-    Only the second line of each frame is read as text.
-    """
+    """Return the names of all numbers of frames and of atoms in a file."""
+    found = _xyz_entries if source.suffix in XYZ else _entries
     named: dict[str, None] = {}
     of_atoms: dict[str, None] = {}
+    for entries, widths in found(source):
+        named |= {k: None for k, v in entries.items() if _is_number(k, v)}
+        for name, width in widths.items():
+            of_atoms |= dict.fromkeys(_parts(name, width))
+    if not named:
+        msg = f"source must hold annotated frames, got none in {source}"
+        raise RecordError(msg)
+    return list(named), [name for name in of_atoms if name not in _ATOM]
+
+
+_Entries = tuple[dict[str, Any], dict[str, int]]
+
+
+def _entries(source: Path) -> Iterator[_Entries]:
+    """Yield ``info`` and, for each array of numbers, the numbers of an atom."""
+    for _, frame in _annotated(source):
+        arrays = {
+            name: int(np.prod(array.shape[1:]))
+            for name, array in frame.arrays.items()
+            if array.dtype.kind in "if" and name not in _GEOMETRY
+        }
+        yield frame.info, arrays
+
+
+def _xyz_entries(source: Path) -> Iterator[_Entries]:
+    """Yield the same from XYZ, of which only the second line of a frame is read."""
     with source.open("rb") as file:
         while header := file.readline().strip():
             comment = file.readline().decode()
@@ -113,16 +120,16 @@ def _columns(source: Path) -> tuple[list[str], list[str]]:
             entries = key_val_str_to_dict(comment)
             arrays = str(entries.pop("Properties", "")).split(":")
             shapes = zip(arrays[::3], arrays[1::3], arrays[2::3], strict=False)
-            named |= {k: None for k, v in entries.items() if _is_number(k, v)}
-            for name, kind, width in shapes:
-                if kind in "RI" and name not in ("pos", "Z", "numbers", *_ATOM):
-                    of_atoms |= dict.fromkeys(_parts(name, int(width)))
+            yield (
+                entries,
+                {
+                    name: int(width)
+                    for name, kind, width in shapes
+                    if kind in "RI" and name not in _GEOMETRY
+                },
+            )
             for _ in range(int(header)):
                 file.readline()
-    if not named:
-        msg = f"source must hold annotated frames, got none in {source}"
-        raise RecordError(msg)
-    return list(named), list(of_atoms)
 
 
 def _is_number(key: str, value: Any) -> bool:
@@ -147,8 +154,7 @@ def _parts(name: str, width: int) -> list[str]:
 def _annotated(source: str | os.PathLike[str]) -> Iterator[tuple[int, Atoms]]:
     """Yield the number in the trajectory and the annotated frame."""
     try:
-        frames = iread(os.fspath(source), ":", "extxyz", do_not_split_by_at_sign=True)
-        for row, frame in enumerate(frames):
+        for row, frame in enumerate(frames_of(source)):
             yield int(frame.info.get(FRAME_KEY, row)), frame
     except UNREADABLE as error:
         msg = (
@@ -211,7 +217,7 @@ def _csv(path: Path, columns: Sequence[str]) -> Iterator[_Writer]:
 
 @contextmanager
 def _parquet(path: Path, columns: Sequence[str]) -> Iterator[_Writer]:
-    arrow, parquet = _pyarrow()
+    arrow, parquet = pyarrow()
     texts = {*_FRAME, *_ATOM} - {"frame", "atom", "atoms"}
     kinds = {
         name: arrow.string() if name in texts else arrow.float64() for name in columns
@@ -239,13 +245,3 @@ def _cell(value: Any, *, text: bool) -> str | int | float | None:
         return None if value is None else str(value)
     number = value.item() if isinstance(value, np.generic) else value
     return number if _is_real(number) else None
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        what = "a table in .parquet (.csv needs no package)"
-        raise MissingExtraError(what, "pyarrow", "table") from error
-    return pyarrow, pyarrow.parquet

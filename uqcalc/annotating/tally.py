@@ -123,7 +123,7 @@ class AnnotationSummary:
             lines.append(asks_words(self.asks))
         if self.left_out:
             lines.append(
-                "Entries left out of frames, because extended XYZ cannot hold them:"
+                "Entries left out of frames, because the format cannot hold them:"
             )
         for entry, where in self.left_out.items():
             lines.append(f"  {_listed([*where])}: {entry}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -13,7 +14,7 @@ from uqcalc.annotating.copies import annotated_copy, cleared_copy, refused_copy
 from uqcalc.backbones.base import Prediction
 from uqcalc.backbones.batching import evaluate_each
 from uqcalc.calculator import ReliableCalculator
-from uqcalc.uses import Use, checked_use, judged_for
+from uqcalc.uses import Use, checked_use, judged_for, without_forces
 
 
 # Å; precision of cells in file formats
@@ -29,6 +30,7 @@ def annotate(
     *,
     batch_atoms: int | None = None,
     use: Use | None = None,
+    forces: bool = True,
 ) -> Iterator[Atoms]:
     """Yield an annotated copy of every frame, in order, with one batch in memory.
 
@@ -64,6 +66,10 @@ def annotate(
         atoms in the same order, their cells differ, and either both have velocities, or
         the strain is at most 1 % and no atom moves by more than 0.2 Å besides it, as in
         one step of a relaxation. From the second of these frames on the cell moves.
+    forces : bool
+        With False only energy and features are computed, where the potential can
+        (MACE, CHGNet) and no signal reads forces. A frame is then at least SUSPECT,
+        unless the verdict is on the energy.
 
     Raises
     ------
@@ -71,8 +77,8 @@ def annotate(
         If ``frames`` is a single structure or a path, or if ``calculator`` is not a
         `ReliableCalculator`.
     ValueError
-        If ``batch_atoms`` is not positive, ``use`` is unknown, or the calculator is not
-        enabled.
+        If ``batch_atoms`` is not positive, ``use`` is unknown, the calculator is not
+        enabled, or it needs the forces that are left out.
 
     Examples
     --------
@@ -90,7 +96,8 @@ def annotate(
         )
         raise TypeError(msg)
     check_calculator(calculator, batch_atoms)
-    return annotated(frames, calculator, batch_atoms, Cells(use))
+    wanted = quantities(calculator, forces=forces)
+    return annotated(frames, calculator, batch_atoms, Cells(use), wanted)
 
 
 class Cells:
@@ -144,13 +151,15 @@ def annotated(
     calculator: ReliableCalculator,
     batch_atoms: int | None,
     cells: Cells,
+    wanted: Sequence[str],
 ) -> Iterator[Atoms]:
-    """Yield annotated frames as `annotate`; ``cells`` has all earlier frames."""
+    """Yield annotated frames as `annotate`; ``cells`` has all earlier frames.
+
+    ``wanted`` are the `quantities` to compute.
+    """
     # copied at once: a generator may move and yield the same Atoms object repeatedly
     copies = (cleared_copy(checked_frame(frame)) for frame in frames)
-    evaluated = evaluate_each(
-        calculator.backbone, copies, calculator.wanted(), limit=batch_atoms
-    )
+    evaluated = evaluate_each(calculator.backbone, copies, wanted, limit=batch_atoms)
     for frame, outcome in evaluated:
         yield with_outcome(frame, outcome, calculator, cells.use(frame))
 
@@ -164,10 +173,48 @@ def with_outcome(
     """Return the annotated copy of a frame for its prediction, or for its failure."""
     if isinstance(outcome, str):
         return refused_copy(frame, calculator.refusal(outcome), outcome)
-    results = {key: outcome.results[key] for key in ("energy", "forces")}
+    results: dict[str, Any] = {
+        key: outcome.results[key]
+        for key in ("energy", "forces")
+        if key in outcome.results
+    }
     judged = calculator.judge(outcome)
     assessment = judged_for(judged, use, calculator.policy, calculator.signals)
+    if not outcome.has_forces:
+        assessment = without_forces(assessment, use, calculator.signals)
     return annotated_copy(frame, assessment, results)
+
+
+_WITHOUT_FORCES = {"energy", "features", "charges"}
+
+
+def quantities(calculator: ReliableCalculator, *, forces: bool) -> list[str]:
+    """Return the quantities to compute for each frame.
+
+    Raises
+    ------
+    ValueError
+        If ``forces`` is False, and the potential always computes them, or a signal
+        reads them.
+    """
+    wanted = calculator.wanted()
+    if forces:
+        return wanted
+    if not calculator.backbone.skips_forces:
+        msg = (
+            "potential must be one that can leave out the forces (MACE or CHGNet, alone"
+            f" and not compiled), got {calculator.backbone.name}; compute the forces"
+        )
+        raise ValueError(msg)
+    for signal in calculator.signals:
+        if needed := sorted(signal.requires - _WITHOUT_FORCES):
+            msg = (
+                f"signal {signal.name!r} must not read forces when they are left out, "
+                f"got {needed} among its inputs; compute the forces, or take a probe "
+                "that reads only energy and features (uqcalc fit --published)"
+            )
+            raise ValueError(msg)
+    return [name for name in wanted if name != "forces"]
 
 
 def check_calculator(calculator: object, batch_atoms: int | None) -> None:

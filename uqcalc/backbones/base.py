@@ -196,6 +196,14 @@ class Backbone(ABC):
             if isinstance(model, torch.nn.Module):
                 yield from model.parameters()
 
+    @property
+    def skips_forces(self) -> bool:
+        """Whether `predict_many` spares the forces if ``wanted`` lacks them.
+
+        The predictions then have energy and features, and no forces.
+        """
+        return False
+
     @abstractmethod
     def armed(self) -> AbstractContextManager[Capture]:
         """Arm the tap; it is removed at the end of the context."""

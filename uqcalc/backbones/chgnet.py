@@ -17,7 +17,7 @@ from uqcalc.backbones.differentiable import Trainable
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.hooks import listen_to_input
 from uqcalc.backbones.passmemory import Costs
-from uqcalc.backbones.prediction import geometry
+from uqcalc.backbones.prediction import NO_FORCES, geometry
 from uqcalc.errors import BackboneError
 
 
@@ -94,14 +94,15 @@ class CHGNetBackbone(Backbone):
         self, frames: Sequence[Atoms], wanted: Sequence[str] = ("energy", "forces")
     ) -> list[Prediction]:
         """Evaluate all frames, in native batches of at most 64 atoms."""
-        if not self.may_batch(frames, wanted):
+        forces = "forces" in wanted or not self.skips_forces
+        if forces and not self.may_batch(frames, wanted):
             return super().predict_many(frames, wanted)
-        if sum(map(len, frames)) > self.most_batch_atoms:
+        if len(frames) > 1 and sum(map(len, frames)) > self.most_batch_atoms:
             parts = batches(frames, len, self.most_batch_atoms)
             return [p for part in parts for p in self.predict_many(part, wanted)]
         model, graphs = self.model_calculator.model, self._graphs(frames)
         with self.armed() as captured:
-            task = "efs" if "stress" in wanted else "ef"
+            task = ("efs" if "stress" in wanted else "ef") if forces else "e"
             outputs = model.predict_graph(graphs, task=task, batch_size=len(frames))
         self.passes += len(captured.features)
         sizes = [len(frame) for frame in frames]
@@ -110,6 +111,11 @@ class CHGNetBackbone(Backbone):
             _prediction(frame, self._results(frame, output), rows)
             for frame, output, rows in zip(frames, outputs, features, strict=True)
         ]
+
+    @property
+    def skips_forces(self) -> bool:
+        """Not for sums."""
+        return self.calculator is self.model_calculator
 
     @one_at_a_time
     def trainable(
@@ -145,10 +151,11 @@ class CHGNetBackbone(Backbone):
         """Return the results as the calculator gives them, in the units of ASE."""
         owner = self.model_calculator
         atoms = len(frame) if owner.model.is_intensive else 1
-        results = {
+        results: dict[str, Any] = {
             "energy": float(output["e"]) * atoms,
-            "forces": np.asarray(output["f"]),
         }
+        if "f" in output:
+            results["forces"] = np.asarray(output["f"])
         if "s" in output:  # GPa; the weight of the calculator converts it
             results["stress"] = np.asarray(output["s"]) * owner.stress_weight
         return results
@@ -157,12 +164,12 @@ class CHGNetBackbone(Backbone):
 def _prediction(
     frame: Atoms, results: dict[str, Any], features: torch.Tensor
 ) -> Prediction:
-    energy, forces = results["energy"], results["forces"]
+    forces = results.get("forces")
     return Prediction(
         **geometry(frame),
         results=results,
-        energy=energy,
-        forces=forces,
+        energy=results["energy"],
+        forces=NO_FORCES if forces is None else forces,
         conservative_forces=forces,
         features=features,
     )

@@ -16,7 +16,7 @@ from uqcalc.backbones.chargespin import NAMES
 from uqcalc.backbones.differentiable import Differentiable, Trainable, strained
 from uqcalc.backbones.fingerprint import CONVERTED, fingerprint
 from uqcalc.backbones.passmemory import Costs
-from uqcalc.backbones.prediction import geometry
+from uqcalc.backbones.prediction import NO_FORCES, geometry
 from uqcalc.errors import BackboneError
 
 
@@ -50,15 +50,16 @@ def model_inputs(
 def split_predictions(
     frames: Sequence[Atoms],
     energies: np.ndarray,
-    members: np.ndarray,
+    members: np.ndarray | None,
     rows_of: tuple[torch.Tensor, torch.Tensor | np.ndarray | None],
 ) -> list[Prediction]:
     """Split a batch into one `Prediction` per frame.
 
     ``energies`` are (members, frames) in eV, the forces ``members`` (members, atoms, 3)
-    in eV/Å; ``rows_of`` are the features and the vectors (or None).
+    in eV/Å, or None without forces; ``rows_of`` are the features and the vectors (or
+    None).
     """
-    several = len(members) > 1
+    several = len(energies) > 1
     energy = energies.mean(0)
     features, vectors = rows_of
     sizes = [len(frame) for frame in frames]
@@ -68,16 +69,19 @@ def split_predictions(
         zip(frames, starts, sizes, strict=True)
     ):
         rows = slice(int(start), int(start) + size)
-        forces = members[:, rows].mean(0)
+        results: dict[str, Any] = {"energy": float(energy[index])}
+        of_members = None if members is None else members[:, rows]
+        if of_members is not None:
+            results["forces"] = of_members.mean(0)
         predictions.append(
             Prediction(
                 **geometry(frame),
-                results={"energy": float(energy[index]), "forces": forces},
+                results=results,
                 energy=float(energy[index]),
-                forces=forces,
-                conservative_forces=forces,
+                forces=results.get("forces", NO_FORCES),
+                conservative_forces=results.get("forces"),
                 features=features[rows],
-                committee_forces=members[:, rows] if several else None,
+                committee_forces=of_members if several else None,
                 committee_energies=energies[:, index] if several else None,
                 vectors=None if vectors is None else torch.as_tensor(vectors)[rows],
             )
@@ -258,6 +262,12 @@ class MACEBackbone(Backbone):
             vectors=messages[-1],
         )
 
+    @property
+    def skips_forces(self) -> bool:
+        """Not for compiled models, sums and converted models without hooks."""
+        owner = self.model_calculator
+        return self.calculator is owner and not owner.use_compile
+
     @one_at_a_time
     def trainable(
         self, frames: Sequence[Atoms], *, copies: int = 1, stress: bool = False
@@ -286,19 +296,29 @@ class MACEBackbone(Backbone):
         """
         owner = self.model_calculator
         alone = owner.use_compile or "committee_stresses" in wanted
-        if alone or not self.may_batch(frames, wanted):
+        forces = "forces" in wanted or not self.skips_forces
+        if forces and (alone or not self.may_batch(frames, wanted)):
             return super().predict_many(frames, wanted)
-        with self.armed_for(self.on_demand & {*wanted}) as captured:
+        with (
+            self.armed_for(self.on_demand & {*wanted}) as captured,
+            torch.set_grad_enabled(forces),
+        ):
             outputs = [
-                model(model_inputs(owner, frames), compute_stress=False)
+                model(
+                    model_inputs(owner, frames),
+                    compute_force=forces,
+                    compute_stress=False,
+                )
                 for model in owner.models
             ]
         self.passes += len(outputs)
         energies = torch.stack([out["energy"].detach() for out in outputs])
-        forces = torch.stack([out["forces"].detach() for out in outputs])
         scale = owner.energy_units_to_eV
         energy = (energies * scale).cpu().numpy()
-        members = (forces * (scale / owner.length_units_to_A)).cpu().numpy()
+        members = None
+        if forces:
+            found = torch.stack([out["forces"].detach() for out in outputs])
+            members = (found * (scale / owner.length_units_to_A)).cpu().numpy()
         features = self._scalars(outputs[0])
         vectors = captured.more.get("vectors")
         return split_predictions(frames, energy, members, (features, vectors))

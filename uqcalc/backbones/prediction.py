@@ -32,7 +32,8 @@ class Prediction:
         The wrapped calculator's own results, unchanged.
     energy, forces : float eV, (atoms, 3) eV/Å
         Energy and forces of the tapped model alone. If the calculator is a sum (a
-        potential plus a dispersion correction), ``results`` holds the sum.
+        potential plus a dispersion correction), ``results`` holds the sum. The forces
+        have the shape (0, 3) if they were not computed (`Backbone.skips_forces`).
     features : tensor (atoms, dim)
         Detached, on the model's device, in the model's dtype.
     charges : tensor (atoms,) or None
@@ -88,6 +89,11 @@ class Prediction:
     vectors: torch.Tensor | None = None
     fixed: np.ndarray | None = None
     charge_spin: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_forces(self) -> bool:
+        """Whether the pass computed forces."""
+        return len(self.forces) == len(self.numbers)
 
     @property
     def finite(self) -> bool:
@@ -149,6 +155,9 @@ class Capture:
     features: list[torch.Tensor]
     charges: list[torch.Tensor]
     more: dict[str, torch.Tensor | np.ndarray] = field(default_factory=dict)
+
+
+NO_FORCES = np.empty((0, 3))  # of a pass that computed none
 
 
 def fixed_atoms(atoms: Atoms) -> np.ndarray | None:

@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from uqcalc.annotating.done import Told, deed, note, told_before
 from uqcalc.cli.console import Report, notice, reporting, usage_errors
 from uqcalc.cli.options import (
     DeviceOption,
+    GpusOption,
     HeadOption,
     LimitsOption,
     MembersOption,
     ModelOfProbe,
     PerturbationOption,
     QuietOption,
+    RayOption,
     SpeciesOption,
     SpreadLimitsOption,
+    WorkersOption,
+    annotated,
     existing,
-    extended_xyz,
+    on_ray,
 )
-from uqcalc.cli.probes import ProbesOption, model_of
-from uqcalc.cli.signalchoice import ForceDeltaChoice, SpreadChoice, reliable
+from uqcalc.cli.probes import ProbesOption, is_shipped, model_of
+from uqcalc.cli.signalchoice import (
+    CHOICES,
+    PROBE,
+    ForceDeltaChoice,
+    SpreadChoice,
+    check_given,
+    checked_names,
+    reliable,
+)
 from uqcalc.cli.streams import input_file, is_standard, output_file
+from uqcalc.models.named import SHIPPED_PROBES
 from uqcalc.showing import in_words
 from uqcalc.uses import checked_use
 
@@ -39,6 +54,11 @@ if TYPE_CHECKING:
 def _use(value: str | None) -> str | None:
     with usage_errors("--use"):
         return checked_use(value)
+
+
+def _signals(value: str | None) -> str | None:
+    with usage_errors("--signals"):
+        return value if value is None else ",".join(checked_names(value))
 
 
 def _index(value: str) -> str:
@@ -57,7 +77,7 @@ def _condition(value: str | None) -> str | None:
 
 
 def _table(value: Path | None) -> Path | None:
-    from uqcalc.annotating.tables import checked_table
+    from uqcalc.annotating.names import checked_table
 
     if value is not None:
         with usage_errors("table"):
@@ -82,10 +102,11 @@ OutputOption = Annotated[
         "--output",
         "-o",
         metavar="FILE",
-        callback=extended_xyz,
+        callback=annotated,
         help=(
-            "Extended XYZ file to write (.xyz or .extxyz). A file of an interrupted "
-            "command is continued. - is standard output, written at the end."
+            "File to write: extended XYZ (.xyz, .extxyz), trajectory (.traj) or "
+            "database (.db) of ASE. A file of an interrupted command is continued. "
+            "- is extended XYZ on standard output, written at the end."
         ),
     ),
 ]
@@ -145,20 +166,26 @@ AtomTableOption = Annotated[
         help="Also write a table with one row for each atom (.csv, .parquet).",
     ),
 ]
-RayOption = Annotated[
+SignalsOption = Annotated[
     str | None,
     typer.Option(
-        "--ray",
-        metavar="ADDRESS",
+        metavar="NAME,NAME",
+        callback=_signals,
         help=(
-            "Evaluate with workers of a Ray cluster at this address; 'local' starts "
-            'one on this machine. Needs "uqcalc[ray]".'
+            f"Signals to evaluate and write: {', '.join(CHOICES)}. By default the "
+            "probes and what the other options add. sanity and flags always run."
         ),
     ),
 ]
-WorkersOption = Annotated[int, typer.Option(min=1, help="Number of workers on Ray.")]
-GpusOption = Annotated[
-    float, typer.Option("--gpus-per-worker", min=0.0, help="GPUs for each worker.")
+ForcesOption = Annotated[
+    bool,
+    typer.Option(
+        "--forces/--no-forces",
+        help=(
+            "Compute no forces: faster for MACE and CHGNet with signals that read only "
+            "energy and features. A verdict on forces is then at least SUSPECT."
+        ),
+    ),
 ]
 FormerGuaranteed = Annotated[bool, typer.Option("--promised", hidden=True)]
 WorstOption = Annotated[
@@ -167,6 +194,7 @@ WorstOption = Annotated[
 
 
 def annotate(  # noqa: PLR0913  (one option each)
+    context: typer.Context,
     source: SourceArgument,
     output: OutputOption,
     *,
@@ -184,6 +212,8 @@ def annotate(  # noqa: PLR0913  (one option each)
     device: DeviceOption = "auto",
     index: IndexOption = ":",
     select: SelectOption = None,
+    signals: SignalsOption = None,
+    forces: ForcesOption = True,
     table: TableOption = None,
     atoms_table: AtomTableOption = None,
     ray: RayOption = None,
@@ -204,6 +234,12 @@ def annotate(  # noqa: PLR0913  (one option each)
     if spread_limits is not None and perturbation is None:
         msg = "--spread-limits must be given together with --perturbation FILE"
         raise typer.BadParameter(msg, param_hint="'--spread-limits'")
+    options = {
+        PROBE: probe or guaranteed,
+        "force_delta": head or limits,
+        "functional_spread": perturbation,
+    }
+    check_given(signals, options)
     stopped = "the frames so far are on disk; repeat the command to continue"
     if is_standard(output):
         stopped = "the frames so far are on standard output"
@@ -212,6 +248,12 @@ def annotate(  # noqa: PLR0913  (one option each)
         input_file(source) as readable,
         output_file(output) as target,
     ):
+        done, outputs = _deed(source, output, context.params)
+        if (told := _told_before(done, outputs)) is not None:
+            _tell(told, report)
+            _end(told)
+            return
+
         import uqcalc
         from uqcalc.annotating.tables import write_tables
 
@@ -224,15 +266,11 @@ def annotate(  # noqa: PLR0913  (one option each)
             SpreadChoice(perturbation, spread_limits, members)
             if perturbation
             else None,
+            signals=signals,
             device=device,
             guaranteed=guaranteed,
         )
         calculator = make()
-        cluster = None
-        if ray is not None:
-            from uqcalc.annotating.onray import RayWorkers
-
-            cluster = RayWorkers(make, workers, ray, gpus_per_worker)
         try:
             summary = uqcalc.annotate_file(
                 readable,
@@ -243,7 +281,8 @@ def annotate(  # noqa: PLR0913  (one option each)
                 use=checked_use(use),
                 index=index,
                 select=select,
-                workers=cluster,
+                forces=forces,
+                workers=on_ray(make, ray, workers, gpus_per_worker),
             )
         except uqcalc.errors.SourceError as error:
             _show(error.summary, output, report)
@@ -251,7 +290,43 @@ def annotate(  # noqa: PLR0913  (one option each)
         _show(summary, output, report)
         if summary.frames and (table is not None or atoms_table is not None):
             write_tables(target, frames=table, atoms=atoms_table)
-    if summary.failed:
+        if done is not None:
+            note(done, outputs, _told(_repeated(summary)))
+    _end(_told(summary))
+
+
+# Parameters without an effect on what is written.
+_OUTSIDE = ("source", "output", "ray", "workers", "gpus_per_worker", "quiet")
+
+
+def _deed(
+    source: Path, output: Path, given: Mapping[str, Any]
+) -> tuple[str | None, list[Path]]:
+    """Return a name for what is to be done (`uqcalc.annotating.done`), and its outputs.
+
+    The name is None if the weights of the potential are not in this package, in that of
+    the potential, or in a file that is named.
+    """
+    if is_standard(output):
+        return None, []
+    model, probes = given["model"], given["probe"] or ()
+    parts = [Path(part) for part in (model or "").split(":")[1:]]
+    weights = [path for path in parts if path.is_file()]
+    if not (model is None or model in SHIPPED_PROBES or weights):
+        return None, []
+    files = [Path(name) for name in probes if not is_shipped(name)]
+    files += [given[key] for key in ("head", "perturbation") if given[key]]
+    options = {key: given[key] for key in sorted({*given} - {*_OUTSIDE})}
+    tables = [given[key] for key in ("table", "atoms_table") if given[key]]
+    return deed(source, options, [*weights, *files]), [output, *tables]
+
+
+def _told_before(done: str | None, outputs: Sequence[Path]) -> Told | None:
+    return None if done is None else told_before(done, outputs)
+
+
+def _end(told: Told) -> None:
+    if told.failed:
         raise typer.Exit(code=1)
 
 
@@ -261,15 +336,19 @@ def _calculator(
     chosen: ForceDeltaChoice | None,
     spread: SpreadChoice | None,
     *,
+    signals: str | None,
     device: str,
     guaranteed: bool,
 ) -> ReliableCalculator:
     """Return the calculator of the command, in this process or in a worker."""
     import uqcalc
 
-    probes = _probes(name, probe, needed=guaranteed)
+    names = None if signals is None else signals.split(",")
+    probes = []
+    if names is None or PROBE in names:
+        probes = _probes(name, probe, needed=guaranteed or names is not None)
     model = uqcalc.open_model(name, device=device)
-    return reliable(model, probes, chosen, spread, guaranteed=guaranteed)
+    return reliable(model, probes, chosen, spread, names, guaranteed=guaranteed)
 
 
 def _probes(name: str, given: list[str] | None, *, needed: bool) -> list[Probe]:
@@ -283,21 +362,39 @@ def _probes(name: str, given: list[str] | None, *, needed: bool) -> list[Probe]:
 
 
 def _show(summary: AnnotationSummary, output: Path, report: Report) -> None:
-    from rich.table import Table
-
     if is_standard(output):
         summary = replace(summary, target=Path("standard output"))
+    _tell(_told(summary), report)
+
+
+def _repeated(summary: AnnotationSummary) -> AnnotationSummary:
+    """Return the summary of a repeat of the command, which finds nothing to do."""
+    return replace(summary, resumed_from=summary.frames, passed=0)
+
+
+def _told(summary: AnnotationSummary) -> Told:
+    columns: tuple[str, ...] = ()
+    rows = []
     if summary.worst:
         by_probe = summary.worst[0].reliability is not None
-        table = Table("frame", "formula", "level", title="the worst frames")
-        table.add_column("P(reliable)" if by_probe else "risk", justify="right")
-        table.add_column("why", overflow="fold")
-        for row in summary.worst:
-            number = in_words(row.risk, row.unit, digits=3)
-            if row.reliability is not None:
-                number = f"{row.reliability:.3f}"
-            table.add_row(
-                str(row.index), row.formula, row.level.name, number, row.reason
-            )
+        number = "P(reliable)" if by_probe else "risk"
+        columns = ("frame", "formula", "level", number, "why")
+    for row in summary.worst:
+        number = in_words(row.risk, row.unit, digits=3)
+        if row.reliability is not None:
+            number = f"{row.reliability:.3f}"
+        rows.append((str(row.index), row.formula, row.level.name, number, row.reason))
+    return Told(columns, tuple(rows), str(summary), len(summary.failed))
+
+
+def _tell(told: Told, report: Report) -> None:
+    from rich.table import Table
+
+    if told.columns:
+        table = Table(*told.columns[:3], title="the worst frames")
+        table.add_column(told.columns[3], justify="right")
+        table.add_column(told.columns[4], overflow="fold")
+        for row in told.rows:
+            table.add_row(*row)
         report.result(table, fold=True)
-    report.result(str(summary))
+    report.result(told.text)

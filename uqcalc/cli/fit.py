@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,16 +18,20 @@ from uqcalc.cli.options import (
     ExcludeOption,
     FittedModel,
     ForcesKey,
+    GpusOption,
     GroupOption,
     LabelledFrames,
     OffsetsOption,
     QuietOption,
+    RayOption,
     SeedOption,
     SpeciesOption,
     StressKey,
     TargetOption,
+    WorkersOption,
     creatable,
     existing,
+    on_ray,
 )
 from uqcalc.cli.probes import PriorOption, load_probe, model_of
 from uqcalc.cli.streams import input_file
@@ -101,6 +106,9 @@ def fit(  # noqa: PLR0913  (one option each)
     exclude: ExcludeOption = None,
     epochs: EpochsOption = None,
     cache: CacheOption = None,
+    ray: RayOption = None,
+    workers: WorkersOption = 1,
+    gpus_per_worker: GpusOption = 0.0,
     seed: SeedOption = 0,
     published: PublishedOption = False,
     species: SpeciesOption = None,
@@ -128,9 +136,10 @@ def fit(  # noqa: PLR0913  (one option each)
         keys = (forces_key, energy_key, stress_key)
         labels = _labels(target, boundary, group, keys, offsets=fit_offsets)
         sets = [_frames(path, species) for path in (source, calibration, test)]
+        make = partial(uqcalc.open_model, name, device=device)
         result = uqcalc.fit(
             sets[0] or [],
-            uqcalc.open_model(name, device=device),
+            make(),
             labels,
             _recipe(seed, epochs, published=published),
             calibration=sets[1],
@@ -138,6 +147,7 @@ def fit(  # noqa: PLR0913  (one option each)
             prior=known,
             exclude=exclude or (),
             cache=cache,
+            workers=on_ray(make, ray, workers, gpus_per_worker),
         )
         written = [result.probe.save(output), *result.write(output, report.warnings)]
         report.result(str(result))

@@ -8,7 +8,13 @@ from typing import Annotated
 import typer
 
 from uqcalc.cli.console import reporting
-from uqcalc.cli.options import QuietOption, SpeciesOption, existing, extended_xyz
+from uqcalc.cli.options import (
+    QuietOption,
+    RayOption,
+    SpeciesOption,
+    existing,
+    extended_xyz,
+)
 from uqcalc.cli.streams import is_standard
 
 
@@ -46,7 +52,10 @@ ReferenceOption = Annotated[
     ),
 ]
 WorkersOption = Annotated[
-    int, typer.Option(min=0, help="Processes; 0 evaluates in this one.")
+    int,
+    typer.Option(
+        min=0, help="Processes, or workers on Ray; 0 evaluates in this process."
+    ),
 ]
 CheckOption = Annotated[
     bool,
@@ -67,6 +76,7 @@ def label(  # noqa: PLR0913  (one option each)
     reference: ReferenceOption,
     *,
     workers: WorkersOption = 1,
+    ray: RayOption = None,
     check: CheckOption = True,
     retry: RetryOption = False,
     species: SpeciesOption = None,
@@ -85,7 +95,13 @@ def label(  # noqa: PLR0913  (one option each)
 
         frames = read_frames(source, species=species)
         summary = uqcalc.label(
-            frames, reference, output, workers=workers, check=check, retry=retry
+            frames,
+            reference,
+            output,
+            workers=workers,
+            ray=ray,
+            check=check,
+            retry=retry,
         )
         report.result(str(summary))
     if summary.failed:

@@ -7,8 +7,9 @@ The checks run while the command line is read. A failed check is a usage error (
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +17,9 @@ from uqcalc.cli.console import usage_errors
 from uqcalc.cli.streams import is_standard
 from uqcalc.targets import TARGETS as KNOWN_TARGETS
 
+
+if TYPE_CHECKING:
+    from uqcalc.cluster import RayWorkers
 
 TARGETS = tuple(KNOWN_TARGETS)
 DEFECTS = (
@@ -70,10 +74,11 @@ def _device(value: str) -> str:
 
 
 def _species(value: str | None) -> str | None:
-    from uqcalc.files.lammps import checked_species
+    if value is not None:
+        from uqcalc.files.lammps import checked_species
 
-    with usage_errors("--species"):
-        checked_species(value)
+        with usage_errors("--species"):
+            checked_species(value)
     return value
 
 
@@ -112,6 +117,16 @@ def creatable(value: Path | None) -> Path | None:
     return value
 
 
+def annotated(value: Path) -> Path:
+    """Refuse a path to write that does not end as a target of `annotate_file` must."""
+    if not is_standard(value):
+        from uqcalc.annotating.names import checked_target
+
+        with usage_errors("--output"):
+            checked_target(value)
+    return value
+
+
 def extended_xyz(value: Path) -> Path:
     """Refuse a path to write that does not end as files with annotations must."""
     if not is_standard(value) and value.suffix not in {".xyz", ".extxyz"}:
@@ -131,6 +146,15 @@ def new_extended_xyz(value: Path) -> Path:
         msg = f"output must be a new file, got {value}; choose another name"
         raise typer.BadParameter(msg)
     return value
+
+
+def on_ray(
+    make: Callable[[], Any], address: str | None, workers: int, gpus: float
+) -> RayWorkers | None:
+    """Return the workers of a cluster, each with what ``make`` gives; None without."""
+    from uqcalc.cluster import RayWorkers
+
+    return None if address is None else RayWorkers(make, workers, address, gpus)
 
 
 LabelledFrames = Annotated[
@@ -194,6 +218,21 @@ SpeciesOption = Annotated[
 ]
 SeedOption = Annotated[
     int, typer.Option(min=0, help="Seed of the split and of the network.")
+]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help=(
+            "Evaluate with workers of a Ray cluster at this address; 'local' starts "
+            'one on this machine. Needs "uqcalc[ray]".'
+        ),
+    ),
+]
+WorkersOption = Annotated[int, typer.Option(min=1, help="Number of workers on Ray.")]
+GpusOption = Annotated[
+    float, typer.Option("--gpus-per-worker", min=0.0, help="GPUs for each worker.")
 ]
 QuietOption = Annotated[
     bool,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+import typer
 
 
 if TYPE_CHECKING:
@@ -30,11 +32,73 @@ class SpreadChoice(NamedTuple):
     members: int
 
 
+PROBE = "probe"
+# Names of signals that are made without a file, and their classes.
+_FREE = {
+    "max_force": "MaxForce",
+    "force_spread": "ForceSpread",
+    "energy_spread": "EnergySpread",
+    "stress_spread": "StressSpread",
+    "orb_confidence": "OrbConfidence",
+}
+# Signals that options bring.
+_GIVEN = (PROBE, "force_delta", "functional_spread")
+CHOICES = (*_GIVEN, *_FREE)
+
+
+def checked_names(text: str) -> list[str]:
+    """Return the names of signals in a list with commas, each once.
+
+    Raises
+    ------
+    ValueError
+        If one is unknown.
+    """
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    if unknown := [name for name in names if name not in CHOICES]:
+        msg = (
+            f"signals must be among {', '.join(CHOICES)}, got {unknown}; sanity and "
+            "flags always run"
+        )
+        raise ValueError(msg)
+    return names
+
+
+def check_given(signals: str | None, options: Mapping[str, object]) -> None:
+    """Refuse options of a signal that ``--signals`` leaves out.
+
+    Parameters
+    ----------
+    signals : str or None
+        Names with commas; None for no choice.
+    options : mapping
+        Name of a signal -> what its options gave, false for nothing.
+
+    Raises
+    ------
+    typer.BadParameter
+        If a signal has options and is left out, or needs a file that is not given.
+    """
+    if signals is None:
+        return
+    names = signals.split(",")
+    for name, given in options.items():
+        if given and name not in names:
+            msg = (
+                f"--signals must contain {name}, whose options are given, got {signals}"
+            )
+            raise typer.BadParameter(msg)
+    if "functional_spread" in names and not options["functional_spread"]:
+        msg = "functional_spread must come with --perturbation FILE"
+        raise typer.BadParameter(msg)
+
+
 def reliable(
     model: BaseCalculator,
     probes: Sequence[Probe],
     force_delta: ForceDeltaChoice | None = None,
     spread: SpreadChoice | None = None,
+    names: Sequence[str] | None = None,
     *,
     guaranteed: bool = False,
 ) -> ReliableCalculator:
@@ -50,6 +114,8 @@ def reliable(
         That of the forces first (`uqcalc.defaults.open_probes`).
     force_delta : ForceDeltaChoice, optional
     spread : SpreadChoice, optional
+    names : sequence of str, optional
+        The signals to evaluate (`CHOICES`); by default those that are given.
     guaranteed : bool
         Whether the guarantee of the first probe replaces its cutoffs.
     """
@@ -58,11 +124,14 @@ def reliable(
     from uqcalc.policy import TRUST_NOTHING
 
     chosen: list[tuple[Signal, tuple[float, float] | None]] = []
+    if force_delta is None and "force_delta" in (names or ()):
+        force_delta = ForceDeltaChoice(None, None)
     if force_delta is not None:
         chosen.append((uqcalc.ForceDelta(force_delta.head), force_delta.limits))
     if spread is not None:
         signal = uqcalc.FunctionalSpread(spread.perturbation, spread.members)
         chosen.append((signal, spread.limits))
+    chosen += [(getattr(uqcalc, _FREE[n])(), None) for n in names or () if n in _FREE]
     if not chosen and not probes:
         return uqcalc.ReliableCalculator(model)
     signals = [signal for signal, _ in chosen]

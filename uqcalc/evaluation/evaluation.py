@@ -7,7 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from uqcalc.evaluation.guarantee import guarantee_report
 from uqcalc.evaluation.members import backbone_of, distributions, evaluate_members
 from uqcalc.evaluation.readings import StructureReadings, read_structures
 from uqcalc.evaluation.regimes import regime_rows
+from uqcalc.evaluation.worst import ERROR, RELIABILITY, structures_of, worst_rows
 from uqcalc.files.writing import strict_json, whole
 from uqcalc.htmltable import html_table
 from uqcalc.labels.dataset import Dataset, held_out_dataset, labels_for
@@ -63,6 +64,10 @@ class Tested:
     frames : list of int or None
         Index of each structure in the given frames, from 0; None if the structures are
         not from one list of frames.
+    structures : dict
+        Row -> the structure, for the worst structures (`uqcalc.evaluation.worst`), with
+        the array ``force_error`` in eV/Å (NaN where the force vanishes by symmetry) and
+        the array ``reliability`` if the probe gives P of atoms.
     """
 
     formulas: list[str]
@@ -73,6 +78,7 @@ class Tested:
     atom_errors: NDArray[np.float64] | None = None
     atom_groups: NDArray[np.int64] | None = None
     frames: list[int] | None = None
+    structures: dict[int, Atoms] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,7 +176,8 @@ class Evaluation:
         """Write ``STEM.json``, ``STEM.png`` and ``STEM.html``; return their paths.
 
         The JSON file is `to_dict`, the PNG file is `figure`. The HTML file has all
-        results on one page and needs no network and no scripts.
+        results on one page and needs no network. With the extra ``report`` it shows the
+        worst structures in three dimensions.
 
         Parameters
         ----------
@@ -288,6 +295,9 @@ def evaluate_dataset(probe: Probe, data: Dataset) -> Evaluation:
         raise LabelError(msg)
     probability, errors = readings.probability[known], data.errors[known]
     tested = _tested(data, readings, known)
+    rows = worst_rows(errors, probability, probe.card.boundary)
+    of_atoms = {ERROR: data.atom_errors, RELIABILITY: readings.atoms}
+    tested.structures.update(structures_of(data.predictions, known, rows, of_atoms))
     report = scores.classification_report(
         errors <= probe.card.boundary, probability, tested.groups
     )

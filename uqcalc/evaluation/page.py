@@ -21,6 +21,7 @@ from uqcalc.evaluation.report import (
     score_rows,
     whether_p_holds,
 )
+from uqcalc.evaluation.worst import viewer_parts, worst_rows
 from uqcalc.probe.validity import validity
 from uqcalc.showing import in_words, shown_in
 from uqcalc.targets import TARGETS
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from uqcalc.evaluation.evaluation import Evaluation
 
 _TEMPLATE = "page.html.jinja"
-_SHOWN = 10  # structures in each of the last two tables
 
 
 class _Figure(NamedTuple):
@@ -42,7 +42,7 @@ class _Figure(NamedTuple):
 
 
 def render(evaluation: Evaluation, warnings: Sequence[str] = ()) -> str:
-    """Return the HTML page; all texts are escaped.
+    """Return the HTML page; all texts are escaped, except scripts of packages.
 
     Parameters
     ----------
@@ -85,6 +85,7 @@ def render(evaluation: Evaluation, warnings: Sequence[str] = ()) -> str:
         structure_columns=_structure_columns(evaluation),
         extremes=_extremes(evaluation),
         card_rows=card_info(card).rows,
+        viewer=viewer_parts(evaluation),
     )
     return text + "\n"
 
@@ -104,20 +105,11 @@ def _figures(evaluation: Evaluation) -> list[_Figure]:
 
 
 def _extremes(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, ...]]]]:
-    """Return tables of the wrong structures with the largest P, and largest errors."""
-    errors, probability = evaluation.errors, evaluation.probability
-    wrong = np.flatnonzero(errors > evaluation.probe.card.boundary)
-    tables = {
-        "Wrong structures with the largest P": (
-            wrong[np.argsort(-probability[wrong], kind="stable")]
-        ),
-        "Structures with the largest error": np.argsort(-errors, kind="stable"),
-    }
-    return [
-        (title, _structures(evaluation, rows[:_SHOWN]))
-        for title, rows in tables.items()
-        if len(rows)
-    ]
+    """Return the tables of the worst structures."""
+    tables = worst_rows(
+        evaluation.errors, evaluation.probability, evaluation.probe.card.boundary
+    )
+    return [(title, _structures(evaluation, rows)) for title, rows in tables.items()]
 
 
 def _structure_columns(evaluation: Evaluation) -> tuple[str, ...]:

@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import ase.db
 from ase import Atoms
 from ase.io import Trajectory, iread
 from ase.io.formats import filetype
 
 from uqcalc.errors import RecordError, UqcalcError
 from uqcalc.files.lammps import Elements, checked_species
+from uqcalc.files.stored import database_frames, restored
 
 
 # ASE has a hundred readers, and each raises what its parser happens to meet in a
@@ -27,6 +29,9 @@ def frames_of(
     species: str | Sequence[str] | None = None,
 ) -> Iterator[Atoms]:
     """Yield the frames of a file that ASE reads, one by one, with their elements.
+
+    Frames of ``.traj`` and ``.db`` files have the ``info`` and ``arrays`` that uqcalc
+    stored there (`uqcalc.files.stored`).
 
     Parameters
     ----------
@@ -47,23 +52,30 @@ def frames_of(
     name = os.fspath(path)
     form = filetype(name)
     elements = Elements.of(name, form, symbols)
-    for atoms in iread(
-        name, index, form, do_not_split_by_at_sign=True, **elements.options
-    ):
-        yield elements.given(atoms)
+    found = (
+        database_frames(name, index)
+        if form == "db"
+        else iread(name, index, form, do_not_split_by_at_sign=True, **elements.options)
+    )
+    for atoms in found:
+        yield elements.given(restored(atoms))
 
 
 def count_frames(path: str | os.PathLike[str]) -> int | None:
     """Return how many frames a file holds, where that is quick to find out.
 
     It is for XYZ files, of which only the atom counts are read, and for trajectories
-    of ASE, which say it. None for any other format, and for a damaged file.
+    and databases of ASE, which say it. None for any other format, and for a damaged
+    file.
     """
     name = os.fspath(path)
     try:
         if name.endswith(".traj"):
             with Trajectory(name) as trajectory:
                 return len(trajectory)
+        if name.endswith(".db"):
+            with ase.db.connect(name, use_lock_file=False) as database:
+                return int(database.count())
         return _xyz_frames(name) if name.endswith((".xyz", ".extxyz")) else None
     except UNREADABLE:
         return None

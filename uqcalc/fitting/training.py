@@ -18,6 +18,7 @@ from ase.data import chemical_symbols
 
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.registry import tap
+from uqcalc.cluster import RayWorkers
 from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.evaluation.evaluation import Evaluation, evaluate_dataset
 from uqcalc.evaluation.readings import read_structures
@@ -76,6 +77,7 @@ def fit(  # noqa: PLR0913  (same options as the command)
     prior: Probe | str | os.PathLike[str] | None = None,
     exclude: Collection[str] = (),
     cache: str | os.PathLike[str] | None = None,
+    workers: RayWorkers | None = None,
 ) -> FitReport:
     """Fit a probe for ``calculator`` on labelled frames.
 
@@ -108,6 +110,9 @@ def fit(  # noqa: PLR0913  (same options as the command)
         Folder that stores the features of this potential. Stored features are not
         computed again, an interrupted evaluation continues, and training reads from
         the folder instead of memory.
+    workers : RayWorkers, optional
+        Workers of a Ray cluster that evaluate the frames, with calculators like
+        ``calculator``; the results are the same. By default they are evaluated here.
 
     Raises
     ------
@@ -132,12 +137,17 @@ def fit(  # noqa: PLR0913  (same options as the command)
         known = opened_prior(prior, backbone, labels)
         _refuse_calibration(calibration)
         return _fit_with_prior(
-            known, (frames, test), backbone, labels, recipe, exclude, cache
+            known, (frames, test), backbone, labels, recipe, exclude, (cache, workers)
         )
     if recipe.architecture == RAW_ARCHITECTURE:  # raises before any prediction
         released_energies(backbone, recipe.atomic_energies)
     build = partial(
-        build_dataset, backbone=backbone, labels=labels, exclude=exclude, cache=cache
+        build_dataset,
+        backbone=backbone,
+        labels=labels,
+        exclude=exclude,
+        cache=cache,
+        workers=workers,
     )
     sets = (frames, calibration, test)
     train, held, unseen = _datasets(build, labels, sets, recipe, exclude)
@@ -202,7 +212,7 @@ def _fit_with_prior(
     labels: Labels,
     recipe: Recipe,
     exclude: Collection[str],
-    cache: str | os.PathLike[str] | None,
+    features: tuple[str | os.PathLike[str] | None, RayWorkers | None],
 ) -> FitReport:
     """Add the labels to a prior, and test on a share of the groups or on ``test``."""
     wanted = replace(labels, boundary=prior.card.boundary, percentile=None)
@@ -217,7 +227,7 @@ def _fit_with_prior(
             backbone,
             wanted,
             exclude,
-            cache,
+            *features,
         )
         for part, rows in zip(given, dropped, strict=True)
     ]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.fingerprint import same_model
+from uqcalc.cluster import RayWorkers
 from uqcalc.errors import LabelError
 from uqcalc.labels.comparison import ENOUGH, compare
 from uqcalc.labels.defects import (
@@ -218,7 +219,7 @@ class Dataset:
         return self.numbers, self.residuals
 
 
-def build_dataset(
+def build_dataset(  # noqa: PLR0913  (what a set of labels needs)
     frames: Sequence[Atoms],
     backbone: Backbone,
     labels: Labels,
@@ -227,6 +228,7 @@ def build_dataset(
     offsets: Mapping[str, float] | None = None,
     title: str = "features",
     cache: str | os.PathLike[str] | None = None,
+    workers: RayWorkers | None = None,
 ) -> Dataset:
     """Evaluate labelled frames, in native batches if the backbone has them.
 
@@ -248,6 +250,8 @@ def build_dataset(
         Folder that stores the features. Stored features are not computed again and are
         not held in memory. ``frames`` may then be any sequence, such as an
         ``ase.io.Trajectory`` of more frames than fit into memory.
+    workers : RayWorkers, optional
+        Workers of a Ray cluster that evaluate the frames, with the same results.
 
     Raises
     ------
@@ -268,9 +272,11 @@ def build_dataset(
 
     def predict(kept: list[int]) -> Evaluated:
         if cache is None:
-            return predict_all(frames, kept, backbone, title, wanted)
+            return predict_all(frames, kept, backbone, title, wanted, workers)
         keys = labels.info_keys
-        return predict_cached(frames, kept, backbone, cache, title, keys, wanted)
+        return predict_cached(
+            frames, kept, backbone, cache, title, keys, wanted, workers
+        )
 
     data = _labelled(frames, predict, backbone, labels, exclude)
     if data.residuals is None or labels.relative:
@@ -389,14 +395,22 @@ def held_out_dataset(
     labels: Labels,
     exclude: Collection[str],
     cache: str | os.PathLike[str] | None = None,
+    workers: RayWorkers | None = None,
 ) -> Dataset:
     """Evaluate ``frames``, with energy errors after the offsets of the probe.
 
-    ``cache`` is a folder that stores the features (`build_dataset`).
+    ``cache`` is a folder that stores the features, ``workers`` evaluate the frames
+    (`build_dataset`).
     """
     offsets = card.offsets or None
     data = build_dataset(
-        frames, backbone, labels, exclude=exclude, offsets=offsets, cache=cache
+        frames,
+        backbone,
+        labels,
+        exclude=exclude,
+        offsets=offsets,
+        cache=cache,
+        workers=workers,
     )
     warn_of_span(data.numbers, card.training.get("offset_span") if offsets else None)
     return data

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
 from numpy.typing import NDArray
 
 from uqcalc.backbones.base import Backbone
-from uqcalc.backbones.batching import evaluate_each
+from uqcalc.backbones.batching import batches, predict_each
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.backbones.prediction import Prediction
+from uqcalc.backbones.registry import tap
+from uqcalc.cluster import Pool, RayWorkers, running
 from uqcalc.errors import RecordError
 from uqcalc.files.writing import OneWriter
 from uqcalc.labels.labels import geometry_key
@@ -58,21 +62,43 @@ def predict_all(
     backbone: Backbone,
     title: str,
     wanted: Collection[str] = PLAIN,
+    workers: RayWorkers | None = None,
 ) -> Evaluated:
-    """Return the predictions of ``frames[rows]``, all of them in memory."""
-    with progress_bar() as progress:
+    """Return the predictions of ``frames[rows]``, all of them in memory.
+
+    ``workers`` are those of a Ray cluster that evaluate the batches.
+    """
+    with _batches_of(backbone, workers) as source, progress_bar() as progress:
         task = progress.add_task(title, total=len(rows))
         advance = partial(progress.advance, task)
-        done = evaluate_frames([frames[i] for i in rows], backbone, advance, wanted)
+        chosen = [frames[i] for i in rows]
+        done = evaluate_frames(chosen, source, advance, wanted, backbone.batch_atoms)
     failed = {k: one for k, one in enumerate(done) if isinstance(one, str)}
     return Evaluated([one for one in done if not isinstance(one, str)], failed)
 
 
+@contextmanager
+def _batches_of(
+    backbone: Backbone, workers: RayWorkers | None
+) -> Iterator[Backbone | Pool]:
+    """Give what evaluates batches: the backbone, or the workers of a cluster."""
+    if workers is None:
+        yield backbone
+        return
+    with running(replace(workers, make=partial(_tapped, workers.make))) as pool:
+        yield pool
+
+
+def _tapped(make: Callable[[], BaseCalculator | Backbone]) -> Backbone:
+    return tap(make())
+
+
 def evaluate_frames(
     frames: Sequence[Atoms],
-    backbone: Backbone,
+    source: Backbone | Pool,
     advance: Callable[[int], None],
-    wanted: Collection[str] = PLAIN,
+    wanted: Collection[str],
+    batch_atoms: int,
 ) -> list[Prediction | str]:
     """Evaluate frames, in native batches of similar size if the backbone has them.
 
@@ -81,21 +107,41 @@ def evaluate_frames(
 
     Parameters
     ----------
+    source : Backbone or Pool
+        What evaluates the batches.
     advance : callable
         Called with 1 after each frame, for a progress bar.
     wanted : collection of str
         Results to keep: "energy", "forces" and, for frames that are periodic in three
         directions, "stress".
+    batch_atoms : int
+        Most atoms of a batch (`Backbone.batch_atoms`).
     """
     sizes = [len(frame) for frame in frames]
     by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
     outcomes: dict[int, Prediction | str] = {}
     chosen = (frames[i] for i in by_size)
-    evaluated = evaluate_each(backbone, chosen, sorted(wanted), finite=False)
-    for index, (_, found) in zip(by_size, evaluated, strict=True):
-        outcomes[index] = found if isinstance(found, str) else _slim(found, wanted)
+    jobs = ((batch, sorted(wanted)) for batch in batches(chosen, len, batch_atoms))
+    if isinstance(source, Pool):
+        evaluated = source.each(_evaluated, jobs)
+    else:
+        evaluated = (_evaluated(source, job) for job in jobs)
+    found = (outcome for part in evaluated for outcome in part)
+    for index, outcome in zip(by_size, found, strict=True):
+        outcomes[index] = outcome
         advance(1)
     return [outcomes[i] for i in range(len(sizes))]
+
+
+def _evaluated(
+    backbone: Backbone, job: tuple[Sequence[Atoms], Sequence[str]]
+) -> list[Prediction | str]:
+    """Evaluate one batch, here or in a worker."""
+    frames, wanted = job
+    return [
+        one if isinstance(one, str) else _slim(one, wanted)
+        for one in predict_each(backbone, frames, wanted, finite=False)
+    ]
 
 
 def _slim(prediction: Prediction, wanted: Collection[str]) -> Prediction:
@@ -127,7 +173,7 @@ def _own(tensor: torch.Tensor) -> torch.Tensor:
 _ENERGY, _FORCE, _FEATURE = 1e-3, 1e-2, 1e-2
 
 
-def predict_cached(
+def predict_cached(  # noqa: PLR0913  (passed on from `build_dataset`)
     frames: Sequence[Atoms],
     rows: Sequence[int],
     backbone: Backbone,
@@ -135,6 +181,7 @@ def predict_cached(
     title: str,
     label_keys: Collection[str] = (),
     wanted: Collection[str] = PLAIN,
+    workers: RayWorkers | None = None,
 ) -> Evaluated:
     """Return the predictions of ``frames[rows]``; evaluate those not in the cache.
 
@@ -154,6 +201,8 @@ def predict_cached(
     wanted : collection of str
         Results to store, as for `evaluate_frames`. With "stress", predictions that were
         stored without stress are computed again.
+    workers : RayWorkers, optional
+        Workers of a Ray cluster that evaluate the batches.
 
     Raises
     ------
@@ -179,8 +228,12 @@ def predict_cached(
                 (rows[k], bytes(keys[k]).ljust(16, b"\0"))
                 for k in missing[np.sort(first)]
             ]
-            with ShardWriter(path, backbone.fingerprint) as writer:
-                failed = _evaluate(frames, asked, backbone, writer, (title, wanted))
+            with (
+                ShardWriter(path, backbone.fingerprint) as writer,
+                _batches_of(backbone, workers if asked else None) as source,
+            ):
+                plan = (title, wanted, backbone.batch_atoms)
+                failed = _evaluate(frames, asked, source, writer, plan)
             folder, _ = open_folder(path, folder)
         found = _find(folder, keys, stress=stress)
     reasons = {
@@ -199,13 +252,14 @@ def _one_builder(path: Path) -> Iterator[None]:
 def _evaluate(
     frames: Sequence[Atoms],
     asked: Sequence[tuple[int, bytes]],
-    backbone: Backbone,
+    source: Backbone | Pool,
     writer: ShardWriter,
-    plan: tuple[str, Collection[str]],
+    plan: tuple[str, Collection[str], int],
 ) -> dict[bytes, str]:
     """Evaluate frames one shard at a time, frames of similar size together.
 
-    ``plan`` is the title of the progress bar and the wanted results.
+    ``plan`` is the title of the progress bar, the wanted results and the most atoms of a
+    batch.
 
     Returns
     -------
@@ -213,13 +267,13 @@ def _evaluate(
         For frames on which the backbone failed.
     """
     failed = {}
-    title, wanted = plan
+    title, wanted, batch_atoms = plan
     with progress_bar() as progress:
         task = progress.add_task(title, total=len(asked))
         advance = partial(progress.advance, task)
         for block in _blocks(frames, asked):
             chosen = [frame for frame, _ in block]
-            done = evaluate_frames(chosen, backbone, advance, wanted)
+            done = evaluate_frames(chosen, source, advance, wanted, batch_atoms)
             for outcome, (_, key) in zip(done, block, strict=True):
                 if isinstance(outcome, str):
                     failed[key] = outcome

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,12 @@ from ase import Atoms
 
 from uqcalc.files.writing import OneWriter
 from uqcalc.learning.labelfile import ERROR_KEY, LabelFiles
-from uqcalc.learning.processes import Job, check_reference, computed
+from uqcalc.learning.processes import (
+    Job,
+    check_reference,
+    computed,
+    computed_on_ray,
+)
 from uqcalc.progress import progress_bar
 from uqcalc.references.evaluating import Computed
 from uqcalc.references.named import FromText, Reference, reference_name
@@ -83,12 +88,13 @@ class LabelSummary:
         return "\n".join(lines)
 
 
-def label(
+def label(  # noqa: PLR0913  (same options as the command)
     frames: Sequence[Atoms],
     reference: str | Callable[..., Any],
     target: str | os.PathLike[str],
     *,
     workers: int = 1,
+    ray: str | None = None,
     check: bool = True,
     retry: bool = False,
     observer: Callable[[int, str], object] | None = None,
@@ -117,6 +123,10 @@ def label(
     workers : int
         Number of processes; 0 evaluates in this process. Programs that use several
         threads need fewer (``OMP_NUM_THREADS``).
+    ray : str, optional
+        Address of a Ray cluster whose ``workers`` evaluate the frames: "auto",
+        "ray://host:10001", or "local", which starts one here. ``target`` and the file
+        of the reference must have the same path on each machine.
     check : bool
         Compare forces and stress of the first frame with differences of the energy,
         which finds foreign units and signs (two to four more evaluations).
@@ -132,7 +142,8 @@ def label(
     Raises
     ------
     ValueError
-        If ``workers`` is negative, or the reference cannot be sent to a process.
+        If ``workers`` is negative, or 0 with ``ray``, or the reference cannot be sent
+        to a process.
     RecordError
         If no calculator can be made, or ``target`` holds something else: other frames,
         or labels of another reference.
@@ -142,6 +153,9 @@ def label(
     given: object = workers
     if isinstance(given, bool) or not isinstance(given, int) or given < 0:
         msg = f"workers must be a number of processes from 0, got {workers!r}"
+        raise ValueError(msg)
+    if ray is not None and workers == 0:
+        msg = f"workers must be at least 1 with ray={ray!r}, got 0"
         raise ValueError(msg)
     made: Reference
     made = FromText(reference) if isinstance(reference, str) else reference
@@ -158,25 +172,28 @@ def label(
         units = "compared when the file was begun"
         if jobs and not any(not reason for reason in known.values()):
             units = check_reference(made, jobs, workers, units=check)
-        _evaluate(jobs, made, workers, files, frames, observer)
+        evaluated = (
+            computed(jobs, made, workers)
+            if ray is None
+            else computed_on_ray(jobs, made, workers, ray)
+        )
+        if jobs:
+            _write(evaluated, len(jobs), files, frames, observer)
         files.put_in_order()
         return _summary(files, frames, len(known), units)
 
 
-def _evaluate(
-    jobs: Sequence[Job],
-    reference: Reference,
-    workers: int,
+def _write(
+    evaluated: Iterable[tuple[Job, Computed]],
+    total: int,
     files: LabelFiles,
     frames: Sequence[Atoms],
     observer: Callable[[int, str], object] | None,
 ) -> None:
-    """Evaluate the jobs and write each frame as soon as it is finished."""
+    """Write each frame as soon as it is finished."""
     with progress_bar() as bar:
-        task = bar.add_task("label", total=len(jobs))
-        found: tuple[Job, Computed]
-        for found in computed(jobs, reference, workers):
-            job, values = found
+        task = bar.add_task("label", total=total)
+        for job, values in evaluated:
             files.write(frames[job.row], job.row, values)
             bar.advance(task)
             if observer is not None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from ase import Atoms
 
+from uqcalc.cluster import RayWorkers, running
 from uqcalc.errors import LabelError, RecordError
 from uqcalc.learning.worker import Evaluator, compute, first_look, start
 from uqcalc.references.evaluating import Computed
@@ -52,6 +54,28 @@ def computed(
         yield from _until_one_dies(first, left, reference, workers, lost)
         for job in lost:  # alone, so that the one that kills its process is known
             yield job, _alone(job, reference)
+
+
+def computed_on_ray(
+    jobs: Sequence[Job], reference: Reference, workers: int, address: str
+) -> Iterator[tuple[Job, Computed]]:
+    """Yield each job with its results, in order, from workers of a Ray cluster.
+
+    A frame whose worker dies is evaluated again; one that kills it again and again has
+    failed.
+    """
+    cluster = RayWorkers(partial(Evaluator, reference), workers, address)
+    with running(cluster) as pool:
+        answers = pool.each(_computed, jobs, ahead=1, lost=_died)
+        yield from zip(jobs, answers, strict=True)
+
+
+def _computed(evaluator: Evaluator, job: Job) -> Computed:
+    return evaluator.compute(job.atoms, job.folder)
+
+
+def _died(_: Job) -> Computed:
+    return Computed(error=DIED)
 
 
 def _until_one_dies(

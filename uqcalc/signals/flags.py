@@ -128,7 +128,9 @@ class Flags:
         unlabelled: tuple[str, ...] = ()
         if self.regimes or self.environments is not None:
             around = self._coordination(geometry)
-        if self.regimes and around is not None:
+        if self.regimes and not prediction.has_forces:
+            unlabelled = ("the regime is not known, as no forces were computed",)
+        elif self.regimes and around is not None:
             regime = _regime(prediction, around[1], bonds, found)
             unlabelled = self._unlabelled(regime)
         if bonds is not None and not bonds.periodic:

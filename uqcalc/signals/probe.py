@@ -132,7 +132,9 @@ class ProbeSignal:
         self._stress = probe.reads_stress
         charges = {"charges"} if card.charges else set()
         stress = {"stress"} if self._stress else set()
-        self.requires = frozenset({"features", *charges, *stress})
+        # the published network reads only energy and features
+        forces = set() if card.architecture == RAW_ARCHITECTURE else {"forces"}
+        self.requires = frozenset({"features", "energy", *forces, *charges, *stress})
         judged = {"novelty": card.scope, "worst_atom": card.atom_floor}
         prefixes = ["probe"] if atoms is None else ["probe", "probe_region"]
         self.judged = tuple(

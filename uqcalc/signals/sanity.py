@@ -112,7 +112,7 @@ class Sanity:
     """
 
     name = SANITY
-    requires = frozenset({"energy", "forces"})
+    requires = frozenset({"energy"})
 
     def __init__(
         self,
@@ -144,7 +144,10 @@ class Sanity:
             contact = _check_contacts(around, prediction.numbers, found)
             unseen = self._check_neighbours(around, prediction.numbers, found)
             _check_bonds(around, prediction.numbers, found)
-        largest = _check_forces(prediction, found)
+        # without forces their verdict is SUSPECT anyway (`uqcalc.uses.without_forces`)
+        largest = np.inf
+        if prediction.has_forces:
+            largest = _check_forces(prediction, found)
         _check_energy(prediction, found)
         _check_extent(prediction, found)
         if self.forces and largest < VANISHING and not (found.faults or found.absurd):

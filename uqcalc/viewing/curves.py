@@ -14,6 +14,7 @@ from uqcalc.errors import MissingExtraError
 from uqcalc.plotting.style import COLOURS, SERIES, WORDS, with_unit
 from uqcalc.plotting.timeline import energy_name
 from uqcalc.plotting.track import Signal, Track
+from uqcalc.plotting.viewer import in_script
 from uqcalc.records import Level
 from uqcalc.showing import shown_in
 from uqcalc.viewing.motifs import Enrichment
@@ -34,11 +35,6 @@ _PANEL, _STRIP, _REST = 135, 30, 110  # pixels
 def figure_json(figure: Figure) -> str:
     """Return a figure as JSON that can stand in a script element."""
     return in_script(str(figure.to_json()))
-
-
-def in_script(json: str) -> str:
-    """Return JSON in which no tag can begin."""
-    return json.replace("<", "\\u003c")
 
 
 def _plotly() -> tuple[Any, Any]:

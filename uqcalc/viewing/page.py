@@ -12,19 +12,18 @@ from markupsafe import Markup
 
 from uqcalc.learning.selection import EVENT_STEPS
 from uqcalc.plotting.style import page_style
+from uqcalc.plotting.viewer import as_script, in_script, page_script, viewer_script
 from uqcalc.records import Level
 from uqcalc.viewing.curves import (
     MOST_POINTS,
     atoms_figure,
     enrichment_figure,
     figure_json,
-    in_script,
     plotly_script,
     timeline_figure,
 )
 from uqcalc.viewing.frames import atom_image
 from uqcalc.viewing.gathering import Gathered, Run
-from uqcalc.viewing.structures import viewer_script
 from uqcalc.viewing.trouble import Trouble, ranked
 from uqcalc.viewing.words import facts, next_steps, notes_of, tone, verdict
 
@@ -53,8 +52,8 @@ def render(found: Gathered) -> str:
         next=next_steps(found.runs),
         version=version("uqcalc"),
         figures={k: Markup(v) for k, v in _figures(found).items()},
-        plotly=Markup(_script(plotly_script())),
-        script=Markup(script_text("report.js")),
+        plotly=Markup(as_script(plotly_script())),
+        script=Markup(page_script() + script_text("report.js")),
         elements=found.elements,
         where_text=_where(found),
         **_structures(found),
@@ -71,11 +70,6 @@ def page_and_own_style() -> str:
 def script_text(name: str) -> str:
     """Return one of the scripts beside this module."""
     return (files("uqcalc.viewing") / name).read_text(encoding="utf-8")
-
-
-def _script(text: str) -> str:
-    """Return JavaScript in which nothing ends or nests the script element."""
-    return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 def _title(runs: Sequence[Run]) -> str:
@@ -186,7 +180,7 @@ def _structures(found: Gathered) -> dict[str, Any]:
 
     return {
         "dataset": Markup(in_script(json.dumps(data, ensure_ascii=False))),
-        "chemiscope": Markup(_script(viewer_script())),
+        "chemiscope": Markup(as_script(viewer_script())),
         "map_text": found.map_text,
         "colour_text": found.colour_text,
         "worst": found.worst,

@@ -1,11 +1,5 @@
-"use strict";
-// Draws the figures and the structures, whose data stand in the page as JSON.
-const uq = {
-  data(id) {
-    const holder = document.getElementById(id);
-    return holder ? JSON.parse(holder.textContent) : null;
-  },
-  dark: window.matchMedia("(prefers-color-scheme: dark)"),
+// Draws the figures, whose data stand in the page as JSON.
+Object.assign(uq, {
   // chemiscope has a plotly of its own, and takes its style out of the page by this name.
   keepStyle() {
     const style = document.getElementById("plotly.js-style-global");
@@ -36,11 +30,4 @@ const uq = {
       uq.plot(element, uq.data(element.dataset.figure));
     }
   },
-  async showStructures(dataset, name = "DefaultVisualizer") {
-    const warnings = new Chemiscope.Warnings();
-    const places = name === "DefaultVisualizer"
-      ? { map: "uq-map", info: "uq-info", meta: "uq-meta", structure: "uq-structure" }
-      : { info: "uq-info", meta: "uq-meta", structure: "uq-structure" };
-    return Chemiscope[name].load(places, dataset, warnings);
-  },
-};
+});

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 
-from uqcalc.errors import MissingExtraError
 from uqcalc.plotting.structure import SHADES, shade_values, shades_of
+from uqcalc.plotting.viewer import untagged, viewer_input
 from uqcalc.records import Level
 
 
@@ -39,21 +38,6 @@ class Shown:
     place: tuple[float, float]
 
 
-def viewer_script() -> str:
-    """Return the JavaScript of chemiscope, which its package brings along.
-
-    Raises
-    ------
-    MissingExtraError
-        If chemiscope is not installed.
-    """
-    try:
-        place = files("chemiscope") / "sphinx" / "static" / "chemiscope.min.js"
-        return place.read_text(encoding="utf-8")
-    except (ImportError, FileNotFoundError) as error:
-        raise MissingExtraError("a report", "chemiscope", "report") from error
-
-
 def dataset(
     shown: Sequence[Shown], axes: tuple[str, str], x_name: str
 ) -> dict[str, Any]:
@@ -67,27 +51,14 @@ def dataset(
     x_name : str
         Name of `Shown.x`, with its unit.
     """
-    try:
-        import chemiscope
-    except ImportError as error:
-        raise MissingExtraError("a report", "chemiscope", "report") from error
-    bare = [_bare(one.atoms) for one in shown]
     properties = _of_structures(shown, axes, x_name) | _of_atoms(shown)
     colour = next((_NAMES[n] for n in _NAMES if _NAMES[n] in properties), None)
-    found: dict[str, Any] = chemiscope.create_input(
-        bare,
-        metadata={"name": "Structures", "description": "Annotated frames of the runs"},
-        properties=properties,
-        environments=chemiscope.all_atomic_environments(bare, cutoff=3.0),
-        settings=_settings(shown, axes, colour),
+    return viewer_input(
+        [one.atoms for one in shown],
+        properties,
+        _settings(shown, axes, colour),
+        "Annotated frames of the runs",
     )
-    rounded: dict[str, Any] = _rounded(found)
-    return rounded
-
-
-def _bare(atoms: Atoms) -> Atoms:
-    """Return positions, elements and cell alone."""
-    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
 
 
 def _of_structures(
@@ -151,19 +122,3 @@ def _settings(
         },
         "structure": [structure],
     }
-
-
-def untagged(text: str) -> str:
-    """Return a text without the characters that begin a tag or an entity of HTML."""
-    return text.translate(str.maketrans("<>&", "()+"))
-
-
-def _rounded(value: Any) -> Any:
-    """Return the same with four decimals: a page has no use for more."""
-    if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(entry) for entry in value]
-    if isinstance(value, (float, np.floating)):
-        return round(float(value), 4) if math.isfinite(value) else None
-    return value.item() if isinstance(value, np.generic) else value

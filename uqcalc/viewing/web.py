@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from uqcalc.errors import MissingExtraError
 from uqcalc.files.writing import strict_json
+from uqcalc.plotting.viewer import page_script, viewer_script
 from uqcalc.records import Level
 from uqcalc.viewing.curves import plotly_script, timeline_figure
 from uqcalc.viewing.following import Follower, Watched
 from uqcalc.viewing.page import page_and_own_style, script_text
-from uqcalc.viewing.structures import Shown, dataset, viewer_script
+from uqcalc.viewing.structures import Shown, dataset
 
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def application(place: Path) -> Starlette:
     texts = {
         "plotly.js": plotly_script(),
         "chemiscope.js": viewer_script(),
-        "report.js": script_text("report.js"),
+        "report.js": page_script() + script_text("report.js"),
         "live.js": script_text("live.js"),
     }
 

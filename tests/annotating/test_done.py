@@ -1,0 +1,140 @@
+"""A repeat of `uqcalc annotate` that has nothing to do ends before torch is needed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from ase.build import molecule
+from ase.io import read, write
+from typer.testing import CliRunner
+
+from uqcalc.annotating import done as module
+from uqcalc.annotating.done import Told, deed, note, told_before
+from uqcalc.cli import app
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # an import of it fails
+from uqcalc.cli import app
+app(sys.argv[1:], prog_name="uqcalc")
+"""
+
+
+def repeat(arguments):
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", WITHOUT_TORCH, *arguments],
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_repeat_tells_the_same_without_torch_and_a_changed_file_is_seen(tmp_path):
+    bad = molecule("NH3")
+    bad.positions[0] = np.nan
+    write(tmp_path / "md.xyz", [molecule("H2O"), molecule("CH4"), bad])
+    target, table = tmp_path / "out.xyz", tmp_path / "frames.csv"
+    arguments = ["annotate", str(tmp_path / "md.xyz"), "-o", str(target)]
+    arguments += ["--table", str(table), "--index", "0:3"]
+    first = CliRunner().invoke(app, arguments)
+    assert first.exit_code == 1, first.output  # one frame could not be evaluated
+    before = target.read_bytes()
+    again = repeat(arguments)
+    assert again.returncode == 1, again.stderr
+    assert "All frames were already in this file; it is unchanged." in again.stdout
+    for line in first.stdout.splitlines()[-3:]:
+        assert line in again.stdout
+    assert target.read_bytes() == before
+    os.utime(table)  # perhaps edited: in doubt everything is done again
+    assert "torch" in repeat(arguments).stderr
+    assert target.read_bytes() == before
+    assert len(read(target, ":")) == 3
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A source, an output, and the record of what was done."""
+    source, output = tmp_path / "md.xyz", tmp_path / "out.xyz"
+    source.write_bytes(bytes(range(256)) * 40)
+    output.write_bytes(b"frames" * 100)
+    return source, output
+
+
+TOLD = Told(("frame", "why"), (("3", "far"),), "Frames: 4.", 1)
+
+
+def test_a_record_answers_only_for_what_it_was_written_for(finished, monkeypatch):
+    source, output = finished
+    options = {"index": ":", "probe": ["a.probe"]}
+    other = output.with_name("a.probe")
+    other.write_bytes(b"probe")
+    name = deed(source, options, [other])
+    note(name, [output], TOLD)
+    assert told_before(deed(source, options, [other]), [output]) == TOLD
+
+    def seen():
+        return told_before(deed(source, options, [other]), [output])
+
+    options["index"] = "::2"
+    assert seen() is None
+    options["index"] = ":"
+    assert seen() == TOLD
+    for path in (source, output, other):
+        content, times = path.read_bytes(), path.stat()
+        for changed in (content[:-1], content[:-1] + b"!", content + b"!"):
+            path.write_bytes(changed)
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+            assert seen() is None, path
+        path.write_bytes(content)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert seen() == TOLD
+    monkeypatch.setattr(module, "_version", lambda _: "2.0")
+    assert seen() is None
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"told": 1}', "[1]", "\xff"])
+def test_a_damaged_record_is_none(finished, text):
+    source, output = finished
+    name = deed(source, {}, [])
+    note(name, [output], TOLD)
+    output.with_name(".out.xyz.done").write_text(text, encoding="latin-1")
+    assert told_before(name, [output]) is None
+
+
+def test_sources_of_several_files_are_in_doubt(tmp_path):
+    (tmp_path / "OUTCAR").write_text("energies")
+    assert deed(tmp_path / "OUTCAR", {}, []) is None
+    assert deed(tmp_path / "absent.xyz", {}, []) is None
+
+
+def test_of_a_large_file_first_and_last_pieces_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_PIECE", 16)
+    source = tmp_path / "md.xyz"
+    content = bytearray(np.random.default_rng(0).bytes(16 * 1000 + 7))
+    names = set()
+    for place in (None, 0, len(content) - 1):
+        changed = bytearray(content)
+        if place is not None:
+            changed[place] ^= 1
+        source.write_bytes(changed)
+        os.utime(source, ns=(0, 0))
+        names.add(deed(source, {}, []))
+    assert len(names) == 3
+
+
+def test_weights_that_no_package_holds_are_in_doubt(tmp_path):
+    """The cache of a downloaded potential may change without a trace."""
+    from uqcalc.cli.annotate import _deed
+
+    source = tmp_path / "md.xyz"
+    source.write_text("1\n\nH 0 0 0\n")
+    given = dict.fromkeys(["probe", "head", "perturbation", "table", "atoms_table"])
+    output = tmp_path / "out.xyz"
+    named = {"model": f"mace:{source}"}
+    for model in ({"model": None}, {"model": "chgnet"}, named):
+        assert _deed(source, output, given | model)[0] is not None
+    assert _deed(source, output, given | {"model": "mace_mp:small"})[0] is None
