@@ -258,8 +258,8 @@ def _evaluate(
 ) -> dict[bytes, str]:
     """Evaluate frames one shard at a time, frames of similar size together.
 
-    ``plan`` is the title of the progress bar, the wanted results and the most atoms of a
-    batch.
+    ``plan`` is the title of the progress bar, the wanted results, and the most atoms of
+    a batch.
 
     Returns
     -------
