@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.io import read as read_file
-from common import print_table, print_targets, target, write_result
+from common import print_table, print_targets, read_result, target, write_result
 from scipy.stats import spearmanr
 
 
@@ -54,7 +54,13 @@ def main() -> None:
     parser.add_argument("--members", type=Path, default=Path("zeolite_orbs"))
     parser.add_argument("--pretrained", help="name of official Orb weights")
     parser.add_argument("--frames", type=Path, help="frames with REF_forces and system")
+    parser.add_argument("--figure", action="store_true", help="of the stored result")
     given = parser.parse_args()
+    if given.figure:
+        from zeolites.figures import draw
+
+        draw(read_result("force_delta")["rows"], SIGNALS)
+        return
     torch.manual_seed(0)
     if given.pretrained:
         run_pretrained(given.pretrained, given.frames)
@@ -135,7 +141,7 @@ def run_ranking(folder: Path) -> None:
         notes=_notes(reference, blocks, truth, second, conservative),
         more={"training": training},
     )
-    draw(readings, everything, SIGNALS)
+    draw(everything, SIGNALS)
 
 
 def _readings(answers: Sequence[Any], truth: Sequence[np.ndarray]) -> list[dict]:

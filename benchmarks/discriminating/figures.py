@@ -53,7 +53,8 @@ NAMED = {
 def draw(rows: list[dict[str, Any]], cache: Path) -> None:
     """Write ``discrimination.png`` (by labels) and ``discrimination_curves.png``."""
     draw_by_labels(rows)
-    _curves(cache)
+    with mpl.rc_context(rc=STYLE):
+        _curves(cache)
 
 
 def draw_by_labels(rows: list[dict[str, Any]]) -> None:
@@ -106,7 +107,7 @@ def _efficiency(axis: Axes, rows: list[dict[str, Any]], block: str, kind: str) -
 
 def _curves(cache: Path) -> None:
     """Draw the curves of one seed by composition; this fits the rows again."""
-    figure, axes = plt.subplots(2, 2, figsize=(9, 7.5), layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(9, 7.5))
     data = opened("composition", cache)
     for line, kind in zip(axes, ("energy", "forces"), strict=True):
         task = Task("composition", "all", kind, 1000, 0)
@@ -126,5 +127,6 @@ def _curves(cache: Path) -> None:
         plot_risk_coverage(test.errors, risks, probe.card.unit, line[1])
         line[1].set_yscale("log")
         for axis in line:
-            axis.set_title(f"{NAMES[kind]}, 1 000 labels, by composition", fontsize=9)
+            axis.set_title(f"{NAMES[kind]}, 1 000 labels, by composition")
+    letter_panels(axes.flat)
     save_figure(figure, RESULTS / "discrimination_curves.png")

@@ -1,67 +1,89 @@
-"""Figures of `force_delta.py`."""
+"""Figure of `force_delta.py`, from the rows of its result."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from common import RESULTS
+from matplotlib.axes import Axes
 
-from uqcalc.plotting import save_figure
-
-
-PALETTE = (
-    "#2c6e9e",
-    "#3f9b8f",
-    "#7fb069",
-    "#8a6fae",
-    "#b3312c",
-    "#d9a441",
-    "#7a5c3e",
-    "#222222",
+from uqcalc.plotting import (
+    QUIET,
+    SERIES,
+    STYLE,
+    letter_panels,
+    save_figure,
+    with_unit,
 )
+
+
 MARKS = {
-    "force_delta": ("o", "#b3312c", "Force Delta"),
-    "ensemble spread": ("s", "#2c6e9e", "spread of five"),
-    "latent distance": ("^", "#3f9b8f", "latent distance"),
-    "largest force": ("D", "#d9a441", "largest force"),
+    "force_delta": ("o", "Force Delta"),
+    "ensemble spread": ("s", "spread of five models"),
+    "latent distance": ("^", "latent distance"),
+    "largest force": ("D", "largest force"),
 }
+_APART = 0.17  # height between the signals of one block
 
 
-def draw(
-    readings: Mapping[str, Sequence[Mapping[str, np.ndarray]]],
+def draw(rows: Sequence[Mapping[str, Any]], signals: Sequence[str]) -> None:
+    """Draw the medians of U and of the error, and the correlations, by block."""
+    chosen = [row for row in rows if "CHGNet" not in row["block"]]
+    heights = np.arange(len(chosen))[::-1].astype(float)
+    with mpl.rc_context(rc=STYLE):
+        figure, (left, right) = plt.subplots(
+            1, 2, figsize=(10, 5.6), sharey=True, width_ratios=(1, 1.6)
+        )
+        _medians(left, chosen, heights)
+        _correlations(right, chosen, heights, signals)
+        left.set_yticks(heights, [_named(row) for row in chosen])
+        for axis in (left, right):
+            axis.axhline(1.5, lw=0.8, color=QUIET)  # below: all blocks together
+            axis.grid(axis="y", lw=0.4, color="#dddddd")
+            axis.set_ylim(-0.6, len(chosen) - 0.4)
+        letter_panels((left, right))
+        save_figure(figure, RESULTS / "force_delta.png")
+
+
+def _medians(axis: Axes, rows: Sequence[Mapping[str, Any]], at: np.ndarray) -> None:
+    known = [k for k, row in enumerate(rows) if "median error" in row]
+    of_u = [rows[k]["median force_delta"] for k in known]
+    errors = [rows[k]["median error"] for k in known]
+    axis.hlines(at[known], of_u, errors, lw=1.2, color=QUIET, zorder=1)
+    axis.plot(of_u, at[known], "o", ms=6, color=SERIES[0], label="Force Delta U")
+    axis.plot(
+        errors, at[known], "D", ms=5.5, mfc="white", color="#222222", label="true error"
+    )
+    axis.set(xscale="log", xlim=(0.04, 4), xlabel=with_unit("median", "eV/Å"))
+    axis.set_title("U is smaller than the RMS force error")
+    axis.legend(loc="lower right")
+
+
+def _correlations(
+    axis: Axes,
     rows: Sequence[Mapping[str, Any]],
+    at: np.ndarray,
     signals: Sequence[str],
 ) -> None:
-    """Draw U against the true error, and the Spearman correlations by block."""
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(11, 4.8), layout="constrained", width_ratios=(1, 1.15)
-    )
-    for colour, (name, members) in zip(PALETTE, readings.items(), strict=True):
-        one = members[0]
-        left.plot(one["force_delta"], one["error"], ".", ms=3, color=colour, label=name)
-    ends = np.array([0.02, 30.0])
-    left.plot(ends, ends, "-", lw=0.8, color="#8a8a8a")
-    left.set(
-        xscale="log",
-        yscale="log",
-        xlabel="Force Delta U (eV/Å)",
-        ylabel="true RMS force error (eV/Å)",
-        title="one member; the line is U = error",
-    )
-    left.legend(fontsize=7, markerscale=3, frameon=False)
-    chosen = [row for row in rows if "CHGNet" not in row["block"]]
-    heights = np.arange(len(chosen))[::-1]
-    for signal in signals:
-        mark, colour, label = MARKS[signal]
-        values = [row[signal] for row in chosen]
-        right.plot(values, heights, mark, color=colour, label=label, ms=6, mew=0)
-    right.set_yticks(heights, [row["block"] for row in chosen])
-    right.axvline(0, lw=0.8, color="#8a8a8a")
-    right.axhline(1.5, lw=0.8, color="#8a8a8a")
-    right.set(xlabel="Spearman's r with the true error", xlim=(-0.2, 1.02))
-    right.grid(axis="y", lw=0.4, color="#dddddd")
-    right.legend(fontsize=8, loc="lower left", framealpha=1.0, edgecolor="none")
-    save_figure(figure, RESULTS / "force_delta.png")
+    middle = (len(signals) - 1) / 2
+    for place, signal in enumerate(signals):
+        mark, label = MARKS[signal]
+        axis.errorbar(
+            [row[signal] for row in rows],
+            at + (middle - place) * _APART,
+            xerr=[row.get(f"{signal}, spread over members", 0.0) for row in rows],
+            fmt=mark, ms=5.5, mew=0, elinewidth=1.0, color=SERIES[place], label=label,
+        )  # fmt: skip
+    axis.set(xlim=(0.15, 1.03), xlabel="Spearman's r with the true error")
+    axis.set_title("mean and standard deviation over five models")
+    axis.legend(loc="lower left")
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    if row["block"] == "mean over blocks":
+        return f"mean over {row['structures']} blocks"
+    return f"{row['block']} (n = {row['structures']})"

@@ -8,13 +8,16 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
+from ase.build import molecule
 from viewings import NASTY, chances, event, frame, write_log, write_run
 
 import uqcalc
 from uqcalc.annotating.frames import append_frame
+from uqcalc.defaults import shipped_probe
 
 
 pytestmark = pytest.mark.browser
@@ -126,6 +129,49 @@ def test_a_click_on_a_point_shows_its_structure(browser, page):
         assert time.monotonic() < end, before
         time.sleep(0.2)
     assert errors(browser) == []
+
+
+@pytest.fixture(scope="module")
+def evaluation_page(tmp_path_factory):
+    """The page of an evaluation of the default probe, with made-up errors."""
+    calculator = uqcalc.open_model("default")
+    rng = np.random.default_rng(0)
+    frames = [molecule(["CH3OH", "H2O", "C6H6"][k % 3]) for k in range(24)]
+    for atoms in frames:
+        atoms.rattle(0.05, rng=rng)
+        atoms.calc = calculator
+        forces = atoms.get_forces()
+        atoms.calc = None
+        atoms.arrays["REF_forces"] = forces + rng.normal(0, rng.random(), forces.shape)
+    folder = tmp_path_factory.mktemp("evaluation")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", uqcalc.LabelWarning)
+        found = uqcalc.evaluate(shipped_probe("default"), frames, calculator)
+    return found.write(folder / "page")[2]
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_page_of_an_evaluation_shows_its_worst_structures(
+    browser, evaluation_page, width
+):
+    sized(browser, width)
+    browser.get(evaluation_page.as_uri())
+    wait_for(browser, READY)
+    shown = """
+      return [...document.querySelector('#uq-info div').shadowRoot
+        .querySelectorAll('input')].map(one => one.value).join();
+    """
+    before = browser.execute_script(shown)
+    buttons = browser.find_elements("css selector", "button[data-structure]")
+    browser.execute_script("arguments[0].click()", buttons[3])
+    end = time.monotonic() + 15
+    while browser.execute_script(shown) == before:
+        assert time.monotonic() < end, before
+        time.sleep(0.2)
+    assert errors(browser) == []
+    assert browser.execute_script(
+        "return document.documentElement.scrollWidth <= window.innerWidth"
+    )
 
 
 def test_no_text_of_a_run_is_executed(browser, tmp_path):

@@ -297,7 +297,8 @@ def evaluate_dataset(probe: Probe, data: Dataset) -> Evaluation:
     tested = _tested(data, readings, known)
     rows = worst_rows(errors, probability, probe.card.boundary)
     of_atoms = {ERROR: data.atom_errors, RELIABILITY: readings.atoms}
-    tested.structures.update(structures_of(data.predictions, known, rows, of_atoms))
+    structures = structures_of(data.predictions, known, rows, of_atoms)
+    tested = replace(tested, structures=structures)
     report = scores.classification_report(
         errors <= probe.card.boundary, probability, tested.groups
     )
