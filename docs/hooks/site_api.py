@@ -15,7 +15,7 @@ PAGES: dict[str, tuple[str, ...]] = {
     "judge": (
         "default_calculator", "ReliableCalculator", "open_model", "tap",
         "Policy", "Threshold", "annotate", "annotate_file", "annotated_copy",
-        "write_tables", "RayWorkers", "read_assessment", "Committee",
+        "write_tables", "write_features", "RayWorkers", "read_assessment", "Committee",
         "RotationAverage", "save_safe_mace",
     ),
     "run": (
