@@ -16,7 +16,14 @@ from ase.io import read, write
 from ase.md.verlet import VelocityVerlet
 from builders import import_mace, mace_calculator, rattled, salt, tiny_probe
 
-from uqcalc import Committee, ReliableCalculator, read_log
+from uqcalc import (
+    Committee,
+    ForceSpread,
+    Policy,
+    ReliableCalculator,
+    Threshold,
+    read_log,
+)
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import RecordError
 from uqcalc.ipi import IpiClient
@@ -182,7 +189,8 @@ def test_the_protocol_carries_forces_and_virial_of_the_bare_potential(tmp_path):
 def test_members_of_a_committee_have_the_names_of_i_pi():
     atoms = rattled()
     committee = Committee([mace_calculator(seed) for seed in (0, 1, 2)])
-    calculator = ReliableCalculator(committee, None, sanity=True, flags=True)
+    policy = Policy([Threshold("force_spread", suspect=0.1, unreliable=0.2)])
+    calculator = ReliableCalculator(committee, None, [ForceSpread()], policy)
     atoms.calc = calculator
     assessment = calculator.assess(atoms)
     make = Extras()
