@@ -137,11 +137,15 @@ class LammpsPotential(EngineRun):
             As for `run`. Commands that follow a run that has ended early are carried
             out all the same.
         """
-        self._error = None
+        self._taken_error()
         self.lmp.commands_string(text)
-        if (error := self._error) is not None:
-            self._error = None
+        if (error := self._taken_error()) is not None:
             raise error
+
+    def _taken_error(self) -> BaseException | None:
+        """Return the error of the last evaluation, and forget it."""
+        error, self._error = self._error, None
+        return error
 
     def _define(self) -> None:
         """Create the fixes and the variables."""

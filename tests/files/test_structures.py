@@ -208,7 +208,8 @@ def test_other_quantities_of_a_dump_with_elements_are_kept(tmp_path):
     judge = ReliableCalculator(
         ToyBackbone(EMT()), signals=[OfGeometry(lambda _: 0.1)], policy=POLICY
     )
-    annotate_file(path, target, judge)
+    summary = annotate_file(path, target, judge)
+    assert not summary.left_out
     frame = read(target)
     assert str(frame.symbols) == "CuAu"
     np.testing.assert_allclose(frame.get_velocities(), atoms.get_velocities(), 1e-7)
@@ -217,7 +218,7 @@ def test_other_quantities_of_a_dump_with_elements_are_kept(tmp_path):
     np.testing.assert_array_equal(frame.get_initial_charges(), [1, -1])
     for name, value in {
         "c_pe": [-0.5, -1.5],
-        "c_stress[1]": [3.5, 4.5],
+        "c_stress_1": [3.5, 4.5],
         "d_p": [0.25, 0.75],
         "v_level": [2, 1],
         "i_flag": [7, 8],

@@ -94,7 +94,11 @@ class IpiClient:
     ) -> None:
         reliable_calculator(atoms)
         self._start = atoms
-        self._address = {"unixsocket": unixsocket, "host": host, "port": port}
+        self._address: dict[str, Any] = {
+            "unixsocket": unixsocket,
+            "host": host,
+            "port": port,
+        }
         self._timeout = timeout
         self._exit = None if exit_file is None else fresh_exit_file(exit_file)
         self._timestep_fs = timestep_fs
@@ -198,7 +202,7 @@ class IpiClient:
         return self._replicas[number]
 
     def _monitor(self, number: int, run: IpiReplica) -> Monitor:
-        paths = {
+        paths: dict[str, Any] = {
             name: None if path is None else path.format(replica=number)
             for name, path in self._paths.items()
         }

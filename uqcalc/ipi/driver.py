@@ -35,7 +35,7 @@ __DRIVER_NAME__ = "uqcalc"
 __DRIVER_CLASS__ = "ReliableDriver"
 
 
-class ReliableDriver(ASEDriver):  # type: ignore[misc]  (ipi has no types)
+class ReliableDriver(ASEDriver):  # type: ignore[misc]  # ipi has no types
     """i-PI's driver for ASE calculators, with the verdict in the extras.
 
     i-PI does not tell a driver which replica a geometry belongs to: each driver process
@@ -72,7 +72,7 @@ class ReliableDriver(ASEDriver):  # type: ignore[misc]  (ipi has no types)
         **options: Any,
     ) -> None:
         self.model, self.probe, self.device = model, probe, device
-        self._outputs = {"log": log, "flagged": flagged}
+        self._outputs: dict[str, Any] = {"log": log, "flagged": flagged}
         self._timestep_fs = None if timestep_fs is None else float(timestep_fs)
         self._exit = None if exit_file is None else fresh_exit_file(exit_file)
         self._run: IpiReplica | None = None
