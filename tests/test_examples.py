@@ -26,6 +26,16 @@ SMALL = {
     "from_labels_to_halting.py": ["--quick"],
     "sample_forces.py": ["--quick"],
     "zeolite_md.py": ["--runs", "3", "--normal", "20", "--steps", "6"],
+    "lammps_md.py": ["--steps", "5"],
+    "openmm_md.py": ["--steps", "5"],
+}
+NEEDS = {
+    "fit_a_probe.py": "tblite",
+    "from_labels_to_halting.py": "tblite",
+    "sample_forces.py": "tblite",
+    "zeolite_md.py": "orb_models",
+    "lammps_md.py": "lammps",
+    "openmm_md.py": "openmmml",
 }
 SLOW = {"sample_forces.py"}
 
@@ -45,10 +55,9 @@ def test_no_example_is_left_out():
 )
 def test_example(name, tmp_path, monkeypatch, capsys):
     import_mace()
-    if name in {"fit_a_probe.py", "from_labels_to_halting.py", "sample_forces.py"}:
-        pytest.importorskip("tblite")
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
     if name == "zeolite_md.py":
-        pytest.importorskip("orb_models")
         monkeypatch.syspath_prepend(str(EXAMPLES))  # as for a script run from there
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, *SMALL[name]])

@@ -61,6 +61,9 @@ ROOMS = {
 }
 # The highest rooms, which may import everything but each other.
 PUBLIC = {
+    "lammps": set(ROOMS),
+    "ipi": set(ROOMS),
+    "openmm": set(ROOMS),
     "runfile": set(ROOMS),
     "learning": {*ROOMS, "runfile"},
     "viewing": {*ROOMS, "learning"},

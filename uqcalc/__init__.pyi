@@ -5,6 +5,7 @@ from .annotating.copies import (
     annotated_copy as annotated_copy,
     read_assessment as read_assessment,
 )
+from .annotating.featurefile import write_features as write_features
 from .annotating.file import annotate_file as annotate_file
 from .annotating.tables import write_tables as write_tables
 from .annotating.trajectory import annotate as annotate

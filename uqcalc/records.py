@@ -305,12 +305,13 @@ class Assessment:
 class Event:
     """One monitored step, small enough to keep a long run in memory.
 
-    ``time_fs`` and ``temperature_K`` are None for optimisers; ``energy_eV`` is the
-    potential energy; ``level`` is None if the geometry was not judged; ``readings``
-    maps each signal to its risk; ``values`` holds the scalars of ``calc.results`` by
-    key; ``worst_atoms`` are indices, worst first. ``ask`` is the rule by which to ask a
-    reference for this geometry (`uqcalc.asking.RULES`), and ``ask_why`` says it in a
-    sentence; both are empty if no rule is met.
+    ``time_fs`` and ``temperature_K`` are None for optimisers, the temperature also
+    where the velocities are not known; ``energy_eV`` is the potential energy; ``level``
+    is None if the geometry was not judged; ``readings`` maps each signal to its risk;
+    ``values`` holds the scalars of ``calc.results`` by key; ``worst_atoms`` are
+    indices, worst first. ``ask`` is the rule by which to ask a reference for this
+    geometry (`uqcalc.asking.RULES`), and ``ask_why`` says it in a sentence; both are
+    empty if no rule is met.
     """
 
     step: int

@@ -6,6 +6,7 @@ hand. Those that a script does build are in `uqcalc` itself, errors in `uqcalc.e
 
 from __future__ import annotations
 
+from uqcalc.annotating.featurefile import FeatureSummary
 from uqcalc.annotating.tally import AnnotationSummary, WorstFrame
 from uqcalc.attacking.ascent import AttackSettings
 from uqcalc.attacking.path import AttackPath
@@ -77,6 +78,7 @@ __all__ = [
     "ErrorCurve",
     "Evaluation",
     "Event",
+    "FeatureSummary",
     "FitReport",
     "FittedSignal",
     "Guarantee",

@@ -15,12 +15,13 @@ PAGES: dict[str, tuple[str, ...]] = {
     "judge": (
         "default_calculator", "ReliableCalculator", "open_model", "tap",
         "Policy", "Threshold", "annotate", "annotate_file", "annotated_copy",
-        "write_tables", "RayWorkers", "read_assessment", "Committee",
+        "write_tables", "write_features", "RayWorkers", "read_assessment", "Committee",
         "RotationAverage", "save_safe_mace",
     ),
     "run": (
         "Monitor", "Rewind", "Ask", "relax", "run_file", "read_log", "reliable_frames",
-        "write_report",
+        "write_report", "LammpsPotential", "IpiClient", "ReliableDriver",
+        "ReliabilityReporter",
         "attack", "AttackSettings",
         "select", "Selection", "label", "LabelSummary", "run_loop", "LoopReport",
     ),
@@ -39,7 +40,13 @@ PAGES: dict[str, tuple[str, ...]] = {
 ERRORS = "uqcalc.errors"
 TYPES = "uqcalc.types"  # a module of re-exports
 MODULES = {"errors", "types"}
-OTHERS = {"save_safe_mace": "uqcalc.models.safemace.save_safe_mace"}
+OTHERS = {
+    "save_safe_mace": "uqcalc.models.safemace.save_safe_mace",
+    "LammpsPotential": "uqcalc.lammps.LammpsPotential",
+    "IpiClient": "uqcalc.ipi.client.IpiClient",
+    "ReliableDriver": "uqcalc.ipi.driver.ReliableDriver",
+    "ReliabilityReporter": "uqcalc.openmm.ReliabilityReporter",
+}
 
 
 def api_page(page: str) -> str:

@@ -197,6 +197,36 @@ def test_an_annotation_judges_what_the_types_stand_for(tmp_path):
         annotate_file(path, target, judge, species="Au,Cu")
 
 
+def test_other_quantities_of_a_dump_with_elements_are_kept(tmp_path):
+    """Velocities, forces, charges and what LAMMPS computed for each atom."""
+    path, target = tmp_path / "t.lammpstrj", tmp_path / "out.xyz"
+    atoms = Atoms("NaCl", [[0, 0, 0], [0, 0, 2.8]], cell=[9, 9, 9], pbc=True)
+    atoms.set_velocities([[0.01, 0, 0], [0, 0.02, 0]])
+    columns = "element q c_pe c_stress[1] d_p v_level i_flag"
+    words = {"Na": "Cu 1 -0.5 3.5 0.25 2 7", "Cl": "Au -1 -1.5 4.5 0.75 1 8"}
+    path.write_text(dump(atoms, columns=columns, words=lambda a: words[a.symbol]))
+    judge = ReliableCalculator(
+        ToyBackbone(EMT()), signals=[OfGeometry(lambda _: 0.1)], policy=POLICY
+    )
+    summary = annotate_file(path, target, judge)
+    assert not summary.left_out
+    frame = read(target)
+    assert str(frame.symbols) == "CuAu"
+    np.testing.assert_allclose(frame.get_velocities(), atoms.get_velocities(), 1e-7)
+    forces = frame.arrays["original_forces"]
+    np.testing.assert_allclose(forces, [[0, -0.2, 0.3], [0.1, -0.2, 0.3]])
+    np.testing.assert_array_equal(frame.get_initial_charges(), [1, -1])
+    for name, value in {
+        "c_pe": [-0.5, -1.5],
+        "c_stress_1": [3.5, 4.5],
+        "d_p": [0.25, 0.75],
+        "v_level": [2, 1],
+        "i_flag": [7, 8],
+        "type": [TYPES["Na"], TYPES["Cl"]],
+    }.items():
+        np.testing.assert_array_equal(np.ravel(frame.arrays[name]), value, name)
+
+
 def test_commands_and_run_files_take_species(tmp_path, trajectory):
     result = CliRunner().invoke(
         app, ["annotate", str(trajectory), "-o", str(tmp_path / "out.xyz")]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 import sys
 from pathlib import Path
@@ -117,6 +118,7 @@ def test_a_run_is_what_a_script_would_have_done(tmp_path, md, first_K):
     done = run_file(path)
     assert (done.how, done.step, done.converged) == ("finished", 8, None)
     assert done.summary.startswith("Finished after 8 steps.")
+    assert json.loads(json.dumps(done.to_dict()))["step"] == 8
     task = {"ensemble": md["ensemble"], "first_K": first_K}
     atoms = by_hand(tmp_path, task, np.random.default_rng(4))
     restart = Restart.load(tmp_path / "heat.jsonl.restart.npz")

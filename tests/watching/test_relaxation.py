@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+from io import StringIO
+
 import numpy as np
 import pytest
 from ase.calculators.emt import EMT
@@ -39,6 +42,21 @@ def test_a_reliable_relaxation_is_ases_own(optimizer):
     assert done.went_bad_at is None
     assert done.trusted_step == len(path) - 1
     assert str(done) == f"converged after {len(path) - 1} steps"
+
+
+def test_the_record_for_a_workflow_is_json_and_has_the_frames():
+    done = relax(watched([GOOD, GOOD, np.nan]), fmax=1e-6, steps=2)
+    record = json.loads(json.dumps(done.to_dict(), allow_nan=False))
+    assert record["outcome"] == "not converged"
+    assert (record["steps"], record["trusted_step"], record["went_bad_at"]) == (2, 1, 2)
+    assert record["level"] == "UNRELIABLE"
+    assert record["reasons"] == list(done.history[-1].reasons)
+    assert len(record["history"]) == 3
+    assert record["history"][-1]["readings"]["scripted"] is None
+    for name in ("final", "trusted"):
+        frame, ours = read(StringIO(record[name]), format="extxyz"), getattr(done, name)
+        np.testing.assert_allclose(frame.positions, ours.positions, atol=1e-7)
+        assert read_assessment(frame).level is read_assessment(ours).level
 
 
 def test_running_out_of_steps_is_not_converged():

@@ -116,7 +116,7 @@ def annotate_file(  # noqa: PLR0913  (the options of the command)
     chosen = parse_index(index) if isinstance(index, str) else index
     writer = OneWriter(output)
     tally, cells, passed = Tally(worst), Cells(use), 0
-    reading = _Source(Path(source), species, chosen, cells)
+    reading = Source(Path(source), species, chosen, cells)
     frames = iter(reading)
     identity = _identity(calculator, use, index, condition, forces=forces)
     with writer, target_of(output) as file, _frame_bar() as progress:
@@ -162,16 +162,21 @@ def _frame_bar() -> Progress:
 
 def _checked_target(source: Path, target: str | os.PathLike[str]) -> Path:
     output = checked_target(target)
-    if not source.exists():
-        msg = f"source must be an existing trajectory, got {source}; check its path"
-        raise RecordError(msg)
+    check_source(source)
     if output.exists() and output.samefile(source):
         msg = f"target must be another file than the source, got {target} for both"
         raise RecordError(msg)
     return output
 
 
-class _Source:
+def check_source(source: Path) -> None:
+    """Refuse a source that does not exist (RecordError)."""
+    if not source.exists():
+        msg = f"source must be an existing trajectory, got {source}; check its path"
+        raise RecordError(msg)
+
+
+class Source:
     """The frames of a file up to the first unreadable one; ``error`` is the reason."""
 
     def __init__(
@@ -220,7 +225,7 @@ class _Source:
 
 
 def _standing(
-    file: Target, reading: _Source, frames: Iterator[Atoms], identity: str
+    file: Target, reading: Source, frames: Iterator[Atoms], identity: str
 ) -> Iterator[Atoms]:
     """Yield the frames of the target after a check, then cut an incomplete last frame.
 
@@ -290,7 +295,7 @@ def _identity(
     return f"m{hashlib.sha256(text.encode()).hexdigest()[:15]}"
 
 
-def _concluded(summary: AnnotationSummary, reading: _Source) -> AnnotationSummary:
+def _concluded(summary: AnnotationSummary, reading: Source) -> AnnotationSummary:
     if reading.frames == 0:
         msg = (
             f"source must be a trajectory that ASE reads, with at least one frame, got "

@@ -302,10 +302,13 @@ class Backbone(ABC):
 
     @final
     @one_at_a_time
-    def __call__(self, atoms: Atoms, wanted: Sequence[str]) -> Prediction:
+    def __call__(
+        self, atoms: Atoms, wanted: Sequence[str] = ("energy", "forces")
+    ) -> Prediction:
         """Evaluate ``atoms`` in exactly one pass.
 
-        ``wanted`` are ASE properties and quantities of ``on_demand``.
+        ``wanted`` are ASE properties and quantities of ``on_demand``. The features of
+        the atoms are `Prediction.features`.
 
         Raises
         ------

@@ -48,6 +48,9 @@ def tap(
 ) -> Backbone:
     """Return the backbone that taps ``calculator``.
 
+    ``tap(calculator)(atoms).features`` are the features of any potential, from the pass
+    that gives energy and forces, too.
+
     Parameters
     ----------
     calculator : ase calculator

@@ -16,6 +16,7 @@ from uqcalc.cli.demo import demo
 from uqcalc.cli.distill import distill
 from uqcalc.cli.evaluate import evaluate
 from uqcalc.cli.examples import STATUS, SUMMARIES, epilog
+from uqcalc.cli.features import features
 from uqcalc.cli.fit import fit
 from uqcalc.cli.info import info
 from uqcalc.cli.label import label
@@ -48,6 +49,7 @@ for command in (
     perturb,
     evaluate,
     annotate,
+    features,
     attack,
     select,
     label,

@@ -52,6 +52,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "    --model mace:my.model --probe my.probe",
         "uqcalc annotate - -o - --quiet < md.xyz > judged.xyz",
     ),
+    "features": (
+        "uqcalc features md.traj -o features.h5",
+        "uqcalc features md.traj -o features.h5 \\",
+        "    --model mace:my.model --index ::10",
+    ),
     "attack": (
         "uqcalc attack start.xyz -o to_label.xyz \\",
         "    --model orb:orb-v3-direct-20-mpa",
@@ -101,6 +106,7 @@ SUMMARIES = {
     "perturb": "Train noise in a potential, for its spread.",
     "evaluate": "Score a probe on labelled frames.",
     "annotate": "Write the reliability of every frame of a trajectory.",
+    "features": "Write the features of all atoms of a trajectory.",
     "attack": "Find structures of large Force Delta.",
     "select": "Choose flagged frames to label.",
     "label": "Compute reference values of frames.",

@@ -105,8 +105,9 @@ class Elements:
     def given(self, atoms: Atoms) -> Atoms:
         """Return a frame with the elements that its types stand for.
 
-        Velocities stay, and so do forces; the energy of 0 eV that ASE notes for a
-        dump, which has none, goes.
+        Velocities stay, and so do forces and other columns; ``c_stress[1]`` is then
+        ``c_stress_1``, a name that extended XYZ can hold. The energy of 0 eV that ASE
+        notes for a dump, which has none, goes.
 
         Raises
         ------
@@ -130,8 +131,12 @@ class Elements:
                 f"{self.path}, as in a file whose elements were never set; {REMEDY}"
             )
             raise RecordError(msg)
-        if self.form in DUMPS and atoms.calc is not None:
-            atoms.calc.results.pop("energy", None)
+        if self.form in DUMPS:
+            for name in [name for name in atoms.arrays if "[" in name]:
+                plain = re.sub(r"\[(\d+)\]", r"_\1", name)
+                atoms.arrays[plain] = atoms.arrays.pop(name)
+            if atoms.calc is not None:
+                atoms.calc.results.pop("energy", None)
         return atoms
 
     def _not_meant(self, atoms: Atoms, types: np.ndarray) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -55,6 +55,10 @@ class RunOutcome:
     converged: bool | None
     summary: str
     reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a record that JSON can hold, for a workflow."""
+        return asdict(self)
 
 
 def run_file(

@@ -1,4 +1,4 @@
-"""Access to the structure, the calculator and the time step of an ASE run."""
+"""Access to the structure, the calculator and the time step of a run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from ase import Atoms, units
 from ase.md.md import MolecularDynamics
 from ase.mep.neb import BaseNEB
 from ase.optimize.basin import BasinHopping
+
+from uqcalc.watching.enginerun import EngineRun
 
 
 def watched_atoms(dynamics: Any) -> Atoms:
@@ -59,6 +61,8 @@ def reliable_calculator(atoms: Atoms) -> Any:
 
 def timestep_fs(dynamics: Any) -> float | None:
     """Return the time step in fs; None for optimisers."""
+    if isinstance(dynamics, EngineRun):
+        return dynamics.timestep_fs
     is_md = isinstance(dynamics, MolecularDynamics)
     return float(dynamics.dt) / units.fs if is_md else None
 

@@ -22,12 +22,11 @@ def event_of(
     """Return the event of the step that ``watched`` has looked at last."""
     results = {} if assessment is None else assessment.results()
     timestep = timestep_fs(dynamics)
+    moving = timestep is not None and watched.atoms.has("momenta")
     entries: dict[str, Any] = {
         "step": step,
         "time_fs": None if timestep is None else step * timestep,
-        "temperature_K": (
-            None if timestep is None else float(watched.atoms.get_temperature())
-        ),
+        "temperature_K": (float(watched.atoms.get_temperature()) if moving else None),
         "energy_eV": watched.energy,
         "level": None,
         "readings": {},

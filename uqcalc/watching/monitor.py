@@ -68,7 +68,8 @@ class Monitor:
     Parameters
     ----------
     dynamics : ase MD or optimiser
-        Its atoms, or the images of its band, must have a `ReliableCalculator`.
+        Its atoms, or the images of its band, must have a `ReliableCalculator`. A run of
+        another program can stand here, too: `uqcalc.lammps.LammpsPotential`.
     log : path, optional
         Event log: JSON lines, one record per step, each written before the next step. A
         continued log counts on from its last step.

@@ -10,7 +10,9 @@ from typing import Any
 from ase import Atoms
 from ase.optimize import BFGS
 
+from uqcalc.annotating.frametext import frame_text
 from uqcalc.errors import UnreliableError
+from uqcalc.files.writing import strict_json
 from uqcalc.records import Event, Level
 from uqcalc.watching.aserun import watched_atoms
 from uqcalc.watching.monitor import Monitor
@@ -57,6 +59,31 @@ class Relaxation:
         if self.went_bad_at is not None:
             text += f"; UNRELIABLE from step {self.went_bad_at} on"
         return text
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a record that JSON can hold, for a workflow; NaN becomes None.
+
+        ``final`` and ``trusted`` are annotated frames as extended XYZ text, ``history``
+        has the records of the event log, ``level`` is that of the last geometry that
+        was judged.
+        """
+        levels = [event.level for event in self.history if event.level is not None]
+        last = self.history[-1]
+        record = {
+            "outcome": self.outcome.value,
+            "steps": last.step,
+            "energy_eV": last.energy_eV,
+            "level": levels[-1].name if levels else None,
+            "reasons": list(last.reasons),
+            "final": frame_text(self.final, "final frame").text,
+            "trusted": None
+            if self.trusted is None
+            else frame_text(self.trusted, "trusted frame").text,
+            "trusted_step": self.trusted_step,
+            "went_bad_at": self.went_bad_at,
+            "history": [event.to_dict() for event in self.history],
+        }
+        return dict(strict_json(record))
 
 
 class _Trusted:

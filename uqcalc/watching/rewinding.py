@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from uqcalc.records import Assessment, Level
 from uqcalc.watching.aserun import timestep_fs, watched_atoms
+from uqcalc.watching.enginerun import EngineRun
 from uqcalc.watching.state import State
 from uqcalc.watching.trigger import Trigger
 
 
-# These keep positions of earlier steps, from which the next step is computed.
-_NOT_REWOUND = (MelchionnaNPT, ContourExploration)
+# The first two keep positions of earlier steps, from which the next step is computed;
+# the state of the last one is in another program.
+_NOT_REWOUND = (MelchionnaNPT, ContourExploration, EngineRun)
 # Saved states within ``back_fs``: a rewind goes back by at most a quarter more.
 _DENSITY = 4
 
