@@ -8,13 +8,17 @@ STAMP := $(VENV)/.installed
 # sevenn needs another e3nn than mace-torch: an environment of its own.
 SEVENNET := $(VENV)-sevennet
 SEVENNET_STAMP := $(SEVENNET)/.installed
+# So do fairchem-core and mattersim; they share one.
+FAIRCHEM := $(VENV)-fairchem
+FAIRCHEM_STAMP := $(FAIRCHEM)/.installed
 
-.PHONY: help demo test test-browser test-sevennet test-py312 test-portable test-slow test-all test-gpu lint docs env lock clean
+.PHONY: help demo test test-browser test-sevennet test-fairchem test-py312 test-portable test-slow test-all test-gpu lint docs env lock clean
 
 help:
 	@echo "make demo       heat a molecule until its potential breaks, and see it caught (leaves demo/)"
 	@echo "make test       the default test suite (under 8 minutes on two cores)"
 	@echo "make test-sevennet  of these, the tests of SevenNet, in .venv-sevennet"
+	@echo "make test-fairchem  the tests of fairchem and MatterSim, in .venv-fairchem (not in make test)"
 	@echo "make test-py312 the same with Python 3.12, in .venv-py312 (downloads several GB at first)"
 	@echo "make test-portable  the numerical tests as on other processors and with two threads"
 	@echo "make test-browser  the pages in a browser (installs Debian's chromium where it is missing)"
@@ -43,6 +47,13 @@ test: $(STAMP)
 test-sevennet: $(SEVENNET_STAMP)
 	$(SEVENNET)/bin/python -m pytest $(call REQUIRE,sevennet) -k sevennet \
 	  tests/backbones/test_sevennet.py tests/backbones/test_contract.py
+
+# Not a part of `test`: the environment alone takes minutes and 3 GB.
+test-fairchem: $(FAIRCHEM_STAMP)
+	OMP_NUM_THREADS=1 $(FAIRCHEM)/bin/python -m pytest \
+	  $(foreach name,fairchem mattersim,$(call REQUIRE,$(name))) -k "fairchem or mattersim" \
+	  tests/backbones/test_fairchem.py tests/backbones/test_mattersim.py \
+	  tests/backbones/test_contract.py
 
 test-py312:
 	$(MAKE) test PYTHON=$(PYTHON312) VENV=.venv-py312
@@ -86,13 +97,15 @@ lock: $(STAMP) $(SEVENNET_STAMP)
 	$(BIN)/python constraints/lock.py
 	$(SEVENNET)/bin/python constraints/lock.py
 	touch $(STAMP) $(SEVENNET_STAMP)
+	if [ -f $(FAIRCHEM_STAMP) ]; then $(FAIRCHEM)/bin/python constraints/lock.py; \
+	  touch $(FAIRCHEM_STAMP); fi
 
 # An interpreter that the user names must be the environment's.
 RELEASE := -c 'import sys; print("py%d%d" % sys.version_info[:2])'
 .PHONY: same-python
 same-python:
 ifneq ($(origin PYTHON),file)
-	@wanted=$$($(PYTHON) $(RELEASE)) && for folder in $(VENV) $(SEVENNET); do \
+	@wanted=$$($(PYTHON) $(RELEASE)) && for folder in $(VENV) $(SEVENNET) $(FAIRCHEM); do \
 	   test -x $$folder/bin/python || continue; found=$$($$folder/bin/python $(RELEASE)); \
 	   test $$found = $$wanted || { echo "$$folder has $$found, $(PYTHON) is $$wanted:" \
 	     "remove $$folder or name another folder, VENV=.venv-$$wanted"; exit 1; }; done
@@ -119,7 +132,11 @@ $(STAMP): pyproject.toml $(wildcard constraints/*.txt) | same-python
 $(SEVENNET_STAMP): pyproject.toml $(wildcard constraints/*.txt) | same-python
 	$(call install,$(SEVENNET),-sevennet,sevenn$(comma)dev)
 
+$(FAIRCHEM_STAMP): pyproject.toml $(wildcard constraints/*.txt) | same-python
+	$(call install,$(FAIRCHEM),-fairchem,fairchem$(comma)mattersim$(comma)dev)
+
 comma := ,
 
 clean:
-	rm -rf .venv .venv-sevennet .venv-py312 .venv-py312-sevennet demo site
+	rm -rf .venv .venv-sevennet .venv-fairchem .venv-py312 .venv-py312-sevennet \
+	  .venv-py312-fairchem demo site

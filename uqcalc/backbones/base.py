@@ -82,8 +82,9 @@ class Backbone(ABC):
     provides : frozenset of str
         Quantities in a `Prediction`: "energy", "forces", "features" and, if the model
         has them, "stress", "charges", "committee_forces", "committee_energies",
-        "committee_stresses", "expected_errors", "direct_forces",
-        "conservative_forces", "direct_stress", "conservative_stress", "vectors".
+        "committee_stresses", "expected_errors", "energy_uncertainties",
+        "direct_forces", "conservative_forces", "direct_stress", "conservative_stress",
+        "vectors".
     on_demand : frozenset of str
         The part of ``provides`` that costs extra and is given only on request.
     conservative : bool
