@@ -134,6 +134,10 @@ $(SEVENNET_STAMP): pyproject.toml $(wildcard constraints/*.txt) | same-python
 
 $(FAIRCHEM_STAMP): pyproject.toml $(wildcard constraints/*.txt) | same-python
 	$(call install,$(FAIRCHEM),-fairchem,fairchem$(comma)mattersim$(comma)dev)
+	# mattersim names torchvision and does not import it; a build for another torch than
+	# the installed one (CPU beside CUDA) breaks the import of torchmetrics
+	$(FAIRCHEM)/bin/python -c "import torchvision" 2> /dev/null || \
+	  $(FAIRCHEM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio
 
 comma := ,
 

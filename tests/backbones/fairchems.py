@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import random
 import tempfile
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 
 TASKS = ("omat", "omol")
@@ -30,7 +32,6 @@ BACKBONE = {
     "max_neighbors": 300,
     "otf_graph": True,
     "dataset_mapping": {task: task for task in TASKS},
-    "regress_stress": False,
 }
 UMA = {
     "model": f"{EXPERTS}.eSCNMDMoeBackbone",
@@ -39,12 +40,15 @@ UMA = {
     "use_composition_embedding": True,
     "direct_forces": False,
     "regress_forces": True,
+    "regress_stress": True,
+    "ff_type": "grid",
 }
 ESEN = {
     "model": f"{CLASSES}.eSCNMDBackbone",
     "direct_forces": True,
     "regress_forces": True,
     "direct_stress": True,
+    "ff_type": "spectral",
 }
 HEADS = {
     "uma": {
@@ -63,11 +67,12 @@ HEADS = {
 }
 
 
-def config(kind, *, lone=True):
+def config(kind, *, lone, layers):
     experts = kind == "uma"
+    own = {"ff_type": layers} if layers else {}
     return {
         "_target_": "fairchem.core.models.base.HydraModel",
-        "backbone": BACKBONE | (UMA if experts else ESEN),
+        "backbone": BACKBONE | (UMA if experts else ESEN) | own,
         "heads": HEADS[kind],
         "pass_through_head_outputs": experts,
         "supports_single_atoms": lone,
@@ -103,13 +108,33 @@ def tasks(kind):
     return [task(f"{t}_{p}", p, [t]) for t in TASKS for p in ("energy", "forces")]
 
 
+@contextmanager
+def same_rolls():
+    """Seed torch before each pass.
+
+    Each pass turns every edge about its axis by a random angle. Two passes of the same
+    model then part by round-off.
+    """
+
+    def seed(module, _args):
+        if type(module).__name__ in ("eSCNMDBackbone", "eSCNMDMoeBackbone"):
+            torch.manual_seed(7)
+
+    with torch.random.fork_rng():
+        handle = register_module_forward_pre_hook(seed)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
 @cache
-def checkpoint(kind="uma", seed=0, lone=True):
+def checkpoint(kind="uma", seed=0, lone=True, layers=None):
     """Write a checkpoint of random weights, once, and return its path."""
     import hydra
     from fairchem.core.units.mlip_unit.api.inference import MLIPInferenceCheckpoint
 
-    made = config(kind, lone=lone)
+    made = config(kind, lone=lone, layers=layers)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = hydra.utils.instantiate(made)
@@ -125,8 +150,12 @@ def checkpoint(kind="uma", seed=0, lone=True):
     return path
 
 
-def fairchem(kind="uma", task_name=None, *, seed=0, lone=True, **settings):
-    """Return a calculator; eager and unmerged, where ``settings`` do not say else."""
+def fairchem(kind="uma", task_name=None, *, seed=0, lone=True, layers=None, **settings):
+    """Return a calculator; eager and unmerged, where ``settings`` do not say else.
+
+    ``layers`` are the feed-forward layers: on a "grid" of angles, as in UMA, or in
+    "spectral" form, as in eSEN.
+    """
     from fairchem.core import FAIRChemCalculator
     from fairchem.core.units.mlip_unit import load_predict_unit
     from fairchem.core.units.mlip_unit.api.inference import InferenceSettings
@@ -138,7 +167,7 @@ def fairchem(kind="uma", task_name=None, *, seed=0, lone=True, **settings):
     try:
         with torch.random.fork_rng():
             unit = load_predict_unit(
-                str(checkpoint(kind, seed, lone)),
+                str(checkpoint(kind, seed, lone, layers)),
                 inference_settings=InferenceSettings(
                     **{"activation_checkpointing": False} | settings
                 ),

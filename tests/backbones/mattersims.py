@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
+import pytest
 import torch
 
 
@@ -17,6 +20,18 @@ def potential(seed=0, **size):
         torch.manual_seed(seed)
         model = M3Gnet(**small).eval()
     return Potential(model, device="cpu")
+
+
+@contextmanager
+def without_network():
+    """A copy of a calculator reads the released weights again, or fetches them."""
+
+    def refused(*_, **__):
+        raise ConnectionError("no network in tests")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mattersim.forcefield.potential.download_checkpoint", refused)
+        yield
 
 
 def mattersim(seed=0, **options):

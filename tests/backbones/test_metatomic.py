@@ -182,7 +182,8 @@ class TestUncertainty:
         assert got["energy_spread"] == pytest.approx(spread, rel=1e-6)
 
     def test_is_not_computed_where_nobody_wants_it(self):
-        calculator = metatomic()
+        # with a threshold metatomic itself asks for the uncertainties, to warn
+        calculator = metatomic(uncertainty_threshold=None)
         asked = []
         calculator.model().module.register_forward_pre_hook(
             lambda _, args, kwargs: asked.extend(kwargs.get("outputs", *args[1:2])),
