@@ -7,6 +7,7 @@ Elsewhere it is skipped.
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -38,8 +39,9 @@ WANTED = ["energy", "forces"]
 
 
 @pytest.fixture(autouse=True)
-def rolls():
-    with same_rolls():
+def rolls(request):
+    # torch.compile warns of hooks on all modules
+    with nullcontext() if "compiled" in request.node.name else same_rolls():
         yield
 
 

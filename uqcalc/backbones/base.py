@@ -288,13 +288,14 @@ class Backbone(ABC):
             pass.
         """
         self.check_structure(atoms)
-        captured = self._evaluate(atoms, wanted)
+        given = self.prepared(atoms)
+        captured = self._evaluate(given, wanted)
         if not captured.features:
             # A sum takes the cached results of a part that has already evaluated
             # this geometry: no pass has run yet, so run it now.
             self.model_calculator.results = {}
             self.model_calculator.atoms = None
-            captured = self._evaluate(atoms, wanted)
+            captured = self._evaluate(given, wanted)
         # copies: the next pass of the calculator may overwrite its arrays
         return self._prediction(atoms, captured).own()
 
@@ -306,12 +307,20 @@ class Backbone(ABC):
         ``wanted`` are ASE properties. Arrays are copies: the next pass of the
         calculator may overwrite its own.
         """
-        calculator = self.calculator
-        calculator.calculate(atoms, wanted, calculator.check_state(atoms))
+        calculator, given = self.calculator, self.prepared(atoms)
+        calculator.calculate(given, wanted, calculator.check_state(given))
         return {
             key: value.copy() if isinstance(value, np.ndarray) else value
             for key, value in calculator.results.items()
         }
+
+    def prepared(self, atoms: Atoms) -> Atoms:
+        """Return the structure that the calculator gets; by default ``atoms`` itself.
+
+        Override it for calculators that write to the structure, or refuse NumPy's
+        numbers in ``info``: return a copy, and leave ``atoms`` as they are.
+        """
+        return atoms
 
     def check_structure(self, atoms: Atoms) -> None:
         """Raise an error for a structure that the model cannot evaluate.

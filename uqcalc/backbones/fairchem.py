@@ -130,11 +130,8 @@ class FAIRChemBackbone(Backbone):
         """Return charge and spin."""
         return {key: atoms.info.get(key) for key in _READ}
 
-    def _evaluate(self, atoms: Atoms, wanted: Sequence[str]) -> Capture:
-        return super()._evaluate(self._complete(atoms), wanted)
-
-    def _complete(self, atoms: Atoms) -> Atoms:
-        """Return a copy with charge and spin as Python integers."""
+    def prepared(self, atoms: Atoms) -> Atoms:
+        """Return a copy with charge and spin, as integers, where fairchem sets them."""
         from fairchem.core.units.mlip_unit.api import inference
 
         molecules = self.model_calculator.task_name == inference.UMATask.OMOL.value
@@ -171,11 +168,17 @@ class FAIRChemBackbone(Backbone):
             return super().predict_many(frames, wanted)
         from fairchem.core.datasets.atomic_data import atomicdata_list_to_batch
 
-        data = once_each(frames, lambda frame: owner.a2g(self._complete(frame)))
+        data = once_each(frames, lambda frame: owner.a2g(self._checked(frame)))
         with self.armed_for(self.on_demand & {*wanted}) as captured:
             output = owner.predictor.predict(atomicdata_list_to_batch(data))
         self.passes += len(captured.features)
         return self._split(frames, output, captured)
+
+    def _checked(self, atoms: Atoms) -> Atoms:
+        """Return the prepared structure, after fairchem's own checks of it."""
+        owner, given = self.model_calculator, self.prepared(atoms)
+        owner.predictor.validate_atoms_data(given, owner.task_name)
+        return given
 
     def _split(
         self, frames: Sequence[Atoms], output: dict[str, Any], captured: Capture
@@ -337,7 +340,8 @@ def _fingerprint(owner: Any) -> str:
     embedder = network.backbone
     constants = [round(float(embedder.cutoff), 6), int(embedder.max_neighbors)]
     constants.append(owner.task_name)
-    kept, others = [], []
+    kept: list[torch.Tensor] = []
+    others: list[torch.Tensor] = []
     for name, value in network.named_parameters():
         (others if any(part in name for part in _CONVERTIBLE) else kept).append(value)
     core = fingerprint("fairchem", kept, constants)

@@ -16,8 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from uqcalc.errors import FileWarning, MissingExtraError, ModelError
 
 
@@ -261,6 +259,8 @@ def _fetched(what: str, command: str) -> Iterator[None]:
 @contextmanager
 def _seeds_kept() -> Iterator[None]:
     """Keep the random states that fairchem seeds when it loads a model."""
+    import numpy as np
+
     plain, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         yield

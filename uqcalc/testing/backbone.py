@@ -132,6 +132,7 @@ def check_backbone(
 def _check_untouched(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
     handed, before = atoms.copy(), atoms.copy()
     backbone(handed, wanted(backbone, handed))
+    backbone.untapped(handed, wanted(backbone, handed))
     alike = (
         handed == before
         and equal(handed.info, before.info)
