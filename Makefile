@@ -8,17 +8,23 @@ STAMP := $(VENV)/.installed
 # sevenn needs another e3nn than mace-torch: an environment of its own.
 SEVENNET := $(VENV)-sevennet
 SEVENNET_STAMP := $(SEVENNET)/.installed
-# LAMMPS, i-PI, OpenMM and jobflow: no part of what most people install.
+# Environments of tests that are not a part of `make test`: LAMMPS, i-PI, OpenMM and
+# jobflow; fairchem-core and mattersim, which need another e3nn than mace-torch, too.
 ENGINES := $(VENV)-engines
 ENGINES_STAMP := $(ENGINES)/.installed
+FAIRCHEM := $(VENV)-fairchem
+FAIRCHEM_STAMP := $(FAIRCHEM)/.installed
+FURTHER := $(ENGINES) $(FAIRCHEM)
 
-.PHONY: help demo test test-browser test-sevennet test-engines test-py312 test-portable test-slow test-all test-gpu lint docs env lock clean
+.PHONY: help demo test test-browser test-sevennet test-engines test-fairchem test-py312 \
+  test-portable test-slow test-all test-gpu lint docs env lock clean
 
 help:
 	@echo "make demo       heat a molecule until its potential breaks, and see it caught (leaves demo/)"
 	@echo "make test       the default test suite (under 8 minutes on two cores)"
 	@echo "make test-sevennet  of these, the tests of SevenNet, in .venv-sevennet"
 	@echo "make test-engines   LAMMPS, i-PI, OpenMM and jobflow, in .venv-engines"
+	@echo "make test-fairchem  the tests of fairchem and MatterSim, in .venv-fairchem (not in make test)"
 	@echo "make test-py312 the same with Python 3.12, in .venv-py312 (downloads several GB at first)"
 	@echo "make test-portable  the numerical tests as on other processors and with two threads"
 	@echo "make test-browser  the pages in a browser (installs Debian's chromium where it is missing)"
@@ -53,6 +59,13 @@ test-engines: $(ENGINES_STAMP)
 	$(ENGINES)/bin/python -m pytest $(foreach name,lammps ipi openmm,--require-run test_$(name)) \
 	  -k "lammps or ipi or openmm or workflows or features" \
 	  tests/engines tests/annotating/test_featurefile.py tests/test_examples.py tests/test_docs.py
+
+# Not a part of `test`: the environment alone takes minutes and 3 GB.
+test-fairchem: $(FAIRCHEM_STAMP)
+	OMP_NUM_THREADS=1 $(FAIRCHEM)/bin/python -m pytest \
+	  $(foreach name,fairchem mattersim,$(call REQUIRE,$(name))) -k "fairchem or mattersim" \
+	  tests/backbones/test_fairchem.py tests/backbones/test_mattersim.py \
+	  tests/backbones/test_contract.py
 
 test-py312:
 	$(MAKE) test PYTHON=$(PYTHON312) VENV=.venv-py312
@@ -92,18 +105,19 @@ env: $(STAMP)
 # What is installed is locked as it is. For newer releases, begin without the old
 # files: `make clean; rm constraints/*.txt; make lock`. With Python 3.12:
 # `make lock PYTHON=python3.12 VENV=.venv-py312`.
-lock: $(STAMP) $(SEVENNET_STAMP) $(ENGINES_STAMP)
+lock: $(STAMP) $(SEVENNET_STAMP)
 	$(BIN)/python constraints/lock.py
 	$(SEVENNET)/bin/python constraints/lock.py
-	$(ENGINES)/bin/python constraints/lock.py
-	touch $(STAMP) $(SEVENNET_STAMP) $(ENGINES_STAMP)
+	touch $(STAMP) $(SEVENNET_STAMP)
+	@for folder in $(FURTHER); do test -f $$folder/.installed || continue; \
+	   $$folder/bin/python constraints/lock.py && touch $$folder/.installed || exit 1; done
 
 # An interpreter that the user names must be the environment's.
 RELEASE := -c 'import sys; print("py%d%d" % sys.version_info[:2])'
 .PHONY: same-python
 same-python:
 ifneq ($(origin PYTHON),file)
-	@wanted=$$($(PYTHON) $(RELEASE)) && for folder in $(VENV) $(SEVENNET) $(ENGINES); do \
+	@wanted=$$($(PYTHON) $(RELEASE)) && for folder in $(VENV) $(SEVENNET) $(FURTHER); do \
 	   test -x $$folder/bin/python || continue; found=$$($$folder/bin/python $(RELEASE)); \
 	   test $$found = $$wanted || { echo "$$folder has $$found, $(PYTHON) is $$wanted:" \
 	     "remove $$folder or name another folder, VENV=.venv-$$wanted"; exit 1; }; done
@@ -133,7 +147,15 @@ $(SEVENNET_STAMP): pyproject.toml $(wildcard constraints/*.txt) | same-python
 $(ENGINES_STAMP): pyproject.toml $(wildcard constraints/*.txt) | same-python
 	$(call install,$(ENGINES),-engines,mace$(comma)lammps$(comma)ipi$(comma)openmm$(comma)hdf5$(comma)jobflow$(comma)dev)
 
+$(FAIRCHEM_STAMP): pyproject.toml $(wildcard constraints/*.txt) | same-python
+	$(call install,$(FAIRCHEM),-fairchem,fairchem$(comma)mattersim$(comma)dev)
+	# mattersim names torchvision and does not import it; a build for another torch than
+	# the installed one (CPU beside CUDA) breaks the import of torchmetrics
+	$(FAIRCHEM)/bin/python -c "import torchvision" 2> /dev/null || \
+	  $(FAIRCHEM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio
+
 comma := ,
 
 clean:
-	rm -rf .venv .venv-sevennet .venv-engines .venv-py312 .venv-py312-sevennet .venv-py312-engines demo site
+	rm -rf .venv .venv-sevennet .venv-engines .venv-fairchem .venv-py312 .venv-py312-sevennet \
+	  .venv-py312-engines .venv-py312-fairchem demo site

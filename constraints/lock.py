@@ -1,8 +1,9 @@
 """Lock the packages of the environments that the Makefile builds.
 
 `make lock` writes one file per environment, `py311.txt` for Python 3.11 and
-`py311-sevennet.txt` for the environment of SevenNet beside it. pip takes them as
-constraints: they bind the Makefile's environments, and nobody who installs uqcalc.
+`py311-sevennet.txt` for the environment of SevenNet beside it, and the same for those
+of further tests that exist. pip takes them as constraints: they bind the Makefile's
+environments, and nobody who installs uqcalc.
 
 Locked is what uqcalc asks for, directly or through others. Left out are the CUDA
 libraries of some builds of torch, which other builds of the same release lack, and

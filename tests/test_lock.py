@@ -34,7 +34,9 @@ def test_a_lock_holds_on_every_machine(path):
     assert list(versions) == sorted(versions)
     assert len(versions) == len(lines) > 30
     assert versions["torch"] == "2.13.0"  # the figures in the documentation are of it
-    assert not any(name.startswith(("nvidia-c", "cuda-")) for name in versions)
+    # fairchem-core itself asks for some on every Linux machine
+    of_builds = [name for name in versions if name.startswith(("nvidia-c", "cuda-"))]
+    assert not of_builds or path.stem.endswith("fairchem")
 
 
 def test_what_differs_is_named(tmp_path):

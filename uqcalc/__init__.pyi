@@ -56,6 +56,7 @@ from .signals.force_delta import ForceDelta as ForceDelta
 from .signals.functional import FunctionalSpread as FunctionalSpread
 from .signals.label_free import (
     EnergySpread as EnergySpread,
+    EnergyUncertainty as EnergyUncertainty,
     ForceSpread as ForceSpread,
     MaxForce as MaxForce,
     OrbConfidence as OrbConfidence,

@@ -98,7 +98,8 @@ class RunFileError(UqcalcError):
 # Extra -> first Python release for which the extra installs nothing.
 _NOT_SINCE = {"orb": (3, 13)}
 # Extra -> environment to install the extra in.
-_WHERE = {"sevennet": ", in an environment without mace-torch,"}
+_APART = ", in an environment without mace-torch,"
+_WHERE = dict.fromkeys(("sevennet", "fairchem", "mattersim"), _APART)
 
 
 class MissingExtraError(UqcalcError, ImportError):

@@ -33,7 +33,8 @@ PAGES: dict[str, tuple[str, ...]] = {
         "ProbeSignal", "Sanity", "Flags", "ForceDelta", "distill", "DistilledHead",
         "calibrate_threshold", "error_curve", "ForceSpread", "EnergySpread",
         "StressSpread", "LatentDistance", "PredictionRigidity",
-        "ConformalInterval", "OrbConfidence", "MaxForce", "load_signal",
+        "ConformalInterval", "OrbConfidence", "EnergyUncertainty",
+        "MaxForce", "load_signal",
         "FunctionalSpread", "perturb", "Perturbation", "evaluate_members",
     ),
 }  # fmt: skip

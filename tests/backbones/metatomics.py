@@ -32,6 +32,7 @@ class Toy(torch.nn.Module):
             torch.manual_seed(seed)
             self.hidden = torch.nn.Linear(4, 5).double()
             self.last = torch.nn.Linear(5, 1).double()
+            self.ensemble = torch.nn.Linear(5, 4, bias=False).double()
             self.force_head = torch.nn.Linear(4, 1).double()
         self.direct = False
 
@@ -39,7 +40,11 @@ class Toy(torch.nn.Module):
         return [NeighborListOptions(cutoff=4.0, full_list=True, strict=True)]
 
     def heads(self, system: System) -> List[torch.Tensor]:  # noqa: UP006
-        """Return features, energy, direct forces and direct stress."""
+        """Return features, energy, uncertainties, ensemble, direct forces and stress.
+
+        The uncertainty of an atom is a hundredth of the norm of its features: metatomic
+        warns above 0.1 eV.
+        """
         pairs = system.get_neighbor_list(self.requested_neighbor_lists()[0])
         arrows = pairs.values.squeeze(-1)
         lengths = (arrows**2).sum(-1).sqrt()
@@ -53,12 +58,29 @@ class Toy(torch.nn.Module):
         summed = torch.zeros(len(system), 4, dtype=arrows.dtype)
         own = torch.tanh(self.hidden(summed.index_add(0, first, seen)))
         answers = [own, self.last(own).sum().reshape(1, 1)]
+        answers.append((own**2).sum(-1, keepdim=True).sqrt() / 100)
+        answers.append(self.ensemble(own).sum(0, keepdim=True))
         if self.direct:
             pushes = self.force_head(seen) * arrows
             force = torch.zeros(len(system), 3, dtype=arrows.dtype)
             answers.append(force.index_add(0, first, pushes).unsqueeze(-1))
             answers.append((arrows.T @ pushes).reshape(1, 3, 3, 1))
         return answers
+
+    def place(self, name: str) -> int:
+        """Return the place in `heads` of what an output asks for."""
+        place = 0
+        if name.endswith("uncertainty"):
+            place = 2
+        elif name.endswith("ensemble"):
+            place = 3
+        elif name.startswith("energy"):
+            place = 1
+        elif name.startswith("non_conservative_force"):
+            place = 4
+        elif name.startswith("non_conservative_stress"):
+            place = 5
+        return place
 
     def forward(
         self,
@@ -79,18 +101,18 @@ class Toy(torch.nn.Module):
         xyz = torch.arange(3).reshape(-1, 1)
         results: Dict[str, TensorMap] = {}  # noqa: UP006
         for name in outputs:
-            which, samples = 0, Labels(["system", "atom"], rows.flip(0))
+            which = self.place(name)
+            samples = Labels(["system"], numbers)
+            if which in (0, 2, 4):
+                samples = Labels(
+                    ["system", "atom"], rows.flip(0) if which == 0 else rows
+                )
             components = [Labels(["xyz"], xyz)]
-            if name.startswith("energy"):
-                which, samples = 1, Labels(["system"], numbers)
-            elif name.startswith("non_conservative_force"):
-                which, samples = 2, Labels(["system", "atom"], rows)
-            elif name.startswith("non_conservative_stress"):
-                which, samples = 3, Labels(["system"], numbers)
+            if which == 5:
                 components = [Labels(["xyz_1"], xyz), Labels(["xyz_2"], xyz)]
-            values = torch.cat([answer[which] for answer in answers])
-            if which < 2:
+            elif which < 4:
                 components = components[:0]
+            values = torch.cat([answer[which] for answer in answers])
             if which == 0:
                 values = values.flip(0)
             width = torch.arange(values.shape[-1]).reshape(-1, 1)
@@ -103,7 +125,9 @@ ENERGY = {"energy": ModelOutput(unit="eV", sample_kind="system")}
 FEATURE = {"feature": ModelOutput(unit="", sample_kind="atom")}
 FORCE = {"non_conservative_force": ModelOutput(unit="eV/A", sample_kind="atom")}
 STRESS = {"non_conservative_stress": ModelOutput(unit="eV/A^3", sample_kind="system")}
-EVERYTHING = ENERGY | FEATURE | FORCE | STRESS
+UNCERTAINTY = {"energy_uncertainty": ModelOutput(unit="eV", sample_kind="atom")}
+ENSEMBLE = {"energy_ensemble": ModelOutput(unit="eV", sample_kind="system")}
+EVERYTHING = ENERGY | FEATURE | FORCE | STRESS | UNCERTAINTY | ENSEMBLE
 
 
 def model(outputs=EVERYTHING, *, seed=0, kind=Toy):

@@ -21,7 +21,9 @@ from ase.calculators.lj import LennardJones
 from ase.calculators.mixing import SumCalculator
 from backbones.aimnets import SPECIES, aimnet2, ion
 from backbones.anis import ani_2x, ani_q, crystal, double
+from backbones.fairchems import fairchem, same_rolls
 from backbones.matgls import KINDS, matgl
+from backbones.mattersims import UNITS, mattersim, without_network
 from backbones.orbs import NEW, both_heads, default_dtype, orb_calculator, orb_model
 from backbones.sevennets import crystal as silicon, sevennet
 from backbones.toys import (
@@ -183,11 +185,16 @@ def boxed():
 
 TRIO = ("molecule", "crystal", "atom")  # Orb and MatGL have no neighbour lists of films
 MOLECULES = ("molecule", "atom")
+PERIODIC = ("molecule", "crystal", "film")  # fairchem reads lone atoms from a table
 ANI_FRAMES = select(*MOLECULES, crystal=crystal())
 SALT = select("crystal")
+# UMA's activations at points of a sphere are invariant to rotations only nearly
+GRID = {"rtol": 1e-3}
 HCNO_NA_CL = frozenset(SPECIES)
 STRESS = frozenset({"stress"})
 BOTH_STRESSES = frozenset({"stress", "conservative_stress"})
+DIRECT = frozenset({"direct_forces", "direct_stress"})
+UNCERTAIN = frozenset({"energy_uncertainties", "committee_energies"})
 MEMBERS = frozenset({"committee_forces", "committee_energies"})
 
 
@@ -358,8 +365,8 @@ BACKBONES = {
         network="Toy",
         width=5,
         frames=boxed(),
-        extras=BOTH_STRESSES | {"direct_forces", "direct_stress"},
-        on_demand=frozenset({"direct_forces", "direct_stress"}),
+        extras=BOTH_STRESSES | DIRECT | UNCERTAIN,
+        on_demand=DIRECT | UNCERTAIN,
         elements=frozenset({1, 6, 8, 11, 17}),
         bound=NETWORK,
         copies=False,
@@ -390,6 +397,78 @@ BACKBONES = {
             ),
             # another part in it: no native batch, and the model's own numbers apart
             "sum": Case(in_a_sum(sevennet, pairs), SALT),
+        },
+    ),
+    "fairchem": Row(
+        package="fairchem.core",
+        make=fairchem,
+        another=lambda: fairchem(seed=1),
+        model=lambda calculator: calculator.predictor.model.module,
+        network="HydraModel",
+        width=8,
+        frames=select(*PERIODIC),
+        extras=STRESS | {"vectors"},
+        elements=frozenset(range(1, 100)),
+        dtype=torch.float32,
+        bound=NETWORK,
+        reads=frozenset({"charge", "spin"}),
+        watched=frozenset({"charge", "spin"}),
+        around=same_rolls,
+        case=Case(fairchem, select(*PERIODIC), GRID),
+        cases={
+            "molecules": Case(
+                lambda: fairchem(task_name="omol"), select("molecule"), GRID
+            ),
+            "float64": Case(
+                lambda: fairchem(base_precision_dtype="float64", layers="spectral"),
+                select(*PERIODIC),
+            ),
+            "checkpointed": Case(lambda: fairchem(activation_checkpointing=True), SALT),
+            # its experts are merged for one composition
+            "merged": Case(lambda: fairchem(merge_mole=True), SALT),
+            "sum": Case(in_a_sum(fairchem, pairs), SALT),
+        },
+    ),
+    "fairchem-direct": Row(
+        package="fairchem.core",
+        make=lambda: fairchem("esen"),
+        another=lambda: fairchem("esen", seed=1),
+        model=lambda calculator: calculator.predictor.model.module,
+        network="HydraModel",
+        width=8,
+        frames=select(*PERIODIC),
+        extras=BOTH_STRESSES | DIRECT | {"vectors"},
+        on_demand=frozenset({"conservative_forces", "conservative_stress"}),
+        elements=frozenset(range(1, 100)),
+        dtype=torch.float32,
+        bound=NETWORK,
+        reads=frozenset({"charge", "spin"}),
+        watched=frozenset({"charge", "spin"}),
+        around=same_rolls,
+        cases={
+            "float64": Case(
+                lambda: fairchem("esen", base_precision_dtype="float64"),
+                select(*PERIODIC),
+            )
+        },
+    ),
+    "mattersim": Row(
+        package="mattersim.forcefield.potential",
+        make=mattersim,
+        another=lambda: mattersim(seed=1),
+        model=lambda calculator: calculator.potential.model,
+        network="SphericalBasisLayer",
+        width=UNITS,
+        frames=select(),
+        extras=STRESS,
+        elements=frozenset(range(1, 95)),
+        dtype=torch.float32,
+        bound=NETWORK,
+        copies=False,
+        around=without_network,
+        cases={
+            "no-stress": Case(lambda: mattersim(compute_stress=False), SALT),
+            "sum": Case(in_a_sum(mattersim, pairs), SALT),
         },
     ),
     "module": Row(

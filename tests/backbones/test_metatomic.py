@@ -8,21 +8,34 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from ase.calculators.calculator import Calculator
+from ase.calculators.emt import EMT
 from backbones.table import boxed
 from builders import rattled, salt
 from closeness import NETWORK, close
 
-from uqcalc import ForceDelta, MaxForce, Policy, ReliableCalculator, Threshold, tap
+from uqcalc import (
+    EnergySpread,
+    EnergyUncertainty,
+    ForceDelta,
+    MaxForce,
+    Policy,
+    ReliableCalculator,
+    Threshold,
+    tap,
+)
 from uqcalc.errors import BackboneError
-from uqcalc.testing import check_backbone
+from uqcalc.testing import check_backbone, check_signal
 
 
 pytest.importorskip("metatomic.torch")
 pytest.importorskip("metatomic_ase")
 from backbones.metatomics import (
     ENERGY,
+    ENSEMBLE,
     FEATURE,
     FORCE,
+    UNCERTAINTY,
     Charged,
     metatomic,
     model,
@@ -140,13 +153,119 @@ class TestOneEvaluation:
         assert backbone.passes == 1
 
 
+class TestUncertainty:
+    """The model's own uncertainties are readings of the same evaluation."""
+
+    def test_of_atoms_and_of_the_ensemble(self):
+        atoms = salt()
+        calculator = metatomic()
+        counted = evaluations(calculator)
+        limits = [Threshold("energy_uncertainty", 5.0, 9.0)]
+        limits.append(Threshold("energy_spread", 5.0, 9.0))
+        atoms.calc = ReliableCalculator(
+            calculator,
+            signals=[EnergyUncertainty(), EnergySpread()],
+            policy=Policy(limits),
+        )
+        atoms.get_forces()
+        assert len(counted) == 1
+        features = tap(metatomic())(atoms, WANTED).features
+        expected = torch.linalg.vector_norm(features, dim=1) / 100
+        got = atoms.calc.results
+        close(got["atomic_energy_uncertainties"], expected, NETWORK)
+        assert got["atomic_energy_uncertainty_max"] == pytest.approx(
+            float(expected.max())
+        )
+        weights = calculator.model().module.ensemble.weight.detach()
+        members = (features.sum(0) @ weights.T).numpy()
+        spread = np.std(members) / len(atoms)
+        assert got["energy_spread"] == pytest.approx(spread, rel=1e-6)
+
+    def test_is_not_computed_where_nobody_wants_it(self):
+        # with a threshold metatomic itself asks for the uncertainties, to warn
+        calculator = metatomic(uncertainty_threshold=None)
+        asked = []
+        calculator.model().module.register_forward_pre_hook(
+            lambda _, args, kwargs: asked.extend(kwargs.get("outputs", *args[1:2])),
+            with_kwargs=True,
+        )
+        got = tap(calculator)(rattled(), [*WANTED, "committee_energies"])
+        assert set(asked) == {"energy", "feature", "energy_ensemble"}
+        assert got.committee_energies.shape == (4,)
+        assert got.energy_uncertainties is None
+
+    def test_names_that_metatrain_gives_to_variants(self):
+        pbe = {"energy/PBE": ENERGY["energy"]}
+        of = {
+            "mtt::aux::energy/PBE_uncertainty": UNCERTAINTY["energy_uncertainty"],
+            "mtt::aux::energy/PBE_ensemble": ENSEMBLE["energy_ensemble"],
+        }
+        named = metatomic(ENERGY | FEATURE | pbe | of, variants={"energy": "PBE"})
+        backbone = tap(named)
+        got = backbone(rattled(), [*WANTED, *backbone.on_demand])
+        theirs = tap(metatomic())(rattled(), [*WANTED, "energy_uncertainties"])
+        close(got.energy_uncertainties, theirs.energy_uncertainties, NETWORK)
+        assert got.committee_energies.shape == (4,)
+        plain = tap(metatomic(ENERGY | FEATURE | pbe | of))
+        assert not {"energy_uncertainties", "committee_energies"} & plain.provides
+
+    def test_of_the_whole_structure_alone_is_no_uncertainty_of_atoms(self):
+        whole = {"energy_uncertainty": ModelOutput(unit="eV", sample_kind="system")}
+        assert (
+            "energy_uncertainties"
+            not in tap(metatomic(ENERGY | FEATURE | whole)).provides
+        )
+
+    def test_contract_of_the_signal(self):
+        prediction = tap(metatomic())(rattled(), [*WANTED, "energy_uncertainties"])
+        for reduce in ("max", "mean"):
+            check_signal(EnergyUncertainty(reduce), prediction)
+        with pytest.raises(ValueError, match="reduce must be 'mean' or 'max', got 'a'"):
+            EnergyUncertainty("a")
+
+
+class UPETCalculator(Calculator):
+    """Holds a metatomic calculator as upet's class does."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.calculator = inner
+        self.implemented_properties = inner.implemented_properties
+
+    def calculate(self, atoms, properties, system_changes):
+        super().calculate(atoms, properties, system_changes)
+        self.calculator.calculate(atoms, properties, system_changes)
+        self.results = self.calculator.results
+
+
+class TestUPET:
+    def test_is_the_calculator_inside_it(self):
+        given = UPETCalculator(metatomic())
+        backbone = tap(given)
+        assert backbone.calculator is given
+        assert backbone.fingerprint == tap(metatomic()).fingerprint
+        got = backbone(salt(), [*WANTED, *backbone.on_demand])
+        theirs = tap(metatomic())(salt(), [*WANTED, *backbone.on_demand])
+        close(got.forces, theirs.forces, NETWORK)
+        close(got.direct_forces, theirs.direct_forces, NETWORK)
+        backbone.predict_many([salt(), rattled()])
+        assert backbone.passes == 2
+
+    def test_contract(self):
+        check_backbone(lambda: UPETCalculator(metatomic()), boxed())
+
+    def test_averages_over_rotations_are_refused(self):
+        with pytest.raises(BackboneError, match="leave rotational_average_order out"):
+            tap(UPETCalculator(EMT()))
+
+
 class TestDirectCalculator:
     def test_forces_are_direct_and_none_are_conservative(self):
         backbone = tap(metatomic(non_conservative=True))
         assert not backbone.conservative
         absent = {"conservative_forces", "conservative_stress"}
         assert not backbone.provides & absent
-        assert not backbone.on_demand
+        assert not backbone.on_demand & {"direct_forces", "direct_stress"}
         got = backbone(salt(), WANTED)
         assert got.conservative_forces is None
         assert got.conservative_stress is None

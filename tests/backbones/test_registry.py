@@ -39,6 +39,22 @@ def test_refusals(calculator, module, message):
         tap(calculator, module=module)
 
 
+@pytest.mark.parametrize(
+    ("name", "module", "words"),
+    [
+        ("NequIPCalculator", "nequip.integrations.ase", "load the model uncompiled"),
+        ("TPCalculator", "tensorpotential.calculator", "GRACE runs in TensorFlow"),
+        ("DP", "deepmd.calculator", "an evaluation of their own"),
+    ],
+)
+def test_calculators_without_descriptors_are_refused_with_the_reason(
+    name, module, words
+):
+    kind = type(name, (EMT,), {"__module__": module})
+    with pytest.raises(BackboneError, match=f"{name} cannot be tapped: .*{words}"):
+        tap(SumCalculator([kind(), Springs()]))
+
+
 def test_refuses_a_sum_of_two_models():
     both = SumCalculator([mace_on_shared_models(0), mace_on_shared_models(1)])
     with pytest.raises(

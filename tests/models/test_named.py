@@ -266,3 +266,119 @@ def test_orbs_that_cannot_be(name, dtype, words):
     pytest.importorskip("orb_models")
     with pytest.raises(ModelError, match=words):
         open_model(name, device="cpu", dtype=dtype)
+
+
+# ------------------------------------- names whose packages fetch the weights
+
+
+def offline(*_, **__):
+    raise ConnectionError("no network\nand a second line")
+
+
+@pytest.mark.parametrize(
+    ("package", "place", "name", "words"),
+    [
+        (
+            "aimnet",
+            "aimnet.calculators.AIMNet2Calculator",
+            "aimnet:aimnet2",
+            r"aimnet:aimnet2 must be .* got ConnectionError: no network; on a machine "
+            r"with a network run curl -LO https\S+ and pass aimnet:\S+$",
+        ),
+        (
+            "torchani",
+            "torchani.models.ANI2x",
+            "ani:2x",
+            r"run curl -L --create-dirs -o \S+ani2x_state_dict.pt https\S+$",
+        ),
+        (
+            "matgl",
+            "matgl.load_model",
+            "matgl:TensorNet-PES",
+            r"run hf download materialyze/TensorNet-PES$",
+        ),
+    ],
+)
+def test_weights_out_of_reach_come_with_a_command(
+    monkeypatch, package, place, name, words
+):
+    pytest.importorskip(package)
+    if package == "matgl":
+        pytest.importorskip("matgl.ext.ase")
+    monkeypatch.setattr(place, offline)
+    with pytest.raises(ModelError, match=words):
+        open_model(name, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "words"),
+    [
+        ("aimnet", "aimnet:aimnet9", r"name of aimnet must be one of .*'aimnet2'"),
+        ("torchani", "ani:9x", r"name of ani must be one of .*'2x'.* got '9x'"),
+        ("matgl", "matgl", "must name a potential, got no name"),
+        ("metatomic_ase", "metatomic:no.pt", "must name a file that exists, got 'no"),
+        ("aimnet", "aimnet:aimnet2", "dtype must be 'float32' for aimnet"),
+    ],
+)
+def test_names_of_fetched_potentials_that_mean_nothing(package, name, words):
+    pytest.importorskip(package)
+    dtype = "float64" if "dtype" in words else None
+    with pytest.raises(ModelError, match=words):
+        open_model(name, device="cpu", dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "extra"),
+    [
+        ("uma:uma-s-1p1:omat", "fairchem.core", "fairchem"),
+        ("mattersim:1M", "mattersim.forcefield.potential", "mattersim"),
+        ("pet-mad", "upet._version", "upet"),
+        ("upet:pet-omat-s", "upet._version", "upet"),
+        ("metatomic:my.pt", "metatomic_ase", "metatomic"),
+        ("aimnet:aimnet2", "aimnet.calculators", "aimnet2"),
+        ("ani:2x", "torchani", "torchani"),
+        ("matgl:TensorNet", "matgl", "matgl"),
+    ],
+)
+def test_each_name_has_an_extra(monkeypatch, name, module, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, module.partition(".")[0], None)
+    with pytest.raises(MissingExtraError, match=rf'pip install "uqcalc\[{extra}\]"'):
+        open_model(name, device="cpu")
+
+
+def test_an_ani_opens_with_its_precision(monkeypatch):
+    pytest.importorskip("torchani")
+    from backbones.anis import ani_2x
+
+    given = []
+
+    def build(device, dtype):
+        given.append((device, dtype))
+        return ani_2x()
+
+    monkeypatch.setattr("torchani.models.ANI2x", build)
+    calculator = open_model("ani:2x", device="cpu", dtype="float64")
+    assert given == [("cpu", torch.float64)]
+    assert tap(calculator).name == "torchani"
+
+
+def test_a_potential_of_matgl_gives_stress_in_the_unit_of_ase(monkeypatch):
+    pytest.importorskip("matgl.ext.ase")
+    from backbones.matgls import potential
+
+    made = potential()
+    monkeypatch.setattr("matgl.load_model", lambda _: made)
+    assert "stress" in tap(open_model("matgl:TensorNet-PES", device="cpu")).provides
+    monkeypatch.setattr("matgl.load_model", lambda _: made.model)
+    with pytest.raises(ModelError, match="must be a potential, got a TensorNet"):
+        open_model("matgl:TensorNet-Eform", device="cpu")
+
+
+def test_an_exported_model_of_metatomic_opens(tmp_path):
+    pytest.importorskip("metatomic_ase")
+    from backbones.metatomics import model
+
+    model().save(tmp_path / "toy.pt")
+    opened = open_model(f"metatomic:{tmp_path / 'toy.pt'}", device="cpu")
+    assert tap(opened).name == "metatomic"

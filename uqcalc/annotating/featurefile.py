@@ -17,7 +17,7 @@ from uqcalc.annotating.file import Source, check_source
 from uqcalc.annotating.selecting import parse_index
 from uqcalc.annotating.trajectory import Cells
 from uqcalc.backbones.base import Backbone, Prediction
-from uqcalc.backbones.batching import BATCH_ATOMS, evaluate_each
+from uqcalc.backbones.batching import evaluate_each
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import MissingExtraError, RecordError
 from uqcalc.files.writing import whole, writable
@@ -68,7 +68,7 @@ def write_features(
     *,
     species: str | Sequence[str] | None = None,
     index: str | slice = ":",
-    batch_atoms: int = BATCH_ATOMS,
+    batch_atoms: int | None = None,
 ) -> FeatureSummary:
     """Write the features of each atom of a trajectory to an HDF5 file.
 

@@ -84,8 +84,9 @@ class Backbone(ABC):
     provides : frozenset of str
         Quantities in a `Prediction`: "energy", "forces", "features" and, if the model
         has them, "stress", "charges", "committee_forces", "committee_energies",
-        "committee_stresses", "expected_errors", "direct_forces",
-        "conservative_forces", "direct_stress", "conservative_stress", "vectors".
+        "committee_stresses", "expected_errors", "energy_uncertainties",
+        "direct_forces", "conservative_forces", "direct_stress", "conservative_stress",
+        "vectors".
     on_demand : frozenset of str
         The part of ``provides`` that costs extra and is given only on request.
     conservative : bool
@@ -317,13 +318,14 @@ class Backbone(ABC):
             pass.
         """
         self.check_structure(atoms)
-        captured = self._evaluate(atoms, wanted)
+        given = self.prepared(atoms)
+        captured = self._evaluate(given, wanted)
         if not captured.features:
             # A sum takes the cached results of a part that has already evaluated
             # this geometry: no pass has run yet, so run it now.
             self.model_calculator.results = {}
             self.model_calculator.atoms = None
-            captured = self._evaluate(atoms, wanted)
+            captured = self._evaluate(given, wanted)
         # copies: the next pass of the calculator may overwrite its arrays
         return self._prediction(atoms, captured).own()
 
@@ -335,12 +337,20 @@ class Backbone(ABC):
         ``wanted`` are ASE properties. Arrays are copies: the next pass of the
         calculator may overwrite its own.
         """
-        calculator = self.calculator
-        calculator.calculate(atoms, wanted, calculator.check_state(atoms))
+        calculator, given = self.calculator, self.prepared(atoms)
+        calculator.calculate(given, wanted, calculator.check_state(given))
         return {
             key: value.copy() if isinstance(value, np.ndarray) else value
             for key, value in calculator.results.items()
         }
+
+    def prepared(self, atoms: Atoms) -> Atoms:
+        """Return the structure that the calculator gets; by default ``atoms`` itself.
+
+        Override it for calculators that write to the structure, or refuse NumPy's
+        numbers in ``info``: return a copy, and leave ``atoms`` as they are.
+        """
+        return atoms
 
     def check_structure(self, atoms: Atoms) -> None:
         """Raise an error for a structure that the model cannot evaluate.

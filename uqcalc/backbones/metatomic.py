@@ -22,7 +22,11 @@ _OUTPUTS = {
     "features": ("feature", "", "atom"),
     "direct_forces": ("non_conservative_force", "eV/Angstrom", "atom"),
     "direct_stress": ("non_conservative_stress", "eV/Angstrom^3", "system"),
+    "energy_uncertainties": ("energy_uncertainty", "eV", "atom"),
+    "committee_energies": ("energy_ensemble", "eV", "system"),
 }
+_DIRECT = frozenset({"direct_forces", "direct_stress"})
+_AUXILIARY = {"energy_uncertainties": "uncertainty", "committee_energies": "ensemble"}
 
 # Arrays that a model may read, but whose changes ASE does not check.
 _ARRAYS = {
@@ -63,10 +67,8 @@ class _Listener:
             rows = _rows(outputs[key].block(), starts)
             if name == "features":
                 self._captured.features.append(rows)
-            elif name == "direct_forces":
-                self._captured.more[name] = rows.squeeze(-1)
             else:
-                self._captured.more[name] = _voigt(rows.squeeze(-1))
+                self._captured.more[name] = _shaped(name, rows)
         return outputs
 
     def __getattr__(self, name: str) -> Any:
@@ -75,12 +77,20 @@ class _Listener:
 
 @final
 class MetatomicBackbone(Backbone):
-    """A ``MetatomicCalculator`` (``metatomic_ase``) whose model has a feature output.
+    """A ``MetatomicCalculator`` or ``UPETCalculator`` with a feature output.
+
+    The first class is in the package ``metatomic_ase``; the second, in ``upet``, holds
+    one of the first with a PET model, such as PET-MAD.
 
     Features are the model's output ``feature``. Their number depends on the model, and
     so does their invariance to rotation (PET's features change); it is not assumed.
     Features and, if the model has them, direct ("non-conservative") forces and stress
     come from the same evaluation as energy and -dE/dr.
+
+    So do, on demand, the model's own uncertainties, if it has them (PET-MAD: LLPR, Bigi
+    et al. 2024, doi:10.1088/2632-2153/ad805f): ``energy_uncertainty`` of each atom, for
+    `uqcalc.EnergyUncertainty`, and the energies of an ensemble of last layers,
+    ``energy_ensemble``, for `uqcalc.EnergySpread`.
 
     With ``non_conservative=True`` or ``"forces"`` the calculator's forces are the
     direct forces minus their mean, and conservative forces are not available. With
@@ -96,7 +106,8 @@ class MetatomicBackbone(Backbone):
     invariant_features = False
 
     def __init__(self, calculator: Any, model_calculator: Any | None = None) -> None:
-        owner = calculator if model_calculator is None else model_calculator
+        given = calculator if model_calculator is None else model_calculator
+        self._inner = owner = _inner(given)
         if owner._energy_key is None:
             msg = (
                 "metatomic model must have an energy, got outputs "
@@ -107,7 +118,7 @@ class MetatomicBackbone(Backbone):
         self.conservative = not owner._nc_forces
         super().__init__(
             calculator,
-            owner,
+            given,
             feature_dim=None,
             fingerprint=_fingerprint(owner, self._names["features"]),
             elements=frozenset(owner._model.capabilities().atomic_types),
@@ -129,11 +140,12 @@ class MetatomicBackbone(Backbone):
 
     @contextmanager
     def armed_for(self, extras: frozenset[str]) -> Iterator[Capture]:
-        """Request direct forces and stress, too, if ``extras`` names either."""
+        """Request ``extras``, too, and the direct stress with direct forces."""
         captured = Capture([], [])
-        owner = self.model_calculator
+        owner = self._inner
         model = owner._model
-        left_out = frozenset() if extras else self.on_demand
+        asked = extras | (_DIRECT if extras & _DIRECT else frozenset())
+        left_out = self.on_demand - asked
         names = {name: key for name, key in self._names.items() if name not in left_out}
         owner._model = _Listener(model, _requests(names), captured)
         try:
@@ -148,8 +160,8 @@ class MetatomicBackbone(Backbone):
         return super().feature_rows(captured, atoms)
 
     def _prediction(self, atoms: Atoms, captured: Capture) -> Prediction:
-        if "direct_stress" in captured.more:
-            captured.more["direct_stress"] = captured.more["direct_stress"][0]
+        for name in {"direct_stress", "committee_energies"} & {*captured.more}:
+            captured.more[name] = captured.more[name][0]
         stress = self.model_calculator.results.get("stress")
         promised = "conservative_stress" in self.provides and atoms.pbc.all()
         if promised and stress is not None:
@@ -158,7 +170,7 @@ class MetatomicBackbone(Backbone):
 
     def extra_state(self, atoms: Atoms) -> dict[str, Any]:
         """Return what the model reads of ``info`` and arrays; usually nothing."""
-        watched = self.model_calculator._system_info_watch
+        watched = self._inner._system_info_watch
         state = {key: atoms.info.get(key, default) for key, default in watched}
         for name in self._inputs.keys() & _ARRAYS.keys():
             state[f"array {_ARRAYS[name]}"] = atoms.arrays.get(_ARRAYS[name])
@@ -173,7 +185,7 @@ class MetatomicBackbone(Backbone):
         Models with requested inputs evaluate the frames one by one: the calculator's
         own batches leave these inputs out.
         """
-        owner = self.model_calculator
+        owner = self._inner
         if self._inputs or not self.may_batch(frames, wanted):
             return super().predict_many(frames, wanted)
         with self.armed_for(self.on_demand & {*wanted}) as captured:
@@ -187,14 +199,34 @@ class MetatomicBackbone(Backbone):
         if self.conservative:
             rows["conservative_forces"] = rows["forces"]
         for name, value in captured.more.items():
-            value = torch.as_tensor(value)
-            rows[name] = value.split(sizes) if name == "direct_forces" else value
+            by_atom = _OUTPUTS[name][2] == "atom"
+            rows[name] = torch.as_tensor(value).split(sizes) if by_atom else value
         return [
             _prediction(frame, float(energy), dict(zip(rows, own, strict=True)))
             for frame, energy, *own in zip(
                 frames, output["energy"], *rows.values(), strict=True
             )
         ]
+
+
+def _inner(given: Any) -> Any:
+    """Return the ``MetatomicCalculator``: ``given``, or the one in a UPET calculator.
+
+    Raises
+    ------
+    BackboneError
+        If UPET averages over rotations: its evaluations are then many.
+    """
+    if hasattr(given, "_energy_key"):
+        return given
+    if not hasattr(given.calculator, "_energy_key"):
+        msg = (
+            "UPET calculator must not average over rotations to be tapped, got a "
+            f"{type(given.calculator).__name__} in it; leave rotational_average_order "
+            "out, and average with uqcalc.RotationAverage(calculator, n)"
+        )
+        raise BackboneError(msg)
+    return given.calculator
 
 
 def _prediction(frame: Atoms, energy: float, rows: dict[str, Any]) -> Prediction:
@@ -219,6 +251,11 @@ def _names(owner: Any) -> dict[str, str]:
         for name, (key, *_) in _OUTPUTS.items()
     }
     found["features"] = found["features"] or _first(outputs, "feature")
+    for name, ending in _AUXILIARY.items():
+        found[name] = found[name] or _auxiliary(outputs, variant, ending)
+    uncertainty = found["energy_uncertainties"]
+    if uncertainty and outputs[uncertainty].sample_kind != "atom":
+        found["energy_uncertainties"] = None
     found["direct_forces"] = owner._nc_forces_key or found["direct_forces"]
     found["direct_stress"] = owner._nc_stress_key or found["direct_stress"]
     _require_feature(outputs, found["features"])
@@ -232,6 +269,12 @@ def _first(outputs: dict[str, Any], key: str, variant: str | None = None) -> str
     ending = "" if variant is None else f"/{variant}"
     names = {f"{key}{ending}", f"{key}s{ending}"}
     return next((name for name in outputs if name in names), None)
+
+
+def _auxiliary(outputs: dict[str, Any], variant: str | None, of: str) -> str | None:
+    """Return the name that metatrain gives to such an output of a variant, or None."""
+    name = f"mtt::aux::energy/{variant}_{of}"
+    return name if name in outputs else None
 
 
 def _require_feature(outputs: dict[str, Any], name: str | None) -> None:
@@ -278,6 +321,16 @@ def _rows(block: Any, starts: torch.Tensor) -> torch.Tensor:
         order = offset + block.samples.column("atom")
     values: torch.Tensor = block.values.detach()
     return values[order.argsort()]
+
+
+def _shaped(name: str, rows: torch.Tensor) -> torch.Tensor | np.ndarray:
+    """Return rows of an output as a `Prediction` holds them, system by system."""
+    if name == "committee_energies":
+        members: np.ndarray = rows.cpu().numpy()  # (systems, members)
+        return members
+    if name == "direct_stress":
+        return _voigt(rows.squeeze(-1))
+    return rows.squeeze(-1)
 
 
 def _voigt(stress: torch.Tensor) -> torch.Tensor:

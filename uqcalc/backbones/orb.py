@@ -232,8 +232,9 @@ class OrbBackbone(Backbone):
             )
             raise BackboneError(msg)
 
-    def _evaluate(self, atoms: Atoms, wanted: Sequence[str]) -> Capture:
-        return super()._evaluate(plain_numbers(atoms, self.parses), wanted)
+    def prepared(self, atoms: Atoms) -> Atoms:
+        """Return charge and spin as Python integers, which Orb requires."""
+        return plain_numbers(atoms, self.parses)
 
     def extra_state(self, atoms: Atoms) -> dict[str, Any]:
         """Return charge and spin, which Orb's own cache does not compare."""
@@ -263,9 +264,7 @@ class OrbBackbone(Backbone):
 
     def _graphs(self, frames: Sequence[Atoms]) -> list[Any]:
         owner = self.model_calculator
-        return once_each(
-            frames, lambda frame: orb_graph(owner, plain_numbers(frame, self.parses))
-        )
+        return once_each(frames, lambda frame: orb_graph(owner, self.prepared(frame)))
 
     @one_at_a_time
     def trainable(
@@ -313,7 +312,7 @@ class OrbBackbone(Backbone):
             raise BackboneError(msg)
         graph = differentiable_pass(
             self._regressor,
-            orb_graph(self.model_calculator, plain_numbers(atoms, self.parses)),
+            orb_graph(self.model_calculator, self.prepared(atoms)),
             torch.as_tensor(atoms.positions),
             (self._energy, self._direct),
         )

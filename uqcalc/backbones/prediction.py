@@ -48,6 +48,9 @@ class Prediction:
     expected_errors : tensor (atoms,) or None
         The model's own estimate of its force error: mean |error| over the three
         components, for each atom, in eV/Å, if the model has a head for it.
+    energy_uncertainties : tensor (atoms,) or None
+        The model's own standard deviation of the energy of each atom, in eV, if it
+        computes one.
     direct_forces, conservative_forces : tensor or array (atoms, 3) or None
         Forces of the tapped model in eV/Å: from a force head, and -dE/dr. None if the
         model has none, or if they were not requested at this step.
@@ -81,6 +84,7 @@ class Prediction:
     perturbed_forces: np.ndarray | None = None
     perturbed_stresses: np.ndarray | None = None
     expected_errors: torch.Tensor | None = None
+    energy_uncertainties: torch.Tensor | None = None
     direct_forces: torch.Tensor | np.ndarray | None = None
     conservative_forces: torch.Tensor | np.ndarray | None = None
     direct_stress: torch.Tensor | np.ndarray | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Protocol, cast
@@ -30,6 +30,29 @@ BUILT_IN: dict[str, str] = {
     "SevenNetCalculator": "uqcalc.backbones.sevennet:SevenNetBackbone",
     "PESCalculator": "uqcalc.backbones.matgl:MatGLBackbone",
     "MetatomicCalculator": "uqcalc.backbones.metatomic:MetatomicBackbone",
+    "UPETCalculator": "uqcalc.backbones.metatomic:MetatomicBackbone",
+    "FAIRChemCalculator": "uqcalc.backbones.fairchem:FAIRChemBackbone",
+    "MatterSimCalculator": "uqcalc.backbones.mattersim:MatterSimBackbone",
+}
+
+# Calculators whose released models give no descriptors in the pass that they run: why,
+# and what works instead. The names are as in `BUILT_IN`.
+NOT_TAPPED: dict[str, str] = {
+    "NequIPCalculator": (
+        "a compiled NequIP or Allegro model returns no descriptors; load the model "
+        "uncompiled and name its output: uqcalc.tap(calculator, module='model', "
+        "select=lambda output: output['node_features'])"
+    ),
+    "TPCalculator": (
+        "GRACE runs in TensorFlow, where torch hooks cannot read a layer; use a model "
+        "exported with metatomic, or compare GRACE with a potential that can be "
+        "tapped: uqcalc.Committee([other, this])"
+    ),
+    "deepmd.calculator.DP": (
+        "DeePMD-kit computes descriptors in an evaluation of their own, not in that of "
+        "the forces; use a model exported with metatomic, or compare it with a "
+        "potential that can be tapped: uqcalc.Committee([other, this])"
+    ),
 }
 
 
@@ -107,7 +130,7 @@ def tap(
         return factory(calculator, part)  # no thread evaluates the model now
 
 
-def _known_name(calculator: BaseCalculator, known: dict[str, str]) -> str | None:
+def _known_name(calculator: BaseCalculator, known: Collection[str]) -> str | None:
     names = (
         name
         for cls in type(calculator).__mro__
@@ -136,6 +159,9 @@ def _refusal(calculator: BaseCalculator, known: dict[str, str], found: int) -> s
             f"tapped, got {found} in {what}; wrap one of them with ReliableCalculator "
             "instead"
         )
+    for part in parts_of(calculator):
+        if (name := _known_name(part, NOT_TAPPED)) is not None:
+            return f"{type(part).__name__} cannot be tapped: {NOT_TAPPED[name]}"
     return (
         f"calculator must be one that can be tapped ({', '.join(sorted(known))}, or "
         f"a sum with one of them), got {what}; for any other calculator around a "

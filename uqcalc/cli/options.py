@@ -34,8 +34,10 @@ DEFECTS = (
 )
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _MODELS = (
-    "default, chgnet, sevennet, mace:FILE, mace_off:SIZE, mace_mp:SIZE, or orb:NAME "
-    "such as orb:orb-v3-direct-20-mpa. A MACE model file can run code: open only "
+    "default, chgnet, sevennet, mace:FILE, mace_off:SIZE, mace_mp:SIZE, orb:NAME "
+    "such as orb:orb-v3-direct-20-mpa, uma:NAME:TASK such as uma:uma-s-1p1:omat, "
+    "mattersim:1M, pet-mad, upet:NAME, metatomic:FILE, aimnet:NAME, ani:2x, or "
+    "matgl:NAME. A MACE model file can run code: open only "
     "files you trust. mace:FILE.json cannot run code (see uqcalc.models.safemace)."
 )
 

@@ -16,7 +16,8 @@ structure: structure.xyz        # any file that ASE reads
 #species: [Na, Cl]              # sample; element of each type, for LAMMPS files
 
 model: default                  # default, chgnet, sevennet, mace:FILE, mace_off:SIZE,
-                                # mace_mp:SIZE or orb:NAME
+                                # mace_mp:SIZE, orb:NAME, uma:NAME:TASK,
+                                # mattersim:1M, pet-mad, aimnet:NAME, ani:2x, ...
 #probe: my.probe                # sample; default, chgnet and sevennet have one;
                                 # [forces.probe, stress.probe] for several targets
 #probe_atoms: [0, 1]            # sample; judge only these atoms, counted from 0

@@ -1,7 +1,7 @@
 """Potentials by name: what `--model` and a run file's `model` may say.
 
-Only `mace_off`, `mace_mp` and `orb` reach out to the network, and only where their
-weights are not yet in the cache of their package.
+Only names whose weights are not in a package reach out to the network, and only where
+the weights are not yet in the cache of their package.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from uqcalc.errors import FileWarning, MissingExtraError, ModelError
+from uqcalc.models import fetched
 
 
 if TYPE_CHECKING:
@@ -48,7 +49,12 @@ def open_model(
         ``"default"`` (the bundled MACE), ``"chgnet"``, ``"mace:FILE"``,
         ``"mace_off:SIZE"`` or ``"mace_mp:SIZE"`` with a size that MACE knows;
         ``"orb:NAME"`` with a name of Orb's (``"orb:orb-v3-direct-20-mpa"``), and
-        ``"orb:NAME:FILE"`` for its weights in a file, which torch reads as numbers.
+        ``"orb:NAME:FILE"`` for its weights in a file, which torch reads as numbers;
+        ``"uma:NAME:TASK"`` with a name of fairchem's and a task that the model has
+        (``"uma:uma-s-1p1:omat"``); ``"mattersim:1M"`` or ``"mattersim:5M"``;
+        ``"pet-mad"`` or ``"pet-mad:SIZE"``, and ``"upet:NAME"`` for other PET models;
+        ``"metatomic:FILE"`` for any model that metatomic exported; ``"aimnet:NAME"``;
+        ``"ani:2x"`` and other ANIs; ``"matgl:NAME"``.
         A file that MACE saved is a Python pickle and can run code: open only files
         you trust. ``"mace:FILE.json"`` opens the form without code that
         `uqcalc.models.safemace.save_safe_mace` writes.
@@ -338,6 +344,14 @@ MODELS = {
     "mace_off": NamedModel(_mace_foundation("mace_off"), ("mace_off:SIZE",)),
     "mace_mp": NamedModel(_mace_foundation("mace_mp"), ("mace_mp:SIZE",)),
     "orb": NamedModel(_orb, ("orb:NAME",)),
+    "uma": NamedModel(fetched.open_fairchem, ("uma:NAME:TASK",)),
+    "mattersim": NamedModel(fetched.open_mattersim, ("mattersim:1M", "mattersim:5M")),
+    "pet-mad": NamedModel(fetched.open_pet_mad, ("pet-mad", "pet-mad:SIZE")),
+    "upet": NamedModel(fetched.open_upet, ("upet:NAME",)),
+    "metatomic": NamedModel(fetched.open_metatomic, ("metatomic:FILE",)),
+    "aimnet": NamedModel(fetched.open_aimnet, ("aimnet:NAME",)),
+    "ani": NamedModel(fetched.open_ani, ("ani:2x",)),
+    "matgl": NamedModel(fetched.open_matgl, ("matgl:NAME",)),
 }
 SHIPPED_PROBES = {name: m.probes for name, m in MODELS.items() if m.probes}
 # Names: "chgnet" for all probes of CHGNet, "chgnet.stress" for one of them.

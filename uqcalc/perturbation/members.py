@@ -114,6 +114,10 @@ class PerturbedBackbone(Backbone):
         """Return the calculators of the potential."""
         return self.inner.calculators()
 
+    def prepared(self, atoms: Atoms) -> Atoms:
+        """Return the structure as the calculator inside gets it."""
+        return self.inner.prepared(atoms)
+
     def extra_state(self, atoms: Atoms) -> dict[str, Any]:
         """Return the extra state of the potential."""
         return self.inner.extra_state(atoms)

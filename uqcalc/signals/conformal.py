@@ -24,6 +24,7 @@ from uqcalc.signals.fitted import FittedSignal, fit_card, known_kind, rebuilt
 from uqcalc.signals.functional import FunctionalSpread
 from uqcalc.signals.label_free import (
     EnergySpread,
+    EnergyUncertainty,
     ForceSpread,
     MaxForce,
     OrbConfidence,
@@ -286,7 +287,7 @@ class Constant:
 _PLAIN: dict[str, Any] = {
     kind.name: kind
     for kind in (Constant, MaxForce, ForceSpread, EnergySpread, StressSpread)
-} | {OrbConfidence.name: OrbConfidence}
+} | {OrbConfidence.name: OrbConfidence, EnergyUncertainty.name: EnergyUncertainty}
 
 
 def _functional(

@@ -1,10 +1,11 @@
-"""Signals without labels: largest force, committee spreads, Orb's confidence head."""
+"""Signals without labels: largest force, committee spreads, a model's own estimates."""
 
 from __future__ import annotations
 
 from typing import Any, final
 
 import numpy as np
+import torch
 
 from uqcalc.backbones.base import Prediction
 from uqcalc.signals.base import TensorReading
@@ -166,12 +167,10 @@ class OrbConfidence:
     name = "orb_confidence"
     remedy = "wrap an Orb v3 model, which has a head 'confidence'"
     requires = frozenset({"expected_errors"})
+    unit = "eV/Å"
 
     def __init__(self, reduce: str = "mean") -> None:
-        if reduce not in {"mean", "max"}:
-            msg = f"reduce must be 'mean' or 'max', got {reduce!r}"
-            raise ValueError(msg)
-        self.reduce = reduce
+        self.reduce = _checked_reduce(reduce)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -180,19 +179,76 @@ class OrbConfidence:
 
     def __call__(self, prediction: Prediction) -> TensorReading:
         """Return the reading from the expected errors, (atoms,)."""
-        per_atom = prediction.expected_errors
-        if per_atom is None:
-            msg = f"prediction must carry expected_errors, got None; {self.remedy}"
-            raise ValueError(msg)
-        mean, worst = per_atom.mean(), per_atom.max()
-        return TensorReading(
-            signal=self.name,
-            risk=mean if self.reduce == "mean" else worst,
-            unit="eV/Å",
-            results={
-                "expected_force_error": mean,
-                "expected_force_error_max": worst,
-                "expected_force_errors": per_atom,
-            },
-            per_atom_key="expected_force_errors",
+        keys = (
+            "expected_force_error",
+            "expected_force_error_max",
+            "expected_force_errors",
         )
+        return _of_atoms(self, prediction.expected_errors, keys)
+
+
+@final
+class EnergyUncertainty:
+    """The model's own uncertainty of the energy of each atom, in eV.
+
+    PET-MAD and other models of metatomic compute it in the same pass, as the standard
+    deviation from the last layer (LLPR: Bigi et al. 2024,
+    doi:10.1088/2632-2153/ad805f). metatomic's calculator warns above 0.1 eV.
+    `uqcalc.calibrate_threshold` finds limits for your runs. `EnergySpread` reads the
+    ensemble of the same model.
+
+    Parameters
+    ----------
+    reduce : {"max", "mean"}
+        The risk is the maximum or the mean over atoms. The results hold both.
+    """
+
+    name = "energy_uncertainty"
+    judges = frozenset({"energy"})
+    remedy = "wrap a metatomic model with an output 'energy_uncertainty' of each atom"
+    requires = frozenset({"energy_uncertainties"})
+    unit = "eV"
+
+    def __init__(self, reduce: str = "max") -> None:
+        self.reduce = _checked_reduce(reduce)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments that build the same signal."""
+        return {"reduce": self.reduce}
+
+    def __call__(self, prediction: Prediction) -> TensorReading:
+        """Return the reading from the uncertainties, (atoms,)."""
+        keys = (
+            "atomic_energy_uncertainty",
+            "atomic_energy_uncertainty_max",
+            "atomic_energy_uncertainties",
+        )
+        return _of_atoms(self, prediction.energy_uncertainties, keys)
+
+
+def _checked_reduce(reduce: str) -> str:
+    if reduce not in {"mean", "max"}:
+        msg = f"reduce must be 'mean' or 'max', got {reduce!r}"
+        raise ValueError(msg)
+    return reduce
+
+
+def _of_atoms(
+    signal: OrbConfidence | EnergyUncertainty,
+    per_atom: torch.Tensor | None,
+    keys: tuple[str, str, str],
+) -> TensorReading:
+    """Return a reading of one value for each atom; keys of mean, maximum and values."""
+    if per_atom is None:
+        [field] = signal.requires
+        msg = f"prediction must carry {field}, got None; {signal.remedy}"
+        raise ValueError(msg)
+    mean, worst = per_atom.mean(), per_atom.max()
+    return TensorReading(
+        signal=signal.name,
+        risk=mean if signal.reduce == "mean" else worst,
+        unit=signal.unit,
+        results=dict(zip(keys, (mean, worst, per_atom), strict=True)),
+        per_atom_key=keys[-1],
+    )

@@ -41,6 +41,7 @@ BATCHED = (
     "committee_energies",
     "committee_stresses",
     "expected_errors",
+    "energy_uncertainties",
     "direct_forces",
     "conservative_forces",
     "vectors",
@@ -131,6 +132,7 @@ def check_backbone(
 def _check_untouched(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
     handed, before = atoms.copy(), atoms.copy()
     backbone(handed, wanted(backbone, handed))
+    backbone.untapped(handed, wanted(backbone, handed))
     alike = (
         handed == before
         and equal(handed.info, before.info)
@@ -157,6 +159,7 @@ def _check_shapes(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
         "committee_forces": (got.committee_forces, (count, 3)),
         "committee_energies": (got.committee_energies, ()),
         "expected_errors": (got.expected_errors, (count,)),
+        "energy_uncertainties": (got.energy_uncertainties, (count,)),
         "forces": (got.forces, (count, 3)),
         "direct_forces": (got.direct_forces, (count, 3)),
         "conservative_forces": (got.conservative_forces, (count, 3)),

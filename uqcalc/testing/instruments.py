@@ -17,8 +17,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from uqcalc.backbones.base import Backbone, Prediction
 
 
-# ValueError: ctypes refuses to copy pointers so
+# ValueError: ctypes refuses to copy pointers so. OSError: MatterSim's copies read the
+# released weights again.
 _NOT_COPYABLE = (
+    OSError,
     pickle.PicklingError,
     TypeError,
     AttributeError,

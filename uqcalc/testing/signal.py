@@ -23,6 +23,7 @@ _POISONED = (
     "committee_energies",
     "committee_stresses",
     "expected_errors",
+    "energy_uncertainties",
 )
 
 
