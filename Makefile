@@ -8,13 +8,17 @@ STAMP := $(VENV)/.installed
 # sevenn needs another e3nn than mace-torch: an environment of its own.
 SEVENNET := $(VENV)-sevennet
 SEVENNET_STAMP := $(SEVENNET)/.installed
+# torch_sim needs Python 3.12: an environment of its own, with that interpreter.
+TORCHSIM := $(VENV)-torchsim
+TORCHSIM_STAMP := $(TORCHSIM)/.installed
 
-.PHONY: help demo test test-browser test-sevennet test-py312 test-portable test-slow test-all test-gpu lint docs env lock clean
+.PHONY: help demo test test-browser test-sevennet test-torchsim test-py312 test-portable test-slow test-all test-gpu lint docs env lock clean
 
 help:
 	@echo "make demo       heat a molecule until its potential breaks, and see it caught (leaves demo/)"
 	@echo "make test       the default test suite (under 8 minutes on two cores)"
 	@echo "make test-sevennet  of these, the tests of SevenNet, in .venv-sevennet"
+	@echo "make test-torchsim  the tests of TorchSim, with Python 3.12, in .venv-torchsim (as large)"
 	@echo "make test-py312 the same with Python 3.12, in .venv-py312 (downloads several GB at first)"
 	@echo "make test-portable  the numerical tests as on other processors and with two threads"
 	@echo "make test-browser  the pages in a browser (installs Debian's chromium where it is missing)"
@@ -43,6 +47,12 @@ test: $(STAMP)
 test-sevennet: $(SEVENNET_STAMP)
 	$(SEVENNET)/bin/python -m pytest $(call REQUIRE,sevennet) -k sevennet \
 	  tests/backbones/test_sevennet.py tests/backbones/test_contract.py
+
+# Not a part of `make test`: with Python 3.12 torch is a download of several GB.
+test-torchsim: $(TORCHSIM_STAMP)
+	OMP_NUM_THREADS=1 $(TORCHSIM)/bin/python -m pytest \
+	  $(foreach name,model orb guard,--require-run test_torchsim_$(name)) \
+	  tests/torchsim tests/test_examples.py -k "torchsim or many_systems"
 
 test-py312:
 	$(MAKE) test PYTHON=$(PYTHON312) VENV=.venv-py312
@@ -85,6 +95,8 @@ env: $(STAMP)
 lock: $(STAMP) $(SEVENNET_STAMP)
 	$(BIN)/python constraints/lock.py
 	$(SEVENNET)/bin/python constraints/lock.py
+	if [ -f $(TORCHSIM_STAMP) ]; then $(TORCHSIM)/bin/python constraints/lock.py; \
+	  touch $(TORCHSIM_STAMP); fi
 	touch $(STAMP) $(SEVENNET_STAMP)
 
 # An interpreter that the user names must be the environment's.
@@ -119,7 +131,11 @@ $(STAMP): pyproject.toml $(wildcard constraints/*.txt) | same-python
 $(SEVENNET_STAMP): pyproject.toml $(wildcard constraints/*.txt) | same-python
 	$(call install,$(SEVENNET),-sevennet,sevenn$(comma)dev)
 
+$(TORCHSIM_STAMP): PYTHON = $(PYTHON312)
+$(TORCHSIM_STAMP): pyproject.toml $(wildcard constraints/*.txt)
+	$(call install,$(TORCHSIM),-torchsim,torchsim$(comma)mace$(comma)orb$(comma)dev)
+
 comma := ,
 
 clean:
-	rm -rf .venv .venv-sevennet .venv-py312 .venv-py312-sevennet demo site
+	rm -rf .venv .venv-sevennet .venv-torchsim .venv-py312 .venv-py312-sevennet demo site

@@ -26,6 +26,7 @@ SMALL = {
     "from_labels_to_halting.py": ["--quick"],
     "sample_forces.py": ["--quick"],
     "zeolite_md.py": ["--runs", "3", "--normal", "20", "--steps", "6"],
+    "many_systems.py": ["--copies", "1", "--steps", "4"],
 }
 SLOW = {"sample_forces.py"}
 
@@ -47,6 +48,8 @@ def test_example(name, tmp_path, monkeypatch, capsys):
     import_mace()
     if name in {"fit_a_probe.py", "from_labels_to_halting.py", "sample_forces.py"}:
         pytest.importorskip("tblite")
+    if name == "many_systems.py":
+        pytest.importorskip("torch_sim")
     if name == "zeolite_md.py":
         pytest.importorskip("orb_models")
         monkeypatch.syspath_prepend(str(EXAMPLES))  # as for a script run from there

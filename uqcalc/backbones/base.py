@@ -120,6 +120,8 @@ class Backbone(ABC):
         not use it. Values other than whole numbers are refused.
     batch_atoms : int
         Most atoms that a native batch should have.
+    projected : frozenset of str
+        `Prediction.projected`.
     perturbable : tuple of str
         Names of the layers that take noise by default, with ``*`` for any text
         (`uqcalc.perturbation.layers.find_layers`).
@@ -144,6 +146,7 @@ class Backbone(ABC):
     reads: frozenset[str] | None = None
     parses: frozenset[str] = frozenset()
     costs: Costs | None = None
+    projected: frozenset[str] = frozenset()
     batch_atoms: int = 512  # enough to fill two cores, few enough for any memory
     perturbable: tuple[str, ...] = ()
     perturbable_atoms: tuple[str, ...] = ()
