@@ -12,7 +12,7 @@ from torch_sim.integrators import INTEGRATOR_REGISTRY, Integrator
 
 from uqcalc.records import Level
 from uqcalc.torchsim.model import Judged, ReliableModel
-from uqcalc.torchsim.systems import Left, Places, numbers_of, put, settle, take
+from uqcalc.torchsim.systems import Left, Places, copied, numbers_of, put, settle, take
 from uqcalc.torchsim.watching import STEP, Seen, SystemClock, Watcher, moves_cell
 from uqcalc.watching.trigger import Trigger
 
@@ -219,7 +219,7 @@ class _Run:
 
     def _take_out(self, judged: Judged, seen: list[Seen], numbers: list[int]) -> None:
         acted = [row for row, one in enumerate(seen) if one.why]
-        self._whole = self._whole.clone()  # states that were returned stay as they are
+        self._whole = copied(self._whole)  # states that were returned stay as they are
         places = self._going
         for row in acted:
             kept = self.watcher.leave(judged, row, numbers[row], self._steps, seen[row])

@@ -165,12 +165,14 @@ class ReliableModel(ModelInterface):  # type: ignore[misc]  # not typed where ab
     @property
     def device(self) -> torch.device:
         """The device of the wrapped model."""
-        return self.model.device
+        device: torch.device = self.model.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the wrapped model."""
-        return self.model.dtype
+        dtype: torch.dtype = self.model.dtype
+        return dtype
 
     @property
     def compute_stress(self) -> bool:
@@ -465,7 +467,7 @@ def _pass_of(
 
 def _of_probe(host: dict[str, np.ndarray], name: str) -> ProbeReading:
     """Return the outputs of a probe for the whole batch, on the host."""
-    found = {
+    found: dict[str, Any] = {
         key: torch.from_numpy(host[f"{name} {key}"]).float()
         if f"{name} {key}" in host
         else None

@@ -102,6 +102,13 @@ def _of_systems(key: str) -> bool:
     return ours and not key.startswith(("probe_reliabilities", "force_deltas"))
 
 
+def copied(state: Any) -> Any:
+    """Return a copy without the graph that MACE leaves on the positions."""
+    copy = state.clone()
+    copy.positions, copy.cell = copy.positions.detach(), copy.cell.detach()
+    return copy
+
+
 def take(state: Any, systems: Sequence[int]) -> Any:
     """Return a state of some systems, with their thermostats and barostats."""
     part = state[list(systems)]
@@ -146,9 +153,9 @@ def put(state: Any, part: Any, places: Places) -> None:
         new = dict(ts.state.get_attrs_for_scope(part, scope))
         for name, old in list(ts.state.get_attrs_for_scope(state, scope)):
             value = new.get(name)
-            if name == "system_idx" or not _fits(old, value):
+            if name == "system_idx" or value is None or not _fits(old, value):
                 continue
-            written = old.index_copy(0, place, value.to(old.dtype))
+            written = old.detach().index_copy(0, place, value.detach().to(old.dtype))
             extras = getattr(state, _LISTS[scope])
             if name in extras:
                 extras[name] = written

@@ -11,7 +11,7 @@ from uqcalc.annotating.copies import annotated_copy
 from uqcalc.policy import RUN, extended
 from uqcalc.records import Assessment, Level, Reading
 from uqcalc.torchsim.model import Judged, ReliableModel
-from uqcalc.torchsim.systems import Left, take
+from uqcalc.torchsim.systems import Left, copied, take
 from uqcalc.watching.aserun import is_finite
 from uqcalc.watching.eventlog import EventLog, versions
 from uqcalc.watching.flagged import FrameFile
@@ -152,7 +152,7 @@ class Watcher:
             self._shrink(group)
         if not better:
             return
-        copy, row = state.clone(), {s: k for k, s in enumerate(systems)}
+        copy, row = copied(state), {s: k for k, s in enumerate(systems)}
         for system in better:
             watch = self.watches[system]
             watch.kept = (copy, row[system])
@@ -239,10 +239,15 @@ _MANY = 10**9  # flagged frames: one for each system that leaves
 
 
 def _is_better(watch: Watch) -> bool:
-    """Return whether the state replaces the kept one: its level is not worse."""
+    """Return whether the state replaces the kept one.
+
+    It does if its level is not worse, and not UNRELIABLE.
+    """
     if watch.level is None:
         return False
-    return watch.kept_level is None or watch.level <= watch.kept_level
+    if watch.kept_level is None:
+        return True
+    return watch.level is not Level.UNRELIABLE and watch.level <= watch.kept_level
 
 
 def moves_cell(state: Any) -> bool:
