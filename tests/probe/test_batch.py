@@ -158,3 +158,22 @@ def test_nan_stays_in_its_system(judged):
     sound = probe.read_batch(probe.batch_of(given))
     assert broken.reliability.isnan().tolist() == [True, *[False] * 4]
     close(broken.reliability[1:], sound.reliability[1:], 1e-5)
+
+
+@pytest.mark.gpu
+def test_reading_a_batch_does_not_wait_for_the_gpu(judged):
+    probe, predictions = judged
+    given = as_pass(predictions)
+    moved = {
+        name: value.cuda()
+        for name in ("numbers", "system", "features", "energies", "forces", "volumes")
+        if isinstance(value := getattr(given, name), torch.Tensor)
+    }
+    there = replace(given, stresses=None, **moved)
+    for mode in ("default", "error"):  # constants are copied at the first time
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            found = probe.read_batch(probe.batch_of(there))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    close(found.reliability, probe.read(predictions).reliability, 1e-4)

@@ -16,7 +16,7 @@ pytest.importorskip("torch_sim")
 
 from torch_sim.autobatching import BinningAutoBatcher, InFlightAutoBatcher
 from torch_sim.integrators.md import MDState
-from torchsim.batches import Reach, flying, molecules, tiny, ts
+from torchsim.batches import Reach, Spoiled, flying, molecules, tiny, ts
 
 from uqcalc.torchsim import (
     ReliableModel,
@@ -168,19 +168,32 @@ def test_numbers_stay_with_systems_through_batches_of_batches(model):
 
 def test_nan_takes_a_system_out_at_once(model):
     init, step = ts.integrators.INTEGRATOR_REGISTRY[ts.Integrator.nve]
-    count = []
+    count, inner = [], model.model
 
     def failing(state, model, **options):
         count.append(1)
         if len(count) == 3:
-            state.positions[4:] = torch.tensor([[0.0, 0, 0], [1e-9, 0, 0]])
+            inner.model = Spoiled(inner.model, 2)
         return step(state=state, model=model, **options)
 
     guarded = guard((init, failing), trigger=Trigger(50))
     final = run(model, guarded, 6)
-    assert torch.isfinite(final.positions).all()
-    if guarded.left:  # where the model gives no finite force for fused atoms
-        assert guarded.left[2].step == 3
+    assert list(guarded.left) == [2]
+    assert (guarded.left[2].step, guarded.left[2].kept_step) == (3, 2)
+    for name in ("positions", "momenta", "forces", "energy"):
+        assert torch.isfinite(getattr(final, name)).all()
+
+
+def test_files_of_trajectories_go_on_for_systems_that_left(model, tmp_path):
+    names = [tmp_path / f"{k}.h5" for k in range(3)]
+    reporter = ts.TrajectoryReporter(names, state_frequency=1)
+    guarded = guard(ts.Integrator.nve, trigger=Trigger(1))
+    run(model, guarded, 20, trajectory_reporter=reporter)
+    left = guarded.left[1]
+    with ts.TorchSimTrajectory(names[1]) as file:
+        frames = [file.get_array("positions", k, k + 1)[0] for k in range(21)]
+    close(frames[20], frames[left.kept_step])
+    assert not np.allclose(frames[left.step - 1], frames[left.kept_step])
 
 
 def test_a_moving_cell_without_a_verdict_on_the_stress_is_not_reliable():
@@ -211,17 +224,13 @@ def test_runs_that_cannot_be_guarded_are_refused(model):
         run(model, used, 1)
 
 
-def optimised(model, trigger, tmp_path=None, **options):
+FORCES = ts.generate_force_convergence_fn(0.5)
+
+
+def optimised(model, converged, **options):
     frames = molecules("CH4", "H2O", "CH3OH", amount=0.05)
-    state = numbered(frames, model)
-    converged = reliable_convergence(
-        ts.generate_force_convergence_fn(0.5),
-        model,
-        trigger=trigger,
-        log=None if tmp_path is None else tmp_path / "relax.jsonl",
-    )
-    final = ts.optimize(
-        state,
+    return ts.optimize(
+        numbered(frames, model),
         model,
         optimizer=ts.Optimizer.fire,
         convergence_fn=converged,
@@ -229,7 +238,6 @@ def optimised(model, trigger, tmp_path=None, **options):
         steps_between_swaps=2,
         **options,
     )
-    return final, converged
 
 
 @pytest.mark.filterwarnings("ignore:All systems have reached the maximum number")
@@ -244,15 +252,28 @@ def test_outcomes_of_an_optimisation(swaps, tmp_path):
         options["autobatcher"] = InFlightAutoBatcher(
             model, memory_scales_with="n_atoms", max_memory_scaler=8
         )
-    final, converged = optimised(model, Trigger(2), tmp_path, **options)
+    log = tmp_path / "relax.jsonl"
+    converged = reliable_convergence(FORCES, model, trigger=Trigger(2), log=log)
+    final = optimised(model, converged, **options)
     converged.close()
     assert final.uqcalc_system.tolist() == [0, 1, 2]
     found = {n: ended.outcome for n, ended in converged.systems.items()}
     assert found[2] in {Outcome.LEFT, Outcome.CONVERGED_UNRELIABLE}
     assert {found[0], found[1]} <= {Outcome.CONVERGED, Outcome.NOT_CONVERGED}
     assert sum(converged.counts().values()) == 3
-    events = [r["event"] for r in read_log(tmp_path / "relax.jsonl")]
+    events = [r["event"] for r in read_log(log)]
     ends = [e for e in events if e in {o.value for o in Outcome} | {"left"}]
     assert len(ends) == len(
         [o for o in found.values() if o is not Outcome.NOT_CONVERGED]
     )
+
+
+@pytest.mark.filterwarnings("ignore:All systems have reached the maximum number")
+def test_judging_an_optimisation_costs_no_pass_and_changes_nothing(model):
+    passes = []
+    model.model.register_forward_hook(lambda *_: passes.append(1))
+    bare = optimised(model, FORCES)
+    count = len(passes)
+    ours = optimised(model, reliable_convergence(FORCES, model))
+    assert len(passes) == 2 * count
+    close(ours.positions, bare.positions)

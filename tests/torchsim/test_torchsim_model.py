@@ -19,6 +19,7 @@ from uqcalc.models.bundled import bare_calculator
 pytest.importorskip("torch_sim")
 
 import torch_sim as ts
+from torch_sim.models.interface import SumModel
 from torch_sim.models.lennard_jones import LennardJonesModel
 from torchsim.batches import CPU, Spoiled, bundled, molecules, tiny
 
@@ -94,6 +95,9 @@ def test_integrators_store_the_extras(model):
     assert state.probe_reliabilities.shape == (9,)
     before = state.probe_reliability.clone()
     state = ts.nve_step(state, model, dt=0.05)
+    layout = model.last.layout
+    state = ts.nve_step(state, model, dt=0.05)
+    assert model.last.layout is layout  # not copied to the host again
     assert not torch.equal(before, state.probe_reliability)
     assert state.uqcalc_system.tolist() == [0, 1]
 
@@ -195,6 +199,17 @@ def test_a_charge_that_the_model_does_not_read_is_suspect(model):
     output = model(state)
     levels = output["reliability_level"].tolist()
     assert levels[1] >= Level.SUSPECT > levels[0]
+
+
+def test_in_a_sum_the_tapped_model_is_judged(model):
+    other = LennardJonesModel(sigma=3.0, epsilon=0.01, device=CPU, dtype=torch.float64)
+    joined = ReliableModel(SumModel(model.model, other), probe="auto")
+    state = state_of(molecules("CH4", "H2O"), model)
+    ours, alone = joined(state), model(state)
+    close(ours["energy"], alone["energy"] + other(state)["energy"])
+    close(ours["probe_reliability"], alone["probe_reliability"], 1e-5)
+    results = joined.last.predictions[0].results
+    assert results["energy"] == pytest.approx(float(ours["energy"][0]))
 
 
 def test_what_cannot_be_judged_is_refused():
