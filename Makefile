@@ -14,10 +14,13 @@ ENGINES := $(VENV)-engines
 ENGINES_STAMP := $(ENGINES)/.installed
 FAIRCHEM := $(VENV)-fairchem
 FAIRCHEM_STAMP := $(FAIRCHEM)/.installed
-FURTHER := $(ENGINES) $(FAIRCHEM)
+# torch_sim needs Python 3.12.
+TORCHSIM := $(VENV)-torchsim
+TORCHSIM_STAMP := $(TORCHSIM)/.installed
+FURTHER := $(ENGINES) $(FAIRCHEM) $(TORCHSIM)
 
-.PHONY: help demo test test-browser test-sevennet test-engines test-fairchem test-py312 \
-  test-portable test-slow test-all test-gpu lint docs env lock clean
+.PHONY: help demo test test-browser test-sevennet test-engines test-fairchem test-torchsim \
+  test-py312 test-portable test-slow test-all test-gpu lint docs env lock clean
 
 help:
 	@echo "make demo       heat a molecule until its potential breaks, and see it caught (leaves demo/)"
@@ -25,6 +28,7 @@ help:
 	@echo "make test-sevennet  of these, the tests of SevenNet, in .venv-sevennet"
 	@echo "make test-engines   LAMMPS, i-PI, OpenMM and jobflow, in .venv-engines"
 	@echo "make test-fairchem  the tests of fairchem and MatterSim, in .venv-fairchem (not in make test)"
+	@echo "make test-torchsim  the tests of TorchSim, with Python 3.12, in .venv-torchsim (several GB)"
 	@echo "make test-py312 the same with Python 3.12, in .venv-py312 (downloads several GB at first)"
 	@echo "make test-portable  the numerical tests as on other processors and with two threads"
 	@echo "make test-browser  the pages in a browser (installs Debian's chromium where it is missing)"
@@ -66,6 +70,12 @@ test-fairchem: $(FAIRCHEM_STAMP)
 	  $(foreach name,fairchem mattersim,$(call REQUIRE,$(name))) -k "fairchem or mattersim" \
 	  tests/backbones/test_fairchem.py tests/backbones/test_mattersim.py \
 	  tests/backbones/test_contract.py
+
+# Not a part of `make test`: with Python 3.12 torch is a download of several GB.
+test-torchsim: $(TORCHSIM_STAMP)
+	OMP_NUM_THREADS=1 $(TORCHSIM)/bin/python -m pytest \
+	  $(foreach name,model orb guard,--require-run test_torchsim_$(name)) \
+	  tests/torchsim tests/test_examples.py -k "torchsim or many_systems"
 
 test-py312:
 	$(MAKE) test PYTHON=$(PYTHON312) VENV=.venv-py312
@@ -117,7 +127,7 @@ RELEASE := -c 'import sys; print("py%d%d" % sys.version_info[:2])'
 .PHONY: same-python
 same-python:
 ifneq ($(origin PYTHON),file)
-	@wanted=$$($(PYTHON) $(RELEASE)) && for folder in $(VENV) $(SEVENNET) $(FURTHER); do \
+	@wanted=$$($(PYTHON) $(RELEASE)) && for folder in $(VENV) $(SEVENNET) $(ENGINES) $(FAIRCHEM); do \
 	   test -x $$folder/bin/python || continue; found=$$($$folder/bin/python $(RELEASE)); \
 	   test $$found = $$wanted || { echo "$$folder has $$found, $(PYTHON) is $$wanted:" \
 	     "remove $$folder or name another folder, VENV=.venv-$$wanted"; exit 1; }; done
@@ -154,8 +164,12 @@ $(FAIRCHEM_STAMP): pyproject.toml $(wildcard constraints/*.txt) | same-python
 	$(FAIRCHEM)/bin/python -c "import torchvision" 2> /dev/null || \
 	  $(FAIRCHEM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio
 
+$(TORCHSIM_STAMP): PYTHON = $(PYTHON312)
+$(TORCHSIM_STAMP): pyproject.toml $(wildcard constraints/*.txt)
+	$(call install,$(TORCHSIM),-torchsim,torchsim$(comma)mace$(comma)orb$(comma)dev)
+
 comma := ,
 
 clean:
-	rm -rf .venv .venv-sevennet .venv-engines .venv-fairchem .venv-py312 .venv-py312-sevennet \
-	  .venv-py312-engines .venv-py312-fairchem demo site
+	rm -rf .venv .venv-sevennet .venv-engines .venv-fairchem .venv-torchsim \
+	  .venv-py312 .venv-py312-sevennet .venv-py312-engines .venv-py312-fairchem demo site

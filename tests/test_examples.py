@@ -27,6 +27,7 @@ SMALL = {
     "sample_forces.py": ["--quick"],
     "zeolite_md.py": ["--runs", "3", "--normal", "20", "--steps", "6"],
     "lammps_md.py": ["--steps", "5"],
+    "many_systems.py": ["--copies", "1", "--steps", "4"],
     "openmm_md.py": ["--steps", "5"],
 }
 NEEDS = {
@@ -35,6 +36,7 @@ NEEDS = {
     "sample_forces.py": "tblite",
     "zeolite_md.py": "orb_models",
     "lammps_md.py": "lammps",
+    "many_systems.py": "torch_sim",
     "openmm_md.py": "openmmml",
 }
 SLOW = {"sample_forces.py"}

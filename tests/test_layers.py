@@ -49,10 +49,14 @@ ROOMS = {
     "signals": STEP | {"probe", "labels", "distillation", "perturbation", "progress"},
     "defaults": STEP | {"models", "probe", "signals"},
     "resultcache": BASE,
-    "calculator": STEP | {"models", "probe", "signals", "defaults", "resultcache"},
+    "judging": BASE | {"policy"},
+    "calculator": STEP
+    | {"models", "probe", "signals", "defaults", "resultcache", "judging"},
     "annotating": STEP | {"asking", "calculator", "progress", "cluster"},
     "attacking": STEP | {"calculator", "annotating"},
     "watching": STEP | {"annotating", "asking", "references", "resultcache"},
+    "torchsim": STEP
+    | {"models", "probe", "signals", "defaults", "judging", "annotating", "watching"},
     "limits": STEP | {"labels", "calculator", "annotating", "watching", "progress"},
     "info": STEP
     | {"asking", "probe", "evaluation", "distillation", "signals", "watching"}

@@ -7,7 +7,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import (
@@ -22,8 +21,17 @@ from uqcalc.backbones.chargespin import stated_charge_spin
 from uqcalc.backbones.locks import held
 from uqcalc.backbones.prediction import fixed_atoms
 from uqcalc.backbones.registry import tap
-from uqcalc.defaults import AUTO, Probes, choose_policy, choose_signals, probes_of
+from uqcalc.defaults import (
+    AUTO,
+    Probes,
+    choose_policy,
+    choose_signals,
+    configuration,
+    description,
+    probes_of,
+)
 from uqcalc.htmltable import html_table
+from uqcalc.judging import judged
 from uqcalc.policy import Policy
 from uqcalc.probe.validity import validity
 from uqcalc.records import Assessment, Level, Reading, Verdict, checked_interval
@@ -215,13 +223,7 @@ class ReliableCalculator(BaseCalculator):
         chosen = self.signals if signals is None else signals
         given = [r for s in chosen if (r := s(prediction)) is not None]
         readings, broken = to_host_asking(given, prediction)
-        note = f"{_listed(broken)} NaN or infinite"
-        if broken:
-            readings = tuple(_voided(reading, note) for reading in readings)
-        verdict = self.policy(readings)
-        if broken:  # also if no signal is due at this step
-            reasons = verdict.reasons or (note,)
-            verdict = replace(verdict, level=Level.UNRELIABLE, reasons=reasons)
+        readings, verdict = judged(readings, broken, self.policy)
         readings = self._explained(prediction, readings, verdict)
         return Assessment(readings, verdict)
 
@@ -351,25 +353,14 @@ class ReliableCalculator(BaseCalculator):
 
     def todict(self) -> dict[str, Any]:
         """Return a JSON-compatible description, for ASE trajectory writers."""
-        return {
-            "backbone": self.backbone.fingerprint,
-            "signals": [signal.name for signal in self.signals],
-            "policy": self.policy.to_dict(),
-            **{
-                f"{signal.name}_atoms": list(signal.region.atoms)
-                for signal in self.signals
-                if isinstance(signal, ProbeSignal) and signal.region is not None
-            },
-        }
+        return configuration(self.backbone, self.signals, self.policy)
 
     def describe(self) -> dict[str, Any]:
         """Return `todict` and the card of the first probe (or None), for logs.
 
         The cards of further probes are under "further_probes".
         """
-        cards = [probe.card.to_dict() for probe in probes_of(self.signals)]
-        found = self.todict() | {"probe": cards[0] if cards else None}
-        return found | ({"further_probes": cards[1:]} if cards[1:] else {})
+        return description(self.backbone, self.signals, self.policy)
 
     @property
     def validity(self) -> str:
@@ -488,31 +479,3 @@ def default_calculator(
 
     probe = shipped_probe("default")
     return ReliableCalculator(bare_calculator(device, dtype), probe=probe)
-
-
-def _listed(names: Sequence[str]) -> str:
-    verb = "has" if len(names) == 1 else "have"
-    return f"{' and '.join(names)} {verb} values that are"
-
-
-def _voided(reading: Reading, note: str) -> Reading:
-    """Replace all numbers of a reading by NaN: its prediction is not finite."""
-    return replace(
-        reading,
-        risk=math.nan,
-        results={key: _void(value) for key, value in reading.results.items()},
-        per_atom_key=None,
-        note=note,
-        doubts=(),
-        unlabelled=(),
-        faults=(),
-        absurd=(),
-        regime="",
-    )
-
-
-def _void(value: Any) -> Any:
-    """Return NaN for numbers and False for booleans, in the same shape."""
-    if np.asarray(value).dtype == bool:
-        return np.zeros(np.shape(value), bool) if np.ndim(value) else False
-    return value * math.nan

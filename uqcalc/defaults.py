@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.fingerprint import same_model
@@ -375,6 +375,35 @@ def label_free(backbone: Backbone) -> list[Signal]:
 def probes_of(signals: Sequence[Signal]) -> list[Probe]:
     """Return the probes among the signals."""
     return [signal.probe for signal in signals if isinstance(signal, ProbeSignal)]
+
+
+def configuration(
+    backbone: Backbone, signals: Sequence[Signal], policy: Policy
+) -> dict[str, Any]:
+    """Return a JSON-compatible description of what judges."""
+    return {
+        "backbone": backbone.fingerprint,
+        "signals": [signal.name for signal in signals],
+        "policy": policy.to_dict(),
+        **{
+            f"{signal.name}_atoms": list(signal.region.atoms)
+            for signal in signals
+            if isinstance(signal, ProbeSignal) and signal.region is not None
+        },
+    }
+
+
+def description(
+    backbone: Backbone, signals: Sequence[Signal], policy: Policy
+) -> dict[str, Any]:
+    """Return `configuration` and the card of the first probe (or None), for logs.
+
+    The cards of further probes are under "further_probes".
+    """
+    cards = [probe.card.to_dict() for probe in probes_of(signals)]
+    found = configuration(backbone, signals, policy)
+    found |= {"probe": cards[0] if cards else None}
+    return found | ({"further_probes": cards[1:]} if cards[1:] else {})
 
 
 def _taken(cards: Sequence[Card]) -> str:

@@ -197,13 +197,13 @@ def test_live_guarantees_are_those_that_were_counted(promises, tmp_path, monkeyp
     policy = Policy.from_guarantee(promised)
     assert Policy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
     fetched = []
-    real = base._fetch
+    real = base.fetch
 
     def counting(tensors):
         fetched.extend([1] if tensors else [])
         return real(tensors)
 
-    monkeypatch.setattr(base, "_fetch", counting)
+    monkeypatch.setattr(base, "fetch", counting)
     calc = ReliableCalculator(ToyBackbone(), promised, policy=policy)
     live = [calc.assess(atoms) for atoms in frames]
     assert len(fetched) == len(frames)

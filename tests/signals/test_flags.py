@@ -29,7 +29,7 @@ from uqcalc.geometry.environments import Environments
 from uqcalc.labels.regimes import Conditions, geometry_of, limits_of_labels, regimes_of
 from uqcalc.testing import check_signal
 from uqcalc.watching.bondgraph import BROKEN, FORMED, BondGraph
-from uqcalc.watching.runchecks import RunChecks
+from uqcalc.watching.runchecks import AseClock, RunChecks
 
 
 POLICY = Policy([Threshold("max_force", 1e30, 1e30)])
@@ -168,9 +168,10 @@ def test_a_run_hotter_than_the_labels_is_named(hottest, found):
     atoms.set_momenta(np.full((len(atoms), 3), np.sqrt(63.5 * 300 * units.kB)))
     dynamics = VelocityVerlet(atoms, 1 * units.fs)
     flags = Flags(hottest=hottest)
-    checks = RunChecks(dynamics, [flags], POLICY)
+    checks = RunChecks(AseClock(dynamics), [flags], POLICY)
     calc = ReliableCalculator(ToyBackbone(), None, [MaxForce()], POLICY)
-    seen = checks(atoms, calc.assess(rattled("H2O")))
+    energy = float(atoms.calc.results["energy"])
+    seen = checks(atoms, calc.assess(rattled("H2O")), energy)
     assert ("the temperature is 300 K" in str(seen)) is found
 
 

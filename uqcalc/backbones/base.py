@@ -123,6 +123,8 @@ class Backbone(ABC):
         not use it. Values other than whole numbers are refused.
     most_batch_atoms : int
         Most atoms that a native batch may have, for its memory.
+    projected : frozenset of str
+        `Prediction.projected`.
     perturbable : tuple of str
         Names of the layers that take noise by default, with ``*`` for any text
         (`uqcalc.perturbation.layers.find_layers`).
@@ -147,6 +149,7 @@ class Backbone(ABC):
     reads: frozenset[str] | None = None
     parses: frozenset[str] = frozenset()
     costs: Costs | None = None
+    projected: frozenset[str] = frozenset()
     most_batch_atoms: int = 512
     perturbable: tuple[str, ...] = ()
     perturbable_atoms: tuple[str, ...] = ()

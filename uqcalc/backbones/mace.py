@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -183,7 +183,7 @@ class MACEBackbone(Backbone):
         models = self.model_calculator.models
 
         def sink(output: dict[str, Any]) -> None:
-            captured.features.append(self._scalars(output))
+            captured.features.append(self.scalars(output))
 
         self.model_calculator.models = [_Listener(model, sink) for model in models]
         try:
@@ -204,7 +204,8 @@ class MACEBackbone(Backbone):
             if messages:  # empty if a sum used its cache: there was no pass
                 captured.more["vectors"] = messages[0].detach()
 
-    def _scalars(self, output: dict[str, Any]) -> torch.Tensor:
+    def scalars(self, output: Mapping[str, Any]) -> torch.Tensor:
+        """Return the features, (atoms, dim), from the output of a model."""
         last: torch.Tensor = output["node_feats"].detach()[:, -self._width :]
         return last[:, : self.feature_dim]
 
@@ -319,7 +320,7 @@ class MACEBackbone(Backbone):
         if forces:
             found = torch.stack([out["forces"].detach() for out in outputs])
             members = (found * (scale / owner.length_units_to_A)).cpu().numpy()
-        features = self._scalars(outputs[0])
+        features = self.scalars(outputs[0])
         vectors = captured.more.get("vectors")
         return split_predictions(frames, energy, members, (features, vectors))
 

@@ -120,7 +120,7 @@ class OrbBackbone(Backbone):
         self._direct = _head(self._regressor, "forces")
         self._stress = _head(self._regressor, "stress")
         self._confidence = _head(self._regressor, "confidence")
-        self._projected = _projection(self._regressor, self._direct)
+        self.projected = _projection(self._regressor, self._direct)
         gradient = hasattr(self._regressor, "grad_forces_name")
         self.conservative = bool(owner.conservative)
         if not self.conservative and self._direct is None:
@@ -218,7 +218,7 @@ class OrbBackbone(Backbone):
                 if not atoms.pbc.all():
                     del captured.more[name]
         prediction = super()._prediction(atoms, captured)
-        return replace(prediction, projected=self._projected)
+        return replace(prediction, projected=self.projected)
 
     def check_structure(self, atoms: Atoms) -> None:
         """Refuse films, wires, and a charge without a spin or the reverse, too."""
@@ -258,7 +258,7 @@ class OrbBackbone(Backbone):
         forces = self._regressor.grad_forces_name if by_gradient else self._direct
         own = (output[self._energy].detach(), output[forces].detach())
         return [
-            replace(prediction, projected=self._projected)
+            replace(prediction, projected=self.projected)
             for prediction in _split(frames, own, captured)
         ]
 
@@ -316,7 +316,7 @@ class OrbBackbone(Backbone):
             torch.as_tensor(atoms.positions),
             (self._energy, self._direct),
         )
-        return replace(graph, projected=self._projected)
+        return replace(graph, projected=self.projected)
 
 
 def _matrices(stresses: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ elements that the labels of the prior lack have a prior probability of 0.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -86,7 +87,7 @@ class AddedPaths(nn.Module):
         described: Described,
         features: torch.Tensor,
         numbers: torch.Tensor,
-        sizes: list[int],
+        sizes: Sequence[int],
         scope: Scope,
     ) -> AddedOutput:
         """Return the corrections and their weights.
@@ -98,7 +99,7 @@ class AddedPaths(nn.Module):
         features : tensor (atoms, dim)
             As the backbone gives them.
         numbers : integer tensor (atoms,)
-        sizes : list of int
+        sizes : sequence of int
             Atoms of each structure.
         scope : Scope
             Of the added labels.

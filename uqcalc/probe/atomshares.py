@@ -78,12 +78,8 @@ class AtomShares:
         self, scores: torch.Tensor, log_forces: torch.Tensor, sizes: Sequence[int]
     ) -> torch.Tensor:
         """Return the log shares (atoms,) from scores and log forces (atoms,)."""
-        import torch
-
         raw = self.force * log_forces - self.score * scores
-        if len(sizes) == 1:
-            return raw - _log_rms(raw)
-        return torch.cat([part - _log_rms(part) for part in raw.split(list(sizes))])
+        return raw - _log_rms(raw, sizes)
 
     def logits(
         self,
@@ -108,23 +104,39 @@ class AtomShares:
         boundary : float
             In eV/Å.
         """
-        import torch
-
         levels, weights = _nodes(shares.device, shares.dtype)
         errors = calibration.log_errors(structures.to(shares.dtype), levels)
-        if len(sizes) == 1:
-            each = errors.expand(len(shares), NODES)
-        else:
-            count = torch.tensor(sizes, device=shares.device)
-            each = errors.repeat_interleave(count, dim=0)
+        each = _of_atoms(errors, sizes, len(shares))
         left = float(np.log(boundary)) - each - shares[:, None]
         found: torch.Tensor = interpolate(left, self.knots).sigmoid() @ weights
         return found.clamp(_SURE, 1 - _SURE).logit()
 
 
-def _log_rms(logs: torch.Tensor) -> torch.Tensor:
-    """Return the log of the RMS of numbers that are given by their logs."""
-    return ((2 * logs).logsumexp(dim=0) - float(np.log(len(logs)))) / 2
+def _log_rms(logs: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """Return the log of the RMS over the structure of each atom, (atoms,).
+
+    The numbers are given by their logs, (atoms,).
+    """
+    from uqcalc.probe.inputs import Ragged
+
+    if len(sizes) == 1:
+        return ((2 * logs).logsumexp(dim=0) - float(np.log(len(logs)))) / 2
+    ragged = Ragged(sizes, logs.device)
+    largest = ragged.max(logs[:, None])  # so that no exponential overflows
+    apart = logs[:, None] - _of_atoms(largest, sizes, len(logs))
+    found = largest + ragged.mean((2 * apart).exp()).log() / 2
+    return _of_atoms(found, sizes, len(logs))[:, 0]
+
+
+def _of_atoms(rows: torch.Tensor, sizes: Sequence[int], atoms: int) -> torch.Tensor:
+    """Return the row of its structure for each atom, (atoms, k)."""
+    from uqcalc.probe.inputs import lengths
+
+    if len(sizes) == 1:
+        return rows.expand(atoms, rows.shape[1])
+    # with the size of the output, torch does not wait for the device to count
+    count = lengths(sizes, rows.device)
+    return rows.repeat_interleave(count, dim=0, output_size=atoms)
 
 
 @lru_cache(maxsize=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ class Ragged:
         self.sizes = sizes
         self._lengths: torch.Tensor | None = None
         if len(sizes) > 1:
-            self._lengths = torch.tensor(sizes, device=device)
+            self._lengths = lengths(sizes, device)
 
     def mean(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the mean over the atoms of each structure."""
@@ -43,7 +44,23 @@ class Ragged:
                 return rows.mean(dim=0, keepdim=True)
             extreme = rows.amax if how == "max" else rows.amin
             return extreme(dim=0, keepdim=True)
-        return torch.segment_reduce(rows, how, lengths=self._lengths)
+        # unsafe: the check of the lengths would wait for the device
+        return torch.segment_reduce(rows, how, lengths=self._lengths, unsafe=True)
+
+
+def lengths(sizes: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Return the atoms of each structure on the device, (structures,).
+
+    The last ones are kept: in a run of many systems they are the same at each step, and
+    a copy of a list waits for the device.
+    """
+    return _lengths(tuple(sizes), device)
+
+
+@lru_cache(maxsize=8)
+def _lengths(sizes: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(mode=False):
+        return torch.tensor(sizes, device=device)
 
 
 CHUNK, CHUNK_ATOMS = 512, 2**14  # largest number of structures and atoms in a chunk
@@ -297,6 +314,7 @@ class Statistics(nn.Module):
 
 def _log_mean_and_worst(distances: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     """Return the log of the mean and of the largest distance, (batch, 2)."""
-    pieces = distances.split(list(sizes)) if len(sizes) > 1 else (distances,)
-    both = torch.stack([x for piece in pieces for x in (piece.mean(), piece.amax())])
-    return both.view(-1, 2).add(1e-6).log()
+    ragged = Ragged(sizes, distances.device)
+    column = distances[:, None]
+    ends = torch.cat([ragged.mean(column), ragged.max(column)], dim=1)
+    return ends.add(1e-6).log()

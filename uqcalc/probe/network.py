@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from uqcalc.errors import ProbeError
 from uqcalc.files.entries import checked
+from uqcalc.probe.inputs import lengths
 
 
 _BLOCK = 2**17  # attention weights in one block of rows, all heads: fits the CPU cache
@@ -315,8 +316,8 @@ def pad(
     longest = max(sizes)
     if min(sizes) == longest:
         return rows.view(len(sizes), longest, rows.shape[1]), None
-    lengths = torch.tensor(sizes, device=rows.device)
-    mask = torch.arange(longest, device=rows.device)[None, :] < lengths[:, None]
+    real = lengths(sizes, rows.device)[:, None]
+    mask = torch.arange(longest, device=rows.device)[None, :] < real
     padded = rows.new_zeros(len(sizes), longest, rows.shape[1])
     return padded.masked_scatter(mask[:, :, None], rows), mask
 

@@ -41,7 +41,7 @@ HOST = (
 OF_STRESS = ("log_stress", "log_pressure", "pressure", "log_volume")
 FLOOR = 1e-3  # eV/Å: smaller forces count as zero; keeps the logarithm finite
 STRESS_FLOOR = 1e-4  # eV/Å³ (16 MPa): the same for the stress
-_ELEMENTS = 119
+ELEMENTS = 119
 
 
 class FromHost(NamedTuple):
@@ -49,7 +49,7 @@ class FromHost(NamedTuple):
 
     Attributes
     ----------
-    sizes : list of int
+    sizes : sequence of int
         Atoms of each structure.
     numbers : tensor (structures, 13)
         Named in `HOST`; the first four are those of `inputs.host_scalars`.
@@ -60,7 +60,7 @@ class FromHost(NamedTuple):
         Named in `OF_STRESS`; none if the probe does not read the stress.
     """
 
-    sizes: list[int]
+    sizes: Sequence[int]
     numbers: torch.Tensor
     shares: torch.Tensor
     log_forces: torch.Tensor
@@ -98,7 +98,7 @@ def from_host(
         rows.append(np.concatenate([row, stress_numbers(p)]) if stress else row)
         logs.append(log_forces)
     both = on_device(device, np.stack(rows))
-    shares = slice(len(HOST), len(HOST) + _ELEMENTS)
+    shares = slice(len(HOST), len(HOST) + ELEMENTS)
     return FromHost(
         [len(p.numbers) for p in predictions],
         both[:, : len(HOST)],
@@ -150,14 +150,14 @@ def _numbers_and_shares(
     norms = np.sqrt(squares)
     logs = np.log(norms + FLOOR)
     # plain floats are faster than array operations for the few elements
-    share = np.bincount(numbers, minlength=_ELEMENTS) / len(numbers)
+    share = np.bincount(numbers, minlength=ELEMENTS) / len(numbers)
     present = share.nonzero()[0].tolist()
     shares = share[present].tolist()
     centre = sum(x * z for x, z in zip(shares, present, strict=True))
     second = sum(x * z**2 for x, z in zip(shares, present, strict=True))
     ordered = np.sort(norms)
     median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
-    row = np.empty(len(HOST) + _ELEMENTS, dtype=np.float32)
+    row = np.empty(len(HOST) + ELEMENTS, dtype=np.float32)
     row[:HOST_SCALARS] = host_scalars(
         numbers, prediction.energy, squares, atom_energies, log_atoms
     )

@@ -24,18 +24,11 @@ from uqcalc.files.entries import ElementsSeen
 from uqcalc.files.tensorfile import CHECKSUM, load_state, metadata_of
 from uqcalc.htmltable import html_table
 from uqcalc.probe.addedpaths import AddedOutput, AddedPaths, mixed
+from uqcalc.probe.batch import Batch, BatchPass
 from uqcalc.probe.card import FILE, JOINED_ARCHITECTURE, RAW_ARCHITECTURE, Card
-from uqcalc.probe.inputs import (
-    HOST_SCALARS,
-    Ragged,
-    Statistics,
-    distinct_atoms,
-    on_device,
-    raw_scalars,
-    scalars_of,
-)
+from uqcalc.probe.inputmaker import InputMaker
+from uqcalc.probe.inputs import Ragged, Statistics
 from uqcalc.probe.network import ProbeNetwork, Shape
-from uqcalc.probe.numbers import FromHost
 from uqcalc.probe.seen import Seen
 from uqcalc.probe.stacked import REMOTE, StackedOutput, StackedPaths, StackedShape
 
@@ -79,15 +72,6 @@ class ProbeReading(NamedTuple):
 
 
 _SURE = 1e-7  # P of an atom this close to 0 or 1 is not resolved in single precision
-
-
-class _Inputs(NamedTuple):
-    features: torch.Tensor
-    sizes: list[int]
-    scalars: torch.Tensor
-    charges: torch.Tensor | None
-    distances: torch.Tensor | None
-    host: FromHost | None
 
 
 class Probe:
@@ -151,15 +135,10 @@ class Probe:
         # always float32: MACE may have changed torch's default dtype
         self.network = network.eval().float().requires_grad_(requires_grad=False)
         self.statistics = None if statistics is None else statistics.float()
-        self._of_cells: float | None = None
-        if self.statistics is not None and not card.sized:
-            self._of_cells = self.statistics.of_cells()
         self.stacked = None if stacked is None else stacked.float()
-        if self.stacked is not None:
-            self.stacked.numbers.of_cells = self._of_cells
         self.added = None if added is None else added.float()
         self.file: tuple[str, str] | None = None
-        self._atom_energies = card.element_energies()
+        self._inputs = InputMaker(card, self.statistics, self.stacked)
         self.seen = Seen.nothing() if seen is None else seen
         self._elements = ElementsSeen(card.elements)
 
@@ -305,34 +284,55 @@ class Probe:
         other : float, optional
             Second boundary; its probability is ``ProbeReading.other``.
         """
+        with torch.inference_mode():
+            batch = self._batch(predictions)
+        return self.read_batch(
+            batch, importance=importance, boundary=boundary, other=other
+        )
+
+    def read_batch(
+        self,
+        batch: Batch,
+        *,
+        importance: bool = False,
+        boundary: float | None = None,
+        other: float | None = None,
+    ) -> ProbeReading:
+        """Return all outputs of the probe for a batch; arguments as for `read`.
+
+        Without ``importance`` the function does not wait for the device.
+        """
         if boundary == self.card.boundary:
             boundary = None
         with torch.inference_mode():
-            margin, stacked, received = self._paths(predictions, explain=importance)
+            margin, stacked, received = self._paths(batch, explain=importance)
             score = margin if stacked is None else stacked.score
-            added = self._added(predictions, stacked)
+            added = self._added(batch, stacked)
             reliability = self._probability(score, boundary, added)
             beside = None
             if other is not None:
                 beside = self._probability(score, other, added)
             if stacked is None:
                 return ProbeReading(reliability, received, other=beside)
-            sizes = [len(p.numbers) for p in predictions]
-            atoms = self._atom_probability(stacked, sizes, added)
+            atoms = self._atom_probability(stacked, batch.sizes, added)
             worst = None
             if atoms is not None:
-                worst = self._worst_atom(atoms, predictions, added)
+                worst = self._worst_atom(atoms, batch, added)
                 atoms = atoms.sigmoid()
             parts = self.card.calibration.slope * stacked.parts
-            novelty, gap = self._scope(predictions, stacked, added)
+            novelty, gap = self._scope(batch, stacked, added)
         weight = None if added is None else added.weight
         return ProbeReading(
             reliability, received, atoms, parts, novelty, gap, worst, beside, weight
         )
 
-    def _added(
-        self, predictions: Sequence[Prediction], stacked: StackedOutput | None
-    ) -> AddedOutput | None:
+    def batch_of(self, given: BatchPass) -> Batch:
+        """Return the inputs of many systems from one pass; all stays on the device."""
+        self._move_to(given.features.device)
+        with torch.inference_mode():
+            return self._inputs.of_pass(given)
+
+    def _added(self, batch: Batch, stacked: StackedOutput | None) -> AddedOutput | None:
         """Return the output of the labels that were added to a prior, if any were."""
         record = self.card.added
         if self.added is None or record is None:
@@ -340,12 +340,8 @@ class Probe:
         if stacked is None or stacked.described is None:
             msg = "inputs of the paths must be there for added labels, got None"
             raise ValueError(msg)
-        features = _cat([p.features for p in predictions])
-        numbers = np.concatenate([p.numbers for p in predictions])
-        index = on_device(features.device, numbers)
-        sizes = [len(p.numbers) for p in predictions]
         found: AddedOutput = self.added(
-            stacked.described, features, index, sizes, record.scope
+            stacked.described, batch.features, batch.numbers, batch.sizes, record.scope
         )
         return found
 
@@ -405,21 +401,12 @@ class Probe:
     def _worst_atom(
         self,
         logits: torch.Tensor,
-        predictions: Sequence[Prediction],
+        batch: Batch,
         added: AddedOutput | None,
     ) -> torch.Tensor | None:
-        floor = self.card.atom_floor
-        if floor is None:
+        levels = batch.floors
+        if levels is None:
             return None
-        sizes = [len(p.numbers) for p in predictions]
-        # atoms that stand several times in a supercell are no further chances
-        counts = [
-            distinct_atoms(p) if not self.card.sized and p.pbc.any() else n
-            for p, n in zip(predictions, sizes, strict=True)
-        ]
-        levels = _tensor(
-            [np.array(floor.at(n), np.float32) for n in counts], logits.device
-        )
         system = self.card.atom_calibration
         if self.card.atom_shares is not None:  # atoms follow their structure
             system = self.card.calibration
@@ -429,12 +416,12 @@ class Probe:
         if added is not None and record is not None and record.atom_calibration:
             own = record.atom_calibration.adapted(levels)
             levels = levels + added.weight * (own - levels)
-        lowest = Ragged(sizes, logits.device).min(logits[:, None])[:, 0]
+        lowest = Ragged(batch.sizes, logits.device).min(logits[:, None])[:, 0]
         return levels - lowest
 
     def _scope(
         self,
-        predictions: Sequence[Prediction],
+        batch: Batch,
         stacked: StackedOutput,
         added: AddedOutput | None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -442,8 +429,9 @@ class Probe:
         if scope is None:
             return None, None
         gap = None
-        if scope.charges and predictions[0].charges is not None:
-            sums = torch.stack([_charges(p).sum() for p in predictions])
+        if scope.charges and batch.charges is not None:
+            each = batch.charges.split(list(batch.sizes))
+            sums = torch.stack([charges.sum() for charges in each])
             known = torch.tensor(scope.charges, dtype=sums.dtype, device=sums.device)
             gap = (sums[:, None] - known).abs().amin(dim=1)
         novelty = scope.novelty(stacked.distance, stacked.mean_log_distance)
@@ -455,7 +443,7 @@ class Probe:
     def scores(self, predictions: Sequence[Prediction]) -> torch.Tensor:
         """Return the uncalibrated scores, (structures,): larger is more reliable."""
         with torch.inference_mode():
-            margin, stacked, _ = self._paths(predictions, explain=False)
+            margin, stacked, _ = self._paths(self._batch(predictions), explain=False)
             return margin if stacked is None else stacked.score
 
     def embeddings(
@@ -507,7 +495,7 @@ class Probe:
             If the probe has only one path.
         """
         with torch.inference_mode():
-            stacked = self._paths(predictions, explain=False)[1]
+            stacked = self._paths(self._batch(predictions), explain=False)[1]
         if stacked is None:
             msg = (
                 "probe must have several paths, got the architecture "
@@ -517,9 +505,9 @@ class Probe:
         return stacked
 
     def _paths(
-        self, predictions: Sequence[Prediction], *, explain: bool
+        self, batch: Batch, *, explain: bool
     ) -> tuple[torch.Tensor, StackedOutput | None, torch.Tensor | None]:
-        given = self._prepare(predictions)
+        given = self._inputs.standard(batch)
         output = self.network(*given[:4], explain=explain)
         margin = output.logits[:, 0] - output.logits[:, 1]
         stacked = None
@@ -534,36 +522,13 @@ class Probe:
 
     def inputs(
         self, predictions: Sequence[Prediction]
-    ) -> tuple[torch.Tensor, list[int], torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, Sequence[int], torch.Tensor, torch.Tensor | None]:
         """Return the network's inputs: (features, sizes, scalars, charges)."""
-        return self._prepare(predictions)[:4]
+        return self._inputs.standard(self._batch(predictions))[:4]
 
-    def _prepare(self, predictions: Sequence[Prediction]) -> _Inputs:
-        sizes = [len(p.numbers) for p in predictions]
-        features = _cat([p.features for p in predictions])
-        self._move_to(features.device)
-        charges = None
-        if self.card.charges:
-            charges = _cat([_charges(p) for p in predictions])
-        if self.statistics is None:
-            raw = [raw_scalars(p, self._atom_energies) for p in predictions]
-            scalars = _tensor(raw, features.device)
-            return _Inputs(features, sizes, scalars, charges, None, None)
-        host = None
-        if self.stacked is not None:
-            host = self.stacked.numbers.host(predictions, self._atom_energies)
-            first = host.numbers[:, :HOST_SCALARS]
-        else:
-            rows = [
-                scalars_of(p, self._atom_energies, self._of_cells) for p in predictions
-            ]
-            first = _tensor(rows, features.device)
-        numbers = np.concatenate([p.numbers for p in predictions])
-        index = on_device(features.device, numbers)
-        standard = self.statistics.features(features)
-        distances = self.statistics.distances(standard, index)
-        scalars = self.statistics.scalars(first, distances, sizes)
-        return _Inputs(standard, sizes, scalars, charges, distances, host)
+    def _batch(self, predictions: Sequence[Prediction]) -> Batch:
+        self._move_to(predictions[0].features.device)
+        return self._inputs.of_predictions(predictions)
 
     def _move_to(self, device: torch.device) -> None:
         if self.network.proj.weight.device != device:
@@ -701,22 +666,3 @@ def check_output(path: str | os.PathLike[str]) -> Path:
         If the file is something else, such as the labelled frames.
     """
     return FILE.target(path)
-
-
-def _charges(prediction: Prediction) -> torch.Tensor:
-    if prediction.charges is None:
-        msg = (
-            "prediction must carry charges for a probe with a charge layer, got none; "
-            "wrap the calculator the probe was fitted on"
-        )
-        raise ProbeError(msg)
-    return prediction.charges
-
-
-def _cat(rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    merged = rows[0] if len(rows) == 1 else torch.cat(list(rows))
-    return merged.to(torch.float32)
-
-
-def _tensor(rows: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
-    return on_device(device, np.stack(rows))

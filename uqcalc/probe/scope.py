@@ -301,6 +301,11 @@ class AtomFloor:
         """Return the floor in log-odds for a structure of ``atoms`` atoms."""
         return self.intercept + self.slope * math.log(max(atoms, self.smallest))
 
+    def of_batch(self, atoms: torch.Tensor) -> torch.Tensor:
+        """Return the floors, (structures,), for structures of ``atoms`` atoms each."""
+        logs = atoms.double().clamp(min=self.smallest).log()
+        return (self.intercept + self.slope * logs).float()
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able form; `from_dict` reads it back."""
         return asdict(self)

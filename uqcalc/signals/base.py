@@ -87,7 +87,7 @@ def check_readable(signal: Signal, backbone: Backbone) -> None:
 def to_host(readings: Sequence[TensorReading]) -> tuple[Reading, ...]:
     """Copy all readings of a step to the host in one transfer."""
     tensors = _tensors(readings)
-    return _resolved(readings, _fetch(tensors))
+    return _resolved(readings, fetch(tensors))
 
 
 def to_host_asking(
@@ -100,7 +100,7 @@ def to_host_asking(
     """
     tensors, asked = _tensors(readings), prediction.on_device()
     answers = [torch.isfinite(tensor).all() for tensor in asked.values()]
-    fetched = _fetch([*tensors, *answers])
+    fetched = fetch([*tensors, *answers])
     broken = [*prediction.broken()]
     for name, answer in zip(asked, fetched[len(tensors) :], strict=True):
         if not answer and name not in broken:
@@ -140,7 +140,8 @@ def _resolved(
     )
 
 
-def _fetch(tensors: Sequence[torch.Tensor]) -> list[np.ndarray]:
+def fetch(tensors: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    """Copy tensors of one device to the host, as float64, in one transfer."""
     if not tensors:
         return []
     # torch.cat would promote integers to float32 and lose digits

@@ -173,7 +173,6 @@ class ProbeSignal:
 
     def _read(self, prediction: Prediction, *, importance: bool) -> TensorReading:
         probe, numbers, region = self.probe, prediction.numbers, self.region
-        unseen, periodic = probe.unseen_elements(numbers), bool(prediction.pbc.any())
         asked = [prediction]
         if region is not None:  # in the same batch as the whole structure
             around = region.around(prediction)
@@ -182,7 +181,32 @@ class ProbeSignal:
                 for atoms in (None, around)
             ]
         found = probe.read(asked, importance=importance, other=self._tolerance)
-        whole = _share(found, 0, slice(None, len(numbers)))
+        reading = self.reading_of(
+            share(found, 0, slice(None, len(numbers))), prediction
+        )
+        if region is None:
+            return reading
+        first = len(numbers) + len(region)
+        chosen = share(found, 1, slice(len(numbers), first))
+        if is_shareable(probe.card):
+            rows = np.searchsorted(around, region.atoms)
+            near = share(found, 2, slice(first, None))
+            chosen = chosen._replace(reliability=_shared(probe.card, near, rows))
+        return self._of_region(reading, region, chosen, prediction)
+
+    @property
+    def other_boundary(self) -> float | None:
+        """Second boundary that the probe must be read at: that of the guarantee."""
+        return self._tolerance
+
+    def reading_of(self, whole: ProbeReading, prediction: Prediction) -> TensorReading:
+        """Return the reading of a structure from the outputs of the probe (`share`).
+
+        ``whole`` was read with `other_boundary`. Of ``prediction`` only the geometry
+        and the names of its results count.
+        """
+        probe, numbers = self.probe, prediction.numbers
+        unseen, periodic = probe.unseen_elements(numbers), bool(prediction.pbc.any())
         reliability = whole.reliability
         if unseen:  # the probe cannot judge an element without labels
             reliability = torch.full_like(reliability, torch.nan)
@@ -200,7 +224,7 @@ class ProbeSignal:
         if probe.card.scope is not None and not unseen:
             doubts = probe.card.scope.doubts(numbers, periodic=periodic)
         results |= self._of_guarantee(whole, reliability, doubts)
-        reading = TensorReading(
+        return TensorReading(
             signal=self.name,
             risk=1.0 - reliability,
             results=self._named(results),
@@ -211,15 +235,6 @@ class ProbeSignal:
             doubts=doubts,
             meaning=self.meaning,
         )
-        if region is None:
-            return reading
-        first = len(numbers) + len(region)
-        chosen = _share(found, 1, slice(len(numbers), first))
-        if is_shareable(probe.card):
-            rows = np.searchsorted(around, region.atoms)
-            near = _share(found, 2, slice(first, None))
-            chosen = chosen._replace(reliability=_shared(probe.card, near, rows))
-        return self._of_region(reading, region, chosen, prediction)
 
     def _note(self, prediction: Prediction, unseen: Sequence[str]) -> str:
         """Return the reason for a NaN probability that the labels cannot give."""
@@ -326,8 +341,11 @@ def _check_region(card: Card) -> None:
         raise ProbeError(msg)
 
 
-def _share(found: ProbeReading, index: int, atoms: slice) -> ProbeReading:
-    """Return the reading of one structure of a batch, without the batch's axis."""
+def share(found: ProbeReading, index: int, atoms: slice) -> ProbeReading:
+    """Return the outputs of one structure of a batch, without the batch's axis.
+
+    ``index`` is its place in the batch, ``atoms`` are the rows of its atoms.
+    """
     rows = {"importance": atoms, "atoms": atoms}
     own: dict[str, Any] = {
         name: value if value is None else value[rows.get(name, index)]

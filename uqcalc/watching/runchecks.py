@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from ase import Atoms, units
@@ -26,6 +27,44 @@ FARTHEST = 1.0
 STEEPEST = 100.0
 
 
+class Clock(Protocol):
+    """What the checks must know of a run."""
+
+    @property
+    def timestep_fs(self) -> float | None:
+        """The time step in fs; None for an optimiser."""
+
+    @property
+    def nsteps(self) -> int:
+        """Steps made so far."""
+
+    @property
+    def moves_cell(self) -> bool:
+        """Whether the run can change the cell."""
+
+
+@dataclass(frozen=True, slots=True)
+class AseClock:
+    """The clock of an MD or optimiser object of ASE."""
+
+    dynamics: Any
+
+    @property
+    def timestep_fs(self) -> float | None:
+        """The time step in fs; None for an optimiser."""
+        return timestep_fs(self.dynamics)
+
+    @property
+    def nsteps(self) -> int:
+        """Steps made so far."""
+        return int(self.dynamics.nsteps)
+
+    @property
+    def moves_cell(self) -> bool:
+        """Whether the run can change the cell."""
+        return moves_cell(self.dynamics)
+
+
 class RunChecks:
     """Adds findings on the run to the assessment of each step.
 
@@ -43,7 +82,8 @@ class RunChecks:
 
     Parameters
     ----------
-    dynamics : ase MD or optimiser
+    clock : Clock
+        `AseClock` for an MD or optimiser object of ASE.
     signals : sequence of Signal
         Signals of the calculator.
     policy : Policy
@@ -67,16 +107,16 @@ class RunChecks:
 
     def __init__(
         self,
-        dynamics: Any,
+        clock: Clock,
         signals: Sequence[Any],
         policy: Policy,
         bond_change_fs: float | None = None,
     ) -> None:
-        self._dynamics = dynamics
+        self._clock = clock
         self._policy = policy
         uses: tuple[Use, ...] = ("fixed_cell", "moving_cell")
         self._uncovered = {use: uncovered(signals, policy, use) for use in uses}
-        self._by_design = moves_cell(dynamics)
+        self._by_design = clock.moves_cell
         self._first: tuple[float, np.ndarray, float] | None = None
         # of `uqcalc.Flags`, which cannot be imported here
         find = next((s.bonds for s in signals if hasattr(s, "bonds")), None)
@@ -88,13 +128,14 @@ class RunChecks:
         self._hottest = max((t for t in hottest if t is not None), default=None)
 
     def __call__(
-        self, atoms: Atoms, assessment: Assessment | None
+        self, atoms: Atoms, assessment: Assessment | None, total_energy: float
     ) -> Assessment | None:
         """Return the assessment of this step with the findings on the run.
 
         None (a step that was not judged) stays None, unless there is a finding.
+        ``total_energy`` is the potential energy in eV.
         """
-        energy = float(atoms.calc.results["energy"]) / len(atoms)
+        energy = total_energy / len(atoms)
         self.bonds_lasted = False
         unseen = np.nan  # comparisons with NaN are False
         if assessment is not None:
@@ -155,7 +196,7 @@ class RunChecks:
         if not 0 < bond_change_fs < np.inf:
             msg = f"bond_change_fs must be a time above 0 in fs, got {bond_change_fs!r}"
             raise ValueError(msg)
-        if self._bonds is None or timestep_fs(self._dynamics) is None:
+        if self._bonds is None or self._clock.timestep_fs is None:
             msg = (
                 "bond_change_fs must be given with molecular dynamics and the signal "
                 "'flags', got a run without them; leave out bond_change_fs"
@@ -165,10 +206,10 @@ class RunChecks:
 
     def _lasted(self, *, changed: bool) -> bool:
         """Return whether bonds have stayed changed for the given time."""
-        timestep = timestep_fs(self._dynamics)
+        timestep = self._clock.timestep_fs
         if self._patience is None or timestep is None:
             return False
-        now = int(self._dynamics.nsteps) * timestep
+        now = self._clock.nsteps * timestep
         if not changed:
             self._changed_fs = None
             return False
@@ -185,7 +226,7 @@ class RunChecks:
         Three standard deviations of the canonical temperature, T sqrt(2 / (3 N))
         (Allen & Tildesley 1987, section 2.5), are allowed.
         """
-        if self._hottest is None or timestep_fs(self._dynamics) is None:
+        if self._hottest is None or self._clock.timestep_fs is None:
             return []
         limit = self._hottest * (1 + 3 * np.sqrt(2 / (3 * len(atoms))))
         temperature = float(atoms.get_temperature())
@@ -198,7 +239,7 @@ class RunChecks:
 
     def _motion(self, atoms: Atoms) -> tuple[float, list[str]]:
         """Return a risk, NaN for non-finite velocities and else 0, and the reasons."""
-        timestep = timestep_fs(self._dynamics)
+        timestep = self._clock.timestep_fs
         if timestep is None or not atoms.has("momenta"):
             return 0.0, []
         if not np.isfinite(atoms.get_momenta()).all():

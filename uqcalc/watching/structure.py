@@ -16,7 +16,7 @@ from uqcalc.annotating.descriptor import store_descriptor, structure_descriptor
 from uqcalc.policy import RUN, extended
 from uqcalc.records import Assessment, Reading
 from uqcalc.watching.aserun import is_finite, reliable_calculator
-from uqcalc.watching.runchecks import RunChecks, not_judged
+from uqcalc.watching.runchecks import AseClock, RunChecks, not_judged
 
 
 LOST = "energy, forces or stress of a moving cell are NaN or infinite"
@@ -53,7 +53,7 @@ class Structure:
         calculator = self.calculator
         self._judged = calculator.policy.signals
         self._circumstances = RunChecks(
-            dynamics, calculator.signals, calculator.policy, bond_change_fs
+            AseClock(dynamics), calculator.signals, calculator.policy, bond_change_fs
         )
         self._judged_step = -math.inf
         self.last: Assessment | None = None
@@ -105,7 +105,7 @@ class Structure:
         if judged is not None:
             self._judged_step = step
         self.results = calculator.results
-        found = self._circumstances(atoms, judged)
+        found = self._circumstances(atoms, judged, self.energy)
         self.finite = is_finite(self.results, stress=self.moves_cell)
         if found is None and not self.finite:
             reading = Reading(RUN, math.nan, faults=(LOST,), always=True)
@@ -135,8 +135,9 @@ class Structure:
         assessment = self.last
         if assessment is None:
             judged = atoms.calc.assess(atoms)
-            assessment = self._circumstances(atoms, judged) or judged
-            self.last, self.results = assessment, atoms.calc.results
+            self.results = atoms.calc.results
+            assessment = self._circumstances(atoms, judged, self.energy) or judged
+            self.last = assessment
         copy = annotated_copy(atoms, assessment, self.results)
         drop_labels(copy)  # they belong to the first geometry of the run
         copy.info["step"] = step

@@ -1,0 +1,118 @@
+"""What the verdict on every system of a batch adds to a step of TorchSim.
+
+A step of velocity Verlet of many systems, bare and wrapped, judged at every step, at
+every tenth, and without `Sanity` and `Flags`. On a GPU 1, 100 and 1 000 systems of
+about 50 atoms; on a CPU 1, 4 and 16.
+
+Usage: python benchmarks/torchsim.py [--steps 20] [--rounds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from common import import_mace, print_table, water_box, write_result
+
+
+import_mace()
+
+import torch_sim as ts  # noqa: E402
+from torch_sim.integrators.md import MDState  # noqa: E402
+from torch_sim.models.mace import MaceModel  # noqa: E402
+
+from uqcalc.models.bundled import load_model  # noqa: E402
+from uqcalc.torchsim import ReliableModel, guard, numbered  # noqa: E402
+
+
+DT = 0.0005 * ts.units.UnitSystem.metal.time
+KT = 300 * ts.units.UnitSystem.metal.temperature
+
+
+def seconds(step: Callable[[], object], count: int, device: torch.device) -> float:
+    """Return the time of one step."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(count):
+        step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / count
+
+
+class Run:
+    """A run of one batch, step by step."""
+
+    def __init__(self, frames: list[Any], model: Any, numbers: ReliableModel) -> None:
+        pair = ts.integrators.INTEGRATOR_REGISTRY[ts.Integrator.nve]
+        init, self._step = pair
+        if isinstance(model, ReliableModel):
+            init, self._step = guard(pair)
+        self._model = model
+        state = numbered(frames, numbers)
+        kT = torch.tensor(KT, dtype=model.dtype, device=model.device)
+        self._dt = torch.tensor(DT, dtype=model.dtype, device=model.device)
+        self.state: MDState = init(state=state, model=model, kT=kT, dt=self._dt)
+
+    def __call__(self) -> None:
+        """Make one step."""
+        self.state = self._step(state=self.state, model=self._model, dt=self._dt)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--systems", type=int, nargs="+")
+    asked = parser.parse_args()
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    inner = MaceModel(load_model(), device=device, dtype=torch.float32)
+    kinds = {
+        "bare": inner,
+        "every step": ReliableModel(inner, "auto"),
+        "every tenth step": ReliableModel(inner, "auto", interval=10),
+        "probe only": ReliableModel(inner, "auto", sanity=False),
+    }
+    reliable = kinds["every step"]
+    rows = []
+    for count in asked.systems or ([1, 100, 1000] if on_gpu else [1, 4, 16]):
+        frames = [water_box(50, seed=k) for k in range(count)]
+        runs = {name: Run(frames, model, reliable) for name, model in kinds.items()}
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(asked.rounds + 1):  # in turns; the first round warms up
+            for name, run in runs.items():
+                times[name].append(seconds(run, asked.steps, device))
+        bare = float(np.median(times["bare"][1:]))
+        for name, found in times.items():
+            taken = float(np.median(found[1:]))
+            rows.append(
+                {
+                    "systems": count,
+                    "atoms": len(frames[0]),
+                    "judged": name,
+                    "ms_per_step": 1e3 * taken,
+                    "ratio": taken / bare,
+                    "added_ms_per_system": 1e3 * (taken - bare) / count,
+                }
+            )
+    columns = {
+        "systems": "systems",
+        "atoms": "atoms of each",
+        "judged": "judged",
+        "ms_per_step": "ms a step",
+        "ratio": "times bare",
+        "added_ms_per_system": "ms added for each system",
+    }
+    print_table("steps of TorchSim", rows, columns)
+    device_name = torch.cuda.get_device_name() if on_gpu else "CPU"
+    write_result("torchsim", seeds=[0], rows=rows, more={"device": device_name})
+
+
+if __name__ == "__main__":
+    main()
