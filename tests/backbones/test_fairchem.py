@@ -180,6 +180,7 @@ class TestExperts:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # what torch's compiler warns of itself
 def test_a_compiled_model_gives_the_same():
     compiled = fairchem(compile=True, merge_mole=True)
     backbone, plain = tap(compiled), tap(fairchem())

@@ -315,7 +315,7 @@ def test_weights_out_of_reach_come_with_a_command(
     [
         ("aimnet", "aimnet:aimnet9", r"name of aimnet must be one of .*'aimnet2'"),
         ("torchani", "ani:9x", r"name of ani must be one of .*'2x'.* got '9x'"),
-        ("matgl", "matgl", "must name a potential, got no name"),
+        ("matgl.ext.ase", "matgl", "must name a potential, got no name"),
         ("metatomic_ase", "metatomic:no.pt", "must name a file that exists, got 'no"),
         ("aimnet", "aimnet:aimnet2", "dtype must be 'float32' for aimnet"),
     ],
