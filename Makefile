@@ -61,7 +61,7 @@ test-sevennet: $(SEVENNET_STAMP)
 # The programs that other people's runs are made with; not part of `make test`.
 test-engines: $(ENGINES_STAMP)
 	$(ENGINES)/bin/python -m pytest $(foreach name,lammps ipi openmm,--require-run test_$(name)) \
-	  -k "lammps or ipi or openmm or workflows or features" \
+	  -k "lammps or ipi or openmm or workflows or feature" \
 	  tests/engines tests/annotating/test_featurefile.py tests/test_examples.py tests/test_docs.py
 
 # Not a part of `test`: the environment alone takes minutes and 3 GB.

@@ -194,6 +194,23 @@ def test_an_error_of_the_potential_ends_the_run_and_is_raised(tmp_path):
     assert lmp.extract_global("ntimestep") == 3
 
 
+def test_minimize_ends_at_the_energy_of_its_last_geometry(tmp_path):
+    atoms = salt()
+    lmp = in_lammps(atoms, ["Na", "Cl"], tmp_path)
+    potential = LammpsPotential(lmp, reliable(), "Na,Cl")
+    monitor = Monitor(potential, on_unreliable="warn")
+    potential.commands("minimize 0 1e-3 20 100")
+    bare = mace_calculator()
+    atoms.calc = bare
+    before = atoms.get_potential_energy()
+    atoms.positions = by_id(lmp, "x")
+    assert lmp.get_thermo("pe") == pytest.approx(atoms.get_potential_energy(), abs=1e-7)
+    assert lmp.get_thermo("pe") < before
+    steps = [event.step for event in monitor.history]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == lmp.extract_global("ntimestep")
+
+
 def test_a_cell_that_moves_is_seen_and_needs_the_stress(tmp_path):
     atoms = thermal(salt())
     lmp = in_lammps(atoms, ["Na", "Cl"], tmp_path)

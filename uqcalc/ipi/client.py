@@ -203,7 +203,7 @@ class IpiClient:
 
     def _monitor(self, number: int, run: IpiReplica) -> Monitor:
         paths: dict[str, Any] = {
-            name: None if path is None else path.format(replica=number)
+            name: None if path is None else path.replace("{replica}", str(number))
             for name, path in self._paths.items()
         }
         about = {"replica": number}
