@@ -35,11 +35,25 @@ PAGES: dict[str, tuple[str, ...]] = {
         "ConformalInterval", "OrbConfidence", "MaxForce", "load_signal",
         "FunctionalSpread", "perturb", "Perturbation", "evaluate_members",
     ),
+    "torchsim": (
+        "ReliableModel", "numbered", "guard", "Guard", "Left", "reliable_convergence",
+        "ReliableConvergence", "Ended",
+    ),
 }  # fmt: skip
 ERRORS = "uqcalc.errors"
 TYPES = "uqcalc.types"  # a module of re-exports
 MODULES = {"errors", "types"}
-OTHERS = {"save_safe_mace": "uqcalc.models.safemace.save_safe_mace"}
+OTHERS = {
+    "save_safe_mace": "uqcalc.models.safemace.save_safe_mace",
+    "ReliableModel": "uqcalc.torchsim.model.ReliableModel",
+    "numbered": "uqcalc.torchsim.systems.numbered",
+    "Left": "uqcalc.torchsim.systems.Left",
+    "guard": "uqcalc.torchsim.guarding.guard",
+    "Guard": "uqcalc.torchsim.guarding.Guard",
+    "reliable_convergence": "uqcalc.torchsim.converging.reliable_convergence",
+    "ReliableConvergence": "uqcalc.torchsim.converging.ReliableConvergence",
+    "Ended": "uqcalc.torchsim.converging.Ended",
+}
 
 
 def api_page(page: str) -> str:
