@@ -34,15 +34,20 @@ KT = 300 * ts.units.UnitSystem.metal.temperature
 
 
 def seconds(step: Callable[[], object], count: int, device: torch.device) -> float:
-    """Return the time of one step."""
-    if device.type == "cuda":
+    """Return the time of one step; without a GPU that of the processor alone.
+
+    Other programs on the machine do not change the time of the processor.
+    """
+    on_gpu = device.type == "cuda"
+    clock = time.perf_counter if on_gpu else time.process_time
+    if on_gpu:
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     for _ in range(count):
         step()
-    if device.type == "cuda":
+    if on_gpu:
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / count
+    return (clock() - start) / count
 
 
 class Run:

@@ -97,6 +97,8 @@ class RunFileError(UqcalcError):
 
 # Extra -> first Python release for which the extra installs nothing.
 _NOT_SINCE = {"orb": (3, 13)}
+# Extra -> first Python release for which it installs something.
+_SINCE = {"torchsim": (3, 12)}
 # Extra -> environment to install the extra in.
 _APART = ", in an environment without mace-torch,"
 _WHERE = dict.fromkeys(("sevennet", "fairchem", "mattersim"), _APART)
@@ -113,13 +115,20 @@ class MissingExtraError(UqcalcError, ImportError):
         self.extra = extra
         where = _WHERE.get(extra, "")
         remedy = f'install it{where} with: pip install "uqcalc[{extra}]"'
-        end = _NOT_SINCE.get(extra)
-        if end is not None and sys.version_info[:2] >= end:
-            this = ".".join(map(str, sys.version_info[:2]))
-            last = f"{end[0]}.{end[1] - 1}"
+        here = sys.version_info[:2]
+        end, start = _NOT_SINCE.get(extra), _SINCE.get(extra)
+        known = ""
+        if end is not None and here >= end:
+            best = f"{end[0]}.{end[1] - 1}"
+            known = f"3.11 to {best}"
+        elif start is not None and here < start:
+            best = ".".join(map(str, start))
+            known = f"{best} and newer"
+        if known:
+            this = ".".join(map(str, here))
             remedy = (
-                f"uqcalc supports it with Python 3.11 to {last}, and this is Python "
-                f"{this}: make an environment with Python {last}, and in it {remedy}"
+                f"uqcalc supports it with Python {known}, and this is Python "
+                f"{this}: make an environment with Python {best}, and in it {remedy}"
             )
         super().__init__(f"{what} needs {package}, which is not installed; {remedy}")
 

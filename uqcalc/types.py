@@ -34,6 +34,7 @@ from uqcalc.perturbation.layers import Layer
 from uqcalc.perturbation.members import Members
 from uqcalc.perturbation.noise import Noise
 from uqcalc.probe.addedpaths import AddedPaths
+from uqcalc.probe.batch import Batch, BatchPass
 from uqcalc.probe.card import Card, Guarantee, RegimeCount
 from uqcalc.probe.inputs import Statistics
 from uqcalc.probe.network import ProbeNetwork, Shape
@@ -67,6 +68,8 @@ __all__ = [
     "Backbone",
     "BandAssessment",
     "BandEvent",
+    "Batch",
+    "BatchPass",
     "Capture",
     "Card",
     "Costs",

@@ -37,6 +37,10 @@ PAGES: dict[str, tuple[str, ...]] = {
         "MaxForce", "load_signal",
         "FunctionalSpread", "perturb", "Perturbation", "evaluate_members",
     ),
+    "torchsim": (
+        "ReliableModel", "numbered", "guard", "Guard", "Left", "reliable_convergence",
+        "ReliableConvergence", "Ended",
+    ),
 }  # fmt: skip
 ERRORS = "uqcalc.errors"
 TYPES = "uqcalc.types"  # a module of re-exports
@@ -47,6 +51,14 @@ OTHERS = {
     "IpiClient": "uqcalc.ipi.client.IpiClient",
     "ReliableDriver": "uqcalc.ipi.driver.ReliableDriver",
     "ReliabilityReporter": "uqcalc.openmm.ReliabilityReporter",
+    "ReliableModel": "uqcalc.torchsim.model.ReliableModel",
+    "numbered": "uqcalc.torchsim.systems.numbered",
+    "Left": "uqcalc.torchsim.systems.Left",
+    "guard": "uqcalc.torchsim.guarding.guard",
+    "Guard": "uqcalc.torchsim.guarding.Guard",
+    "reliable_convergence": "uqcalc.torchsim.converging.reliable_convergence",
+    "ReliableConvergence": "uqcalc.torchsim.converging.ReliableConvergence",
+    "Ended": "uqcalc.torchsim.converging.Ended",
 }
 
 
