@@ -52,7 +52,8 @@ class Reach:
 
     def __call__(self, prediction):
         apart = prediction.positions[:, None] - prediction.positions[None]
-        return Reading("reach", float(np.linalg.norm(apart, axis=-1).max()), "Å")
+        found = float(np.linalg.norm(apart, axis=-1).max())
+        return Reading("reach", found, "Å", results={"reach": found})
 
 
 def flying(distance, speed):

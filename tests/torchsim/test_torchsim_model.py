@@ -21,9 +21,10 @@ pytest.importorskip("torch_sim")
 import torch_sim as ts
 from torch_sim.models.interface import SumModel
 from torch_sim.models.lennard_jones import LennardJonesModel
-from torchsim.batches import CPU, Spoiled, bundled, molecules, tiny
+from torchsim.batches import CPU, Reach, Spoiled, bundled, molecules, tiny
 
 from uqcalc.torchsim import ReliableModel, numbered
+from uqcalc.torchsim.systems import settle
 
 
 NAMES = ("CH3OH", "H2O", "C6H6", "CH4")
@@ -146,6 +147,10 @@ def test_a_single_atom_is_never_reliable(model, calculator):
     alone = numbered([lone, lone], model)  # as many atoms as systems
     alone.store_model_extras(model(alone))
     assert (alone.reliability_level >= Level.SUSPECT).all()
+    assert "probe_reliability" in alone.atom_extras
+    settle(alone, model.system_keys)
+    assert alone.system_extras["probe_reliability"].shape == (2,)
+    assert "probe_reliabilities" in alone.atom_extras
 
 
 def test_nan_forces_of_one_system(calculator):
@@ -235,7 +240,24 @@ def test_the_wrapped_model_is_left_as_it_was():
     assert torch.get_default_dtype() is before
 
 
-def test_without_enabled_nothing_is_added(model):
+def test_without_enabled_nothing_is_added_and_nothing_old_stays(model):
     off = ReliableModel(model.model, probe="auto", enabled=False)
     state = state_of(molecules("CH4"), model)
     assert off(state).keys() == model.model(state).keys()
+    off.enabled = True
+    assert (off(state)["reliability_level"] >= 0).all()
+    off.enabled = False
+    assert off(state)["reliability_level"].tolist() == [-1]
+    assert off.last is None
+
+
+def test_a_signal_that_is_not_due_leaves_no_old_value():
+    class Seldom(Reach):
+        interval = 2
+
+    policy = Policy([Threshold("reach", suspect=10.0, unreliable=20.0)])
+    model = ReliableModel(tiny(), None, [Seldom()], policy, sanity=False)
+    state = state_of(molecules("CH4", "H2O"), model)
+    found = [model(state)["reach"].isnan().tolist() for _ in range(3)]
+    assert found == [[False] * 2, [True] * 2, [False] * 2]
+    assert model.last.assessments[0].verdict.skipped == ()

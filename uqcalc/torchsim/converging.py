@@ -11,7 +11,7 @@ import torch
 
 from uqcalc.records import Assessment, Level
 from uqcalc.torchsim.model import ReliableModel
-from uqcalc.torchsim.systems import Left, Places, numbers_of, put
+from uqcalc.torchsim.systems import Left, Places, numbers_of, put, settle
 from uqcalc.torchsim.watching import CHECK, SystemClock, Watcher, moves_cell
 from uqcalc.watching.relaxation import Outcome
 from uqcalc.watching.trigger import Trigger
@@ -85,6 +85,7 @@ class ReliableConvergence:
         """
         numbers, watcher, model = numbers_of(state), self._watcher, self._model
         judged = model.look(state)
+        settle(state, model.system_keys)
         watcher.open(model, {"dynamics": type(state).__name__, "timestep_fs": None})
         cell = moves_cell(state)
         for row, number in enumerate(numbers):

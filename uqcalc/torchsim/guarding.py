@@ -165,7 +165,7 @@ class _Run:
             )
             raise ValueError(msg)
         whole = self._init(state=state, model=model, **options)
-        settle(whole)
+        settle(whole, model.system_keys)
         timestep = options.get("dt")
         fs = None
         if timestep is not None:
@@ -195,7 +195,7 @@ class _Run:
             self._moved = state if everything else take(state, self._going)
         given = {key: self._part(value) for key, value in options.items()}
         self._moved = self._step(state=self._moved, model=model, **given)
-        settle(self._moved)
+        settle(self._moved, model.system_keys)
         if self._places is None:
             self._whole = self._moved
         else:

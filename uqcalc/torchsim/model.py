@@ -113,8 +113,8 @@ class ReliableModel(ModelInterface):  # type: ignore[misc]  # not typed where ab
         others nothing is read and nothing waits for the device: the extras are NaN,
         and ``reliability_level`` is -1.
     enabled : bool
-        With False nothing is judged and there are no extras. This attribute may be
-        changed at any time.
+        With False nothing is judged. This attribute may be changed at any time; once
+        there were extras, they are those of a pass that is not read.
 
     Attributes
     ----------
@@ -209,12 +209,12 @@ class ReliableModel(ModelInterface):  # type: ignore[misc]  # not typed where ab
         BackboneError
             If the pass gave no features.
         """
-        if not self.enabled:
+        if not (self.enabled or self._kinds):
             self.last = None
             return dict(self.model(state, **kwargs))
         if self._layout is None or not self._layout.fits(state):
             self._layout, self._passes = Layout(state), 0
-        due = self._passes % self.interval == 0
+        due = self.enabled and self._passes % self.interval == 0
         self._passes += 1
         return self._evaluate(state, kwargs, self._layout, due=due)
 
@@ -230,6 +230,13 @@ class ReliableModel(ModelInterface):  # type: ignore[misc]  # not typed where ab
             msg = "a state must be judged when it is asked for, got no verdict"
             raise RuntimeError(msg)
         return self.last
+
+    @property
+    def system_keys(self) -> frozenset[str]:
+        """Names of the extras with one entry for each system."""
+        return frozenset(
+            key for key, (of_atoms, *_) in self._kinds.items() if not of_atoms
+        )
 
     def signals_of(self, index: int) -> list[Signal]:
         """Return the signals of a system: `Sanity` and `Flags` remember neighbours."""
@@ -406,9 +413,12 @@ class ReliableModel(ModelInterface):  # type: ignore[misc]  # not typed where ab
     def _extras(
         self, layout: Layout, assessments: Sequence[Assessment]
     ) -> dict[str, torch.Tensor]:
-        """Return the results of all systems as tensors on the device."""
+        """Return the results of all systems as tensors on the device.
+
+        A signal that is not due has NaN: a state would keep its older values.
+        """
         results = [assessment.results() for assessment in assessments]
-        extras = {}
+        extras = self._blank(layout)
         for key in dict.fromkeys(key for own in results for key in own):
             known = next(np.asarray(own[key]) for own in results if key in own)
             of_atoms, flag = known.ndim > 0, known.dtype == bool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -83,23 +83,16 @@ def numbers_of(state: Any) -> list[int]:
     return [int(number) for number in found.tolist()]
 
 
-def settle(state: Any) -> None:
+def settle(state: Any, keys: Iterable[str] = ()) -> None:
     """Move extras of systems to their place where each system has a single atom.
 
     TorchSim then takes them for extras of atoms, and later cannot join this state with
-    others.
+    others. ``keys`` are those of the model, `ReliableModel.system_keys`.
     """
     extras = state.atom_extras
-    if len(state.cell) != state.n_atoms:
-        return
-    for key in [k for k in extras if k == SYSTEM or _of_systems(k)]:
-        state.system_extras[key] = extras.pop(key)
-
-
-def _of_systems(key: str) -> bool:
-    """Return whether an extra of ours has one entry for each system."""
-    ours = key.startswith(("probe_", "sanity_", "flags_", "force_delta", "reliability"))
-    return ours and not key.startswith(("probe_reliabilities", "force_deltas"))
+    if len(state.cell) == state.n_atoms:
+        for key in {SYSTEM, *keys} & {*extras}:
+            state.system_extras[key] = extras.pop(key)
 
 
 def copied(state: Any) -> Any:
