@@ -409,8 +409,8 @@ def test_paths_that_cannot_be_meant_are_refused(source, tmp_path):
     for target in (source, link):
         with pytest.raises(RecordError, match="another file than the source"):
             annotate_file(source, target, judged())
-    with pytest.raises(RecordError, match=r"end in \.xyz or \.extxyz, got out\.traj"):
-        annotate_file(source, tmp_path / "out.traj", judged())
+    with pytest.raises(RecordError, match=r"end in \.xyz, .* or \.db, got out\.cif"):
+        annotate_file(source, tmp_path / "out.cif", judged())
     with pytest.raises(RecordError, match=r"existing trajectory, got .*no\.xyz"):
         annotate_file(tmp_path / "no.xyz", tmp_path / "out.xyz", judged())
     assert source.read_bytes() == before
@@ -468,7 +468,7 @@ def molecules(count):
 VICTIM = """
 import sys, time
 import typer
-import uqcalc.annotating.file as module
+import uqcalc.annotating.targets as module
 from uqcalc.cli.annotate import annotate
 plain = module.append_frame
 def slowly(*args):

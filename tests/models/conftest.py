@@ -1,0 +1,7 @@
+"""metatomic goes first: see tests/backbones/conftest.py."""
+
+import contextlib
+
+
+with contextlib.suppress(ImportError):
+    import metatomic.torch  # noqa: F401
