@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 from uqcalc.errors import MissingExtraError, RecordError
@@ -114,11 +115,8 @@ class Pool:
         waiting: deque[tuple[Any, Job]] = deque()
         most = len(free) + len(self._actors)  # some may wait for a slow one before
         while True:
-            while free and len(waiting) < most:
-                job = next(left, None)
-                if job is None:
-                    break
-                actor = free.popleft()
+            while free and len(waiting) < most and (given := [*islice(left, 1)]):
+                job, actor = given[0], free.popleft()
                 future = actor.do.remote(task, job)
                 busy[future] = actor
                 waiting.append((future, job))
