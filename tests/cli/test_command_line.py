@@ -126,7 +126,7 @@ def test_defects_are_those_of_the_library():
             "certify default labelled.xyz -o my.probe --tolerance 1kg",
             "tolerance must be a number with a unit",
         ),
-        ("annotate labelled.xyz -o out.cif", "output must end in .xyz, .extxyz"),
+        ("annotate labelled.xyz -o out.cif", "target must end in .xyz, .extxyz"),
         ("annotate labelled.xyz -o o.xyz --limits 2 1", "finite suspect <= unreliable"),
         ("attack labelled.xyz -o labelled.xyz --model orb:x", "must be a new file"),
         ("info no.probe", "got 'no.probe', which does not exist"),
@@ -152,7 +152,7 @@ def test_errors_of_usage_end_with_status_2(words, message, tmp_path, monkeypatch
         ("certify default labelled.xyz", 2, "a file must be given for the probe"),
         ("evaluate other.probe damaged.xyz", 1, "safetensors"),
         ("evaluate default damaged.xyz", 1, "must hold structures in a format"),
-        ("annotate damaged.xyz -o out.cif", 2, "output must end in"),
+        ("annotate damaged.xyz -o out.cif", 2, "target must end in"),
         ("run run.yaml", 1, "unknown key"),
     ],
 )
