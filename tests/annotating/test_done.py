@@ -13,7 +13,7 @@ from ase.io import read, write
 from typer.testing import CliRunner
 
 from uqcalc.annotating import done as module
-from uqcalc.annotating.done import Told, deed, note, told_before
+from uqcalc.annotating.done import Message, earlier_message, job_hash, write_record
 from uqcalc.cli import app
 
 
@@ -64,7 +64,7 @@ def finished(tmp_path):
     return source, output
 
 
-TOLD = Told(("frame", "why"), (("3", "far"),), "Frames: 4.", 1)
+MESSAGE = Message(("frame", "why"), (("3", "far"),), "Frames: 4.", 1)
 
 
 def test_a_record_answers_only_for_what_it_was_written_for(finished, monkeypatch):
@@ -72,17 +72,17 @@ def test_a_record_answers_only_for_what_it_was_written_for(finished, monkeypatch
     options = {"index": ":", "probe": ["a.probe"]}
     other = output.with_name("a.probe")
     other.write_bytes(b"probe")
-    name = deed(source, options, [other])
-    note(name, [output], TOLD)
-    assert told_before(deed(source, options, [other]), [output]) == TOLD
+    name = job_hash(source, options, [other])
+    write_record(name, [output], MESSAGE)
+    assert earlier_message(job_hash(source, options, [other]), [output]) == MESSAGE
 
     def seen():
-        return told_before(deed(source, options, [other]), [output])
+        return earlier_message(job_hash(source, options, [other]), [output])
 
     options["index"] = "::2"
     assert seen() is None
     options["index"] = ":"
-    assert seen() == TOLD
+    assert seen() == MESSAGE
     for path in (source, output, other):
         content, times = path.read_bytes(), path.stat()
         for changed in (content[:-1], content[:-1] + b"!", content + b"!"):
@@ -91,24 +91,24 @@ def test_a_record_answers_only_for_what_it_was_written_for(finished, monkeypatch
             assert seen() is None, path
         path.write_bytes(content)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-        assert seen() == TOLD
+        assert seen() == MESSAGE
     monkeypatch.setattr(module, "_version", lambda _: "2.0")
     assert seen() is None
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"told": 1}', "[1]", "\xff"])
+@pytest.mark.parametrize("text", ["", "{}", '{"message": 1}', "[1]", "\xff"])
 def test_a_damaged_record_is_none(finished, text):
     source, output = finished
-    name = deed(source, {}, [])
-    note(name, [output], TOLD)
+    name = job_hash(source, {}, [])
+    write_record(name, [output], MESSAGE)
     output.with_name(".out.xyz.done").write_text(text, encoding="latin-1")
-    assert told_before(name, [output]) is None
+    assert earlier_message(name, [output]) is None
 
 
 def test_sources_of_several_files_are_in_doubt(tmp_path):
     (tmp_path / "OUTCAR").write_text("energies")
-    assert deed(tmp_path / "OUTCAR", {}, []) is None
-    assert deed(tmp_path / "absent.xyz", {}, []) is None
+    assert job_hash(tmp_path / "OUTCAR", {}, []) is None
+    assert job_hash(tmp_path / "absent.xyz", {}, []) is None
 
 
 def test_of_a_large_file_first_and_last_pieces_are_read(tmp_path, monkeypatch):
@@ -122,13 +122,13 @@ def test_of_a_large_file_first_and_last_pieces_are_read(tmp_path, monkeypatch):
             changed[place] ^= 1
         source.write_bytes(changed)
         os.utime(source, ns=(0, 0))
-        names.add(deed(source, {}, []))
+        names.add(job_hash(source, {}, []))
     assert len(names) == 3
 
 
 def test_weights_that_no_package_holds_are_in_doubt(tmp_path):
     """The cache of a downloaded potential may change without a trace."""
-    from uqcalc.cli.annotate import _deed
+    from uqcalc.cli.annotate import _job_hash
 
     source = tmp_path / "md.xyz"
     source.write_text("1\n\nH 0 0 0\n")
@@ -136,5 +136,5 @@ def test_weights_that_no_package_holds_are_in_doubt(tmp_path):
     output = tmp_path / "out.xyz"
     named = {"model": f"mace:{source}"}
     for model in ({"model": None}, {"model": "chgnet"}, named):
-        assert _deed(source, output, given | model)[0] is not None
-    assert _deed(source, output, given | {"model": "mace_mp:small"})[0] is None
+        assert _job_hash(source, output, given | model)[0] is not None
+    assert _job_hash(source, output, given | {"model": "mace_mp:small"})[0] is None

@@ -38,8 +38,8 @@ _PIECES, _PIECE = 64, 2**20  # at most so many pieces of so many bytes of a file
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What the command told at the end.
+class Message:
+    """What the command says at the end.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Told:
     failed: int
 
 
-def deed(
+def job_hash(
     source: Path, options: Mapping[str, object], files: Iterable[Path]
 ) -> str | None:
     """Return a name for all that decides about an output, but for the output itself.
@@ -93,27 +93,27 @@ def deed(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def told_before(done: str, outputs: Iterable[Path]) -> Told | None:
-    """Return what was told when these outputs were written; None if in doubt.
+def earlier_message(done: str, outputs: Iterable[Path]) -> Message | None:
+    """Return the message when these outputs were written; None if in doubt.
 
     Parameters
     ----------
     done : str
-        The answer of `deed`.
+        The answer of `job_hash`.
     outputs : iterable of Path
         The first one has the record beside it.
     """
     written = list(outputs)
     try:
         record = json.loads(_beside(written[0]).read_text(encoding="utf-8"))
-        told = record["told"]
-        same = record["deed"] == done and record["outputs"] == _contents(written)
+        message = record["message"]
+        same = record["job_hash"] == done and record["outputs"] == _contents(written)
         return (
-            Told(
-                tuple(told["columns"]),
-                tuple(map(tuple, told["rows"])),
-                str(told["text"]),
-                int(told["failed"]),
+            Message(
+                tuple(message["columns"]),
+                tuple(map(tuple, message["rows"])),
+                str(message["text"]),
+                int(message["failed"]),
             )
             if same
             else None
@@ -122,10 +122,14 @@ def told_before(done: str, outputs: Iterable[Path]) -> Told | None:
         return None  # no record, or not a whole one
 
 
-def note(done: str, outputs: Iterable[Path], told: Told) -> None:
+def write_record(done: str, outputs: Iterable[Path], message: Message) -> None:
     """Write the record beside the first output."""
     written = list(outputs)
-    record = {"deed": done, "outputs": _contents(written), "told": asdict(told)}
+    record = {
+        "job_hash": done,
+        "outputs": _contents(written),
+        "message": asdict(message),
+    }
     with whole(_beside(written[0])) as partial:
         partial.write_text(json.dumps(record), encoding="utf-8")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uqcalc.annotating.done import Told, deed, note, told_before
+from uqcalc.annotating.done import Message, earlier_message, job_hash, write_record
 from uqcalc.cli.console import Report, notice, reporting, usage_errors
 from uqcalc.cli.options import (
     DeviceOption,
@@ -248,10 +248,10 @@ def annotate(  # noqa: PLR0913  (one option each)
         input_file(source) as readable,
         output_file(output) as target,
     ):
-        done, outputs = _deed(source, output, context.params)
-        if (told := _told_before(done, outputs)) is not None:
-            _tell(told, report)
-            _end(told)
+        done, outputs = _job_hash(source, output, context.params)
+        if (message := _earlier_message(done, outputs)) is not None:
+            _tell(message, report)
+            _end(message)
             return
 
         import uqcalc
@@ -291,15 +291,15 @@ def annotate(  # noqa: PLR0913  (one option each)
         if summary.frames and (table is not None or atoms_table is not None):
             write_tables(target, frames=table, atoms=atoms_table)
         if done is not None:
-            note(done, outputs, _told(_repeated(summary)))
-    _end(_told(summary))
+            write_record(done, outputs, _message(_repeated(summary)))
+    _end(_message(summary))
 
 
 # Parameters without an effect on what is written.
 _OUTSIDE = ("source", "output", "ray", "workers", "gpus_per_worker", "quiet")
 
 
-def _deed(
+def _job_hash(
     source: Path, output: Path, given: Mapping[str, Any]
 ) -> tuple[str | None, list[Path]]:
     """Return a name for what is to be done (`uqcalc.annotating.done`), and its outputs.
@@ -318,15 +318,15 @@ def _deed(
     files += [given[key] for key in ("head", "perturbation") if given[key]]
     options = {key: given[key] for key in sorted({*given} - {*_OUTSIDE})}
     tables = [given[key] for key in ("table", "atoms_table") if given[key]]
-    return deed(source, options, [*weights, *files]), [output, *tables]
+    return job_hash(source, options, [*weights, *files]), [output, *tables]
 
 
-def _told_before(done: str | None, outputs: Sequence[Path]) -> Told | None:
-    return None if done is None else told_before(done, outputs)
+def _earlier_message(done: str | None, outputs: Sequence[Path]) -> Message | None:
+    return None if done is None else earlier_message(done, outputs)
 
 
-def _end(told: Told) -> None:
-    if told.failed:
+def _end(message: Message) -> None:
+    if message.failed:
         raise typer.Exit(code=1)
 
 
@@ -364,7 +364,7 @@ def _probes(name: str, given: list[str] | None, *, needed: bool) -> list[Probe]:
 def _show(summary: AnnotationSummary, output: Path, report: Report) -> None:
     if is_standard(output):
         summary = replace(summary, target=Path("standard output"))
-    _tell(_told(summary), report)
+    _tell(_message(summary), report)
 
 
 def _repeated(summary: AnnotationSummary) -> AnnotationSummary:
@@ -372,7 +372,7 @@ def _repeated(summary: AnnotationSummary) -> AnnotationSummary:
     return replace(summary, resumed_from=summary.frames, passed=0)
 
 
-def _told(summary: AnnotationSummary) -> Told:
+def _message(summary: AnnotationSummary) -> Message:
     columns: tuple[str, ...] = ()
     rows = []
     if summary.worst:
@@ -384,17 +384,17 @@ def _told(summary: AnnotationSummary) -> Told:
         if row.reliability is not None:
             number = f"{row.reliability:.3f}"
         rows.append((str(row.index), row.formula, row.level.name, number, row.reason))
-    return Told(columns, tuple(rows), str(summary), len(summary.failed))
+    return Message(columns, tuple(rows), str(summary), len(summary.failed))
 
 
-def _tell(told: Told, report: Report) -> None:
+def _tell(message: Message, report: Report) -> None:
     from rich.table import Table
 
-    if told.columns:
-        table = Table(*told.columns[:3], title="the worst frames")
-        table.add_column(told.columns[3], justify="right")
-        table.add_column(told.columns[4], overflow="fold")
-        for row in told.rows:
+    if message.columns:
+        table = Table(*message.columns[:3], title="the worst frames")
+        table.add_column(message.columns[3], justify="right")
+        table.add_column(message.columns[4], overflow="fold")
+        for row in message.rows:
             table.add_row(*row)
         report.result(table, fold=True)
-    report.result(told.text)
+    report.result(message.text)
