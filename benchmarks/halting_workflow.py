@@ -180,13 +180,15 @@ def choices(tuning: Sequence[Watched]) -> dict[str, Halts]:
         ranked = [(level, by_p(condition, level)) for level in LEVELS]
         level, halts = tuned(tuning, ranked)
         found[f"{condition.name}, P < {level} (tuned)"] = halts
+    allowed = score(tuning, usual)["sound_halted"]
     for name, signal in BASELINES.items() if tuning else ():
         if signal == "spread" and any(one.spread is None for one in tuning):
             continue
         limits = quantiles(tuning, signal)
         ranked = [(limit, by_signal(every[0], signal, limit)) for limit in limits]
-        limit, halts = tuned(tuning, ranked)
-        found[f"{name} > {limit:.3g}"] = halts
+        for most in sorted({0, allowed}):
+            limit, halts = tuned(tuning, ranked, most)
+            found[f"{name} > {limit:.3g} ({most} sound halts allowed)"] = halts
     for limit in (BOUNDARY, TOLERANCE):
         halts = by_error(every[0], limit)
         found[f"true error > {limit:g} eV/Å, {every[0].name}"] = halts

@@ -203,16 +203,19 @@ def long_runs(runs: Sequence[Watched], halts: Halts) -> dict[str, Any]:
 
 
 def tuned(
-    runs: Sequence[Watched], candidates: Sequence[tuple[Any, Halts]]
+    runs: Sequence[Watched],
+    candidates: Sequence[tuple[Any, Halts]],
+    sound_halts: int = 0,
 ) -> tuple[Any, Halts]:
-    """Return the candidate with most halts in time, no sound halt and few early ones.
+    """Return the candidate with most halts in time and few sound and early halts.
 
-    At most 10 % of the failing runs may be halted more than 500 fs early. Of equally
-    good candidates it is the one with the fewest early halts, then the middle one. If
-    none is allowed, the rule on early halts is dropped.
+    At most ``sound_halts`` steady runs without a failure and 10 % of the failing runs
+    (more than 500 fs early) may be halted wrongly. Of equally good candidates it is the
+    one with the fewest early halts, then the middle one. If no candidate keeps a rule,
+    the rule is dropped.
     """
     scores = [(score(runs, halts), name, halts) for name, halts in candidates]
-    quiet = [s for s in scores if s[0]["sound_halted"] == 0] or scores
+    quiet = [s for s in scores if s[0]["sound_halted"] <= sound_halts] or scores
     few = [s for s in quiet if s[0]["early"] <= 0.1 * s[0]["failing"]] or quiet
     best = max((s[0]["in_time"], -s[0]["early"]) for s in few)
     top = [s for s in few if (s[0]["in_time"], -s[0]["early"]) == best]
