@@ -3,7 +3,7 @@
 360 frames at 300 K, with labels of GFN2-xTB (of ReaxFF for the periodic box), train a
 small MACE, and 200 more fit a probe (boundary 100 meV/Å); a second probe has 100 labels
 at 600 K, too. Runs at 300 K, at 600 K and from 300 to 1500 K follow, with the true
-error every 5 fs, and runs of 100 ps at 300 K where a system has them. The stages are
+error every 5 fs, and longer runs at 300 K where a system has them. The stages are
 `make` (frames, potential, runs, reference forces), `committee` (three further
 potentials and their spread), `judge` (probes and verdicts) and `report`; each continues
 from the files in the cache. Needs rdkit and the extras mace and xtb; the box needs the
@@ -245,7 +245,7 @@ def targets_of(row: dict[str, Any], gaps: list[dict[str, Any]]) -> list[dict]:
 def long_rows(
     probe: str, runs: Sequence[Watched], found: dict[str, Halts]
 ) -> list[dict[str, Any]]:
-    """Return the halts of the runs of 100 ps, for each condition and system."""
+    """Return the halts of the long runs, for each condition and system."""
     rows = []
     for name in dict.fromkeys(one.system for one in runs):
         own = [one for one in runs if one.system == name]

@@ -37,7 +37,8 @@ class Kind:
     steps: int = 2500
 
 
-RAMP, LONG = "300 to 1500 K", "300 K, 100 ps"
+RAMP, LONG = "300 to 1500 K", "300 K, long"
+LONG_STEPS = 12_500
 
 
 def kinds_of(system: System, part: str) -> list[Kind]:
@@ -48,7 +49,7 @@ def kinds_of(system: System, part: str) -> list[Kind]:
             Kind("600 K", 600.0, 600.0, 2),
             Kind(RAMP, 300.0, 1500.0, system.ramps),
         ),
-        "long": (Kind(LONG, 300.0, 300.0, system.long, 100_000),),
+        "long": (Kind(LONG, 300.0, 300.0, system.long, LONG_STEPS),),
     }
     return [kind for kind in kinds[part] for _ in range(kind.runs)]
 

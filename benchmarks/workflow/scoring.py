@@ -19,7 +19,7 @@ BEFORE_HALT_FS = 50.0
 LOW_ERROR = 0.7  # of the boundary: a halt at a lower error was too cautious
 LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7)  # limits on P
 STEADY = ("300 K", "600 K")
-PAUSE_FS = 1000.0  # after a halt of a long run
+PAUSE_FS = 1000.0  # after a halt of a long run, which then goes on
 
 
 @dataclass(frozen=True)

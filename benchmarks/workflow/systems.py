@@ -44,7 +44,7 @@ REAXFF_ELEMENTS = {"C": 1, "H": 2, "O": 3}
 class System:
     """A molecule or a box, its numbers of runs, and whether these chose the trigger.
 
-    ``ramps`` is the number of heated runs and ``long`` that of the runs of 100 ps. A
+    ``ramps`` is the number of heated runs, and ``long`` that of long runs at 300 K. A
     box is a cube with ``edge`` in Å that has ``copies`` of the molecule. With ``of``,
     frames, potential and probes are those of another entry, and only the runs are new:
     other starts, velocities and noise, from ``seed``.
@@ -82,7 +82,7 @@ class System:
 SYSTEMS = {
     s.name: s
     for s in (
-        System("ethanol", "CCO", 12, seen=True, long=4),
+        System("ethanol", "CCO", 12, seen=True, long=8),
         System("ethanol again", "CCO", 10, seen=False, of="ethanol", seed=1),
         System("malonaldehyde", "OC=CC=O", 8, seen=False),
         System("uracil", "O=C1C=CNC(=O)N1", 8, seen=False),
