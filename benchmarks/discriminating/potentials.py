@@ -47,6 +47,7 @@ class Training:
     r_max: float = 4.5
     learning_rate: float = 0.01
     seed: int = 20
+    channels: int = 64
 
 
 def trained(
@@ -117,6 +118,16 @@ def fit_energies(frames: Sequence[Atoms], elements: Sequence[int]) -> np.ndarray
 def prepare(
     atoms: Atoms, elements: Sequence[int], e0: np.ndarray, r_max: float
 ) -> Batch:
+    """Turn a labelled frame into tensors: those of `structure`, energy and forces."""
+    species = np.searchsorted(elements, atoms.numbers)
+    energy = atoms.info["energy"] - e0[species].sum()
+    return structure(atoms, elements, r_max) | {
+        "energy": torch.tensor([energy], dtype=torch.float32),
+        "forces": torch.tensor(atoms.arrays["forces"], dtype=torch.float32),
+    }
+
+
+def structure(atoms: Atoms, elements: Sequence[int], r_max: float) -> Batch:
     """Turn a frame into tensors; atoms have equally many edges, absent ones are -1."""
     from mace.data.neighborhood import get_neighborhood
 
@@ -135,12 +146,9 @@ def prepare(
     table["pairs"][present] = numbered_pairs(senders, receivers, units)[order] + 1
     table["shifts"][present] = shifts[order]
     species = np.searchsorted(elements, atoms.numbers)
-    energy = atoms.info["energy"] - e0[species].sum()
     return {
         "positions": torch.tensor(atoms.positions, dtype=torch.float32),
         "node_attrs": torch.eye(len(elements))[torch.tensor(species)],
-        "energy": torch.tensor([energy], dtype=torch.float32),
-        "forces": torch.tensor(atoms.arrays["forces"], dtype=torch.float32),
         **{key: torch.from_numpy(value) for key, value in table.items()},
     }
 
@@ -159,10 +167,14 @@ def numbered_pairs(
 
 
 def collate(samples: Sequence[Batch], r_max: float) -> Batch:
-    """Join frames; a missing edge joins an atom to itself, beyond the cutoff."""
+    """Join frames, labelled or not.
+
+    A missing edge joins an atom to itself, beyond the cutoff.
+    """
     sizes = torch.tensor([len(s["positions"]) for s in samples])
     ptr = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
-    batch = {key: torch.cat([s[key] for s in samples]) for key in PARTS}
+    given = [key for key in PARTS if key in samples[0]]
+    batch = {key: torch.cat([s[key] for s in samples]) for key in given}
     width = max(s["senders"].shape[1] for s in samples)
     receivers = torch.arange(int(ptr[-1]))[:, None].expand(-1, width)
     senders, pairs = receivers.clone(), torch.zeros_like(receivers)
@@ -213,7 +225,7 @@ def configuration(
         "interaction_cls": block,
         "interaction_cls_first": block,
         "num_interactions": 2,
-        "hidden_irreps": "64x0e",
+        "hidden_irreps": f"{how.channels}x0e",
         "MLP_irreps": "16x0e",
         "correlation": 3,
         "radial_MLP": [64, 64, 64],

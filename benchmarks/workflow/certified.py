@@ -12,8 +12,8 @@ from uqcalc import Level, Policy, Threshold, certify_halting
 from uqcalc.errors import LabelError
 from uqcalc.types import JudgedRun
 from uqcalc.watching.trigger import Trigger
-from workflow.dynamics import FRAME_FS
-from workflow.scoring import RAMP, Watched
+from workflow.dynamics import FRAME_FS, RAMP
+from workflow.scoring import Watched
 
 
 POLICY = Policy([Threshold("probe", suspect=0.2, unreliable=0.5)])
@@ -24,7 +24,7 @@ def judged_run(one: Watched) -> JudgedRun:
     """Return the run in the form of `certify_halting`."""
     error = one.run.error
     return JudgedRun(
-        name=f"{one.molecule}, {one.run.kind}",
+        name=f"{one.system}, {one.run.kind}",
         time_fs=FRAME_FS * np.arange(len(error)),
         risks=tuple({"probe": float(1 - p)} for p in one.verdicts.p),
         levels=tuple(Level(int(level)) for level in one.verdicts.level),

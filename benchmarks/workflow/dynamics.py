@@ -1,7 +1,7 @@
-"""Runs of one molecule with its potential, with reference forces of kept frames.
+"""Runs of one system with its potential, with reference forces of kept frames.
 
-All runs of a molecule are one batch. A run is wrecked, and ends, if a force exceeds
-100 eV/Å or an atom is more than 15 Å from the centre.
+All runs of a system and of one part are one batch. A run is wrecked, and ends, if a
+force exceeds 100 eV/Å or an atom of a molecule is more than 15 Å from the centre.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from halting.judging import find_onset
 from ramp import MAX_DISTANCE, MAX_FORCE
 from sample import FAILURES
 
-from workflow.potential import BatchedForces, Molecule, xtb
+from workflow.potential import BatchedForces
+from workflow.systems import System
 
 
-STEPS = 2500
 TIMESTEP_FS, FRAME_FS = 1.0, 5.0
 FRICTION, WARM_UP_FRICTION = 0.01, 0.05  # 1/fs
 WARM_UP_STEPS = 300
@@ -28,44 +28,59 @@ WARM_UP_STEPS = 300
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of run: temperature at its start and end, number of runs."""
+    """A kind of run: temperature at its start and end; steps and number of runs."""
 
     name: str
     start_K: float
     end_K: float
     runs: int
+    steps: int = 2500
 
 
-KINDS = (
-    Kind("300 K", 300.0, 300.0, 2),
-    Kind("600 K", 600.0, 600.0, 2),
-    Kind("300 to 1500 K", 300.0, 1500.0, 12),
-)
+RAMP, LONG = "300 to 1500 K", "300 K, long"
+LONG_STEPS = 12_500
 
 
-def kinds_of(molecule: Molecule) -> list[Kind]:
-    """Return the kind of each run of a molecule."""
-    return [kind for kind in KINDS for _ in range(min(kind.runs, molecule.ramps))]
+def kinds_of(system: System, part: str) -> list[Kind]:
+    """Return the kind of each run of a system; part is one of `PARTS`."""
+    kinds = {
+        "runs": (
+            Kind("300 K", 300.0, 300.0, 2),
+            Kind("600 K", 600.0, 600.0, 2),
+            Kind(RAMP, 300.0, 1500.0, system.ramps),
+        ),
+        "long": (Kind(LONG, 300.0, 300.0, system.long, LONG_STEPS),),
+    }
+    return [kind for kind in kinds[part] for _ in range(kind.runs)]
+
+
+PARTS = ("runs", "long")
 
 
 @dataclass
 class Run:
-    """One run of a molecule; arrays have one row per kept frame.
+    """One run of a system; arrays have one row per kept frame.
 
     ``positions`` in Å, ``forces`` and ``truth`` in eV/Å (frames, atoms, 3), ``energy``
     in eV, ``features`` (frames, atoms, channels), ``temperature`` of the bath in K.
-    ``truth`` is NaN where GFN2-xTB did not converge.
+    ``truth`` is NaN where the reference did not converge. ``cell`` (3, 3) is zero for a
+    molecule.
     """
 
     kind: str
     wrecked: bool
     numbers: np.ndarray
+    cell: np.ndarray
     temperature: np.ndarray
     positions: np.ndarray
     energy: np.ndarray
     forces: np.ndarray
     features: np.ndarray
     truth: np.ndarray
+
+    def atoms(self, index: int) -> Atoms:
+        """Return one frame."""
+        return structure(self.numbers, self.positions[index], self.cell)
 
     @property
     def error(self) -> np.ndarray:
@@ -79,8 +94,13 @@ class Run:
         return len(self.energy) if found is None and self.wrecked else found
 
 
+def structure(numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray) -> Atoms:
+    """Return a structure, periodic if it has a cell."""
+    return Atoms(numbers, positions, cell=cell, pbc=bool(np.any(cell)))
+
+
 class Batch:
-    """State of all runs of a molecule, (runs, atoms, 3), moved by BAOAB."""
+    """State of all runs of a system, (runs, atoms, 3), moved by BAOAB."""
 
     def __init__(
         self,
@@ -90,7 +110,7 @@ class Batch:
         seed: int,
     ) -> None:
         self.model, self.numbers = model, starts[0].numbers
-        self.kinds = list(kinds)
+        self.cell = starts[0].cell.array
         self.masses = atomic_masses[self.numbers][:, None]
         self.rng = np.random.default_rng(seed)
         self.positions = np.array([a.positions for a in starts])
@@ -103,7 +123,7 @@ class Batch:
     def evaluate(self) -> None:
         """Evaluate the runs that go on; wreck those that must end."""
         rows = np.flatnonzero(self.alive)
-        frames = [Atoms(self.numbers, self.positions[row]) for row in rows]
+        frames = [structure(self.numbers, self.positions[r], self.cell) for r in rows]
         out = self.model.output(frames)
         shape = (len(rows), len(self.numbers), -1)
         self.forces = np.zeros_like(self.positions)
@@ -117,7 +137,8 @@ class Batch:
         largest = np.linalg.norm(self.forces, axis=2).max(axis=1)
         centre = self.positions.mean(axis=1, keepdims=True)
         far = np.linalg.norm(self.positions - centre, axis=2).max(axis=1)
-        self.alive &= (largest <= MAX_FORCE) & (far <= MAX_DISTANCE)
+        apart = (far > MAX_DISTANCE) & ~np.any(self.cell)
+        self.alive &= (largest <= MAX_FORCE) & ~apart
 
     def step(self, kelvin: np.ndarray, friction: float) -> None:
         """Make one step of all runs that go on."""
@@ -138,7 +159,10 @@ class Batch:
 def simulate(
     model: BatchedForces, starts: Sequence[Atoms], kinds: Sequence[Kind], seed: int
 ) -> list[Run]:
-    """Warm up and run; reference forces are not computed yet."""
+    """Warm up and run; reference forces are not computed yet.
+
+    All kinds must have the same number of steps.
+    """
     batch = Batch(
         model, [starts[i % len(starts)] for i in range(len(kinds))], kinds, seed
     )
@@ -151,8 +175,9 @@ def simulate(
         message = "all runs must survive the warm-up, got a wreck"
         raise RuntimeError(message)
     kept: list[list[tuple]] = [[] for _ in kinds]
-    for step in range(1, STEPS + 1):
-        kelvin = first + (last - first) * step / STEPS
+    steps = kinds[0].steps
+    for step in range(1, steps + 1):
+        kelvin = first + (last - first) * step / steps
         batch.step(kelvin, FRICTION)
         for row in np.flatnonzero(batch.alive) if step % every == 0 else ():
             found = (batch.positions, batch.energy, batch.forces, batch.features)
@@ -160,25 +185,28 @@ def simulate(
     runs = []
     for kind, alive, rows in zip(kinds, batch.alive, kept, strict=True):
         columns = [np.array(column) for column in zip(*rows, strict=True)]
-        runs.append(Run(kind.name, not alive, batch.numbers, *columns, np.zeros(0)))
+        head = (kind.name, not alive, batch.numbers, batch.cell)
+        runs.append(Run(*head, *columns, truth=np.zeros(0)))
     return runs
 
 
-def label(run: Run) -> None:
-    """Set GFN2-xTB forces of all frames; NaN for a frame without convergence."""
+def label(run: Run, system: System) -> None:
+    """Set the reference forces of all frames; NaN for a frame without convergence."""
     run.truth = np.full(run.positions.shape, np.nan)
-    atoms = Atoms(run.numbers, positions=run.positions[0])
-    atoms.calc = xtb()
+    atoms = run.atoms(0)
+    atoms.calc = system.reference()
     for index, frame in enumerate(run.positions):
         atoms.positions = frame
         try:
             run.truth[index] = atoms.get_forces()
         except FAILURES:
-            atoms.calc = xtb()  # the next frame must not start from the failed one
+            atoms.calc = (
+                system.reference()
+            )  # the next frame must not start from the failed one
 
 
 def write_runs(path: Path, runs: Sequence[Run]) -> None:
-    """Write all runs of a molecule to a temporary file, which is then renamed."""
+    """Write all runs of a part to a temporary file, which is then renamed."""
     arrays = {
         f"{number} {field.name}": np.asarray(getattr(run, field.name))
         for number, run in enumerate(runs)

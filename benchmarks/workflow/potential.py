@@ -1,141 +1,59 @@
-"""A small MACE for one molecule, from a few hundred GFN2-xTB frames at 300 K.
+"""A small MACE for one system, from a few hundred frames at 300 K, and a committee.
 
-The frames come from independent GFN2-xTB trajectories, so that potential and probe
-never share one. The trainer is that of the bundled potential, with fewer channels.
+Trainer and neighbour lists are those of `discriminating.potentials`, with fewer
+channels.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from ase import Atoms, units
-from ase.io import read
-from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import thermalize_momenta
-from common import BUNDLED
-from safetensors.torch import load
-
-
-sys.path.insert(0, str(BUNDLED))
-from fast import accelerate
+from ase import Atoms
+from discriminating.potentials import Training, collate, structure, trained
+from fast import accelerate, set_pairs
 from ramp import BatchedForces
-from sample import embed, seed_of, snapshot, write_frames, xtb
-from train_backbone import (
-    Settings,
-    Trainer,
-    configuration,
-    fit_energies,
-    prepare,
-)
+from safetensors.torch import load
 
 from uqcalc.models.bundled import build_model
 
 
-CHANNELS = 16
-TRAINING_STEPS = 1000
-SPACING_FS, WARM_UP_FS = 20.0, 200.0
-FRICTION = 0.02  # 1/fs
-# purpose -> temperature, trajectories, frames of each
-SETS = {
-    "potential": (300.0, 9, 40),
-    "cold": (300.0, 5, 40),
-    "hot": (600.0, 5, 20),
-}
+HOW = Training(steps=1000, batch_size=10, seed=0, channels=16)
+MEMBERS = 4  # of a committee, the potential of the runs included
+HELD_OUT_EVERY = 4  # of the 200 frames at 300 K that fit the probe
 
 
-@dataclass(frozen=True)
-class Molecule:
-    """A molecule, its number of heated runs, and whether these chose the trigger.
+class PeriodicForces(BatchedForces):
+    """Several periodic structures in one evaluation of an accelerated model."""
 
-    With ``of``, frames, potential and probes are those of another entry, and only the
-    runs are new: other starts, velocities and noise, from ``seed``.
-    """
-
-    name: str
-    smiles: str
-    ramps: int
-    seen: bool
-    of: str = ""
-    seed: int = 0
+    def output(self, frames: list[Atoms]) -> dict[str, torch.Tensor]:
+        """Return the model's output for all frames, their atoms one after another."""
+        parts = [structure(atoms, self.elements, self.cutoff) for atoms in frames]
+        batch = collate(parts, self.cutoff)
+        set_pairs(self.model, batch["pairs"], batch["first"])
+        output: dict[str, torch.Tensor] = self.model(batch)
+        return output
 
 
-MOLECULES = {
-    m.name: m
-    for m in (
-        Molecule("ethanol", "CCO", 12, seen=True),
-        Molecule("ethanol again", "CCO", 10, seen=False, of="ethanol", seed=1),
-        Molecule("malonaldehyde", "OC=CC=O", 8, seen=False),
-        Molecule("uracil", "O=C1C=CNC(=O)N1", 8, seen=False),
-        Molecule("salicylic acid", "OC(=O)c1ccccc1O", 8, seen=False),
-    )
-}
+def train(
+    frames: Sequence[Atoms], held_out: Sequence[Atoms], folder: Path, seed: int = 0
+) -> None:
+    """Train a potential and write it to ``folder``, unless it exists."""
+    torch.manual_seed(seed)
+    how = Training(**{**vars(HOW), "seed": seed})
+    trained(folder, labelled(frames), labelled(held_out[::HELD_OUT_EVERY]), how)
 
 
-def sample(molecule: Molecule, purpose: str, path: Path) -> list[Atoms]:
-    """Return labelled frames of one purpose, and write them unless they exist."""
-    if path.is_file():
-        return list(read(path, ":"))
-    kelvin, trajectories, count = SETS[purpose]
-    frames = []
-    for number in range(trajectories):
-        name = f"{purpose} {number}"
-        rng = np.random.RandomState(seed_of(molecule.smiles, name))
-        atoms = embed(molecule.smiles, seed_of(molecule.smiles, name))
-        atoms.calc = xtb()
-        thermalize_momenta(atoms, 2 * kelvin, rng=rng)  # from a minimum
-        dynamics = Langevin(
-            atoms,
-            1.0 * units.fs,
-            temperature_K=kelvin,
-            friction=FRICTION / units.fs,
-            fixcm=False,
-            rng=rng,
-        )
-        dynamics.run(round(WARM_UP_FS))
-        for _ in range(count):
-            dynamics.run(round(SPACING_FS))
-            frame = snapshot(atoms, molecule.smiles, kelvin, "xtb_md")
-            frame.info["run"] = name
-            frames.append(frame)
-    write_frames(path, frames)
-    return frames
-
-
-class StepTrainer(Trainer):
-    """Ends after a number of steps: a wall-clock time would depend on the load."""
-
-    def progress(self) -> float:
-        """Return the fraction of the steps that are done."""
-        return self.steps / TRAINING_STEPS
-
-
-def train(frames: list[Atoms], test: list[Atoms], folder: Path) -> None:
-    """Train the potential and write it to ``folder``, unless it exists."""
-    if (folder / "backbone.safetensors").is_file():
-        return
-    torch.manual_seed(0)
-    e0 = fit_energies(frames)
-    samples = [prepare(frame, e0) for frame in frames]
-    config = configuration(frames, samples, seed=0)
-    config["model"]["hidden_irreps"] = f"{CHANNELS}x0e"
-    config["training"] = {"frames": len(frames), "learning_curve": []}
-    settings = Settings(
-        minutes=0.0,
-        seed=0,
-        batch_size=10,
-        learning_rate=0.01,
-        evaluate_every=10_000,  # once, at the end
-        output=folder,
-    )
-    StepTrainer(config, settings).run(
-        samples, {"300 K": [prepare(a, e0) for a in test]}
-    )
+def labelled(frames: Sequence[Atoms]) -> list[Atoms]:
+    """Return copies whose labels have the names that the trainer reads."""
+    copies = [atoms.copy() for atoms in frames]
+    for atoms in copies:
+        atoms.info["energy"] = atoms.info["REF_energy"]
+        atoms.arrays["forces"] = atoms.arrays["REF_forces"]
+    return copies
 
 
 def read_model(folder: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
@@ -146,8 +64,13 @@ def read_model(folder: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
     return model, config
 
 
-def batched(folder: Path) -> BatchedForces:
+def batched(folder: Path, *, periodic: bool) -> BatchedForces:
     """Return the trained potential for several structures at once."""
     model, config = read_model(folder)
-    elements = model.atomic_numbers.tolist()
-    return BatchedForces(accelerate(model, config), elements)
+    made = PeriodicForces if periodic else BatchedForces
+    return made(accelerate(model, config), model.atomic_numbers.tolist())
+
+
+def member_folders(folder: Path) -> list[Path]:
+    """Return the folders of the potential and of the further members."""
+    return [folder, *(folder / f"member {n}" for n in range(1, MEMBERS))]

@@ -10,7 +10,7 @@ import numpy as np
 from halting.judging import AFTER_FS, BEFORE_FS
 from scipy.stats import binomtest
 
-from workflow.dynamics import FRAME_FS, Run
+from workflow.dynamics import FRAME_FS, RAMP, Run
 from workflow.triggers import Condition
 from workflow.verdicts import BOUNDARY, Verdicts
 
@@ -18,22 +18,32 @@ from workflow.verdicts import BOUNDARY, Verdicts
 BEFORE_HALT_FS = 50.0
 LOW_ERROR = 0.7  # of the boundary: a halt at a lower error was too cautious
 LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7)  # limits on P
-RAMP, STEADY = "300 to 1500 K", ("300 K", "600 K")
+STEADY = ("300 K", "600 K")
+PAUSE_FS = 1000.0  # after a halt of a long run, which then goes on
 
 
 @dataclass(frozen=True)
 class Watched:
-    """A run of a molecule with the verdicts of one probe."""
+    """A run of a system with the verdicts of one probe and the committee's spread."""
 
-    molecule: str
+    system: str
     run: Run
     verdicts: Verdicts
+    spread: np.ndarray | None = None
 
     @property
     def risk(self) -> np.ndarray:
         """1 - P; NaN where the frame is UNRELIABLE for another reason than P."""
         risk = 1 - self.verdicts.p
         return np.where((self.verdicts.level == 2) & (risk <= 0.5), np.nan, risk)
+
+    def signal(self, name: str) -> np.ndarray:
+        """Return a signal along the run: ``spread``, or a field of the verdicts."""
+        found = self.spread if name == "spread" else getattr(self.verdicts, name)
+        if found is None:
+            message = f"{self.system} must have a committee; run the stage `committee`"
+            raise ValueError(message)
+        return np.asarray(found)
 
 
 Halts = Callable[[Watched], np.ndarray]
@@ -46,7 +56,7 @@ def by_p(condition: Condition, level: float) -> Halts:
 
 def by_signal(condition: Condition, name: str, limit: float) -> Halts:
     """Return when a condition on another signal acts."""
-    return lambda one: condition.acts(getattr(one.verdicts, name), limit)
+    return lambda one: condition.acts(one.signal(name), limit)
 
 
 def by_error(condition: Condition, limit: float) -> Halts:
@@ -97,17 +107,18 @@ def halted(one: Watched, halts: Halts) -> Halted:
     """Return when the run fails and when it is halted."""
     acts = np.flatnonzero(halts(one))
     onset = one.run.onset
-    error = np.nan
-    if len(acts):
-        first = max(0, acts[0] + 1 - round(BEFORE_HALT_FS / FRAME_FS))
-        seen = one.run.error[first : acts[0] + 1]
-        error = float(np.nanmean(seen)) if np.isfinite(seen).any() else np.nan
     return Halted(
         one,
         None if onset is None else onset * FRAME_FS,
         acts[0] * FRAME_FS if len(acts) else None,
-        error,
+        error_before(one.run, acts[0]) if len(acts) else np.nan,
     )
+
+
+def error_before(run: Run, index: int) -> float:
+    """Return the mean true error over the 50 fs up to a frame; NaN if unknown."""
+    seen = run.error[max(0, index + 1 - round(BEFORE_HALT_FS / FRAME_FS)) : index + 1]
+    return float(np.nanmean(seen)) if np.isfinite(seen).any() else np.nan
 
 
 def bond_events(runs: Sequence[Watched], halts: Halts) -> dict[str, Any]:
@@ -162,17 +173,49 @@ def score(runs: Sequence[Watched], halts: Halts) -> dict[str, Any]:
     }
 
 
-def tuned(
-    runs: Sequence[Watched], candidates: Sequence[tuple[Any, Halts]]
-) -> tuple[Any, Halts]:
-    """Return the candidate with most halts in time, no sound halt and few early ones.
+def long_runs(runs: Sequence[Watched], halts: Halts) -> dict[str, Any]:
+    """Return how often long runs are halted, if each goes on after a pause of 1 ps.
 
-    At most 10 % of the failing runs may be halted more than 500 fs early. Of equally
-    good candidates it is the one with the fewest early halts, then the middle one. If
-    none is allowed, the rule on early halts is dropped.
+    A halt is needless if the mean true error over the 50 fs before it is below the
+    boundary.
+    """
+    count, errors = 0, []
+    for one in runs:
+        free, found = 0, []
+        for index in np.flatnonzero(halts(one)):
+            if index >= free:
+                found.append(error_before(one.run, index))
+                free = index + round(PAUSE_FS / FRAME_FS)
+        count += bool(found)
+        errors += found
+    truth = np.concatenate([one.run.error for one in runs])
+    known = truth[np.isfinite(truth)]
+    return {
+        "runs": len(runs),
+        "ps": len(truth) * FRAME_FS / 1000,
+        "failing": sum(one.run.onset is not None for one in runs),
+        "right": float((known <= BOUNDARY).mean()),
+        "largest_error": float(known.max()),
+        "runs_halted": count,
+        "halts": len(errors),
+        "needless": sum(error < BOUNDARY for error in errors),
+    }
+
+
+def tuned(
+    runs: Sequence[Watched],
+    candidates: Sequence[tuple[Any, Halts]],
+    sound_halts: int = 0,
+) -> tuple[Any, Halts]:
+    """Return the candidate with most halts in time and few sound and early halts.
+
+    At most ``sound_halts`` steady runs without a failure and 10 % of the failing runs
+    (more than 500 fs early) may be halted wrongly. Of equally good candidates it is the
+    one with the fewest early halts, then the middle one. If no candidate keeps a rule,
+    the rule is dropped.
     """
     scores = [(score(runs, halts), name, halts) for name, halts in candidates]
-    quiet = [s for s in scores if s[0]["sound_halted"] == 0] or scores
+    quiet = [s for s in scores if s[0]["sound_halted"] <= sound_halts] or scores
     few = [s for s in quiet if s[0]["early"] <= 0.1 * s[0]["failing"]] or quiet
     best = max((s[0]["in_time"], -s[0]["early"]) for s in few)
     top = [s for s in few if (s[0]["in_time"], -s[0]["early"]) == best]
@@ -193,7 +236,7 @@ def calibration(runs: Sequence[Watched], kind: str) -> dict[str, Any]:
 
 def quantiles(runs: Sequence[Watched], signal: str, count: int = 100) -> list[float]:
     """Return candidate limits on a signal: quantiles over all frames."""
-    values = np.concatenate([getattr(one.verdicts, signal) for one in runs])
+    values = np.concatenate([one.signal(signal) for one in runs])
     found = np.unique(np.nanquantile(values, np.linspace(0.5, 1, count)))
     return [float(value) for value in found]
 

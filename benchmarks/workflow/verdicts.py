@@ -1,4 +1,4 @@
-"""Probes of one molecule, and their verdicts along its runs.
+"""Probes of one system, their verdicts along its runs, and the committee's spread.
 
 A verdict is that of `ReliableCalculator` for the frame: probe, scope, flags and sanity.
 `check_product` compares the arrays with the calculator's own evaluation.
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ase import Atoms
 from ase.io import read
+from halting.signals import committee_spread, write_arrays
 from latent import LatentDistance
 
 from uqcalc import Labels, Probe, ReliableCalculator, fit
@@ -21,8 +21,9 @@ from uqcalc.backbones import Prediction
 from uqcalc.errors import LabelError
 from uqcalc.geometry.bonds import BondFinder
 from uqcalc.watching.bondgraph import BondGraph
-from workflow.dynamics import Run, read_runs
-from workflow.potential import batched, read_model
+from workflow.dynamics import PARTS, Run, read_runs
+from workflow.potential import batched, member_folders, read_model
+from workflow.systems import System
 
 
 BOUNDARY = 0.1  # eV/Å
@@ -81,8 +82,8 @@ def predictions(run: Run) -> list[Prediction]:
         Prediction(
             numbers=run.numbers,
             positions=positions,
-            cell=np.zeros((3, 3)),
-            pbc=np.zeros(3, dtype=bool),
+            cell=run.cell,
+            pbc=np.full(3, np.any(run.cell)),
             results={"energy": float(energy), "forces": forces},
             energy=float(energy),
             forces=forces,
@@ -99,10 +100,11 @@ def predictions(run: Run) -> list[Prediction]:
     ]
 
 
-def training_distance(folder: Path) -> LatentDistance:
+def training_distance(folder: Path, system: System) -> LatentDistance:
     """Return the latent distance to the frames that trained the potential."""
     frames = read(folder / "potential.xyz", ":")
-    out = batched(folder).output(frames)["node_feats"].detach().numpy()
+    model = batched(folder, periodic=system.periodic)
+    out = model.output(frames)["node_feats"].detach().numpy()
     numbers = np.concatenate([frame.numbers for frame in frames])
     return LatentDistance(numbers, out[:, out.shape[1] // 2 :].astype(float))
 
@@ -117,37 +119,65 @@ def judge(calc: ReliableCalculator, far: LatentDistance, run: Run) -> Verdicts:
         p=np.array([r["probe_reliability"] for r in found], dtype=float),
         level=np.array([int(a.level) for a in judged]),
         novelty=np.array([r.get("probe_novelty", np.nan) for r in found], float),
-        changed=np.array([bool(graph(Atoms(run.numbers, x))) for x in run.positions]),
+        changed=np.array([bool(graph(run.atoms(i))) for i in range(len(run.energy))]),
         distance=np.array([far(run.numbers, x).mean() for x in run.features]),
         largest=np.linalg.norm(run.forces, axis=2).max(axis=1),
     )
 
 
-def judge_molecule(folder: Path, name: str) -> None:
-    """Write the verdicts of one probe on all runs, unless they exist."""
-    path = folder / f"{name}.npz"
-    if path.is_file() or fit_probe(folder, name):
+def judge_system(folder: Path, system: System, name: str) -> None:
+    """Write the verdicts of one probe on the runs of each part, unless they exist."""
+    parts = [
+        part
+        for part in PARTS
+        if (folder / f"{part}.npz").is_file()
+        and not (folder / f"{name}, {part}.npz").is_file()
+    ]
+    if not parts or fit_probe(folder, name):
         return
     calc = ReliableCalculator(
         calculator(folder),
         probe=Probe.load(folder / f"{name}.probe"),
         importance="flagged",
     )
-    far = training_distance(folder)
-    runs = read_runs(folder / "runs.npz")
-    print(f"{folder.name}, {name}: {check_product(calc, runs[-1]):.1e}", flush=True)
-    arrays = {
-        f"{number} {key}": value
-        for number, run in enumerate(runs)
-        for key, value in vars(judge(calc, far, run)).items()
-    }
-    partial = path.with_name(f".{path.name}")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-    partial.replace(path)
+    far = training_distance(folder, system)
+    for part in parts:
+        runs = read_runs(folder / f"{part}.npz")
+        largest = check_product(calc, runs[-1])
+        print(f"{folder.name}, {name}, {part}: {largest:.1e}", flush=True)
+        arrays = {
+            f"{number} {key}": value
+            for number, run in enumerate(runs)
+            for key, value in vars(judge(calc, far, run)).items()
+        }
+        write_arrays(folder / f"{name}, {part}.npz", **arrays)
 
 
-def check_product(calc: ReliableCalculator, run: Run, every: int = 97) -> float:
+def ask_committee(folder: Path, system: System) -> None:
+    """Write the spread of the committee on the runs of each part, unless it exists."""
+    periodic = system.periodic
+    members = [batched(one, periodic=periodic) for one in member_folders(folder)]
+    for part in PARTS:
+        path = folder / f"committee, {part}.npz"
+        if path.is_file() or not (folder / f"{part}.npz").is_file():
+            continue
+        arrays = {}
+        for number, run in enumerate(read_runs(folder / f"{part}.npz")):
+            frames = [run.atoms(index) for index in range(len(run.energy))]
+            arrays[f"{number}"] = committee_spread(members, frames)
+        write_arrays(path, **arrays)
+
+
+def read_spread(folder: Path, part: str) -> list[np.ndarray] | None:
+    """Return the spread along each run, (frames,); None without a committee."""
+    path = folder / f"committee, {part}.npz"
+    if not path.is_file():
+        return None
+    with np.load(path) as data:
+        return [data[f"{number}"] for number in range(len(data.files))]
+
+
+def check_product(calc: ReliableCalculator, run: Run, count: int = 6) -> float:
     """Return the largest difference of P to that of the calculator for single frames.
 
     The runs are those of an accelerated copy of the model.
@@ -156,16 +186,14 @@ def check_product(calc: ReliableCalculator, run: Run, every: int = 97) -> float:
     return max(
         abs(
             calc.judge(seen[i]).results()["probe_reliability"]
-            - calc.assess(Atoms(run.numbers, run.positions[i])).results()[
-                "probe_reliability"
-            ]
+            - calc.assess(run.atoms(i)).results()["probe_reliability"]
         )
-        for i in range(0, len(seen), every)
+        for i in np.linspace(0, len(seen) - 1, count).astype(int)
     )
 
 
 def read_verdicts(path: Path) -> list[Verdicts]:
-    """Read what `judge_molecule` wrote."""
+    """Read what `judge_system` wrote."""
     with np.load(path) as data:
         count = 1 + max(int(key.split()[0]) for key in data.files)
         names = Verdicts.__annotations__
