@@ -2,8 +2,8 @@
 
 A file has the frames of a set one after the other. Positions are fractions of the cell
 in whole steps of 1/65520, in 16 bits: 65520 is a multiple of 2 to 10 and of 12, so that
-atoms on sites of symmetry stay there and forces that vanish by symmetry still vanish. Forces are half floats; cells, stresses and energies per atom are floats
-of single precision.
+atoms on sites of symmetry stay there and forces that vanish by symmetry still vanish.
+Forces are half floats; cells, stresses and energies per atom have single precision.
 """
 
 from __future__ import annotations
