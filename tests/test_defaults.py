@@ -55,7 +55,8 @@ def test_without_one_nothing_is_called_reliable_and_that_is_said(caplog):
     atoms = rattled()
     with caplog.at_level(logging.WARNING, logger="uqcalc"):
         calc = ReliableCalculator(ToyBackbone())
-    assert any("no probe ships" in r.message for r in caplog.records)
+    [said] = [r.getMessage() for r in caplog.records if "no probe ships" in r.message]
+    assert "uqcalc fit --labels pbe-crystals --model NAME" in said
     assert [signal.name for signal in calc.signals] == ["max_force", "sanity", "flags"]
     assert calc.assess(atoms).level is Level.SUSPECT
     assert calc.refusal("no answer").level is Level.UNRELIABLE

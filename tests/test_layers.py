@@ -47,7 +47,7 @@ ROOMS = {
     "distillation": STEP | {"progress"},
     "perturbation": STEP | {"labels", "progress"},
     "signals": STEP | {"probe", "labels", "distillation", "perturbation", "progress"},
-    "defaults": STEP | {"models", "probe", "signals"},
+    "defaults": STEP | {"models", "probe", "labels", "signals"},
     "resultcache": BASE,
     "judging": BASE | {"policy"},
     "calculator": STEP

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.fingerprint import same_model
 from uqcalc.errors import ModelError
+from uqcalc.labels.shipped import SHIPPED
 from uqcalc.models.named import PROBE_FILES, SHIPPED_PROBES
 from uqcalc.policy import TRUST_NOTHING, Policy, Threshold
 from uqcalc.probe.card import Card
@@ -45,7 +46,8 @@ def shipped_probe(name: str) -> Probe:
         msg = (
             f"probe must be given for the model {name!r}, got none (only "
             f"{', '.join(SHIPPED_PROBES)} come with one); fit one: "
-            f"uqcalc fit labelled.xyz --model {name} -o my.probe"
+            f"uqcalc fit labelled.xyz --model {name} -o my.probe, or without labels of "
+            f"your own: {_without_labels(name)}"
         )
         raise ModelError(msg)
     return _from_package(PROBE_FILES[name])
@@ -61,6 +63,15 @@ def shipped_probes(model: str) -> list[Probe]:
     """
     first = shipped_probe(model)
     return [first, *map(_from_package, SHIPPED_PROBES[model][1:])]
+
+
+def _without_labels(model: str) -> str:
+    """Return the command that fits a probe with labels of the package, and to what."""
+    name, labels = next(iter(SHIPPED.items()))
+    return (
+        f"uqcalc fit --labels {name} --model {model} -o my.probe (for crystals and a "
+        f"potential that follows {labels.method})"
+    )
 
 
 def _from_package(file: str) -> Probe:
@@ -230,7 +241,8 @@ def _loaded(
     if not found:
         msg = (
             f"{AUTO!r} among several probes must be a probe that ships for the model, "
-            f"got none for {backbone.fingerprint}; pass the files of your probes only"
+            f"got none for {backbone.fingerprint}; pass the files of your probes only. "
+            f"Without labels of your own: {_without_labels('NAME')}"
         )
         raise ModelError(msg)
     return found
@@ -257,7 +269,8 @@ def _automatic(
             f"no probe ships for {backbone.fingerprint}: nothing here says how "
             "large its errors are, so every geometry is at least SUSPECT; read "
             f"are {', '.join(signal.name for signal in chosen)}. Fit one with "
-            "uqcalc.fit, or pass signals and a policy"
+            f"uqcalc.fit, or without labels of your own: {_without_labels('NAME')}; "
+            "or pass signals and a policy"
         )
     elif probes:
         _say_once(_taken([probe.card for probe in probes]))

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from uqcalc import Probe
 from uqcalc.cli import app
+from uqcalc.labels.shipped import ShippedLabels
 from uqcalc.models.bundled import bare_calculator
 
 
@@ -94,6 +95,61 @@ def test_labels_are_added_to_a_probe_that_ships(data, tmp_path):
     again = invoke("fit", data, "-o", probe, "--prior", probe, "--group", "run")
     assert again.exit_code == 1
     assert "has a prior; start from the original" in " ".join(again.stderr.split())
+
+
+@pytest.fixture
+def crystals(data, monkeypatch):
+    """Labels of the package replaced by these: the molecules in cells, other zero."""
+    frames = read(data, ":")
+    for atoms in frames:
+        atoms.set_cell([9.0, 9.0, 9.0])
+        atoms.pbc = True
+        energy = bare_calculator().get_potential_energy(atoms)
+        atoms.info |= {
+            "set": "mptrj-random-1k",
+            "REF_energy": energy + 0.4 * len(atoms),
+        }
+    monkeypatch.setattr(ShippedLabels, "frames", lambda _: frames)
+    return ("fit", "--labels", "pbe-crystals", "--model", "default", "--device", "cpu")
+
+
+def test_labels_of_the_package_need_no_file(crystals, tmp_path):
+    probe = tmp_path / "my.probe"
+    done = invoke(*crystals, "-o", probe, "--group", "run", "--epochs", 15)
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.stderr.split())
+    assert "their energies differ by 400 meV/atom on average" in said
+    assert "may follow another functional" in said
+    card = Probe.load(probe).card
+    assert card.boundary == 0.2
+    assert card.description in " ".join(done.stdout.split())
+    for part in ("PBE(+U)", "pbe-crystals", "training pool", "400 meV/atom"):
+        assert part in card.description
+    assert (tmp_path / "my.probe.html").is_file()
+
+
+def test_labels_of_the_package_are_grouped_by_formula(crystals, tmp_path):
+    done = invoke(*crystals, "-o", tmp_path / "my.probe")
+    assert done.exit_code == 1
+    assert "got 3 (CH4, CH4O, H3N)" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("fit", "by DATA or by --labels, one of them, got neither"),
+        ("fit DATA --labels pbe-crystals", "one of them, got"),
+        ("fit --labels pbe", "must be one of pbe-crystals, got 'pbe'"),
+        ("fit --labels pbe-crystals", "must be used with --model"),
+        ("fit --labels pbe-crystals --model chgnet --test DATA", "got --test"),
+    ],
+)
+def test_either_a_file_or_labels_of_the_package(data, tmp_path, words, message):
+    found = [data if word == "DATA" else word for word in words.split()]
+    done = invoke(*found, "-o", tmp_path / "my.probe")
+    assert done.exit_code == 2
+    assert message in " ".join(done.stderr.split())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_warnings_come_before_the_expensive_part(data, tmp_path):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,11 +21,12 @@ from uqcalc.cli.options import (
     ForcesKey,
     GpusOption,
     GroupOption,
-    LabelledFrames,
     OffsetsOption,
+    OptionalFrames,
     QuietOption,
     RayOption,
     SeedOption,
+    ShippedOption,
     SpeciesOption,
     StressKey,
     TargetOption,
@@ -38,6 +40,8 @@ from uqcalc.cli.streams import input_file
 
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ase import Atoms
 
     from uqcalc.fitting.recipe import Recipe
@@ -89,9 +93,10 @@ PublishedOption = Annotated[
 
 
 def fit(  # noqa: PLR0913  (one option each)
-    data: LabelledFrames,
+    data: OptionalFrames = None,
     output: OutputOption = Path("my.probe"),
     *,
+    shipped: ShippedOption = None,
     model: FittedModel = None,
     prior: PriorOption = None,
     target: TargetOption = "forces",
@@ -123,9 +128,20 @@ def fit(  # noqa: PLR0913  (one option each)
     With --prior DATA are about 50 to some hundred labelled frames of one system (at
     least 30). They are added to the probe of the option. The option --group names the
     info entry that identifies the run. With fewer labels use uqcalc adapt.
+
+    With --labels no labels of your own are needed.
     """
-    with reporting(quiet=quiet) as report, input_file(data) as source:
+    own = {
+        "--prior": prior,
+        "--test": test,
+        "--calibration": calibration,
+        "--species": species,
+    }
+    _check_source(data, shipped, model, own)
+    opened = nullcontext() if data is None else input_file(data)
+    with reporting(quiet=quiet) as report, opened as source:
         import uqcalc
+        from uqcalc.fitting.shipped import fit_shipped
         from uqcalc.probe.card import FILE
 
         FILE.target(output)
@@ -135,25 +151,47 @@ def fit(  # noqa: PLR0913  (one option each)
             name = model_of(prior, model)
         keys = (forces_key, energy_key, stress_key)
         labels = _labels(target, boundary, group, keys, offsets=fit_offsets)
-        sets = [_frames(path, species) for path in (source, calibration, test)]
+        recipe = _recipe(seed, epochs, published=published)
         make = partial(uqcalc.open_model, name, device=device)
-        result = uqcalc.fit(
-            sets[0] or [],
-            make(),
-            labels,
-            _recipe(seed, epochs, published=published),
-            calibration=sets[1],
-            test=sets[2],
-            prior=known,
-            exclude=exclude or (),
-            cache=cache,
-            workers=on_ray(make, ray, workers, gpus_per_worker),
-        )
+        options: dict[str, Any] = {
+            "exclude": exclude or (),
+            "cache": cache,
+            "workers": on_ray(make, ray, workers, gpus_per_worker),
+        }
+        if shipped is not None:
+            result = fit_shipped(shipped, make(), labels, recipe, **options)
+        else:
+            sets = [_frames(path, species) for path in (source, calibration, test)]
+            options |= {"calibration": sets[1], "test": sets[2], "prior": known}
+            result = uqcalc.fit(sets[0] or [], make(), labels, recipe, **options)
         written = [result.probe.save(output), *result.write(output, report.warnings)]
         report.result(str(result))
         if known is not None:
             report.result(result.probe.card.training["prior"]["statement"])
+        if shipped is not None:
+            report.result(result.probe.card.description)
         report.result(f"wrote {', '.join(map(str, written))}")
+
+
+def _check_source(
+    data: Path | None,
+    shipped: str | None,
+    model: str | None,
+    own: Mapping[str, object],
+) -> None:
+    """Refuse frames and labels of the package together, and neither of them."""
+    if (data is None) == (shipped is None):
+        got = "neither" if data is None else f"{data} and {shipped}"
+        msg = f"labels must be given by DATA or by --labels, one of them, got {got}"
+        raise typer.BadParameter(msg)
+    if shipped is None:
+        return
+    if given := [name for name, value in own.items() if value is not None]:
+        msg = f"--labels must be without {', '.join(own)}, got {', '.join(given)}"
+        raise typer.BadParameter(msg)
+    if model is None:
+        msg = "--labels must be used with --model, the name of your potential, got none"
+        raise typer.BadParameter(msg)
 
 
 def _labels(

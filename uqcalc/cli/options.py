@@ -68,6 +68,15 @@ def _model(value: str | None) -> str | None:
     return value
 
 
+def _shipped(value: str | None) -> str | None:
+    if value is not None:
+        from uqcalc.labels.shipped import shipped_labels
+
+        with usage_errors("--labels"):
+            shipped_labels(value)
+    return value
+
+
 def _device(value: str) -> str:
     if not _DEVICE.fullmatch(value):
         msg = f"device must be auto, cpu, mps, cuda or cuda:N, got {value!r}"
@@ -167,6 +176,32 @@ LabelledFrames = Annotated[
         help=(
             "Labelled frames, in any format that ASE reads; - is extended XYZ on "
             "standard input."
+        ),
+    ),
+]
+OptionalFrames = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="DATA",
+        callback=existing,
+        help=(
+            "Labelled frames, in any format that ASE reads; - is extended XYZ on "
+            "standard input. Leave it out with --labels."
+        ),
+    ),
+]
+ShippedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--labels",
+        metavar="NAME",
+        callback=_shipped,
+        help=(
+            "Labels that ship with uqcalc, instead of DATA: pbe-crystals are crystals "
+            "with PBE(+U) energies, forces and stresses, for potentials of the "
+            "Materials Project kind. By default frames are grouped by formula, the "
+            "boundary is 0.2 eV/angstrom, 0.5 GPa or 30 meV/atom, and frames that the "
+            "potential cannot evaluate are left out and counted."
         ),
     ),
 ]

@@ -51,6 +51,11 @@ class Explained:
         """Share of the mean absolute error that is removed; negative if it grew."""
         return 1 - self.after / self.before if self.before > 0 else 0.0
 
+    @property
+    def telling(self) -> bool:
+        """Whether it tells of another level of theory: errors matter and fall much."""
+        return self.before >= SMALLEST and self.share >= MOST
+
 
 def composition(numbers: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
     """Return the number of atoms of each atomic number, (structures, 119)."""
@@ -227,7 +232,7 @@ def warn_of_offsets(
     if len(residuals) < FEWEST:
         return
     found = explained_by_composition(numbers, residuals)
-    if found.before < SMALLEST or found.share < MOST:
+    if not found.telling:
         return
     msg = (
         "energy labels should have the level of theory of the potential, but seem to "
