@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
@@ -41,22 +42,19 @@ def test_features_of_two_workers_are_in_order_and_fill_the_same_cache(tmp_path):
     frames = molecules(24)
     frames[5].numbers[0] = 110  # the potential fails
     rows = list(range(1, 24))
+    make = partial(uqcalc.open_model, "default")
     here = predict_all(frames, rows, backbone, "here")
-    workers = RayWorkers(partial_model, 2)
+    workers = RayWorkers(make, 2)
     there = predict_cached(frames, rows, backbone, tmp_path, "there", workers=workers)
     assert there.failed.keys() == here.failed.keys() == {4}
     same(list(there.predictions), here.predictions)
     # all is stored: no worker is needed, so that a wrong address does no harm
-    absent = RayWorkers(partial_model, 2, "127.0.0.1:1")
+    absent = RayWorkers(make, 2, "127.0.0.1:1")
     again = predict_cached(
         [f for i, f in enumerate(frames) if i != 5], range(1, 23), backbone, tmp_path,
         "again", workers=absent,
     )  # fmt: skip
     same(list(again.predictions), here.predictions)
-
-
-def partial_model():
-    return uqcalc.open_model("default")
 
 
 REFERENCE = """
@@ -95,20 +93,25 @@ def test_labels_are_the_serial_ones_and_one_deadly_frame_costs_itself_alone(tmp_
     assert again.resumed_from == 6
 
 
-def double(made, job):
-    if job == "bad":
-        msg = f"{made} cannot double {job}"
-        raise ValueError(msg)
-    if job == 7 and not os.path.exists(made):  # noqa: PTH110  (in a worker)
-        open(made, "w").close()  # noqa: PTH123
-        os.kill(os.getpid(), signal.SIGKILL)
-    return 2 * job
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_killed_worker_is_replaced_and_an_error_of_a_job_is_raised(tmp_path):
     pytest.importorskip("ray")
+
+    # inside, so that they are sent as code: workers cannot import this module
+    def double(made, job):
+        if job == "bad":
+            msg = f"{made} cannot double {job}"
+            raise ValueError(msg)
+        if job == 7 and not os.path.exists(made):  # noqa: PTH110  (in a worker)
+            open(made, "w").close()  # noqa: PTH123
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 2 * job
+
+    def broken():
+        msg = "no such potential"
+        raise RuntimeError(msg)
+
     flag = str(tmp_path / "flag")
     with running(RayWorkers(flag.__str__, 2)) as pool:
         assert list(pool.each(double, range(20))) == [2 * job for job in range(20)]
@@ -120,11 +123,6 @@ def test_a_killed_worker_is_replaced_and_an_error_of_a_job_is_raised(tmp_path):
         pytest.raises(RecordError, match="no such potential"),
     ):
         list(pool.each(double, [1], lost=str))
-
-
-def broken():
-    msg = "no such potential"
-    raise RuntimeError(msg)
 
 
 def test_workers_for_labels_are_at_least_one(tmp_path):

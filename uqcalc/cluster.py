@@ -107,7 +107,7 @@ class Pool:
         Raises
         ------
         RecordError
-            If a worker dies again and again.
+            If a worker dies again and again, or its calculator cannot be made.
         """
         left = iter(jobs)
         free = deque(self._actors * ahead)
@@ -136,7 +136,11 @@ class Pool:
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except self._ray.exceptions.RayActorError as error:
-            if lost is not None and not _never_began(error):
+            if _never_began(error):
+                reason = str(error).strip().splitlines()[-1].strip()
+                msg = f"a worker must get its calculator without error, got {reason}"
+                raise RecordError(msg) from error
+            if lost is not None:
                 return lost(job)
             msg = (
                 f"a worker must survive a job, got {_RETRIES + 1} deaths "
