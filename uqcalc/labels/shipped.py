@@ -217,7 +217,8 @@ def _label(frame: Atoms, labels: Labels, quantity: str) -> NDArray[np.float64]:
     if not has_stress(frame) or found is None or len(frame) > np.iinfo(np.uint8).max:
         msg = (
             "packed frames must be periodic, of at most 255 atoms and with labels of "
-            f"energy, forces and stress, got {frame} without {quantity}; leave it out"
+            f"energy, forces and stress, got {frame} with {sorted(frame.info)}"
+            "; leave it out"
         )
         raise LabelError(msg)
     return found
