@@ -200,8 +200,9 @@ def _packed(
         "stresses": np.array(stresses, dtype=np.float32),
         "numbers": np.concatenate([f.numbers for f in frames]).astype(np.uint8),
         "fractions": np.concatenate([_fractions(f) for f in frames]),
-        "forces": np.concatenate(forces).astype(np.float16),
     }
+    with np.errstate(over="ignore"):  # infinite numbers are refused by the file
+        columns["forces"] = np.concatenate(forces).astype(np.float16)
     return {key: torch.from_numpy(value) for key, value in columns.items()}
 
 
