@@ -200,8 +200,9 @@ def _packed(
         "stresses": np.array(stresses, dtype=np.float32),
         "numbers": np.concatenate([f.numbers for f in frames]).astype(np.uint8),
         "fractions": np.concatenate([_fractions(f) for f in frames]),
-        "forces": np.concatenate(forces).astype(np.float16),
     }
+    with np.errstate(over="ignore"):  # infinite numbers are refused by the file
+        columns["forces"] = np.concatenate(forces).astype(np.float16)
     return {key: torch.from_numpy(value) for key, value in columns.items()}
 
 
@@ -217,7 +218,8 @@ def _label(frame: Atoms, labels: Labels, quantity: str) -> NDArray[np.float64]:
     if not has_stress(frame) or found is None or len(frame) > np.iinfo(np.uint8).max:
         msg = (
             "packed frames must be periodic, of at most 255 atoms and with labels of "
-            f"energy, forces and stress, got {frame} without {quantity}; leave it out"
+            f"energy, forces and stress, got {frame} with {sorted(frame.info)}"
+            "; leave it out"
         )
         raise LabelError(msg)
     return found
