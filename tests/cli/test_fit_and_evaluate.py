@@ -100,11 +100,11 @@ def test_labels_are_added_to_a_probe_that_ships(data, tmp_path):
 @pytest.fixture
 def crystals(data, monkeypatch):
     """Labels of the package replaced by these: the molecules in cells, other zero."""
-    frames = read(data, ":")
+    frames, calculator = read(data, ":"), bare_calculator()
     for atoms in frames:
         atoms.set_cell([9.0, 9.0, 9.0])
         atoms.pbc = True
-        energy = bare_calculator().get_potential_energy(atoms)
+        energy = calculator.get_potential_energy(atoms)
         atoms.info |= {
             "set": "mptrj-random-1k",
             "REF_energy": energy + 0.4 * len(atoms),
