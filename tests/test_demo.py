@@ -30,7 +30,8 @@ def calculator():
 
 def test_shipped_files_are_small_and_hold_no_pickle():
     data = list((files("uqcalc") / "data").iterdir())
-    assert sum(len(path.read_bytes()) for path in data) < 4_000_000
+    # probes of up to 0.7 MB, and 1.1 MB of labelled crystals
+    assert sum(len(path.read_bytes()) for path in data) < 5_000_000
     assert {path.name.rpartition(".")[2] for path in data} <= {
         "json",
         "safetensors",

@@ -13,7 +13,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'uqcalc fit labelled.xyz --boundary "50 meV/angstrom" \\',
         "    --model mace:my.model --cache features",
         "uqcalc fit dft.xyz --forces-key forces --target forces",
-        "uqcalc fit --labels pbe-crystals --model mace_mp:medium -o mp.probe",
+        "uqcalc fit --labels pbe-crystals \\",
+        "    --model mace_mp:medium -o mp.probe",
     ),
     "certify": (
         "uqcalc certify my.probe held_out.xyz --group molecule",
