@@ -29,6 +29,15 @@ def frames():
     return [rattled(), salt(), silver, rattled("CH3CH2OH", seed=2)]
 
 
+def test_a_trajectory_given_as_the_target_stays_as_it_is(model, tmp_path):
+    source = tmp_path / "md.xyz"
+    write(source, rattled())
+    before = source.read_bytes()
+    with pytest.raises(RecordError, match=r"must end in \.h5 or \.hdf5, got md\.xyz"):
+        write_features(source, source, model)
+    assert source.read_bytes() == before
+
+
 def test_the_file_has_the_features_of_the_tap_in_order(model, tmp_path):
     write(tmp_path / "md.xyz", frames())
     summary = write_features(

@@ -61,6 +61,9 @@ class FeatureSummary:
         return "\n".join(lines)
 
 
+_ENDINGS = (".h5", ".hdf5")
+
+
 def write_features(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
@@ -90,7 +93,7 @@ def write_features(
     source : path
         Any trajectory that ASE reads.
     target : path
-        An existing file is replaced.
+        It ends in .h5 or .hdf5. An existing file is replaced.
     calculator : ase calculator or Backbone
         Any potential that `uqcalc.tap` takes.
     species, index, batch_atoms
@@ -106,6 +109,12 @@ def write_features(
     """
     h5py = _h5py()
     output = writable(target, "target")
+    if output.suffix not in _ENDINGS:
+        msg = (
+            f"target must end in {' or '.join(_ENDINGS)}, got {output.name}; the file "
+            "is HDF5"
+        )
+        raise RecordError(msg)
     path = Path(source)
     check_source(path)
     backbone = tap(calculator)
