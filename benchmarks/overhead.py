@@ -36,6 +36,7 @@ from common import (
     water_box,
     write_result,
 )
+from stages import staged
 
 from uqcalc import ReliableCalculator
 from uqcalc.backbones.base import Prediction
@@ -63,6 +64,7 @@ MEMORY_ATOMS = 4000
 MEMBERS = 4
 ALTERNATIVE_REPEATS = 3
 ENOUGH_PAIRS = 10
+WARM_STEPS = 5  # before the stages are timed
 CPU_SIZES = [20, 200, 1000]
 CUDA_SIZES = [50, 500, 5000]
 ACCEPT = Policy([Threshold("probe", suspect=1.0, unreliable=1.0)])
@@ -483,6 +485,32 @@ def run_cell(
     return [head | {"what": n, "syncs": syncs.get(n)} | rows[n] for n in names]
 
 
+def profile(options: argparse.Namespace) -> None:
+    """Print and write the time of each stage of a wrapped step."""
+    rng, rows = np.random.default_rng(options.seed), []
+    for name, size in [
+        (name, size) for size in options.sizes for name in options.models
+    ]:
+        model = random_mace(*MODELS[name], seed=options.seed)
+        box = water_box(size, options.seed)
+        for shape in options.shapes:
+            base = mace_calculator(model, device=options.device)
+            calculator = wrap(base, shape, importance=True, seed=options.seed)
+            runner = _runner(box, calculator, base, options.device)
+            walk = _walk(runner.atoms, rng)
+            for _ in range(WARM_STEPS):
+                runner.step(next(walk))
+            with quiet_collector(), staged(calculator, base) as stages:
+                for _ in range(options.repeats):
+                    runner.step(next(walk))
+            head = {"model": name, "atoms": len(box), "shape": shape}
+            new = [head | row for row in stages.rows(options.repeats)]
+            title = f"{name} shape, {len(box)} atoms, {shape}"
+            print_table(title, new, {"stage": "stage", "ms": "ms"})
+            rows += new
+    write_result("overhead_stages", seeds=[options.seed], rows=rows, notes=NOTES[:1])
+
+
 def run(options: argparse.Namespace) -> None:
     """Measure all cells; print and write the rows."""
     started = time.perf_counter()
@@ -554,6 +582,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--budget-minutes", type=float, default=7.5)
     parser.add_argument("--device", choices=["cpu", "cuda"])
     parser.add_argument("--table", action="store_true", help="print the last results")
+    parser.add_argument(
+        "--profile", action="store_true", help="time the stages of a step instead"
+    )
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -568,6 +599,9 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     if options.table:
         print(table())
+    elif options.profile:
+        import_mace()
+        profile(options)
     elif options.memory_of:
         shape, features = options.memory_of
         peak = head_memory(shape, int(features), MEMORY_ATOMS, options.seed)

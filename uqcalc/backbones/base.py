@@ -26,7 +26,7 @@ from uqcalc.backbones.locks import (
 )
 from uqcalc.backbones.passmemory import Costs, check_load
 from uqcalc.backbones.prediction import Capture, Prediction, geometry
-from uqcalc.backbones.structure import check_atoms, check_cell, check_finite
+from uqcalc.backbones.structure import Passed, check_atoms, check_cell, check_finite
 from uqcalc.errors import BackboneError
 
 
@@ -37,6 +37,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _CPU_BATCH_ATOMS = 128
+_LIGHT = 0.25  # of the memory limit; even four times as much memory is no fault
 
 
 @contextmanager
@@ -171,6 +172,7 @@ class Backbone(ABC):
         self.fingerprint = fingerprint
         self.elements = elements
         self.passes = 0
+        self._passed: Passed | None = None
         provides = {"features", "energy", "forces"}
         if "stress" in calculator.implemented_properties:
             provides.add("stress")
@@ -370,12 +372,21 @@ class Backbone(ABC):
             msg = "structure must have at least one atom, got none; leave it out"
             raise BackboneError(msg)
         check_finite(atoms)
-        check_atoms(atoms)
         check_charge_spin(atoms, self.parses | (self.reads or frozenset()))
+        passed = self._passed  # read once: another thread may replace it
+        if passed is not None and passed.covers(atoms):
+            return
+        check_atoms(atoms)
         if atoms.pbc.any():
             check_cell(atoms)
+        load = 0.0
         if self.cutoff is not None and self.costs is not None:
-            check_load(atoms, self.cutoff, self.costs)
+            load = check_load(atoms, self.cutoff, self.costs)
+        self._check_elements(atoms)
+        if load < _LIGHT:
+            self._passed = Passed.of(atoms)
+
+    def _check_elements(self, atoms: Atoms) -> None:
         unknown = set() if self.elements is None else {*atoms.numbers.tolist()}
         unknown -= self.elements or set()
         if unknown:

@@ -49,8 +49,13 @@ class Costs:
     bins: float = 0.0
 
 
-def check_load(atoms: Atoms, cutoff: float, costs: Costs) -> None:
+def check_load(atoms: Atoms, cutoff: float, costs: Costs) -> float:
     """Raise an error if a pass would fill the memory.
+
+    Returns
+    -------
+    float
+        The estimate in units of the limit, from 0 to 1.
 
     Raises
     ------
@@ -58,7 +63,8 @@ def check_load(atoms: Atoms, cutoff: float, costs: Costs) -> None:
         The message gives the estimate and its cause.
     """
     bins = _bins(atoms, cutoff, costs.bins)
-    if BIN * bins > max(LITTLE, SPACE_OF_AN_ATOM * len(atoms)):
+    space = BIN * bins / max(LITTLE, SPACE_OF_AN_ATOM * len(atoms))
+    if space > 1:
         extent = float(np.abs(atoms.positions).max())
         msg = (
             "neighbour list of a structure must fit in memory, got coordinates up to "
@@ -70,14 +76,16 @@ def check_load(atoms: Atoms, cutoff: float, costs: Costs) -> None:
         raise BackboneError(msg)
     if not atoms.pbc.any():
         most = float(len(atoms)) ** 2
-        if costs.pair * most + costs.triple * most * len(atoms) <= LITTLE:
-            return
+        taken = costs.pair * most + costs.triple * most * len(atoms)
+        if taken <= LITTLE:
+            return max(space, taken / LITTLE)
     pairs = neighbours(atoms, cutoff)
     triples = _triples(atoms, costs)
     taken = costs.pair * pairs + costs.triple * triples
     usual = DENSE * _ball(cutoff) * costs.pair
     usual += (DENSE * _ball(costs.angles)) ** 2 * costs.triple
-    if taken > max(LITTLE, usual * len(atoms)):
+    load = taken / max(LITTLE, usual * len(atoms))
+    if load > 1:
         msg = (
             f"atoms must have at most {DENSE * _ball(cutoff):.0f} neighbours within "
             f"{cutoff:.3g} Å on average (twice the number in diamond), got about "
@@ -86,6 +94,7 @@ def check_load(atoms: Atoms, cutoff: float, costs: Costs) -> None:
             "the structure collapsed"
         )
         raise BackboneError(msg)
+    return max(space, load)
 
 
 def neighbours(atoms: Atoms, cutoff: float) -> float:

@@ -111,24 +111,18 @@ class Prediction:
         are checked only for periodic structures with a volume: without a volume they
         have no meaning, and some calculators give infinity.
         """
-        given = {
-            entry.name: getattr(self, entry.name)
-            for entry in fields(self)
-            if entry.name not in _GEOMETRY
-        }
-        given |= self.results
-        solid = bool(self.pbc.any()) and abs(np.linalg.det(self.cell)) > _NOTHING
-        return tuple(
+        given = {name: getattr(self, name) for name in _JUDGED} | self.results
+        found = tuple(
             name
             for name, value in given.items()
-            if _on_host(value)
-            and (solid or not name.endswith(_OF_VOLUME))
-            and not _all_finite(value)
+            if _on_host(value) and not _all_finite(value)
         )
+        solid = found and self.pbc.any() and abs(np.linalg.det(self.cell)) > _NOTHING
+        return tuple(name for name in found if solid or not name.endswith(_OF_VOLUME))
 
     def on_device(self) -> dict[str, torch.Tensor]:
         """Return the tensors on other devices than the CPU, by name."""
-        given = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        given = {name: getattr(self, name) for name in _FIELDS}
         return {
             name: value
             for name, value in (given | self.results).items()
@@ -142,9 +136,7 @@ class Prediction:
             for key, value in self.results.items()
         }
         copies = {
-            entry.name: _copy(getattr(self, entry.name))
-            for entry in fields(self)
-            if entry.name != "results"
+            name: _copy(getattr(self, name)) for name in _FIELDS if name != "results"
         }
         return replace(self, results=results, **copies)
 
@@ -161,6 +153,8 @@ class Capture:
     more: dict[str, torch.Tensor | np.ndarray] = field(default_factory=dict)
 
 
+_FIELDS = tuple(entry.name for entry in fields(Prediction))
+_JUDGED = tuple(name for name in _FIELDS if name not in _GEOMETRY)
 NO_FORCES = np.empty((0, 3))  # of a pass that computed none
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
@@ -10,6 +12,55 @@ from uqcalc.errors import BackboneError
 
 
 DENSEST = 10  # atoms/Å³
+# Å; two atoms whose distance is beyond a cutoff of 2 Å or more come so little closer
+# that the number of neighbours at most doubles.
+_LITTLE_MOVED = 0.25
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Passed:
+    """A structure that passed all checks with a wide margin.
+
+    A step of dynamics moves it a little, and the slower checks need not run again.
+    """
+
+    numbers: np.ndarray
+    positions: np.ndarray
+    cell: np.ndarray
+    pbc: np.ndarray
+    masses: np.ndarray | None
+
+    @classmethod
+    def of(cls, atoms: Atoms) -> Passed:
+        """Return a copy of what the checks read."""
+        masses = atoms.arrays.get("masses")
+        return cls(
+            atoms.numbers.copy(),
+            atoms.positions.copy(),
+            atoms.cell.array.copy(),
+            atoms.pbc.copy(),
+            None if masses is None else masses.copy(),
+        )
+
+    def covers(self, atoms: Atoms) -> bool:
+        """Return whether ``atoms`` differ only by displacements of at most 0.25 Å."""
+        masses = atoms.arrays.get("masses")
+        if not (
+            len(self.numbers) == len(atoms)
+            and (self.numbers == atoms.numbers).all()
+            and (self.cell == atoms.cell.array).all()
+            and (self.pbc == atoms.pbc).all()
+            and _same(self.masses, masses)
+        ):
+            return False
+        apart = atoms.positions - self.positions
+        return bool(np.einsum("ij,ij->i", apart, apart).max() <= _LITTLE_MOVED**2)
+
+
+def _same(ours: np.ndarray | None, theirs: np.ndarray | None) -> bool:
+    if ours is None or theirs is None:
+        return ours is theirs
+    return np.array_equal(ours, theirs)
 
 
 def check_finite(atoms: Atoms) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -149,14 +150,9 @@ def _numbers_and_shares(
     squares = np.einsum("ij,ij->i", prediction.forces, prediction.forces)
     norms = np.sqrt(squares)
     logs = np.log(norms + FLOOR)
-    # plain floats are faster than array operations for the few elements
-    share = np.bincount(numbers, minlength=ELEMENTS) / len(numbers)
-    present = share.nonzero()[0].tolist()
-    shares = share[present].tolist()
-    centre = sum(x * z for x, z in zip(shares, present, strict=True))
-    second = sum(x * z**2 for x, z in zip(shares, present, strict=True))
     ordered = np.sort(norms)
     median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+    composition = _composition(numbers.astype(np.int64).tobytes())
     row = np.empty(len(HOST) + ELEMENTS, dtype=np.float32)
     row[:HOST_SCALARS] = host_scalars(
         numbers, prediction.energy, squares, atom_energies, log_atoms
@@ -164,16 +160,43 @@ def _numbers_and_shares(
     row[HOST_SCALARS : len(HOST)] = (
         math.log(median + FLOOR),
         logs.mean(),
+        *composition.numbers,
+        math.log(counts[composition.present].min() + 1),
+    )
+    row[len(HOST) :] = composition.shares
+    return row, logs
+
+
+class Composition(NamedTuple):
+    """What depends on the elements alone.
+
+    ``present`` are their atomic numbers, ``shares`` (119,) their shares among the
+    atoms, ``numbers`` the six numbers of `HOST` from "elements" to "largest_number".
+    """
+
+    present: list[int]
+    shares: np.ndarray
+    numbers: tuple[float, ...]
+
+
+@lru_cache(maxsize=8)
+def _composition(numbers: bytes) -> Composition:
+    """Describe atomic numbers, given as 64-bit integers; a run has the same always."""
+    atoms = np.frombuffer(numbers, dtype=np.int64)
+    share = np.bincount(atoms, minlength=ELEMENTS) / len(atoms)
+    present = share.nonzero()[0].tolist()
+    shares = share[present].tolist()
+    centre = sum(x * z for x, z in zip(shares, present, strict=True))
+    second = sum(x * z**2 for x, z in zip(shares, present, strict=True))
+    described = (
         len(present),
         -sum(x * math.log(x) for x in shares),
         centre,
         math.sqrt(max(0.0, second - centre**2)),
         present[0],
         present[-1],
-        math.log(counts[present].min() + 1),
     )
-    row[len(HOST) :] = share
-    return row, logs
+    return Composition(present, share, described)
 
 
 DEVICE = (
