@@ -206,7 +206,7 @@ def open_pet_mad(detail: str, device: str, dtype: str | None) -> BaseCalculator:
 
 def open_upet(detail: str, device: str, dtype: str | None) -> BaseCalculator:
     """Open a PET model by its name with its size (``pet-mad-s``), or a checkpoint."""
-    with _needs("upet", "upet", "upet"):
+    with _needs(f"upet:{detail}", "upet", "upet"):
         from upet._version import UPET_AVAILABLE_MODELS as names
         from upet.ase import UPETCalculator
     options: dict[str, Any] = {"device": device, "dtype": dtype}
