@@ -30,6 +30,18 @@ def test_default_is_the_bundled_potential():
     assert ours.get_potential_energy(water) == theirs.get_potential_energy(water)
 
 
+def test_bundled_potentials_share_no_weights():
+    """The model is built once; who changes a copy changes no other."""
+    water = molecule("H2O")
+    before = bare_calculator().get_potential_energy(water)
+    changed = bare_calculator()
+    with torch.no_grad():
+        for parameter in changed.models[0].parameters():
+            parameter.mul_(1.1)
+    assert changed.get_potential_energy(water) != before
+    assert bare_calculator().get_potential_energy(water) == before
+
+
 def test_chgnet_opens_and_its_probe_fits():
     pytest.importorskip("chgnet")
     from uqcalc import tap

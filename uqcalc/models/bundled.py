@@ -4,9 +4,11 @@ The weights are a safetensors file and the configuration is plain JSON, so nothi
 is unpickled. `mace-torch` is imported only when a model is built.
 """
 
+import copy
 import json
 import warnings
 from contextlib import redirect_stdout
+from functools import lru_cache
 from importlib.resources import files
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -90,11 +92,18 @@ def build_model(config: dict[str, Any]) -> torch.nn.Module:
 def load_model() -> torch.nn.Module:
     """Load the bundled backbone with its trained weights.
 
+    The model is built once in a process; each call returns a copy of its own.
+
     Returns
     -------
     torch.nn.Module
         The trained `mace.modules.ScaleShiftMACE` in evaluation mode, on the CPU.
     """
+    return copy.deepcopy(_trained_model())
+
+
+@lru_cache(maxsize=1)
+def _trained_model() -> torch.nn.Module:
     from safetensors.torch import load
 
     data = files("uqcalc") / "data"
