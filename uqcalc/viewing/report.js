@@ -25,9 +25,26 @@ Object.assign(uq, {
     }
     return Plotly.react(element, data, layout, { responsive: true, displayModeBar: false });
   },
+  // Draws the first figure at once, and each other one when it comes near the view.
   drawAll() {
-    for (const element of document.querySelectorAll(".plot[data-figure]")) {
-      uq.plot(element, uq.data(element.dataset.figure));
-    }
+    const all = [...document.querySelectorAll(".plot[data-figure]")];
+    const draw = async (element) => {
+      const isNew = !element.layout;
+      await uq.plot(element, uq.data(element.dataset.figure));
+      if (isNew) { element.on("plotly_click", (event) => uq.showNear(element, event)); }
+    };
+    draw(all[0]);
+    for (const element of all.slice(1)) { uq.near(element, () => draw(element)); }
+    uq.dark.addEventListener("change", () => all.filter((one) => one.layout).forEach(draw));
+    window.addEventListener("beforeprint", () => all.forEach(draw));
+  },
+  // Shows the saved structure of the same run that is nearest to a clicked point.
+  async showNear(element, event) {
+    const saved = uq.data("saved")?.[element.dataset.run] ?? [];
+    if (saved.length === 0) { return; }
+    const away = ([x]) => Math.abs(x - event.points[0].x);
+    const [, place] = saved.reduce((a, b) => (away(b) < away(a) ? b : a));
+    document.getElementById("structures").scrollIntoView();
+    await uq.show(place);
   },
 });
