@@ -5,17 +5,19 @@ Object.assign(uq, {
     const style = document.getElementById("plotly.js-style-global");
     if (style) { style.id = "uq-plotly-style"; }
   },
-  // The figures come in the colours of the light page.
+  // The figures come in the colours of the light page. The names of the levels are
+  // words, whose colours are lighter on a dark page; bands and marks keep theirs.
   coloured(figure) {
     const style = getComputedStyle(document.documentElement);
-    const ink = style.getPropertyValue("--ink").trim();
-    const suspect = style.getPropertyValue("--suspect").trim();
-    const quiet = style.getPropertyValue("--quiet").trim();
-    const text = JSON.stringify(figure)
-      .replaceAll('"#222222"', JSON.stringify(ink))
-      .replaceAll('"#8a6414"', JSON.stringify(suspect))
-      .replaceAll('"#8a8a8a"', JSON.stringify(quiet));
-    return JSON.parse(text);
+    const colour = (name) => style.getPropertyValue(name).trim();
+    const found = JSON.parse(JSON.stringify(figure)
+      .replaceAll('"#222222"', JSON.stringify(colour("--ink")))
+      .replaceAll('"#8a8a8a"', JSON.stringify(colour("--quiet"))));
+    const words = { "#2c6e9e": "--reliable", "#8a6414": "--suspect", "#b3312c": "--unreliable" };
+    for (const { font } of found.layout.annotations ?? []) {
+      if (font.color in words) { font.color = colour(words[font.color]); }
+    }
+    return found;
   },
   plot(element, figure) {
     const { data, layout } = uq.coloured(figure);
