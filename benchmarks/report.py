@@ -96,8 +96,8 @@ def opened(browser: Any, page: Path, place: str) -> dict[str, float | None]:
     fragment = "" if place == "top" else f"#{place}"
     browser.get(page.as_uri() + fragment)
     if place == "structures":
-        wait_for(browser, "return seen.viewer")
-    free = wait_for(browser, FREE)
+        wait_for(browser, "return seen.viewer", 300)
+    free = wait_for(browser, FREE, 300)
     seen = browser.execute_script("return seen")
     browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
     browser.close()
