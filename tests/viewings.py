@@ -49,7 +49,12 @@ def write_log(path, chances, *, halt="", start=0, run=RUN):
 
 def frame(step, p, rng):
     """An annotated frame of methanol whose oxygen is the least reliable atom."""
-    atoms = molecule("CH3OH")
+    return annotated(molecule("CH3OH"), step, p, rng)
+
+
+def annotated(structure, step, p, rng):
+    """An annotated frame, rattled; its second atom is the least reliable one."""
+    atoms = structure.copy()
     atoms.rattle(0.02, rng=rng)
     each = np.full(len(atoms), 0.5 + p / 2)
     each[1] = p

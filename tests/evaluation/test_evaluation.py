@@ -258,7 +258,7 @@ def test_the_page_shows_the_worst_structures_with_the_errors_of_their_atoms(
     path = result.write(tmp_path / "a")[2]
     assert path.stat().st_size < 15e6
     page = Page(path.read_text(encoding="utf-8"))
-    data = json.loads(page.scripts[0])
+    data = json.loads(page.scripts[1])
     assert [one["size"] for one in data["structures"]] == [*map(len, shown.values())]
     found = data["properties"]["force error of the atom [eV/Å]"]["values"]
     expected = np.concatenate([a.arrays["force_error"] for a in shown.values()])

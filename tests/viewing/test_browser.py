@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import warnings
 import numpy as np
 import pytest
 from ase.build import molecule
+from browsing import chromium, sized, wait_for
 from viewings import NASTY, chances, event, frame, write_log, write_run
 
 import uqcalc
@@ -22,49 +22,22 @@ from uqcalc.defaults import shipped_probe
 
 pytestmark = pytest.mark.browser
 READY = "return document.documentElement.dataset.ready === 'yes'"
+SHOWN = "return document.documentElement.dataset.viewer === 'shown'"
+# Seconds until WebGL in software has drawn a structure, on a busy machine too.
+SLOW = 240
+# Number of the structure in the viewer, from 0, and of its environment.
+STRUCTURE = """
+  return [...document.querySelector('#uq-info div').shadowRoot
+    .querySelectorAll('input')].map(one => one.value).join();
+"""
 # what software rendering of WebGL says of itself
 _OF_THE_DRIVER = "GL Driver Message"
 
 
 @pytest.fixture(scope="module")
 def browser():
-    webdriver = pytest.importorskip("selenium.webdriver")
-    driver = shutil.which("chromedriver")
-    if driver is None:
-        pytest.skip("chromedriver is not installed")
-    options = webdriver.ChromeOptions()
-    for switch in (
-        "--headless=new",
-        "--no-sandbox",
-        "--enable-unsafe-swiftshader",
-        "--hide-scrollbars",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--no-first-run",
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-    ):
-        options.add_argument(switch)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(driver)
-    with webdriver.Chrome(options=options, service=service) as found:
-        found.command_executor.client_config.timeout = 300
-        found.set_page_load_timeout(240)
+    with chromium() as found:
         yield found
-
-
-def wait_for(browser, script, seconds=60.0):
-    """Wait until a script returns something true; return it."""
-    end = time.monotonic() + seconds
-    while not (found := browser.execute_script(script)):
-        assert time.monotonic() < end, script
-        time.sleep(0.1)
-    return found
-
-
-def sized(browser, width, height=1000):
-    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
 def errors(browser):
@@ -73,6 +46,27 @@ def errors(browser):
         for entry in browser.get_log("browser")
         if entry["level"] == "SEVERE" and _OF_THE_DRIVER not in entry["message"]
     ]
+
+
+def see(browser, part):
+    """Bring a part of the page into view."""
+    browser.execute_script(f"document.getElementById('{part}').scrollIntoView()")
+
+
+def click(browser, place):
+    for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+        given = {"type": kind, "x": place[0], "y": place[1], "clickCount": 1}
+        given |= {} if kind == "mouseMoved" else {"button": "left"}
+        browser.execute_cdp_cmd("Input.dispatchMouseEvent", given)
+        time.sleep(0.3)
+
+
+def changed(browser, before):
+    """Wait until the viewer shows another structure than before."""
+    end = time.monotonic() + SLOW
+    while browser.execute_script(STRUCTURE) == before:
+        assert time.monotonic() < end, before
+        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
@@ -96,19 +90,48 @@ def test_a_report_renders_without_an_error(browser, page, width):
       return plot._fullData.find(t => t.name === 'P(reliable)')._length;
     """
     assert wait_for(browser, points) == 800
-    plots = "return document.querySelectorAll('.plot .main-svg').length"
-    assert browser.execute_script(plots) >= 4
+    see(browser, "where")
+    plots = "return document.querySelectorAll('.plot.js-plotly-plot').length >= 3"
+    wait_for(browser, plots)
+    see(browser, "structures")
+    wait_for(browser, SHOWN, SLOW)
+    said = "return document.getElementById('uq-state').textContent"
+    assert browser.execute_script(said) == ""
+    assert errors(browser) == []
 
 
-def test_a_click_on_a_point_shows_its_structure(browser, page):
+def test_a_click_on_the_curve_loads_the_viewer_and_shows_a_structure(browser, page):
+    sized(browser, 1280, 300)
+    browser.get(page.as_uri())
+    wait_for(browser, READY)
+    assert (
+        browser.execute_script("return document.documentElement.dataset.viewer") is None
+    )
+    steps = browser.execute_script("return uq.data('dataset').properties.step.values")
+    place = browser.execute_script("""
+      const plot = document.querySelector('.plot[data-figure="timeline-1"]');
+      plot.scrollIntoView();
+      const box = plot.getBoundingClientRect();
+      const x = plot._fullLayout.xaxis, y = plot._fullLayout.yaxis;
+      return [box.left + x._offset + x.d2p(0.139), box.top + y._offset + y._length / 2];
+    """)
+    click(browser, place)  # at step 278; the steps 240, 280 and 320 were saved
+    wait_for(browser, SHOWN, SLOW)
+    wanted = str(steps.index(280))
+    end = time.monotonic() + SLOW
+    while (found := browser.execute_script(STRUCTURE).split(",")[0]) != wanted:
+        assert time.monotonic() < end, (found, wanted)
+        time.sleep(0.2)
+    assert errors(browser) == []
+
+
+def test_a_click_on_a_point_of_the_map_shows_its_structure(browser, page):
     sized(browser, 1280)
     browser.get(page.as_uri())
     wait_for(browser, READY)
-    shown = """
-      return [...document.querySelector('#uq-info div').shadowRoot
-        .querySelectorAll('input')].map(one => one.value).join();
-    """
-    before = browser.execute_script(shown)
+    see(browser, "structures")
+    wait_for(browser, SHOWN, SLOW)
+    before = browser.execute_script(STRUCTURE)
     place = browser.execute_script("""
       document.getElementById('uq-map').scrollIntoView({block: 'center'});
       const root = document.querySelector('#uq-map div').shadowRoot;
@@ -119,15 +142,8 @@ def test_a_click_on_a_point_shows_its_structure(browser, page):
       return [box.left + x._offset + x.d2p(data.x[3]),
               box.top + y._offset + y.d2p(data.y[3])];
     """)
-    for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
-        given = {"type": kind, "x": place[0], "y": place[1], "clickCount": 1}
-        given |= {} if kind == "mouseMoved" else {"button": "left"}
-        browser.execute_cdp_cmd("Input.dispatchMouseEvent", given)
-        time.sleep(0.3)
-    end = time.monotonic() + 15
-    while browser.execute_script(shown) == before:
-        assert time.monotonic() < end, before
-        time.sleep(0.2)
+    click(browser, place)
+    changed(browser, before)
     assert errors(browser) == []
 
 
@@ -157,17 +173,12 @@ def test_the_page_of_an_evaluation_shows_its_worst_structures(
     sized(browser, width)
     browser.get(evaluation_page.as_uri())
     wait_for(browser, READY)
-    shown = """
-      return [...document.querySelector('#uq-info div').shadowRoot
-        .querySelectorAll('input')].map(one => one.value).join();
-    """
-    before = browser.execute_script(shown)
+    see(browser, "structures")
+    wait_for(browser, SHOWN, SLOW)
+    before = browser.execute_script(STRUCTURE)
     buttons = browser.find_elements("css selector", "button[data-structure]")
     browser.execute_script("arguments[0].click()", buttons[3])
-    end = time.monotonic() + 15
-    while browser.execute_script(shown) == before:
-        assert time.monotonic() < end, before
-        time.sleep(0.2)
+    changed(browser, before)
     assert errors(browser) == []
     assert browser.execute_script(
         "return document.documentElement.scrollWidth <= window.innerWidth"

@@ -42,7 +42,8 @@ class Page(HTMLParser):
         given = dict(attrs)
         self.addresses += [v for k, v in attrs if k in {"src", "href"}]
         if tag in {"script", "style"}:
-            self._inside = given.get("id", "") if "type" in given else tag
+            is_data = given.get("type") == "application/json"
+            self._inside = given.get("id", "") if is_data else tag
             self.scripts += [""] if tag == "script" else []
 
     def handle_endtag(self, tag):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +9,7 @@ import numpy as np
 from ase import Atoms
 
 from uqcalc.errors import MissingExtraError
-from uqcalc.plotting.viewer import (
-    as_script,
-    in_script,
-    page_script,
-    viewer_input,
-    viewer_script,
-)
+from uqcalc.plotting.viewer import page_script, viewer_elements, viewer_input
 from uqcalc.showing import in_words
 
 
@@ -92,23 +85,23 @@ def viewer_parts(evaluation: Evaluation) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``dataset`` and ``scripts`` for script elements, ``buttons`` with place and text
-        of each structure, ``coloured`` in words; or ``missing``, the reason in words
-        why they are not shown. Without structures all are empty.
+        ``script``, and ``elements`` that follow it; ``buttons`` with place and text of
+        each structure, ``coloured`` in words; or ``missing``, the reason in words why
+        they are not shown. Without structures all are empty.
     """
-    parts: dict[str, Any] = dict.fromkeys(("dataset", "coloured", "missing"), "")
-    parts |= {"scripts": (), "buttons": ()}
+    names = ("script", "elements", "coloured", "missing")
+    parts: dict[str, Any] = dict.fromkeys(names, "") | {"buttons": ()}
     shown = evaluation.tested.structures
     if not shown:
         return parts
     try:
         data, coloured = _dataset(evaluation, shown)
-        scripts = (page_script(), as_script(viewer_script()))
+        elements = viewer_elements(data)
     except MissingExtraError as error:
         return parts | {"missing": str(error)}
     return parts | {
-        "dataset": in_script(json.dumps(data, ensure_ascii=False)),
-        "scripts": scripts,
+        "script": page_script(),
+        "elements": elements,
         "buttons": [
             (place, _label(evaluation, row)) for place, row in enumerate(shown)
         ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -73,9 +74,33 @@ def viewer_input(
     return rounded
 
 
-def in_script(json: str) -> str:
+def viewer_elements(dataset: Mapping[str, Any]) -> str:
+    """Return the script elements of a page with structures.
+
+    They stand after `page_script` at the end of the page. The browser neither runs nor
+    parses chemiscope and the data before they are needed.
+
+    Parameters
+    ----------
+    dataset : mapping
+        As from `viewer_input`.
+
+    Raises
+    ------
+    MissingExtraError
+        If chemiscope is not installed.
+    """
+    data = in_script(json.dumps(dataset, ensure_ascii=False))
+    return (
+        f'<script type="application/json" id="dataset">{data}</script>\n'
+        f'<script type="text/plain" id="chemiscope">{as_script(viewer_script())}'
+        "</script>\n<script>uq.offerStructures();</script>"
+    )
+
+
+def in_script(text: str) -> str:
     """Return JSON in which no tag can begin."""
-    return json.replace("<", "\\u003c")
+    return text.replace("<", "\\u003c")
 
 
 def as_script(text: str) -> str:

@@ -52,6 +52,9 @@ class Run:
         End record of the log.
     about : list of (str, str)
         Rows about the probe and the settings.
+    saved : list of (float, int)
+        Of each structure in the page its place on the axis of the track, and its number
+        among the structures of all runs.
     """
 
     files: RunFiles
@@ -62,6 +65,7 @@ class Run:
     about: list[tuple[str, str]]
     levels: Counter[Level] = field(default_factory=Counter)
     unjudged: int = 0
+    saved: list[tuple[float, int]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -173,13 +177,16 @@ def _add_structures(found: Gathered, calculator: ReliableCalculator | None) -> N
         total += len(run.seen.frames)
         for frame, atoms in zip(frames, run.seen.structures(frames), strict=True):
             x = run.track.place(frame.step)
+            if math.isfinite(x):
+                run.saved.append((x, len(shown)))
             shown.append(Shown(atoms, run.name, frame.step, x, frame.level,
                                frame.reliability, (x, frame.reliability)))  # fmt: skip
     if not shown:
         return
     x_name = with_unit(*found.runs[0].track.axis)
     axes, found.map_text = _place(shown, chosen, calculator, x_name)
-    found.dataset = dataset(shown, axes, x_name)
+    first = found.worst[0][0] if found.worst else 0
+    found.dataset = dataset(shown, axes, x_name, first)
     common = set.intersection(*(set(shades_of(one.atoms)) for one in shown))
     found.colour_text = next((_COLOURS[n] for n in _COLOURS if n in common), "element")
     found.structures_text = f"{len(shown)} of {total} saved frames are in this page" + (

@@ -71,7 +71,7 @@ live.showStructure = async (runs) => {
   live.viewer?.remove();
   box.innerHTML = '<div id="uq-structure" class="pane"></div>' +
     '<div id="uq-info" class="meta"></div><div id="uq-meta" class="meta"></div>';
-  live.viewer = await uq.showStructures(found.dataset, "StructureVisualizer");
+  live.viewer = await uq.showStructures(found.dataset);
 };
 
 live.look = async () => {

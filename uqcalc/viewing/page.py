@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from uqcalc.learning.selection import EVENT_STEPS
 from uqcalc.plotting.style import page_style
-from uqcalc.plotting.viewer import as_script, in_script, page_script, viewer_script
+from uqcalc.plotting.viewer import as_script, page_script, viewer_elements
 from uqcalc.records import Level
 from uqcalc.viewing.curves import (
     MOST_POINTS,
@@ -28,6 +29,9 @@ from uqcalc.viewing.trouble import Trouble, ranked
 from uqcalc.viewing.words import facts, next_steps, notes_of, tone, verdict
 
 
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
 MOST_EVENTS = 20
 _EVENT_COLUMNS = ("from", "to", "level", "worst step", "P", "why", "worst atoms")
 
@@ -41,6 +45,7 @@ def render(found: Gathered) -> str:
     )
     folder = files("uqcalc.viewing")
     template = (folder / "report.html.jinja").read_text(encoding="utf-8")
+    figures = _figures(found)
     text = environment.from_string(template).render(
         title=_title(found.runs),
         style=Markup(page_and_own_style()),
@@ -51,7 +56,9 @@ def render(found: Gathered) -> str:
         event_columns=_EVENT_COLUMNS,
         next=next_steps(found.runs),
         version=version("uqcalc"),
-        figures={k: Markup(v) for k, v in _figures(found).items()},
+        figures={k: Markup(figure_json(v)) for k, v in figures.items()},
+        heights={k: v.layout.height for k, v in figures.items()},
+        saved=Markup(json.dumps([run.saved for run in found.runs])),
         plotly=Markup(as_script(plotly_script())),
         script=Markup(page_script() + script_text("report.js")),
         elements=found.elements,
@@ -89,6 +96,7 @@ def _section(run: Run) -> dict[str, Any]:
         "facts": facts(run),
         "notes": notes_of(run),
         "drawn": _drawn(run),
+        "saved": bool(run.saved),
         "events": [_event_row(t) for t in sorted(listed, key=lambda t: t.first)],
         "more_events": len(run.troubles) - len(listed),
         "no_events": _no_events(run),
@@ -137,21 +145,20 @@ def _image_words(run: Run, image: tuple[list[int], list[int], Any]) -> str:
     return text + ". Frames between two columns were not saved."
 
 
-def _figures(found: Gathered) -> dict[str, str]:
+def _figures(found: Gathered) -> dict[str, Figure]:
     figures = {}
     for number, run in enumerate(found.runs, start=1):
-        figures[f"timeline-{number}"] = figure_json(timeline_figure(run.track))
+        figures[f"timeline-{number}"] = timeline_figure(run.track)
         image = atom_image(run.seen.columns)
         if image is not None:
             steps, atoms, table = image
             x = [run.track.place(step) for step in steps]
             symbols = run.symbols
             names = [f"{symbols[i]}{i}" if symbols else str(i) for i in atoms]
-            figure = atoms_figure(x, run.track.axis, names, table)
-            figures[f"atoms-{number}"] = figure_json(figure)
+            figures[f"atoms-{number}"] = atoms_figure(x, run.track.axis, names, table)
     if found.elements:
-        figures["elements"] = figure_json(enrichment_figure(found.elements))
-        figures["motifs"] = figure_json(enrichment_figure(found.motifs))
+        figures["elements"] = enrichment_figure(found.elements)
+        figures["motifs"] = enrichment_figure(found.motifs)
     return figures
 
 
@@ -171,16 +178,8 @@ def _where(found: Gathered) -> str:
 
 def _structures(found: Gathered) -> dict[str, Any]:
     data = found.dataset
-    if data is None:
-        empty = dict.fromkeys(
-            ("map_text", "colour_text", "worst", "structures_text", "chemiscope"), ""
-        )
-        return {"dataset": None, **empty}
-    import json
-
     return {
-        "dataset": Markup(in_script(json.dumps(data, ensure_ascii=False))),
-        "chemiscope": Markup(as_script(viewer_script())),
+        "viewer": "" if data is None else Markup(viewer_elements(data)),
         "map_text": found.map_text,
         "colour_text": found.colour_text,
         "worst": found.worst,

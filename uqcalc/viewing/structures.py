@@ -39,7 +39,7 @@ class Shown:
 
 
 def dataset(
-    shown: Sequence[Shown], axes: tuple[str, str], x_name: str
+    shown: Sequence[Shown], axes: tuple[str, str], x_name: str, first: int = 0
 ) -> dict[str, Any]:
     """Return the input of chemiscope's default viewer.
 
@@ -50,13 +50,15 @@ def dataset(
         Names of the two coordinates of the map.
     x_name : str
         Name of `Shown.x`, with its unit.
+    first : int
+        Place in ``shown`` of the structure that the viewer shows first.
     """
     properties = _of_structures(shown, axes, x_name) | _of_atoms(shown)
     colour = next((_NAMES[n] for n in _NAMES if _NAMES[n] in properties), None)
     return viewer_input(
         [one.atoms for one in shown],
         properties,
-        _settings(shown, axes, colour),
+        _settings(shown, axes, colour) | {"pinned": [first]},
         "Annotated frames of the runs",
     )
 
