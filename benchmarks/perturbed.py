@@ -155,6 +155,9 @@ def main() -> None:
     parser.add_argument("--labels", type=int, nargs="+", default=[250, 1000])
     parser.add_argument("--layers", nargs="*", default=[], help="by default its own")
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument(
+        "--noise-rate", type=float, default=PerturbationSettings().noise_rate
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     keys = KEYS[options.model]
@@ -167,7 +170,9 @@ def main() -> None:
             raise SystemExit("perturbed: needs ../shared/data/mattersim, got none")
         frames, tests = crystals(options.data / "mattersim")
     backbone = tap(open_model(options.model))
-    settings = PerturbationSettings(members=4, epochs=options.epochs)
+    settings = PerturbationSettings(
+        members=4, epochs=options.epochs, noise_rate=options.noise_rate
+    )
     rows = earlier(options.model, options.labels, layers := " ".join(options.layers))
     for count in options.labels:
         train = some(frames, count)
@@ -178,7 +183,7 @@ def main() -> None:
         report = uqcalc.fit(train, backbone, keys, Recipe())
         for name, test in tests.items():
             head = {"model": options.model, "labels": len(train), "test": name}
-            head |= {"layers": layers or "default"}
+            head |= {"layers": layers or "default", "noise_rate": options.noise_rate}
             more = rows_of(backbone, found, report.probe, test, keys)
             more[0] |= {"minutes": minutes, **found.card.report}
             rows += [head | row for row in more]

@@ -154,7 +154,9 @@ def _figures(found: Gathered) -> dict[str, Figure]:
             steps, atoms, table = image
             x = [run.track.place(step) for step in steps]
             symbols = run.symbols
-            names = [f"{symbols[i]}{i}" if symbols else str(i) for i in atoms]
+            # the frames may be of another structure than the log's formula
+            named = len(symbols) > max(atoms, default=0)
+            names = [f"{symbols[i]}{i}" if named else str(i) for i in atoms]
             figures[f"atoms-{number}"] = atoms_figure(x, run.track.axis, names, table)
     if found.elements:
         figures["elements"] = enrichment_figure(found.elements)
