@@ -222,7 +222,7 @@ def of_crystals(options: argparse.Namespace) -> None:
     ]
     print_targets(targets)
     write_result(
-        f"scope_{options.model}",
+        options.name or f"scope_{options.model}",
         seeds=[options.seed],
         rows=[{"part": "absurd", **row} for row in rows]
         + [{"part": "system", **row} for row in systems],
@@ -344,6 +344,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=40, help="absurd ones of a kind")
     parser.add_argument("--frames", type=int, default=25, help="of a system")
     parser.add_argument("--looked-at", action="store_true", help="only these systems")
+    parser.add_argument("--name", help="of the result, for --probe")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     warnings.simplefilter("ignore", uqcalc.LabelWarning)
