@@ -41,7 +41,7 @@ from uqcalc.defaults import open_probes
 from uqcalc.errors import UqcalcError
 from uqcalc.evaluation.readings import read_structures
 from uqcalc.fitting.crossfit import group_folds
-from uqcalc.fitting.leftout import left_out_distances
+from uqcalc.fitting.leftout import Away, left_out_distances
 from uqcalc.labels.dataset import Dataset, build_dataset
 from uqcalc.probe.inputs import SHRINKAGE, Moments
 from uqcalc.probe.scope import held_out_limit, learn_scope
@@ -222,7 +222,7 @@ def of_crystals(options: argparse.Namespace) -> None:
     ]
     print_targets(targets)
     write_result(
-        f"scope_{options.model}",
+        options.name or f"scope_{options.model}",
         seeds=[options.seed],
         rows=[{"part": "absurd", **row} for row in rows]
         + [{"part": "system", **row} for row in systems],
@@ -236,8 +236,8 @@ def of_crystals(options: argparse.Namespace) -> None:
     )
 
 
-def distances(fit: Dataset, test: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return largest and mean log squared distance of ``test`` from ``fit``."""
+def distances(fit: Dataset, test: Dataset) -> Away:
+    """Return the distances of ``test`` from ``fit``."""
     moments = Moments(fit.predictions)
     inverse = whitening(moments.within, SHRINKAGE)
     found = []
@@ -246,8 +246,8 @@ def distances(fit: Dataset, test: Dataset) -> tuple[np.ndarray, np.ndarray]:
         away = standard - moments.element_mean[torch.from_numpy(p.numbers)]
         squares = squared_distances(away, inverse)
         found.append((float(squares.max()), float((squares + 1e-6).log().mean())))
-    largest, mean_log = np.array(found).T
-    return largest, mean_log
+    elements = np.array([len(np.unique(z)) for z in test.numbers], float)
+    return Away(*np.array(found).T, elements)
 
 
 def share_outside(
@@ -265,13 +265,13 @@ def share_outside(
     scope = learn_scope(
         "forces", left_out_distances(fit, seed), sizes, fit.groups, [], judged
     )
-    largest, mean_log = distances(fit, test)
-    novelty = scope.novelty(*map(torch.from_numpy, (largest, mean_log))).numpy()
+    away = distances(fit, test)
+    novelty = scope.novelty(*map(torch.from_numpy, away)).numpy()
     fold, of_folds = group_folds(fit.groups, 3, seed), np.empty(len(fit))
     for k in range(3):
         rest = fit.subset(np.flatnonzero(fold != k))
         rows = np.flatnonzero(fold == k)
-        of_folds[rows], _ = distances(rest, fit.subset(rows))
+        of_folds[rows] = distances(rest, fit.subset(rows)).largest
     before, _ = held_out_limit(of_folds, fit.groups)
     return {
         "split": seed,
@@ -279,8 +279,9 @@ def share_outside(
         "well_judged": int(judged.sum()),
         "limit_before": before,
         "limit": scope.distance,
-        "mean_limit": scope.mean_distance,
-        "outside_before": float(np.mean(largest > before)),
+        "mean_limits": list(scope.mean_limits or ()),
+        "mean_slope": scope.mean_slope,
+        "outside_before": float(np.mean(away.largest > before)),
         "outside": float(np.mean(~(novelty <= 1))),
     }
 
@@ -343,6 +344,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=40, help="absurd ones of a kind")
     parser.add_argument("--frames", type=int, default=25, help="of a system")
     parser.add_argument("--looked-at", action="store_true", help="only these systems")
+    parser.add_argument("--name", help="of the result, for --probe")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     warnings.simplefilter("ignore", uqcalc.LabelWarning)

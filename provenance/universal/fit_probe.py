@@ -13,6 +13,10 @@ cards say so.
 The second needs sevenn. ``--target`` fits one target only. ``--output`` is a
 folder: the probe of the forces is NAME.probe there, another one NAME.TARGET.probe.
 
+With ``--probe`` and ``--scope`` nothing is fitted: the limit on the mean distance is
+learned anew from the labels of the fit (`mean_limit`), and the probe is certified,
+scored and written.
+
 With ``--before`` another probe of the forces is scored on the same test structures. The
 split of the groups includes structures without information, as in earlier versions. So
 the test structures are unseen for a probe of an earlier version, too.
@@ -45,6 +49,7 @@ from mattersim import (
     load_dataset,
     open_source,
 )
+from mean_limit import with_mean_limit
 
 import uqcalc
 from uqcalc.backbones import Prediction
@@ -202,6 +207,9 @@ def options_given() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=Path(), help="folder")
     parser.add_argument("--probe", type=Path, help="score this one, fit none")
+    parser.add_argument(
+        "--scope", action="store_true", help="learn its limit on the mean distance anew"
+    )
     parser.add_argument("--before", type=Path, help="probe of forces to compare with")
     parser.add_argument("--cache", type=Path, help="folder that keeps the features")
     parser.add_argument("--boundary", help="another one, for one target")
@@ -247,7 +255,10 @@ def fit_target(source: Source, name: str, options: argparse.Namespace) -> None:
     fitting, promising, testing = divide(data, source.groups, options.seed)
     test = data.subset(testing)
     if options.probe is not None:
-        result: Evaluation = evaluate_dataset(uqcalc.Probe.load(options.probe), test)
+        given = uqcalc.Probe.load(options.probe)
+        if options.scope:
+            given = with_mean_limit(given, data.subset(fitting))
+        result: Evaluation = evaluate_dataset(given, test)
     else:
         result = fit_datasets(
             data.subset(fitting),
@@ -265,7 +276,7 @@ def fit_target(source: Source, name: str, options: argparse.Namespace) -> None:
             meaning=TARGETS[name].meaning,
             reference=REFERENCE[options.model] if labels.of_energy else "PBE(+U)",
         ),
-        report=probe.card.report | {"regimes": [short(row) for row in regimes]},
+        report=result.report | {"regimes": [short(row) for row in regimes]},
     )
     own = options.model if name == "forces" else f"{options.model}.{name}"
     path = probe.save(options.output / f"{own}.probe", half=True)

@@ -1,5 +1,7 @@
 """A probe adapted to one system: what its labels say holds on its other frames."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from builders import rattled, tiny_probe
@@ -136,6 +138,26 @@ def test_one_odd_label_does_not_lift_the_limit_of_the_scope(probe):
     rows[0].arrays["REF_forces"] = bare.get_forces(rows[0]) + 0.1
     odd = adapt(probe, rows, ToyBackbone()).card.scope.distance
     assert odd <= max(plain, 4.0 * probe.card.scope.distance)
+
+
+@pytest.mark.filterwarnings("ignore::uqcalc.errors.LabelWarning")
+def test_the_limit_by_number_of_elements_is_widened_to_the_labels(probe):
+    """The slope stays, and frames like the labelled ones come inside."""
+    rows = frames(["CH3OH"], 40, seed=18)
+    own = ToyBackbone().predict_many(rows)
+    far = probe.path_output(own)
+    limits = {
+        "distance": 1e6,
+        "mean_slope": -2.0,
+        "element_counts": (1, 4),
+        "mean_distance": 9.0 * float(far.mean_log_distance.exp().median()) / 1.5,
+    }
+    strict = probe.with_card(scope=replace(probe.card.scope, **limits))
+    assert far.elements.eq(3).all()
+    assert strict.read(own).novelty.median() == pytest.approx(1.5, rel=1e-3)
+    mine = adapt(strict, rows, ToyBackbone())
+    assert mine.card.scope.mean_slope == -2.0
+    assert (mine.read(own).novelty <= 1).float().mean() > 0.8  # most were outside
 
 
 def test_one_label_of_a_run_does_not_show_how_far_runs_lie():

@@ -59,7 +59,8 @@ class Spy:
             [torch.full((len(p.numbers),), p.energy) for p in predictions]
         )
         parts = torch.tensor(known)[:, None].expand(-1, 3)
-        return StackedOutput(parts, atoms, energies, -energies)
+        one = torch.ones_like(energies)
+        return StackedOutput(parts, atoms, energies, -energies, one)
 
 
 def test_each_structure_is_read_once_by_a_probe_without_its_group():

@@ -47,6 +47,7 @@ def test_they_are_those_of_statistics_without_the_group():
         largest, mean_log = direct(data, row)
         assert away.largest[row] == pytest.approx(largest, rel=1e-6)
         assert away.mean_log[row] == pytest.approx(mean_log, abs=1e-6)
+        assert away.elements[row] == len(set(data.numbers[row].tolist()))
 
 
 def test_an_element_of_one_group_has_no_distance():

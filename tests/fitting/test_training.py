@@ -351,6 +351,13 @@ def test_a_supercell_has_the_probability_of_its_cell(fitted, sets, times):
         atol=1e-3,
     )
     np.testing.assert_allclose(many.novelty, one.novelty, rtol=1e-3)
+    limits = {"mean_distance": 1e-3, "mean_slope": -2.0, "element_counts": (1, 9)}
+    by_elements = probe.with_card(scope=replace(probe.card.scope, **limits))
+    np.testing.assert_allclose(
+        by_elements.read([repeated(cell, times) for cell in cells]).novelty,
+        by_elements.read([repeated(cell, 1) for cell in cells]).novelty,
+        rtol=1e-3,
+    )
     if probe.card.atom_floor is not None:
         np.testing.assert_allclose(many.worst_atom, one.worst_atom, atol=1e-2)
     assert probe.card.scope.doubts(np.ones(10_000, int), periodic=True) == ()

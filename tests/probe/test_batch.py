@@ -126,8 +126,17 @@ def judged():
     return shipped_probe("default"), [*predictions, predictions[1]]
 
 
-def test_a_probe_reads_a_batch_on_the_device_as_it_reads_predictions(judged):
-    probe, predictions = judged
+def sloped(probe):
+    """The probe with a limit on the mean distance by number of elements, and on it."""
+    scope = replace(
+        probe.card.scope, mean_distance=1e-3, mean_slope=-2.0, element_counts=(1, 9)
+    )
+    return probe.with_card(scope=scope)
+
+
+@pytest.mark.parametrize("change", [lambda probe: probe, sloped])
+def test_a_probe_reads_a_batch_on_the_device_as_it_reads_predictions(judged, change):
+    probe, predictions = change(judged[0]), judged[1]
     for p in predictions:
         p.results["stress"] = np.zeros(6)
     given = as_pass(predictions)

@@ -191,7 +191,7 @@ def test_files_that_are_no_probe_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"schema": 99, "new": 1}, "at most 8 .* got 99; upgrade"),
+        ({"schema": 99, "new": 1}, "at most 9 .* got 99; upgrade"),
         ({"schema": 2, "architecture": "joined"}, "at least 3, got 2.* fit the probe"),
         ({"unit": "kcal/mol"}, "in eV/Å, got 'kcal/mol'"),
         ({"unit": None}, "in eV/Å, got None"),

@@ -1,6 +1,7 @@
 """The scope: how often it fires, what for, and what a verdict makes of it."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from hypothesis import given, strategies as st
 from uqcalc import Level, Policy, Threshold
 from uqcalc.defaults import shipped_probe
 from uqcalc.errors import LabelError, ProbeError
+from uqcalc.evaluation.cardinfo import card_info
 from uqcalc.probe.card import Card
 from uqcalc.probe.scope import (
     FARTHEST,
     AtomFloor,
     Scope,
+    element_slope,
     learn_floor,
     learn_scope,
     tail_limit,
@@ -23,16 +26,20 @@ from uqcalc.types import Reading
 
 
 def away(structures, atoms=20, dim=8, *, seed, stretch=1.0):
-    """Largest and mean log squared distance per dimension among Gaussian atoms."""
+    """Largest and mean log squared distance per dimension among Gaussian atoms.
+
+    All are of two elements.
+    """
     rows = np.random.default_rng(seed).normal(size=(structures, atoms, dim))
     squares = (stretch * rows**2).mean(axis=2)
-    return squares.max(axis=1), np.log(squares).mean(axis=1)
+    elements = np.full(structures, 2.0)
+    return squares.max(axis=1), np.log(squares).mean(axis=1), elements
 
 
-def fired(scope, largest, mean_log):
+def fired(scope, *distances):
     """Share of structures outside."""
-    pair = map(torch.from_numpy, (largest, mean_log))
-    return float((scope.novelty(*pair) > FARTHEST).double().mean())
+    novelty = scope.novelty(*map(torch.from_numpy, distances))
+    return float((novelty > FARTHEST).double().mean())
 
 
 @pytest.mark.parametrize("groups", [39, 400])
@@ -52,9 +59,9 @@ def test_a_shift_of_all_atoms_is_outside_though_none_is_extreme():
     scope = learn_scope(
         "forces", away(400, seed=0), [20], list(map(str, range(400))), []
     )
-    largest, mean_log = away(200, seed=1, stretch=1.5)
-    assert np.mean(largest > scope.distance) < 0.5
-    assert fired(scope, largest, mean_log) > 0.9
+    distances = away(200, seed=1, stretch=1.5)
+    assert np.mean(distances[0] > scope.distance) < 0.5
+    assert fired(scope, *distances) > 0.9
 
 
 def test_labels_with_a_low_probability_do_not_widen_the_limits():
@@ -83,27 +90,99 @@ def test_the_limit_is_that_of_groups_and_robust():
 
 
 def test_nan_is_no_limit_and_stays_nan():
-    largest, mean_log = away(100, seed=0)
+    largest, mean_log, elements = away(100, seed=0)
     largest[3] = mean_log[3] = np.nan  # its element is in no other group
     scope = learn_scope(
-        "forces", (largest, mean_log), [20], list(map(str, range(100))), []
+        "forces", (largest, mean_log, elements), [20], list(map(str, range(100))), []
     )
     assert math.isfinite(scope.distance)
     for pair in ((math.nan, 0.0), (0.1, math.nan)):
-        assert scope.novelty(*map(torch.tensor, pair)).isnan()
+        assert scope.novelty(*map(torch.tensor, (*pair, 2.0))).isnan()
     nothing = np.full(2, np.nan)
     with pytest.raises(LabelError, match="must occur in two groups"):
-        learn_scope("forces", (nothing, nothing), [1, 1], ["a", "b"], [])
+        learn_scope("forces", (nothing, nothing, elements[:2]), [1], ["a", "b"], [])
 
 
-def test_a_scope_without_a_mean_limit_is_that_of_earlier_versions():
-    scope = Scope.from_dict(Scope(2.0, 0.99, 3, 8).to_dict())
-    assert scope.novelty(torch.tensor(3.0), torch.tensor(99.0)) == 1.5
+def test_a_scope_of_an_earlier_version_has_one_limit_or_none_on_the_mean():
+    one, many = torch.tensor(1.0), torch.tensor(9.0)
+    data = Scope(2.0, 0.99, 3, 8).to_dict()
+    for entry in ("mean_slope", "element_counts"):
+        del data[entry]
+    scope = Scope.from_dict(data | {"mean_distance": 0.5})
+    for count in (one, many):
+        assert scope.novelty(one, torch.tensor(0.0), count) == 2.0
+    del data["mean_distance"]
+    older = Scope.from_dict(data)
+    assert older.mean_limits is None
+    assert older.novelty(torch.tensor(3.0), torch.tensor(99.0), one) == 1.5
+
+
+def varied(groups, slope, *, seed, each=1):
+    """Structures of 1 to 5 elements whose mean log distance has a median slope."""
+    rng = np.random.default_rng(seed)
+    elements = np.repeat(rng.integers(1, 6, groups), each).astype(float)
+    mean_log = slope * np.log(elements) + rng.normal(0, 0.5, len(elements))
+    names = np.repeat([str(i) for i in range(groups)], each).tolist()
+    return (np.full(len(elements), 0.1), mean_log, elements), names
+
+
+def test_the_limit_follows_the_number_of_elements_as_the_labels_do():
+    """With one limit structures of one element would fire at 30 %, and others never."""
+    data, names = varied(600, -1.0, seed=0)
+    scope = learn_scope("forces", data, [20], names, [])
+    assert scope.mean_slope == pytest.approx(-1.0, abs=0.35)
+    fresh, _ = varied(4000, -1.0, seed=1)
+    for count in (1, 2, 5):
+        rows = fresh[2] == count
+        assert 0.01 < fired(scope, *(column[rows] for column in fresh)) < 0.13
+    first, last = scope.mean_limits
+    assert first / last == pytest.approx(5**-scope.mean_slope, rel=1e-9)
+    ends = [scope.novelty(*map(torch.tensor, (0.0, 0.0, n))) for n in (5.0, 40.0)]
+    assert ends[0] == ends[1]  # no label shows how the limit goes on
+
+
+def test_no_slope_where_the_labels_support_none():
+    for seed in range(5):
+        data, names = varied(600, 0.5, seed=seed)  # rising
+        assert element_slope(*data[1:], names) == 0.0
+        data, names = varied(19, -3.0, seed=seed, each=20)  # few groups
+        assert element_slope(*data[1:], names) == 0.0
+        _, mean_log, elements = away(200, seed=seed)  # all of two elements
+        assert element_slope(mean_log, elements, list(map(str, range(200)))) == 0.0
+
+
+def test_few_groups_shrink_the_slope():
+    """Of chance slopes more than half is removed; a large slope mostly stays."""
+    found = {0.0: [], -2.0: []}
+    for slope, slopes in found.items():
+        for seed in range(10):
+            data, names = varied(40, slope, seed=seed)
+            slopes.append(element_slope(*data[1:], names))
+    assert np.mean(found[0.0]) > -0.2
+    assert -2.5 < np.mean(found[-2.0]) < -1.4
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [{"mean_slope": 0.5}, {"element_counts": (0, 2)}, {"element_counts": (3, 2)}],
+)
+def test_impossible_limits_of_the_mean_are_refused(entries):
+    with pytest.raises(ProbeError, match="must have a mean_slope of at most 0"):
+        Scope(2.0, 0.99, 3, 8, mean_distance=0.5, **entries)
+
+
+def test_a_card_says_the_limits_for_few_and_for_many_elements():
+    card = shipped_probe("default").card
+    limits = {"mean_distance": 0.9, "mean_slope": -1.0, "element_counts": (1, 3)}
+    sloped = replace(card, scope=replace(card.scope, **limits))
+    text = dict(card_info(sloped).rows)["scope"]
+    assert "mean over atoms to 0.9 (1 element) down to 0.3 (3 or more)" in text
+    assert "element" not in dict(card_info(card).rows)["scope"]
 
 
 def two(n=4):
     """Distances of n structures that do not matter."""
-    return np.full(n, 1.0), np.zeros(n)
+    return np.full(n, 1.0), np.zeros(n), np.ones(n)
 
 
 def test_sizes_as_far_as_the_target_allows():
@@ -127,7 +206,8 @@ def test_charges_are_the_nearest_whole_ones():
 
 def test_a_scope_is_json():
     for outside in (0.25, math.nan):
-        scope = Scope(1.5, 0.99, 3, 8, (0, 1), outside)
+        limits = {"mean_slope": -0.5, "element_counts": (1, 5)}
+        scope = Scope(1.5, 0.99, 3, 8, (0, 1), outside, **limits)
         assert str(Scope.from_dict(scope.to_dict())) == str(scope)
     assert Scope(1.5, 0.99, 3, 8).to_dict()["outside"] is None  # NaN is no JSON
 

@@ -100,8 +100,12 @@ def _scope_rows(card: Card) -> list[tuple[str, str]]:
         f"feature distance to {scope.distance:.3g} ({scope.level:.0%} of left-out "
         f"groups), {scope.sizes} atoms"
     )
-    if scope.mean_distance is not None:
-        text += f", mean over atoms to {scope.mean_distance:.3g}"
+    if limits := scope.mean_limits:
+        text += f", mean over atoms to {limits[0]:.3g}"
+        if scope.mean_slope:
+            fewest, most = scope.element_counts
+            noun = "element" if fewest == 1 else "elements"
+            text += f" ({fewest} {noun}) down to {limits[1]:.3g} ({most} or more)"
     if scope.charges:
         text += f", total charges {', '.join(f'{q:+d}' for q in scope.charges)}"
     return [("scope", text)]

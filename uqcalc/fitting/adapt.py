@@ -304,7 +304,11 @@ def _scope(probe: Probe, data: Dataset) -> Scope | None:
     limit, level = _wider(scope.distance, largest, data.groups)
     mean_limit = scope.mean_distance
     if mean_limit is not None:
-        means = np.array([float(output.mean_log_distance[0].exp()) for output in seen])
+        of_one = [
+            scope.as_of_one_element(output.mean_log_distance, output.elements)
+            for output in seen
+        ]
+        means = torch.cat(of_one).exp().double().numpy()
         mean_limit, _ = _wider(mean_limit, means, data.groups)
     return replace(
         scope,

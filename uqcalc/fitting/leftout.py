@@ -22,7 +22,7 @@ _FLOOR = 1e-6
 
 
 class Away(NamedTuple):
-    """Distances of structures, two numbers each.
+    """What `uqcalc.probe.scope.Scope.novelty` reads, of each structure.
 
     Attributes
     ----------
@@ -30,10 +30,13 @@ class Away(NamedTuple):
         Largest squared Mahalanobis distance of an atom.
     mean_log : array (structures,)
         Mean over the atoms of the logarithm of their squared distances.
+    elements : array (structures,)
+        Number of elements.
     """
 
     largest: NDArray[np.float64]
     mean_log: NDArray[np.float64]
+    elements: NDArray[np.float64]
 
 
 @torch.no_grad()
@@ -46,24 +49,24 @@ def left_out_distances(data: Dataset, seed: int = 0) -> Away:
     up to 200 groups it does not depend on ``seed``. With more groups, 200 parts of
     whole groups are left out.
 
-    A structure with an element that no other group has gets NaN.
+    A structure with an element that no other group has gets distances of NaN.
     """
     moments = Moments(data.predictions)
     names, part = np.unique(np.asarray(data.groups), return_inverse=True)
     if len(names) > _MOST_PARTS:
         part = group_folds(data.groups, _MOST_PARTS, seed)
-    found = Away(np.full(len(data), np.nan), np.full(len(data), np.nan))
+    largest, mean_log = np.full((2, len(data)), np.nan)
     for index in range(int(part.max()) + 1):
         rows = np.flatnonzero(part == index)
-        largest, mean_log = _away(data.subset(rows), moments)
-        found.largest[rows], found.mean_log[rows] = largest, mean_log
-    return found
+        largest[rows], mean_log[rows] = _away(data.subset(rows), moments)
+    elements = np.array([len(np.unique(z)) for z in data.numbers], float)
+    return Away(largest, mean_log, elements)
 
 
-def _away(own: Dataset, moments: Moments) -> Away:
-    """Return the distances of structures from all other labels.
+def _away(own: Dataset, moments: Moments) -> NDArray[np.float64]:
+    """Return the distances of structures from all other labels, (2, structures).
 
-    ``moments`` are those of all labels, ``own`` included.
+    The rows are those of `Away`. ``moments`` are those of all labels, ``own`` included.
     """
     dim = len(moments.mean)
     counts = moments.counts.clone()
@@ -89,8 +92,8 @@ def _away(own: Dataset, moments: Moments) -> Away:
         ragged = Ragged([len(p.numbers) for p in chunk], away.device)
         logs = ragged.mean((away + _FLOOR).log()[:, None])
         parts.append(torch.cat([ragged.max(away[:, None]), logs], dim=1))
-    largest, mean_log = torch.cat(parts).numpy().T
-    return Away(largest, mean_log)
+    found: NDArray[np.float64] = torch.cat(parts).numpy().T
+    return found
 
 
 def _standard(features: torch.Tensor, moments: Moments) -> torch.Tensor:

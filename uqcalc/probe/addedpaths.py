@@ -109,7 +109,8 @@ class AddedPaths(nn.Module):
         distances = distances.masked_fill(self.counts[numbers] < 1, torch.inf)
         ragged = Ragged(sizes, features.device)
         logs = ragged.mean((distances + 1e-6).log()[:, None])[:, 0]
-        novelty = scope.novelty(ragged.max(distances[:, None])[:, 0], logs)
+        largest = ragged.max(distances[:, None])[:, 0]
+        novelty = scope.novelty(largest, logs, described.elements)
         foreign = self.prior_counts[numbers] < 1
         of_atoms = None
         if self.atoms is not None:

@@ -42,8 +42,9 @@ FILE = Kind(
     checked_since=4,
     infinite=("joined.limit", "joined.known"),  # infinite where a probe has no scope
     # 5: sizes of molecules only, correction for one system; 6: limit of mean distance;
-    # 7: labels added to a prior; 8: shares of atoms in the error of their structure
-    schema=8,
+    # 7: labels added to a prior; 8: shares of atoms in the error of their structure;
+    # 9: limit of mean distance by number of elements
+    schema=9,
 )
 ARCHITECTURES = ("joined", "standard", "probe-2026")
 JOINED_ARCHITECTURE = "joined"  # attention and other paths

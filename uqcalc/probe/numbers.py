@@ -206,7 +206,7 @@ DEVICE = (
     "log_distance_of_mean", "log_rigidity_of_sum",
 )  # fmt: skip
 NAMES = HOST + DEVICE
-_LOG_ATOMS = HOST.index("log_atoms")
+_LOG_ATOMS, _ELEMENTS = HOST.index("log_atoms"), HOST.index("elements")
 # Numbers that are assumed to stay monotone in the error outside the labels.
 TREND = tuple(
     NAMES.index(name)
@@ -226,7 +226,7 @@ COMPONENTS = 16  # principal components, of pooled and of atomic features
 
 
 class Described(NamedTuple):
-    """Plain numbers of a batch; all standardised except `pooled` and the last two.
+    """Plain numbers of a batch; all standardised but `pooled` and the last three.
 
     Attributes
     ----------
@@ -242,6 +242,8 @@ class Described(NamedTuple):
         The largest squared Mahalanobis distance of an atom (`Statistics.distances`).
     mean_log_distance : tensor (structures,)
         Mean over the atoms of the logarithm of these squared distances.
+    elements : tensor (structures,)
+        Number of elements.
     """
 
     numbers: torch.Tensor
@@ -251,6 +253,7 @@ class Described(NamedTuple):
     atom_features: torch.Tensor
     distance: torch.Tensor
     mean_log_distance: torch.Tensor
+    elements: torch.Tensor
 
 
 class Raw(NamedTuple):
@@ -356,6 +359,7 @@ class PlainNumbers(nn.Module):
             (standard @ self.atom_basis).clamp(-LIMIT, LIMIT),
             raw.distance,
             raw.mean_log_distance,
+            host.numbers[:, _ELEMENTS],
         )
 
     def raw(

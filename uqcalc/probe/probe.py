@@ -434,7 +434,9 @@ class Probe:
             sums = torch.stack([charges.sum() for charges in each])
             known = torch.tensor(scope.charges, dtype=sums.dtype, device=sums.device)
             gap = (sums[:, None] - known).abs().amin(dim=1)
-        novelty = scope.novelty(stacked.distance, stacked.mean_log_distance)
+        novelty = scope.novelty(
+            stacked.distance, stacked.mean_log_distance, stacked.elements
+        )
         if added is not None:  # inside one of the two scopes is inside
             novelty = novelty.masked_fill(added.foreign, torch.inf)
             novelty = novelty.minimum(added.novelty)

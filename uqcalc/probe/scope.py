@@ -68,8 +68,15 @@ class Scope:
         Atomic numbers of the system that the probe was adapted to; empty if any element
         of the labels is allowed.
     mean_distance : float or None
-        Limit on the geometric mean over the atoms of their squared distances. None in
-        probes of earlier versions, which limit the largest distance only.
+        Limit on the geometric mean over the atoms of their squared distances, for one
+        element (see `novelty`). None in probes of earlier versions, which limit the
+        largest distance only.
+    mean_slope : float
+        Slope of the logarithm of this limit in that of the number of elements of the
+        structure; at most 0, and 0 in probes of earlier versions.
+    element_counts : pair of int
+        Smallest and largest number of elements of the structures that set the slope.
+        Other structures have the limit of the nearer one.
     """
 
     distance: float
@@ -81,6 +88,18 @@ class Scope:
     elements: tuple[int, ...] = ()
     any_cell: bool = False
     mean_distance: float | None = None
+    mean_slope: float = 0.0
+    element_counts: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        fewest, most = self.element_counts
+        if self.mean_slope > 0 or not 1 <= fewest <= most:
+            msg = (
+                "scope of a probe must have a mean_slope of at most 0 and "
+                f"element_counts from 1 in ascending order, got {self.mean_slope} and "
+                f"{fewest}, {most}; the file is damaged, fit the probe again"
+            )
+            raise ProbeError(msg)
 
     @property
     def sizes(self) -> str:
@@ -90,7 +109,8 @@ class Scope:
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able form; `from_dict` reads it back."""
         outside = None if math.isnan(self.outside) else self.outside
-        lists = {"charges": list(self.charges), "elements": list(self.elements)}
+        names = ("charges", "elements", "element_counts")
+        lists = {name: list(getattr(self, name)) for name in names}
         return asdict(self) | lists | {"outside": outside}
 
     @classmethod
@@ -106,21 +126,45 @@ class Scope:
             data = dict(data) | {"outside": math.nan}
         return cls(**checked(cls, data, "scope of a probe", ProbeError))
 
-    def novelty(self, largest: torch.Tensor, mean_log: torch.Tensor) -> torch.Tensor:
+    def novelty(
+        self, largest: torch.Tensor, mean_log: torch.Tensor, elements: torch.Tensor
+    ) -> torch.Tensor:
         """Return the distance in units of the limit, (structures,); above 1 is outside.
 
         It is the larger of two ratios: largest squared distance of an atom over
-        ``distance``, and geometric mean over ``mean_distance``. NaN stays NaN.
+        ``distance``, and geometric mean over its limit. NaN stays NaN.
 
         Parameters
         ----------
-        largest, mean_log : tensors (structures,)
+        largest, mean_log, elements : tensors (structures,)
             As in `uqcalc.probe.stacked.StackedOutput`.
         """
         ratio = largest / self.distance
         if self.mean_distance is None:
             return ratio
-        return ratio.maximum(mean_log.exp() / self.mean_distance)
+        of_one = self.as_of_one_element(mean_log, elements)
+        return ratio.maximum(of_one.exp() / self.mean_distance)
+
+    def as_of_one_element(
+        self, mean_log: torch.Tensor, elements: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the mean log distance minus the slope's part, (structures,).
+
+        This number has one limit, ``log(mean_distance)``, for any number of elements.
+        Parameters as for `novelty`.
+        """
+        return mean_log - self.mean_slope * elements.clamp(*self.element_counts).log()
+
+    @property
+    def mean_limits(self) -> tuple[float, float] | None:
+        """Limits on the geometric mean distance for the two ``element_counts``.
+
+        None without a limit.
+        """
+        if self.mean_distance is None:
+            return None
+        first, last = (float(n) ** self.mean_slope for n in self.element_counts)
+        return self.mean_distance * first, self.mean_distance * last
 
     def doubts(self, numbers: np.ndarray, *, periodic: bool) -> tuple[str, ...]:
         """Return messages: the number of atoms, or an element, is outside the limits.
@@ -181,15 +225,85 @@ def tail_limit(
     )
     order = np.argsort(values, kind="stable")
     mass = np.cumsum(1.0 / counts[inverse][order]) / len(counts)
-    anchor = float(np.clip(1 - _BEYOND / (len(counts) + 1), _QUARTILE, level))
+    anchor = _anchor(len(counts), level)
     middle, upper = values[order][np.searchsorted(mass, (0.5, anchor - 1e-9))]
     z = NormalDist().inv_cdf
     return float(middle + (upper - middle) * z(level) / z(anchor))
 
 
+def _anchor(groups: int, level: float) -> float:
+    """Return the quantile that ten of the groups exceed, from the quartile to level."""
+    return float(np.clip(1 - _BEYOND / (groups + 1), _QUARTILE, level))
+
+
+def element_slope(
+    mean_log: NDArray[np.float64],
+    elements: NDArray[np.float64],
+    groups: Sequence[str],
+) -> float:
+    """Return the slope of the limit on ``mean_log`` in the log number of elements.
+
+    Structures of few elements lie farther from the mean of all structures with these
+    elements, and scatter more. The slope is that of a quantile regression at the
+    quantile q of `tail_limit`. The labels determine it with a standard error e, from a
+    jackknife that leaves out tenths of the groups (Miller 1974,
+    doi:10.1093/biomet/61.1.1). The slope is multiplied by
+
+        max(0, 1 - e^2 / slope^2)
+
+    (positive-part shrinkage, James & Stein 1961). It is 0 if it would be positive, with
+    fewer than 20 groups, or if all structures have as many elements.
+
+    Parameters
+    ----------
+    mean_log, elements : arrays (structures,)
+        As for `learn_scope`; finite.
+    groups : sequence of str
+        Each group has the same weight, divided equally among its members.
+    """
+    logs = np.log(elements)
+    _, place, counts = np.unique(
+        np.asarray(groups), return_inverse=True, return_counts=True
+    )
+    if len(counts) < _FEWEST or np.ptp(logs) == 0:
+        return 0.0
+    weights, quantile = 1 / counts[place], _anchor(len(counts), MEAN_LEVEL)
+    some = np.random.default_rng(0).permutation(len(logs))[:_MOST]
+    tenth = np.random.default_rng(0).permutation(len(counts))[place] % _TENTHS
+
+    def slope(rows: NDArray[np.int64]) -> float:
+        return quantile_slope(logs[rows], mean_log[rows], weights[rows], quantile)
+
+    found = slope(some)
+    parts = [slope(some[tenth[some] != k]) for k in range(_TENTHS)]
+    if found >= 0:
+        return 0.0
+    error = (_TENTHS - 1) * float(np.var(parts))
+    return found * max(0.0, 1 - error / found**2)
+
+
+def quantile_slope(
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    quantile: float,
+) -> float:
+    """Return the slope of a quantile of ``y`` in ``x``; 0 if all ``x`` are equal.
+
+    Quantile regression (Koenker & Bassett 1978, doi:10.2307/1913643). All arrays are
+    (structures,).
+    """
+    if np.ptp(x) == 0:
+        return 0.0
+    from sklearn.linear_model import QuantileRegressor
+
+    line = QuantileRegressor(quantile=quantile, alpha=0.0)
+    return float(line.fit(x[:, None], y, sample_weight=weights).coef_[0])
+
+
 def learn_scope(
     target: str,
-    distances: tuple[NDArray[np.float64], NDArray[np.float64]],
+    distances: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
     sizes: Sequence[int],
     groups: Sequence[str],
     charges: Sequence[float],
@@ -208,10 +322,10 @@ def learn_scope(
         If its errors grow with size, as those of total energies do, the sizes are those
         of the labels. Otherwise molecules may differ from these by a factor of 2, and
         periodic cells have no limit.
-    distances : pair of arrays (structures,)
-        Largest squared distance of an atom, and mean over atoms of the logarithm of
-        squared distances; from statistics without the structure's group
-        (`uqcalc.fitting.leftout`). NaN is left out.
+    distances : three arrays (structures,)
+        Largest squared distance of an atom, mean over atoms of the logarithm of squared
+        distances, and number of elements; from statistics without the structure's
+        group (`uqcalc.fitting.leftout`). NaN is left out.
     sizes : sequence of int
         Atoms of each structure.
     groups : sequence of str
@@ -225,7 +339,7 @@ def learn_scope(
     LabelError
         If no structure has a distance.
     """
-    largest, mean_log = distances
+    largest, mean_log, elements = distances
     known = np.isfinite(largest) & np.isfinite(mean_log)
     if not known.any():
         msg = (
@@ -239,8 +353,10 @@ def learn_scope(
     rows = np.flatnonzero(chosen)
     of = [groups[i] for i in rows.tolist()]
     limit = tail_limit(np.log(largest[rows]), of, LARGEST_LEVEL)
-    mean_limit = tail_limit(mean_log[rows], of, MEAN_LEVEL)
-    beyond = (np.log(largest[rows]) > limit) | (mean_log[rows] > mean_limit)
+    slope = element_slope(mean_log[rows], elements[rows], of)
+    of_one = mean_log[rows] - slope * np.log(elements[rows])
+    mean_limit = tail_limit(of_one, of, MEAN_LEVEL)
+    beyond = (np.log(largest[rows]) > limit) | (of_one > mean_limit)
     grows = TARGETS[target].grows
     stretch = 1.0 if grows else _INTENSIVE
     return Scope(
@@ -252,6 +368,8 @@ def learn_scope(
         outside=float(beyond.mean()),
         any_cell=not grows,
         mean_distance=math.exp(mean_limit),
+        mean_slope=slope,
+        element_counts=(int(elements[rows].min()), int(elements[rows].max())),
     )
 
 
@@ -259,7 +377,8 @@ def learn_scope(
 LOWEST, FAR_LOWEST = 0.0, 2.0
 _FEWEST = 20  # smallest number of right structures
 _BEYOND, _QUARTILE = 10, 0.75  # of `tail_limit`
-_MOST = 5_000  # largest number of structures in the fit of the slope
+_MOST = 5_000  # largest number of structures in the fit of a slope
+_TENTHS = 10  # parts of the groups that `element_slope` leaves out
 _SLOPE_AT = 0.1  # quantile of the slope: enough structures lie below it
 
 
@@ -330,8 +449,8 @@ def learn_floor(
 ) -> AtomFloor | None:
     """Return the atom floor; None if there are fewer than 20 right structures.
 
-    The slope is that of a quantile regression (Koenker & Bassett 1978,
-    doi:10.2307/1913643) in which each group has the same weight.
+    The slope is that of a quantile regression (`quantile_slope`) in which each group
+    has the same weight.
 
     Parameters
     ----------
@@ -344,18 +463,13 @@ def learn_floor(
     """
     if len(lowest) < _FEWEST:
         return None
-    from sklearn.linear_model import QuantileRegressor
-
     logs = np.log(sizes)
     _, inverse, counts = np.unique(
         np.asarray(groups), return_inverse=True, return_counts=True
     )
     weights = 1 / counts[inverse]
-    slope = 0.0
-    if np.ptp(logs) > 0:
-        some = np.random.default_rng(0).permutation(len(lowest))[:_MOST]
-        line = QuantileRegressor(quantile=_SLOPE_AT, alpha=0.0)
-        line.fit(logs[some, None], lowest[some], sample_weight=weights[some])
-        slope = min(0.0, float(line.coef_[0]))
+    some = np.random.default_rng(0).permutation(len(lowest))[:_MOST]
+    slope = quantile_slope(logs[some], lowest[some], weights[some], _SLOPE_AT)
+    slope = min(0.0, slope)
     below, reached = held_out_limit(slope * logs - lowest, groups, level)
     return AtomFloor(reached, -below, slope, int(sizes.min()), len(lowest))

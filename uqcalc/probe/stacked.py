@@ -49,6 +49,8 @@ class StackedOutput(NamedTuple):
         Largest squared Mahalanobis distance of an atom.
     mean_log_distance : tensor (structures,)
         Mean over the atoms of the logarithm of their squared distances.
+    elements : tensor (structures,)
+        Number of elements.
     beyond : tensor (atoms,) or None
         E-folds of an atom's squared distance beyond the limit; 0 within.
     described : Described or None
@@ -61,6 +63,7 @@ class StackedOutput(NamedTuple):
     atoms: torch.Tensor | None
     distance: torch.Tensor
     mean_log_distance: torch.Tensor
+    elements: torch.Tensor
     beyond: torch.Tensor | None = None
     described: Described | None = None
     log_forces: torch.Tensor | None = None
@@ -181,6 +184,7 @@ class StackedPaths(nn.Module):
             atoms,
             described.distance,
             described.mean_log_distance,
+            described.elements,
             beyond,
             described,
             host.log_forces,
