@@ -12,6 +12,7 @@ from ase.build import bulk
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from ase.io import read, write
+from ase.io.extxyz import XYZError
 from toys import POLICY, OfGeometry, ToyBackbone, copper
 from typer.testing import CliRunner
 
@@ -305,3 +306,21 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path, ending):
         for path in (source, target):  # what was written is as sound
             with contextlib.suppress(RecordError):
                 read_frames(path)
+
+
+@pytest.mark.parametrize("ending", ["xyz", "xyz.gz"])
+def test_frames_behind_an_empty_line_are_not_lost_in_silence(tmp_path, ending):
+    write(tmp_path / "whole.xyz", [copper(seed) for seed in range(3)])
+    lines = (tmp_path / "whole.xyz").read_text().splitlines(keepends=True)
+    path = tmp_path / f"gap.{ending}"
+    opened = gzip.open if ending.endswith("gz") else open
+    with opened(path, "wt") as file:
+        file.writelines([*lines[:6], "\n", *lines[6:]])
+    assert len(list(frames_of(path, slice(0, 1)))) == 1
+    with pytest.raises(RecordError, match="empty line between frames, got one after 1"):
+        read_frames(path)
+    with pytest.raises(XYZError, match="remove this line"):
+        next(frames_of(path, -1))
+    with opened(path, "wt") as file:
+        file.writelines([*lines, "\n", "  \n"])
+    assert len(read_frames(path)) == 3

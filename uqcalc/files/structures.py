@@ -9,7 +9,8 @@ from pathlib import Path
 import ase.db
 from ase import Atoms
 from ase.io import Trajectory, iread
-from ase.io.formats import filetype
+from ase.io.extxyz import XYZError
+from ase.io.formats import filetype, open_with_compression
 
 from uqcalc.errors import RecordError, UqcalcError
 from uqcalc.files.lammps import Elements, checked_species
@@ -47,11 +48,15 @@ def frames_of(
     RecordError
         If the file does not say which elements its atoms are, or species do not fit.
         Whatever ASE's reader raises on a damaged file passes through (`UNREADABLE`).
+    XYZError
+        If frames follow an empty line of an XYZ file, and ``index`` reaches them.
     """
     symbols = checked_species(species)
     name = os.fspath(path)
     form = filetype(name)
     elements = Elements.of(name, form, symbols)
+    if form == "extxyz":
+        _check_no_gap(name, index)
     found = (
         database_frames(name, index)
         if form == "db"
@@ -59,6 +64,26 @@ def frames_of(
     )
     for atoms in found:
         yield elements.given(restored(atoms))
+
+
+def _check_no_gap(name: str, index: slice | int) -> None:
+    """Raise an error if frames follow an empty line, at which ASE's reader ends."""
+    last = index.stop if isinstance(index, slice) else index
+    with open_with_compression(name, "rb") as file:
+        frames = 0
+        while header := file.readline().strip():
+            if not header.isdigit():
+                return  # ASE's reader knows what it is, or says what is wrong
+            for _ in range(int(header) + 1):  # a comment, and a line for each atom
+                file.readline()
+            frames += 1
+        more = any(line.strip() for line in file)
+    if more and (last is None or last < 0 or last > frames):
+        msg = (
+            f"XYZ file must have no empty line between frames, got one after {frames} "
+            f"{'frame' if frames == 1 else 'frames'} of {name}; remove this line"
+        )
+        raise XYZError(msg)
 
 
 def count_frames(path: str | os.PathLike[str]) -> int | None:
