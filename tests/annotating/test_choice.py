@@ -93,6 +93,17 @@ def test_selected_frames_are_those_of_the_whole_file(source, tmp_path):
     assert numbers(target) == expected
 
 
+def test_a_choice_of_no_frame_is_not_told_as_a_finished_or_unreadable_file(
+    source, tmp_path
+):
+    target = tmp_path / "out.xyz"
+    summary = annotate_file(source, target, judged(), index=":3", select="kept<-1")
+    assert (summary.frames, summary.passed) == (0, 3)
+    assert "already in this file" not in str(summary)
+    with pytest.raises(RecordError, match=r"index must choose .* got 100: for .*md"):
+        annotate_file(source, tmp_path / "late.xyz", judged(), index="100:")
+
+
 def test_levels_are_ordered_and_a_failed_frame_is_always_kept(source, tmp_path):
     whole, target = tmp_path / "whole.xyz", tmp_path / "out.xyz"
     annotate_file(source, whole, judged())

@@ -325,6 +325,15 @@ def _identity(
 
 
 def _concluded(summary: AnnotationSummary, reading: Source) -> AnnotationSummary:
+    chosen = reading.index
+    if reading.frames == 0 and not reading.error and chosen != slice(None):
+        bounds = [chosen.start, chosen.stop, chosen.step]
+        text = ":".join("" if bound is None else str(bound) for bound in bounds)
+        msg = (
+            f"index must choose at least one frame of the source, got {text} for "
+            f"{reading.path}; the first frame has the number 0"
+        )
+        raise RecordError(msg)
     if reading.frames == 0:
         msg = (
             f"source must be a trajectory that ASE reads, with at least one frame, got "
