@@ -97,7 +97,9 @@ def test_a_choice_of_no_frame_is_not_told_as_a_finished_or_unreadable_file(
     source, tmp_path
 ):
     target = tmp_path / "out.xyz"
-    summary = annotate_file(source, target, judged(), index=":3", select="kept<-1")
+    summary = annotate_file(
+        source, target, judged(), index=":3", select="flags_atoms<0"
+    )
     assert (summary.frames, summary.passed) == (0, 3)
     assert "already in this file" not in str(summary)
     with pytest.raises(RecordError, match=r"index must choose .* got 100: for .*md"):
