@@ -327,7 +327,7 @@ def _identity(
 def _concluded(summary: AnnotationSummary, reading: Source) -> AnnotationSummary:
     chosen = reading.index
     if reading.frames == 0 and not reading.error and chosen != slice(None):
-        bounds = [chosen.start, chosen.stop, chosen.step]
+        bounds = [chosen.start, chosen.stop, *([chosen.step] if chosen.step else [])]
         text = ":".join("" if bound is None else str(bound) for bound in bounds)
         msg = (
             f"index must choose at least one frame of the source, got {text} for "

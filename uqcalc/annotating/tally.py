@@ -108,13 +108,9 @@ class AnnotationSummary:
             lines.append(
                 f"The first {self.resumed_from} frames were already in this file."
             )
-        if self.select and self.passed:
-            lines.append(
-                f"These fulfil {self.select}; {self.passed} frames judged in this run "
-                "do not and are left out."
-            )
-        elif self.select:
-            lines.append(f"These fulfil {self.select}.")
+        if self.select:
+            left = f"; {self.passed} frames judged in this run do not and are left out"
+            lines.append(f"These fulfil {self.select}{left if self.passed else ''}.")
         if self.failed:
             lines.append(f"Frames that could not be evaluated: {len(self.failed)}.")
         for reason, indices in self.failures().items():
