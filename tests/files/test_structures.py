@@ -324,3 +324,26 @@ def test_frames_behind_an_empty_line_are_not_lost_in_silence(tmp_path, ending):
     with opened(path, "wt") as file:
         file.writelines([*lines, "\n", "  \n"])
     assert len(read_frames(path)) == 3
+
+
+def test_a_number_that_is_not_written_yet_is_not_taken_for_the_whole(tmp_path):
+    path = tmp_path / "md.xyz"
+    write(path, [copper(seed) for seed in range(3)])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])  # only the line end is missing
+    assert len(read_frames(path)) == 3
+    path.write_bytes(whole[:-5])
+    frames = frames_of(path)
+    assert len([next(frames), next(frames)]) == 2
+    with pytest.raises(XYZError, match="last line of an XYZ file must be complete"):
+        next(frames)
+    target = tmp_path / "out.xyz"
+    calculator = ReliableCalculator(
+        ToyBackbone(EMT()), signals=[OfGeometry(lambda _: 0.1)], policy=POLICY
+    )
+    with pytest.raises(RecordError, match="after 2 frames"):
+        annotate_file(path, target, calculator)
+    path.write_bytes(whole)
+    assert annotate_file(path, target, calculator).resumed_from == 2
+    path.write_text("3\nwater by hand\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48")
+    assert len(read_frames(path)) == 1
