@@ -289,8 +289,11 @@ def annotate(  # noqa: PLR0913  (one option each)
             _show(error.summary, output, report)
             raise
         _show(summary, output, report)
-        if summary.frames and (table is not None or atoms_table is not None):
-            write_tables(target, frames=table, atoms=atoms_table)
+        if table is not None or atoms_table is not None:
+            if summary.frames:
+                write_tables(target, frames=table, atoms=atoms_table)
+            else:
+                notice("No table is written, because no frame is in the file.")
         if done is not None:
             write_record(done, outputs, _message(_repeated(summary)))
     _end(_message(summary))
