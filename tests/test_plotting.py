@@ -118,6 +118,20 @@ def test_the_timeline_has_a_panel_for_each_signal_and_marks_halts():
         plotting.plot_run([])
 
 
+@pytest.mark.parametrize("steps", [(1, 2, 3), (3, 4, 5)])
+def test_names_of_marks_close_to_each_other_do_not_overlap(steps):
+    records = [{"event": "header", "run": {}}]
+    records += [found.to_dict() for found in history(LEVELS)]
+    warnings = [{"event": "warning", "step": step, "reason": ""} for step in steps]
+    figure = plotting.plot_run([*records, *warnings])
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == 3
+    for number, box in enumerate(boxes):
+        assert not box.count_overlaps(boxes[number + 1 :])
+    mpl.pyplot.close(figure)
+
+
 def test_limits_of_the_novelty_are_those_of_the_probe():
     assert NOVELTY_LIMITS == (FARTHEST, FAR)
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from uqcalc import Level, ReliableCalculator, annotate_file, read_assessment
 from uqcalc.annotating.selecting import Condition, parse_index
 from uqcalc.annotating.tables import write_tables
+from uqcalc.cli import app as whole_app
 from uqcalc.cli.annotate import annotate as command
 from uqcalc.errors import MissingExtraError, RecordError
 
@@ -93,6 +94,19 @@ def test_selected_frames_are_those_of_the_whole_file(source, tmp_path):
     assert numbers(target) == expected
 
 
+def test_a_choice_of_no_frame_is_not_told_as_a_finished_or_unreadable_file(
+    source, tmp_path
+):
+    target = tmp_path / "out.xyz"
+    summary = annotate_file(
+        source, target, judged(), index=":3", select="flags_atoms<0"
+    )
+    assert (summary.frames, summary.passed) == (0, 3)
+    assert "already in this file" not in str(summary)
+    with pytest.raises(RecordError, match=r"index must choose .* got 100: for .*md"):
+        annotate_file(source, tmp_path / "late.xyz", judged(), index="100:")
+
+
 def test_levels_are_ordered_and_a_failed_frame_is_always_kept(source, tmp_path):
     whole, target = tmp_path / "whole.xyz", tmp_path / "out.xyz"
     annotate_file(source, whole, judged())
@@ -156,6 +170,18 @@ def test_tables_hold_what_the_frames_hold(source, tmp_path, ending):
         forces = frame.arrays.get("predicted_forces", np.full((len(frame), 3), np.nan))
         found = [[number(one[f"predicted_forces_{k}"]) for k in "xyz"] for one in own]
         np.testing.assert_allclose(found, forces, rtol=1e-12, equal_nan=True)
+
+
+def test_two_tables_in_one_file_are_refused_before_the_work(source, tmp_path):
+    target, table = tmp_path / "out.xyz", str(tmp_path / "t.csv")
+    arguments = ["annotate", str(source), "-o", str(target), "--table", table]
+    result = CliRunner().invoke(whole_app, [*arguments, "--atoms-table", table])
+    assert result.exit_code == 2
+    assert "two files, got t.csv for both" in result.output
+    assert not target.exists()
+    annotate_file(source, target, judged())
+    with pytest.raises(RecordError, match="two files"):
+        write_tables(target, frames=table, atoms=table)
 
 
 def test_flags_texts_and_names_of_columns_among_the_results_do_no_harm(tmp_path):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 import ase.db
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.calculators.emt import EMT
 from ase.constraints import FixBondLength
+from ase.db.sqlite import SQLite3Database
 from ase.io import read, write
 from toys import POLICY, OfGeometry, ToyBackbone, copper
 
@@ -177,3 +180,23 @@ def test_a_frame_without_atoms_is_kept(tmp_path, ending):
     summary = annotate_file(tmp_path / "md.traj", tmp_path / f"out.{ending}", judged())
     assert [index for index, _ in summary.failed] == [1]
     assert [len(f) for f in frames_of(tmp_path / f"out.{ending}")] == [4, 0, 4]
+
+
+def test_a_full_disk_ends_a_database_with_a_message_and_it_is_continued(
+    source, tmp_path, monkeypatch
+):
+    target, written = tmp_path / "out.db", []
+    write_row = SQLite3Database._write
+
+    def full(self, *args):
+        if len(written) == 2:
+            raise sqlite3.OperationalError("database or disk is full")
+        written.append(args)
+        return write_row(self, *args)
+
+    monkeypatch.setattr(SQLite3Database, "_write", full)
+    with pytest.raises(RecordError, match=r"written, got .*out\.db \(database or disk"):
+        annotate_file(source, target, judged())
+    monkeypatch.undo()
+    summary = annotate_file(source, target, judged())
+    assert (summary.resumed_from, summary.frames) == (2, 6)

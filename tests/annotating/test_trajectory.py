@@ -402,6 +402,30 @@ def test_a_target_of_something_else_is_refused_untouched(source, tmp_path):
         assert target.read_bytes() == content
 
 
+@pytest.mark.parametrize("suffix", ["xyz", "traj", "db"])
+@pytest.mark.parametrize("change", ["pbc", "charge", "initial charges"])
+def test_verdicts_of_another_periodicity_or_charge_are_not_kept(
+    tmp_path, suffix, change
+):
+    source, target = tmp_path / "md.traj", tmp_path / f"out.{suffix}"
+    frames = many()[:2]
+    for frame in frames:
+        frame.info["charge"] = 0
+        frame.set_initial_charges([0.3, 0.3, 0.2, 0.2])
+    write(source, frames)
+    annotate_file(source, target, judged())
+    assert annotate_file(source, target, judged()).resumed_from == 2
+    if change == "pbc":
+        frames[1].pbc = [True, True, False]
+    elif change == "charge":
+        frames[1].info["charge"] = 1
+    else:
+        frames[1].set_initial_charges(None)
+    write(source, frames)
+    with pytest.raises(RecordError, match="whose frame 1 differs"):
+        annotate_file(source, target, judged())
+
+
 def test_paths_that_cannot_be_meant_are_refused(source, tmp_path):
     link = tmp_path / "link.xyz"
     link.symlink_to(source)

@@ -16,7 +16,16 @@ from closeness import FLOAT64, NETWORK, close
 from probe.toys import ToyBackbone
 from sklearn import metrics
 
-from uqcalc import Labels, Recipe, ReliableCalculator, evaluate, fit, tap
+from uqcalc import (
+    Labels,
+    Recipe,
+    ReliableCalculator,
+    adapt,
+    certify,
+    evaluate,
+    fit,
+    tap,
+)
 from uqcalc.errors import LabelError, LabelWarning, ProbeError
 from uqcalc.evaluation import report as reports
 from uqcalc.evaluation.cardinfo import card_info
@@ -395,6 +404,13 @@ def test_another_boundary_is_the_same_probe_with_shifted_log_odds(joined):
     close(again, probe.reliability(predictions).double().numpy(), NETWORK, of=1.0)
     with pytest.raises(ProbeError, match="boundary must lie between"):
         evaluate(probe, frames, ToyBackbone(), boundary=10 * high)
+    text = probe.at(f"{1000 * middle} meV/angstrom").card.boundary
+    assert text == pytest.approx(middle)
+    with pytest.raises(LabelError, match="must be a force"):
+        probe.at("50 meV")
+    for function in (adapt, certify, evaluate):
+        with pytest.raises(TypeError, match=r"must be a Probe, got str; .*Probe\.load"):
+            function("my.probe", frames, ToyBackbone())
 
 
 def test_it_says_whether_probability_and_guarantee_hold(joined):

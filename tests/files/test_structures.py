@@ -12,6 +12,7 @@ from ase.build import bulk
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from ase.io import read, write
+from ase.io.extxyz import XYZError
 from toys import POLICY, OfGeometry, ToyBackbone, copper
 from typer.testing import CliRunner
 
@@ -305,3 +306,44 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path, ending):
         for path in (source, target):  # what was written is as sound
             with contextlib.suppress(RecordError):
                 read_frames(path)
+
+
+@pytest.mark.parametrize("ending", ["xyz", "xyz.gz"])
+def test_frames_behind_an_empty_line_are_not_lost_in_silence(tmp_path, ending):
+    write(tmp_path / "whole.xyz", [copper(seed) for seed in range(3)])
+    lines = (tmp_path / "whole.xyz").read_text().splitlines(keepends=True)
+    path = tmp_path / f"gap.{ending}"
+    opened = gzip.open if ending.endswith("gz") else open
+    with opened(path, "wt") as file:
+        file.writelines([*lines[:6], "\n", *lines[6:]])
+    assert len(list(frames_of(path, slice(0, 1)))) == 1
+    with pytest.raises(RecordError, match="empty line between frames, got one after 1"):
+        read_frames(path)
+    with pytest.raises(XYZError, match="remove this line"):
+        next(frames_of(path, -1))
+    with opened(path, "wt") as file:
+        file.writelines([*lines, "\n", "  \n"])
+    assert len(read_frames(path)) == 3
+
+
+def test_a_number_that_is_not_written_yet_is_not_taken_for_the_whole(tmp_path):
+    path = tmp_path / "md.xyz"
+    write(path, [copper(seed) for seed in range(3)])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])  # only the line end is missing
+    assert len(read_frames(path)) == 3
+    path.write_bytes(whole[:-5])
+    frames = frames_of(path)
+    assert len([next(frames), next(frames)]) == 2
+    with pytest.raises(XYZError, match="last line of an XYZ file must be complete"):
+        next(frames)
+    target = tmp_path / "out.xyz"
+    calculator = ReliableCalculator(
+        ToyBackbone(EMT()), signals=[OfGeometry(lambda _: 0.1)], policy=POLICY
+    )
+    with pytest.raises(RecordError, match="after 2 frames"):
+        annotate_file(path, target, calculator)
+    path.write_bytes(whole)
+    assert annotate_file(path, target, calculator).resumed_from == 2
+    path.write_text("3\nwater by hand\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48")
+    assert len(read_frames(path)) == 1

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
@@ -33,6 +33,7 @@ from uqcalc.annotating.trajectory import (
     check_calculator,
     quantities,
 )
+from uqcalc.backbones.chargespin import stated_charge_spin
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import RecordError, SourceError, UqcalcError
 from uqcalc.files.structures import UNREADABLE, count_frames, frames_of
@@ -232,7 +233,8 @@ def _standing(
     Raises
     ------
     RecordError
-        If a frame has another geometry than the source, or another annotation.
+        If a frame has another geometry, charge or spin than the source, or another
+        annotation.
     """
     output = file.path
     for index, ours in enumerate(file.standing()):
@@ -257,10 +259,16 @@ def _standing(
 
 
 def same_geometry(ours: Atoms, theirs: Atoms | None) -> bool:
-    """Return whether two geometries agree within 1e-6 Å; NaN equals NaN."""
+    """Return whether two frames are one structure, so that they have one verdict.
+
+    Positions and cells agree within 1e-6 Å, and NaN equals NaN. Elements, periodic
+    directions, charge and spin are the same. A charge or spin that the file of ``ours``
+    cannot hold does not count.
+    """
     return (
         theirs is not None
         and np.array_equal(held_numbers(ours.numbers), held_numbers(theirs.numbers))
+        and np.array_equal(ours.pbc, theirs.pbc)
         and all(
             np.allclose(a, b, rtol=0, atol=1e-6, equal_nan=True)
             for a, b in (
@@ -268,7 +276,28 @@ def same_geometry(ours: Atoms, theirs: Atoms | None) -> bool:
                 (ours.cell.array, theirs.cell.array),
             )
         )
+        and _same_charge_spin(ours, theirs)
     )
+
+
+def _same_charge_spin(ours: Atoms, theirs: Atoms) -> bool:
+    here, there = stated_charge_spin(ours), stated_charge_spin(theirs)
+    names = {*here, *there}
+    if left_out_of(ours):
+        names = {*here} & {*there}
+    return all(
+        name in here and name in there and _same_value(here[name], there[name])
+        for name in names
+    )
+
+
+def _same_value(ours: Any, theirs: Any) -> bool:
+    """Return whether two values are the same number, or have the same text."""
+    try:
+        a, b = float(ours), float(theirs)
+    except (TypeError, ValueError):
+        return str(ours) == str(theirs)
+    return bool(np.isclose(a, b, rtol=0, atol=1e-6, equal_nan=True))
 
 
 def _identity(
@@ -296,6 +325,15 @@ def _identity(
 
 
 def _concluded(summary: AnnotationSummary, reading: Source) -> AnnotationSummary:
+    chosen = reading.index
+    if reading.frames == 0 and not reading.error and chosen != slice(None):
+        bounds = [chosen.start, chosen.stop, *([chosen.step] if chosen.step else [])]
+        text = ":".join("" if bound is None else str(bound) for bound in bounds)
+        msg = (
+            f"index must choose at least one frame of the source, got {text} for "
+            f"{reading.path}; the first frame has the number 0"
+        )
+        raise RecordError(msg)
     if reading.frames == 0:
         msg = (
             f"source must be a trajectory that ASE reads, with at least one frame, got "

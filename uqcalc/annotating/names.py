@@ -52,6 +52,25 @@ def checked_table(path: str | os.PathLike[str]) -> Path:
     return table
 
 
+def check_tables(
+    frames: str | os.PathLike[str] | None, atoms: str | os.PathLike[str] | None
+) -> None:
+    """Check the files of the table of frames and of that of atoms.
+
+    Raises
+    ------
+    RecordError, MissingExtraError
+        As `checked_table`, and if both are one file.
+    """
+    paths = [checked_table(path) for path in (frames, atoms) if path is not None]
+    if len(paths) == 2 and paths[0] == paths[1]:
+        msg = (
+            "tables of frames and of atoms must be two files, got "
+            f"{paths[0].name} for both; choose two names"
+        )
+        raise RecordError(msg)
+
+
 def pyarrow() -> tuple[Any, Any]:
     """Return the modules that write Parquet.
 

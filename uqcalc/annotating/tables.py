@@ -20,7 +20,7 @@ from uqcalc.annotating.copies import (
     read_assessment,
     read_error,
 )
-from uqcalc.annotating.names import XYZ, checked_table, pyarrow
+from uqcalc.annotating.names import XYZ, check_tables, pyarrow
 from uqcalc.errors import RecordError
 from uqcalc.files.structures import UNREADABLE, frames_of
 from uqcalc.files.writing import whole
@@ -60,13 +60,12 @@ def write_tables(
     Raises
     ------
     RecordError
-        If the source has no annotated frames, or a file to write cannot be used.
+        If the source has no annotated frames, or a file to write cannot be used, as
+        one file for both tables.
     MissingExtraError
         If pyarrow is absent for .parquet.
     """
-    for path in (frames, atoms):
-        if path is not None:
-            checked_table(path)
+    check_tables(frames, atoms)
     named, of_atoms = _columns(Path(source))
     if frames is not None:
         rows = (_frame_row(i, frame) for i, frame in _annotated(source))

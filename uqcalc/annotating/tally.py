@@ -102,23 +102,21 @@ class AnnotationSummary:
     def __str__(self) -> str:
         counts = ", ".join(f"{n} {level.name}" for level, n in self.levels.items())
         lines = [f"Frames in {self.target}: {self.frames} ({counts})."]
-        if self.resumed_from == self.frames:
+        if self.frames and self.resumed_from == self.frames:
             lines.append("All frames were already in this file; it is unchanged.")
         elif self.resumed_from:
             lines.append(
                 f"The first {self.resumed_from} frames were already in this file."
             )
         if self.select:
-            lines.append(
-                f"These fulfil {self.select}; {self.passed} frames judged in this run "
-                "do not and are left out."
-            )
+            left = f"; {self.passed} frames judged in this run do not and are left out"
+            lines.append(f"These fulfil {self.select}{left if self.passed else ''}.")
         if self.failed:
             lines.append(f"Frames that could not be evaluated: {len(self.failed)}.")
         for reason, indices in self.failures().items():
             lines.append(f"  {_listed(indices)}: {reason}")
         if self.validity:
-            lines.append(f"The probe is {self.validity}.")
+            lines.append(f"Probe: {self.validity}.")
         if self.asks:
             lines.append(asks_words(self.asks))
         if self.left_out:

@@ -6,9 +6,11 @@ repeated command goes on behind them.
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -141,6 +143,10 @@ class _Database(Target):
     _committed = 0.0
 
     def append(self, frame: Atoms, what: str) -> tuple[str, ...]:  # noqa: ARG002
+        with _writable_rows(self.path):
+            return self._append(frame)
+
+    def _append(self, frame: Atoms) -> tuple[str, ...]:
         if self._database is None:
             self._database = ase.db.connect(str(self.path), use_lock_file=False)
             self._database.__enter__()  # one connection until `close`
@@ -157,9 +163,23 @@ class _Database(Target):
         yield from frames_of(self.path)
 
     def close(self) -> None:
-        if self._database is not None:
-            self._database.__exit__(None, None, None)
-            self._database = None
+        database, self._database = self._database, None
+        if database is not None:
+            with _writable_rows(self.path):
+                database.__exit__(None, None, None)
+
+
+@contextmanager
+def _writable_rows(path: Path) -> Iterator[None]:
+    """Raise a `RecordError` where SQLite cannot write, as on a full disk."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        msg = (
+            f"target must be a database that can be written, got {path} ({error}); "
+            "make room or choose another disk, then run again to continue"
+        )
+        raise RecordError(msg) from error
 
 
 def _told(frame: Atoms) -> tuple[Atoms, tuple[str, ...]]:

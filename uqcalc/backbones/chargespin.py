@@ -57,7 +57,7 @@ def ignored_charge_spin(
         if name in reads or known:
             continue
         where = name if name == INITIAL else f"info[{name!r}]"
-        shown = f"{value:.3g} e" if name == INITIAL else repr(value)[:40]
+        shown = f"{value:.3g} e" if name == INITIAL else _repr(value)[:40]
         reasons.append(f"{where} is {shown}, which this model does not use")
     return tuple(reasons)
 
@@ -108,7 +108,10 @@ def check_charge_spin(atoms: Atoms, parsed: Collection[str]) -> None:
                 if name in CHARGES
                 else "a whole number from 0"
             )
-            msg = f"info[{name!r}] must be {wanted}, got {value!r}; set it or remove it"
+            msg = (
+                f"info[{name!r}] must be {wanted}, got {_repr(value)}; set it or "
+                "remove it"
+            )
             raise BackboneError(msg)
 
 
@@ -127,6 +130,11 @@ def plain_numbers(atoms: Atoms, names: Collection[str]) -> Atoms:
     copy: Atoms = atoms.copy()
     copy.info |= found
     return copy
+
+
+def _repr(value: Any) -> str:
+    """Return 1 for ``np.int64(1)``, which ASE reads from extended XYZ."""
+    return repr(value.item() if isinstance(value, np.generic) else value)
 
 
 def _whole(value: Any) -> int | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uqcalc.annotating.done import Message, earlier_message, job_hash, write_record
+from uqcalc.annotating.names import check_tables, checked_table
 from uqcalc.cli.console import Report, notice, reporting, usage_errors
 from uqcalc.cli.options import (
     DeviceOption,
@@ -76,11 +77,9 @@ def _condition(value: str | None) -> str | None:
         return value if value is None else str(Condition.parse(value))
 
 
-def _table(value: Path | None) -> Path | None:
-    from uqcalc.annotating.names import checked_table
-
+def _table(parameter: typer.CallbackParam, value: Path | None) -> Path | None:
     if value is not None:
-        with usage_errors("table"):
+        with usage_errors(parameter.opts[0]):
             checked_table(value)
     return value
 
@@ -240,6 +239,8 @@ def annotate(  # noqa: PLR0913  (one option each)
         "functional_spread": perturbation,
     }
     check_given(signals, options)
+    with usage_errors("--atoms-table"):
+        check_tables(table, atoms_table)
     stopped = "the frames so far are on disk; repeat the command to continue"
     if is_standard(output):
         stopped = "the frames so far are on standard output"
@@ -288,8 +289,11 @@ def annotate(  # noqa: PLR0913  (one option each)
             _show(error.summary, output, report)
             raise
         _show(summary, output, report)
-        if summary.frames and (table is not None or atoms_table is not None):
-            write_tables(target, frames=table, atoms=atoms_table)
+        if table is not None or atoms_table is not None:
+            if summary.frames:
+                write_tables(target, frames=table, atoms=atoms_table)
+            else:
+                notice("No table is written, because no frame is in the file.")
         if done is not None:
             write_record(done, outputs, _message(_repeated(summary)))
     _end(_message(summary))

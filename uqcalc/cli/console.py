@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import sys
 import warnings
@@ -20,6 +21,7 @@ from uqcalc.showing import harmless
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+_FULL = {errno.ENOSPC, errno.EDQUOT}  # a full disk: of a write, without a file name
 # Written instead of a letter that the encoding of a stream does not have. Each is one
 # letter for one, so that tables stay straight.
 _PLAIN = str.maketrans("Å²³Δ·…₂\N{MINUS SIGN}", "A23D*.2-")
@@ -73,7 +75,7 @@ def reporting(
     Parameters
     ----------
     stopped : str
-        What has been written when Ctrl-C ends the command.
+        What has been written when Ctrl-C or a full disk ends the command.
     quiet, to_stderr : bool
         As in `Report`; ``quiet`` hides progress bars, too.
     """
@@ -98,7 +100,8 @@ def reporting(
     except BrokenPipeError:
         raise
     except (UqcalcError, OSError, ValueError) as error:
-        _say(str(error), "red")
+        full = isinstance(error, OSError) and error.errno in _FULL
+        _say(f"{error}: {stopped}" if full else str(error), "red")
         raise typer.Exit(code=1) from error
     except KeyboardInterrupt as error:
         _say(f"Stopped: {stopped}.", "yellow")

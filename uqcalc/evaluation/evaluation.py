@@ -30,7 +30,7 @@ from uqcalc.labels.dataset import Dataset, held_out_dataset, labels_for
 from uqcalc.labels.defects import check_frames
 from uqcalc.labels.labels import Labels
 from uqcalc.labels.regimes import regimes_of
-from uqcalc.probe.probe import Probe
+from uqcalc.probe.probe import Probe, check_probe
 from uqcalc.probe.validity import validity
 from uqcalc.quantities import parse_quantity
 from uqcalc.statistics import scores
@@ -249,6 +249,7 @@ def evaluate(
         If frames are among the labels of the fit, the calibration or `uqcalc.adapt`.
         ``report["seen"]`` is their number.
     """
+    check_probe(probe)
     check_frames(frames, exclude)
     if boundary is not None:
         probe = probe.at(parse_quantity(boundary, probe.card.target, "boundary"))

@@ -34,7 +34,7 @@ from uqcalc.labels.defects import check_frames, usable_rows
 from uqcalc.labels.groups import BY_FORMULA, group_names, reduced_formula
 from uqcalc.labels.labels import Labels
 from uqcalc.labels.setchecks import find_series
-from uqcalc.probe.probe import Probe
+from uqcalc.probe.probe import Probe, check_probe
 from uqcalc.quantities import parse_quantity
 
 
@@ -103,6 +103,7 @@ def certify(  # noqa: PLR0913  (same options as the command)
         If no group key is given although compositions repeat, or the probe has no
         record of its labelled frames.
     """
+    check_probe(probe)
     check_frames(frames, exclude)
     wanted = labels_for(probe.card, labels)
     allowed = _allowed(probe, tolerance)

@@ -9,7 +9,8 @@ from pathlib import Path
 import ase.db
 from ase import Atoms
 from ase.io import Trajectory, iread
-from ase.io.formats import filetype
+from ase.io.extxyz import XYZError
+from ase.io.formats import filetype, open_with_compression
 
 from uqcalc.errors import RecordError, UqcalcError
 from uqcalc.files.lammps import Elements, checked_species
@@ -47,11 +48,18 @@ def frames_of(
     RecordError
         If the file does not say which elements its atoms are, or species do not fit.
         Whatever ASE's reader raises on a damaged file passes through (`UNREADABLE`).
+    XYZError
+        If ``index`` reaches frames of an XYZ file that follow an empty line, or a last
+        line that is not complete. The frames before are yielded first, unless ``index``
+        counts from the end.
     """
     symbols = checked_species(species)
     name = os.fspath(path)
     form = filetype(name)
     elements = Elements.of(name, form, symbols)
+    until, problem = _readable(name) if form == "extxyz" else (0, "")
+    if problem:
+        index, problem = _limited(index, until, problem)
     found = (
         database_frames(name, index)
         if form == "db"
@@ -59,6 +67,65 @@ def frames_of(
     )
     for atoms in found:
         yield elements.given(restored(atoms))
+    if problem:
+        raise XYZError(problem)
+
+
+def _limited(index: slice | int, until: int, problem: str) -> tuple[slice | int, str]:
+    """Return an index of the first ``until`` frames, and the problem if it is met.
+
+    Raises
+    ------
+    XYZError
+        If the index counts from the end, or is a frame behind the problem.
+    """
+    if isinstance(index, int):
+        if 0 <= index < until:
+            return index, ""
+        raise XYZError(problem)
+    bounds = [bound for bound in (index.start, index.stop) if bound is not None]
+    if any(bound < 0 for bound in bounds):
+        raise XYZError(problem)
+    if index.stop is not None and index.stop <= until:
+        return index, ""
+    return slice(index.start, until, index.step), problem
+
+
+def _readable(name: str) -> tuple[int, str]:
+    """Return how many frames of an XYZ file to read, and why no more.
+
+    ASE's reader ends at an empty line, and takes the beginning of a number for the
+    whole number. The reason is empty if nothing of this kind is in the file.
+    """
+    with open_with_compression(name, "rb") as file:
+        frames = 0
+        while header := file.readline().strip():
+            if not header.isdigit():
+                return frames, ""  # ASE's reader knows what it is, or what is wrong
+            lines = [file.readline() for _ in range(int(header) + 1)]
+            if _is_torn(lines[1:]):
+                return frames, (
+                    f"last line of an XYZ file must be complete, got {lines[-1]!r} "
+                    f"without a line end in {name}, shorter than the lines before it; "
+                    "wait until it is written, or add the line end"
+                )
+            frames += 1
+        if not any(line.strip() for line in file):
+            return frames, ""
+    counted = f"{frames} {'frame' if frames == 1 else 'frames'}"
+    return frames, (
+        f"XYZ file must have no empty line between frames, got one after {counted} of "
+        f"{name}; remove this line"
+    )
+
+
+def _is_torn(atoms: list[bytes]) -> bool:
+    """Return whether the last line has lost its end, by the widths of the others."""
+    *others, last = atoms or [b"\n"]
+    if len(others) < 2 or not last or last.endswith(b"\n"):
+        return False
+    widths = {len(line.rstrip()) for line in others}
+    return len(widths) == 1 and len(last.rstrip()) < widths.pop()
 
 
 def count_frames(path: str | os.PathLike[str]) -> int | None:

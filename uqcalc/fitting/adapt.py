@@ -26,7 +26,7 @@ from uqcalc.labels.labels import Labels
 from uqcalc.labels.setchecks import find_series
 from uqcalc.labels.shards import evenly
 from uqcalc.probe.calibration import Calibration
-from uqcalc.probe.probe import Probe
+from uqcalc.probe.probe import Probe, check_probe
 from uqcalc.probe.scope import FAR, Scope, held_out_limit
 from uqcalc.probe.seen import Seen
 from uqcalc.statistics.systems import (
@@ -107,6 +107,7 @@ def adapt(
         if the errors are so far from those that the probe expects that the labels may
         be of another level of theory.
     """
+    check_probe(probe)
     check_frames(frames, exclude)
     check_original(probe)
     wanted = labels_for(probe.card, labels)

@@ -118,7 +118,8 @@ class LabelFiles:
         Raises
         ------
         RecordError
-            If the source has another geometry there, or the reference is another.
+            If the source has another geometry, charge or spin there, or the reference
+            is another.
         """
         name = unquote(str(frame.info.get(REFERENCE_KEY)))
         if name != self.reference:
@@ -132,7 +133,8 @@ class LabelFiles:
         if not known or not same_geometry(frame, frames[row]):
             msg = (
                 f"{path.name} must hold frames of this source, got one that says row "
-                f"{row} with another geometry than there; choose another name"
+                f"{row} with another geometry, charge or spin than there; choose "
+                "another name"
             )
             raise RecordError(msg)
         return int(row)

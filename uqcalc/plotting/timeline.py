@@ -41,6 +41,7 @@ _MARKS = {
     "asked": ("asked the reference", SERIES[2], ":"),
 }
 _MOST_NAMED = 4  # marks with a text of their own
+_NAME_WIDTH = 0.2  # of such a text, as a share of the time axis
 
 
 def plot_verdicts(history: History, ax: Axes | None = None) -> Axes:
@@ -272,36 +273,49 @@ def _finish(figure: Figure, axes: list[Axes], track: Track, title: str) -> None:
     axes[-1].set_ylabel("verdict", rotation=0, ha="right", va="center")
     axes[-1].spines[["left", "bottom"]].set_visible(False)
     figure.align_ylabels(axes[:-1])
-    named = 0
-    for mark in track.marks:
-        named += _draw_mark(axes, track, mark, named=named < _MOST_NAMED)
+    rows: list[float] = []
+    for number, mark in enumerate(track.marks):
+        _draw_mark(axes, track, mark)
+        if number < _MOST_NAMED:
+            _name_mark(axes[0], track, mark, rows)
     figure.suptitle(title or title_of(track), x=0.01, ha="left", fontsize=12)
     add_key(figure, track)
 
 
-def _draw_mark(axes: list[Axes], track: Track, mark: Mark, *, named: bool) -> bool:
-    """Draw one vertical line through all panels; return whether it has a text."""
-    word, colour, dashes = _MARKS[mark.kind]
+def _draw_mark(axes: list[Axes], track: Track, mark: Mark) -> None:
+    """Draw one vertical line through all panels."""
+    _, colour, dashes = _MARKS[mark.kind]
     x = track.place(mark.step)
     for ax in axes:
         ax.axvline(x, color=colour, lw=1.2, ls=dashes)
     if mark.to_step is not None:
         for ax in axes:
             ax.axvspan(track.place(mark.to_step), x, color=colour, alpha=0.08, lw=0)
-    if named:
-        left = x < (track.x[0] + track.x[-1]) / 2
-        axes[0].annotate(
-            f"{word} at step {mark.step}",
-            (x, 1),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            xytext=(2 if left else -2, 2),
-            ha="left" if left else "right",
-            va="bottom",
-            fontsize=8.5,
-            color=colour,
-        )
-    return named
+
+
+def _name_mark(ax: Axes, track: Track, mark: Mark, rows: list[float]) -> None:
+    """Write the name of a mark above its line, in the lowest row with room for it.
+
+    ``rows`` has the end of the last name in each row, in the unit of the axis.
+    """
+    word, colour, _ = _MARKS[mark.kind]
+    x, span = track.place(mark.step), track.x[-1] - track.x[0]
+    left = x < track.x[0] + span / 2
+    start = x if left else x - _NAME_WIDTH * span
+    free = (number for number, end in enumerate(rows) if end <= start)
+    row = next(free, len(rows))
+    rows[row : row + 1] = [start + _NAME_WIDTH * span]
+    ax.annotate(
+        f"{word} at step {mark.step}",
+        (x, 1),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        xytext=(2 if left else -2, 2 + 11 * row),
+        ha="left" if left else "right",
+        va="bottom",
+        fontsize=8.5,
+        color=colour,
+    )
 
 
 def add_key(figure: Figure, track: Track) -> None:

@@ -31,6 +31,7 @@ from uqcalc.probe.inputs import Ragged, Statistics
 from uqcalc.probe.network import ProbeNetwork, Shape
 from uqcalc.probe.seen import Seen
 from uqcalc.probe.stacked import REMOTE, StackedOutput, StackedPaths, StackedShape
+from uqcalc.quantities import parse_quantity
 
 
 class ProbeReading(NamedTuple):
@@ -170,14 +171,21 @@ class Probe:
             card, self.network, self.statistics, self.stacked, seen, self.added
         )
 
-    def at(self, boundary: float) -> Probe:
-        """Return the same probe with another boundary, in the unit of the card.
+    def at(self, boundary: float | str) -> Probe:
+        """Return the same probe with another boundary.
+
+        It is a number in the unit of the card, or a text with a unit, such as
+        "50 meV/angstrom".
 
         Raises
         ------
+        LabelError
+            If a text is no quantity of the target.
         ProbeError
             If the boundary lies outside the errors of the labels.
         """
+        if isinstance(boundary, str):
+            boundary = parse_quantity(boundary, self.card.target)
         if boundary == self.card.boundary:
             return self
         calibration = self.card.calibration.at(boundary, self.card.unit)
@@ -668,3 +676,18 @@ def check_output(path: str | os.PathLike[str]) -> Path:
         If the file is something else, such as the labelled frames.
     """
     return FILE.target(path)
+
+
+def check_probe(probe: object) -> None:
+    """Raise an error for anything but a probe, such as the path of its file.
+
+    Raises
+    ------
+    TypeError
+    """
+    if not isinstance(probe, Probe):
+        msg = (
+            f"probe must be a Probe, got {type(probe).__name__}; open its file first: "
+            'Probe.load("my.probe")'
+        )
+        raise TypeError(msg)

@@ -44,7 +44,7 @@ def summarise(  # noqa: PLR0913  (all that a run has)
         flagged_as = "Rewound" if rewinds else "Flagged, but not halted"
         lines.append(f"{'Halted' if halted else flagged_as}: {reason}.")
         lines += _advice(acted_on)
-    lines += [f"The probe is {validity}."] if validity else []
+    lines += [f"Probe: {validity}."] if validity else []
     lines += [f"Guarantee: {guarantee}"] if guarantee else []
     lines += [asks_words(history.asks)] if history.asks else []
     lines += [part.words() for part in (asker, harvest) if part is not None]
