@@ -164,7 +164,18 @@ def test_the_barrier_is_judged_by_the_images_it_is_between():
         which = "first" if risks[0] is BAD else "highest"
         told = f"The {which} image is UNRELIABLE: the barrier is not to be quoted."
         assert (told in found.barrier_words()) == (level is Level.UNRELIABLE)
-    assert np.isnan(seen([None, GOOD], [float("nan"), 0.0]).barrier_eV)
+    nan = float("nan")
+    # an image without a finite energy may be the highest: no barrier is known
+    for risks, energies, named in [
+        ([None, GOOD], [nan, 0.0], 0),
+        ([GOOD, nan, GOOD], [0.0, nan, -0.1], 1),
+        ([GOOD, GOOD, nan], [0.0, 0.4, nan], 2),
+    ]:
+        found = seen(risks, energies)
+        assert np.isnan(found.barrier_eV)
+        assert found.barrier.level is Level.UNRELIABLE
+        assert f"image {named} has no finite energy" in found.barrier_words()
+        assert found.barrier_words().endswith("The barrier is not known.")
 
 
 @pytest.mark.parametrize(

@@ -38,12 +38,13 @@ class BandAssessment:
     highest : int
         Index of the image with the highest energy.
     barrier_eV : float
-        Energy of the highest image minus that of the first image, in eV; NaN if one of
-        them is not known.
+        Energy of the highest image minus that of the first image, in eV; NaN if the
+        energy of the first or of a judged image is NaN.
     barrier : Verdict
         Verdict on ``barrier_eV``: the worse verdict of the first and the highest image.
         It is at least SUSPECT if one of these two was not judged, or if any other image
-        is UNRELIABLE, because the true maximum may then be there.
+        is UNRELIABLE, because the true maximum may then be there. UNRELIABLE if
+        ``barrier_eV`` is NaN.
     energies_judged : bool
         Whether a signal judges the energies of the images. Their verdict on the energy
         then counts for the barrier, too; otherwise only that on the forces, and
@@ -83,6 +84,8 @@ class BandAssessment:
             words += f" {_FORCES_ONLY}"
         if self.barrier.level is not Level.UNRELIABLE:
             return words
+        if math.isnan(self.barrier_eV):
+            return f"{words} The barrier is not known."
         highest = self.levels[self.highest] is Level.UNRELIABLE
         which = "highest" if highest else "first"
         return (
@@ -104,13 +107,19 @@ class BandAssessment:
         known = [-math.inf if math.isnan(e) else e for e in energies_eV]
         highest = known.index(max(known))
         judged = [i for i, found in enumerate(images) if found is not None]
+        # of an image without an energy nobody knows whether it is the highest
+        lost = [i for i in {0, *judged} if math.isnan(energies_eV[i])]
+        barrier = _barrier(images, on_energy or images, highest)
+        if lost:
+            reasons = [f"image {i} has no finite energy" for i in sorted(lost)]
+            barrier = Verdict(Level.UNRELIABLE, (*reasons, *barrier.reasons))
         return cls(
             images=tuple(images),
             energies_eV=tuple(energies_eV),
             worst=max(judged, key=lambda i: _badness(images[i], i), default=None),
             highest=highest,
-            barrier_eV=energies_eV[highest] - energies_eV[0],
-            barrier=_barrier(images, on_energy or images, highest),
+            barrier_eV=math.nan if lost else energies_eV[highest] - energies_eV[0],
+            barrier=barrier,
             energies_judged=on_energy is not None,
         )
 
