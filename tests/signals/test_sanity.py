@@ -304,6 +304,7 @@ def first(value):
         (changed(masses=first(-1.0)), r"masses must be positive, got \[-1.0\] u .* C0"),
         (changed(masses=first(np.nan)), "masses must be positive"),
         (changed(info={"charge": np.nan}), r"info\['charge'\] must be a whole number"),
+        (changed(info={"charge": [0]}), r"info\['charge'\] must be .*, got \[0\]"),
         (changed(info={"charge": "x"}), r"info\['charge'\] must be .* got 'x'"),
         (changed(info={"charge": 99}), "at most 18 electrons, got 99"),
         (changed(info={"spin": -2}), r"info\['spin'\] must be a whole number from 0"),
