@@ -14,6 +14,7 @@ from scipy import stats
 
 from uqcalc.backbones.base import Prediction
 from uqcalc.errors import LabelError, LabelWarning
+from uqcalc.labels.atomorder import in_another_order
 from uqcalc.labels.defects import vanishing
 from uqcalc.labels.labels import Labels
 from uqcalc.labels.offsets import without_elements
@@ -40,22 +41,24 @@ def warn_of_units(
     predictions: Sequence[Prediction],
     references: Sequence[NDArray[np.float64]],
 ) -> bool:
-    """Warn if the ratio of labels to predictions indicates another unit or sign.
+    """Warn if labels seem to have another unit or sign, or to be of other atoms.
 
     Medians and ranks are compared, so that a few exploded predictions have no effect.
     Energies are compared after the best energy of each element is subtracted from
     both, so that a different zero of energy has no effect. Forces and stresses are also
     compared with the opposite sign, and stresses as virials (stress times volume).
+    Forces may be those of the atoms in another order (`in_another_order`).
 
     Returns
     -------
     bool
-        Whether the labels seem to be in another unit or of the opposite sign.
+        Whether the labels seem to be in another unit, of the opposite sign, or of other
+        atoms.
 
     Warns
     -----
     LabelWarning
-        With the unit or the sign that the ratio indicates.
+        With the unit or the sign that the ratio indicates, or that the order differs.
     """
     if TARGETS[target].of == "stress":
         found = _stress_mistake(predictions, references)
@@ -85,6 +88,17 @@ def warn_of_units(
             )
             if (unit := _guess(predicted, labels, scales)) is not None:
                 msg += f", and convert them from {unit} (factor {scales[unit]:.4g})"
+            warnings.warn(msg, LabelWarning, stacklevel=5)
+            return True
+        if of == "forces" and in_another_order(
+            [np.asarray(p.results[of]) for p in predictions], references
+        ):
+            msg = (
+                "labels must be forces of the same frame, with its atoms in the same "
+                "order and orientation, got forces whose norms agree with the "
+                "predictions and whose directions do not; compare frame, order of the "
+                "atoms and cell with those of the reference calculation"
+            )
             warnings.warn(msg, LabelWarning, stacklevel=5)
             return True
     unit = _guess(predicted, labels, scales)
