@@ -149,11 +149,16 @@ def print_targets(targets: Sequence[Mapping[str, Any]]) -> None:
     print_table("targets", rows, columns)
 
 
+_TURNS, _CONTACT = 1000, 1.7  # tries for a molecule; Å between two molecules
+
+
 def water_box(atoms: int, seed: int = 0) -> Atoms:
     """Return about ``atoms`` atoms of periodic water at 1 g/cm³.
 
     Rigid molecules in random orientations on a jittered cubic grid with evenly spread
-    vacancies. It has the number of neighbours of the liquid, but not its structure.
+    vacancies. It has the number of neighbours of the liquid, but not its structure. No
+    two molecules touch: `uqcalc.Flags` would flag them, and the reading of a flagged
+    structure computes the importance, too.
     """
     rng = np.random.default_rng(seed)
     count = max(1, round(atoms / 3))
@@ -163,11 +168,16 @@ def water_box(atoms: int, seed: int = 0) -> Atoms:
     sites = grid[np.linspace(0, len(grid) - 1, count).round().astype(int)]
     box = Atoms(cell=[edge] * 3, pbc=True)
     for site in sites:
-        water = molecule("H2O")
-        water.rotate(rng.uniform(0, 360), rng.normal(size=3), center="COM")
-        water.translate((site + 0.5) * edge / side - water.get_center_of_mass())
+        for _ in range(_TURNS):
+            water = molecule("H2O")
+            water.rotate(rng.uniform(0, 360), rng.normal(size=3), center="COM")
+            place = (site + 0.5) * edge / side + rng.normal(0, 0.05, 3)
+            water.translate(place - water.get_center_of_mass())
+            apart = water.positions[:, None] - box.positions
+            apart -= edge * np.round(apart / edge)
+            if not (np.linalg.norm(apart, axis=2) < _CONTACT).any():
+                break
         box += water
-    box.positions += rng.normal(0, 0.05, box.positions.shape)
     box.wrap()
     return box
 
