@@ -47,7 +47,10 @@ def import_mace():
 def tiny_mace(hidden="8x0e + 8x1o", *, seed=0, dtype=torch.float64):
     """A random MACE of two layers for H, C, N, O, Na and Cl."""
     # a copy takes a tenth of the time, and its numbers are the same
-    return copy.deepcopy(_built_mace(hidden, seed, dtype))
+    built = _built_mace(hidden, seed, dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.*")
+        return copy.deepcopy(built)
 
 
 @lru_cache(maxsize=32)

@@ -99,7 +99,10 @@ def load_model() -> torch.nn.Module:
     torch.nn.Module
         The trained `mace.modules.ScaleShiftMACE` in evaluation mode, on the CPU.
     """
-    return copy.deepcopy(_trained_model())
+    model = _trained_model()
+    with warnings.catch_warnings():  # torch's copy of TorchScript is a save and a load
+        warnings.filterwarnings("ignore", message=".*torch.jit.*")
+        return copy.deepcopy(model)
 
 
 @lru_cache(maxsize=1)
