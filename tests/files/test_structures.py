@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from uqcalc import ReliableCalculator, UqcalcError, annotate_file
 from uqcalc.cli import app
 from uqcalc.errors import RecordError, RunFileError
-from uqcalc.files.structures import frames_of, read_frames
+from uqcalc.files.structures import _readable, frames_of, read_frames
 from uqcalc.runfile.file import read_run_file
 from uqcalc.runfile.opening import open_structure
 
@@ -347,3 +347,11 @@ def test_a_number_that_is_not_written_yet_is_not_taken_for_the_whole(tmp_path):
     assert annotate_file(path, target, calculator).resumed_from == 2
     path.write_text("3\nwater by hand\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48")
     assert len(read_frames(path)) == 1
+
+
+@pytest.mark.parametrize("count", ["9" * 12, "9" * 30])
+def test_a_damaged_number_of_atoms_ends_with_the_file(tmp_path, count):
+    """The check before ASE's reader counts lines, and not up to this number."""
+    path = tmp_path / "damaged.xyz"
+    path.write_text(f"{count}\n\nH 0 0 0\n")
+    assert _readable(str(path))[1] == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import ase.db
@@ -71,6 +72,9 @@ def frames_of(
         raise XYZError(problem)
 
 
+_MOST_DIGITS = 15  # of a number of atoms
+
+
 def _limited(index: slice | int, until: int, problem: str) -> tuple[slice | int, str]:
     """Return an index of the first ``until`` frames, and the problem if it is met.
 
@@ -100,10 +104,11 @@ def _readable(name: str) -> tuple[int, str]:
     with open_with_compression(name, "rb") as file:
         frames = 0
         while header := file.readline().strip():
-            if not header.isdigit():
+            if not header.isdigit() or len(header) > _MOST_DIGITS:
                 return frames, ""  # ASE's reader knows what it is, or what is wrong
-            lines = [file.readline() for _ in range(int(header) + 1)]
-            if _is_torn(lines[1:]):
+            count = int(header) + 1  # with the comment
+            lines = list(islice(file, count))  # a damaged count ends with the file
+            if len(lines) == count and _is_torn(lines[1:]):
                 return frames, (
                     f"last line of an XYZ file must be complete, got {lines[-1]!r} "
                     f"without a line end in {name}, shorter than the lines before it; "
