@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-# Choices. A potential with an error of half of the forces has a cosine of about 0.9
-# and a share above 0.2; permuted labels of a good potential have 0 and below 0.1.
+# Choices. Made-up forces of 12 atoms with random errors of half their size have a
+# cosine of 0.9 and a share of 0.14; after a permutation 0 and 0.02.
 _ALIGNED = 0.5
 _SHARE = 0.1
 _FEWEST_ATOMS = 4
@@ -39,7 +39,7 @@ def in_another_order(
     found = [
         _is_other(f, label)
         for f, label in zip(predicted, labels, strict=True)
-        if len(f) >= _FEWEST_ATOMS and min(_rms(f), _rms(label)) > _SMALLEST
+        if len(f) >= _FEWEST_ATOMS and _rms(f) > _SMALLEST and _rms(label) > _SMALLEST
     ]
     return len(found) >= 5 and float(np.mean(found)) > 0.5
 

@@ -60,16 +60,24 @@ def warn_of_units(
     LabelWarning
         With the unit or the sign that the ratio indicates, or that the order differs.
     """
-    if TARGETS[target].of == "stress":
+    mistake = _mistake(TARGETS[target].of, predictions, references)
+    if mistake:
+        warnings.warn(mistake, LabelWarning, stacklevel=5)
+    return bool(mistake)
+
+
+def _mistake(
+    of: str,
+    predictions: Sequence[Prediction],
+    references: Sequence[NDArray[np.float64]],
+) -> str:
+    """Return what labels of this quantity seem to be instead; empty if nothing."""
+    if of == "stress":
         found = _stress_mistake(predictions, references)
-        if found:
-            msg = (
-                "stress labels must be in eV/Å³ and negative in a compressed cell "
-                f"(the convention of ASE), but seem to be {found}; convert the labels"
-            )
-            warnings.warn(msg, LabelWarning, stacklevel=5)
-        return bool(found)
-    of = TARGETS[target].of
+        return found and (
+            "stress labels must be in eV/Å³ and negative in a compressed cell "
+            f"(the convention of ASE), but seem to be {found}; convert the labels"
+        )
     scales, right = QUANTITIES[of].other_units, QUANTITIES[of].unit
     if of == "energy":
         numbers = [p.numbers for p in predictions]
@@ -78,40 +86,33 @@ def warn_of_units(
         )
         labels = without_elements(numbers, [float(r) for r in references])
     else:
-        predicted = np.concatenate([np.ravel(p.results[of]) for p in predictions])
+        rows = [np.asarray(p.results[of]) for p in predictions]
+        predicted = np.concatenate([np.ravel(row) for row in rows])
         labels = np.concatenate([r.ravel() for r in references])
         if _opposite(predicted, labels):
-            labels = -labels
             msg = (
                 f"labels must be {of} in {right}, got labels of the opposite sign to "
                 "the predictions, such as gradients of the energy; change their sign"
             )
-            if (unit := _guess(predicted, labels, scales)) is not None:
+            if (unit := _guess(predicted, -labels, scales)) is not None:
                 msg += f", and convert them from {unit} (factor {scales[unit]:.4g})"
-            warnings.warn(msg, LabelWarning, stacklevel=5)
-            return True
-        if of == "forces" and in_another_order(
-            [np.asarray(p.results[of]) for p in predictions], references
-        ):
-            msg = (
+            return msg
+        if of == "forces" and in_another_order(rows, references):
+            return (
                 "labels must be forces of the same frame, with its atoms in the same "
                 "order and orientation, got forces whose norms agree with the "
                 "predictions and whose directions do not; compare frame, order of the "
                 "atoms and cell with those of the reference calculation"
             )
-            warnings.warn(msg, LabelWarning, stacklevel=5)
-            return True
     unit = _guess(predicted, labels, scales)
     if unit is None:
-        return False
+        return ""
     ratio = _spread(labels) / _spread(predicted)
-    msg = (
+    return (
         f"labels must be in {right}, got labels {ratio:.3g} times as large as the "
         f"predictions, which fits {unit} (factor {scales[unit]:.4g}); convert the "
         "labels"
     )
-    warnings.warn(msg, LabelWarning, stacklevel=5)
-    return True
 
 
 def _opposite(predicted: NDArray[np.float64], labels: NDArray[np.float64]) -> bool:
