@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.labels.shards import like_sized, sizes_of
-from uqcalc.probe.probe import Probe, ProbeReading
+from uqcalc.probe.probe import Probe
+from uqcalc.probe.reading import ProbeReading
 from uqcalc.probe.scope import CHARGE_GAP, FARTHEST, LOWEST
 
 

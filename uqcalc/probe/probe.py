@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,56 +23,22 @@ from uqcalc.files.emptyweights import EmptyWeights
 from uqcalc.files.entries import ElementsSeen
 from uqcalc.files.tensorfile import CHECKSUM, load_state, metadata_of
 from uqcalc.htmltable import html_table
-from uqcalc.probe.addedpaths import AddedOutput, AddedPaths, mixed
+from uqcalc.probe.addedpaths import AddedOutput, AddedPaths
 from uqcalc.probe.batch import Batch, BatchPass
 from uqcalc.probe.card import FILE, JOINED_ARCHITECTURE, RAW_ARCHITECTURE, Card
 from uqcalc.probe.inputmaker import InputMaker
-from uqcalc.probe.inputs import Ragged, Statistics
+from uqcalc.probe.inputs import Statistics
 from uqcalc.probe.network import ProbeNetwork, Shape
+from uqcalc.probe.reading import (
+    ProbeReading,
+    atom_log_odds,
+    novelty_and_charge_gap,
+    probability,
+    worst_atom,
+)
 from uqcalc.probe.seen import Seen
-from uqcalc.probe.stacked import REMOTE, StackedOutput, StackedPaths, StackedShape
+from uqcalc.probe.stacked import StackedOutput, StackedPaths, StackedShape
 from uqcalc.quantities import parse_quantity
-
-
-class ProbeReading(NamedTuple):
-    r"""Output of a probe for a ragged batch, on the device of the features.
-
-    Attributes
-    ----------
-    reliability : tensor (structures,)
-        Calibrated P(reliable), float32.
-    importance : tensor (atoms of all structures,) or None
-        Attention received, summing to 1 over each structure.
-    atoms : tensor (atoms of all structures,) or None
-        P(\|ΔF_i\| <= the card's ``atom_boundary``).
-    parts : tensor (structures, 4) or None
-        Contribution of each of `uqcalc.probe.stacked.PATHS` to the log-odds, relative
-        to its mean over the labelled structures.
-    novelty : tensor (structures,) or None
-        Distance from the labels in units of the scope's limit (`Scope.novelty`).
-    charge_gap : tensor (structures,) or None
-        Difference of the total charge and the nearest total charge in the labels, in e.
-    worst_atom : tensor (structures,) or None
-        Log-odds of the atom floor at that size minus log-odds of the least reliable
-        atom (`uqcalc.probe.scope.AtomFloor`); negative above the floor.
-    other : tensor (structures,) or None
-        P(error <= ``other``), if `Probe.read` was given a second boundary.
-    added : tensor (structures,) or None
-        Weight of the labels that were added to a prior (`uqcalc.probe.addedpaths`).
-    """
-
-    reliability: torch.Tensor
-    importance: torch.Tensor | None
-    atoms: torch.Tensor | None = None
-    parts: torch.Tensor | None = None
-    novelty: torch.Tensor | None = None
-    charge_gap: torch.Tensor | None = None
-    worst_atom: torch.Tensor | None = None
-    other: torch.Tensor | None = None
-    added: torch.Tensor | None = None
-
-
-_SURE = 1e-7  # P of an atom this close to 0 or 1 is not resolved in single precision
 
 
 class Probe:
@@ -312,23 +278,24 @@ class Probe:
         """
         if boundary == self.card.boundary:
             boundary = None
+        card = self.card
         with torch.inference_mode():
             margin, stacked, received = self._paths(batch, explain=importance)
             score = margin if stacked is None else stacked.score
             added = self._added(batch, stacked)
-            reliability = self._probability(score, boundary, added)
+            reliability = probability(card, score, boundary, added)
             beside = None
             if other is not None:
-                beside = self._probability(score, other, added)
+                beside = probability(card, score, other, added)
             if stacked is None:
                 return ProbeReading(reliability, received, other=beside)
-            atoms = self._atom_probability(stacked, batch.sizes, added)
+            atoms = atom_log_odds(card, stacked, batch.sizes, added)
             worst = None
             if atoms is not None:
-                worst = self._worst_atom(atoms, batch, added)
+                worst = worst_atom(card, atoms, batch, added)
                 atoms = atoms.sigmoid()
-            parts = self.card.calibration.slope * stacked.parts
-            novelty, gap = self._scope(batch, stacked, added)
+            parts = card.calibration.slope * stacked.parts
+            novelty, gap = novelty_and_charge_gap(card.scope, batch, stacked, added)
         weight = None if added is None else added.weight
         return ProbeReading(
             reliability, received, atoms, parts, novelty, gap, worst, beside, weight
@@ -352,103 +319,6 @@ class Probe:
             stacked.described, batch.features, batch.numbers, batch.sizes, record.scope
         )
         return found
-
-    def _probability(
-        self, score: torch.Tensor, boundary: float | None, added: AddedOutput | None
-    ) -> torch.Tensor:
-        prior = torch.sigmoid(self.card.calibration.logits(score, boundary))
-        record = self.card.added
-        if added is None or record is None:
-            return prior
-        logits = record.calibration.logits(score, boundary, added.correction)
-        return mixed(prior, logits.sigmoid(), added.weight, added.foreign)
-
-    def _atom_probability(
-        self,
-        stacked: StackedOutput,
-        sizes: Sequence[int],
-        added: AddedOutput | None,
-    ) -> torch.Tensor | None:
-        """Return the log-odds of each atom, with the part of added labels."""
-        prior = self.atom_logits(stacked, sizes)
-        record = self.card.added
-        if prior is None or added is None or added.atom_correction is None:
-            return prior
-        if record is None or record.atom_calibration is None:
-            return prior
-        own = record.atom_calibration.adapted(prior + added.atom_correction)
-        weight, foreign = added.atom_weight, added.atom_foreign
-        return mixed(prior.sigmoid(), own.sigmoid(), weight, foreign).logit(_SURE)
-
-    def atom_logits(
-        self, stacked: StackedOutput, sizes: Sequence[int]
-    ) -> torch.Tensor | None:
-        r"""Return the log-odds of \|ΔF_i\| <= the card's ``atom_boundary``, (atoms,).
-
-        ``sizes`` are the atoms of each structure. None if the probe has no calibration
-        of atoms.
-        """
-        card, scores = self.card, stacked.atoms
-        if scores is None or stacked.beyond is None or card.atom_calibration is None:
-            return None
-        if card.atom_shares is None or len(card.calibration.shifts) < 2:
-            found = card.atom_calibration.logits(scores)
-        elif stacked.log_forces is None or card.atom_boundary is None:
-            msg = "log forces and atom_boundary must be there with shares, got None"
-            raise ProbeError(msg)
-        else:
-            found = card.atom_shares.logits(
-                card.calibration,
-                card.calibration.logits(stacked.score),
-                card.atom_shares.shares(scores, stacked.log_forces, sizes),
-                sizes,
-                card.atom_boundary,
-            )
-        return found - REMOTE * stacked.beyond
-
-    def _worst_atom(
-        self,
-        logits: torch.Tensor,
-        batch: Batch,
-        added: AddedOutput | None,
-    ) -> torch.Tensor | None:
-        levels = batch.floors
-        if levels is None:
-            return None
-        system = self.card.atom_calibration
-        if self.card.atom_shares is not None:  # atoms follow their structure
-            system = self.card.calibration
-        if system is not None:  # the floor is that of all systems
-            levels = system.adapted(levels)
-        record = self.card.added
-        if added is not None and record is not None and record.atom_calibration:
-            own = record.atom_calibration.adapted(levels)
-            levels = levels + added.weight * (own - levels)
-        lowest = Ragged(batch.sizes, logits.device).min(logits[:, None])[:, 0]
-        return levels - lowest
-
-    def _scope(
-        self,
-        batch: Batch,
-        stacked: StackedOutput,
-        added: AddedOutput | None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        scope = self.card.scope
-        if scope is None:
-            return None, None
-        gap = None
-        if scope.charges and batch.charges is not None:
-            each = batch.charges.split(list(batch.sizes))
-            sums = torch.stack([charges.sum() for charges in each])
-            known = torch.tensor(scope.charges, dtype=sums.dtype, device=sums.device)
-            gap = (sums[:, None] - known).abs().amin(dim=1)
-        novelty = scope.novelty(
-            stacked.distance, stacked.mean_log_distance, stacked.elements
-        )
-        if added is not None:  # inside one of the two scopes is inside
-            novelty = novelty.masked_fill(added.foreign, torch.inf)
-            novelty = novelty.minimum(added.novelty)
-        return novelty, gap
 
     def scores(self, predictions: Sequence[Prediction]) -> torch.Tensor:
         """Return the uncalibrated scores, (structures,): larger is more reliable."""

@@ -16,7 +16,8 @@ from uqcalc.errors import ProbeError
 from uqcalc.former import Former
 from uqcalc.probe.card import RAW_ARCHITECTURE, Card
 from uqcalc.probe.inputs import on_device
-from uqcalc.probe.probe import Probe, ProbeReading
+from uqcalc.probe.probe import Probe
+from uqcalc.probe.reading import ProbeReading
 from uqcalc.probe.regions import is_shareable, region_reliability
 from uqcalc.probe.scope import (
     CHARGE_GAP,

@@ -23,7 +23,7 @@ from uqcalc.defaults import (
 from uqcalc.judging import judged
 from uqcalc.policy import Policy
 from uqcalc.probe.batch import BatchPass
-from uqcalc.probe.probe import ProbeReading
+from uqcalc.probe.reading import ProbeReading
 from uqcalc.records import Assessment, checked_interval
 from uqcalc.signals.base import Signal, fetch, to_host
 from uqcalc.signals.flags import Flags
