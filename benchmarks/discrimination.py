@@ -6,12 +6,14 @@ test sets are of kinds that are not among the labels.
 
     python benchmarks/discriminating/blocks.py --cache DIR   # potentials and labels
     python benchmarks/discrimination.py --cache DIR          # fits; resumes
+    python benchmarks/discrimination.py --cache DIR --kind uqcalc  # the probe alone
     python benchmarks/discrimination.py --cache DIR --kind networks
     python benchmarks/discrimination.py --cache DIR --kind published  # minutes a fit
     python benchmarks/discrimination.py --cache DIR --kind committee
     python benchmarks/discrimination.py --cache DIR --report # table, figures, JSON
 
 The blocks of SevenNet-0 are in developers' data; the first command makes the others.
+The report keeps those cells of the last result that DIR does not have.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ from uqcalc.labels.dataset import Dataset
 
 
 SPREADS = ("energy_spread", "forces_spread")  # of a committee, eV and eV/Å
+MOLECULES = {"gfn2", "gfn2_molecules", "acac"}  # files without periodic structures
+APART = 100.0  # Å
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +60,11 @@ def load(paths: list[Path], cache: Path) -> Labelled:
         for i, (z, h, force, reference) in enumerate(zip(*columns, strict=True)):
             energy = float(data["e_pred"][i])
             of_members = None if spread is None else (spread[0][i], spread[1][i])
-            predictions.append(_prediction(z, h, force, energy, of_members))
+            predictions.append(
+                _prediction(
+                    z, h, force, energy, of_members, periodic=path.stem not in MOLECULES
+                )
+            )
             error = abs(energy - float(data["e_ref"][i]))
             difference = force.astype(float) - reference
             errors["energy"].append(error)
@@ -82,12 +88,17 @@ def _prediction(
     forces: np.ndarray,
     energy: float,
     spread: tuple[float, np.ndarray] | None,
+    *,
+    periodic: bool,
 ) -> Prediction:
+    # The files have no geometry. Atoms far apart have no bonds and no regime to find.
+    positions = np.zeros((len(z), 3))
+    positions[:, 0] = APART * np.arange(len(z))
     return Prediction(
         numbers=z.astype(int),
-        positions=np.zeros((len(z), 3)),
-        cell=np.zeros((3, 3)),
-        pbc=np.ones(3, bool),
+        positions=positions,
+        cell=np.diag([APART * len(z), APART, APART]),
+        pbc=np.full(3, periodic),
         results={} if spread is None else dict(zip(SPREADS, spread, strict=True)),
         energy=energy,
         forces=forces.astype(float),

@@ -17,13 +17,14 @@ from discriminating.tasks import SHIFTED
 
 
 Rows = list[dict[str, Any]]
+CELL = ("block", "part", "target", "labels", "row")
 SCORES = (
     "auroc", "spearman", "aurc", "accuracy", "majority_accuracy", "mcc", "ece",
     "ece_noise_floor", "brier", "outside_scope", "false_trust_outside",
 )  # fmt: skip
 OURS = "uqcalc"
-# Means over seeds of earlier runs: a repetition takes hours, the fits are the same.
-EARLIER = RESULTS / "discrimination_networks.json"
+# Means over seeds of earlier runs fill the cells that this run leaves out.
+EARLIER = RESULTS / "discrimination.json"
 WANTED = {
     "energy": {250: 0.80, 1000: 0.85, 3900: 0.89},
     "forces": {250: 0.94, 1000: 0.965, 3900: 0.98},
@@ -75,30 +76,32 @@ def report(cache: Path) -> None:
 
 
 def read(cache: Path) -> Rows:
-    """Return the fitted rows of all kinds."""
-    found: Rows = []
+    """Return the rows of all kinds; of two of one fit, that of the later kind."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for kind in KINDS:
         path = cache / f"{kind}.jsonl"
         if path.is_file():
             for line in path.read_text(encoding="utf-8").splitlines():
-                found += json.loads(line)["rows"]
+                for row in json.loads(line)["rows"]:
+                    found[(*_cell(row), row["seed"])] = row
     if not found:
         msg = f"no rows in {cache} yet: run the benchmark without --report first"
         raise SystemExit(msg)
-    return found
+    return [*found.values()]
+
+
+def _cell(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[k] for k in CELL)
 
 
 def averaged(rows: Rows) -> Rows:
     """Return the mean over seeds of each cell, with the spread of the AUROC."""
     cells: dict[tuple[Any, ...], Rows] = defaultdict(list)
     for row in rows:
-        key = tuple(row[k] for k in ("block", "part", "target", "labels", "row"))
-        cells[key].append(row)
+        cells[_cell(row)].append(row)
     done = []
     for key, members in sorted(cells.items(), key=str):
-        entry: dict[str, Any] = dict(
-            zip(("block", "part", "target", "labels", "row"), key, strict=True)
-        )
+        entry: dict[str, Any] = dict(zip(CELL, key, strict=True))
         entry["seeds"] = len(members)
         entry["which"] = sorted({row["seed"] for row in members})
         for score in SCORES:
@@ -114,18 +117,14 @@ def averaged(rows: Rows) -> Rows:
 
 
 def with_earlier(rows: Rows) -> Rows:
-    """Add the network rows of earlier runs where this run has fewer seeds."""
+    """Add the cells of the last result that this run has with fewer seeds, or not."""
     if not EARLIER.is_file():
         return rows
-
-    def cell(row: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(row[k] for k in ("block", "part", "target", "labels", "row"))
-
-    cells = {cell(row): row for row in rows}
+    cells = {_cell(row): row for row in rows}
     for row in json.loads(EARLIER.read_text(encoding="utf-8"))["rows"]:
-        known = cells.get(cell(row))
+        known = cells.get(_cell(row))
         if known is None or known["seeds"] < row["seeds"]:
-            cells[cell(row)] = row | {"which": [], "earlier": True}
+            cells[_cell(row)] = row | {"which": [], "earlier": True}
     return [cells[key] for key in sorted(cells, key=str)]
 
 

@@ -142,6 +142,7 @@ KINDS: dict[str, dict[str, Row]] = {"rows": ROWS, "committee": COMMITTEE} | {
     for kind, recipes in NETWORKS.items()
 }
 OURS = "uqcalc"
+KINDS[OURS] = {}  # the probe alone, which is among the rows, too
 
 
 def ours(train: Dataset, target: str, boundary: float, seed: int) -> Probe:

@@ -142,7 +142,9 @@ def run(task: Task, data: Labelled, kind: str) -> list[dict[str, Any]]:
         )  # fmt: skip
         columns = judge(test.errors, risk, belief, boundary, own_median=own)
         found.append(asdict(task) | {"row": name} | columns)
-    return found + (_ours(task, train, test, boundary) if kind == "rows" else [])
+    if kind in {"rows", OURS}:
+        found += _ours(task, train, test, boundary)
+    return found
 
 
 def _ours(
@@ -168,7 +170,7 @@ def _scope(probe: Probe, test: Dataset, belief: np.ndarray) -> dict[str, float]:
     outside = np.array(
         [
             bool(probe.unseen_elements(p.numbers))
-            or bool(probe.card.scope.doubts(p.numbers))
+            or bool(probe.card.scope.doubts(p.numbers, periodic=bool(p.pbc.any())))
             for p in test.predictions
         ]
     ) | ~(novelty <= 1)
