@@ -13,7 +13,7 @@ from common import RESULTS
 from matplotlib.axes import Axes
 
 from discriminating.rows import OURS, ROWS, judged, ours
-from discriminating.tasks import TARGETS, Task, divide, opened
+from discriminating.tasks import TARGETS, Task, divide, moving, opened
 from uqcalc.evaluation.panels import plot_reliability_diagram, plot_risk_coverage
 from uqcalc.fitting.network import margins
 from uqcalc.plotting import QUIET, SERIES, STYLE, letter_panels, save_figure
@@ -82,7 +82,8 @@ def _efficiency(axis: Axes, rows: list[dict[str, Any]], block: str, kind: str) -
         cells = sorted(
             (r["labels"], r["auroc"], r["auroc_spread"] or 0.0)
             for r in rows
-            if (r["block"], r["target"], r["row"]) == (block, kind, name)
+            if (r["block"], r["part"], r["target"], r["row"])
+            == (block, "all", kind, name)
         )
         if not cells:
             continue
@@ -114,6 +115,8 @@ def _curves(cache: Path) -> None:
         labelled, tested = divide(task, data)
         train = data.dataset(kind, labelled, grouped=True)
         test = data.dataset(kind, tested, grouped=True)
+        if kind == "forces":
+            test = test.subset(np.flatnonzero(moving(test)))
         boundary = float(np.median(train.errors))
         probe = ours(train, kind, boundary, 0)
         scored = torch.from_numpy(margins(probe, test))
@@ -127,6 +130,7 @@ def _curves(cache: Path) -> None:
         plot_risk_coverage(test.errors, risks, probe.card.unit, line[1])
         line[1].set_yscale("log")
         for axis in line:
-            axis.set_title(f"{NAMES[kind]}, 1 000 labels, by composition")
+            among = ", nonzero" if kind == "forces" else ""
+            axis.set_title(f"{NAMES[kind]}, by composition{among} (n = {len(test)})")
     letter_panels(axes.flat)
     save_figure(figure, RESULTS / "discrimination_curves.png")

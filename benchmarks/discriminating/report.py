@@ -13,7 +13,7 @@ from common import RESULTS, print_table, target, write_result
 
 from discriminating.figures import draw
 from discriminating.rows import KINDS
-from discriminating.tasks import SHIFTED
+from discriminating.tasks import MOVING, SHIFTED
 
 
 Rows = list[dict[str, Any]]
@@ -155,7 +155,7 @@ def targets(rows: Rows) -> list[dict[str, Any]]:
     found = []
     groups: dict[tuple[Any, ...], Rows] = defaultdict(list)
     for row in rows:
-        if row["block"] not in SHIFTED:
+        if row["block"] not in SHIFTED and row["part"] != MOVING:
             key = (row["block"], row["target"], row["labels"])
             groups[key].append(row)
     for (block, kind, labels), members in groups.items():
