@@ -11,11 +11,12 @@ passes of the backbone without a signal, in turns on the same frames.
 
 MACE has the size of MACE-OFF small and random weights; CHGNet has its own.
 
-Memory is that of one process with EMT and one atom of copper a frame, so that 100 000
-frames take minutes: the peak is that of reading, judging, writing and counting. The
-rates with Ray are those of the frames after the first ones: they are the difference of
-a long and a short run, so that the start of the workers does not count. The seconds of
-the short run, which include the start, are given, too.
+Memory is that of one process with the bundled potential and probe and one molecule of
+water a frame, so that 100 000 frames take minutes: the peak is that of reading,
+judging, writing and counting. The rates with Ray are those of the frames after the
+first ones: they are the difference of a long and a short run, so that the start of the
+workers does not count. The seconds of the short run, which include the start, are
+given, too.
 """
 
 from __future__ import annotations
@@ -183,12 +184,15 @@ def turns(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[fl
 
 
 def small_frames(path: Path, count: int) -> None:
-    """Write ``count`` frames of one atom of copper in a cell, for EMT."""
-    bulk("Cu").write(path)
+    """Write ``count`` rattled frames of one molecule of water."""
+    frames = [molecule("H2O") for _ in range(min(count, _PIECE))]
+    for seed, frame in enumerate(frames):
+        frame.rattle(0.05, seed=seed)
+    write(path, frames)
     text = path.read_text(encoding="utf-8")
-    with path.open("w", encoding="utf-8") as file:
-        for start in range(0, count, _PIECE):
-            file.write(text * min(_PIECE, count - start))
+    with path.open("a", encoding="utf-8") as file:
+        for _ in range(count // len(frames) - 1):
+            file.write(text)
 
 
 def peak_mb(count: int) -> float:
@@ -199,13 +203,11 @@ def peak_mb(count: int) -> float:
 
 
 def annotate_small(count: int) -> float:
-    """Annotate ``count`` frames with EMT; return the peak memory in MB."""
-    from ase.calculators.emt import EMT
-
+    """Annotate ``count`` frames of water; return the peak memory in MB."""
     with tempfile.TemporaryDirectory() as folder:
         source, output = Path(folder) / "md.xyz", Path(folder) / "judged.xyz"
         small_frames(source, count)
-        annotate_file(source, output, uqcalc.ReliableCalculator(EMT()))
+        annotate_file(source, output, uqcalc.default_calculator())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
