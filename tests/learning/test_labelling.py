@@ -18,6 +18,7 @@ from toys import BAD, copper, watched
 from uqcalc import annotate, label, read_assessment
 from uqcalc.errors import LabelError, MissingExtraError, RecordError
 from uqcalc.references import named
+from uqcalc.references.evaluating import attempted
 
 
 MODULE = '''
@@ -256,6 +257,44 @@ def test_gfn2_xtb_labels_molecules(tmp_path):
     back = read(tmp_path / "out.xyz")
     assert np.linalg.norm(back.arrays["REF_forces"]) > 1
     assert abs(back.arrays["REF_forces"].sum(axis=0)).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("info", "charge", "multiplicity"),
+    [
+        ({"charge": 1}, 1, 1),
+        ({"total_charge": -1, "charge": -1, "spin": 1}, -1, 1),
+        ({"spin": 2}, 0, 2),  # a multiplicity: the number of electrons is odd
+        ({"charge": 1, "spin": 2}, 1, 3),  # two unpaired electrons: it is even
+    ],
+)
+def test_gfn2_xtb_reads_charge_and_spin_of_info(tmp_path, info, charge, multiplicity):
+    tblite = pytest.importorskip("tblite.ase")
+    frame = molecule("CH3")
+    frame.set_initial_magnetic_moments(None)
+    frame.rattle(0.05, seed=1)
+    frame.info |= info
+    label([frame], "gfn2-xtb", tmp_path / "out.xyz", workers=0)
+    asked = attempted(named.gfn2_xtb(), frame)  # as a monitor asks
+    bare = frame.copy()
+    wanted = tblite.TBLite(
+        method="GFN2-xTB", charge=charge, multiplicity=multiplicity, verbosity=0
+    )
+    energy = wanted.get_potential_energy(bare)
+    assert read(tmp_path / "out.xyz").info["REF_energy"] == pytest.approx(energy)
+    assert asked.energy == pytest.approx(energy)
+    assert not frame.has("initial_charges")
+
+
+def test_a_charge_that_contradicts_itself_is_a_failure(tmp_path):
+    frame = copper(1)
+    frame.info |= {"charge": 1, "total_charge": 0}
+    wrong = frame.copy()
+    wrong.info = {"multiplicity": 2}  # the number of electrons is even
+    done = label([frame, wrong], EMT, tmp_path / "out.xyz", workers=0)
+    (_, twice), (_, spin) = done.failed
+    assert "stated once, got charge 1, total_charge 0" in twice
+    assert "multiplicity that" in spin
 
 
 def test_units_are_not_compared_where_everything_vanishes(tmp_path):

@@ -104,9 +104,11 @@ def label(  # noqa: PLR0913  (same options as the command)
     Each frame is on disk as soon as it is finished, so that the same call goes on after
     a kill. ``target`` gets ``info["REF_energy"]`` (eV), ``arrays["REF_forces"]``
     (eV/Å) and, for structures that are periodic in three directions and a reference
-    with stress, ``info["REF_stress"]`` (eV/Å³, Voigt order, ASE's sign). Other entries
-    of the frames are kept, older ``REF_...`` are replaced. A frame on which the
-    reference fails goes to ``NAME_failed.xyz`` with its reason.
+    with stress, ``info["REF_stress"]`` (eV/Å³, Voigt order, ASE's sign). Charge and
+    spin in ``info`` are given to the reference as initial charges and initial magnetic
+    moments, which not all calculators read. Other entries of the frames are kept, older
+    ``REF_...`` are replaced. A frame on which the reference fails goes to
+    ``NAME_failed.xyz`` with its reason.
 
     A script that uses processes needs ``if __name__ == "__main__":``.
 

@@ -12,6 +12,7 @@ from uqcalc.errors import LabelError
 from uqcalc.learning.unitcheck import check_units
 from uqcalc.references.evaluating import FOREIGN, Computed, evaluated, reason_of
 from uqcalc.references.named import FromText, Reference
+from uqcalc.references.stated import stated
 
 
 class Evaluator:
@@ -57,7 +58,7 @@ class Evaluator:
         if atoms is None:
             return "made", "not asked for"
         try:
-            return "made", check_units(atoms, calculator)
+            return "made", check_units(stated(atoms), calculator)
         except LabelError as error:
             return "wrong", str(error)
         except FOREIGN as error:

@@ -10,6 +10,8 @@ from ase import Atoms
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 
+from uqcalc.references.stated import stated
+
 
 # Entries of a labelled frame: ``info``, ``arrays``, ``info``.
 ENERGY, FORCES, STRESS = "REF_energy", "REF_forces", "REF_stress"
@@ -59,11 +61,16 @@ def reason_of(error: BaseException) -> str:
 def evaluated(calculator: Any, atoms: Atoms) -> Computed:
     """Return the results of one frame after a check of shapes and numbers.
 
+    Charge and spin that ``info`` states are given to the calculator (`stated`).
+
     Raises
     ------
     ValueError
         If a result has another shape, or NaN or infinite numbers.
+    BackboneError
+        As `uqcalc.references.stated.stated`.
     """
+    atoms = stated(atoms)
     energy = float(calculator.get_property("energy", atoms))
     forces = np.array(calculator.get_property("forces", atoms), dtype=float)
     stress = None
