@@ -192,6 +192,21 @@ def test_output_is_checked_before_any_work(data, tmp_path):
         assert "must be a file in an existing folder" in done.stderr
 
 
+def test_scores_replace_scores_only(data, tmp_path):
+    """Databases of ASE end in .json, as the scores do: the labels were replaced."""
+    labels = tmp_path / "labels.json"
+    write(labels, read(data, ":4"))
+    before = labels.read_bytes()
+    for words in (["fit", labels], ["evaluate", "default", labels]):
+        done = invoke(*words, "-o", tmp_path / "labels", "-q")
+        assert done.exit_code == 1
+        assert "scores must be written to a new file or over scores" in done.stderr
+    assert labels.read_bytes() == before
+    for _ in range(2):
+        done = invoke("evaluate", "default", data, "-o", tmp_path / "new", "-q")
+        assert done.exit_code == 0
+
+
 def test_a_probe_given_as_the_model_is_recognised(data, tmp_path):
     words = ["fit", data, "-o", tmp_path / "my.probe", "--device", "cpu"]
     done = invoke(*words, "--model", data)

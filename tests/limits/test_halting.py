@@ -191,6 +191,9 @@ def test_logs_of_a_monitor_are_certified_and_the_next_one_says_so(tmp_path):
     assert (found.factor, found.failing, found.bad) == (1.0, 9, 0)
     path = found.save(tmp_path / "halting.json")
     assert HaltingGuarantee.load(path) == found
+    assert found.save(path) == path
+    with pytest.raises(RecordError, match="over a halting guarantee, got"):
+        found.save(paths[0])
     stress = (Threshold("probe_stress", 0.2, 0.5),)
     assert replace(found, moving_cell=stress).policy().moving_cell == stress
     new = watched_run(tmp_path, "new", risks, guarantee=found, policy=found.policy())

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from uqcalc.evaluation.members import MemberScores
     from uqcalc.probe.probe import Probe
 
+_MEMBERS_BEGIN = '{\n "members": ['  # of the file of `_write_members`
+
 OutputOption = Annotated[
     Path | None,
     typer.Option(
@@ -107,6 +109,7 @@ def evaluate(  # noqa: PLR0913  (one option each)
 
         name = model_of(given[0], model) if given else model or "default"
         stem = output or _stem(given, perturbation, source)
+        stems = _stems(stem, [card_of(probe).target for probe in given])
         frames = read_frames(source, species=species)
         calculator = uqcalc.tap(uqcalc.open_model(name, device=device))
         if perturbation is not None:
@@ -117,7 +120,7 @@ def evaluate(  # noqa: PLR0913  (one option each)
             labels = uqcalc.Labels("forces", energy_key, forces_key, group)
             labels = replace(labels, stress_key=stress_key)
             found = uqcalc.evaluate_members(frames, calculator, labels)
-            _write_members(found, stem, report, as_json=as_json)
+            _write_members(found, stems.get(""), report, as_json=as_json)
             return
         score = partial(
             uqcalc.evaluate,
@@ -131,13 +134,39 @@ def evaluate(  # noqa: PLR0913  (one option each)
         for loaded in _stress_first(map(load_probe, given)):
             labels = labels_of(loaded, keys, group)
             scored[loaded.card.target] = score(loaded, labels=labels)
-        _write(scored, stem, report, as_json=as_json)
+        _write(scored, stems, report, as_json=as_json)
 
 
 def _stem(probes: list[str], perturbation: Path | None, source: Path) -> Path | None:
     """Return the path of the files without ending: the first input, and the data."""
     first = probes[0] if probes else str(perturbation)
     return creatable(Path(f"{Path(first).stem}-{source.stem}"))
+
+
+def _stems(stem: Path | None, targets: Sequence[str]) -> dict[str, Path]:
+    """Return the path of the files of each target without ending; of "" without one.
+
+    With several targets the names of the files end with them. Nothing is returned if no
+    file is to be written.
+
+    Raises
+    ------
+    RecordError
+        If a file of scores would replace something else, such as the labelled frames.
+    """
+    from uqcalc.evaluation.evaluation import side_files
+    from uqcalc.files.writing import replaceable
+
+    if stem is None or is_standard(stem):
+        return {}
+    if not targets:
+        target = stem.with_name(f"{stem.name}.json")
+        return {"": replaceable(target, _MEMBERS_BEGIN, "scores of members")}
+    alone = len(targets) == 1
+    found = {t: stem if alone else stem.with_name(f"{stem.name}-{t}") for t in targets}
+    for one in found.values():
+        side_files(one)
+    return found
 
 
 def _refuse(probes: list[str], boundary: str | None) -> None:
@@ -163,7 +192,11 @@ def _stress_first(probes: Iterable[Probe]) -> list[Probe]:
 
 
 def _write_members(
-    found: Sequence[MemberScores], stem: Path | None, report: Report, *, as_json: bool
+    found: Sequence[MemberScores],
+    target: Path | None,
+    report: Report,
+    *,
+    as_json: bool,
 ) -> None:
     """Write the scores of members as JSON, and print them."""
     from uqcalc.evaluation.report import members_lines
@@ -172,9 +205,7 @@ def _write_members(
     rows = [row.to_dict() for row in found]
     content = {"members": rows, "warnings": report.warnings}
     text = json.dumps(strict_json(content), indent=1, ensure_ascii=False)
-    target = None
-    if stem is not None and not is_standard(stem):
-        target = stem.with_name(f"{stem.name}.json")
+    if target is not None:
         with whole(target) as partial_file:
             partial_file.write_text(text + "\n", encoding="utf-8")
     if as_json or target is None:
@@ -186,7 +217,7 @@ def _write_members(
 
 def _write(
     found: Mapping[str, Evaluation],
-    stem: Path | None,
+    stems: Mapping[str, Path],
     report: Report,
     *,
     as_json: bool,
@@ -194,19 +225,19 @@ def _write(
     """Write the files, then print the scores of each target.
 
     In this order a closed pipe on standard output does not stop the files. With several
-    targets the names of the files end with them, and the JSON has one entry for each.
+    targets the JSON on standard output has one entry for each.
     """
     from uqcalc.files.writing import strict_json
 
     content, texts = {}, []
     for target, result in found.items():
         written: list[str] = []
-        if stem is not None and not is_standard(stem):
-            own = stem if len(found) == 1 else stem.with_name(f"{stem.name}-{target}")
-            written = [str(path) for path in result.write(own, report.warnings)]
+        if target in stems:
+            paths = result.write(stems[target], report.warnings)
+            written = [str(path) for path in paths]
         content[target] = result.to_dict(report.warnings) | {"files": written}
         texts += [str(result), f"wrote {', '.join(written)}"]
-    if as_json or is_standard(stem):
+    if as_json or not stems:
         only = next(iter(content.values())) if len(content) == 1 else content
         typer.echo(json.dumps(strict_json(only), indent=1))
     else:

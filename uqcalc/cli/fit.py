@@ -141,10 +141,12 @@ def fit(  # noqa: PLR0913  (one option each)
     opened = nullcontext() if data is None else input_file(data)
     with reporting(quiet=quiet) as report, opened as source:
         import uqcalc
+        from uqcalc.evaluation.evaluation import side_files
         from uqcalc.fitting.shipped import fit_shipped
         from uqcalc.probe.card import FILE
 
         FILE.target(output)
+        side_files(output)
         known = None if prior is None else load_probe(prior)
         name = "default" if model is None else model
         if prior is not None:

@@ -24,7 +24,7 @@ from uqcalc.evaluation.members import backbone_of, distributions, evaluate_membe
 from uqcalc.evaluation.readings import StructureReadings, read_structures
 from uqcalc.evaluation.regimes import regime_rows
 from uqcalc.evaluation.worst import ERROR, RELIABILITY, structures_of, worst_rows
-from uqcalc.files.writing import strict_json, whole
+from uqcalc.files.writing import replaceable, strict_json, whole
 from uqcalc.htmltable import html_table
 from uqcalc.labels.dataset import Dataset, held_out_dataset, labels_for
 from uqcalc.labels.defects import check_frames
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+SCORES_BEGIN = '{\n "card": {'  # of a file of `Evaluation.to_dict`
 _HEADLINE = ("auroc", "spearman", "ece")  # scores of the short form
 
 
@@ -185,15 +186,16 @@ class Evaluation:
             Path of the files without ending.
         warnings : sequence of str
             Messages of warnings (`LabelWarning`) to include.
+
+        Raises
+        ------
+        RecordError
+            As `side_files`.
         """
         from uqcalc.evaluation.page import render
         from uqcalc.plotting import save_figure
 
-        base = Path(stem).absolute()
-        numbers, picture, page = (
-            base.with_name(f"{base.name}.{ending}")
-            for ending in ("json", "png", "html")
-        )
+        numbers, picture, page = side_files(stem)
         content = strict_json(self.to_dict(warnings))
         text = json.dumps(content, indent=1, ensure_ascii=False)
         with whole(numbers) as partial:
@@ -202,6 +204,22 @@ class Evaluation:
         with whole(page) as partial:
             partial.write_text(render(self, warnings), encoding="utf-8")
         return numbers, picture, page
+
+
+def side_files(stem: str | os.PathLike[str]) -> tuple[Path, Path, Path]:
+    """Return ``STEM.json``, ``STEM.png`` and ``STEM.html``, where scores are written.
+
+    Raises
+    ------
+    RecordError
+        If the folder does not exist, or ``STEM.json`` is something else than scores: it
+        can be a database of labelled frames.
+    """
+    base = Path(stem).absolute()
+    numbers, picture, page = (
+        base.with_name(f"{base.name}.{ending}") for ending in ("json", "png", "html")
+    )
+    return replaceable(numbers, SCORES_BEGIN, "scores"), picture, page
 
 
 def evaluate(

@@ -41,6 +41,36 @@ def writable(path: str | os.PathLike[str], what: str) -> Path:
     return target
 
 
+def replaceable(path: str | os.PathLike[str], beginning: str, what: str) -> Path:
+    """Return where a text may be written: a new file, or over one of its kind.
+
+    Parameters
+    ----------
+    path : path
+    beginning : str
+        First characters of each file of this kind. A file without content counts, too.
+    what : str
+        What the text is, for the message.
+
+    Raises
+    ------
+    RecordError
+        If the folder does not exist, or the file is something else, such as labelled
+        frames.
+    """
+    target = writable(path, what)
+    if target.exists():
+        with target.open("rb") as file:
+            found = file.read(len(beginning.encode()))
+        if found and found != beginning.encode():
+            msg = (
+                f"{what} must be written to a new file or over {what}, got {target}, "
+                "which is another kind of file; choose another name"
+            )
+            raise RecordError(msg)
+    return target
+
+
 @contextmanager
 def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside ``path``, renamed once the block has ended well.

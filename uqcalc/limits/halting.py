@@ -38,7 +38,7 @@ from scipy import special
 
 from uqcalc.errors import LabelError
 from uqcalc.files.entries import checked
-from uqcalc.files.writing import whole
+from uqcalc.files.writing import replaceable, whole
 from uqcalc.labels.labels import Labels
 from uqcalc.limits.judgedruns import JudgedRun, read_runs
 from uqcalc.limits.runlimits import runs_needed
@@ -198,9 +198,17 @@ class HaltingGuarantee:
         return cls(**checked(cls, entries, "halting guarantee", LabelError))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the guarantee as JSON, and return the path."""
+        """Write the guarantee as JSON, and return the path.
+
+        Raises
+        ------
+        RecordError
+            If the folder does not exist, or the file is something else, such as the log
+            of a run.
+        """
         text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
-        with whole(path) as partial:
+        beginning = text[: text.index(":") + 1]
+        with whole(replaceable(path, beginning, "a halting guarantee")) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
         return Path(path)
 
