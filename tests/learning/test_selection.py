@@ -94,6 +94,14 @@ def test_an_event_gives_at_most_its_share():
     assert sorted(select([*long, *other], 3, diverse=False, per_event=2).rows)[-1] >= 60
 
 
+@pytest.mark.parametrize("step", ["frame_3", [1, 2], 1.5, math.nan, None, True])
+def test_an_entry_step_that_is_no_number_is_no_step(step):
+    frames = [flagged(k, step=step) for k in range(3)]
+    assert len(set(select(frames, 3, per_event=1).events)) == 3
+    whole = [flagged(k, step=np.float64(k)) for k in range(3)]
+    assert len(select(whole, 3, per_event=1)) == 1
+
+
 def test_another_molecule_far_away_makes_no_frames_near_duplicates():
     own = [flagged((3.0 * k, 0), step=k) for k in range(6)]
     other = [flagged((1e4 + 3 * k, 0), step=k) for k in range(6)]

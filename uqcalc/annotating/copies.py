@@ -200,6 +200,14 @@ def read_assessment(atoms: Atoms) -> Assessment:
     return Assessment(readings, verdict)
 
 
+def step_of(frame: Atoms) -> int | None:
+    """Return the step in ``info``; None without one, or if it is no whole number."""
+    step = np.asarray(frame.info.get("step"))
+    if step.size != 1 or step.dtype.kind not in "iuf" or step % 1:
+        return None
+    return int(step.item())
+
+
 def _is_annotated(atoms: Atoms) -> bool:
     """Return whether the stored energy is that of the annotation, not a new label.
 

@@ -11,7 +11,12 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
-from uqcalc.annotating.copies import INFO_KEY, read_assessment, read_error
+from uqcalc.annotating.copies import (
+    INFO_KEY,
+    read_assessment,
+    read_error,
+    step_of,
+)
 from uqcalc.annotating.descriptor import (
     potential_name,
     read_descriptor,
@@ -180,14 +185,15 @@ def _events(frames: Sequence[Atoms], group: str | None, event_steps: int) -> lis
 
     An event is a sequence of flagged frames of one run. A new one begins if the step
     goes back or jumps by more than ``event_steps``, or if group or formula change.
-    Each frame without a step is an event of its own.
+    Each frame without a step that is a whole number is an event of its own.
     """
     groups = group_names(frames, group) if group is not None else [""] * len(frames)
     names: list[str] = []
     number = -1
     before: tuple[float, str, str] | None = None
     for frame, own in zip(frames, groups, strict=True):
-        step = float(frame.info.get("step", math.nan))
+        known = step_of(frame)
+        step = math.nan if known is None else known
         now = (step, own, str(frame.symbols))
         same = (
             before is not None

@@ -145,8 +145,8 @@ def select(  # noqa: PLR0913  (what a user writes in one line of a script)
         Entry of ``info``, such as a run or a molecule. An event is within one group.
     event_steps : int
         Frames of one run belong to one event if their steps differ by at most this
-        number from one frame to the next. Frames without ``info["step"]`` are events
-        of their own.
+        number from one frame to the next. Frames without a whole number in
+        ``info["step"]`` are events of their own.
     near : float
         Frames of one event are near-duplicates if their distance is less than
         ``near`` times the median distance of a candidate from the centre of all

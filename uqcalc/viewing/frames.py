@@ -12,7 +12,7 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
-from uqcalc.annotating.copies import INFO_KEY, read_assessment
+from uqcalc.annotating.copies import INFO_KEY, read_assessment, step_of
 from uqcalc.annotating.descriptor import read_descriptor
 from uqcalc.errors import UqcalcError
 from uqcalc.files.structures import UNREADABLE, frames_of
@@ -91,7 +91,8 @@ class FramesSeen:
                 if INFO_KEY not in frame.info:
                     seen.plain[path] = seen.plain.get(path, 0) + 1
                     continue
-                step = int(frame.info.get("step", index)) if stepped else len(records)
+                known_step = step_of(frame) if stepped else len(records)
+                step = index if known_step is None else known_step
                 if step in known:
                     seen._complete(known[step], number, index, frame)
                     continue

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from uqcalc.annotating.copies import step_of
 from uqcalc.errors import MissingExtraError
 from uqcalc.files.writing import strict_json
 from uqcalc.plotting.viewer import page_script, viewer_script
@@ -93,7 +94,7 @@ class Live:
             if run is None or found is None:
                 return None
             atoms, path = found
-            step = int(atoms.info.get("step", 0))
+            step = step_of(atoms) or 0
             level = Level(int(atoms.info.get("reliability_level", Level.UNRELIABLE)))
             p = float(atoms.info.get("probe_reliability", math.nan))
             place = (float(step), 0.0)
