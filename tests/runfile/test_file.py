@@ -240,6 +240,11 @@ def test_files_of_potentials_are_looked_for_beside_the_run_file(read, tmp_path):
             == f"{name}{tmp_path}/my.model"
         )
     assert read(MD).model_at() == "default"
+    for name in ("mace:{}", "metatomic:{}", "orb:orb-v3:{}", "upet:{}", "uma:{}:omol"):
+        found = read(f"{MD}model: '{name.format('my.model')}'\n")
+        assert found.model_at() == name.format(f"{tmp_path}/my.model")
+        assert found.read_files() == {"model": [tmp_path / "my.model"]}
+    assert read(f"{MD}model: 'uma:uma-s-1:omol'\n").model_at() == "uma:uma-s-1:omol"
 
 
 def test_a_ramp_is_linear_over_the_steps(read):

@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 import uqcalc
 from uqcalc import Level, Monitor, read_assessment, read_log, run_file
 from uqcalc.cli.run import HALTED, run
+from uqcalc.defaults import shipped_probe
 from uqcalc.errors import BackboneError, ModelError, RecordError, RunFileError
 from uqcalc.runfile import opening
 from uqcalc.runfile.file import read_run_file
@@ -280,6 +281,17 @@ def test_a_halted_run_has_a_status_of_its_own_and_is_left_alone(tmp_path):
     first = next(r for r in read_log(tmp_path / "on.jsonl") if r["event"] == "step")
     kinetic = (momenta**2 / last(path).get_masses()[:, None]).sum() / 2
     assert first["temperature_K"] == pytest.approx(kinetic / (13.5 * units.kB))
+
+
+def test_a_run_that_has_ended_is_not_that_of_another_probe(tmp_path):
+    probe = shipped_probe("default")
+    probe.save(tmp_path / "my.probe")
+    path = written(tmp_path, md=NVE | {"steps": 2}, probe="my.probe")
+    run_file(path)
+    assert run_file(path).summary.startswith("Nothing to do")
+    probe.at(0.15).save(tmp_path / "my.probe")
+    with pytest.raises(RecordError, match="with different probe_sha256"):
+        run_file(path)
 
 
 def test_a_run_whose_end_was_not_saved_writes_what_is_missing(tmp_path, monkeypatch):

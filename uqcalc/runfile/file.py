@@ -50,6 +50,11 @@ def _name_or_names(value: Any) -> Any:
 Names = Annotated[str | list[str] | None, BeforeValidator(_name_or_names)]
 
 
+# Models whose name has a file, and models whose name may be a file.
+_FILE_KINDS = ("mace", "metatomic", "orb")
+_NAME_OR_FILE = ("aimnet", "uma", "upet")
+
+
 class RunFile(Section):
     """A whole run file: exactly one of ``md`` and ``relax``, the rest by default.
 
@@ -220,16 +225,46 @@ class RunFile(Section):
         """Return where a path of this file is."""
         return self._folder / name
 
+    @property
+    def model_file(self) -> Path | None:
+        """Path of the file that the name of the model contains; None without one."""
+        kind, _, detail = self.model.partition(":")
+        if kind == "orb":  # orb:NAME:FILE
+            detail = detail.partition(":")[2]
+        elif kind == "uma":  # uma:NAME:TASK or uma:FILE:TASK
+            detail = detail.partition(":")[0]
+        file = self.at(detail)
+        named = kind in _FILE_KINDS or (kind in _NAME_OR_FILE and file.is_file())
+        return file if detail and named else None
+
     def model_at(self) -> str:
         """Return the name of the model, with the path of a file made absolute."""
+        if (file := self.model_file) is None:
+            bare = self.at(self.model)
+            return str(bare) if bare.is_file() else self.model
         kind, _, detail = self.model.partition(":")
-        if kind == "mace" and detail:
-            return f"mace:{self.at(detail)}"
-        if kind == "orb" and ":" in detail:
-            name, _, weights = detail.partition(":")
-            return f"orb:{name}:{self.at(weights)}"
-        file = self.at(self.model)
-        return str(file) if file.is_file() else self.model
+        name, colon, rest = detail.partition(":")
+        if kind == "orb":
+            return f"orb:{name}:{file}"
+        return f"{kind}:{file}{colon}{rest}" if kind == "uma" else f"{kind}:{file}"
+
+    def read_files(self) -> dict[str, list[Path]]:
+        """Return the files that decide the verdicts of the run, by key.
+
+        The structure and the reference of ``ask`` are not among them.
+        """
+        places = [self.at(name) for name in _listed(self.probe)]
+        delta, spread = self.force_delta, self.functional_spread
+        single = {
+            "halting_guarantee": self.policy.halting_guarantee,
+            "perturbation": None if spread is None else spread.perturbation,
+            "head": None if delta is None else delta.head,
+        }
+        found = {key: [self.at(name)] for key, name in single.items() if name}
+        found["model"] = [] if self.model_file is None else [self.model_file]
+        found["probe"] = places
+        existing = {k: [p for p in paths if p.is_file()] for k, paths in found.items()}
+        return {key: paths for key, paths in existing.items() if paths}
 
     def echo(self) -> dict[str, Any]:
         """Return the whole file with its defaults, JSON-able."""

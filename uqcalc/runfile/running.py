@@ -244,21 +244,17 @@ def _replaced(path: Path, frame: Atoms) -> None:
 
 def _about(file: RunFile) -> dict[str, Any]:
     """Say what makes this run this one, for the header of its log."""
-    content = file.at(file.structure).read_bytes()
     about = {
         "input": file.echo(),
-        "structure_sha256": hashlib.sha256(content).hexdigest(),
+        "structure_sha256": _sha256(file.at(file.structure)),
     }
-    spread = file.functional_spread
-    files = {
-        "halting_guarantee": file.policy.halting_guarantee,
-        "perturbation": None if spread is None else spread.perturbation,
-    }
-    for what, name in files.items():
-        if name is not None:
-            digest = hashlib.sha256(file.at(name).read_bytes()).hexdigest()
-            about[f"{what}_sha256"] = digest
+    for key, paths in file.read_files().items():
+        about[f"{key}_sha256"] = " ".join(map(_sha256, paths))
     return about
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _digest(about: dict[str, Any]) -> str:
