@@ -13,7 +13,7 @@ from closeness import close
 from probe.toys import ToyBackbone, random_prediction
 
 from uqcalc import Labels, Recipe, fit
-from uqcalc.errors import LabelError, RecordError
+from uqcalc.errors import FileWarning, LabelError, RecordError
 from uqcalc.fitting import batches
 from uqcalc.fitting.batches import Feed, passes
 from uqcalc.fitting.network import fit_single
@@ -259,7 +259,7 @@ def test_a_damaged_shard_is_made_again(tmp_path):
     path = sorted((tmp_path / "a").glob("*.safetensors"))[2]
     path.write_bytes(path.read_bytes()[:-1])
     backbone = Counting()
-    with pytest.warns(UserWarning, match=r"shard-000002\.saf.*makes it again"):
+    with pytest.warns(FileWarning, match=r"shard-000002\.saf.*it is deleted now"):
         data = build_dataset(frames, backbone, labels, cache=tmp_path / "a")
     assert backbone.seen == 2 + 8
     for frame, prediction in zip(frames, data.predictions, strict=True):

@@ -24,10 +24,11 @@ from uqcalc.backbones.fingerprint import same_model
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.backbones.registry import tap
 from uqcalc.cluster import Pool, RayWorkers, running
-from uqcalc.errors import RecordError
+from uqcalc.errors import FileWarning, RecordError
 from uqcalc.files.writing import OneWriter
 from uqcalc.labels.labels import geometry_key
 from uqcalc.labels.shardfile import (
+    FILE,
     MOST_ATOMS,
     MOST_STRUCTURES,
     ShardWriter,
@@ -306,7 +307,9 @@ def _mended(known: Folder) -> Folder:
     folder, damaged = open_folder(known.path, known)
     for path, reason in damaged.items():
         path.unlink()
-        warnings.warn(f"{reason}; this is done now", stacklevel=5)
+        fault = reason.removesuffix(f"; {FILE.otherwise}")
+        msg = f"{fault}; it is deleted now, and its features are computed again"
+        warnings.warn(msg, FileWarning, stacklevel=5)
     return folder
 
 
