@@ -311,7 +311,7 @@ class TestThresholds:
             frame = atoms.copy()
             watched.assess(frame)
             off = np.zeros((len(frame), 3))
-            off[0, 0] = (index % 2) * 10.0
+            off[0, 0] = 10.0 if index % 2 else 0.01
             frame.arrays["REF_forces"] = watched.results["forces"] + off
             frames.append(frame)
         lone = Atoms("C")

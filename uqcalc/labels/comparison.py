@@ -18,6 +18,7 @@ from uqcalc.labels.atomorder import in_another_order
 from uqcalc.labels.defects import vanishing
 from uqcalc.labels.labels import Labels
 from uqcalc.labels.offsets import without_elements
+from uqcalc.labels.ownresults import is_own_result, refuse_own_results
 from uqcalc.labels.shards import (
     AtomRows,
     Shards,
@@ -233,6 +234,11 @@ def compare(
 
     Errors of atoms are in single precision if the predictions are on disk.
 
+    Raises
+    ------
+    LabelError
+        As `uqcalc.labels.ownresults.refuse_own_results`.
+
     Warns
     -----
     LabelWarning
@@ -244,6 +250,7 @@ def compare(
     errors, residuals = np.full((2, len(rows)), np.nan)
     finite, blank = np.zeros((2, len(rows)), dtype=bool)
     with_forces = 0
+    own: list[int] = []
     for k, (row, prediction) in enumerate(zip(rows, predictions, strict=True)):
         finite[k] = _finite(prediction, labels)
         if not finite[k]:
@@ -261,11 +268,14 @@ def compare(
             first = ends[k] - len(prediction.numbers)
             found = force_errors(prediction.results["forces"], wanted)
             of_atoms[first : ends[k]] = np.where(zero, np.nan, found)
+        if not blank[k] and is_own_result(prediction, reference, labels):
+            own.append(row)
     if labels.relative:
         numbers = numbers_of(predictions)
         residuals, alone = relative_residuals(numbers, residuals)
         errors, blank = np.abs(residuals), alone & finite
     sound = np.flatnonzero(finite)
+    refuse_own_results(own, int(np.sum(finite & ~blank)), labels)
     if len(sound):
         sample = sound[evenly(len(sound), ENOUGH)]
         warn_of_units(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from uqcalc.annotating.copies import PREDICTED, read_assessment
 from uqcalc.errors import LabelError, RecordError
 from uqcalc.files.structures import read_frames
 from uqcalc.labels.labels import Labels
+from uqcalc.labels.ownresults import refuse_own_results, same_result
 from uqcalc.policy import Policy
 from uqcalc.records import Level
 from uqcalc.targets import TARGETS
@@ -100,9 +101,11 @@ class JudgedRun:
         RecordError
             If a frame is not annotated.
         LabelError
-            If a time or a prediction is missing, or no frame has a reference.
+            If a time or a prediction is missing, no frame has a reference, or the
+            references are results of the potential itself.
         """
         kept = list(frames)
+        _refuse_own(kept, labels)
         assessments = [read_assessment(frame) for frame in kept]
         return cls(
             name,
@@ -336,6 +339,21 @@ def _error(frame: Atoms, labels: Labels) -> float:
         return math.inf  # the potential could not evaluate the frame
     target = TARGETS[labels.target]
     return float(target.error(np.asarray(predicted), reference, len(frame)))
+
+
+def _refuse_own(frames: Sequence[Atoms], labels: Labels) -> None:
+    """Refuse references that are results of the potential itself (LabelError)."""
+    own, compared = [], 0
+    for row, frame in enumerate(frames):
+        reference = labels.reference(frame)
+        place = frame.arrays if labels.of == "forces" else frame.info
+        predicted = place.get(f"{PREDICTED}{labels.of}")
+        if reference is None or predicted is None:
+            continue
+        compared += 1
+        if same_result(labels.of, np.asarray(predicted), reference):
+            own.append(row)
+    refuse_own_results(own, compared, labels)
 
 
 def _known(errors: list[float], name: str) -> NDArray[np.float64]:

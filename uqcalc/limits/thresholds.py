@@ -20,6 +20,7 @@ from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.labels.defects import vanishing, warn_of_no_information
 from uqcalc.labels.labels import Labels
+from uqcalc.labels.ownresults import refuse_own_results, same_result
 from uqcalc.labels.setchecks import find_series
 from uqcalc.limits.runlimits import RunLimits, limits_of_runs
 from uqcalc.policy import Threshold
@@ -346,11 +347,13 @@ def _labelled(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the risk of each frame and its error in eV/Å, both (frames,).
 
-    Frames whose forces vanish by symmetry are left out, with a warning.
+    Frames whose forces vanish by symmetry are left out, with a warning. Forces of the
+    potential itself are refused.
     """
     risks: list[float] = []
     errors: list[float] = []
     blank: list[int] = []
+    own: list[int] = []
     for row, (frame, prediction, risk) in enumerate(readings):
         reference = labels.reference(frame)
         if reference is None or not np.all(np.isfinite(reference)):
@@ -363,9 +366,12 @@ def _labelled(
         if vanishing(prediction.results["forces"], reference).all():
             blank.append(row)
             continue
+        if same_result("forces", prediction.results["forces"], reference):
+            own.append(row)
         risks.append(risk)
         errors.append(labels.error(prediction, reference))
     warn_of_no_information(blank, len(readings))
+    refuse_own_results(own, len(risks), labels)
     return np.array(risks, dtype=float), np.array(errors, dtype=float)
 
 

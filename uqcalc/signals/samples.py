@@ -18,6 +18,7 @@ from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
 from uqcalc.labels.defects import vanishing, warn_of_no_information
 from uqcalc.labels.groups import group_names
+from uqcalc.labels.ownresults import is_own_result, refuse_own_results
 from uqcalc.progress import progress_bar
 from uqcalc.signals.base import Signal, to_host
 
@@ -250,6 +251,7 @@ class Samples:
         if self._labels is not None:
             wanted |= {self._labels.of} & self.backbone.provides
         blank: list[int] = []
+        own: list[int] = []
         by_size = sorted(indices, key=lambda i: len(self._frames[i]))
         with progress_bar() as progress:
             task = progress.add_task(title, total=len(by_size))
@@ -261,8 +263,12 @@ class Samples:
                 if self._says_nothing(index, prediction):
                     blank.append(int(index))
                     continue
+                if self._is_own(index, prediction):
+                    own.append(int(index))
                 yield int(index), prediction, self._error(index, prediction)
         warn_of_no_information(sorted(blank), len(self._frames))
+        if self._labels is not None:
+            refuse_own_results(sorted(own), len(by_size) - len(blank), self._labels)
 
     def _says_nothing(self, index: int, prediction: Prediction) -> bool:
         """Return whether forces are the target and vanish by symmetry."""
@@ -272,6 +278,15 @@ class Samples:
         if reference is None:
             return False
         return bool(vanishing(prediction.results["forces"], reference).all())
+
+    def _is_own(self, index: int, prediction: Prediction) -> bool:
+        """Return whether the label is the result of the potential itself."""
+        if self._labels is None or self._labels.of not in prediction.results:
+            return False
+        reference = self._labels.reference(self._frames[index])
+        if reference is None:
+            return False
+        return is_own_result(prediction, reference, self._labels)
 
     def _error(self, index: int, prediction: Prediction) -> float | None:
         if self._labels is None:
