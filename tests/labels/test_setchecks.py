@@ -12,6 +12,7 @@ from probe.toys import Cohesion
 
 from uqcalc import Labels, LabelWarning
 from uqcalc.errors import LabelError
+from uqcalc.evaluation.guarantee import _refuse_early
 from uqcalc.fitting.training import _both_kinds
 from uqcalc.labels.dataset import Dataset
 from uqcalc.labels.defects import drop_leaks
@@ -95,6 +96,17 @@ def test_frames_of_one_run_without_a_group_key():
     assert find_series(mixed) == ["C2H6"]
     order = np.random.default_rng(0).permutation(len(frames))
     assert find_series([frames[i] for i in order]) == []  # they cannot be told then
+
+
+def test_a_key_that_differs_in_each_frame_does_not_tell_runs_apart():
+    frames = run(210)
+    for index, frame in enumerate(frames):
+        frame.info |= {"frame": index, "block": index // 10}
+    _, split = said(frames, Labels(group_key="frame"))
+    assert "each is a group of its own by 'frame'" in split
+    assert len(said(frames, Labels(group_key="block"))) == 2  # few, of one composition
+    with pytest.raises(LabelError, match="groups of one frame by 'frame', of C2H6,"):
+        _refuse_early(frames, range(210), Labels(group_key="frame"), 59)
 
 
 def test_a_run_of_a_crystal_is_seen_across_its_boundary():

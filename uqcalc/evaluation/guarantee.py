@@ -134,7 +134,16 @@ def _refuse_early(
             "entry that tells runs apart, and use many runs"
         )
         raise LabelError(msg)
-    groups = len(set(group_names(frames, wanted.group_key, rows)))
+    names = group_names(frames, wanted.group_key, rows)
+    key = wanted.group_key
+    if key is not None and (series := find_series(usable, names)):
+        msg = (
+            f"groups must be independent, got groups of one frame by {key!r}, of "
+            f"{series[0]}, that follow each other as frames of one run; name the info "
+            "entry that tells runs apart, and use many runs"
+        )
+        raise LabelError(msg)
+    groups = len(set(names))
     if groups < fewest:
         msg = (
             f"a guarantee like this must rest on at least {fewest} groups (distinct "

@@ -116,8 +116,10 @@ def adapt(
     usable = usable_rows(frames, backbone, wanted, exclude)
     names = group_names(frames, wanted.group_key, usable)
     _refuse(probe, frames, usable)
-    single = wanted.group_key is None and bool(find_series([frames[i] for i in usable]))
-    if single or (wanted.group_key is not None and len(set(names)) == 1):
+    grouped = wanted.group_key is not None
+    series = find_series([frames[i] for i in usable], names if grouped else None)
+    single = bool(series)
+    if single or (grouped and len(set(names)) == 1):
         _warn_of_one_run(len(usable))
     data = held_out_dataset(probe.card, frames, backbone, wanted, exclude, cache)
     if single:

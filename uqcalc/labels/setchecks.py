@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -168,15 +168,21 @@ def warn_of_weak_set(
     if not added:
         of_groups = _few_groups(groups, key)
         texts = [_few_structures(len(frames)), of_groups, _one_composition(frames)]
-    if key is None:
-        texts.append(_ungrouped(frames, added=added))
+    texts.append(
+        _ungrouped(frames, added=added) if key is None else _split(frames, groups, key)
+    )
     for text in texts:
         if text is not None:
             warnings.warn(text, LabelWarning, stacklevel=3)
 
 
-def find_series(frames: Sequence[Atoms]) -> list[str]:
+def find_series(
+    frames: Sequence[Atoms], groups: Sequence[str] | None = None
+) -> list[str]:
     """Return the formulas whose consecutive frames are correlated, as in one run.
+
+    With ``groups``, (frames,), only frames that are alone in their group are compared:
+    a key that differs in each frame, such as a frame number, does not tell runs apart.
 
     For frames with the same atoms in the same order, the median RMS displacement
     between neighbours in the file is compared with the same median after shuffling.
@@ -185,7 +191,10 @@ def find_series(frames: Sequence[Atoms]) -> list[str]:
     correlation time of a run, are not found.
     """
     members: dict[tuple[bytes, bytes], list[int]] = defaultdict(list)
+    alone = Counter(groups or ())
     for index, frame in enumerate(frames):
+        if groups is not None and alone[groups[index]] > 1:
+            continue
         members[frame.numbers.tobytes(), frame.pbc.tobytes()].append(index)
     return [
         str(frames[rows[0]].symbols.formula.format("hill"))
@@ -264,6 +273,18 @@ def _ungrouped(frames: Sequence[Atoms], *, added: bool) -> str | None:
         "compositions and no group_key is given: with one composition in training and "
         "test, the scores do not hold for new compositions; choose "
         "group_key='formula' (--group formula), or the info entry that names the group"
+    )
+
+
+def _split(frames: Sequence[Atoms], groups: Sequence[str], key: str) -> str | None:
+    """Return a warning if the key seems to differ in each frame of a run."""
+    if not (series := find_series(frames, groups)):
+        return None
+    return (
+        "frames of one run should be in one group, but consecutive frames of "
+        f"{series[0]} are correlated and each is a group of its own by {key!r}: with "
+        "frames of one run in training and test, the scores are too good; choose as "
+        "group_key (--group) the info entry that names the run, or a block of a run"
     )
 
 
