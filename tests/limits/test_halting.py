@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from contextlib import suppress
 from dataclasses import replace
 
@@ -185,9 +186,17 @@ def watched_run(folder, name, risks, **settings):
 def test_logs_of_a_monitor_are_certified_and_the_next_one_says_so(tmp_path):
     risks = [0.0] * 22 + [1.0] * 10
     for number in range(9):
-        watched_run(tmp_path, f"{number}", risks, on_unreliable="warn")
+        own = [*risks[:-1], 1.0 + number / 100]  # no two runs are equal
+        watched_run(tmp_path, f"{number}", own, on_unreliable="warn")
     paths = sorted(tmp_path.glob("?.jsonl"))
-    found = certify_halting(paths, tolerance=TOLERANCE, confidence=None)
+    with_errors = sorted(tmp_path.glob("*.jsonl"))
+    found = certify_halting(with_errors, tolerance=TOLERANCE, confidence=None)
+    (tmp_path / "a").mkdir()
+    for name in ("3.jsonl", "3.errors.jsonl"):
+        shutil.copy(tmp_path / name, tmp_path / "a")
+    twice = [*paths, tmp_path / "a" / "3.jsonl"]
+    with pytest.raises(LabelError, match="give each run once"):
+        certify_halting(twice, tolerance=TOLERANCE, confidence=None)
     assert (found.factor, found.failing, found.bad) == (1.0, 9, 0)
     path = found.save(tmp_path / "halting.json")
     assert HaltingGuarantee.load(path) == found

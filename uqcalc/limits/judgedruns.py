@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -251,24 +252,45 @@ def read_runs(
 
     An event log ``NAME.jsonl`` has its errors in ``NAME.errors.jsonl``, lines such as
     ``{"step": 10, "error": 0.12}`` in the unit of the target (eV/Å or eV/Å³). Any other
-    file is one of annotated frames (`JudgedRun.from_frames`).
+    file is one of annotated frames (`JudgedRun.from_frames`). Files of errors among
+    ``paths``, as ``*.jsonl`` gives them, are read with their log only.
 
     Raises
     ------
     RecordError, LabelError
         As `JudgedRun.from_frames` and `JudgedRun.from_log`; also if the file of errors
-        is missing or damaged.
+        is missing or damaged, or two files are of the same run.
     """
+    known: dict[str, str] = {}
     for path in map(Path, paths):
+        if path.name.endswith(ERRORS):
+            continue
         if path.suffix == ".jsonl":
-            yield JudgedRun.from_log(path, read_errors(path.with_suffix(ERRORS)))
+            run = JudgedRun.from_log(path, read_errors(path.with_suffix(ERRORS)))
         else:
-            yield JudgedRun.from_frames(
+            run = JudgedRun.from_frames(
                 read_frames(path),
                 timestep_fs=timestep_fs,
                 name=str(path),
                 labels=labels,
             )
+        digest = _digest(run)
+        if digest in known:
+            msg = (
+                f"files must be of different runs, got {run.name} with the times and "
+                f"risks of {known[digest]}; give each run once"
+            )
+            raise LabelError(msg)
+        known[digest] = run.name
+        yield run
+
+
+def _digest(run: JudgedRun) -> str:
+    """Return a hash of times and risks: two runs with the same one are one run."""
+    whole = hashlib.sha256(run.time_fs.tobytes())
+    for risks in run.risks:
+        whole.update(repr(sorted(risks.items())).encode())
+    return whole.hexdigest()
 
 
 def read_errors(path: Path) -> dict[int, float]:
@@ -283,14 +305,21 @@ def read_errors(path: Path) -> dict[int, float]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
-            found[int(row["step"])] = float(row["error"])
+            found[int(row["step"])] = _size(float(row["error"]))
         except (ValueError, TypeError, LookupError) as error:
             msg = (
-                f'line {number} of {path} must be {{"step": int, "error": float}}, got '
-                f"{line[:60]!r}"
+                f'line {number} of {path} must be {{"step": int, "error": float}} with '
+                f"an error of at least 0, got {line[:60]!r}"
             )
             raise RecordError(msg) from error
     return found
+
+
+def _size(error: float) -> float:
+    if error < 0:
+        msg = f"error must be at least 0, got {error}"
+        raise ValueError(msg)
+    return error
 
 
 def _policy_of_log(path: str | os.PathLike[str]) -> Policy:
