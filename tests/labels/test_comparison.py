@@ -133,3 +133,17 @@ def test_a_relative_energy_is_measured_from_the_median_of_its_composition():
     assert alone.tolist() == [False, False, False, True, True]
     moved = residuals + [100 * len(z) for z in numbers]  # another zero of energy
     close(relative_residuals(numbers, moved)[0][:4], relative[:4], 1e-9)
+
+
+def test_forces_that_a_constraint_has_removed_are_named():
+    held = references("forces", 1.0, noise=0.05)
+    for forces in held[::5]:
+        forces[0] = 0.0
+    with pytest.warns(LabelWarning, match=r"zero on 6 atoms of 6 frames.*FixAtoms"):
+        warn_of_units("forces", predictions(), held)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        free = references("forces", 1.0, noise=0.05)
+        free[0][0] = free[1][0] = 0.0  # two frames may be a chance
+        free[2][:, 0] = 0.0  # one component vanishes by symmetry
+        warn_of_units("forces", predictions(), free)

@@ -33,6 +33,9 @@ from uqcalc.targets import QUANTITIES, TARGETS, force_errors, voigt_stress
 # Largest scale error of a usual potential; the two closest units differ by 1.9.
 _NEAR = 1.3
 _NOTHING = 1e-6  # eV or eV/Å; smaller values count as zero
+# Predicted force [eV/Å] beside which a label of exactly zero is no true force, and
+# share of the frames from which a warning is given.
+_HELD, _SOME = 0.1, 0.01
 # Smallest rank correlation for which labels can be a multiple of the predictions.
 _CORRELATED = 0.5
 
@@ -48,7 +51,8 @@ def warn_of_units(
     Energies are compared after the best energy of each element is subtracted from
     both, so that a different zero of energy has no effect. Forces and stresses are also
     compared with the opposite sign, and stresses as virials (stress times volume).
-    Forces may be those of the atoms in another order (`in_another_order`).
+    Forces may be those of the atoms in another order (`in_another_order`), or zero
+    where a constraint held an atom.
 
     Returns
     -------
@@ -88,6 +92,8 @@ def _mistake(
         labels = without_elements(numbers, [float(r) for r in references])
     else:
         rows = [np.asarray(p.results[of]) for p in predictions]
+        if of == "forces" and (held := _constrained(rows, references)):
+            return held
         predicted = np.concatenate([np.ravel(row) for row in rows])
         labels = np.concatenate([r.ravel() for r in references])
         if _opposite(predicted, labels):
@@ -113,6 +119,30 @@ def _mistake(
         f"labels must be in {right}, got labels {ratio:.3g} times as large as the "
         f"predictions, which fits {unit} (factor {scales[unit]:.4g}); convert the "
         "labels"
+    )
+
+
+def _constrained(
+    predicted: Sequence[NDArray[np.float64]], labels: Sequence[NDArray[np.float64]]
+) -> str:
+    """Return that a constraint has set labels to zero, in words; empty if not.
+
+    A true force is exactly zero by symmetry only, and then the prediction vanishes too.
+    """
+    atoms, frames, largest = 0, 0, 0.0
+    for ours, theirs in zip(predicted, labels, strict=True):
+        sizes = np.linalg.norm(ours, axis=1)
+        held = ~theirs.any(axis=1) & (sizes > _HELD)
+        if held.any():
+            atoms, frames = atoms + int(held.sum()), frames + 1
+            largest = max(largest, float(sizes[held].max()))
+    if frames < max(3, _SOME * len(labels)):
+        return ""
+    return (
+        "labels must be forces without constraints, got forces that are exactly zero "
+        f"on {atoms} atoms of {frames} frames, where the prediction is up to "
+        f"{largest:.3g} eV/Å, as FixAtoms or selective dynamics leave them; take the "
+        "forces before constraints act (ASE: get_forces(apply_constraint=False))"
     )
 
 
