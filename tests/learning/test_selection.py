@@ -149,6 +149,8 @@ def test_other_quantities_rank_the_frames():
     assert list(select(frames, 2, by="step", diverse=False).rows) == [4, 3]
     with pytest.raises(RecordError, match=r"one of \['probe', 'risk'\].*'energy'"):
         select(frames, 1, by="energy")
+    with pytest.raises(RecordError, match="the probability that a frame is right"):
+        select(frames, 1, by="probe_reliability")
 
 
 def test_without_descriptors_a_calculator_is_asked_for_and_none_is_made_up():

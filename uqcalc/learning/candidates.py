@@ -224,8 +224,15 @@ def _value(frame: Atoms, by: str, row: int) -> float:
     Raises
     ------
     RecordError
-        If the frame does not have it.
+        If the frame does not have it, or if it is P(reliable), by which the best frames
+        would be chosen.
     """
+    if by.startswith("probe") and "reliability" in by:
+        msg = (
+            "by must be larger for the frames to label, got "
+            f"{by!r}, the probability that a frame is right; write {RISK!r}"
+        )
+        raise RecordError(msg)
     readings = read_assessment(frame).readings
     if by == RISK and readings:
         return readings[0].risk

@@ -131,7 +131,8 @@ def select(  # noqa: PLR0913  (what a user writes in one line of a script)
     by : str
         "risk" (of the first signal, usually the probe), the name of a signal, or an
         entry of ``info`` with a number, such as "probe_novelty" or "step". Larger
-        values come first, NaN before all.
+        values come first, NaN before all. P(reliable) is refused: its largest values
+        are the best frames.
     diverse : bool
         With False the frames with the largest ``by`` are chosen, without descriptors;
         near-duplicates are then not recognised.
