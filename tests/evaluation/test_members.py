@@ -84,6 +84,14 @@ def test_a_committee_is_scored_with_its_stress():
     assert all(row.mae < 1e-12 < row.spread for row in found)
 
 
+def test_labels_of_the_potential_itself_are_refused(backbone, spread, frames):
+    own = [frame.copy() for frame in frames]
+    for frame in own:
+        frame.arrays["REF_forces"] = backbone(frame, ["forces"]).forces
+    with pytest.raises(LabelError, match="forces of the potential itself"):
+        evaluate_members(own, spread.extend(backbone))
+
+
 def test_what_has_no_members_or_no_labels_is_refused(backbone, spread):
     with pytest.raises(LabelError, match="must give members"):
         evaluate_members([molecule("H2O")], backbone)

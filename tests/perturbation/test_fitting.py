@@ -79,6 +79,14 @@ def test_members_that_do_not_differ_are_refused(potential, frames):
         perturb(potential, frames, settings=wild)
 
 
+def test_labels_of_the_potential_itself_are_refused(potential, frames):
+    own = [frame.copy() for frame in frames]
+    for frame in own:
+        frame.arrays["REF_forces"] = potential.get_property("forces", frame)
+    with pytest.raises(LabelError, match="forces of the potential itself"):
+        perturb(potential, own)
+
+
 def test_frames_without_labels_are_refused(potential, frames):
     bare = [frame.copy() for frame in frames]
     del bare[3].arrays["REF_forces"]

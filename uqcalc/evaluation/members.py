@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from uqcalc.errors import LabelError
 from uqcalc.labels.defects import check_frames
 from uqcalc.labels.labels import Labels
 from uqcalc.labels.offsets import fit_offsets, offset_energies
+from uqcalc.labels.ownresults import refuse_own_results, same_result
 from uqcalc.progress import progress_bar
 from uqcalc.statistics import scores
 
@@ -168,6 +169,7 @@ def _compared(
     else:
         wanted -= {f"{kind}_stresses" for kind in kinds}
     found: dict[tuple[str, str], list[_Compared]] = defaultdict(list)
+    own: list[int] = []
     with progress_bar() as progress:
         task = progress.add_task("members", total=len(frames))
         given = sorted(wanted & backbone.provides)
@@ -178,6 +180,9 @@ def _compared(
                     f"{row}: {outcome}; leave it out"
                 )
                 raise LabelError(msg)
+            truth = labels.reference_of(frame, "forces")
+            if truth is not None and same_result("forces", outcome.forces, truth):
+                own.append(row)
             for kind in kinds:
                 for quantity, field in _FIELDS.items():
                     reference = labels.reference_of(frame, quantity)
@@ -187,6 +192,8 @@ def _compared(
                     one = _one(outcome, quantity, members, reference)
                     found[kind, quantity].append(one)
             progress.advance(task)
+    of_forces = replace(labels, target="forces", offsets=False)
+    refuse_own_results(own, len(frames), of_forces)
     return found
 
 

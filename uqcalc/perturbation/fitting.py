@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Literal, get_args
 
@@ -23,6 +23,7 @@ from uqcalc.labels.defects import check_frames
 from uqcalc.labels.groups import divide, group_names
 from uqcalc.labels.labels import Labels
 from uqcalc.labels.offsets import fit_offsets, offset_energies, warn_of_offsets
+from uqcalc.labels.ownresults import refuse_own_results, same_result
 from uqcalc.perturbation.card import NOISE, PerturbationCard
 from uqcalc.perturbation.layers import Layer, find_layers
 from uqcalc.perturbation.noise import Noise, draw
@@ -267,14 +268,25 @@ class _Fit:
         """Set the scales: mean absolute errors of the potential without noise."""
         energies, errors = [], []
         stresses = []
+        own: list[int] = []
         for batch in self._batches(rows, 1):
             out = self._pass(batch, 1)
+            parts = (
+                out.forces[0].detach().cpu().split([len(self.frames[i]) for i in batch])
+            )
+            own += [
+                i
+                for i, part in zip(batch, parts, strict=True)
+                if same_result("forces", part.numpy(), self.targets.forces[i].numpy())
+            ]
             energies.append(out.energies[0].detach().cpu().double())
             forces = torch.cat([self.targets.forces[i] for i in batch])
             errors.append((out.forces[0].detach().cpu().double() - forces).abs())
             if out.stresses is not None and self.targets.stresses is not None:
                 truth = self.targets.stresses[list(batch)]
                 stresses.append((out.stresses[0].detach().cpu().double() - truth).abs())
+        of_forces = replace(labels, target="forces", offsets=False)
+        refuse_own_results(sorted(own), len(rows), of_forces)
         found = {"forces": float(torch.cat(errors).mean())}
         if self.targets.energies is not None:
             residuals = self.targets.energies[list(rows)] - torch.cat(energies)
