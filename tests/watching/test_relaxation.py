@@ -151,3 +151,8 @@ def test_cells_and_constraints_relax_too():
 def test_an_exception_in_the_base_passes_through():
     with pytest.raises(ZeroDivisionError, match="fell over"):
         relax(watched(base=FaultyEMT(2, "raise")), fmax=1e-6)
+
+
+def test_an_optimizer_must_be_a_class():
+    with pytest.raises(TypeError, match="optimizer must be a class such as ase"):
+        relax(watched(), "BFGS")

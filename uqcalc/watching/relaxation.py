@@ -143,8 +143,15 @@ def relax(
     Raises
     ------
     TypeError
-        If ``atoms`` has another type, for example a band of images (NEB).
+        If ``atoms`` has another type, for example a band of images (NEB), or if
+        ``optimizer`` is not a class.
     """
+    if not callable(optimizer):
+        msg = (
+            "optimizer must be a class such as ase.optimize.BFGS, got "
+            f"{optimizer!r}; pass the class, not its name or an object"
+        )
+        raise TypeError(msg)
     optimizer_options.setdefault("logfile", None)
     with optimizer(atoms, **optimizer_options) as dynamics:
         watched_atoms(dynamics)  # one structure, not a band
