@@ -264,6 +264,7 @@ def test_gfn2_xtb_labels_molecules(tmp_path):
     [
         ({"charge": 1}, 1, 1),
         ({"total_charge": -1, "charge": -1, "spin": 1}, -1, 1),
+        ({"total_spin": 0.37, "charge": 1}, 1, 1),  # a magnetisation
         ({"spin": 2}, 0, 2),  # a multiplicity: the number of electrons is odd
         ({"charge": 1, "spin": 2}, 1, 3),  # two unpaired electrons: it is even
     ],

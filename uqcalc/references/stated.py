@@ -35,16 +35,18 @@ def stated(atoms: Atoms) -> Atoms:
     magnetic moments, both equal on all atoms. Initial values that have this sum already
     stay. The multiplicity 2 S + 1 is odd for an even number of electrons, and the
     number of unpaired electrons is even: so "spin" can be either. The spin 0 of an odd
-    number of electrons counts as not given. ``atoms`` do not change; they are returned
+    number of electrons counts as not given, and so does a spin that is no whole number:
+    it is a magnetisation, which is a result. ``atoms`` do not change; they are returned
     if there is nothing to do.
 
     Raises
     ------
     BackboneError
-        If a value is not a whole number, if two values contradict each other, or if the
-        electrons cannot have this multiplicity.
+        If a charge is not a whole number, if two values contradict each other, or if
+        the electrons cannot have this multiplicity.
     """
     said = stated_charge_spin(atoms)
+    said = {k: v for k, v in said.items() if k not in SPINS or _is_whole(v)}
     if not {*said} - {INITIAL}:
         return atoms
     check_charge_spin(atoms, {*said} - {INITIAL})
@@ -62,6 +64,11 @@ def stated(atoms: Atoms) -> Atoms:
     if spin is not None and not _near(_moment(atoms), spin):
         copy.set_initial_magnetic_moments(_even(spin, len(atoms)))
     return copy
+
+
+def _is_whole(value: Any) -> bool:
+    array = np.asarray(value)
+    return array.size == 1 and array.dtype.kind in "iuf" and not np.any(array % 1)
 
 
 def _agreed(said: dict[str, Any], numbers: dict[str, int]) -> int | None:
