@@ -15,7 +15,7 @@ import uqcalc
 
 
 PACKAGE = Path(uqcalc.__file__).parent
-BASE = {"errors", "former", "records", "htmltable", "showing"}
+BASE = {"errors", "former", "records", "htmltable", "showing", "chargespin"}
 STEP = BASE | {"backbones", "files", "policy", "quantities", "statistics", "targets"}
 STEP |= {"geometry", "uses"}
 ROOMS = {
@@ -24,6 +24,7 @@ ROOMS = {
     "showing": set(),
     "records": {"htmltable", "showing"},
     "errors": {"records"},
+    "chargespin": {"errors"},
     "progress": set(),
     "cluster": BASE,
     "targets": {"errors"},

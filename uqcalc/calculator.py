@@ -17,10 +17,10 @@ from ase.calculators.calculator import (
 from ase.outputs import Properties, all_outputs
 
 from uqcalc.backbones.base import Backbone, Prediction
-from uqcalc.backbones.chargespin import stated_charge_spin
 from uqcalc.backbones.locks import held
 from uqcalc.backbones.prediction import fixed_atoms
 from uqcalc.backbones.registry import tap
+from uqcalc.chargespin import stated_charge_spin
 from uqcalc.defaults import (
     AUTO,
     Probes,

@@ -278,7 +278,7 @@ def test_several_probes_are_evaluated_and_annotate_together(data, tmp_path):
     frames = read(data, ":12")
     calculator = bare_calculator()
     for frame in frames:
-        frame.info["REF_energy"] = float(calculator.get_potential_energy(frame))
+        frame.info["REF_energy"] = float(calculator.get_potential_energy(frame)) + 0.01
     some = tmp_path / "some.xyz"
     write(some, frames)
     options = ("--device", "cpu", "--json", "-o", tmp_path / "both")

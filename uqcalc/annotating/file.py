@@ -33,8 +33,8 @@ from uqcalc.annotating.trajectory import (
     check_calculator,
     quantities,
 )
-from uqcalc.backbones.chargespin import stated_charge_spin
 from uqcalc.calculator import ReliableCalculator
+from uqcalc.chargespin import stated_charge_spin
 from uqcalc.errors import RecordError, SourceError, UqcalcError
 from uqcalc.files.structures import UNREADABLE, count_frames, frames_of
 from uqcalc.files.writing import OneWriter

@@ -15,7 +15,6 @@ from ase.calculators.calculator import BaseCalculator
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from uqcalc.backbones.chargespin import check_charge_spin
 from uqcalc.backbones.locks import (
     entered,
     held,
@@ -27,6 +26,7 @@ from uqcalc.backbones.locks import (
 from uqcalc.backbones.passmemory import Costs, check_load
 from uqcalc.backbones.prediction import Capture, Prediction, geometry
 from uqcalc.backbones.structure import Passed, check_atoms, check_cell, check_finite
+from uqcalc.chargespin import check_charge_spin
 from uqcalc.errors import BackboneError
 
 
@@ -117,7 +117,7 @@ class Backbone(ABC):
         unknown.
     reads : frozenset of str or None
         Keys of ``atoms.info`` for charge or spin
-        (`uqcalc.backbones.chargespin.NAMES`) that change the model's results; None if
+        (`uqcalc.chargespin.NAMES`) that change the model's results; None if
         unknown.
     parses : frozenset of str
         Keys of these that the calculator converts to a number, even if the model does

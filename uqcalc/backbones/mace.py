@@ -12,11 +12,11 @@ from ase import Atoms
 
 from uqcalc.backbones.base import Backbone, Capture, Prediction, one_at_a_time
 from uqcalc.backbones.batching import once_each
-from uqcalc.backbones.chargespin import NAMES
 from uqcalc.backbones.differentiable import Differentiable, Trainable, strained
 from uqcalc.backbones.fingerprint import CONVERTED, fingerprint
 from uqcalc.backbones.passmemory import Costs
 from uqcalc.backbones.prediction import NO_FORCES, geometry
+from uqcalc.chargespin import NAMES
 from uqcalc.errors import BackboneError
 
 

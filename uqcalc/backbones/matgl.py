@@ -14,12 +14,12 @@ from ase.data import atomic_numbers
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from uqcalc.backbones.base import Backbone, Capture, Prediction, one_at_a_time
-from uqcalc.backbones.chargespin import INITIAL
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.hooks import listen_to_output
 from uqcalc.backbones.passmemory import Costs
 from uqcalc.backbones.prediction import geometry
 from uqcalc.backbones.structure import check_pbc_alike
+from uqcalc.chargespin import INITIAL
 from uqcalc.errors import BackboneError
 
 

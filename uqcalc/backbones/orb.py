@@ -12,13 +12,13 @@ from ase import Atoms
 
 from uqcalc.backbones.base import Backbone, one_at_a_time
 from uqcalc.backbones.batching import once_each
-from uqcalc.backbones.chargespin import plain_numbers
 from uqcalc.backbones.differentiable import Differentiable, Trainable, strained
 from uqcalc.backbones.fingerprint import fingerprint
 from uqcalc.backbones.hooks import listen_to_forward
 from uqcalc.backbones.orb_release import orb_batch, orb_graph, orb_reach
 from uqcalc.backbones.prediction import Capture, Prediction, geometry
 from uqcalc.backbones.structure import check_pbc_alike
+from uqcalc.chargespin import plain_numbers
 from uqcalc.errors import BackboneError
 
 

@@ -11,7 +11,7 @@ import torch
 from ase import Atoms
 from ase.constraints import FixAtoms, FixCartesian, FixedLine, FixedPlane, FixScaled
 
-from uqcalc.backbones.chargespin import stated_charge_spin
+from uqcalc.chargespin import stated_charge_spin
 
 
 _OF_SINGLE_ATOMS = (FixAtoms, FixCartesian, FixScaled, FixedLine, FixedPlane)
@@ -65,7 +65,7 @@ class Prediction:
         True for atoms fixed in all directions by constraints; None if all may move.
     charge_spin : mapping
         Charge and spin given with the structure, even if the model does not read them:
-        `uqcalc.backbones.chargespin.stated_charge_spin`.
+        `uqcalc.chargespin.stated_charge_spin`.
     """
 
     numbers: np.ndarray

@@ -154,7 +154,7 @@ def _stems(stem: Path | None, targets: Sequence[str]) -> dict[str, Path]:
     RecordError
         If a file of scores would replace something else, such as the labelled frames.
     """
-    from uqcalc.evaluation.evaluation import side_files
+    from uqcalc.evaluation.sidefiles import side_files
     from uqcalc.files.writing import replaceable
 
     if stem is None or is_standard(stem):

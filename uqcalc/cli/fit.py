@@ -141,7 +141,7 @@ def fit(  # noqa: PLR0913  (one option each)
     opened = nullcontext() if data is None else input_file(data)
     with reporting(quiet=quiet) as report, opened as source:
         import uqcalc
-        from uqcalc.evaluation.evaluation import side_files
+        from uqcalc.evaluation.sidefiles import side_files
         from uqcalc.fitting.shipped import fit_shipped
         from uqcalc.probe.card import FILE
 

@@ -23,8 +23,9 @@ from uqcalc.evaluation.guarantee import guarantee_report
 from uqcalc.evaluation.members import backbone_of, distributions, evaluate_members
 from uqcalc.evaluation.readings import StructureReadings, read_structures
 from uqcalc.evaluation.regimes import regime_rows
+from uqcalc.evaluation.sidefiles import side_files
 from uqcalc.evaluation.worst import ERROR, RELIABILITY, structures_of, worst_rows
-from uqcalc.files.writing import replaceable, strict_json, whole
+from uqcalc.files.writing import strict_json, whole
 from uqcalc.htmltable import html_table
 from uqcalc.labels.dataset import Dataset, held_out_dataset, labels_for
 from uqcalc.labels.defects import check_frames
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-SCORES_BEGIN = '{\n "card": {'  # of a file of `Evaluation.to_dict`
 _HEADLINE = ("auroc", "spearman", "ece")  # scores of the short form
 
 
@@ -204,22 +204,6 @@ class Evaluation:
         with whole(page) as partial:
             partial.write_text(render(self, warnings), encoding="utf-8")
         return numbers, picture, page
-
-
-def side_files(stem: str | os.PathLike[str]) -> tuple[Path, Path, Path]:
-    """Return ``STEM.json``, ``STEM.png`` and ``STEM.html``, where scores are written.
-
-    Raises
-    ------
-    RecordError
-        If the folder does not exist, or ``STEM.json`` is something else than scores: it
-        can be a database of labelled frames.
-    """
-    base = Path(stem).absolute()
-    numbers, picture, page = (
-        base.with_name(f"{base.name}.{ending}") for ending in ("json", "png", "html")
-    )
-    return replaceable(numbers, SCORES_BEGIN, "scores"), picture, page
 
 
 def evaluate(

@@ -25,8 +25,8 @@ from uqcalc.annotating.descriptor import (
 )
 from uqcalc.annotating.trajectory import annotate
 from uqcalc.backbones.batching import evaluate_each
-from uqcalc.backbones.chargespin import stated_charge_spin
 from uqcalc.calculator import ReliableCalculator
+from uqcalc.chargespin import stated_charge_spin
 from uqcalc.errors import RecordError
 from uqcalc.labels.groups import group_names
 from uqcalc.probe.seen import Geometries

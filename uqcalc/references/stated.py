@@ -13,7 +13,7 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
-from uqcalc.backbones.chargespin import (
+from uqcalc.chargespin import (
     CHARGES,
     INITIAL,
     SPINS,

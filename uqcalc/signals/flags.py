@@ -9,7 +9,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from uqcalc.backbones.base import Backbone, Prediction
-from uqcalc.backbones.chargespin import CHARGES
+from uqcalc.chargespin import CHARGES
 from uqcalc.geometry.bonds import BondFinder, Bonds, named_atoms
 from uqcalc.geometry.broken import Findings, broken_bonds
 from uqcalc.geometry.environments import Coordination, Environments

@@ -9,7 +9,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from uqcalc.backbones.base import Backbone, Prediction
-from uqcalc.backbones.chargespin import ignored_charge_spin, impossible
+from uqcalc.chargespin import ignored_charge_spin, impossible
 from uqcalc.geometry.bonds import named_atoms
 from uqcalc.geometry.surroundings import Geometry, SamePairs, Surroundings, surroundings
 from uqcalc.policy import NO_FORCES

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ase import Atoms
 
 from uqcalc.backbones.base import Backbone
-from uqcalc.backbones.chargespin import CHARGES, INITIAL, NAMES
+from uqcalc.chargespin import CHARGES, INITIAL, NAMES
 from uqcalc.errors import BackboneError
 from uqcalc.testing.clauses import Limits
 from uqcalc.testing.instruments import predict
