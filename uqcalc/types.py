@@ -38,7 +38,7 @@ from uqcalc.probe.batch import Batch, BatchPass
 from uqcalc.probe.card import Card, Guarantee, RegimeCount
 from uqcalc.probe.inputs import Statistics
 from uqcalc.probe.network import ProbeNetwork, Shape
-from uqcalc.probe.probe import ProbeReading
+from uqcalc.probe.reading import ProbeReading
 from uqcalc.probe.seen import Seen
 from uqcalc.probe.stacked import StackedOutput, StackedPaths
 from uqcalc.records import Assessment, BandEvent, Event, Level, Reading, Verdict

@@ -34,6 +34,7 @@ from uqcalc.probe.addedpaths import AddedPaths
 from uqcalc.probe.inputs import Moments, chunks
 from uqcalc.probe.numbers import Described
 from uqcalc.probe.probe import Probe
+from uqcalc.probe.reading import atom_log_odds
 from uqcalc.probe.regressions import KernelPaths, standardised
 from uqcalc.probe.scope import Scope, learn_scope
 from uqcalc.probe.seen import Seen
@@ -210,7 +211,10 @@ def _atoms(prior: Probe, data: Dataset) -> Rows | None:
     parts = [prior.path_output(chunk) for chunk in some]
     described = [part.described for part in parts if part.described is not None]
     sizes = [[len(p.numbers) for p in chunk] for chunk in some]
-    scores = [prior.atom_logits(*pair) for pair in zip(parts, sizes, strict=True)]
+    scores = [
+        atom_log_odds(prior.card, part, counts, None)
+        for part, counts in zip(parts, sizes, strict=True)
+    ]
     logits = torch.cat([s for s in scores if s is not None]).double().numpy()[rows]
     index = torch.from_numpy(rows)
     which = np.repeat(np.arange(len(data)), data.sizes)[rows]
