@@ -204,7 +204,7 @@ def test_scores_replace_scores_only(data, tmp_path):
     assert labels.read_bytes() == before
     for _ in range(2):
         done = invoke("evaluate", "default", data, "-o", tmp_path / "new", "-q")
-        assert done.exit_code == 0
+        assert done.exit_code == 0, done.output
 
 
 def test_a_probe_given_as_the_model_is_recognised(data, tmp_path):
