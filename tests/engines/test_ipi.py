@@ -16,6 +16,7 @@ from ase.io import read, write
 from ase.md.verlet import VelocityVerlet
 from builders import import_mace, mace_calculator, rattled, salt, tiny_probe
 
+import uqcalc.ipi
 from uqcalc import (
     Committee,
     ForceSpread,
@@ -224,8 +225,6 @@ def test_the_driver_gives_i_pi_the_same_numbers(tmp_path):
     from ipi.pes import load_pes
     from ipi.utils.units import unit_to_internal
 
-    import uqcalc.ipi
-
     write(tmp_path / "start.xyz", rattled())
     path = Path(uqcalc.ipi.__file__).with_name("driver.py")
     driver = load_pes("custom", path)(
@@ -244,3 +243,29 @@ def test_the_driver_gives_i_pi_the_same_numbers(tmp_path):
     level = json.loads(extras)["reliability_level"]
     assert level == int(atoms.calc.assess(atoms).level)
     assert [record["step"] for record in steps_of(tmp_path / "run.jsonl")] == [0]
+
+
+def test_the_command_of_the_driver_serves_i_pi(tmp_path):
+    pytest.importorskip("ipi")
+    import_mace()
+    address = f"uqcalc-{tmp_path.name}"
+    server, _ = start_ipi(tmp_path, address, steps=2)
+    options = "template=start.xyz,log=run.jsonl,exit_file=EXIT"
+    program = Path(sys.executable).with_name("i-pi-driver-py")
+    file = Path(uqcalc.ipi.__file__).with_name("driver.py")
+    command = [sys.executable, program, "-u", "-a", address, "-m", "custom"]
+    try:
+        wait_for(address, server)
+        # the potential has single precision
+        subprocess.run(
+            [*command, "-P", file, "-o", options],
+            cwd=tmp_path,
+            check=True,
+            timeout=300,
+        )
+        server.wait(timeout=120)
+    finally:
+        server.kill()
+        server.wait()
+    assert len(steps_of(tmp_path / "run.jsonl")) == 2 * 3  # two replicas, one log
+    assert len(np.loadtxt(tmp_path / "sim.out")) == 3

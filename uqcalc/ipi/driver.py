@@ -106,12 +106,13 @@ class ReliableDriver(ASEDriver):  # type: ignore[misc]  # ipi has no types
         readings = {} if judged is None else judged.results()
         extras = self._extras(readings, results, len(structure))
         self._record(structure)
-        energies = results["energy"], virial_of(structure, results)
         energy, virial = (
-            np.asarray(unit_to_internal("energy", "electronvolt", value), float)
-            for value in energies
+            unit_to_internal("energy", "electronvolt", value)
+            for value in (results["energy"], virial_of(structure, results))
         )
-        return energy, unit_to_internal("force", "ev/ang", forces), virial, extras
+        answer = energy, unit_to_internal("force", "ev/ang", forces), virial
+        # i-PI sends the bytes as they are and reads them as double precision
+        return *(np.asarray(value, np.float64) for value in answer), extras
 
     def _record(self, structure: Atoms) -> None:
         """Let the monitor see a geometry; make i-PI stop if it halts."""
