@@ -60,7 +60,7 @@ test-sevennet: $(SEVENNET_STAMP)
 
 # The programs that other people's runs are made with; not part of `make test`.
 test-engines: $(ENGINES_STAMP)
-	$(ENGINES)/bin/python -m pytest $(foreach name,lammps ipi openmm,--require-run test_$(name)) \
+	OMP_NUM_THREADS=1 $(ENGINES)/bin/python -m pytest $(foreach name,lammps ipi openmm,--require-run test_$(name)) \
 	  -k "lammps or ipi or openmm or workflows or feature" \
 	  tests/engines tests/annotating/test_featurefile.py tests/test_examples.py tests/test_docs.py
 

