@@ -75,7 +75,7 @@ test-fairchem: $(FAIRCHEM_STAMP)
 test-torchsim: $(TORCHSIM_STAMP)
 	OMP_NUM_THREADS=1 $(TORCHSIM)/bin/python -m pytest \
 	  $(foreach name,model orb guard,--require-run test_torchsim_$(name)) \
-	  tests/torchsim tests/test_examples.py -k "torchsim or many_systems"
+	  tests/torchsim tests/test_examples.py tests/test_docs.py -k "torchsim or many_systems"
 
 test-py312:
 	$(MAKE) test PYTHON=$(PYTHON312) VENV=.venv-py312
