@@ -101,7 +101,8 @@ def test_an_unreliable_run_is_stopped_and_keeps_its_state(tmp_path):
     assert simulation.currentStep == 7
 
 
-def test_in_a_mixed_system_the_verdict_covers_the_ml_region(tmp_path):
+@pytest.mark.parametrize("box_nm", [None, 3.0])
+def test_in_a_mixed_system_the_verdict_covers_the_ml_region(tmp_path, box_nm):
     """Two molecules and a force field between them; the second is the ML region."""
     calculator = reliable(bias=50.0)
     first, second = molecule("CH3OH"), molecule("H2O")
@@ -114,9 +115,14 @@ def test_in_a_mixed_system_the_verdict_covers_the_ml_region(tmp_path):
         field.addParticle(atom.mass)
         nonbonded.addParticle(0.0, 0.3, 0.1)
     field.addForce(nonbonded)
+    if box_nm is not None:
+        vectors = np.eye(3) * box_nm
+        topology.setPeriodicBoxVectors(vectors)
+        field.setDefaultPeriodicBoxVectors(*vectors)
+        nonbonded.setNonbondedMethod(openmm.NonbondedForce.CutoffPeriodic)
     region = [6, 7, 8]
     system = openmmml.MLPotential("ase").createMixedSystem(
-        topology, field, region, calculator=calculator
+        topology, field, region, calculator=calculator, mlLongRange=False
     )
     simulation = simulated(topology, system, both.positions)
     log = tmp_path / "run.jsonl"
@@ -129,6 +135,9 @@ def test_in_a_mixed_system_the_verdict_covers_the_ml_region(tmp_path):
     assert header["run"]["formula"] == "OH2"
     alone = Atoms(second)
     alone.positions = reporter.monitor.snapshot().positions
+    if box_nm is not None:
+        alone.set_cell([10 * box_nm] * 3)
+        alone.pbc = True
     alone.calc = mace_calculator()
     assert steps_of(log)[-1]["energy_eV"] == pytest.approx(
         alone.get_potential_energy(), rel=1e-9
