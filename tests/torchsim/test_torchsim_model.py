@@ -89,6 +89,18 @@ def test_float32_gives_the_same_within_its_rounding(calculator):
         assert float(output["probe_reliability"][k]) == pytest.approx(theirs, abs=2e-3)
 
 
+def test_maces_own_class_gives_the_same(calculator):
+    """TorchSim's class from 0.6.1 on, which passes no features on."""
+    from mace.calculators.mace_torchsim import MaceTorchSimModel
+
+    from uqcalc.models.bundled import load_model
+
+    network = load_model().to(torch.float64)
+    model = ReliableModel(MaceTorchSimModel(network, device=CPU), probe="auto")
+    frames = molecules(*NAMES)
+    same(model(state_of(frames, model)), frames, calculator)
+
+
 def test_integrators_store_the_extras(model):
     state = numbered(molecules("CH3OH", "H2O"), model)
     state = ts.nve_init(state, model, kT=0.01)

@@ -99,7 +99,8 @@ class ReliableModel(ModelInterface):  # type: ignore[misc]  # not typed where ab
     Parameters
     ----------
     model : torch_sim ModelInterface
-        A ``MaceModel`` or an ``OrbModel``, or a ``SumModel`` with one of them.
+        A ``MaceModel``, ``MaceTorchSimModel`` or ``OrbModel``, or a ``SumModel`` with
+        one of them.
     probe : path, Probe, sequence of these, None or "auto"
         As for `uqcalc.ReliableCalculator`.
     signals : sequence of Signal

@@ -8,7 +8,7 @@ which the probe is recognised, the elements, the cutoff and the place of the fea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +44,8 @@ class Tap:
     Parameters
     ----------
     model : torch_sim ModelInterface
-        A ``MaceModel``, an ``OrbModel``, or a ``SumModel`` with one of them.
+        A ``MaceModel``, ``MaceTorchSimModel`` or ``OrbModel``, or a ``SumModel`` with
+        one of them.
 
     Attributes
     ----------
@@ -80,17 +81,28 @@ class Tap:
         def keep(_module: Any, _args: Any, output: Mapping[str, Any]) -> None:
             heard.output = dict(output)
 
-        handle = self._part.register_forward_hook(keep)
-        try:
+        with ExitStack() as hooks:
+            hooks.enter_context(_hook(self._part, keep))
             if isinstance(backbone, MACEBackbone):
-                yield heard
-                if heard.output:  # TorchSim passes the output of MACE on
-                    heard.capture.features.append(backbone.scalars(heard.output))
+                # on the network itself: MACE's own class for TorchSim keeps what it
+                # gives beside energy, forces and stress to itself
+                def hear(_module: Any, _args: Any, output: Mapping[str, Any]) -> None:
+                    heard.capture.features.append(backbone.scalars(output))
+
+                hooks.enter_context(_hook(self._part.model, hear))
             else:
-                with backbone.armed_for(extras) as heard.capture:
-                    yield heard
-        finally:
-            handle.remove()
+                heard.capture = hooks.enter_context(backbone.armed_for(extras))
+            yield heard
+
+
+@contextmanager
+def _hook(module: Any, listener: Callable[[Any, Any, Any], None]) -> Iterator[None]:
+    """Call ``listener`` with each output of a module."""
+    handle = module.register_forward_hook(listener)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _parts(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -119,8 +131,9 @@ def _around_mace(model: Any) -> BaseCalculator:
     before = torch.get_default_dtype()
     trained = [(p, p.requires_grad) for p in model.model.parameters()]
     heads = list(getattr(model.model, "heads", None) or ["Default"])
-    # TorchSim names no head, and MACE then takes the first one
-    options = {"head": heads[0]} if len(heads) > 1 else {}
+    # where no head is named MACE takes the first one
+    head = heads[getattr(model, "_head_index", 0)]
+    options = {"head": head} if len(heads) > 1 else {}
     try:
         return MACECalculator(
             models=[model.model],
@@ -148,5 +161,6 @@ def _around_orb(model: Any) -> BaseCalculator:
 # Name of a class of TorchSim, or of a base of it -> what makes the calculator.
 _MAKERS: dict[str, Callable[[Any], BaseCalculator]] = {
     "MaceModel": _around_mace,
+    "MaceTorchSimModel": _around_mace,  # MACE's own; TorchSim's from 0.6.1 on
     "OrbTorchSimModel": _around_orb,
 }
