@@ -12,9 +12,11 @@ from perturbation.made import KINDS
 import uqcalc
 from uqcalc import FunctionalSpread, Policy, ReliableCalculator, Threshold
 from uqcalc.errors import BackboneError, LabelError, LabelWarning, ModelError
+from uqcalc.labels.groups import divide, group_names
 from uqcalc.labels.labels import Labels
 from uqcalc.perturbation.fitting import PerturbationSettings, perturb
 from uqcalc.perturbation.perturbation import Perturbation
+from uqcalc.statistics.crps import fair_crps
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,30 @@ def test_score_falls_and_the_potential_stays(potential, frames):
     assert report["score"] < report["score_at_start"]
     assert report["crps_forces_eV_per_A"] < report["mae_forces_eV_per_A"]
     assert not any(p.requires_grad for p in backbone.network.parameters())
+
+
+def test_passes_stay_small_and_the_score_is_that_of_samples(frames, monkeypatch):
+    """Sixteen members of a dense cell in one pass needed 13 GB."""
+    backbone = uqcalc.tap(uqcalc.open_model("default"))
+    plain, atoms = backbone.trainable, []
+
+    def counted(some, *, copies=1, stress=False):
+        atoms.append(copies * sum(map(len, some)))
+        return plain(some, copies=copies, stress=stress)
+
+    monkeypatch.setattr(backbone, "trainable", counted)
+    monkeypatch.setattr(backbone, "most_batch_atoms", 12)
+    short = PerturbationSettings(epochs=4, dimension=8, members=4, noise_rate=3e-3)
+    found = perturb(backbone, frames, settings=short)
+    assert max(atoms) <= 24
+    names = group_names(frames, None)
+    _, held = divide(names, (0.5, 0.5), short.seed)  # the share of so few groups
+    assert found.card.training["held_out"] == len(held)
+    samples = [found.sample(frames[i], 16, backbone, seed=short.seed) for i in held]
+    x = np.concatenate([s.forces.reshape(16, -1) for s in samples], axis=1)
+    y = np.concatenate([frames[i].arrays["REF_forces"].ravel() for i in held])
+    score = found.card.report["crps_forces_eV_per_A"]
+    assert fair_crps(x, y).mean() == pytest.approx(score, rel=1e-4)
 
 
 def test_all_parameters_are_trained_and_kept_in_the_file(potential, frames, tmp_path):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from ase import Atoms
@@ -73,6 +73,26 @@ class Trainable:
     energies: torch.Tensor
     forces: torch.Tensor
     stresses: torch.Tensor | None = None
+
+    def detached(self) -> Trainable:
+        """Return the same numbers without their graph."""
+        stresses = None if self.stresses is None else self.stresses.detach()
+        return Trainable(self.energies.detach(), self.forces.detach(), stresses)
+
+    @staticmethod
+    def joined(
+        parts: Sequence[Trainable], *, of: Literal["copies", "structures"]
+    ) -> Trainable:
+        """Join the results of passes for further copies, or further structures."""
+        if len(parts) == 1:
+            return parts[0]
+        axis = 0 if of == "copies" else 1
+        stresses = [part.stresses for part in parts if part.stresses is not None]
+        return Trainable(
+            torch.cat([part.energies for part in parts], dim=axis),
+            torch.cat([part.forces for part in parts], dim=axis),
+            torch.cat(stresses, dim=axis) if len(stresses) == len(parts) else None,
+        )
 
 
 @runtime_checkable

@@ -326,33 +326,39 @@ class _Fit:
         assert isinstance(backbone, CanTrain)  # noqa: S101  (checked by perturb)
         return backbone.trainable(frames, copies=copies, stress=self.stress)
 
-    def _members(self, rows: Sequence[int], members: int, seed: int) -> Trainable:
-        """Evaluate members of some frames: in one pass, or one after another."""
+    def _members(
+        self, rows: Sequence[int], members: int, seed: int, *, graph: bool
+    ) -> Trainable:
+        """Evaluate members of some frames: in one pass, or one after another.
+
+        Without ``graph`` the results cannot be differentiated, and no pass has more
+        than twice the most atoms: the graphs of 16 members of a dense cell need 13 GB.
+        """
         sizes = [len(self.frames[row]) for row in rows]
         by_atom = self.options.noise == "atom"
         every = sum(sizes) if by_atom else None
         draws = draw(members, self.options.dimension, seed, every)
-        if self.backbone.trains_in_batches:
-            with self.noise.added(self.layers, draws):
-                return self._pass(rows, members)
-        energies, forces = [], []
-        for one in draws.split(1):
-            parts = one.split(sizes, dim=1) if by_atom else [one] * len(rows)
-            for row, part in zip(rows, parts, strict=True):
+        together = self.backbone.trains_in_batches
+        most = members if graph else 2 * self.backbone.most_batch_atoms // sum(sizes)
+        passes = []
+        for some in draws.split(max(1, most) if together else 1):
+            parts = [some], [[*rows]]
+            if not together:
+                each = some.split(sizes, dim=1) if by_atom else [some] * len(rows)
+                parts = [*each], [[row] for row in rows]
+            found = []
+            for part, own in zip(*parts, strict=True):
                 with self.noise.added(self.layers, part):
-                    out = self._pass([row], 1)
-                energies.append(out.energies)
-                forces.append(out.forces)
-        return Trainable(
-            torch.stack(energies).view(members, -1),
-            torch.cat(forces, dim=1).view(members, -1, 3),
-        )
+                    out = self._pass(own, len(part))
+                found.append(out if graph else out.detached())
+            passes.append(Trainable.joined(found, of="structures"))
+        return Trainable.joined(passes, of="copies")
 
     def _crps(
-        self, rows: Sequence[int], members: int, seed: int
+        self, rows: Sequence[int], members: int, seed: int, *, graph: bool
     ) -> dict[str, torch.Tensor]:
         """Return the mean CRPS of each quantity over its scale."""
-        out = self._members(rows, members, seed)
+        out = self._members(rows, members, seed, graph=graph)
         forces = torch.cat([self.targets.forces[row] for row in rows]).to(out.forces)
         found = {"forces": fair_crps(out.forces, forces)}
         if self.targets.energies is not None:
@@ -418,7 +424,7 @@ class _Fit:
         several = self._batches(order, self.options.members)
         for batch in several:
             seed = int(self.rng.integers(2**31))
-            losses = self._crps(batch, self.options.members, seed)
+            losses = self._crps(batch, self.options.members, seed, graph=True)
             loss = torch.stack([*losses.values()]).sum()
             if not bool(loss.isfinite()):
                 msg = (
@@ -442,7 +448,9 @@ class _Fit:
     def _mean_scores(self, rows: Sequence[int]) -> dict[str, float]:
         totals: dict[str, float] = dict.fromkeys(self.scales, 0.0)
         for batch in self._batches(rows, VALIDATION_MEMBERS):
-            found = self._crps(batch, VALIDATION_MEMBERS, self.options.seed)
+            found = self._crps(
+                batch, VALIDATION_MEMBERS, self.options.seed, graph=False
+            )
             atoms = sum(len(self.frames[row]) for row in batch)
             for name, value in found.items():
                 weight = atoms if name == "forces" else len(batch)
