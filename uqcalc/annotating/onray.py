@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from ase import Atoms
 
 from uqcalc.annotating.copies import cleared_copy
-from uqcalc.annotating.trajectory import Cells, checked_frame, with_outcome
-from uqcalc.backbones.batching import batches, evaluate_each
+from uqcalc.annotating.trajectory import Cells, checked_frame, judged_batch
+from uqcalc.backbones.batching import batches
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.cluster import RayWorkers, running
 from uqcalc.uses import Use
@@ -51,9 +51,4 @@ def annotated_on_ray(
 def _judged(calculator: ReliableCalculator, batch: _Batch) -> list[Atoms]:
     """Return the annotated copies of one batch."""
     frames, uses, wanted = batch
-    size = max(1, sum(map(len, frames)))
-    evaluated = evaluate_each(calculator.backbone, frames, wanted, limit=size)
-    return [
-        with_outcome(frame, outcome, calculator, use)
-        for (frame, outcome), use in zip(evaluated, uses, strict=True)
-    ]
+    return judged_batch(frames, uses, calculator, wanted)

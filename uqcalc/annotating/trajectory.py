@@ -12,8 +12,9 @@ from ase.geometry import find_mic
 
 from uqcalc.annotating.copies import annotated_copy, cleared_copy, refused_copy
 from uqcalc.backbones.base import Prediction
-from uqcalc.backbones.batching import evaluate_each
+from uqcalc.backbones.batching import batches, predict_each
 from uqcalc.calculator import ReliableCalculator
+from uqcalc.records import Assessment
 from uqcalc.uses import Use, checked_use, judged_for, without_forces
 
 
@@ -159,26 +160,43 @@ def annotated(
     """
     # copied at once: a generator may move and yield the same Atoms object repeatedly
     copies = (cleared_copy(checked_frame(frame)) for frame in frames)
-    evaluated = evaluate_each(calculator.backbone, copies, wanted, limit=batch_atoms)
-    for frame, outcome in evaluated:
-        yield with_outcome(frame, outcome, calculator, cells.use(frame))
+    most = calculator.backbone.batch_atoms if batch_atoms is None else batch_atoms
+    for batch in batches(copies, len, most):
+        uses = [cells.use(frame) for frame in batch]
+        yield from judged_batch(batch, uses, calculator, wanted)
 
 
-def with_outcome(
+def judged_batch(
+    frames: Sequence[Atoms],
+    uses: Sequence[Use | None],
+    calculator: ReliableCalculator,
+    wanted: Sequence[str],
+) -> list[Atoms]:
+    """Evaluate and judge one batch; return the annotated copies of its frames."""
+    outcomes = predict_each(calculator.backbone, frames, wanted)
+    sound = [outcome for outcome in outcomes if not isinstance(outcome, str)]
+    judged = iter(calculator.judge_each(sound))
+    return [
+        refused_copy(frame, calculator.refusal(outcome), outcome)
+        if isinstance(outcome, str)
+        else _annotated(frame, outcome, next(judged), calculator, use)
+        for frame, outcome, use in zip(frames, outcomes, uses, strict=True)
+    ]
+
+
+def _annotated(
     frame: Atoms,
-    outcome: Prediction | str,
+    outcome: Prediction,
+    judged: Assessment,
     calculator: ReliableCalculator,
     use: Use | None,
 ) -> Atoms:
-    """Return the annotated copy of a frame for its prediction, or for its failure."""
-    if isinstance(outcome, str):
-        return refused_copy(frame, calculator.refusal(outcome), outcome)
+    """Return the annotated copy of a frame for its prediction."""
     results: dict[str, Any] = {
         key: outcome.results[key]
         for key in ("energy", "forces")
         if key in outcome.results
     }
-    judged = calculator.judge(outcome)
     assessment = judged_for(judged, use, calculator.policy, calculator.signals)
     if not outcome.has_forces:
         assessment = without_forces(assessment, use, calculator.signals)

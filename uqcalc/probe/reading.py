@@ -56,6 +56,10 @@ class ProbeReading(NamedTuple):
     other: torch.Tensor | None = None
     added: torch.Tensor | None = None
 
+    def on_host(self) -> ProbeReading:
+        """Return the same outputs on the host; without a GPU they are not copied."""
+        return ProbeReading(*(None if part is None else part.cpu() for part in self))
+
 
 def probability(
     card: Card,

@@ -153,6 +153,21 @@ class ProbeSignal:
         """Return P(reliable) and, if asked for, the attention on each atom."""
         return self._read(prediction, importance=self.importance)
 
+    def read_each(self, predictions: Sequence[Prediction]) -> list[TensorReading]:
+        """Return the reading of each prediction of a batch; the probe is read once."""
+        if self.region is not None:
+            return [self(prediction) for prediction in predictions]
+        found = self.probe.read(
+            predictions, importance=self.importance, other=self._tolerance
+        ).on_host()
+        ends = np.cumsum([len(p.numbers) for p in predictions]).tolist()
+        return [
+            self.reading_of(share(found, row, slice(start, end)), prediction)
+            for row, (start, end, prediction) in enumerate(
+                zip([0, *ends], ends, predictions, strict=False)
+            )
+        ]
+
     def explain(self, prediction: Prediction) -> TensorReading:
         """Return the reading with ``probe_importance``."""
         return self._read(prediction, importance=True)
