@@ -69,3 +69,10 @@ def test_a_few_labels_may_agree_by_chance():
     assert same_result("stress", stress, stress * (1 + 1e-6))
     assert not same_result("stress", stress, stress * (1 + 1e-3))
     assert not same_result("energy", -5.0, np.nan)
+
+
+@pytest.mark.parametrize("energy", [-5.0, -650.0, -5e5])
+def test_a_good_potential_of_any_zero_of_energy_is_not_its_own_reference(energy):
+    """Errors of 0.1 meV/atom are real, beside all-electron energies, too."""
+    assert same_result("energy", energy, energy)
+    assert not same_result("energy", energy, energy + 1e-4)
