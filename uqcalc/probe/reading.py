@@ -58,7 +58,7 @@ class ProbeReading(NamedTuple):
 
     def on_host(self) -> ProbeReading:
         """Return the same outputs on the host; without a GPU they are not copied."""
-        return ProbeReading(*(None if part is None else part.cpu() for part in self))
+        return self._make(None if part is None else part.cpu() for part in self)
 
 
 def probability(
