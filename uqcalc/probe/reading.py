@@ -58,7 +58,8 @@ class ProbeReading(NamedTuple):
 
     def on_host(self) -> ProbeReading:
         """Return the same outputs on the host; without a GPU they are not copied."""
-        return self._make(None if part is None else part.cpu() for part in self)
+        parts = self._asdict().items()
+        return self._replace(**{n: part.cpu() for n, part in parts if part is not None})
 
 
 def probability(
