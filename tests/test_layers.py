@@ -17,7 +17,7 @@ import uqcalc
 PACKAGE = Path(uqcalc.__file__).parent
 BASE = {"errors", "former", "records", "htmltable", "showing", "chargespin"}
 STEP = BASE | {"backbones", "files", "policy", "quantities", "statistics", "targets"}
-STEP |= {"geometry", "uses"}
+STEP |= {"geometry", "uses", "agreement"}
 ROOMS = {
     "former": set(),
     "htmltable": set(),
@@ -29,6 +29,7 @@ ROOMS = {
     "cluster": BASE,
     "targets": {"errors"},
     "quantities": {"errors", "targets"},
+    "agreement": {"targets"},
     "policy": BASE,
     "uses": BASE | {"policy"},
     "statistics": BASE,

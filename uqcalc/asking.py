@@ -72,7 +72,7 @@ def _findings(reading: Reading, judged: Mapping[str, Level]) -> list[str]:
     if reading.signal in judged:
         return list(reading.faults)
     beside = len(reading.out_of_scope) - len(reading.unlabelled)
-    found = [*reading.faults, *reading.out_of_scope[:beside]]
+    found = [*reading.faults, *reading.out_of_scope[:beside], *reading.concerns]
     # a probe of forces says nothing of the stress, so P does not disagree
     return [f"{reading.signal}: {why}" for why in found if NOT_JUDGED not in why]
 

@@ -56,6 +56,7 @@ def _voided(reading: Reading, note: str) -> Reading:
         faults=(),
         absurd=(),
         regime="",
+        concern=None,
     )
 
 

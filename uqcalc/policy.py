@@ -192,7 +192,9 @@ class Policy:
 
         A reading outside the calibration of its signal is at least SUSPECT. A reading
         far outside, or with a fault, is UNRELIABLE. The same holds without a threshold
-        for readings with ``always``, such as those of `Sanity` and `Flags`.
+        for readings with ``always``, such as those of `Sanity` and `Flags`. A reading
+        without a threshold whose risk exceeds the limit in its ``concern`` makes the
+        verdict at least SUSPECT.
         """
         verdict = _judged(self.thresholds, readings)
         worst, reasons = verdict.level, [*verdict.reasons]
@@ -200,6 +202,10 @@ class Policy:
             if reading.always and reading.signal not in self.signals:
                 reasons += _floor_reasons(reading)
                 worst = max(worst, reading.floor)
+            if reading.concern and reading.signal not in self.signals:
+                why = reading.concerns
+                reasons += [f"{reading.signal}: {text}" for text in why]
+                worst = max(worst, Level.SUSPECT if why else Level.RELIABLE)
         return replace(verdict, level=worst, reasons=tuple(reasons))
 
     def for_use(self, assessment: Assessment, use: str) -> Assessment:

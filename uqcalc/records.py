@@ -109,6 +109,9 @@ class Reading(Generic[Number]):
     regime : str
         Regime of the structure, and whether the probes are validated there; empty if
         unknown.
+    concern : tuple (float, str) or None
+        Limit and reason. A risk above the limit makes the verdict at least SUSPECT in
+        every policy, also where another quantity is judged.
     """
 
     signal: str
@@ -127,6 +130,7 @@ class Reading(Generic[Number]):
     meaning: str = ""
     atoms: tuple[int, ...] | None = None
     regime: str = ""
+    concern: tuple[float, str] | None = None
 
     def on_host(self, risk: float, results: Mapping[str, Any]) -> Reading:
         """Return the same reading with these numbers in place of its tensors."""
@@ -147,6 +151,14 @@ class Reading(Generic[Number]):
         NaN exceeds every limit.
         """
         return self._beyond(self.limits) + self.doubts + self.unlabelled
+
+    @property
+    def concerns(self) -> tuple[str, ...]:
+        """The reason in ``concern`` with the risk, if that is above the limit."""
+        if self.concern is None or not self.risk > self.concern[0]:
+            return ()
+        name = self.meaning or "reliability"
+        return (f"{self.concern[1]}, and {name} = {1 - self.risk:.2g}",)
 
     def _beyond(self, limits: Mapping[str, float]) -> tuple[str, ...]:
         return tuple(

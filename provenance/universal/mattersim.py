@@ -16,9 +16,10 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from mp2020 import corrections
 
 import uqcalc
+from uqcalc.agreement import vanishing
 from uqcalc.backbones import Backbone, Prediction
 from uqcalc.labels.dataset import Dataset, build_dataset
-from uqcalc.labels.defects import NO_INFORMATION, vanishing
+from uqcalc.labels.defects import NO_INFORMATION
 from uqcalc.labels.groups import reduced_formula
 from uqcalc.probe.seen import geometry_hashes
 from uqcalc.targets import TARGETS, voigt_stress

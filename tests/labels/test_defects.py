@@ -10,9 +10,9 @@ from builders import rattled
 from probe.toys import ToyBackbone
 
 from uqcalc import ConformalInterval, Labels, LabelWarning, Recipe, fit
+from uqcalc.agreement import vanishing
 from uqcalc.errors import LabelError
 from uqcalc.labels.dataset import build_dataset
-from uqcalc.labels.defects import vanishing
 from uqcalc.signals.probe import ProbeSignal
 
 

@@ -7,11 +7,12 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from builders import import_mace
 
 from uqcalc import Labels, error_curve
+from uqcalc.agreement import same_result
 from uqcalc.backbones.registry import tap
 from uqcalc.calculator import default_calculator
 from uqcalc.errors import LabelError
 from uqcalc.labels.dataset import build_dataset
-from uqcalc.labels.ownresults import refuse_own_results, same_result
+from uqcalc.labels.ownresults import refuse_own_results
 from uqcalc.models.bundled import bare_calculator
 
 

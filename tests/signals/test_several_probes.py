@@ -7,6 +7,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.filters import FrechetCellFilter
 from ase.md.verlet import VelocityVerlet
+from ase.units import GPa
 from builders import tiny_probe
 from toys import ToyBackbone, copper
 
@@ -20,15 +21,20 @@ from uqcalc import (
     default_calculator,
     relax,
 )
+from uqcalc.asking import why_ask
 from uqcalc.errors import ModelError
 
 
 SURE, UNSURE = 9.0, -9.0
 
 
-def probe(target="forces", bias=SURE):
+def probe(target="forces", bias=SURE, boundary=0.1):
     made = tiny_probe(
-        ToyBackbone(EMT()), target=target, bias=bias, elements=[29, 79], boundary=0.1
+        ToyBackbone(EMT()),
+        target=target,
+        bias=bias,
+        elements=[29, 79],
+        boundary=boundary,
     )
     return made.with_card(calibration=(0.0, bias))
 
@@ -71,6 +77,37 @@ def test_at_a_constant_cell_only_the_forces_count():
     assert atoms.calc.assess(atoms).level is Level.RELIABLE
     levels = {event.level for event in relax(atoms, fmax=0.05).history}
     assert levels == {Level.RELIABLE}
+
+
+@pytest.mark.parametrize("policy", [None, Policy([Threshold("probe", 0.2, 0.5)])])
+@pytest.mark.parametrize(
+    ("pressures", "bias", "level"),
+    [
+        (11.0, UNSURE, Level.SUSPECT),
+        (-11.0, UNSURE, Level.SUSPECT),
+        (11.0, SURE, Level.RELIABLE),
+        (9.0, UNSURE, Level.RELIABLE),
+    ],
+)
+def test_a_strained_crystal_whose_stress_is_unreliable_is_suspect(
+    pressures, bias, level, policy
+):
+    atoms = copper()
+    atoms.set_cell(atoms.cell * (0.98 if pressures > 0 else 1.05), scale_atoms=True)
+    atoms.calc = EMT()
+    pressure = -atoms.get_stress()[:3].mean()
+    strained = probe("stress", bias, boundary=float(pressure / pressures))
+    calc = calculator(probe("forces"), strained, policy=policy)
+    found = calc.assess(atoms)
+    assert found.level is level
+    if level is Level.SUSPECT:
+        shown = f"{pressure / GPa:.3g} GPa"
+        assert (
+            f"probe_stress: the pressure is {shown}, and P(" in found.verdict.reasons[0]
+        )
+        assert why_ask(found)[0] == "disagree"
+    if policy is None and bias == UNSURE:
+        assert calc.assess(atoms, use="moving_cell").level is Level.UNRELIABLE
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,9 @@ from uqcalc.watching.eventlog import read_standing
 
 
 class Shifted(EMT):
-    """EMT with another force on each atom, from the call ``after`` on."""
+    """EMT with another force on each atom: ``shift`` after the call ``after``."""
 
-    def __init__(self, shift=0.0, *, after=0, fault=None):
+    def __init__(self, shift=0.01, *, after=0, fault=None):
         super().__init__()
         self.calls, self.shift, self.after, self.fault = 0, shift, after, fault
 
@@ -34,10 +34,12 @@ class Shifted(EMT):
         np.random.random(3)  # noqa: NPY002  (a reference that draws from numpy)
         super().calculate(atoms, properties, system_changes)
         self.calls += 1
+        shift = 0.01
         if self.calls > self.after:
             if self.fault is not None:
                 raise self.fault
-            self.results["forces"] = self.results["forces"] + self.shift / np.sqrt(3)
+            shift = self.shift
+        self.results["forces"] = self.results["forces"] + shift / np.sqrt(3)
 
 
 class Finding(Scripted):
@@ -118,6 +120,14 @@ def test_a_failure_is_named_counted_and_halts(tmp_path, fault):
     [record] = [r for r in read_log(tmp_path / "run.jsonl") if r["event"] == "asked"]
     assert why in record["failed"]
     assert not record["right"]
+    assert not (tmp_path / "labelled.xyz").exists()
+
+
+def test_the_potential_itself_is_no_reference(tmp_path):
+    monitor = run(tmp_path, [GOOD] * 3 + [BAD] * 9, EMT())
+    assert monitor.halted
+    assert "the reference must be another method" in monitor.reason
+    assert monitor.end["asked"]["failed"] == 1
     assert not (tmp_path / "labelled.xyz").exists()
 
 

@@ -12,6 +12,7 @@ from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 from numpy.typing import NDArray
 
+from uqcalc.agreement import same_result
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.batching import evaluate_each
 from uqcalc.backbones.registry import tap
@@ -19,7 +20,7 @@ from uqcalc.errors import LabelError
 from uqcalc.labels.defects import check_frames
 from uqcalc.labels.labels import Labels
 from uqcalc.labels.offsets import fit_offsets, offset_energies
-from uqcalc.labels.ownresults import refuse_own_results, same_result
+from uqcalc.labels.ownresults import refuse_own_results
 from uqcalc.progress import progress_bar
 from uqcalc.statistics import scores
 

@@ -12,10 +12,10 @@ from ase import Atoms
 from numpy.typing import NDArray
 from scipy import stats
 
+from uqcalc.agreement import vanishing
 from uqcalc.backbones.base import Prediction
 from uqcalc.errors import LabelError, LabelWarning
 from uqcalc.labels.atomorder import in_another_order
-from uqcalc.labels.defects import vanishing
 from uqcalc.labels.labels import Labels
 from uqcalc.labels.offsets import without_elements
 from uqcalc.labels.ownresults import is_own_result, refuse_own_results

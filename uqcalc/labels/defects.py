@@ -21,39 +21,22 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from uqcalc.agreement import ZERO_REFERENCE
 from uqcalc.backbones.base import Backbone
 from uqcalc.errors import BackboneError, LabelError, LabelWarning
 from uqcalc.labels.labels import Labels, has_stress
 from uqcalc.probe.seen import Geometries
 
 
-# Largest force that counts as zero [eV/Å]. Reference forces are symmetrised or in
-# double precision; predicted forces are single-precision sums of terms up to 100 eV/Å.
-_REFERENCE, _PREDICTED = 1e-4, 1e-3
 _NAMED = 5  # largest number of frames listed in a message
-
-
-def vanishing(predicted: ArrayLike, reference: ArrayLike) -> NDArray[np.bool_]:
-    """Return on which atoms both forces are zero up to round-off, (atoms,) of bool.
-
-    Parameters
-    ----------
-    predicted, reference : arrays (atoms, 3)
-        In eV/Å; NaN gives False.
-    """
-    sizes = [
-        np.linalg.norm(np.asarray(forces, dtype=float), axis=1)
-        for forces in (predicted, reference)
-    ]
-    return np.asarray((sizes[0] <= _PREDICTED) & (sizes[1] <= _REFERENCE))
 
 
 def is_lone(frame: Atoms, reference: ArrayLike) -> bool:
     """Return whether a frame is one atom in vacuum with zero reference force."""
     alone = len(frame) == 1 and not frame.pbc.any()
-    return alone and bool(np.linalg.norm(reference) <= _REFERENCE)
+    return alone and bool(np.linalg.norm(reference) <= ZERO_REFERENCE)
 
 
 def warn_of_no_information(

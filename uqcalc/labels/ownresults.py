@@ -11,45 +11,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from uqcalc.agreement import same_result
 from uqcalc.errors import LabelError
 from uqcalc.labels.labels import Labels
-from uqcalc.targets import voigt_stress
 
 
 if TYPE_CHECKING:
     from uqcalc.backbones.prediction import Prediction
 
-# Largest RMS difference relative to the RMS of the prediction: round-off of single
-# precision. The errors of a potential are a thousand times larger.
-_FORCES = 1e-4
-_NOTHING = 1e-6  # eV/Å or eV/Å³: round-off of files
-# Energies: round-off of single precision, relative and for each atom [eV]. All-electron
-# energies of thousands of eV hide real errors in their round-off: there is a limit.
-_ENERGY, _ENERGY_OF_ATOM, _MOST_OF_ATOM = 3e-7, 1e-6, 1e-5
 # Single labels may agree by chance: one energy, or the one free force of a dimer.
 _SHARE, _FEWEST = 0.1, 3
 _NAMED = 5  # largest number of frames listed in a message
-
-
-def same_result(quantity: str, predicted: ArrayLike, reference: ArrayLike) -> bool:
-    """Return whether a label equals the prediction up to round-off.
-
-    Parameters
-    ----------
-    quantity : {"energy", "forces", "stress"}
-    predicted, reference : float, arrays (atoms, 3), or stresses (6,) or (3, 3)
-        In eV, eV/Å or eV/Å³. NaN gives False. An energy must be divided by the number
-        of atoms.
-    """
-    if quantity == "stress":
-        predicted, reference = voigt_stress(predicted), voigt_stress(reference)
-    ours = np.asarray(predicted, dtype=float)
-    apart = _rms(ours - np.asarray(reference, dtype=float))
-    if quantity == "energy":
-        return apart <= min(_ENERGY_OF_ATOM + _ENERGY * _rms(ours), _MOST_OF_ATOM)
-    return apart <= _NOTHING + _FORCES * _rms(ours)
 
 
 def is_own_result(
@@ -89,7 +63,3 @@ def refuse_own_results(own: Sequence[int], frames: int, labels: Labels) -> None:
         "(uqcalc label)"
     )
     raise LabelError(msg)
-
-
-def _rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(values**2)))

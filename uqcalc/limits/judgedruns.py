@@ -15,11 +15,12 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
+from uqcalc.agreement import same_result
 from uqcalc.annotating.copies import PREDICTED, read_assessment
 from uqcalc.errors import LabelError, RecordError
 from uqcalc.files.structures import read_frames
 from uqcalc.labels.labels import Labels
-from uqcalc.labels.ownresults import refuse_own_results, same_result
+from uqcalc.labels.ownresults import refuse_own_results
 from uqcalc.policy import Policy
 from uqcalc.records import Level
 from uqcalc.targets import TARGETS

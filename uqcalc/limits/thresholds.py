@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from scipy import special
 from sklearn.isotonic import IsotonicRegression
 
+from uqcalc.agreement import same_result, vanishing
 from uqcalc.backbones.batching import evaluate_each
 from uqcalc.backbones.prediction import Prediction
 from uqcalc.calculator import ReliableCalculator
 from uqcalc.errors import LabelError, LabelWarning
-from uqcalc.labels.defects import vanishing, warn_of_no_information
+from uqcalc.labels.defects import warn_of_no_information
 from uqcalc.labels.labels import Labels
-from uqcalc.labels.ownresults import refuse_own_results, same_result
+from uqcalc.labels.ownresults import refuse_own_results
 from uqcalc.labels.setchecks import find_series
 from uqcalc.limits.runlimits import RunLimits, limits_of_runs
 from uqcalc.policy import Threshold

@@ -14,6 +14,7 @@ from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 from rich.progress import Progress, TaskID
 
+from uqcalc.agreement import same_result
 from uqcalc.backbones.base import Backbone
 from uqcalc.backbones.batching import batches
 from uqcalc.backbones.differentiable import CanTrain, Trainable
@@ -23,7 +24,7 @@ from uqcalc.labels.defects import check_frames
 from uqcalc.labels.groups import divide, group_names
 from uqcalc.labels.labels import Labels
 from uqcalc.labels.offsets import fit_offsets, offset_energies, warn_of_offsets
-from uqcalc.labels.ownresults import refuse_own_results, same_result
+from uqcalc.labels.ownresults import refuse_own_results
 from uqcalc.perturbation.card import NOISE, PerturbationCard
 from uqcalc.perturbation.layers import Layer, find_layers
 from uqcalc.perturbation.noise import Noise, draw

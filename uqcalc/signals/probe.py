@@ -27,12 +27,16 @@ from uqcalc.probe.scope import (
     LOWEST,
 )
 from uqcalc.probe.stacked import PATHS
+from uqcalc.showing import in_words
 from uqcalc.signals.base import TensorReading
 from uqcalc.signals.region import Chosen, Region
-from uqcalc.targets import TARGETS
+from uqcalc.targets import TARGETS, voigt_stress
 
 
 T = TypeVar("T")
+
+# Pressure of a strongly strained crystal, in boundaries of a probe of the stress.
+STRAINED = 10.0
 
 
 @final
@@ -63,6 +67,11 @@ class ProbeSignal:
       least the guarantee's cutoff. False for an unseen element or a NaN probability.
     - ``probe_tolerance_reliability``: P(error <= tolerance), if the tolerance of the
       guarantee differs from the boundary.
+
+    A further probe of the stress also counts where other quantities are judged: if the
+    pressure exceeds ten times its boundary and its P(reliable) is below the cutoff for
+    UNRELIABLE, every verdict is at least SUSPECT. Forces that are small by symmetry
+    look right in crystals that the potential does not know (`benchmarks/scope.py`).
 
     With ``atoms`` the risk, the limits and the worst atoms are those of these atoms,
     and the results above are still those of the whole structure. A guarantee does not
@@ -131,6 +140,7 @@ class ProbeSignal:
             # raises for an unusable tolerance
             card.calibration.shift(guarantee.boundary, card.unit)
         self._stress = probe.reads_stress
+        self._strain_counts = further and self.judges == {"stress"}
         charges = {"charges"} if card.charges else set()
         stress = {"stress"} if self._stress else set()
         # the published network reads only energy and features
@@ -218,8 +228,8 @@ class ProbeSignal:
     def reading_of(self, whole: ProbeReading, prediction: Prediction) -> TensorReading:
         """Return the reading of a structure from the outputs of the probe (`share`).
 
-        ``whole`` was read with `other_boundary`. Of ``prediction`` only the geometry
-        and the names of its results count.
+        ``whole`` was read with `other_boundary`. Of ``prediction`` only the geometry,
+        the names of its results and the stress count.
         """
         probe, numbers = self.probe, prediction.numbers
         unseen, periodic = probe.unseen_elements(numbers), bool(prediction.pbc.any())
@@ -250,7 +260,20 @@ class ProbeSignal:
             far_limits=self._named(far_limits),
             doubts=doubts,
             meaning=self.meaning,
+            concern=self._concern(prediction),
         )
+
+    def _concern(self, prediction: Prediction) -> tuple[float, str] | None:
+        """Return the limit on the risk of the stress of a strongly strained crystal."""
+        stress = prediction.results.get("stress")
+        if not self._strain_counts or stress is None or not prediction.pbc.all():
+            return None
+        card = self.probe.card
+        pressure = -float(voigt_stress(stress)[:3].mean())
+        if not abs(pressure) > STRAINED * card.boundary:
+            return None
+        shown = in_words(pressure, card.unit, digits=3)
+        return 1 - card.unreliable, f"the pressure is {shown}"
 
     def _note(self, prediction: Prediction, unseen: Sequence[str]) -> str:
         """Return the reason for a NaN probability that the labels cannot give."""

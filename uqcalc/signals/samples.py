@@ -12,11 +12,12 @@ from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 from numpy.typing import NDArray
 
+from uqcalc.agreement import vanishing
 from uqcalc.backbones.base import Backbone, Prediction
 from uqcalc.backbones.batching import evaluate_each
 from uqcalc.backbones.registry import tap
 from uqcalc.errors import LabelError
-from uqcalc.labels.defects import vanishing, warn_of_no_information
+from uqcalc.labels.defects import warn_of_no_information
 from uqcalc.labels.groups import group_names
 from uqcalc.labels.ownresults import is_own_result, refuse_own_results
 from uqcalc.progress import progress_bar

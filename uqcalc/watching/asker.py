@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from uqcalc.agreement import same_result, vanishing
 from uqcalc.asking import DISAGREE, RULES, UNLABELLED
 from uqcalc.quantities import parse_quantity
 from uqcalc.records import Event, Level, told_apart
@@ -304,6 +305,7 @@ class Asker:
         random = np.random.get_state()  # noqa: NPY002  (ASE's default generator)
         answer = attempted(self.settings.reference, atoms)
         np.random.set_state(random)  # noqa: NPY002
+        answer = _of_another_method(structure.results, answer)
         errors = self._errors(atoms, structure.results, answer)
         counting = [
             c for c in self.criteria if structure.moves_cell or not c.only_moving_cell
@@ -374,6 +376,21 @@ class Asker:
             frame.info[f"{ERROR_PREFIX}{target}"] = error
         if (file := self.file) is not None:
             outputs.attempt("labelled frames", lambda: file.append(frame, final=True))
+
+
+def _of_another_method(results: Mapping[str, Any], answer: Computed) -> Computed:
+    """Return the answer, or a failure if its forces are those of the potential.
+
+    Forces that vanish by symmetry are the same for all methods.
+    """
+    if answer.forces is None or vanishing(results["forces"], answer.forces).all():
+        return answer
+    if not same_result("forces", results["forces"], answer.forces):
+        return answer
+    return Computed(
+        error="its forces are those of the potential itself; the reference must be "
+        "another method"
+    )
 
 
 def _compared(criterion: Criterion, errors: Mapping[str, float]) -> str:
