@@ -153,7 +153,7 @@ class Reading(Generic[Number]):
         return self._beyond(self.limits) + self.doubts + self.unlabelled
 
     @property
-    def concerns(self) -> tuple[str, ...]:
+    def concerns(self: Reading[float]) -> tuple[str, ...]:
         """The reason in ``concern`` with the risk, if that is above the limit."""
         if self.concern is None or not self.risk > self.concern[0]:
             return ()
