@@ -2,6 +2,7 @@
 
     python silica.py --cache FOLDER
     python silica.py --cache FOLDER --members OTHERS
+    python silica.py --members OTHERS --ensemble
 
 The method is that of arXiv:2605.19939 (P-Orb), on the Orb of ``examples/small_orb``.
 ``tuned`` trains the noise and all parameters on training frames of the Orb; ``frozen``
@@ -11,7 +12,9 @@ perturbations.
 
 The example is the first network of ``force_delta.py``, whose result has the
 correlations of the ensemble on the same blocks. With ``--members`` (four more networks
-of ``zeolites/train.py``) the ensemble is evaluated here, with its CRPS.
+of ``zeolites/train.py``) the ensemble is evaluated here, with its CRPS. With
+``--ensemble``, too, no perturbation is trained: the rows of the ensemble replace those
+in the result, and all others stay.
 """
 
 from __future__ import annotations
@@ -235,13 +238,24 @@ def mean_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return made
 
 
+def with_ensemble(
+    kept: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the rows of an earlier result with those of the ensemble from ``new``."""
+    own = {row["block"]: row for row in new if row["signal"] == ENSEMBLE}
+    return [own[r["block"]] if r["signal"] == ENSEMBLE else r for r in kept]
+
+
 def main() -> None:
     """Train the perturbations, read all signals on all blocks, write the result."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--cache", type=Path, default=Path("silica_cache"))
     parser.add_argument("--members", type=Path, help="folder of four more networks")
+    parser.add_argument("--ensemble", action="store_true", help="only its rows")
     parser.add_argument("--epochs", type=int, default=8, help="of a perturbation")
     options = parser.parse_args()
+    if options.ensemble and options.members is None:
+        parser.error("--ensemble needs --members FOLDER")
     require_data()
     options.cache.mkdir(exist_ok=True)
     torch.manual_seed(0)
@@ -251,7 +265,7 @@ def main() -> None:
         networks += [member(path) for path in paths]
     found = {
         kind: trained(kind, networks[0], options.cache, options.epochs)
-        for kind in KINDS
+        for kind in (() if options.ensemble else KINDS)
     }
     labelled = labelled_blocks()
     truth = {n: [a.arrays["forces"] for a in block] for n, block in labelled.items()}
@@ -285,6 +299,24 @@ def main() -> None:
         [forces for n in blocks for forces in truth[n]],
     )
     rows += means
+    if options.ensemble:
+        kept = read_result("silica")
+        rows = with_ensemble(kept["rows"], rows)
+        more = {key: kept[key] for key in ("members", "paper", "perturbations")}
+        notes = [
+            "the rows of the ensemble are of this run, all others of the run of commit "
+            f"{kept['versions']['commit']}"
+        ]
+    else:
+        more = {
+            "members": MEMBERS,
+            "paper": PAPER,
+            "perturbations": {
+                kind: {"minutes": minutes, "report": own.card.report}
+                for kind, (own, minutes) in found.items()
+            },
+        }
+        notes = []
     targets = targets_of(rows)
     print_table("A perturbed Orb on silica", rows, COLUMNS)
     print_targets(targets)
@@ -293,14 +325,8 @@ def main() -> None:
         seeds=[0],
         rows=rows,
         targets=targets,
-        more={
-            "members": MEMBERS,
-            "paper": PAPER,
-            "perturbations": {
-                kind: {"minutes": minutes, "report": own.card.report}
-                for kind, (own, minutes) in found.items()
-            },
-        },
+        notes=notes,
+        more=more,
     )
 
 
