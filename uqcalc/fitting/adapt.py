@@ -393,9 +393,9 @@ def _or_empty(values: NDArray[np.int64] | None) -> NDArray[np.int64]:
 
 def _warn_of_one_run(count: int) -> None:
     msg = (
-        f"labels should come from several runs, got {count} of one: frames of one run "
-        "err together, so they say less of this system than as many independent "
-        "frames; name the info entry of the runs as group_key, or add other runs"
+        f"labels should come from several runs, got {count} of one: the errors of one "
+        "run are correlated, so these frames contain less information than as many "
+        "independent ones; name the info entry of the runs as group_key, or add runs"
     )
     warnings.warn(msg, LabelWarning, stacklevel=3)
 

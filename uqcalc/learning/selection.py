@@ -25,7 +25,7 @@ ROW_KEY = "uqcalc_row"
 EVENT_STEPS = 100  # 50 fs with a time step of 0.5 fs
 NEAR = 0.5
 NEAR_DUPLICATES = "near-duplicates of a chosen frame of the same event"
-FULL_EVENTS = "in events that have given their share"
+FULL_EVENTS = "in events from which enough frames are chosen"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -218,7 +218,10 @@ class HaltingGuarantee:
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
-            msg = f"halting guarantee must be a JSON file, got {path}"
+            msg = (
+                f"halting guarantee must be a JSON file, got {path}; write one with "
+                "uqcalc certify-halting -o"
+            )
             raise LabelError(msg) from error
         return cls.from_dict(data)
 

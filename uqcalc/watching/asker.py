@@ -316,7 +316,7 @@ class Asker:
             failure = f"{' and '.join(quantities)} cannot be compared"
         right = not failure and all(errors[c.target] <= c.boundary for c in counting)
         words = failure or ", ".join(_compared(c, errors) for c in counting)
-        told = f"{self.settings.name} {'failed: ' if failure else ''}{words}"
+        told = f"{self.settings.name}{' failed' if failure else ''}: {words}"
         outputs.log_last_step()
         outputs.record(
             {

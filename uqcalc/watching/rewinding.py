@@ -213,8 +213,8 @@ class Rewinder:
         if len(self.done) >= most:
             return f"after {most} rewind{'' if most == 1 else 's'}"
         return (
-            f"no RELIABLE state {self.settings.back_fs:g} fs before, and before the "
-            "UNRELIABLE frames, to go back to"
+            f"no RELIABLE state is left {self.settings.back_fs:g} fs before the alarm "
+            "and before its UNRELIABLE frames"
         )
 
     def _before_next_step(self, act: Callable[[], None]) -> None:
