@@ -103,7 +103,7 @@ class Backbone(ABC):
     batches_stress : bool
         Whether a native batch of `predict_many` gives the stress when it is wanted.
     passes_per_geometry : int
-        How often the tap must fire in one evaluation: once for each member.
+        How often the tap is called in one evaluation: once for each member.
     passes : int
         Forward passes of the model so far (a committee of K counts K).
     changes_process : bool
