@@ -52,7 +52,7 @@ def hot_frames(name, copies):
     width = np.sqrt(2 * units.kB * kelvin * many.get_masses()[:, None])
     many.set_momenta(width * rng.normal(size=(len(many), 3)))
     frames = []
-    for _ in range(4):  # no heat bath: in so few steps it would do nothing
+    for _ in range(4):  # no heat bath: it has no effect in so few steps
         VelocityVerlet(many, 1.0 * units.fs).run(steps // 4)
         for place, part in enumerate(np.split(many.positions, copies)):
             frame = Atoms(alone.numbers, part - place * apart)
