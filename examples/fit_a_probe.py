@@ -1,7 +1,7 @@
 """Fit a probe for a potential, on frames labelled with a reference method.
 
-Here the labels are GFN2-xTB forces of rattled molecules, made on the spot; with your
-own data, read them: ``frames = ase.io.read("labelled.xyz", ":")``.
+This script computes the labels: GFN2-xTB forces of rattled molecules. Read your own
+labelled frames with ``frames = ase.io.read("labelled.xyz", ":")``.
 """
 
 import argparse
@@ -24,15 +24,15 @@ names = ["CH4", "C2H6", "C6H6", "CH3OH", "CH3NO2", "C4H4O", "C5H5N", "CH3CONH2"]
 frames = []
 for index in range(options.frames):
     atoms = molecule(names[index % len(names)])
-    # more than this, and atoms meet where the potential explodes: that is no test of it
+    # Larger displacements give atoms so close that the predicted forces explode.
     atoms.rattle(rng.uniform(0.01, 0.12), rng=rng)
     atoms.calc = TBLite(method="GFN2-xTB", verbosity=0)
     atoms.arrays["REF_forces"] = atoms.get_forces()
     atoms.calc = None
     frames.append(atoms)
 
-# Labels("forces", boundary="100 meV/angstrom") names the error that you can live with.
-potential = bare_calculator()  # any calculator that can be tapped
+# Labels("forces", boundary="100 meV/angstrom") sets the largest error that you accept.
+potential = bare_calculator()  # or your ASE calculator
 result = fit(frames, potential, Labels("forces"), Recipe(epochs=options.epochs))
 print(result)
 result.probe.save("my.probe")

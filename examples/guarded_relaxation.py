@@ -1,4 +1,4 @@
-"""Relax a structure, and notice when the path leaves what the potential knows."""
+"""Relax a structure, and halt when the path leaves the reliable region."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Judge a finished trajectory, and list the frames to trust least."""
+"""Judge a finished trajectory, and list the least reliable frames."""
 
 import argparse
 
@@ -14,7 +14,7 @@ trajectory = parser.parse_args().trajectory
 
 rows = []
 for number, frame in enumerate(annotate(iread(trajectory), default_calculator())):
-    reliability = np.nan_to_num(frame.info["probe_reliability"], nan=-1)  # worst of all
+    reliability = np.nan_to_num(frame.info["probe_reliability"], nan=-1)  # NaN is worst
     rows.append((reliability, number, read_assessment(frame).verdict))
 
 for reliability, number, verdict in sorted(rows, key=lambda row: row[:2])[:5]:

@@ -1,4 +1,4 @@
-"""Heat a molecule in LAMMPS until the potential can no longer be believed."""
+"""Heat a molecule in LAMMPS until the potential is UNRELIABLE."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Heat many molecules at once with TorchSim; those that fail leave the batch."""
+"""Heat many molecules at once with TorchSim, without those that are UNRELIABLE."""
 
 import argparse
 

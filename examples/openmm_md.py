@@ -1,4 +1,4 @@
-"""Run ethanol in OpenMM until the potential can no longer be believed."""
+"""Run ethanol in OpenMM until the potential is UNRELIABLE."""
 
 import argparse
 

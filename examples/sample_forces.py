@@ -1,9 +1,9 @@
-"""A potential that knows its spread: sampled forces along a run, and the truth.
+"""Sample the forces of a potential along a run, and compare with the true forces.
 
 Noise in the layers of the bundled potential is trained on frames of small molecules
-with GFN2-xTB labels. Then another molecule is heated. The probe of the potential gives
-the verdict and halts the run; the members give error bars. The picture has the forces
-of all members along time and the true force.
+with GFN2-xTB labels. Then another molecule is heated. The verdict of the probe halts
+the run; the members give error bars. The picture shows the forces of all members and
+the true force against time.
 """
 
 import argparse
@@ -30,7 +30,9 @@ except ImportError as error:
     ) from error
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-parser.add_argument("--quick", action="store_true", help="a tenth of it, to try it out")
+parser.add_argument(
+    "--quick", action="store_true", help="a short version to try it out"
+)
 parser.add_argument("--picture", default="sample_forces.png")
 given = parser.parse_args()
 runs, epochs, most = (2, 1, 10) if given.quick else (8, 8, 3000)
@@ -85,8 +87,8 @@ dyn.attach(lambda: path.append(atoms.copy()), interval=2)
 dyn.run(most)
 print(monitor.summary())
 
-# 3. Sample the forces, and ask the reference: all frames of the first and last 60 fs,
-# one in ten between them.
+# 3. Sample the forces, and compute the true forces, for all frames of the first and
+# last 60 fs and every tenth frame in between.
 last = len(path) - 1
 chosen = [k for k in range(len(path)) if k < 60 or k > last - 60 or k % 10 == 0]
 members, truth = [], []

@@ -1,4 +1,4 @@
-"""Rank structures by how far their predictions may be trusted."""
+"""Rank structures by P(reliable)."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Run molecular dynamics until the potential can no longer be believed."""
+"""Run molecular dynamics until the potential is UNRELIABLE."""
 
 import argparse
 

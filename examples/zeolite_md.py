@@ -1,7 +1,8 @@
-"""Squeeze a zeolite until a direct-force potential contradicts itself.
+"""Compress a zeolite until the two forces of a potential disagree.
 
-Needs no labels: the limit on Force Delta comes from quiet runs of one's own. The
-small Orb in ``small_orb/`` knows all-silica zeolites at ambient pressure and no more.
+The script needs no labels: the limit on Force Delta comes from quiet runs, which are
+not compressed. The small Orb in ``small_orb/`` was trained on all-silica zeolites at
+ambient pressure only.
 """
 
 import argparse
@@ -26,9 +27,9 @@ from uqcalc import (
 
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-parser.add_argument("--runs", type=int, default=9, help="quiet runs")
+parser.add_argument("--runs", type=int, default=9, help="number of quiet runs")
 parser.add_argument("--normal", type=int, default=150, help="steps of each quiet run")
-parser.add_argument("--steps", type=int, default=1200, help="steps of squeezing")
+parser.add_argument("--steps", type=int, default=1200, help="steps of the compression")
 parser.add_argument("--picture", default="zeolite_md.png")
 given = parser.parse_args()
 rng = np.random.default_rng(7)
@@ -46,7 +47,7 @@ def langevin(atoms):
     )
 
 
-# 1. Quiet runs say what is normal; every fourth frame is kept.
+# 1. Quiet runs, for the limit; every fourth frame is kept.
 start = read(Path(__file__).parent / "zeolite.xyz")
 calc = watched(Policy([Threshold("force_delta", suspect=10.0, unreliable=20.0)]))
 quiet = []
@@ -63,14 +64,15 @@ limits = calibrate_threshold(
     calculator=calc, runs=quiet, timestep_fs=4.0, alpha=1 / (given.runs + 1)
 )
 print(limits)
-# That limit is for runs as long as the quiet ones. The squeeze is eight times as long,
-# and the share of such runs that are halted may grow eightfold, to 80 %. So the monitor
-# acts at 1.5 times the limit: far above what nine quiet runs showed, and far below what
-# a squeezed zeolite reaches. For a run of the quiet runs' length use limits.policy().
+# That limit is for runs as long as the quiet ones. The compression is eight times as
+# long, so up to eight times as many (80 %) of such runs would be halted. So the monitor
+# acts at 1.5 times the limit: far above the values of the nine quiet runs, and far
+# below those of a compressed zeolite. For a run as long as the quiet runs, use
+# limits.policy().
 [shown] = limits.thresholds
 limit = Threshold("force_delta", shown.unreliable, 1.5 * shown.unreliable)
 
-# 2. Squeeze: the edges shrink by 0.02 % a step, until the monitor halts the run.
+# 2. Compress: the edges shrink by 0.02 % a step, until the monitor halts the run.
 atoms.calc = watched(Policy([limit]))
 dyn = langevin(atoms)
 volumes = []
@@ -86,7 +88,7 @@ dyn.attach(squeeze)
 dyn.run(given.steps)
 print(monitor.summary())
 
-# 3. The picture: U over the squeezing, and the volume it was halted at.
+# 3. The picture: Force Delta against time, and the volume at the halt.
 history = monitor.history
 u = [event.readings["force_delta"] for event in history]
 figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")

@@ -54,7 +54,7 @@ def __getattr__(name: str) -> Any:
     if name not in _FORMER:
         return _public(name)
     place = _FORMER[name]
-    msg = f"uqcalc.{name} is now uqcalc.{place}; the old name goes with 0.3"
+    msg = f"uqcalc.{name} is now uqcalc.{place}; version 0.3 removes the old name"
     warnings.warn(msg, DeprecationWarning, stacklevel=2)
     module, _, new = f"uqcalc.{place}".rpartition(".")
     return getattr(import_module(module), new)

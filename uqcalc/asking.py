@@ -1,7 +1,7 @@
 """When to ask the reference: three rules on the assessment of one geometry.
 
-Each frame that meets a rule says so: in the event log, in annotated frames and in the
-summaries. ``Monitor(on_unreliable="ask")`` asks a reference calculator.
+The event log, annotated frames and the summaries name the rule that a frame meets.
+``Monitor(on_unreliable="ask")`` asks a reference calculator.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from uqcalc.uses import NOT_JUDGED
 LOW, DISAGREE, UNLABELLED = "low", "disagree", "unlabelled"
 RULES: Mapping[str, str] = {
     LOW: "P low",
-    DISAGREE: "P and the flags disagree",
-    UNLABELLED: "P high in a regime without labels",
+    DISAGREE: "P and another check disagree",
+    UNLABELLED: "P high, no similar labels",
 }
 # A limit of the probe on the probability of one atom, not on the scope of its labels.
 _OF_AN_ATOM = "_worst_atom"
@@ -73,7 +73,7 @@ def _findings(reading: Reading, judged: Mapping[str, Level]) -> list[str]:
         return list(reading.faults)
     beside = len(reading.out_of_scope) - len(reading.unlabelled)
     found = [*reading.faults, *reading.out_of_scope[:beside], *reading.concerns]
-    # a probe of forces says nothing of the stress, so P does not disagree
+    # P of a probe for forces is not about the stress, so P does not disagree
     return [f"{reading.signal}: {why}" for why in found if NOT_JUDGED not in why]
 
 

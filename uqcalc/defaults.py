@@ -266,9 +266,9 @@ def _automatic(
     if not probes and not chosen:
         chosen = label_free(backbone)
         _say_once(
-            f"no probe ships for {backbone.fingerprint}: nothing here says how "
-            "large its errors are, so every geometry is at least SUSPECT; read "
-            f"are {', '.join(signal.name for signal in chosen)}. Fit one with "
+            f"no probe ships for {backbone.fingerprint}: the signals "
+            f"{', '.join(signal.name for signal in chosen)} are used, for which no "
+            "limits are known, so every geometry is at least SUSPECT. Fit a probe with "
             f"uqcalc.fit, or without labels of your own: {_without_labels('NAME')}; "
             "or pass signals and a policy"
         )

@@ -54,5 +54,5 @@ def former_argument(old: str, new: str) -> Callable[[Class], Class]:
 
 
 def _warn(old: str, new: str, level: int) -> None:
-    text = f"{old} is now {new}; the old name goes with 0.3"
+    text = f"{old} is now {new}; version 0.3 removes the old name"
     warnings.warn(text, DeprecationWarning, stacklevel=level)

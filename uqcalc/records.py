@@ -247,7 +247,7 @@ class Assessment:
     def impossible(self) -> bool:
         """Whether geometry, energy or forces are physically impossible.
 
-        A reference calculation of such a frame would be a waste.
+        A reference calculation of such a frame is of no use.
         """
         broken = any(r.faults for r in self.readings if r.signal == SANITY)
         return broken or bool(self.absurd)

@@ -94,7 +94,7 @@ def without_forces(
     of = first if use is None else frozenset(NEEDED[use])
     if of == frozenset({"energy"}):
         return assessment
-    doubts = ("no forces were computed, so that none were judged",)
+    doubts = ("no forces were computed, so no forces were judged",)
     return extended(assessment, Reading(RUN, 0.0, doubts=doubts, always=True))
 
 

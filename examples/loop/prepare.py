@@ -1,9 +1,9 @@
-"""Make what a loop starts from: labels of ethanol, a small MACE, and its probe.
+"""Make the first files of a loop: labels of ethanol, a small MACE, and its probe.
 
     python prepare.py
 
 The labels are GFN2-xTB energies and forces at 300 K. The potential is trained on 80 of
-them and knows nothing hotter. Its probe is fitted on other runs, at 300 and 600 K.
+them, without hotter frames. Its probe is fitted on other runs, at 300 and 600 K.
 """
 
 import argparse

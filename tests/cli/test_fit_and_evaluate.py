@@ -137,8 +137,8 @@ def test_labels_of_the_package_are_grouped_by_formula(crystals, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("fit", "by DATA or by --labels, one of them, got neither"),
-        ("fit DATA --labels pbe-crystals", "one of them, got"),
+        ("fit", "by DATA or by --labels, got neither"),
+        ("fit DATA --labels pbe-crystals", "or by --labels, got"),
         ("fit --labels pbe", "must be one of pbe-crystals, got 'pbe'"),
         ("fit --labels pbe-crystals", "must be used with --model"),
         ("fit --labels pbe-crystals --model chgnet --test DATA", "got --test"),

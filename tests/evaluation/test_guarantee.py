@@ -159,7 +159,7 @@ def test_what_the_probe_was_made_from_is_refused(probe, tmp_path):
         certify_dataset(exact, data)
     # the test frames are no part of it, nor is it known of probes of earlier versions
     assert not probe.seen.frames(labelled(60, seed=2), range(60))
-    with pytest.warns(LabelWarning, match="this probe does not say"):
+    with pytest.warns(LabelWarning, match="this probe does not list them"):
         certify(probe.with_seen(Seen.nothing()), frames, ToyBackbone(), OWN, **LOOSE)
     with pytest.warns(LabelWarning, match="120 frames have 4 compositions"):
         certify(probe, frames, ToyBackbone(), **LOOSE)

@@ -156,7 +156,7 @@ def test_what_a_row_arrives_with_adds_to_a_later_start():
     assert found.bound == pytest.approx(risk_bound(4, 190, 0.95))
     wrong[0] = True  # the first start now falls: only 2.5 % are left for the second
     wrong[83] = False
-    with pytest.raises(LabelError, match="4 wrong of the surest 190"):
+    with pytest.raises(LabelError, match="4 wrong of the 190 with the largest P"):
         control_risk(probability, wrong, range(600), starts=starts)
 
 
@@ -237,7 +237,7 @@ def test_the_number_of_groups_asked_for_is_enough(size):
 
 def test_no_number_is_named_where_none_would_do():
     many = np.arange(1000) % 5 == 0
-    with pytest.raises(LabelError, match="no number of labels would do"):
+    with pytest.raises(LabelError, match="no number of labels suffices"):
         control_risk(
             np.linspace(0, 1, 1000), many, range(1000), starts=lambda s: 1 - np.array(s)
         )
@@ -300,7 +300,7 @@ def test_a_guarantee_says_what_it_is_and_survives_a_file():
     stored = json.loads(json.dumps(made.to_dict()))
     assert Guarantee.from_dict(stored) == made
     assert stored["coverage"] == pytest.approx(143 / 310)
-    for part in ("0.05 eV/Å", "2 wrong of 143", "310 groups", "not along a run"):
+    for part in ("0.05 eV/Å", "2 wrong of 143", "310 groups", "not for a run"):
         assert part in stored["statement"]
     with pytest.raises(ProbeError, match="must have the entries"):
         Guarantee.from_dict({"cutoff": 0.8})

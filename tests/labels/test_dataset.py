@@ -380,7 +380,7 @@ def test_test_frames_must_not_be_training_frames():
     few = pytest.warns(LabelWarning)  # of few frames, all of one molecule
     with few, pytest.raises(LabelError, match="got 2 in two of them"):
         fit(frames[:6], ToyBackbone(), test=frames[4:])
-    with pytest.raises(LabelError, match="test frames must be given where calibration"):
+    with pytest.raises(LabelError, match="test frames must be given with calibration"):
         fit(frames[:6], ToyBackbone(), calibration=frames[6:9])
 
 

@@ -84,7 +84,7 @@ def test_a_fit_names_them_and_keeps_them_as_labels():
             direction *= 0.4 / np.linalg.norm(direction)
             frames[-1].positions[1] = frames[-1].positions[0] + direction
         frames[-1].arrays["REF_forces"] = np.full((6, 3), 0.1)
-    with pytest.warns(LabelWarning, match=r"on 2 of 20 frames \(frames 4, 11; forces"):
+    with pytest.warns(LabelWarning, match=r"on 2 of 20 frames \(frames 4, 11; up to"):
         data = build_dataset(frames, backbone, Labels())
     assert len(data) == 20
     assert np.flatnonzero(data.exploded()).tolist() == [4, 11]

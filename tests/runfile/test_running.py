@@ -496,7 +496,9 @@ def test_a_run_file_asks_a_reference(tmp_path):
     )
     outcome = run_file(path)
     assert outcome.how == "halted"
-    assert "Wrong by the reference mine.py:reference RMS force error" in outcome.summary
+    assert (
+        "Wrong by the reference mine.py:reference: RMS force error" in outcome.summary
+    )
     [frame] = read(tmp_path / "heat_labelled.xyz", ":")
     assert frame.info["step"] == 1
     assert {"REF_forces"} <= set(frame.arrays)

@@ -71,7 +71,7 @@ def test_ions_are_named_unless_the_model_reads_charges():
     ammonium.numbers[0] = 7
     ammonium.positions *= 1.02 / 1.09
     onium, odd = doubts(ammonium)
-    assert "N0 has a bond more than a neutral atom" in onium
+    assert "N0 has one bond more than a neutral atom" in onium
     assert "11 electrons" in odd
     assert not doubts(ammonium, Flags(frozenset({"charge"})))
     assert not doubts(ammonium, Flags(None))

@@ -92,7 +92,7 @@ def test_a_right_frame_is_kept_and_the_run_goes_on(tmp_path):
     assert monitor.end["asked"] == {"right": 1, "wrong": 0, "failed": 0}
     assert monitor.end["ask"] == {"low": 3}
     rows = dict(file_info(tmp_path / "run.jsonl").rows)
-    assert rows["asked 1"].startswith("step 4: Shifted RMS force error 0.0289 eV/Å <=")
+    assert rows["asked 1"].startswith("step 4: Shifted: RMS force error 0.0289 eV/Å <=")
 
 
 def test_a_wrong_frame_halts_and_its_label_is_kept(tmp_path):
@@ -100,7 +100,7 @@ def test_a_wrong_frame_halts_and_its_label_is_kept(tmp_path):
     assert monitor.halted
     # right at step 4; the trigger acts again at 6, and waits until a call is allowed
     assert monitor.history[-1].step == 9
-    assert "Wrong by the reference Shifted RMS force error 0.577" in monitor.reason
+    assert "Wrong by the reference Shifted: RMS force error 0.577" in monitor.reason
     assert "> 0.1 eV/Å" in monitor.reason
     frames = read(tmp_path / "labelled.xyz", ":")
     assert [f.info["asked_right"] for f in frames] == [True, False]

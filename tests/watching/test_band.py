@@ -162,7 +162,7 @@ def test_the_barrier_is_judged_by_the_images_it_is_between():
         assert bool(found.barrier.reasons) == (level is not Level.RELIABLE)
         assert (found.highest, found.barrier_eV) == (2, 0.7)
         which = "first" if risks[0] is BAD else "highest"
-        told = f"The {which} image is UNRELIABLE: the barrier is not to be quoted."
+        told = f"The {which} image is UNRELIABLE: do not report this barrier."
         assert (told in found.barrier_words()) == (level is Level.UNRELIABLE)
     nan = float("nan")
     # an image without a finite energy may be the highest: no barrier is known

@@ -196,7 +196,7 @@ def test_without_a_reliable_state_the_run_is_halted():
         dynamics.run(60)
         assert monitor.halted
         assert not monitor.rewinds
-        assert "no RELIABLE state 16 fs before, and before the" in monitor.reason
+        assert "no RELIABLE state is left 16 fs before the alarm" in monitor.reason
 
 
 def test_nan_goes_back_at_once():

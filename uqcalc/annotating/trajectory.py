@@ -47,7 +47,7 @@ def annotate(
     exception of the model, NaN results) is UNRELIABLE with NaN risks. It has no energy
     or forces, and ``info["uqcalc_error"]`` has the reason.
 
-    A frame is at least SUSPECT if the policy judges not every quantity of its use
+    A frame is at least SUSPECT if the policy does not judge every quantity of its use
     (`uqcalc.uses`): the energy, the forces, or forces and stress of a moving cell, as
     in `uqcalc.Monitor`. The different cells of a data set do not count as moving.
 

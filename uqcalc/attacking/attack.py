@@ -1,4 +1,4 @@
-"""Adversarial structures: walk to where a model's two forces disagree the most."""
+"""Adversarial structures: raise the disagreement of a model's two forces."""
 
 from __future__ import annotations
 
@@ -50,16 +50,17 @@ def attack(
     reference: BaseCalculator | None = None,
     observer: Callable[[Atoms], object] | None = None,
 ) -> list[AttackPath]:
-    """Move copies of ``atoms`` to where the model's two forces disagree more.
+    """Move copies of ``atoms`` to structures on which the model's two forces disagree.
 
     Each step is ``alpha dU/dr - beta dE/dr`` ("When Forces Disagree: A Data-Free Fast
     Uncertainty Estimate for Direct-Force Pre-trained Neural Network Potentials", 2025,
     equation 3; after Schwalbe-Koda et al. 2021, doi:10.1038/s41467-021-25342-8), with
-    the true gradient of U, scaled down and halved to the bounds of ``settings``. What a
-    path reports is read as in a simulation; gradients come from a pass of their own.
+    the true gradient of U, scaled down and halved to the bounds of ``settings``. The
+    frames of a path have the results of a normal pass; the gradients need further
+    passes.
 
-    A path ends early where a bound leaves no step, nothing changes any more, or model
-    or reference fail; what came before is returned, and ``reason`` says why.
+    A path ends early if a bound allows no step, if U no longer changes, or if model or
+    reference fail. The frames before are returned, with the ``reason``.
 
     Parameters
     ----------

@@ -103,7 +103,7 @@ class Backbone(ABC):
     batches_stress : bool
         Whether a native batch of `predict_many` gives the stress when it is wanted.
     passes_per_geometry : int
-        How often the tap must fire in one evaluation: once for each member.
+        How often the tap is called in one evaluation: once for each member.
     passes : int
         Forward passes of the model so far (a committee of K counts K).
     changes_process : bool
@@ -438,14 +438,14 @@ class Backbone(ABC):
         Raises
         ------
         BackboneError
-            If the shape is another, or the tap did not fire as often as it must.
+            If the shape is another, or the tap was not called as often as it must.
         """
         expected = (atoms, self.feature_dim)
         if len(captured.features) != self.passes_per_geometry:
             msg = (
-                f"the tap on {self.name} must fire {self.passes_per_geometry} time(s) "
-                f"for each geometry, got {len(captured.features)}; a compiled or "
-                "converted model may bypass it: wrap the model uncompiled"
+                f"the tap on {self.name} must be called {self.passes_per_geometry} "
+                f"time(s) for each geometry, got {len(captured.features)}; a compiled "
+                "or converted model may bypass the tap: wrap the model uncompiled"
             )
             raise BackboneError(msg)
         features = captured.features[0]

@@ -228,7 +228,7 @@ def annotate(  # noqa: PLR0913  (one option each)
     The exit status is 1 if a frame could not be evaluated.
     """
     if promised:
-        notice("--promised is now --guaranteed; the old name goes with 0.3")
+        notice("--promised is now --guaranteed; version 0.3 removes the old name")
     guaranteed = guaranteed or promised
     if spread_limits is not None and perturbation is None:
         msg = "--spread-limits must be given together with --perturbation FILE"

@@ -1,4 +1,4 @@
-"""`uqcalc certify`: a probe and frames it never saw in, a guarantee on its card out."""
+"""`uqcalc certify`: add a guarantee to a probe, from frames that are new to it."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ OutputOption = Annotated[
         "-o",
         metavar="FILE",
         callback=creatable,
-        help="Probe to write; by default over the old one.",
+        help="Probe to write; by default it replaces PROBE.",
     ),
 ]
 ToleranceOption = Annotated[
     str | None,
     typer.Option(
         metavar="ERROR",
-        help='Larger errors are wrong: "1 kcal/mol", "50 meV/angstrom", or a number in '
-        "the unit of the probe. By default the probe's boundary.",
+        help='Largest error of a right structure: "1 kcal/mol", "50 meV/angstrom", or '
+        "a number in the unit of the probe. By default the probe's boundary.",
     ),
 ]
 RiskOption = Annotated[
@@ -106,7 +106,9 @@ def certify(  # noqa: PLR0913  (one option each)
     tested on.
     """
     if context.info_name == FORMER:
-        notice("uqcalc calibrate is now uqcalc certify; the old name goes with 0.3")
+        notice(
+            "uqcalc calibrate is now uqcalc certify; version 0.3 removes the old name"
+        )
     with reporting(quiet=quiet) as report, input_file(data) as source:
         import uqcalc
         from uqcalc.files.structures import read_frames
@@ -139,7 +141,10 @@ def _target(probe: str, output: Path | None) -> Path:
     from uqcalc.probe.card import FILE
 
     if output is None and is_shipped(probe):
-        msg = f"a file must be given for the probe that ships for {probe}, got none"
+        msg = (
+            f"a file must be given for the probe that ships for {probe}, got none; add "
+            "-o FILE"
+        )
         raise typer.BadParameter(msg, param_hint="'--output'")
     return FILE.target(output or probe)
 

@@ -1,4 +1,4 @@
-"""`uqcalc certify-halting`: finished runs with true errors in, a guarantee out."""
+"""`uqcalc certify-halting`: a guarantee from finished runs with true errors."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ AverageOption = Annotated[
 ]
 FailingOption = Annotated[
     bool,
-    typer.Option("--only-failing", help="ALPHA is a share of the runs that fail."),
+    typer.Option("--only-failing", help="Let --alpha be a share of the failing runs."),
 ]
 TimestepOption = Annotated[
     float | None,
     typer.Option(
         metavar="FS",
         callback=_positive,
-        help="Time between annotated frames in fs, if they do not have it.",
+        help="Time between annotated frames in fs, if the frames do not contain it.",
     ),
 ]
 OutputOption = Annotated[

@@ -63,8 +63,8 @@ BoundaryOption = Annotated[
     str | None,
     typer.Option(
         metavar="ERROR",
-        help='Errors up to it are right: "50 meV/angstrom", or a number in the unit of '
-        "the probe. By default the probe's boundary.",
+        help='Largest error of a right structure: "50 meV/angstrom", or a number in '
+        "the unit of the probe. By default the probe's boundary.",
     ),
 ]
 

@@ -99,13 +99,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 }
 # Command -> one line in the list of commands, short enough for 60 columns.
 SUMMARIES = {
-    "demo": "Heat a molecule until its potential breaks.",
+    "demo": "Heat a molecule until its potential fails.",
     "fit": "Fit a probe to labelled frames.",
     "certify": "Add a guarantee to a probe.",
-    "certify-halting": "Bound the share of runs that fail unnoticed.",
-    "adapt": "Shift a probe to one system with few labels.",
+    "certify-halting": "Guarantee that failing runs are halted.",
+    "adapt": "Adapt a probe to one system with few labels.",
     "distill": "Fit a direct-force head to a potential.",
-    "perturb": "Train noise in a potential, for its spread.",
+    "perturb": "Train noise in a potential to get a spread.",
     "evaluate": "Score a probe on labelled frames.",
     "annotate": "Write the reliability of every frame of a trajectory.",
     "features": "Write the features of all atoms of a trajectory.",

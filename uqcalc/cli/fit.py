@@ -184,12 +184,12 @@ def _check_source(
     """Refuse frames and labels of the package together, and neither of them."""
     if (data is None) == (shipped is None):
         got = "neither" if data is None else f"{data} and {shipped}"
-        msg = f"labels must be given by DATA or by --labels, one of them, got {got}"
+        msg = f"labels must be given either by DATA or by --labels, got {got}"
         raise typer.BadParameter(msg)
     if shipped is None:
         return
     if given := [name for name, value in own.items() if value is not None]:
-        msg = f"--labels must be without {', '.join(own)}, got {', '.join(given)}"
+        msg = f"{', '.join(own)} must be left out with --labels, got {', '.join(given)}"
         raise typer.BadParameter(msg)
     if model is None:
         msg = "--labels must be used with --model, the name of your potential, got none"

@@ -20,7 +20,7 @@ from uqcalc.cli.streams import is_standard
 
 def _output(value: Path) -> Path:
     if is_standard(value):
-        msg = "output must be a file, got -; the command goes on from it after a kill"
+        msg = "output must be a file, got -; a repeated command continues this file"
         raise typer.BadParameter(msg)
     return extended_xyz(value)
 
@@ -62,7 +62,7 @@ CheckOption = Annotated[
     typer.Option(
         "--check/--no-check",
         help="Compare forces and stress of the first frame with differences of the "
-        "energy: finds foreign units and signs.",
+        "energy: detects wrong units and signs.",
     ),
 ]
 RetryOption = Annotated[
@@ -85,10 +85,10 @@ def label(  # noqa: PLR0913  (one option each)
     """Compute energy, forces and stress of frames with a reference method.
 
     Writes REF_energy (eV), REF_forces (eV/angstrom) and, for crystals, REF_stress
-    (eV/angstrom^3). Each frame is on disk when it is finished; the same command goes
-    on after a kill. Ends with status 1 if the reference failed on a frame.
+    (eV/angstrom^3). Each frame is on disk when it is finished; after a kill the same
+    command continues. Ends with status 1 if the reference failed on a frame.
     """
-    stopped = "frames so far are on disk; the same command goes on"
+    stopped = "frames so far are on disk; the same command continues"
     with reporting(stopped, quiet=quiet) as report:
         import uqcalc
         from uqcalc.files.structures import read_frames

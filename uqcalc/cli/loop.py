@@ -23,9 +23,9 @@ def loop(file: FileArgument, *, quiet: QuietOption = False) -> None:
     A round runs dynamics under a monitor, chooses flagged frames, labels them with the
     reference, and calls your commands that train the potential and fit its probe. The
     loop runs these commands as they are in the file. After a kill, the same command
-    goes on.
+    continues.
     """
-    stopped = "finished stages are on disk; the same command goes on"
+    stopped = "finished stages are on disk; the same command continues"
     with reporting(stopped, quiet=quiet) as report:
         from uqcalc.learning.loopfile import read_loop_file
 

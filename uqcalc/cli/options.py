@@ -286,7 +286,7 @@ CacheOption = Annotated[
         "--cache",
         metavar="FOLDER",
         help=(
-            "Folder that keeps the features of this potential, so that no frame is "
+            "Folder for the features of this potential, so that no frame is "
             "evaluated twice and an interrupted command can be repeated; none by "
             "default."
         ),
@@ -324,8 +324,8 @@ PerturbationOption = Annotated[
         metavar="FILE",
         callback=existing,
         help=(
-            "File of uqcalc perturb: read the spread of the forces over its members, "
-            "which costs one pass of the potential for each."
+            "File of uqcalc perturb: compute the spread of the forces over its "
+            "members, at the cost of one pass of the potential for each member."
         ),
     ),
 ]
@@ -336,8 +336,9 @@ SpreadLimitsOption = Annotated[
         metavar="SUSPECT UNRELIABLE",
         callback=_limits,
         help=(
-            "Limits of this spread in eV/angstrom: SUSPECT above the first, UNRELIABLE "
-            "above the second. Without limits, it does not change the level."
+            "Limits of the spread of the forces in eV/angstrom: SUSPECT above the "
+            "first, UNRELIABLE above the second. Without limits, the spread does not "
+            "change the level."
         ),
     ),
 ]

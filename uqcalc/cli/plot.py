@@ -81,7 +81,7 @@ def plot(
 
     The timeline has the temperature, the change of the total energy, P with the bands
     of its levels, further signals with their limits, the verdicts, and every halt. The
-    structure has its cell and bonds, and the worst atoms carry element and index.
+    structure has its cell and bonds; element and index label the worst atoms.
     """
     with reporting(quiet=quiet) as report:
         import matplotlib as mpl

@@ -106,7 +106,7 @@ def model_of(probe: str, given: str | None) -> str:
     sample = {"mace": "mace:FILE", "orb": "orb:NAME"}.get(kind, "NAME")
     msg = (
         f"--model must be given for a probe of {wanted}, because only "
-        f"{', '.join(SHIPPED_PROBES)} are found by themselves; add --model {sample}"
+        f"{', '.join(SHIPPED_PROBES)} are recognised; add --model {sample}"
     )
     raise typer.BadParameter(msg, param_hint="'--model'")
 
@@ -145,7 +145,7 @@ PriorOption = Annotated[
         metavar="PROBE",
         callback=_known,
         help=(
-            "Add the labels to this probe, in place of a fit from nothing: a file, or "
+            "Add the labels to this probe, instead of fitting a new one: a file, or "
             f"one of {', '.join(PROBE_FILES)}. Target and potential are those of the "
             "probe, and its boundary by default."
         ),
@@ -165,6 +165,6 @@ ProbesArgument = Annotated[
     typer.Argument(
         metavar="[PROBE]...",
         callback=_all_known,
-        help=f"{_PROBES} One or several; none to score a perturbation alone.",
+        help=f"{_PROBES} Give one or several; none to score a perturbation alone.",
     ),
 ]

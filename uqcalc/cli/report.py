@@ -30,8 +30,8 @@ RunsArgument = Annotated[
     typer.Argument(
         metavar="RUN...",
         help=(
-            "Event logs (*.jsonl), files with annotated frames, or folders. Files with "
-            "frames belong to the log before them; if none follows a log, the files "
+            "Event logs (*.jsonl), files with annotated frames, or folders. Give the "
+            "files of a run after its log. If no file follows a log, the files "
             "beside it whose names begin with that of the log are taken."
         ),
     ),
@@ -66,8 +66,8 @@ def report(
 ) -> None:
     """Write one page about finished runs: verdict, timeline, events, worst structures.
 
-    The page opens from the disk without a network. It shows where the trouble sits
-    (elements and motifs) and which frames to label next. It needs the extra "report".
+    The page needs no network. It shows which elements and motifs are often unreliable,
+    and which frames to label next. The command needs the extra "report".
     """
     with reporting(quiet=quiet) as said:
         from uqcalc.viewing.report import write_report

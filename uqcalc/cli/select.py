@@ -58,7 +58,7 @@ OutputOption = Annotated[
     ),
 ]
 CountOption = Annotated[
-    int, typer.Option("--number", "-n", min=1, help="Most frames to choose.")
+    int, typer.Option("--number", "-n", min=1, help="Largest number of frames.")
 ]
 ByOption = Annotated[
     str,
@@ -79,8 +79,8 @@ PerEventOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Most frames of one event; by default twice an even share, more only if "
-        "the other events have no frames left.",
+        help="Largest number of frames of one event; by default twice the average for "
+        "an event, and more only if the other events have no frames left.",
     ),
 ]
 GroupOption = Annotated[
@@ -120,9 +120,9 @@ def select(  # noqa: PLR0913  (one option each)
 ) -> None:
     """Choose frames to label: risky ones that differ from each other.
 
-    Frames that a monitor has flagged carry all that is needed. For frames without a
-    verdict or a descriptor, --model (or --probe) names the potential that computes
-    them. The same command always chooses the same frames.
+    Flagged frames of a monitor contain their verdict and descriptor. For other frames,
+    --model (or --probe) names the potential that computes these. The same command
+    always chooses the same frames.
     """
     with reporting(quiet=quiet) as report:
         import uqcalc

@@ -60,13 +60,13 @@ md:                             # remove this section for a relaxation
   #suspect: 0.8                 # sample; SUSPECT below this P(reliable)
   #unreliable: 0.5              # sample; UNRELIABLE below this P(reliable)
   #promise: true                # sample; RELIABLE only within the guarantee
-  #window: 20                   # sample; act when, of the last 20 steps,
-  #fraction: 0.5                # sample; half are UNRELIABLE (default: half of 50 fs)
+  #window: 20                   # sample; act if half of the last 20 steps
+  #fraction: 0.5                # sample; is UNRELIABLE (default: half of 50 fs)
   #patience: 3                  # sample; or after 3 UNRELIABLE frames in a row
   #on_unreliable: halt          # halt, warn, harvest (go on, keep frames to label),
                                 # rewind (go back) or ask (a reference decides)
-  #max_harvest: 50              # sample; most frames to keep with harvest
-  #bond_change_fs: 25.0         # sample; md: act, too, if bonds stay changed so long
+  #max_harvest: 50              # sample; with harvest: largest number of frames
+  #bond_change_fs: 25.0         # sample; md: act if bonds stay changed for this time
   #halting_guarantee: halting.json  # sample; md: from uqcalc certify-halting
 
 #ask:                           # with on_unreliable: ask

@@ -35,7 +35,7 @@ OnceOption = Annotated[
     bool, typer.Option("--once", help="Print the state once and end.")
 ]
 EveryOption = Annotated[
-    float, typer.Option(min=0.1, help="Seconds between two looks, in the terminal.")
+    float, typer.Option(min=0.1, help="Seconds between updates of the terminal.")
 ]
 
 

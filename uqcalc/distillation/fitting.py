@@ -60,9 +60,9 @@ def distill(
     """Fit a direct-force head to a potential's own conservative forces.
 
     No labels are needed: the teacher is the potential itself, so ``frames`` should be
-    structures on which it is trusted, displaced ones: where forces vanish there is
-    nothing to learn. The disagreement of head and potential on a new
-    structure then says that it is unlike them: ``ForceDelta(head=...)``.
+    structures on which it is trusted. Use displaced structures, because vanishing
+    forces contain no information. If head and potential disagree on a new structure,
+    this structure is unlike ``frames``: ``ForceDelta(head=...)``.
 
     Parameters
     ----------

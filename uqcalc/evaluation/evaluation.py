@@ -273,9 +273,9 @@ def evaluate(
     if own := probe.seen.frames(frames, scored):
         found.report["seen"] = len(own)
         text = (
-            "frames should be ones that the probe was neither fitted, calibrated nor "
-            f"adapted on, got {len(own)} of {len(scored)} that it was (frame {own[0]} "
-            "is the first): the scores look better than on new frames; leave them out"
+            f"frames should be new to the probe, got {len(own)} of {len(scored)} on "
+            f"which it was fitted, calibrated or adapted (the first: frame {own[0]}): "
+            "the scores are better than on new frames; leave these frames out"
         )
         warnings.warn(text, LabelWarning, stacklevel=2)
     return replace(found, tested=replace(found.tested, frames=scored))
@@ -293,7 +293,7 @@ def evaluate_dataset(probe: Probe, data: Dataset) -> Evaluation:
     if not len(known):
         msg = (
             f"at least one of the {len(data)} structures must be made of the probe's "
-            f"elements, got none; {probe.card}"
+            f"elements, got none; score structures of these elements: {probe.card}"
         )
         raise LabelError(msg)
     probability, errors = readings.probability[known], data.errors[known]

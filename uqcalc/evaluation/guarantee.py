@@ -131,7 +131,7 @@ def _refuse_early(
         msg = (
             "frames must be independent where no group_key is given, got frames of "
             f"{series[0]} that follow each other as those of one run; name the info "
-            "entry that tells runs apart, and use many runs"
+            "entry that identifies the run, and use many runs"
         )
         raise LabelError(msg)
     names = group_names(frames, wanted.group_key, rows)
@@ -140,14 +140,14 @@ def _refuse_early(
         msg = (
             f"groups must be independent, got groups of one frame by {key!r}, of "
             f"{series[0]}, that follow each other as frames of one run; name the info "
-            "entry that tells runs apart, and use many runs"
+            "entry that identifies the run, and use many runs"
         )
         raise LabelError(msg)
     groups = len(set(names))
     if groups < fewest:
         msg = (
             f"a guarantee like this must rest on at least {fewest} groups (distinct "
-            "frames without a group key) even if the probe never errs, got "
+            "frames without a group key) even if no structure is wrong, got "
             f"{groups}; label more, or raise the risk"
         )
         raise LabelError(msg)
@@ -170,9 +170,9 @@ def _refuse_seen(
         raise LabelError(msg)
     if not len(probe.seen.geometries):
         text = (
-            "frames should be held against those that the probe was fitted on, which "
-            "this probe does not say (an earlier version made it, or another "
-            "programme): a guarantee on its own frames is void; fit it again to be sure"
+            "frames should be compared with those of the fit, but this probe does not "
+            "list them (an earlier version or another program wrote it): a guarantee "
+            "on frames of the fit is not valid; fit the probe again to be sure"
         )
         warnings.warn(text, LabelWarning, stacklevel=3)
 
@@ -197,10 +197,10 @@ def _warn_of_groups(probe: Probe, frames: Sequence[Atoms], key: str | None) -> N
         return
     text = (
         f"frames that are alike should count as one group, but no group_key is given "
-        f"and {why}: if those of one molecule, material or run err together, the "
-        "guarantee is broken more often than it says; pass "
-        f"group_key={(own or 'formula')!r} (--group), or the info entry that tells "
-        "them apart"
+        f"and {why}: if the errors of one molecule, material or run are correlated, "
+        "the guarantee fails more often than it states; pass "
+        f"group_key={(own or 'formula')!r} (--group), or the info entry that "
+        "identifies the group"
     )
     warnings.warn(text, LabelWarning, stacklevel=3)
 

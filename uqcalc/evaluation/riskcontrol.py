@@ -293,16 +293,18 @@ def _refuse(
             remedy = f"label structures of more than {needed} groups"
         msg = (
             f"{claim}rest on at least {fewest} accepted groups even if none of them "
-            f"errs, got {known} of {groups} groups at the lowest cutoff; {remedy}"
+            f"is wrong, got {known} of {groups} groups at the lowest cutoff; {remedy}"
         )
         raise LabelError(msg)
     shares = sorted({share for share, _ in plan(groups, risk, confidence)} | {*SHARES})
     cutoffs = np.asarray(starts(shares), float)
     rows = [(int(np.sum(k)), int(np.sum(k & failed)))
             for k in (belief >= cutoff for cutoff in cutoffs)]  # fmt: skip
-    seen = ", ".join(f"{wrong} wrong of the surest {n}" for n, wrong in rows if n)
+    seen = ", ".join(
+        f"{wrong} wrong of the {n} with the largest P" for n, wrong in rows if n
+    )
     msg = (
-        f"{claim}hold where a sequence of cutoffs starts, got {seen or 'none there'} "
+        f"{claim}hold at one of the starting cutoffs, got {seen or 'no structure'} "
         f"(of {groups} groups); {_advice(shares, rows, groups, risk, confidence)}"
     )
     raise LabelError(msg)
@@ -326,20 +328,20 @@ def _advice(
     needed = groups_enough(guess, risk, confidence, groups)
     if needed is not None:
         return (
-            f"about {needed} groups would do if further ones err as often as these, "
-            f"which is not sure; label more, {other}"
+            f"about {needed} groups suffice if further groups are wrong as often as "
+            f"these, which is not sure; label more, {other}"
         )
     lows = [float(special.betaincinv(k, n - k + 1, 0.05)) if k else 0.0
             for _, n, k in used]  # fmt: skip
     if lows and min(lows) < risk:
         return (
-            "more labels would help only if these are an unlucky draw (the share that "
-            f"errs could be as low as {min(lows):.2g}); raise the tolerance or the "
-            "risk, or fit a better probe"
+            "more labels would help only if these are an unlucky draw (the true share "
+            f"of wrong ones could be as low as {min(lows):.2g}); raise the tolerance "
+            "or the risk, or fit a better probe"
         )
     return (
-        "no number of labels would do at such shares of errors: raise the tolerance or "
-        "the risk, or fit a better probe"
+        "no number of labels suffices at such shares of wrong structures: raise the "
+        "tolerance or the risk, or fit a better probe"
     )
 
 

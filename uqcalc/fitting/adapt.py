@@ -63,14 +63,14 @@ def adapt(
 ) -> Probe:
     """Return ``probe`` with probabilities for the system of these labelled frames.
 
-    The score of the probe stays; its calibration is shifted by what the labels say of
-    this system: how much larger or smaller errors are here than the probe expects
+    The score of the probe stays. Its calibration is shifted: the labels show how much
+    larger or smaller errors are on this system than the probe expects
     (`uqcalc.statistics.systems`). Each label counts with the size of its error, so ten
     labels suffice for a rough shift, also if all of them are right or all are wrong.
-    The fewer labels, the more the probabilities stay those of the old probe, widened
-    by how far systems lie from each other. Probabilities of atoms follow those of
+    With few labels the shift is small, and the probabilities are moved towards 0.5,
+    because systems differ from each other. Probabilities of atoms follow those of
     their structures; with probes of earlier versions they are shifted by the errors of
-    the atoms. A guarantee is dropped: it was for the old probabilities.
+    the atoms. A guarantee is removed: it was for the old probabilities.
 
     The scope is widened to the labelled frames and narrowed to their elements: a
     structure with other elements is at least SUSPECT.
@@ -86,7 +86,7 @@ def adapt(
         The potential of the probe.
     labels : Labels, optional
         Keys of the reference, and ``group_key``: the run of each frame. Frames of one
-        run err together, and count less than as many independent ones.
+        run have correlated errors, and count less than as many independent ones.
     exclude : collection of str
         Frames with these defects are left out instead of an error (`build_dataset`).
     cache : path, optional
@@ -393,9 +393,9 @@ def _or_empty(values: NDArray[np.int64] | None) -> NDArray[np.int64]:
 
 def _warn_of_one_run(count: int) -> None:
     msg = (
-        f"labels should come from several runs, got {count} of one: frames of one run "
-        "err together, so they say less of this system than as many independent "
-        "frames; name the info entry of the runs as group_key, or add other runs"
+        f"labels should come from several runs, got {count} of one: the errors of one "
+        "run are correlated, so these frames contain less information than as many "
+        "independent ones; name the info entry of the runs as group_key, or add runs"
     )
     warnings.warn(msg, LabelWarning, stacklevel=3)
 

@@ -98,8 +98,8 @@ def refuse_frames(prior: Probe, frames: Sequence[Atoms], rows: Sequence[int]) ->
 def _refuse_few(count: int, fewest: int) -> None:
     if count < fewest:
         msg = (
-            f"at least {fewest} labelled frames must be there to fit with a prior, got "
-            f"{count}; add labels, or use uqcalc.adapt (uqcalc adapt), which needs 5"
+            f"at least {fewest} labelled frames must be given for a fit with a prior, "
+            f"got {count}; add labels, or use uqcalc.adapt (uqcalc adapt): it needs 5"
         )
         raise LabelError(msg)
 

@@ -200,7 +200,8 @@ def _refuse_calibration(frames: Sequence[Atoms] | None) -> None:
     if frames is not None:
         msg = (
             "calibration frames must be left out with a prior, got "
-            f"{len(frames)}: left-out groups calibrate; add them to the frames"
+            f"{len(frames)}: left-out groups are used for the calibration; add these "
+            "frames to the others"
         )
         raise LabelError(msg)
 
@@ -260,7 +261,7 @@ def _datasets(
 ) -> tuple[Dataset, Dataset | None, Dataset]:
     frames, calibration, test = sets
     if calibration is not None and test is None:
-        msg = "test frames must be given where calibration frames are, got none"
+        msg = "test frames must be given with calibration frames, got none; pass test="
         raise LabelError(msg)
     given = [part for part in sets if part is not None]
     alone = recipe.architecture != JOINED_ARCHITECTURE

@@ -55,7 +55,7 @@ def regime_of(
     4. random: forces as in 5, and the smallest of the atoms' closest contacts is below
        0.86 of their median.
     5. hot: the temperature is above 450 K; without one, the RMS force is above
-       0.9 eV/Å, 2.1 eV/Å in molecules, and the stress is not above 10 GPa with it.
+       0.9 eV/Å (2.1 eV/Å with vacuum), and at least 1.8 eV/Å if rule 6 holds.
     6. strained: a component of the stress is above 10 GPa, or the median of the atoms'
        closest contacts is outside 0.72 to 1.25 sums of covalent radii.
     7. relaxed: no force above 0.05 eV/Å. 8. near-equilibrium: all others.

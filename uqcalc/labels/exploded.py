@@ -98,10 +98,10 @@ def warn_of_exploded(
     worst = [_largest(np.linalg.norm(p.forces, axis=-1)) for p in predictions]
     named = ", ".join(map(str, rows[:_NAMED])) + (", ..." if len(rows) > _NAMED else "")
     msg = (
-        f"the potential explodes on {len(rows)} of {frames} frames (frames {named}; "
-        f"forces up to {max(worst):.3g} eV/Å): these frames are kept as wrong "
+        f"the predicted forces explode on {len(rows)} of {frames} frames (frames "
+        f"{named}; up to {max(worst):.3g} eV/Å): these frames are kept as wrong "
         "predictions, but means, scales and limits are fitted without them; leave "
-        "them out if your runs never come near them"
+        "these frames out if your runs do not reach such structures"
     )
     warnings.warn(msg, LabelWarning, stacklevel=4)
 

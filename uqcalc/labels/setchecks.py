@@ -241,7 +241,8 @@ def _one_composition(frames: Sequence[Atoms]) -> str | None:
         return None
     return (
         "labels should have several compositions, got one composition only "
-        f"({reduced_formula(frames[0])}): the probe learns this composition only"
+        f"({reduced_formula(frames[0])}): the probe learns this composition only; add "
+        "the other compositions that you will simulate"
     )
 
 
@@ -251,8 +252,8 @@ def _few_runs(groups: Sequence[str], key: str | None) -> str | None:
         return None
     return (
         f"labels that are added to a prior should be of at least {FEWEST_RUNS} runs, "
-        f"got {count} by {key!r}: frames of one run err together, and left-out runs "
-        "choose the correction and calibrate it; add runs"
+        f"got {count} by {key!r}: the errors of one run are correlated, and the "
+        "correction is chosen and calibrated on left-out runs; add runs"
     )
 
 

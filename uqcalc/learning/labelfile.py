@@ -132,9 +132,9 @@ class LabelFiles:
         known = isinstance(row, (int, np.integer)) and 0 <= row < len(frames)
         if not known or not same_geometry(frame, frames[row]):
             msg = (
-                f"{path.name} must hold frames of this source, got one that says row "
-                f"{row} with another geometry, charge or spin than there; choose "
-                "another name"
+                f"{path.name} must hold frames of this source, got a frame of row "
+                f"{row}, whose geometry, charge or spin is not that of the source; "
+                "choose another name"
             )
             raise RecordError(msg)
         return int(row)

@@ -101,8 +101,8 @@ def label(  # noqa: PLR0913  (same options as the command)
 ) -> LabelSummary:
     """Compute reference values of frames with any ASE calculator, in processes.
 
-    Each frame is on disk as soon as it is finished, so that the same call goes on after
-    a kill. ``target`` gets ``info["REF_energy"]`` (eV), ``arrays["REF_forces"]``
+    Each frame is on disk as soon as it is finished, so that the same call continues
+    after a kill. ``target`` gets ``info["REF_energy"]`` (eV), ``arrays["REF_forces"]``
     (eV/Å) and, for structures that are periodic in three directions and a reference
     with stress, ``info["REF_stress"]`` (eV/Å³, Voigt order, ASE's sign). Charge and
     spin in ``info`` are given to the reference as initial charges and initial magnetic
@@ -131,7 +131,7 @@ def label(  # noqa: PLR0913  (same options as the command)
         of the reference must have the same path on each machine.
     check : bool
         Compare forces and stress of the first frame with differences of the energy,
-        which finds foreign units and signs (two to four more evaluations).
+        which detects wrong units and signs (two to four more evaluations).
     retry : bool
         Evaluate again the frames that have failed before.
     observer : callable, optional
@@ -150,7 +150,7 @@ def label(  # noqa: PLR0913  (same options as the command)
         If no calculator can be made, or ``target`` holds something else: other frames,
         or labels of another reference.
     LabelError
-        If the units of the reference are foreign.
+        If the units or signs of the reference are wrong.
     """
     given: object = workers
     if isinstance(given, bool) or not isinstance(given, int) or given < 0:

@@ -25,7 +25,7 @@ ROW_KEY = "uqcalc_row"
 EVENT_STEPS = 100  # 50 fs with a time step of 0.5 fs
 NEAR = 0.5
 NEAR_DUPLICATES = "near-duplicates of a chosen frame of the same event"
-FULL_EVENTS = "in events that have given their share"
+FULL_EVENTS = "in events from which enough frames are chosen"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,7 +114,7 @@ def select(  # noqa: PLR0913  (what a user writes in one line of a script)
     largest product of its rank in ``by`` and its distance to the nearest chosen frame
     (farthest-point sampling, Gonzalez, doi:10.1016/0304-3975(85)90224-5). Distances
     are Euclidean, between the descriptors of whole structures
-    (`uqcalc.annotating.descriptor`): flagged frames of `Monitor` carry them, and the
+    (`uqcalc.annotating.descriptor`): flagged frames of `Monitor` have them, and the
     calculator computes those that are missing. The choice has no random numbers.
 
     Left out are frames that the potential could not evaluate, physically impossible
@@ -140,8 +140,8 @@ def select(  # noqa: PLR0913  (what a user writes in one line of a script)
         Judges frames without an assessment, and computes missing descriptors and those
         of another potential.
     per_event : int, optional
-        Largest number of frames of one event; by default twice an even share, and
-        more only if the other events have no frames left.
+        Largest number of frames of one event; by default twice the average for an
+        event, and more only if the other events have no frames left.
     group : str, optional
         Entry of ``info``, such as a run or a molecule. An event is within one group.
     event_steps : int

@@ -218,7 +218,10 @@ class HaltingGuarantee:
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
-            msg = f"halting guarantee must be a JSON file, got {path}"
+            msg = (
+                f"halting guarantee must be a JSON file, got {path}; write one with "
+                "uqcalc certify-halting -o"
+            )
             raise LabelError(msg) from error
         return cls.from_dict(data)
 
@@ -239,7 +242,7 @@ def certify_halting(  # noqa: PLR0913  (definition of a failure, and of the guar
     forces_key: str = "REF_forces",
     stress_key: str = "REF_stress",
 ) -> HaltingGuarantee:
-    """Return limits with which at most a share ``alpha`` of runs fails unnoticed.
+    """Return limits with which at most ``alpha`` of runs fails without a halt in time.
 
     Each run is one unit: use runs from different starts, made like those that you will
     watch, and not used to fit the potential or the probe, or to choose limits. Make

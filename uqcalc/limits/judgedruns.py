@@ -159,10 +159,16 @@ class JudgedRun:
             acted = ends[0].get("step")
         times = {r["step"]: r["time_fs"] for r in steps}
         if unknown := sorted(set(errors) - set(times)):
-            msg = f"errors must be of steps in {path}, got step {unknown[0]}"
+            msg = (
+                f"errors must be of steps in {path}, got step {unknown[0]}; remove the "
+                "errors of other steps"
+            )
             raise LabelError(msg)
         if any(time is None for time in times.values()):
-            msg = f"log must be of molecular dynamics, got {path} of an optimiser"
+            msg = (
+                f"log must be of molecular dynamics, got {path} of an optimiser; leave "
+                "it out"
+            )
             raise RecordError(msg)
         found = [errors.get(r["step"], math.nan) for r in steps]
         return cls(
@@ -335,7 +341,10 @@ def _policy_of_log(path: str | os.PathLike[str]) -> Policy:
             )
             raise RecordError(msg)
     if not headers or not headers[-1]["run"].get("policy"):
-        msg = f"log must begin with a header with a policy, got {path} without one"
+        msg = (
+            f"log must begin with a header with a policy, got {path} without one; pass "
+            "a log of Monitor or uqcalc run"
+        )
         raise RecordError(msg)
     return Policy.from_dict(headers[-1]["run"]["policy"])
 

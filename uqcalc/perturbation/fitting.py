@@ -121,7 +121,7 @@ def perturb(
     layers: Sequence[str] = (),
     settings: PerturbationSettings | None = None,
 ) -> Perturbation:
-    """Train the noise of a potential, so that its members spread as it errs.
+    """Train the noise of a potential, so that the spread has the size of the error.
 
     The loss is the fair CRPS of the forces and, if the frames have references for them,
     of the energy per atom and of the stress (arXiv:2605.19939). Each is divided by the
@@ -150,8 +150,8 @@ def perturb(
     ------
     ModelError
         If the potential cannot be differentiated, a setting is impossible, or no epoch
-        lowers the CRPS of the held-out frames: members that do not differ would say
-        that every force is certain.
+        lowers the CRPS of the held-out frames: members that do not differ would give
+        a spread of zero.
     BackboneError
         If a layer does not exist.
     LabelError

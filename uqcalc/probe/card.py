@@ -182,11 +182,11 @@ class Guarantee:
             )
         return (
             f"of one structure from each new group, if accepted ({which}), at "
-            f"most {self.risk:.3g} {how}, with confidence {self.confidence:.3g}; seen: "
-            f"{self.wrong} wrong of {self.accepted} accepted, one structure of each of "
-            f"{self.groups} groups (coverage {self.coverage:.3g}, upper bound "
+            f"most {self.risk:.3g} {how}, with confidence {self.confidence:.3g}; "
+            f"found: {self.wrong} wrong of {self.accepted} accepted, one structure of "
+            f"each of {self.groups} groups (coverage {self.coverage:.3g}, upper bound "
             f"{self.bound:.3g}); it holds for groups drawn like the calibration set, "
-            "not along a run that leaves it"
+            "not for a run that reaches other structures"
         )
 
 
@@ -413,7 +413,7 @@ class Card(FileCard):
         if guarantee is None or guarantee.boundary is None:
             msg = (
                 "probe must have a guarantee about its probability, got none; make one "
-                "on frames that it never saw: uqcalc.certify (uqcalc certify)"
+                "on frames that are new to it: uqcalc.certify (uqcalc certify)"
             )
             raise ProbeError(msg)
         beyond = 1 - guarantee.cutoff

@@ -66,7 +66,7 @@ def run_file(
     *,
     progress: Callable[[int, int], object] | None = None,
 ) -> RunOutcome:
-    """Run a run file to its end, or from where it was killed; once ended, only say so.
+    """Run a run file to its end; continue a killed run; report a run that has ended.
 
     Parameters
     ----------

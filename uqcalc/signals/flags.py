@@ -129,7 +129,7 @@ class Flags:
         if self.regimes or self.environments is not None:
             around = self._coordination(geometry)
         if self.regimes and not prediction.has_forces:
-            unlabelled = ("the regime is not known, as no forces were computed",)
+            unlabelled = ("no forces were computed, so the regime is not known",)
         elif self.regimes and around is not None:
             regime = _regime(prediction, around[1], bonds, found)
             unlabelled = self._unlabelled(regime)
@@ -154,8 +154,8 @@ class Flags:
             return ()
         return (
             f"the regime is {regime!r}, and the labels have only "
-            f"{', '.join(sorted(self.regimes))}: P was never compared with errors "
-            "there",
+            f"{', '.join(sorted(self.regimes))}: P was not compared with true errors "
+            "in this regime",
         )
 
     def _check_charge(
@@ -169,8 +169,8 @@ class Flags:
         if len(onium):
             verb = "has" if len(onium) == 1 else "have"
             found.note(
-                f"{named_atoms(numbers, onium)} {verb} a bond more than a neutral atom,"
-                " as in an ion: this model does not read the charge",
+                f"{named_atoms(numbers, onium)} {verb} one bond more than a neutral "
+                "atom, as in an ion: this model does not read the charge",
                 onium,
             )
         stated = any(said.get(name) is not None for name in CHARGES)

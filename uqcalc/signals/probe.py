@@ -54,8 +54,8 @@ class ProbeSignal:
     - ``probe_novelty``: the distance of the features from those of the labels, in units
       of the limit (`Scope.novelty`): the larger of two ratios, of the farthest atom and
       of the geometric mean over atoms of the squared distances. About 6 % of new
-      structures that are judged well exceed 1. Above 1 the verdict is at least SUSPECT,
-      above `scope.FAR` UNRELIABLE.
+      right structures with a P of RELIABLE exceed 1. Above 1 the verdict is at least
+      SUSPECT, above `scope.FAR` UNRELIABLE.
     - ``probe_worst_atom``: the log-odds by which the least reliable atom lies below the
       level that 99 % of the reliable structures of that size reach. Above 0 the verdict
       is at least SUSPECT, above `scope.FAR_LOWEST` UNRELIABLE.
@@ -70,8 +70,9 @@ class ProbeSignal:
 
     A further probe of the stress also counts where other quantities are judged: if the
     pressure exceeds ten times its boundary and its P(reliable) is below the cutoff for
-    UNRELIABLE, every verdict is at least SUSPECT. Forces that are small by symmetry
-    look right in crystals that the potential does not know (`benchmarks/scope.py`).
+    UNRELIABLE, every verdict is at least SUSPECT. In crystals unlike the training data
+    of the potential, forces can be small by symmetry, so that P of the forces is high
+    (`benchmarks/strained.py`).
 
     With ``atoms`` the risk, the limits and the worst atoms are those of these atoms,
     and the results above are still those of the whole structure. A guarantee does not

@@ -171,7 +171,7 @@ def _where(found: Gathered) -> str:
     return (
         f"From {frames} frames with a probability of each atom: atoms with P below "
         f"{first.unreliable:g} are unreliable, with P of at least {first.reliable:g} "
-        "reliable. A motif far above 1 is where labels are missing most. The bars are "
+        "reliable. Labels are missing most for motifs far above 1. The bars are "
         "95 % intervals over blocks of neighbouring frames; where the whole bar lies "
         "above 1, the point is red. Where one side has no atom of a motif, half an "
         "atom is counted, and the ratio is a limit only."

@@ -25,14 +25,14 @@ def write_report(
     The page has the verdict on each run in one sentence, its timeline, its events (a
     stretch of steps that were not RELIABLE is one event), the worst structures in three
     dimensions with each atom coloured, a map of all structures, the elements and motifs
-    of the unreliable atoms, and what to do next. Long runs are thinned: all changes of
-    the level are kept, then evenly spaced steps; the page says so.
+    of the unreliable atoms, and what to do next. Of long runs it shows all changes of
+    the level and evenly spaced steps; the page says so.
 
     Parameters
     ----------
     runs : path or sequence of path
-        Event logs, files with annotated frames, or folders with logs. Files with frames
-        belong to the log before them. If none follows a log, these are the files beside
+        Event logs, files with annotated frames, or folders with logs. Give the
+        files of a run after its log. If none follows a log, these are the files beside
         it whose names begin with that of the log.
     output : path
     calculator : ReliableCalculator, optional

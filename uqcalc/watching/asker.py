@@ -33,7 +33,7 @@ class Ask:
 
     A reference calculator evaluates a frame if the trigger of the monitor acts, or if
     the frame meets the rule "disagree" or "unlabelled" of `uqcalc.asking.why_ask`. The
-    rule "low" has no call of its own: it waits for the trigger, which needs several
+    rule "low" alone makes no call: the trigger must act, which needs several
     frames. If the potential was right, the run goes on and the trigger starts anew. If
     it was wrong, or if the reference fails, the run is halted. If no call is left, the
     trigger halts the run, and frames that meet a rule are only counted.
@@ -316,7 +316,7 @@ class Asker:
             failure = f"{' and '.join(quantities)} cannot be compared"
         right = not failure and all(errors[c.target] <= c.boundary for c in counting)
         words = failure or ", ".join(_compared(c, errors) for c in counting)
-        told = f"{self.settings.name} {'failed: ' if failure else ''}{words}"
+        told = f"{self.settings.name}{' failed' if failure else ''}: {words}"
         outputs.log_last_step()
         outputs.record(
             {

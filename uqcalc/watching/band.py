@@ -88,9 +88,7 @@ class BandAssessment:
             return f"{words} The barrier is not known."
         highest = self.levels[self.highest] is Level.UNRELIABLE
         which = "highest" if highest else "first"
-        return (
-            f"{words} The {which} image is UNRELIABLE: the barrier is not to be quoted."
-        )
+        return f"{words} The {which} image is UNRELIABLE: do not report this barrier."
 
     @classmethod
     def of(

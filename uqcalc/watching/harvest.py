@@ -1,8 +1,8 @@
-"""Frames from beyond the first alarm, spaced by novelty, for the next labels.
+"""Frames after the first alarm, different from each other, for the next labels.
 
-A run that halts early shows only the rim of the reliable region. In harvest mode it
-goes on, and a frame is kept once its descriptor is far from all frames kept before:
-from the rim outwards, however slowly or fast the run moves there.
+A run that halts early has only frames just outside the reliable region. In harvest mode
+it goes on, and a frame is kept if its descriptor is far from those of all frames kept
+before.
 """
 
 from __future__ import annotations

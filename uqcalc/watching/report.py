@@ -94,8 +94,8 @@ def _advice(event: Event) -> list[str]:
     lines.append(
         "Next: compute a reference for the flagged frames. If you accept their "
         "errors, fit the probe with a larger boundary, or raise the limit of another "
-        "signal. Do not raise the limit on the risk 1 - P(reliable): it would let "
-        "true failures pass, too. If the errors are too large, train the potential "
+        "signal. Do not raise the limit on the risk 1 - P(reliable): a larger limit "
+        "also accepts true failures. If the errors are too large, train the potential "
         f"on these frames, or run under milder conditions than at step {event.step}."
     )
     return lines

@@ -33,10 +33,10 @@ _DENSITY = 4
 class Rewind:
     """Settings of ``Monitor(on_unreliable="rewind")``, for molecular dynamics.
 
-    Instead of a halt, the run goes back to the last state that was RELIABLE at least
-    ``back_fs`` before the alarm and before all UNRELIABLE frames that have raised it,
-    and from there takes another path. Positions, momenta,
-    cell, heat bath and barostat are those of that state. Then a part of the momenta is
+    Instead of a halt, the run goes back to an earlier state and takes another path from
+    there: the last RELIABLE state that is at least ``back_fs`` older than the alarm and
+    older than the UNRELIABLE frames that caused it. Positions, momenta, cell, heat
+    bath and barostat are those of that state. Then a part of the momenta is
     drawn anew, and the random numbers of the dynamics (``dynamics.rng``) are replaced
     by a new generator. If no such state is left, or after ``max_rewinds`` rewinds, the
     run is halted.
@@ -49,7 +49,7 @@ class Rewind:
     Parameters
     ----------
     max_rewinds : int
-        Largest number of rewinds in the life of the monitor, at least 1.
+        Largest number of rewinds of one monitor, at least 1.
     back_fs : float
         Smallest time between the state and the alarm in fs, along the path that the run
         took.
@@ -213,8 +213,8 @@ class Rewinder:
         if len(self.done) >= most:
             return f"after {most} rewind{'' if most == 1 else 's'}"
         return (
-            f"no RELIABLE state {self.settings.back_fs:g} fs before, and before the "
-            "UNRELIABLE frames, to go back to"
+            f"no RELIABLE state is left {self.settings.back_fs:g} fs before the alarm "
+            "and before its UNRELIABLE frames"
         )
 
     def _before_next_step(self, act: Callable[[], None]) -> None:

@@ -233,8 +233,8 @@ class RunChecks:
         if not temperature > limit:
             return []
         return [
-            f"the temperature is {temperature:.0f} K > {limit:.0f} K, more than "
-            f"labels of at most {self._hottest:.0f} K fluctuate"
+            f"the temperature is {temperature:.0f} K > {limit:.0f} K, the limit for "
+            f"labels of at most {self._hottest:.0f} K"
         ]
 
     def _motion(self, atoms: Atoms) -> tuple[float, list[str]]:
