@@ -38,7 +38,9 @@ def judged(
     note = f"{_listed(broken)} NaN or infinite"
     given = tuple(_voided(reading, note) for reading in given)
     verdict = policy(given)
-    reasons = verdict.reasons or (note,)
+    reasons = verdict.reasons
+    if not any(note in reason for reason in reasons):  # no signal with a threshold ran
+        reasons = (note, *reasons)
     return given, replace(verdict, level=Level.UNRELIABLE, reasons=reasons)
 
 
