@@ -52,6 +52,24 @@ def test_a_larger_risk_never_gives_a_better_verdict(policy, values, name, other)
     assert small.level <= large.level
 
 
+@given(policies(), some_risks, risks, risks, st.floats(0, 1))
+def test_a_larger_risk_of_concern_never_gives_a_better_verdict(
+    policy, values, one, other, limit
+):
+    """NaN is the worst risk: a stress that cannot be judged is no better than wrong."""
+    ranked = sorted([one, other], key=lambda r: (math.isnan(r), r))
+    small, large = (
+        policy([*read(values), Reading("d", risk, concern=(limit, "strained"))])
+        for risk in ranked
+    )
+    assert small.level <= large.level
+    if not one <= limit:
+        assert (
+            policy([Reading("d", one, concern=(limit, "strained"))]).level
+            is Level.SUSPECT
+        )
+
+
 @given(policies(), some_risks)
 def test_verdict_is_the_worst_level_and_says_why(policy, values):
     verdict = policy(read(values))

@@ -30,6 +30,7 @@ from uqcalc import (
     read_log,
     tap,
 )
+from uqcalc.asking import why_ask
 from uqcalc.cli import app
 from uqcalc.errors import BackboneError, LabelError
 
@@ -78,6 +79,10 @@ def moved(row, to):
         (moved(1, np.nan), r"positions must be finite, got NaN .* atoms \[1\]"),
         (moved(2, [0, np.inf, 0]), "positions must be finite"),
         (methanol(pbc=True, cell=[np.nan, 9, 9]), "cell must be finite"),
+        (
+            methanol(pbc=True, cell=[9, 9, 9], positions=np.full((6, 3), 2e6)),
+            r"coordinates must be at most 1e\+06 Å, got 2e\+06 Å",
+        ),
     ],
     ids=[
         "no atoms",
@@ -89,6 +94,7 @@ def moved(row, to):
         "NaN",
         "infinity",
         "NaN cell",
+        "far away",
     ],
 )
 def test_structures_that_no_pass_can_be_made_for(calculator, atoms, words):
@@ -109,6 +115,9 @@ def test_absurd_overlaps_are_unreliable_and_say_why(calculator, atoms):
     assert assessment.level is Level.UNRELIABLE
     assert "NaN or infinite" in assessment.verdict.reasons[0]
     assert np.isnan(calculator.results["probe_reliability"])
+    assert any("are 0 Å apart" in reason for reason in assessment.verdict.reasons)
+    assert assessment.impossible
+    assert why_ask(assessment) is None  # a reference cannot evaluate it either
 
 
 def test_one_atom_and_mixed_periodicity_are_judged(calculator):

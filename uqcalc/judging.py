@@ -13,6 +13,10 @@ from uqcalc.policy import Policy
 from uqcalc.records import Level, Reading, Verdict
 
 
+# Quantities that a user knows; others, such as ``node_energy``, are of one model.
+_KNOWN = ("energy", "forces", "stress", "charges", "features")
+
+
 def judged(
     readings: Sequence[Reading], broken: Sequence[str], policy: Policy
 ) -> tuple[tuple[Reading, ...], Verdict]:
@@ -34,13 +38,21 @@ def judged(
     note = f"{_listed(broken)} NaN or infinite"
     given = tuple(_voided(reading, note) for reading in given)
     verdict = policy(given)
-    reasons = verdict.reasons or (note,)
+    reasons = verdict.reasons
+    if not any(note in reason for reason in reasons):  # no signal with a threshold ran
+        reasons = (note, *reasons)
     return given, replace(verdict, level=Level.UNRELIABLE, reasons=reasons)
 
 
 def _listed(names: Sequence[str]) -> str:
-    verb = "has" if len(names) == 1 else "have"
-    return f"{' and '.join(names)} {verb} values that are"
+    """Say which quantities, the best known first, and how many others."""
+    known = [name for name in _KNOWN if name in names]
+    shown = known or [*names[:1]]
+    others = len(names) - len(shown)
+    if others:
+        shown.append(f"{others} other quantit{'y' if others == 1 else 'ies'}")
+    text = " and ".join([", ".join(shown[:-1]), shown[-1]][len(shown) == 1 :])
+    return f"{text} {'has' if len(names) == 1 else 'have'} values that are"
 
 
 def _voided(reading: Reading, note: str) -> Reading:
@@ -51,10 +63,11 @@ def _voided(reading: Reading, note: str) -> Reading:
         results={key: _void(value) for key, value in reading.results.items()},
         per_atom_key=None,
         note=note,
-        doubts=(),
+        # findings of `Sanity` and `Flags` hold: a comparison with NaN finds nothing
+        doubts=reading.doubts if reading.always else (),
         unlabelled=(),
-        faults=(),
-        absurd=(),
+        faults=reading.faults if reading.always else (),
+        absurd=reading.absurd if reading.always else (),
         regime="",
         concern=None,
     )

@@ -193,8 +193,8 @@ class Policy:
         A reading outside the calibration of its signal is at least SUSPECT. A reading
         far outside, or with a fault, is UNRELIABLE. The same holds without a threshold
         for readings with ``always``, such as those of `Sanity` and `Flags`. A reading
-        without a threshold whose risk exceeds the limit in its ``concern`` makes the
-        verdict at least SUSPECT.
+        without a threshold whose risk exceeds the limit in its ``concern``, or is NaN,
+        makes the verdict at least SUSPECT.
         """
         verdict = _judged(self.thresholds, readings)
         worst, reasons = verdict.level, [*verdict.reasons]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
@@ -110,8 +111,8 @@ class Reading(Generic[Number]):
         Regime of the structure, and whether the probes are validated there; empty if
         unknown.
     concern : tuple (float, str) or None
-        Limit and reason. A risk above the limit makes the verdict at least SUSPECT in
-        every policy, also where another quantity is judged.
+        Limit and reason. A risk above the limit, or NaN, makes the verdict at least
+        SUSPECT in every policy, also where another quantity is judged.
     """
 
     signal: str
@@ -154,11 +155,14 @@ class Reading(Generic[Number]):
 
     @property
     def concerns(self: Reading[float]) -> tuple[str, ...]:
-        """The reason in ``concern`` with the risk, if that is above the limit."""
-        if self.concern is None or not self.risk > self.concern[0]:
+        """The reason in ``concern`` with the risk, if NaN or above the limit."""
+        if self.concern is None or self.risk <= self.concern[0]:
             return ()
         name = self.meaning or "reliability"
-        return (f"{self.concern[1]}, and {name} = {1 - self.risk:.2g}",)
+        found = f"= {1 - self.risk:.2g}"
+        if math.isnan(self.risk):
+            found = f"is not known ({self.note or 'NaN'})"
+        return (f"{self.concern[1]}, and {name} {found}",)
 
     def _beyond(self, limits: Mapping[str, float]) -> tuple[str, ...]:
         return tuple(

@@ -24,7 +24,10 @@ from uqcalc import (
     tap,
 )
 from uqcalc.annotating.copies import INFO_KEY, cleared_copy, percent_encoded
+from uqcalc.annotating.targets import target_of
+from uqcalc.asking import why_ask
 from uqcalc.errors import RecordError
+from uqcalc.files.structures import frames_of
 from uqcalc.types import Assessment, Reading, Verdict
 
 
@@ -39,6 +42,24 @@ def summary(assessment):
         for r in assessment.readings
     ]
     return assessment.verdict, readings
+
+
+@pytest.mark.parametrize("risk", [0.9, math.nan])
+@pytest.mark.parametrize("ending", ["xyz", "traj", "db"])
+def test_a_concern_counts_again_when_it_is_read_back(tmp_path, ending, risk):
+    """A frame of a strained crystal was SUSPECT live and RELIABLE when judged again."""
+    policy = Policy([Threshold("probe", 0.2, 0.5)])
+    strained = Reading("probe_stress", risk, concern=(0.5, "the pressure is 9 GPa"))
+    readings = (Reading("probe", 0.1), strained)
+    live = Assessment(readings, policy(readings))
+    assert live.level is Level.SUSPECT
+    path = tmp_path / f"judged.{ending}"
+    with target_of(path) as file:
+        file.append(annotated_copy(Atoms("H"), live, {}), "frame")
+    [frame] = frames_of(path)
+    back = read_assessment(frame)
+    assert policy(back.readings) == live.verdict
+    assert why_ask(back) == why_ask(live)
 
 
 def test_the_same_policy_judges_a_reading_read_back_as_it_judged_it_live():

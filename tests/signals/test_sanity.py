@@ -197,6 +197,22 @@ def test_nobody_simulates_a_metre():
     assert why == "the structure is 2e+04 Å > 10000 Å long"
 
 
+@pytest.mark.parametrize(
+    ("far", "doubts", "faults"), [(9e3, 0, 0), (2e4, 1, 0), (-2e5, 0, 1)]
+)
+def test_coordinates_whose_digits_single_precision_loses(far, doubts, faults):
+    """Along a periodic axis the structure stays as long as it was."""
+    crystal = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
+    crystal.rattle(0.05, seed=1)
+    crystal.positions[3, 2] += 5.64 * np.round(far / 5.64)
+    found = read(crystal)
+    assert (len(found.doubts), len(found.faults)) == (doubts, faults)
+    for why in (*found.doubts, *found.faults):
+        assert why.startswith("Cl3 has a coordinate of 2e+0")
+        assert "wrap the atoms" in why
+    assert not found.absurd
+
+
 def test_forces_that_vanish_by_symmetry_say_nothing_and_small_ones_do():
     crystal = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
     [why] = read(crystal, force=1e-6).doubts

@@ -284,6 +284,11 @@ def _record(assessment: Assessment) -> dict[str, Any]:
                 "meaning": reading.meaning,
                 **({"regime": reading.regime} if reading.regime else {}),
                 **({} if reading.atoms is None else {"atoms": list(reading.atoms)}),
+                **(
+                    {"concern": list(reading.concern)}
+                    if reading.concern is not None
+                    else {}
+                ),
             }
             for reading in assessment.readings
         ],
@@ -314,7 +319,13 @@ def _reading(atoms: Atoms, row: Mapping[str, Any]) -> Reading:
         meaning=str(row.get("meaning", "")),
         atoms=tuple(map(int, row["atoms"])) if "atoms" in row else None,
         regime=str(row.get("regime", "")),
+        concern=_concern(row["concern"]) if "concern" in row else None,
     )
+
+
+def _concern(stored: Sequence[Any]) -> tuple[float, str]:
+    limit, why = stored
+    return float(limit), str(why)
 
 
 def _kept(limits: Mapping[str, float], results: Mapping[str, Any]) -> dict[str, float]:

@@ -363,10 +363,11 @@ class Backbone(ABC):
         Raises
         ------
         BackboneError
-            If there are no atoms; if positions or cell are NaN or infinite; if a mass
-            is not positive or an atomic number, charge or spin is invalid; if the model
-            does not support an element; if the cell does not span its periodic
-            directions or is far too small; or if the pass would fill the memory.
+            If there are no atoms; if positions or cell are NaN or infinite; if a
+            coordinate is above 1e6 Å; if a mass is not positive or an atomic number,
+            charge or spin is invalid; if the model does not support an element; if the
+            cell does not span its periodic directions or is far too small; or if the
+            pass would fill the memory.
         """
         if len(atoms) == 0:
             msg = "structure must have at least one atom, got none; leave it out"

@@ -75,13 +75,23 @@ class CHGNetBackbone(Backbone):
             yield captured
 
     def check_structure(self, atoms: Atoms) -> None:
-        """Refuse structures without a cell, too."""
+        """Refuse structures without a cell and left-handed cells, too."""
         super().check_structure(atoms)
-        if abs(np.linalg.det(atoms.cell.array)) < 1e-6:
+        volume = float(np.linalg.det(atoms.cell.array))
+        if abs(volume) < 1e-6:
             msg = (
                 "structure must have a cell for CHGNet, got "
                 f"{atoms.cell.array.tolist()}; give the crystal's cell, or choose "
                 "another model for molecules"
+            )
+            raise BackboneError(msg)
+        if volume < 0:  # CHGNet divides the virial by it
+            msg = (
+                "cell must be right-handed for CHGNet, which gives the stress of a "
+                "left-handed cell with the wrong sign, got cell vectors with the "
+                f"determinant {volume:.4g} Å³; exchange two of them, which leaves the "
+                "crystal as it is: atoms.set_cell(atoms.cell[[1, 0, 2]]) and "
+                "atoms.pbc = atoms.pbc[[1, 0, 2]]"
             )
             raise BackboneError(msg)
 

@@ -12,6 +12,7 @@ from uqcalc.errors import BackboneError
 
 
 DENSEST = 10  # atoms/Å³
+FARTHEST = 1e6  # Å; in single precision neighbouring numbers are 0.06 Å apart here
 # Å; two atoms whose distance is beyond a cutoff of 2 Å or more come so little closer
 # that the number of neighbours at most doubles.
 _LITTLE_MOVED = 0.25
@@ -64,7 +65,7 @@ def _same(ours: np.ndarray | None, theirs: np.ndarray | None) -> bool:
 
 
 def check_finite(atoms: Atoms) -> None:
-    """Raise BackboneError if positions or cell are NaN or infinite."""
+    """Raise BackboneError if positions or cell are NaN, infinite or far too large."""
     # otherwise some models give results, and neighbour lists may fill the memory
     if not np.all(np.isfinite(atoms.cell.array)):
         msg = "cell must be finite, got NaN or infinity; take an earlier frame"
@@ -74,6 +75,14 @@ def check_finite(atoms: Atoms) -> None:
         msg = (
             "positions must be finite, got NaN or infinity at atoms "
             f"{broken[:5].tolist()}; take an earlier frame"
+        )
+        raise BackboneError(msg)
+    reach = float(np.abs(atoms.positions).max(initial=0.0))
+    if reach > FARTHEST:
+        msg = (
+            f"coordinates must be at most {FARTHEST:g} Å, got {reach:.3g} Å: single "
+            "precision has no digits left for distances; call atoms.wrap() for a "
+            "crystal, atoms.center(about=0) for a molecule, or give lengths in Å"
         )
         raise BackboneError(msg)
 

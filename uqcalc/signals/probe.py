@@ -69,10 +69,10 @@ class ProbeSignal:
       guarantee differs from the boundary.
 
     A further probe of the stress also counts where other quantities are judged: if the
-    pressure exceeds ten times its boundary and its P(reliable) is below the cutoff for
-    UNRELIABLE, every verdict is at least SUSPECT. In crystals unlike the training data
-    of the potential, forces can be small by symmetry, so that P of the forces is high
-    (`benchmarks/strained.py`).
+    pressure exceeds ten times its boundary and its P(reliable) is NaN or below the
+    cutoff for UNRELIABLE, every verdict is at least SUSPECT. In crystals unlike the
+    training data of the potential, forces can be small by symmetry, so that P of the
+    forces is high (`benchmarks/strained.py`).
 
     With ``atoms`` the risk, the limits and the worst atoms are those of these atoms,
     and the results above are still those of the whole structure. A guarantee does not
@@ -143,9 +143,10 @@ class ProbeSignal:
         self._stress = probe.reads_stress
         self._strain_counts = further and self.judges == {"stress"}
         charges = {"charges"} if card.charges else set()
-        stress = {"stress"} if self._stress else set()
         # the published network reads only energy and features
         forces = set() if card.architecture == RAW_ARCHITECTURE else {"forces"}
+        reads = self._stress or (self._strain_counts and bool(forces))
+        stress = {"stress"} if reads else set()
         self.requires = frozenset({"features", "energy", *forces, *charges, *stress})
         judged = {"novelty": card.scope, "worst_atom": card.atom_floor}
         prefixes = ["probe"] if atoms is None else ["probe", "probe_region"]

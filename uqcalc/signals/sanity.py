@@ -26,6 +26,9 @@ LOOSE = 1.36  # the closest contact of a labelled frame reaches 1.351
 FORCE, ABSURD_FORCE = 1e3, 1e4  # eV/Å on one atom
 ABSURD_ENERGY = 1e3  # eV/atom; positive energies above this are impossible
 EXTENT = 1e4  # Å
+# Å; coordinates. A carbon atom moved by 1e3 and 1e5 Å along a cell vector of diamond
+# changes forces of a potential in single precision by 0.003 and 0.3 eV/Å.
+ROUNDED, LOST_DIGITS = 1e4, 1e5
 VANISHING = 1e-3  # eV/Å; below this the symmetry is checked
 
 # Å; for models whose cutoff is not known.
@@ -76,7 +79,7 @@ class Sanity:
 
     - UNRELIABLE: two atoms are closer than 0.30 of the sum of their covalent radii; an
       atom has two neighbours closer than 0.40 of that sum; a force is above 1 000 eV/Å;
-      the structure is larger than 10 000 Å.
+      the structure is larger than 10 000 Å; a coordinate is above 100 000 Å.
     - UNRELIABLE, and a `uqcalc.Monitor` stops in the same step: atoms are closer than
       0.15 of that sum; a force is above 10 000 eV/Å; the energy is above 1 000 eV/atom,
       or below the all-electron energy of the free atoms by more than 10 % plus
@@ -85,7 +88,8 @@ class Sanity:
       constant energy and no force, and cannot judge it (`uqcalc.Monitor` calls an atom
       that leaves the others during a run UNRELIABLE); no two atoms are bonded, apart
       from noble gases: the closest contact is above 1.36 of the sum of the covalent
-      radii, as in an expanded crystal; all forces vanish by symmetry; ``atoms.info``
+      radii, as in an expanded crystal; all forces vanish by symmetry; a coordinate is
+      above 10 000 Å, where single precision rounds distances; ``atoms.info``
       has a charge or a spin that the model does not read, or a multiplicity that is
       impossible for the number of electrons.
 
@@ -150,6 +154,7 @@ class Sanity:
             largest = _check_forces(prediction, found)
         _check_energy(prediction, found)
         _check_extent(prediction, found)
+        _check_digits(prediction, found)
         if self.forces and largest < VANISHING and not (found.faults or found.absurd):
             around = around or self._look(prediction)
             _check_symmetry(prediction, around, largest, found)
@@ -303,6 +308,25 @@ def _check_extent(prediction: Prediction, found: _Findings) -> None:
     extent = max(float(spans.max()), float(edges.max()))
     if found.passed(extent / EXTENT):
         found.note(f"the structure is {extent:.3g} Å > {EXTENT:g} Å long", absurd=False)
+
+
+def _check_digits(prediction: Prediction, found: _Findings) -> None:
+    """Record coordinates whose digits single precision loses."""
+    sizes = np.abs(prediction.positions).max(axis=1)
+    atom = int(sizes.argmax())
+    largest = float(sizes[atom])
+    if largest <= ROUNDED:
+        return
+    lost = found.passed(largest / LOST_DIGITS)
+    why = (
+        f"{named_atoms(prediction.numbers, [atom])} has a coordinate of {largest:.3g} Å"
+        f" > {LOST_DIGITS if lost else ROUNDED:g} Å: single precision rounds distances;"
+        " wrap the atoms into the cell"
+    )
+    if lost:
+        found.note(why, absurd=False)
+    else:
+        found.doubts.append(why)
 
 
 def _check_symmetry(
