@@ -391,3 +391,27 @@ def test_far_molecules_are_bonded_within():
     other = molecule("CH4")
     other.translate([4.5, 0, 0])
     assert is_sane(read(pair + other))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_images_of_an_open_direction_within_the_cutoff_are_doubted(turned):
+    """The gap of a film is the height of the cell minus its thickness."""
+    film = bulk("Cu", cubic=True) * (1, 1, 2)
+    film.set_cell([[3.6, 0, 0], [1.0, 3.6, 0], [0.5, 0.7, 14.04]])
+    thickness = np.ptp(film.positions[:, 2])
+    film.pbc = (True, True, False)
+    if turned:
+        film.rotate(40, (1, 2, 3), rotate_cell=True)
+    film.positions += film.cell[2] * 0.7  # partly outside the cell
+    gap = 14.04 - thickness
+    for cutoff, found in ((gap + 0.1, True), (gap - 0.1, False)):
+        doubts = Sanity(cutoff, periodic=True)(predicted(film)).doubts
+        assert any(
+            f"directions (c) are {gap:.3g} Å apart" in why for why in doubts
+        ) is (found)
+        assert not any(
+            "images" in why for why in Sanity(cutoff)(predicted(film)).doubts
+        )
+    film.pbc = True
+    doubts = Sanity(gap + 0.1, periodic=True)(predicted(film)).doubts
+    assert not any("images" in why for why in doubts)

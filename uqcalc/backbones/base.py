@@ -115,6 +115,9 @@ class Backbone(ABC):
     cutoff : float or None
         Largest distance of a neighbour in one step of message passing, Å; None if
         unknown.
+    always_periodic : bool
+        Whether the model treats every structure as periodic in three directions,
+        whatever ``atoms.pbc`` says.
     reads : frozenset of str or None
         Keys of ``atoms.info`` for charge or spin
         (`uqcalc.chargespin.NAMES`) that change the model's results; None if
@@ -147,6 +150,7 @@ class Backbone(ABC):
     changes_process: bool = False
     by_autograd: bool = False
     cutoff: float | None = None
+    always_periodic: bool = False
     reads: frozenset[str] | None = None
     parses: frozenset[str] = frozenset()
     costs: Costs | None = None

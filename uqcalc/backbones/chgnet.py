@@ -33,6 +33,7 @@ class CHGNetBackbone(Backbone):
     batches_stress = True
     most_batch_atoms = 64  # 512 atoms in dense cells, with their angles, need 13 GB
     perturbable = ("atom_conv_layers.*.mlp_out.layers.1",)
+    always_periodic = True
     changes_process = True  # it filters a warning for a while
 
     def __init__(self, calculator: Any, model_calculator: Any | None = None) -> None:

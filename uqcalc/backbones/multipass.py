@@ -118,6 +118,7 @@ class MultiPassBackbone(Backbone):
         self.passes_per_geometry = sum(part.passes_per_geometry for part in parts)
         known = [part.cutoff for part in parts if part.cutoff is not None]
         self.cutoff = min(known, default=None)
+        self.always_periodic = any(part.always_periodic for part in parts)
         read = [part.reads for part in parts if part.reads is not None]
         if len(read) == len(parts):  # only keys that all parts read
             self.reads = frozenset.intersection(*read)

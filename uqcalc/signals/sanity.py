@@ -89,7 +89,8 @@ class Sanity:
       that leaves the others during a run UNRELIABLE); no two atoms are bonded, apart
       from noble gases: the closest contact is above 1.36 of the sum of the covalent
       radii, as in an expanded crystal; all forces vanish by symmetry; a coordinate is
-      above 10 000 Å, where single precision rounds distances; ``atoms.info``
+      above 10 000 Å, where single precision rounds distances; the model treats an
+      open direction as periodic, and images are within its cutoff; ``atoms.info``
       has a charge or a spin that the model does not read, or a multiplicity that is
       impossible for the number of electrons.
 
@@ -113,6 +114,8 @@ class Sanity:
     forces : bool
         Whether forces are judged. Only then is the symmetry checked, as an energy does
         not vanish by symmetry.
+    periodic : bool
+        `uqcalc.types.Backbone.always_periodic`.
     """
 
     name = SANITY
@@ -124,6 +127,7 @@ class Sanity:
         reads: frozenset[str] | None = None,
         *,
         forces: bool = True,
+        periodic: bool = False,
     ) -> None:
         if cutoff is not None and not 0 < cutoff < np.inf:
             msg = f"cutoff must be a positive distance in Å, got {cutoff}"
@@ -131,12 +135,14 @@ class Sanity:
         self.cutoff = USUAL_CUTOFF if cutoff is None else float(cutoff)
         self.reads = reads
         self.forces = forces
+        self.periodic = periodic
         self._pairs = SamePairs()
 
     @classmethod
     def of(cls, backbone: Backbone, *, forces: bool = True) -> Sanity:
         """Return the signal with the cutoff and the inputs of this model."""
-        return cls(backbone.cutoff, backbone.reads, forces=forces)
+        periodic = backbone.always_periodic
+        return cls(backbone.cutoff, backbone.reads, forces=forces, periodic=periodic)
 
     def __call__(self, prediction: Prediction) -> TensorReading:
         """Check the geometry, the energy and the forces of one pass."""
@@ -155,6 +161,8 @@ class Sanity:
         _check_energy(prediction, found)
         _check_extent(prediction, found)
         _check_digits(prediction, found)
+        if self.periodic and not prediction.pbc.all():
+            _check_images(prediction, self.cutoff, found)
         if self.forces and largest < VANISHING and not (found.faults or found.absurd):
             around = around or self._look(prediction)
             _check_symmetry(prediction, around, largest, found)
@@ -327,6 +335,22 @@ def _check_digits(prediction: Prediction, found: _Findings) -> None:
         found.note(why, absurd=False)
     else:
         found.doubts.append(why)
+
+
+def _check_images(prediction: Prediction, cutoff: float, found: _Findings) -> None:
+    """Record images within the cutoff along directions that are open in ``pbc``."""
+    inverse = np.linalg.inv(prediction.cell)
+    places = np.sort((prediction.positions @ inverse) % 1.0, axis=0)
+    gaps = np.diff(places, axis=0, append=places[:1] + 1.0).max(axis=0)
+    gaps /= np.linalg.norm(inverse, axis=0)
+    close = np.flatnonzero(~prediction.pbc & (gaps < cutoff))
+    if len(close):
+        axes, least = ", ".join("abc"[i] for i in close), gaps[close].min()
+        found.doubts.append(
+            "this model treats each structure as periodic, and images along open "
+            f"directions ({axes}) are {least:.3g} Å apart, within its cutoff of "
+            f"{cutoff:g} Å: set pbc=True for a bulk crystal, or add vacuum to the cell"
+        )
 
 
 def _check_symmetry(
