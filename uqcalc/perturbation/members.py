@@ -252,23 +252,8 @@ class PerturbedBackbone(Backbone):
         return replace(prediction.own(), **self._found(atoms, self._asked))
 
 
-_COPIED = (
-    "name",
-    "invariant_features",
-    "batches_stress",
-    "conservative",
-    "passes_per_geometry",
-    "changes_process",
-    "by_autograd",
-    "cutoff",
-    "reads",
-    "parses",
-    "costs",
-    "most_batch_atoms",
-    "perturbable",
-    "perturbable_atoms",
-    "trains_in_batches",
-)
+# What a backbone says of its model, apart from what the perturbed passes add to.
+_COPIED = [name for name in Backbone.__annotations__ if name != "on_demand"]
 
 
 @contextmanager
