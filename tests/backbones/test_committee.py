@@ -195,7 +195,7 @@ class TestCommittee:
         silent = ModuleCalculator()
         member = tap(silent, module="model.readout")
         silent.model = Squares()
-        with pytest.raises(BackboneError, match=r"fire 1 time\(s\).*got 0"):
+        with pytest.raises(BackboneError, match=r"called 1 time\(s\).*got 0"):
             Committee([tapped_module(), member])(rattled(), WANTED)
 
     def test_fingerprint_is_of_all_members_in_order(self):

@@ -87,7 +87,7 @@ def test_tap_that_fires_twice_a_geometry_is_refused():
         return 0.5 * (once(atoms, positions) + once(atoms, positions))
 
     calculator.forward = twice
-    with pytest.raises(BackboneError, match=r"fire 1 time\(s\).*got 2"):
+    with pytest.raises(BackboneError, match=r"called 1 time\(s\).*got 2"):
         tap(calculator, module="model.readout")(rattled("H2O"), WANTED)
 
 

@@ -290,7 +290,9 @@ def test_a_guarantee_of_the_stress_counts_where_the_cell_moves(promises):
     assert policy.thresholds == Policy.from_guarantee(own).thresholds
     assert policy.signals_for("moving_cell") == ("probe", "probe_stress")
     assert "stress" in policy.moving_cell[0].guarantee
-    calc = ReliableCalculator(ToyBackbone(), [own, stress], policy=policy)
+    backbone = ToyBackbone()
+    backbone.provides |= {"stress"}
+    calc = ReliableCalculator(backbone, [own, stress], policy=policy)
     assert calc.policy == policy
     inside, outside = (
         Reading(

@@ -74,7 +74,7 @@ def test_it_keeps_the_order_survives_a_file_and_covers_its_elements(probe, tmp_p
     other = live.assess(frames(["NH3"], 1, seed=7)[0])
     assert "adapted to a system without N" in str(other)
     assert again.seen.frames(rows, range(30)) == list(range(30))
-    with pytest.warns(LabelWarning, match="got 30 of 50 that it was .frame 0 is the"):
+    with pytest.warns(LabelWarning, match="got 30 of 50 on which it was"):
         own = evaluate(again, rows + new, ToyBackbone())
     assert own.report["seen"] == 30
     assert "30 of them are labels of the probe itself" in str(own)

@@ -206,7 +206,7 @@ def test_files_of_something_else_are_refused_and_stay(tmp_path, moody):
     before = target.read_bytes()
     with pytest.raises(RecordError, match=r"labels of one reference, got ase.calc"):
         label([chain(4)], moody, target, workers=0)
-    with pytest.raises(RecordError, match="row 0 with another geometry"):
+    with pytest.raises(RecordError, match="row 0, whose geometry"):
         label([chain(5)], EMT, target, workers=0)
     assert target.read_bytes() == before
     write(tmp_path / "plain.xyz", chain(4))
