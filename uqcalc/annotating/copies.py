@@ -97,7 +97,7 @@ def cleared_copy(atoms: Atoms) -> Atoms:
         copy.arrays.pop(key, None)
     if INFO_KEY in copy.info:  # not written by uqcalc
         _keep(copy, INFO_KEY, copy.info.pop(INFO_KEY))
-    # results of a live calculator may belong to another geometry
+    # results of an attached calculator may belong to another geometry
     stored = atoms.calc.results if isinstance(atoms.calc, SinglePointCalculator) else {}
     found = [] if annotated else list(stored.items())
     for place in (copy.info, copy.arrays):

@@ -37,7 +37,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _CPU_BATCH_ATOMS = 128
-_LIGHT = 0.25  # of the memory limit; even four times as much memory is no fault
+_LIGHT = 0.25  # share of the memory limit; four times as much memory is also allowed
 
 
 @contextmanager
@@ -323,8 +323,8 @@ class Backbone(ABC):
         Raises
         ------
         BackboneError
-            If `check_structure` refuses the structure, or the tap did not fire in this
-            pass.
+            If `check_structure` refuses the structure, or the tap was not called in
+            this pass.
         """
         self.check_structure(atoms)
         given = self.prepared(atoms)

@@ -1,4 +1,4 @@
-"""The file of a learning loop: what `uqcalc loop` is asked to do."""
+"""The file of a learning loop: the input of `uqcalc loop`."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Evaluator:
         -------
         outcome, words : str
             ("made", what was compared), ("not made", reason), ("failed", reason) if the
-            reference fails on this frame, or ("wrong", reason) for foreign units.
+            reference fails on this frame, or ("wrong", reason) for wrong units.
         """
         try:
             calculator = self._made(folder)

@@ -382,7 +382,7 @@ def _series(
     """Return the largest risk / scale of each frame.
 
     It is infinite for a NaN risk, for a frame that cannot be evaluated, and where a
-    signal itself says UNRELIABLE; None if no signal was read.
+    signal is UNRELIABLE without a limit; None if no signal was read.
     """
     _chosen(calculator, scales)
     found: list[float | None] = []

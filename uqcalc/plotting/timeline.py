@@ -252,7 +252,7 @@ def _bands(axes: Axes, suspect: float, unreliable: float) -> None:
 
 
 def _name(axes: Axes, y: float, text: str, colour: str, va: str = "center") -> None:
-    """Write a name at the left end, where curves of a run are calm."""
+    """Write a name at the left end, where the curves of a run change little."""
     from matplotlib.patheffects import withStroke
 
     axes.annotate(

@@ -1,4 +1,4 @@
-"""The spread of a learned perturbation: one potential that knows its uncertainty."""
+"""The spread of a learned perturbation: an uncertainty from one potential."""
 
 from __future__ import annotations
 

@@ -246,7 +246,7 @@ class Follower:
 
 
 def _other_lines(path: Path, stop: int) -> Iterator[int]:
-    """Yield where records begin that are no steps: halts, warnings, headers."""
+    """Yield the start of each record that is not a step: halts, warnings, headers."""
     done, rest = 0, b""
     with path.open("rb") as file:
         while done < stop and (chunk := file.read(_CHUNK)):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-_LEAST = 20  # structures; for fewer UMAP shows nothing that PCA does not show
+_LEAST = 20  # structures; for fewer, UMAP shows no more than PCA
 _SEED = 0
 
 
@@ -41,7 +41,7 @@ def _umap() -> Any:
     """Return the package umap-learn; None if it is not installed."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ImportWarning)  # it misses Tensorflow
+            warnings.simplefilter("ignore", ImportWarning)  # no Tensorflow
             import umap
     except ImportError:
         return None

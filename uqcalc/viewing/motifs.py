@@ -1,4 +1,4 @@
-"""Where the trouble sits: elements and motifs among unreliable and reliable atoms."""
+"""Frequency of elements and motifs among unreliable and reliable atoms."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from uqcalc.geometry.drawn import drawn_bonds
 
 BLOCKS = 20  # contiguous blocks of frames for the intervals
 _DRAWS = 500
-_LEAST = 5  # atoms of a motif, fewer say nothing
+_LEAST = 5  # smallest number of atoms of a motif
 _LEVEL = 0.95
 
 
 class Enrichment(NamedTuple):
-    """How much more often a motif stands among unreliable atoms than among reliable.
+    """How much more frequent a motif is among unreliable than among reliable atoms.
 
     Attributes
     ----------

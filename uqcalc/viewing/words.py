@@ -1,4 +1,4 @@
-"""What a report says of a run in words: its verdict, its facts, and what to do next."""
+"""Sentences of a report on a run: its verdict, its facts, and the next steps."""
 
 from __future__ import annotations
 
