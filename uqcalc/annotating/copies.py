@@ -201,7 +201,7 @@ def read_assessment(atoms: Atoms) -> Assessment:
 
 
 def step_of(frame: Atoms) -> int | None:
-    """Return the step in ``info``; None without one, or if it is no whole number."""
+    """Return the step in ``info``; None without one, or if it is not a whole number."""
     step = np.asarray(frame.info.get("step"))
     if step.size != 1 or step.dtype.kind not in "iuf" or step % 1:
         return None

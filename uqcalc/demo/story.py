@@ -110,7 +110,7 @@ def _truth_lines(run: DemoRun) -> list[str]:
 
 
 def report_line(run: DemoRun, page: Path) -> str:
-    """Write the report of a run beside its log; return where it is, or what it needs.
+    """Write the report of a run beside its log; return its path, or what is missing.
 
     Without the packages of the extra ``report`` there is no report.
     """

@@ -117,7 +117,7 @@ def compare_energies(
     data = build_dataset(
         [frames[i] for i in order],
         backbone,
-        # offsets are asked for, so that only this module speaks of the method
+        # offsets are fitted, so that only this module warns about the method
         Labels("energy_per_atom", offsets=True),
         exclude=exclude,
         title="energies",

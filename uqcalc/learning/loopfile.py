@@ -145,7 +145,7 @@ class LoopFile(Section):
         return f"{where}{colon}{function}"
 
     def at(self, name: str) -> Path:
-        """Return where a path of this file is."""
+        """Return a path of this file as an absolute path."""
         return self._folder / name
 
 

@@ -222,7 +222,7 @@ class RunFile(Section):
         return [str(path) if path.is_file() else name for name, path in places.items()]
 
     def at(self, name: str) -> Path:
-        """Return where a path of this file is."""
+        """Return a path of this file as an absolute path."""
         return self._folder / name
 
     @property

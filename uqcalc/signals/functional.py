@@ -124,8 +124,8 @@ class FunctionalSpread:
         Raises
         ------
         ModelError
-            If the perturbation belongs to another potential, or if another signal
-            brings other members.
+            If the perturbation belongs to another potential, or if another signal needs
+            other members.
         """
         from uqcalc.perturbation.members import PerturbedBackbone
 

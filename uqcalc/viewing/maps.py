@@ -32,7 +32,7 @@ def map_of(vectors: NDArray[np.float64]) -> tuple[NDArray[np.float64], str]:
         return _principal(scaled), "PCA"
     near = min(15, len(scaled) - 1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numba and scikit-learn warn of their own
+        warnings.simplefilter("ignore")  # hides warnings of numba and scikit-learn
         found = umap.UMAP(n_neighbors=near, random_state=_SEED, n_jobs=1)
         return np.asarray(found.fit_transform(scaled), dtype=float), "UMAP"
 

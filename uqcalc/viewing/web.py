@@ -161,7 +161,7 @@ def application(place: Path) -> Starlette:
             Route("/timeline/{number:int}", timeline),
             Route("/structure/{number:int}", structure),
         ],
-        # a page of another site must not reach this server under a name of its own
+        # a page of another site must not reach this server under another name
         middleware=[
             Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
         ],

@@ -96,7 +96,7 @@ class RunChecks:
     ----------
     bonds_lasted : bool
         Whether bonds have stayed changed for ``bond_change_fs`` at this step. The time
-        then counts anew.
+        then starts again.
 
     Raises
     ------
