@@ -34,7 +34,7 @@ from viewings import RUN, annotated, chances, write_log
 
 STEPS, FRAMES, ATOMS = 100_000, 277, 21
 QUIET_S = 1.5  # the main thread is free if so long no task takes more than 50 ms
-# # Records the first animation frame with each part; it does not change the page. The
+# Records the first animation frame with each part; it does not change the page. The
 # viewer counts from the frame after its loading, when it has been drawn.
 WATCH = """
   const seen = window.seen = { tasks: [], blocked: 0 };
