@@ -53,7 +53,7 @@ def wrapped(base):
 
 
 def path_of(atoms, dynamics, steps):
-    """Return all that a run knows at each step, for a bitwise comparison."""
+    """Return all results of a run at each step, for a bitwise comparison."""
     path = []
 
     def keep():
@@ -173,7 +173,7 @@ def test_npt_is_bitwise_that_of_the_base_and_stress_costs_no_pass(base, make):
 
 
 class LazyEMT(EMT):
-    """Gives only what it is asked for, as some torch calculators do."""
+    """Gives only requested properties, as some torch calculators do."""
 
     def calculate(self, atoms, properties, system_changes):
         super().calculate(atoms, properties, system_changes)
@@ -221,7 +221,7 @@ def test_flagged_importance_comes_only_where_the_verdict_asks(base):
 
 
 class Infinite(EMT):
-    """Gives finite forces, by which signals go, and an infinite energy when told to."""
+    """Gives finite forces, which signals read, and on request an infinite energy."""
 
     broken = False
 
@@ -273,7 +273,7 @@ def test_a_broken_geometry_is_refused_before_the_pass():
 
 
 def charged_mace():
-    """A MACE calculator that is told where charge and spin live."""
+    """A MACE calculator with given keys of charge and spin."""
     return mace_calculator(info_keys={"total_charge": "charge", "total_spin": "spin"})
 
 
@@ -311,7 +311,7 @@ def test_without_better_knowledge_all_of_info_counts():
 
 
 def test_assess_belongs_to_the_geometry_asked_for(base):
-    """Also where base and backbone were used on another geometry in between."""
+    """Also if base and backbone were used on another geometry in between."""
     backbone = tap(base)
     probe = tiny_probe(backbone)
     one = ReliableCalculator(backbone, probe)
@@ -330,8 +330,8 @@ def test_assess_belongs_to_the_geometry_asked_for(base):
     passes = backbone.passes
     assert risk(one, 0) == truth[0]  # still cached, and still right
     assert backbone.passes == passes
-    assert risk(one, 1) == truth[1]  # the base has seen this one last but one
-    assert risk(one, 2) == truth[2]  # and has this one in its own cache
+    assert risk(one, 1) == truth[1]  # the base's geometry before its last one
+    assert risk(one, 2) == truth[2]  # and this one is in its own cache
     assert risk(two, 0) == truth[0]
     frames[0].positions[0] += 0.01  # moved in place
     assert risk(one, 0) != truth[0]

@@ -127,7 +127,7 @@ def test_all_shipped_probes_are_small():
 def test_without_a_probe_library_commands_and_run_files_do_the_same(
     tmp_path, monkeypatch
 ):
-    """What no probe ships for is read without labels, and nothing is RELIABLE."""
+    """Without a shipped probe, signals need no labels, and nothing is RELIABLE."""
     frames = [rattled(seed=seed) for seed in range(2)]
     write(tmp_path / "frames.xyz", frames)
     unknown = mace_calculator(0)

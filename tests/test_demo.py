@@ -1,4 +1,4 @@
-"""The bundled potential, its probe, and the demonstration made of them."""
+"""The bundled potential, its probe, and the demonstration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What belongs to the whole process stays as the user has it."""
+"""Settings of the whole process do not change."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_loading_a_probe_draws_nothing_and_reads_the_same(tmp_path):
 
 @pytest.mark.slow
 def test_opening_the_bundled_model_leaves_all_as_it_was():
-    open_model("default", device="cpu")  # what is imported may add its filters
+    open_model("default", device="cpu")  # imported packages may add filters
     before = process()
     open_model("default", device="cpu")
     assert process() == before

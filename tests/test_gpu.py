@@ -1,6 +1,6 @@
-"""On a GPU: the answers of the CPU, one synchronisation more, memory that is linear.
+"""On a GPU: the results of the CPU, one more synchronisation, linear memory.
 
-Nothing here is bitwise: sums over atoms come in another order at every pass.
+No comparison is bitwise: sums over atoms have another order at every pass.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def signals(frames):
 
 
 def read_alike(here, there, signals, atoms):
-    """Read the same structure on both devices and hold each number to the other."""
+    """Read the same structure on both devices and compare the numbers."""
     pairs = [
         to_host([signal(backbone(atoms, WANTED)) for signal in signals])
         for backbone in (here, there)

@@ -1,4 +1,4 @@
-"""What a terminal and a notebook show of an object: a line, and a small table."""
+"""Objects in a terminal and in a notebook: a line, and a small table."""
 
 from __future__ import annotations
 

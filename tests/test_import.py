@@ -143,7 +143,7 @@ def test_cards_of_heads_and_signals_are_told_without_torch(tmp_path):
     signal = SignalCard(kind="latent_distance", **given, feature_dim=3, risk="distance")
     write(path, SIGNAL.key, asdict(signal))
     assert "latent distance" in card_without_torch(path)
-    # a class is known by the name on a card, though nothing has imported it
+    # a class is found by the name on a card before its import
     code = "import sys, uqcalc; uqcalc.load_signal(sys.argv[1])"
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True

@@ -78,7 +78,7 @@ def test_every_halt_of_a_log_is_listed(tmp_path):
     assert rows["halt 2"].startswith("UNRELIABLE at step 3")
     assert rows["ended"] == "finished at step 7"
     only = log_info(summarise_log(ran(tmp_path / "one.jsonl", [BAD] * 4)))
-    assert "halt 1" not in dict(only.rows)  # the row "ended" says it
+    assert "halt 1" not in dict(only.rows)  # the row "ended" contains it
 
 
 def ended(path):
@@ -243,7 +243,7 @@ def test_a_log_with_wrong_types_is_an_error_of_ours_or_is_read(tmp_path):
                 file_info(path)
             except RecordError:
                 refused += 1
-            with suppress(RecordError):  # one that goes on with it
+            with suppress(RecordError):  # a log that continues it
                 EventLog(path, {"run": records[0]["run"]}, "append")
     assert refused > tried / 4
 

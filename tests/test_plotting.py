@@ -1,4 +1,4 @@
-"""Pictures: drawn on the axes they are given, and true to their numbers."""
+"""Pictures: drawn on the given axes, with the right numbers."""
 
 from __future__ import annotations
 

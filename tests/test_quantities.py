@@ -1,4 +1,4 @@
-"""Errors with a unit: right by the tables of ase, refused where they mean nothing."""
+"""Errors with a unit: as in the tables of ase; other texts are refused."""
 
 import pytest
 from ase import units

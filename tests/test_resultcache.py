@@ -1,4 +1,4 @@
-"""What makes an answer stale, and what does not."""
+"""Changes that make a cached answer invalid, and changes that do not."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ FREE = {
 
 @pytest.mark.parametrize("name", FULL)
 def test_atoms_that_cannot_move_are_fixed(name):
-    """An independent route: what ASE lets move when all atoms are shifted."""
+    """An independent route: atoms that move in ASE when all atoms are shifted."""
     atoms = copper()
     atoms.cell[1, 0], atoms.cell[2, 1] = 0.7, 0.4
     atoms.set_constraint(FULL[name])
@@ -175,7 +175,7 @@ def test_setting_and_removing_constraints_changes_the_verdict(name):
         atoms.set_constraint(constraints)
         risks.append(atoms.calc.assess(atoms).readings[0].risk)
     assert risks == [0.0, 2.0, 0.0]
-    assert atoms.calc.backbone.passes == 2  # the first answer was still known
+    assert atoms.calc.backbone.passes == 2  # the first answer was still cached
 
 
 def test_another_policy_or_signal_judges_anew():

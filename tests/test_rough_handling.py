@@ -1,4 +1,4 @@
-"""Bad input and bad luck: each gets its message, and nothing computed is lost.
+"""Bad input and failures: each gives a message, and computed results are kept.
 
 What belongs to one command is tested with it: kill -9 of an annotation in
 `annotating/test_trajectory.py`, kill -9 of a run in `runfile/test_running.py`.
@@ -178,7 +178,7 @@ def test_files_without_frames_end_with_a_message(tmp_path, command, content):
     assert visible == ["empty.xyz"]
 
 
-# A run whose files may grow to so many bytes: a disk that fills up while it runs.
+# A run with a limit on the bytes of its files, as for a disk that becomes full.
 RUN = """
 import resource, sys, warnings
 sys.path.insert(0, {tests!r})

@@ -87,7 +87,7 @@ def test_selected_frames_are_those_of_the_whole_file(source, tmp_path):
     assert numbers(target) == expected
     assert summary.passed == 9 - len(expected)
     assert f"{summary.passed} frames judged in this run do" in str(summary)
-    # a torn file is continued behind its last whole frame
+    # an incomplete file is continued after its last complete frame
     content = target.read_bytes()
     target.write_bytes(content[: len(content) // 2])
     annotate_file(source, target, judged(), select=condition, batch_atoms=8)

@@ -36,7 +36,7 @@ def results():
 
 
 def summary(assessment):
-    """Return all that must survive a file but the published numbers."""
+    """Return all that a file must preserve, except the published numbers."""
     readings = [
         (r.signal, "nan" if math.isnan(r.risk) else r.risk, r.unit, r.note)
         for r in assessment.readings
@@ -63,7 +63,7 @@ def test_a_concern_counts_again_when_it_is_read_back(tmp_path, ending, risk):
 
 
 def test_the_same_policy_judges_a_reading_read_back_as_it_judged_it_live():
-    """Novelty 3 of a limit of 1 was SUSPECT live and RELIABLE when read back."""
+    """Novelty 3 with a limit of 1 was SUSPECT in the run and RELIABLE from a file."""
     policy = Policy([Threshold("probe", 0.2, 0.5)])
     one = Atoms("H")
     for entries in (
@@ -115,7 +115,7 @@ def test_a_live_assessment_survives_files(tmp_path, live, suffix):
         np.testing.assert_allclose(forces, live.get_forces(), atol=1e-8)
         np.testing.assert_allclose(theirs.per_atom, ours.per_atom, atol=1e-8)
         assert back.worst_atoms() == assessment.worst_atoms()
-    else:  # .traj drops arrays of unknown name: absent, never made up
+    else:  # .traj drops arrays of unknown name: they are absent
         assert theirs.per_atom is None
         assert back.worst_atoms() == []
 
@@ -170,7 +170,7 @@ def test_values_keep_their_kind_in_extended_xyz(tmp_path):
 
 @pytest.mark.parametrize("number", [np.float32(-2.5), -2.5, np.nan])
 def test_energies_of_any_kind_of_number_survive(tmp_path, number):
-    """CHGNet gives float32, wrecked structures NaN; both are recognised as ours."""
+    """CHGNet gives float32, damaged structures NaN; both belong to the annotation."""
     assessment = Assessment((), Verdict(Level.SUSPECT))
     frame = annotated_copy(copper(), assessment, results() | {"energy": number})
     back = through(frame, tmp_path, "extxyz")
@@ -180,7 +180,7 @@ def test_energies_of_any_kind_of_number_survive(tmp_path, number):
 
 
 def test_frames_of_versions_before_02_are_read_and_their_predictions_are_no_labels():
-    """They hold the results of the potential in a calculator, as ASE's labels are."""
+    """Their calculator has results of the potential, in the place of ASE's labels."""
     assessment = Assessment((Reading("s", 0.7),), Verdict(Level.SUSPECT, ("why",)))
     old = annotated_copy(copper(), assessment, {})
     record = json.loads(unquote(old.info[INFO_KEY])) | {"energy": -1.5}

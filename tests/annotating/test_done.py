@@ -1,4 +1,4 @@
-"""A repeat of `uqcalc annotate` that has nothing to do ends before torch is needed."""
+"""A repeated `uqcalc annotate` without new work ends before torch is imported."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_repeat_tells_the_same_without_torch_and_a_changed_file_is_seen(tmp_pa
     for line in first.stdout.splitlines()[-3:]:
         assert line in again.stdout
     assert target.read_bytes() == before
-    os.utime(table)  # perhaps edited: in doubt everything is done again
+    os.utime(table)  # perhaps edited: in doubt the work is repeated
     assert "torch" in repeat(arguments).stderr
     assert target.read_bytes() == before
     assert len(read(target, ":")) == 3
@@ -127,7 +127,7 @@ def test_of_a_large_file_first_and_last_pieces_are_read(tmp_path, monkeypatch):
 
 
 def test_weights_that_no_package_holds_are_in_doubt(tmp_path):
-    """The cache of a downloaded potential may change without a trace."""
+    """The cache of a downloaded potential may change without notice."""
     from uqcalc.cli.annotate import _job_hash
 
     source = tmp_path / "md.xyz"

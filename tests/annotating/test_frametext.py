@@ -1,4 +1,4 @@
-"""What ASE's writer takes and its reader does not give back never reaches a file."""
+"""Entries that ASE writes but does not read back unchanged are not in the file."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_other_columns_are_kept(array):
 
 
 def test_geometry_survives_whatever_it_is(tmp_path):
-    """Numbers without a symbol, NaN positions, no atoms: each frame by itself."""
+    """Numbers without a symbol, NaN positions, no atoms, one frame for each."""
     path = tmp_path / "all.xyz"
     strange = Atoms([1, 200], positions=[[0, 0, np.nan], [np.inf, 0, 0]], pbc=True)
     assert append_frame(path, strange) == ("atomic numbers that have no symbol",)

@@ -58,7 +58,7 @@ def numbers_of(frame):
 
 
 def same(frame, other, *, but=()):
-    """Check that two annotated frames say the same, to the precision of a probe."""
+    """Check that two annotated frames are equal, to the precision of a probe."""
     np.testing.assert_array_equal(frame.numbers, other.numbers)
     assert frame.info.keys() - set(but) == other.info.keys() - set(but)
     values, expected = numbers_of(frame), numbers_of(other)
@@ -82,7 +82,7 @@ def test_batches_have_the_number_of_atoms_that_the_backbone_prefers(mace):
     backbone = mace.backbone
     before = backbone.passes
     assert len(list(annotate(frames, mace))) == 40
-    each = backbone.batch_atoms // 9  # whole frames of nine atoms in a batch
+    each = backbone.batch_atoms // 9  # complete frames of nine atoms in a batch
     assert backbone.passes - before == -(-40 // each) > 1
 
 
@@ -117,7 +117,7 @@ def test_fitting_frames_are_evaluated_in_one_pass(mace):
 
 
 def broken():
-    """Return frames that no potential can judge, with a word of the reason each."""
+    """Return frames that no potential can judge, with a word of each reason."""
     nan, cell = rattled(), salt()
     nan.positions[2, 1] = np.nan
     cell.cell[0, 0] = np.inf
@@ -153,7 +153,7 @@ def test_a_bad_frame_is_marked_and_takes_no_other_down(tmp_path, mace):
 
 
 class Refusing(EMT):
-    """EMT that raises what it finds in ``info``."""
+    """EMT that raises the error in ``info``."""
 
     def calculate(self, atoms=None, *args):
         if "raise" in atoms.info:
@@ -270,7 +270,7 @@ def test_labels_survive_and_an_earlier_annotation_does_not(tmp_path):
     [third] = annotate([relabelled], judged())
     assert third.info["original_energy_3"] == -3.5  # a new label
     live = copper()
-    live.calc = judged()  # a calculator at work holds the results of any geometry
+    live.calc = judged()  # an attached calculator may hold results of another geometry
     live.get_potential_energy()
     assert not any("original" in key for key in next(annotate([live], live.calc)).info)
 
@@ -546,18 +546,18 @@ def test_a_cell_that_moves_from_frame_to_frame_is_a_doubt(mace, tmp_path):
     assert doubted(annotate(moving, mace)) == [False, False, True, True, True]
     assert not any(doubted(annotate(moving, mace, use="fixed_cell")))
     assert all(doubted(annotate(moving, mace, use="moving_cell")))
-    # others, and the cell of the first again: no trajectory
+    # other atoms, then the first cell again: no trajectory
     assert not any(doubted(annotate([moving[0], *mixed(), moving[-1]], mace)))
     source, target = tmp_path / "npt.xyz", tmp_path / "out.xyz"
     write(source, moving[:3])
     annotate_file(source, target, mace)
     write(source, moving)
-    annotate_file(source, target, mace)  # goes on, and knows what came before
+    annotate_file(source, target, mace)  # continues, with the frames before
     assert doubted(read(target, ":")) == [False, False, True, True, True]
 
 
 def test_structures_of_a_data_set_do_not_move_and_those_of_a_run_do(mace):
-    """The same atoms in other cells: strained and rattled at random, or run."""
+    """The same atoms in other cells: random strains, or frames of a run."""
 
     def doubted(frames):
         return [

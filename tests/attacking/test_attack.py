@@ -1,4 +1,4 @@
-"""Attacks: true gradients, bounds that hold, paths that are never lost."""
+"""Attacks: gradients, bounds, and paths that are kept after errors."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_gradients_of_what_the_calculator_reads_are_true(atoms, model):
 
 @pytest.mark.usefixtures("_double")
 def test_gradients_of_straight_molecules_are_true_along_them():
-    """Off the line U jumps: the torque about it counts there, and not on it."""
+    """U is discontinuous off the line: only there the torque about it counts."""
     atoms, calc = molecule("CO2"), attackable(torch.float64)
     settings = AttackSettings(alpha=1, beta=0)
     along = np.outer([0.5, -0.7, 0.3], [0, 0, 1])
@@ -237,7 +237,7 @@ def test_no_atom_moves_further_than_max_step():
     [path] = attack(rattled(), attackable(), settings)
     for one, two in zip(path.frames, path.frames[1:], strict=False):
         longest = np.linalg.norm(two.positions - one.positions, axis=1).max()
-        close(longest, 0.02)  # alpha asks for more
+        close(longest, 0.02)  # alpha alone would give more
 
 
 @pytest.mark.parametrize("atoms", [rattled(), salt()], ids=["molecule", "crystal"])
@@ -579,7 +579,7 @@ def test_a_structure_that_cannot_be_evaluated_is_refused(monkeypatch):
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
-    """`uqcalc attack` on a small Orb, whatever the model is called."""
+    """`uqcalc attack` on a small Orb, for any name of the model."""
 
     def open_model(name, **options):
         return orb_calculator(orb_model(dtype=torch.float32))

@@ -1,4 +1,4 @@
-"""What is AIMNet2's own: charges, charge and spin, published probes, refusals."""
+"""Special properties of AIMNet2: charge, spin, published probes, refusals."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def judged():
 
 
 def test_features_are_what_aimnet_calls_aim(backbone):
-    """Held against the package's own way to ask for more output."""
+    """Compared with the package's own option for more output."""
     base = aimnet2().base_calc
     base.keys_out = [*base.keys_out, "aim"]
     base.atom_feature_keys = [*base.atom_feature_keys, "aim"]
@@ -72,7 +72,7 @@ class TestCharge:
         assert judged.backbone.passes == 2
 
     def test_of_one_structure_does_not_stick_to_the_next(self):
-        """It does in the bare calculator, whose answers then depend on the order."""
+        """In the bare calculator it is kept, and results depend on the order."""
         bare, ours = aimnet2(), AIMNet2Backbone(aimnet2())
         atoms = rattled()
         bare.calculate(atoms, WANTED)
@@ -99,7 +99,7 @@ def test_spin_counts_where_the_model_reads_it(monkeypatch):
     before = ours.extra_state(atoms)
     atoms.info["spin"] = 3
     assert ours.extra_state(atoms)["mult"] == 3 != before["mult"]
-    atoms.info["mult"] = 2  # comes first in AIMNet2ASE, too
+    atoms.info["mult"] = 2  # AIMNet2ASE has the same priority
     assert ours.extra_state(atoms)["mult"] == 2
 
 
@@ -126,7 +126,8 @@ def test_fingerprint_is_of_weights_and_dispersion():
 class TestLeavesNothingBehind:
     def test_on_the_calculator(self):
         calculator = aimnet2()
-        # releases of aimnet keep something of a pass; of an ion aimnet 0.2.0 its charge
+        # releases of aimnet keep data of a pass; aimnet 0.2.0 keeps the charge of an
+        # ion
         calculator.calculate(rattled(), WANTED)
         before = {**vars(calculator.base_calc)}.keys()
         AIMNet2Backbone(calculator)(ion(), WANTED)
@@ -168,7 +169,7 @@ class TestRefuses:
 
 
 def test_small_molecules_on_a_gpu_come_unpadded_with_a_leading_axis():
-    """The layout AIMNet2 takes there, made to order: it takes no GPU to be read."""
+    """The layout of AIMNet2 there is generated: reading it needs no GPU."""
     dense = {
         "coord": torch.zeros(1, 6, 3),
         "nbmat": torch.zeros(6, 5),

@@ -1,4 +1,4 @@
-"""What is CHGNet's own: the energy from its features."""
+"""Special properties of CHGNet: the energy from its features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""UMA and eSEN of fairchem, with random weights; in an environment of their own.
+"""UMA and eSEN of fairchem, with random weights; in a separate environment.
 
 fairchem-core needs another e3nn than mace-torch: run it with ``make test-fairchem``.
 Elsewhere it is skipped.
@@ -125,7 +125,7 @@ class TestDirect:
 
 
 def test_features_are_invariant_where_activations_are_not_on_a_grid():
-    """On a grid, as in UMA, they are nearly so."""
+    """On a grid, as in UMA, they are nearly invariant."""
     turned = rattled()
     turned.rotate(61.0, (1, 2, 3))
     apart = {}
@@ -138,7 +138,7 @@ def test_features_are_invariant_where_activations_are_not_on_a_grid():
 
 
 class TestExperts:
-    """The model that runs is the one that is tapped, whichever fairchem makes."""
+    """The tapped model is the one that runs, also after fairchem replaces it."""
 
     def test_a_merged_model_gives_the_same_features(self):
         merged, plain = tap(fairchem(merge_mole=True)), tap(fairchem())
@@ -180,7 +180,7 @@ class TestExperts:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # what torch's compiler warns of itself
+@pytest.mark.filterwarnings("ignore")  # warnings of torch's compiler
 def test_a_compiled_model_gives_the_same():
     compiled = fairchem(compile=True, merge_mole=True)
     backbone, plain = tap(compiled), tap(fairchem())

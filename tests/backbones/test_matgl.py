@@ -1,4 +1,4 @@
-"""What is MatGL's own: layers by kind of model, and the unit of the stress."""
+"""Special properties of MatGL: layers by kind of model, and the unit of the stress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from uqcalc.testing import contract_frames
 from uqcalc.testing.instruments import counted_calls
 
 
-# which also silences what matgl 4.1.2 has nvalchemi-toolkit-ops 0.5 say at import
+# also hides a message of nvalchemi-toolkit-ops 0.5 at the import of matgl 4.1.2
 pytest.importorskip("matgl.ext.ase")
 from matgl import models
 
@@ -83,7 +83,7 @@ class TestStress:
 
 class TestPassLeavesNothing:
     def test_but_the_layers_without_their_graph(self):
-        """MatGL keeps them with it, and cannot be copied after use."""
+        """MatGL keeps layers with their graph, and cannot be copied after use."""
         calculator = matgl("M3GNet")
         model = calculator.potential.model
         tap(calculator)(rattled(), WANTED)
@@ -118,7 +118,7 @@ class TestBatch:
 
 
 def test_a_change_of_the_charge_is_evaluated():
-    """ASE looks at initial charges: a change of them is evaluated."""
+    """ASE compares initial charges, so a change of them is evaluated."""
     atoms = rattled()
     atoms.calc = ReliableCalculator(
         matgl("QET"),

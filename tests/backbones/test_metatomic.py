@@ -1,4 +1,4 @@
-"""What is metatomic's own: outputs by name, and both forces of one evaluation."""
+"""Special properties of metatomic: outputs by name, both forces of one evaluation."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def exported(tmp_path_factory):
 
 
 def evaluations(calculator):
-    """Count from outside how often the network itself runs."""
+    """Count the evaluations of the network itself."""
     counted = []
     network = calculator.model().module
     network.register_forward_hook(lambda *_: counted.append(1))
@@ -182,7 +182,7 @@ class TestUncertainty:
         assert got["energy_spread"] == pytest.approx(spread, rel=1e-6)
 
     def test_is_not_computed_where_nobody_wants_it(self):
-        # with a threshold metatomic itself asks for the uncertainties, to warn
+        # with a threshold metatomic itself requests the uncertainties, for a warning
         calculator = metatomic(uncertainty_threshold=None)
         asked = []
         calculator.model().module.register_forward_pre_hook(
@@ -291,7 +291,7 @@ class TestNames:
     def test_of_older_models_end_in_an_s(self):
         old = {f"{name}s": given for name, given in (FEATURE | FORCE).items()}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that they are old
+            warnings.simplefilter("ignore")  # warning of an old model
             older = model(ENERGY | old)
         got = tap(MetatomicCalculator(older))(rattled(), [*WANTED, "direct_forces"])
         new = tap(metatomic())(rattled(), [*WANTED, "direct_forces"])

@@ -1,4 +1,4 @@
-"""What is Orb's own: both forces of one pass, and no rotational symmetry."""
+"""Special properties of Orb: both forces of one pass, and no rotational symmetry."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class TestBothForces:
     @pytest.mark.usefixtures("_double")
     def test_what_the_head_takes_out_is_taken_out_of_both(self):
         atoms = rattled()
-        calculator = orb_calculator(orb_model(seed=9))  # the others' stays as it is
+        calculator = orb_calculator(orb_model(seed=9))  # the other ones do not change
         got = tap(calculator)(atoms, BOTH)
         assert got.projected == {"net_force", "net_torque"}
         assert tap(calculator).predict_many([atoms, atoms])[1].projected
@@ -128,7 +128,7 @@ class TestBothForces:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler
 def test_a_compiled_model_gives_both_forces_too():
     eager = orb_model(dtype=torch.float32)
     compiled = copy.deepcopy(eager)
@@ -190,7 +190,7 @@ def test_the_differentiable_entry_is_the_tapped_pass(atoms):
 @pytest.mark.usefixtures("_double")
 @pytest.mark.skipif(not NEW, reason="OrbMol v2 came with orb-models 0.7")
 def test_a_model_with_a_coulomb_term_is_tapped_and_not_differentiated():
-    """Its energy reads charges beside the features: a pass of heads would omit them."""
+    """Its energy also reads charges: a pass of heads would omit these."""
     frames = {name: FRAMES[name].copy() for name in ("molecule", "atom")}
     for atoms in frames.values():
         atoms.info.update(charge=0, spin=1)

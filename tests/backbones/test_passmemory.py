@@ -1,4 +1,4 @@
-"""Structures that would fill the memory are refused; whatever is simulated is not."""
+"""Structures that would fill the memory are refused; realistic ones are not."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ LOST = {
 def test_what_is_lost_in_space_is_refused(name):
     with pytest.raises(BackboneError, match=r"fit in memory.* GB; remove atoms that"):
         check_load(LOST[name](), *MACE)
-    check_load(LOST[name](), 5.0, Costs())  # a list without bins has no trouble
+    check_load(LOST[name](), 5.0, Costs())  # a list without bins needs little memory
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`tap` finds the one model, and says what it cannot do."""
+"""`tap` finds the one model, and refuses others with a reason."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_tap_that_fires_twice_a_geometry_is_refused():
 
 
 class TestSum:
-    """The user sees the sum; the tap sees the model."""
+    """The user gets results of the sum; the tap reads the model."""
 
     def test_fires_although_the_model_answers_from_its_cache(self):
         atoms = rattled()
@@ -127,7 +127,7 @@ class TestSum:
 
 
 class TestSharing:
-    """Many thin wrappers around one heavy calculator, as in a band of images."""
+    """Many wrappers around one calculator, as in a band of images."""
 
     def test_each_wrapper_sees_its_own_pass_only(self):
         shared = mace_on_shared_models(0)

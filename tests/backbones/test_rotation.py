@@ -36,7 +36,7 @@ RNG = np.random.default_rng
 
 
 class Skewed(ModuleCalculator):
-    """Knows up from sideways: what a potential without symmetry might learn."""
+    """A potential without rotational symmetry: directions differ."""
 
     def forward(self, atoms, positions):
         stretch = torch.tensor([1.0, 1.0, 1.2], dtype=positions.dtype)
@@ -44,7 +44,7 @@ class Skewed(ModuleCalculator):
 
 
 class Stretched(Calculator):
-    """MACE of the structure drawn out along z, also of a crystal."""
+    """MACE of the structure stretched along z, also of a crystal."""
 
     implemented_properties = ["energy", "forces", "stress"]  # noqa: RUF012
 
@@ -114,7 +114,7 @@ class TestRotationAverage:
         atoms = ALL[name]
         single = tap(mace_on_shared_models())(atoms, WANTED)
         averaged = RotationAverage(mace_on_shared_models(), 5)(atoms, WANTED)
-        # MACE makes up a box in the directions that are not periodic
+        # MACE adds a box in the directions that are not periodic
         for key in WANTED if atoms.pbc.all() else WANTED[:2]:
             # a lone atom has no force: its terms are those of an energy over 1 Å
             size = np.append(single.results[key], single.energy)
@@ -130,7 +130,7 @@ class TestRotationAverage:
         assert torch.equal(averaged.features, single.features)
 
     def test_is_the_mean_over_turned_copies(self):
-        """Turned by hand, with the same draw."""
+        """Rotated in the test, with the same random rotations."""
         atoms, backbone = ALL["crystal"], RotationAverage(uneven(), 4, seed=3)
         got = backbone(atoms, WANTED)
         draw = Rotation.random(3, RNG(3))
@@ -161,7 +161,7 @@ class TestRotationAverage:
                 assert after < 0.75 * before, spreads
 
     def test_of_orb_gives_both_forces(self):
-        """On demand, as Orb itself does, and closer to what they should be."""
+        """On demand, as Orb itself does, and closer to rotational symmetry."""
         pytest.importorskip("orb_models")
         wanted = ["energy", "forces", "conservative_forces"]
         draw = Rotation.random(8, RNG(2))

@@ -1,4 +1,4 @@
-"""What is TorchANI's own: two ways to its networks, charges, films, refusals."""
+"""Special properties of TorchANI: two ways to its networks, charges, films."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_other_classes_called_calculator_are_not_taken_for_it():
 
 @pytest.mark.parametrize("wanted", [WANTED, ALL], ids=["no stress", "stress"])
 def test_features_are_the_aevs(backbone, wanted):
-    """The model goes two ways to its networks: with stress, and without."""
+    """The model calls its networks in two ways: with stress, and without."""
     atoms = FRAMES["crystal"]
     model = backbone.calculator.model
     aevs = model.aev_computer(
@@ -66,7 +66,7 @@ def test_features_are_the_aevs(backbone, wanted):
 
 
 class TestEnsemble:
-    """The members, each evaluated by itself, are what one pass must give."""
+    """One pass must give the results of members that are evaluated separately."""
 
     @pytest.mark.parametrize("make", [lambda: ani_2x(members=3), with_repulsion])
     @pytest.mark.parametrize("frame", ["molecule", "atom", "crystal"])
@@ -125,7 +125,7 @@ class TestCharges:
 
 
 class TestFilm:
-    """Periodic in two directions: right along the axes, and refused across them."""
+    """Periodic in two directions: right along the axes, otherwise refused."""
 
     def test_is_the_limit_of_more_and_more_vacuum(self, backbone):
         film = crystal(pbc=(True, True, False))

@@ -165,7 +165,7 @@ def test_i_pi_ends_softly_when_a_monitor_halts(tmp_path):
 
 
 def test_the_protocol_carries_forces_and_virial_of_the_bare_potential(tmp_path):
-    """ASE's own server in place of i-PI: a salt, whose stress counts."""
+    """ASE's own server replaces i-PI; a salt tests the stress."""
     atoms = salt()
     start = atoms.copy()
     start.calc = reliable()

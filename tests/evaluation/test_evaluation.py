@@ -1,4 +1,4 @@
-"""Scoring a probe on frames of one's own, and what it writes."""
+"""Scores of a probe on the user's frames, and the files with them."""
 
 import base64
 import json
@@ -125,7 +125,7 @@ def spread(count, *, seed):
 
 
 def relabel(atoms, error):
-    """Put the reference ``error`` away from the prediction, on every component."""
+    """Shift the reference by ``error`` from the prediction, on every component."""
     sign = np.random.default_rng(len(atoms)).choice([-1, 1], size=(len(atoms), 3))
     atoms.arrays["REF_forces"] = ToyBackbone().calculator.get_forces(atoms) + (
         error * sign
@@ -137,7 +137,7 @@ def test_scope_is_counted_as_the_live_verdict_has_it(joined):
     result = evaluate(probe, frames, ToyBackbone())
     live = ReliableCalculator(ToyBackbone(), probe)
     doubts = [live.assess(atoms).readings[0].out_of_scope for atoms in frames]
-    # a doubtful atom is a doubt of its own, inside and outside
+    # a doubtful atom is a separate doubt, inside and outside
     weak = [any("probe_worst_atom" in d for d in found) for found in doubts]
     expected = [len(d) > w for d, w in zip(doubts, weak, strict=True)]
     assert result.tested.outside.tolist() == expected
@@ -157,7 +157,7 @@ def test_scope_is_counted_as_the_live_verdict_has_it(joined):
 
 
 def test_trusted_and_wrong_outside_the_scope(joined):
-    """All are trusted by a probe that is always sure: the scope tells the far ones."""
+    """P is near 1 for all structures: only the scope detects the far ones."""
     probe, frames = joined
     sure = probe.with_card(calibration=Calibration(1e-6, 9.0))
     report = evaluate(sure, frames, ToyBackbone()).report
@@ -179,7 +179,7 @@ def test_atoms_are_scored_by_their_own_errors(joined):
         right.append(np.linalg.norm(missed, axis=1) <= probe.card.atom_boundary)
     belief, right = np.concatenate(belief), np.concatenate(right)
     assert report["atoms"] == len(right)
-    # live and in batches P parts by roundings, and a pair of neighbours may swap
+    # P of single structures and of batches differs by rounding: two may change order
     pairs = right.sum() * (~right).sum()
     assert abs(report["auroc"] - metrics.roc_auc_score(right, belief)) < 3 / pairs
     ece = scores.expected_calibration_error(right, belief)
@@ -187,7 +187,7 @@ def test_atoms_are_scored_by_their_own_errors(joined):
 
 
 class Page(HTMLParser):
-    """What a page shows, what it asks of others, and whether its tags close."""
+    """Text of a page, its addresses, and whether its tags are closed."""
 
     def __init__(self, text):
         super().__init__()
@@ -228,7 +228,7 @@ def test_the_page_needs_nothing_and_says_it_all(joined, tmp_path):
         assert kind == "data:image/svg+xml;base64"
         ElementTree.fromstring(base64.b64decode(data))
     assert "url(" not in text.partition("<script")[0]
-    assert "default-src 'none'" in text  # whatever the scripts of the viewer ask for
+    assert "default-src 'none'" in text  # without the scripts of the viewer
     report = result.report
     worst = int(np.argmax(result.errors))
     for part in (

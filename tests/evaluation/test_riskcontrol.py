@@ -1,4 +1,4 @@
-"""The guarantee holds as often as it says, on populations whose risk is known."""
+"""The guarantee holds with its confidence, on populations of known risk."""
 
 import json
 import math
@@ -23,7 +23,7 @@ from uqcalc.probe.card import Guarantee
 
 
 DRAWS = 500
-# Broken guarantees in so many draws, were each broken with probability 5 %.
+# Failed guarantees in this number of draws, if each fails with probability 5 %.
 ALLOWED = stats.binom.ppf(0.999, DRAWS, 0.05)
 
 
@@ -41,8 +41,8 @@ def risk_above(cutoff, density, wrong_at, points=20_001):
     return (weight * wrong_at(grid)).sum() / weight.sum()
 
 
-# P(wrong) as a function of the probability that the probe gives: honest; too sure;
-# too risky everywhere by a hair; and upside down below 0.8, where the proof needs more.
+# P(wrong) as a function of the probability of the probe: calibrated; overconfident;
+# slightly above the risk everywhere; and lower below 0.8 than above.
 POPULATIONS = {
     "honest": lambda p: 1 - p,
     "too sure": lambda p: np.minimum(1, 2 * (1 - p)),
@@ -56,12 +56,12 @@ LAW = stats.beta(2, 0.5)
 
 @pytest.fixture
 def briefly(monkeypatch):
-    """Leave out the advice on how many labels would do, which takes longest."""
+    """Leave out the advice on the number of labels, which takes longest."""
     monkeypatch.setattr("uqcalc.evaluation.riskcontrol._advice", lambda *_: "")
 
 
 def exact(shares):
-    """Where these shares of Beta(2, 1/2) lie above: fixed before any draw."""
+    """Return the cutoffs above which these shares of Beta(2, 1/2) lie."""
     return LAW.isf(shares)
 
 
@@ -81,16 +81,16 @@ def test_guarantees_are_broken_no_more_often_than_announced(
         if found is not None:
             broken += risk_above(found.cutoff, law.pdf, wrong_at) > 0.05
     assert broken <= ALLOWED
-    if name == "no skill":  # every guarantee is broken: the level is used, not wasted
+    if name == "no skill":  # every guarantee fails: the whole level is used
         assert broken > 0.3 * ALLOWED
 
 
-# True risk of the surest share u of all groups: 2 % at the top, 5 % to promise.
+# True risk of the share u of groups with the largest P: 2 % at the top; 5 % is allowed.
 RISING = [lambda u: 0.02 + 0.2 * u**2, lambda u: np.where(u < 0.4, 0.02, 0.2)]
 
 
 def power(size, wrong_at, draws, seed):
-    """Share of draws in which a guarantee is made, and in which a broken one is."""
+    """Share of draws with a guarantee, and share with a guarantee that fails."""
     rng, made, broken = np.random.default_rng(seed), 0, 0
     grid = (np.arange(20_000) + 0.5) / 20_000
     mean = np.cumsum(wrong_at(grid)) / np.arange(1, 20_001)
@@ -108,12 +108,12 @@ def power(size, wrong_at, draws, seed):
 
 @pytest.mark.parametrize(("size", "least"), [(300, 0.1), (1000, 0.4), (5000, 0.97)])
 def test_more_groups_make_a_guarantee_more_often(size, least, briefly):
-    """One start at the surest 60 makes one in 24 to 29 %, whatever the size."""
+    """With one start at the 60 largest P it is 24 to 29 %, for any size."""
     draws = 60
     for wrong_at in RISING:
         made, broken = power(size, wrong_at, draws, seed=size)
         assert broken <= stats.binom.ppf(0.999, draws, 0.05) / draws
-        # three standard errors below what a thousand draws gave
+        # three standard errors below the result of a thousand draws
         assert made >= least - 3 * np.sqrt(least * (1 - least) / draws)
 
 
@@ -131,7 +131,7 @@ def test_the_number_of_starts_depends_on_the_number_of_groups_alone():
         planned = plan(groups, 0.05, 0.95)
         assert [share for share, _ in planned] == [0.05, 0.15, 0.4][-shares:]
         assert sum(part for _, part in planned) == pytest.approx(0.05)
-        # with no error at all each could be rejected, were so many accepted
+        # without errors each could be rejected, if enough are accepted
         for share, part in planned:
             assert 0.95 ** math.floor(share * groups + 1e-9) <= part * (1 + 1e-9)
     [(share, part)] = plan(100, 0.05, 0.95)
@@ -140,7 +140,7 @@ def test_the_number_of_starts_depends_on_the_number_of_groups_alone():
 
 
 def test_what_a_row_arrives_with_adds_to_a_later_start():
-    """2 starts at 2.5 % each: 80 right of 80 pass on to a test at 5 %, and no other."""
+    """2 starts at 2.5 % each: only with 80 of 80 right the next test is at 5 %."""
     cutoffs = {0.05: 0.99, 0.15: 0.9, 0.4: 0.5}
 
     def starts(shares):
@@ -154,14 +154,14 @@ def test_what_a_row_arrives_with_adds_to_a_later_start():
     found = control_risk(probability, wrong, range(600), starts=starts)
     assert (found.accepted, found.wrong) == (190, 4)
     assert found.bound == pytest.approx(risk_bound(4, 190, 0.95))
-    wrong[0] = True  # the first start now falls: only 2.5 % are left for the second
+    wrong[0] = True  # the first start fails now: only 2.5 % are left for the second
     wrong[83] = False
     with pytest.raises(LabelError, match="4 wrong of the 190 with the largest P"):
         control_risk(probability, wrong, range(600), starts=starts)
 
 
 def test_groups_of_frames_that_err_together(briefly):
-    """Counting each frame breaks the guarantee; counting one of each group keeps it."""
+    """With each frame counted the guarantee fails; with one of each group it holds."""
     rng = np.random.default_rng(1)
     groups, each = 120, 20
     names = np.repeat([f"run {g}" for g in range(groups)], each)
@@ -206,7 +206,7 @@ def test_59_right_answers_are_enough_and_58_are_not():
 
 @pytest.mark.parametrize("size", [100, 300, 900])
 def test_the_number_of_groups_asked_for_is_enough(size):
-    """A refused draw names a number, and most fresh draws of so many are promised."""
+    """A refused draw names a number; most new draws of this size get a guarantee."""
     rng = np.random.default_rng(size)
     asked, kept = 0, 0
 
@@ -222,7 +222,7 @@ def test_the_number_of_groups_asked_for_is_enough(size):
             except LabelError as refused:
                 found = re.search(r"about (\d+) groups", str(refused))
                 if found is None or int(found[1]) > 50_000:
-                    continue  # told that it takes luck, or more than anyone has
+                    continue  # only with luck, or with too many labels
                 asked += 1
                 more = int(found[1])
                 assert more >= size
@@ -318,7 +318,7 @@ def test_cutoffs_accept_the_shares_that_were_asked_for():
     shifted = starting_cutoffs(pairs, shares, shift=-1.5)
     moved = np.log(shifted / (1 - shifted))
     np.testing.assert_allclose(moved, expected - 1.5, atol=0.06)
-    # nothing below 90 % ever had a probability: all of it is accepted there
+    # the largest stored share is 90 %: its cutoff is used for larger shares
     least = logits[~outside].min()
     (lowest,) = starting_cutoffs(pairs, [1.0])
     assert np.log(lowest / (1 - lowest)) < np.quantile(logits, 0.1)

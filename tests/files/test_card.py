@@ -1,4 +1,4 @@
-"""Cards of probes, heads and signals: one base, and files that stay as they are."""
+"""Cards of probes, heads and signals: one base, and files that do not change."""
 
 import json
 from importlib.resources import files

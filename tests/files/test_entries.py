@@ -1,4 +1,4 @@
-"""Numbers on cards: finite where something is computed from them, and of their type."""
+"""Numbers on cards: of their type, and finite if they are used in computations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from uqcalc.signals.card import SignalCard
 from uqcalc.signals.distance import LatentDistance
 
 
-# What a card keeps as it was found: scores may be NaN where there is one class only.
+# Entries that are not used: scores may be NaN if there is one class only.
 FREE = {"report", "training", "shape", "joined"}
 
 

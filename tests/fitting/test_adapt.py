@@ -1,4 +1,4 @@
-"""A probe adapted to one system: what its labels say holds on its other frames."""
+"""A probe adapted to one system: its probabilities are right on other frames."""
 
 from dataclasses import replace
 
@@ -157,7 +157,7 @@ def test_the_limit_by_number_of_elements_is_widened_to_the_labels(probe):
     assert strict.read(own).novelty.median() == pytest.approx(1.5, rel=1e-3)
     mine = adapt(strict, rows, ToyBackbone())
     assert mine.card.scope.mean_slope == -2.0
-    assert (mine.read(own).novelty <= 1).float().mean() > 0.8  # most were outside
+    assert (mine.read(own).novelty <= 1).float().mean() > 0.8  # most were not before
 
 
 def test_one_label_of_a_run_does_not_show_how_far_runs_lie():

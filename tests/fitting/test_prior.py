@@ -1,4 +1,4 @@
-"""Labels of one system added to a probe: right there, and the prior elsewhere."""
+"""Labels of one system added to a probe: they count there, the prior elsewhere."""
 
 import warnings
 
@@ -54,7 +54,7 @@ def test_one_file_holds_on_the_new_system_and_says_what_its_prior_was(prior, bot
     told = both.card.training["prior"]
     assert told["name"] == "shipped.probe"
     assert told["log_loss_after"] < told["log_loss_before"]
-    # it cannot be adapted, so the report must not say so
+    # such a probe cannot be adapted, so the report must not suggest it
     failed = found.report | {"holds": found.report["holds"] | {"holds": False}}
     assert "start from the original probe" in whether_p_holds(failed)
 
@@ -70,7 +70,7 @@ def test_elsewhere_it_is_the_prior(prior, both):
 
 def test_one_scope_of_the_two_suffices_and_far_from_both_it_trusts_nothing(both):
     backbone = ToyBackbone()
-    # the features of the added labels are near: the prior alone has never seen sulphur
+    # the added labels are near in feature space: only the prior lacks sulphur
     near = both.read(backbone.predict_many(mine(20, seed=5)))
     assert (near.novelty <= 1).float().mean() > 0.8
     far = mine(10, seed=6)

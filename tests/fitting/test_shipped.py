@@ -1,4 +1,4 @@
-"""Another method than that of shipped labels shows in the energies, and is said."""
+"""A method that is not that of shipped labels is detected from the energies."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from uqcalc.labels.shipped import SHIPPED, ShippedLabels
 
 
 CRYSTALS = SHIPPED["pbe-crystals"]
-ENERGIES = {29: 0.31, 47: -0.12, 79: 0.5}  # eV of each atom, of another zero
+ENERGIES = {29: 0.31, 47: -0.12, 79: 0.5}  # eV of each atom, for another zero
 
 
 def alloys(energies) -> list[Atoms]:

@@ -1,4 +1,4 @@
-"""Exploded frames among the labels: the probe is the one without them."""
+"""Exploded frames among the labels: the probe is the same as without them."""
 
 from dataclasses import replace
 from types import SimpleNamespace

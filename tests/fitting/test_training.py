@@ -1,4 +1,4 @@
-"""Fitting end to end: it learns what can be learned, and says how well."""
+"""Fitting end to end: the probe learns the errors, and the report has its scores."""
 
 from dataclasses import replace
 
@@ -75,7 +75,7 @@ def fitted(sets):
 def test_learns_which_errors_are_large(fitted, sets):
     assert fitted.report["auroc"] > 0.8
     assert fitted.report["spearman"] > 0.5
-    assert fitted.report["brier"] < 0.22  # 0.25 for ignorance
+    assert fitted.report["brier"] < 0.22  # 0.25 without information
     close(fitted.errors, amounts(90, seed=2) / 2, FLOAT64, of=1.0)  # eV/Å, of forces
     truth = fitted.errors <= fitted.probe.card.boundary
     assert fitted.report["auroc"] == scores.auroc(truth, fitted.probability)
@@ -105,7 +105,7 @@ def test_report_and_card_say_what_was_done(fitted, sets):
 
 def test_saved_probe_says_the_same_while_wrapped(fitted, sets, tmp_path):
     path = fitted.probe.save(tmp_path / "mace.probe")
-    # as text: a precision of nobody kept is NaN
+    # as text: the precision is NaN if no structure is kept
     assert str(Probe.load(path).card.to_dict()) == str(fitted.probe.card.to_dict())
     calculator = ReliableCalculator(mace_calculator(0), path)
     for index in (0, 1, 2, 3):
@@ -263,7 +263,7 @@ def test_what_must_fail_fails_before_any_prediction(sets):
 @pytest.fixture
 def double():
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)  # as users of MACE may do
+    torch.set_default_dtype(torch.float64)  # as after the use of MACE
     yield
     torch.set_default_dtype(before)
 
@@ -339,7 +339,7 @@ def repeated(prediction, times):
 
 @pytest.mark.parametrize("times", [2, 8, 27])
 def test_a_supercell_has_the_probability_of_its_cell(fitted, sets, times):
-    """RMS errors of forces do not change where a cell is repeated."""
+    """RMS errors of forces do not change if a cell is repeated."""
     probe = fitted.probe
     cells = tap(mace_calculator(0)).predict_many(sets[1][:12])
     one = probe.read([repeated(cell, 1) for cell in cells])

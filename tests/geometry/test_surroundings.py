@@ -1,4 +1,4 @@
-"""The closest contact of a structure that moves, against a look at all its atoms."""
+"""The closest contact of a structure that moves, compared with a full search."""
 
 from __future__ import annotations
 

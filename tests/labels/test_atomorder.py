@@ -1,4 +1,4 @@
-"""Forces of permuted atoms and of turned structures are told from poor predictions."""
+"""Forces of permuted atoms or rotated structures are not taken for poor predictions."""
 
 from __future__ import annotations
 

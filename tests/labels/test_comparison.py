@@ -144,6 +144,6 @@ def test_forces_that_a_constraint_has_removed_are_named():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         free = references("forces", 1.0, noise=0.05)
-        free[0][0] = free[1][0] = 0.0  # two frames may be a chance
+        free[0][0] = free[1][0] = 0.0  # two frames may agree by chance
         free[2][:, 0] = 0.0  # one component vanishes by symmetry
         warn_of_units("forces", predictions(), free)

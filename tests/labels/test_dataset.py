@@ -1,4 +1,4 @@
-"""Labels and datasets: nothing is dropped, invented or leaked in silence."""
+"""Labels and datasets: nothing is dropped, added or leaked without a message."""
 
 import ase.io
 import numpy as np
@@ -34,7 +34,7 @@ def unlabelled(atoms):
 
 def as_none_read_back(atoms):
     del atoms.arrays["REF_forces"]
-    atoms.info["REF_forces"] = True  # what extxyz makes of None
+    atoms.info["REF_forces"] = True  # extxyz reads None as this
 
 
 def nan_label(atoms):
@@ -280,7 +280,7 @@ def test_labels_held_back_have_no_say_in_the_offsets():
     assert again.offsets == moved.offsets == train.offsets
     np.testing.assert_array_equal(again.errors, train.errors)
     assert moved.errors.min() > 6.9
-    inner, other = again.split((0.5, 0.5), seed=0)  # nor what is held back of a share
+    inner, other = again.split((0.5, 0.5), seed=0)  # and no held-out part of a share
     assert inner.fit_offsets().offsets == inner.offsets == other.offsets
     forces = build_dataset(labelled(3), ToyBackbone(), Labels())
     with pytest.raises(LabelError, match="offsets must be of energies"):
@@ -302,7 +302,7 @@ def test_errors_to_learn_from_rest_on_offsets_of_other_groups():
         close(crossed.errors[held], expected, FLOAT64, of=list(SHIFT.values()))
     assert np.abs(crossed.errors - data.errors).max() > 1e-5
     fixed = build_dataset(frames, ToyBackbone(), labels, offsets=data.offsets)
-    assert fixed.crossed() is fixed  # offsets from elsewhere flatter nobody
+    assert fixed.crossed() is fixed  # offsets of other labels are fair
 
 
 def test_keys_that_ase_moves_to_the_calculator(tmp_path):
@@ -360,7 +360,7 @@ def test_large_groups_go_where_they_fit(seed):
     train, test = divide(["a"] * 900 + ["b"] * 100, (0.85, 0.15), seed)
     assert (len(train), len(test)) == (900, 100)
     shares = divide(["a"] * 5 + ["b"] * 4 + ["c"] * 3, (0.7, 0.15, 0.15), seed)
-    assert [len(share) for share in shares] == [5, 4, 3]  # none is left empty
+    assert [len(share) for share in shares] == [5, 4, 3]  # no share is empty
 
 
 def test_too_few_groups_to_split():

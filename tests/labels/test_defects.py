@@ -1,4 +1,4 @@
-"""Forces that vanish by symmetry say nothing: they teach no element and no size."""
+"""Forces that vanish by symmetry have no information on elements and sizes."""
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ def test_perfect_crystals_vanish_at_any_scale_and_displaced_ones_never():
 
 
 def test_relaxed_structures_keep_their_information():
-    """With the potential, or with the reference: the other still has forces."""
+    """Relaxed with the potential or with the reference: the other one has forces."""
     relaxed = Atoms("Ar2", [[0, 0, 0], [0, 0, 2.3 * 2 ** (1 / 6)]])
     truth, other = LennardJones(sigma=2.3, rc=30), LennardJones(sigma=2.25, rc=30)
     minimum = pair_sum(relaxed, truth)
@@ -110,7 +110,7 @@ def test_atoms_on_symmetric_sites_have_no_error_and_energies_keep_their_frames()
         atoms.info["REF_energy"] = float(index)
         forces = ToyBackbone()(atoms, ["forces"]).forces.copy()
         forces[1:] += 0.1
-        atoms.arrays["REF_forces"] = forces  # that on carbon vanishes
+        atoms.arrays["REF_forces"] = forces  # the force on carbon vanishes
         atoms.positions += index  # no duplicate
     with_atom = [*frames, alone("C", REF_energy=-3.0)]
     data = build_dataset(with_atom, ToyBackbone(), Labels("energy"))

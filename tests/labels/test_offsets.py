@@ -1,4 +1,4 @@
-"""Energies per element: found where they are, not imagined where they are not."""
+"""Energies per element: found if they exist, and not found otherwise."""
 
 import warnings
 
@@ -53,7 +53,7 @@ def test_blunders_do_not_decide():
 
 
 def test_more_elements_than_the_frames_can_tell_apart():
-    """Many elements explain noise in sample; held out they explain nothing."""
+    """Many elements explain noise of the fit, but not of held-out frames."""
     elements = np.arange(1, 86)
     numbers = structures(150, elements)
     rng = np.random.default_rng(2)
@@ -61,7 +61,7 @@ def test_more_elements_than_the_frames_can_tell_apart():
     counts = composition(numbers)
     plain, *_ = np.linalg.lstsq(counts, noise, rcond=None)
     in_sample = np.abs(noise - counts @ plain).mean() / np.abs(noise).mean()
-    assert in_sample < 0.7  # would have passed as an offset
+    assert in_sample < 0.7  # would have been taken for an offset
     assert explained_by_composition(numbers, noise).share < 0.1
     # oxides 0.4 eV/atom lower, as corrected energies are
     train, test = structures(280, elements, seed=3), structures(500, elements, seed=4)

@@ -1,4 +1,4 @@
-"""`uqcalc select` and `uqcalc label`: files in, files out, errors with a remedy."""
+"""`uqcalc select` and `uqcalc label`: their files, and errors with a remedy."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def test_labels_are_those_of_the_reference_and_all_else_stays(tmp_path):
     assert back.info["run"] == "first"
     assert back.info["uqcalc_reference"] == "ase.calculators.emt.EMT"
     assert read_assessment(back).level == read_assessment(frame).level
-    # no program finds predictions under the names of labels
+    # predictions are not under the names of labels
     assert back.calc is None
     assert not {"energy", "forces", "stress"} & {*back.info, *back.arrays}
     assert back.info["predicted_energy"] == frame.info["predicted_energy"]
@@ -118,7 +118,7 @@ def test_failures_and_dead_processes_cost_their_own_frame_alone(tmp_path, moody)
     assert "crashed or was killed" in reasons[3]
     assert "1: ArithmeticError" in str(summary)
     rows = [frame.info["uqcalc_label_row"] for frame in read(target, ":")]
-    assert rows == [0, 2, 4, 5]  # whatever finished first
+    assert rows == [0, 2, 4, 5]  # in any order of finishing
     failed = read(tmp_path / "out_failed.xyz", ":")
     assert [len(frame) for frame in failed] == [2, 3]
     assert not any("REF_energy" in frame.info for frame in failed)
@@ -145,7 +145,7 @@ def test_a_killed_call_goes_on_from_what_is_on_disk(tmp_path, moody, monkeypatch
     run_and_kill(command, begun)
     monkeypatch.setenv("SLOW", "0")
     with target.open("a", encoding="utf-8") as file:
-        file.write("4\nProperties=spec")  # a torn frame
+        file.write("4\nProperties=spec")  # an incomplete frame
     summary = label(frames, moody, target, workers=1)
     assert summary.resumed_from >= 3
     assert summary.labelled == len(frames)

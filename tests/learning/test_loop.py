@@ -63,7 +63,7 @@ def _models_are_opened_once(monkeypatch):
 
 
 def written(folder, *, policy=None, **content):
-    """Write a loop whose runs are always UNRELIABLE, and whose training is nothing."""
+    """Write a loop whose runs are always UNRELIABLE, with an empty training."""
     molecule("CH3OH").write(folder / "m.xyz", format="extxyz")
     run = {
         "structure": "m.xyz",
@@ -248,7 +248,7 @@ def test_runs_of_a_round_differ_and_their_frames_are_events_of_their_own(tmp_pat
 def test_a_run_that_ends_at_an_impossible_frame_is_counted(tmp_path):
     path = written(tmp_path, rounds=1)
     atoms = molecule("CH3OH")
-    atoms.positions[1] = atoms.positions[0] + [0.05, 0, 0]  # two atoms in one place
+    atoms.positions[1] = atoms.positions[0] + [0.05, 0, 0]  # two atoms at one position
     atoms.write(tmp_path / "m.xyz", format="extxyz")
     report = run_loop(path)
     assert report.rounds[0].wrecked == 1

@@ -178,7 +178,7 @@ def test_a_calculator_judges_and_describes_what_is_missing():
         assert name == potential_name(calculator.backbone.fingerprint)
         np.testing.assert_allclose(vector, [1, 0])  # one feature of ones
     [row] = [k for k, f in enumerate(chosen) if f.info[ROW_KEY] == 1]
-    assert read_assessment(chosen[row]).readings[0].risk == 0.9  # kept, not judged anew
+    assert read_assessment(chosen[row]).readings[0].risk == 0.9  # not judged again
 
 
 def test_a_descriptor_keeps_distances_and_sees_one_atom_of_many(tmp_path):

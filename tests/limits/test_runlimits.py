@@ -1,4 +1,4 @@
-"""Limits from normal runs halt as many further ones as they say."""
+"""Limits from normal runs halt the stated share of further runs."""
 
 import math
 
@@ -127,7 +127,7 @@ def test_one_run_is_cut_into_blocks_longer_than_its_memory():
 
 
 def copper(policy, seed, kelvin=300):
-    """Return dynamics of copper, and the frames that they will have gone through."""
+    """Return dynamics of copper, and a list for the frames of the run."""
     rng = np.random.default_rng(seed)
     atoms = bulk("Cu", cubic=True).repeat(2)
     backbone = ToyBackbone(EMT())

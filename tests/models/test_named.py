@@ -1,4 +1,4 @@
-"""Potentials by name: what each opens, and what is said where it cannot."""
+"""Potentials by name: the opened potential, or the message."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ def test_default_is_the_bundled_potential():
 
 
 def test_bundled_potentials_share_no_weights():
-    """The model is built once; who changes a copy changes no other."""
+    """The model is built once; a change of one copy does not change others."""
     water = molecule("H2O")
     before = bare_calculator().get_potential_energy(water)
     changed = bare_calculator()
@@ -53,14 +53,14 @@ def test_chgnet_opens_and_its_probe_fits():
 
 @contextmanager
 def told_to_trust():
-    """Expect our word on pickles, and torch's own, where it has one."""
+    """Expect uqcalc's warning about pickles, and torch's own, if it gives one."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
     words = [str(w.message) for w in caught if w.category is FileWarning]
     assert len(words) == 1
     assert words[0].startswith("a MACE model file can run code; open only files you")
-    # what other packages do against NumPy's advice is no word on trust
+    # NumPy's warnings about other packages are not meant
     expected = (FileWarning, DeprecationWarning)
     others = [w for w in caught if not issubclass(w.category, expected)]
     assert all("weights_only" in str(w.message) for w in others)
@@ -83,7 +83,7 @@ def test_a_mace_file_opens_with_a_word_on_trust_and_only_by_its_prefix(tmp_path)
 
 
 class Trap:
-    """What runs code when it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -119,7 +119,7 @@ def test_a_model_written_as_numbers_is_the_same_and_runs_no_code(tmp_path, dtype
 
 def test_what_cannot_be_rebuilt_from_numbers_is_not_written(tmp_path):
     class Other(type(tiny_mace("4x0e"))):
-        """An architecture of one's own."""
+        """An architecture of a user."""
 
     model = tiny_mace("4x0e")
     model.__class__ = Other

@@ -95,7 +95,7 @@ def spreads(noise, members, *frames):
 
 
 def test_one_vector_for_a_structure_spreads_forces_alike_and_energies_as_n():
-    """Exactly: copies far apart and images of a cell are the same atoms again."""
+    """Exact for copies far apart and for images of a cell."""
     water = molecule("H2O")
     forces, energies = spreads("structure", 3, water, far_apart(water, 4))
     np.testing.assert_allclose(forces[1], forces[0], rtol=1e-9)
@@ -136,7 +136,7 @@ def test_file_gives_the_same_members(backbone, ethanol, tmp_path):
 
 
 def test_signal_beside_the_potential(backbone, ethanol):
-    """Same trajectory as without the signal, and members only when they are due."""
+    """The same trajectory as without the signal; members are evaluated only if due."""
 
     def run(calculator):
         atoms = ethanol.copy()

@@ -1,4 +1,4 @@
-"""The spread as a signal: sampled, limited, bounded, and refused where it is not."""
+"""The spread as a signal: samples, limits, bounds and refusals."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def test_nan_stays_within_its_structure():
 
 
 def made_up(structures, seed, far=0.0):
-    """Atoms of structures whose log-odds hold; two halves differ by ``far``."""
+    """Atoms of structures with calibrated log-odds; two halves differ by ``far``."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(6, 14, structures)
     levels = rng.normal(0.0, 2.0, structures)

@@ -54,7 +54,7 @@ def test_recovers_the_sigmoid_that_made_the_labels():
 
 
 def test_separable_labels_do_not_become_certain():
-    """With 5 labels a class Platt's targets are 6/7 and 1/7, and no more is claimed."""
+    """With 5 labels in each class Platt's targets are 6/7 and 1/7."""
     margin = np.repeat([-1.0, 1.0], 5)
     slope, intercept = platt(margin, margin > 0)
     np.testing.assert_allclose(
@@ -122,11 +122,11 @@ def test_right_in_the_mean_at_every_boundary(bend):
         logits = calibration.logits(torch.from_numpy(score), boundary)
         said = logits.sigmoid().mean().item()
         right = errors <= boundary
-        assert abs(said - right.mean()) < standard_error(right)  # no label shows less
+        assert abs(said - right.mean()) < standard_error(right)  # as labels show
 
 
 def test_boundaries_in_between_are_right_where_the_model_is():
-    """With logistic errors the shift is ln(boundary), in between too."""
+    """With logistic errors the shift is ln(boundary), also between the boundaries."""
     score, errors = judged(40_000)
     calibration = fitted(score, errors)
     low, *_, high = calibration.boundaries

@@ -1,4 +1,4 @@
-"""What enters the network, against closed forms and scikit-learn."""
+"""Inputs of the network, compared with closed forms and scikit-learn."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -60,7 +60,7 @@ def test_host_scalars_see_neither_frame_nor_order():
 
 
 def test_host_scalars_stay_in_range_when_the_system_grows():
-    """Doubling a crystal changes the size entry and nothing else."""
+    """Doubling a crystal changes only the size."""
     atoms = salt()
     atoms.positions[:] = wrap_positions(atoms.positions, atoms.cell)
     forces = np.random.default_rng(0).normal(size=(len(atoms), 3))
@@ -75,7 +75,7 @@ def test_host_scalars_stay_in_range_when_the_system_grows():
 
 
 def learnt(structures=40, width=5, *, numbers=None):
-    """Statistics of correlated random features, and what they were learnt from."""
+    """Statistics of correlated random features, and these features."""
     # correlated, but far from singular: the shrinkage of 1e-3 must not matter much
     mixing = np.eye(width) + 0.2 * np.random.default_rng(9).normal(size=(width, width))
     predictions = []
@@ -118,7 +118,7 @@ SHRINKAGE = 1e-3
 
 
 def shortened(covariance):
-    """By how large a share the shrinkage shortens squared distances at most."""
+    """Largest share by which the shrinkage shortens squared distances."""
     least = np.linalg.eigvalsh(covariance)[0]
     return SHRINKAGE / (least + SHRINKAGE)
 
@@ -223,7 +223,7 @@ def test_moments_are_those_of_all_rows_at_once(offset):
 
 @pytest.mark.parametrize("constant", [0.37, 1234.5])
 def test_rounding_is_not_taken_for_a_feature_that_varies(constant):
-    """Dead channels with a bias: equal, or equal to single precision."""
+    """Constant channels with a bias: equal, or equal to single precision."""
     rng = np.random.default_rng(0)
     predictions = []
     for i in range(2 * CHUNK):

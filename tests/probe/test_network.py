@@ -1,4 +1,4 @@
-"""The network against attention written out in full, and its invariances."""
+"""The network compared with explicit attention, and its invariances."""
 
 import subprocess
 import sys
@@ -73,7 +73,7 @@ def test_ragged_batch_equals_dense_attention_one_by_one(charges, dtype, bound):
         close(output.logits[i], logits, bound)
         close(received[i], importance, bound)
         close(received[i].sum(), 1.0, FLOAT32)
-    # far from uniform, or the comparison would say little
+    # far from uniform, so that the comparison has a meaning
     assert received[2].max() > 1.5 * received[2].min()
 
 

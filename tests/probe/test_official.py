@@ -18,11 +18,11 @@ from uqcalc.probe.probe import Probe
 
 
 WIDTH = 6
-ENERGIES = {"H": -0.7, "C": -1.3, "O": 2.1}  # eV, of nothing in particular
+ENERGIES = {"H": -0.7, "C": -1.3, "O": 2.1}  # eV, any value
 
 
 def official(*, charges=False, width=WIDTH, **changes):
-    """What the released training script saves."""
+    """A file as the released training script saves it."""
     with torch.random.fork_rng():
         torch.manual_seed(11)
         state = ProbeNetwork(Shape(width, charges=charges)).state_dict()
@@ -155,7 +155,7 @@ class TestAtomicEnergies:
 
 
 class Payload:
-    """What an attacker's checkpoint would hold."""
+    """The content of an attacker's checkpoint."""
 
     def __init__(self, target):
         self.target = target
@@ -169,9 +169,9 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path):
     torch.save(official(note=Payload(str(target))), tmp_path / "evil.pt")
     with pytest.raises(ProbeError, match=r"posix\.mkdir|nt\.mkdir") as caught:
         Probe.from_official(tmp_path / "evil.pt", ToyBackbone(WIDTH))
-    assert "weights_only" not in str(caught.value)  # no advice to run it after all
+    assert "weights_only" not in str(caught.value)  # no advice to run it
     assert not target.exists()
-    # the payload is live: an unguarded reader would have run it
+    # the payload works: an unsafe reader runs it
     torch.load(tmp_path / "evil.pt", weights_only=False)
     assert target.exists()
 
@@ -223,7 +223,7 @@ def test_another_network_is_refused(tmp_path):
 
 
 def test_arrays_written_under_numpy_1_are_read(tmp_path):
-    """There the rebuilding functions lived in ``numpy.core``."""
+    """In numpy 1 the functions that rebuild arrays are in ``numpy.core``."""
     torch.save(official(), tmp_path / "new.pt")
     content = (tmp_path / "new.pt").read_bytes()
     if b"numpy._core" not in content:

@@ -1,4 +1,4 @@
-"""A probe file: bitwise round trip, no code in it, refused where it does not fit."""
+"""A probe file: bitwise round trip, no code in it, refused for another backbone."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ def backbone():
 
 @pytest.fixture
 def probe(backbone):
-    """A probe with no two statistics alike."""
+    """A probe whose statistics all differ."""
     probe = tiny_probe(backbone, atom_energies={"1": -1.5, "6": -7.25})
     generator = torch.Generator().manual_seed(4)
     for buffer in probe.statistics.buffers():
@@ -119,7 +119,7 @@ def test_probe_is_float32_whatever_the_default_dtype(saved, backbone):
 
 
 def test_a_file_of_the_first_schema_reads_as_it_did(backbone, tmp_path):
-    """Entries as of the release that wrote such files; inputs by their formulas."""
+    """Entries of the release that wrote such files; inputs by their formulas."""
     energies = {1: -1.5, 6: -7.25, 8: -20.0}
     probe = tiny_probe(
         backbone, bias=0.3, atom_energies={str(z): e for z, e in energies.items()}

@@ -85,7 +85,7 @@ def test_both_paths_are_kernel_ridge_regressions(changes):
     ours = read(fitted(*data, sizes), *new)
     for path, expected in zip(ours, by_scikit_learn(*data, new, sizes), strict=True):
         close(path, expected, NETWORK)
-        assert expected.std() > 0.01  # or agreement would say nothing
+        assert expected.std() > 0.01  # so that agreement has a meaning
 
 
 def test_far_from_the_labels_the_trend_rises_and_never_falls_below_its_end():
@@ -101,7 +101,7 @@ def test_far_from_the_labels_the_trend_rises_and_never_falls_below_its_end():
 
 
 def test_centres_that_span_all_points_leave_nothing_out():
-    """One point is there twice, and the copy alone is no centre."""
+    """One point occurs twice, and only the copy is no centre."""
     rows = 41
     numbers, features, errors = sample(rows)
     numbers[-1], features[-1] = numbers[0], features[0]
@@ -147,7 +147,7 @@ def test_far_from_the_labels_the_trend_alone_answers():
     np.testing.assert_allclose(local, 0, atol=1e-6)
     linear = Ridge(alpha=10.0).fit(numbers[:, TREND], ranks(torch.from_numpy(errors)))
     there = numbers[:, TREND] + 60
-    # what speaks in favour does so up to the edge of the labels only
+    # contributions in favour do not grow beyond the labels
     counted = np.where(linear.coef_ > 0, there, np.minimum(there, LIMIT))
     expected = (linear.intercept_ + counted @ linear.coef_) / 2
     np.testing.assert_allclose(trend, expected, rtol=0.02)
@@ -198,7 +198,7 @@ def test_it_is_the_ridge_regression_of_the_rank():
     known = Ridge(alpha=80.0).fit(standard(pooled), rank)
     expected = known.predict(standard(new))
     close(read_of_linear(path, new), expected, NETWORK)
-    assert expected.std() > 0.01  # or agreement would say nothing
+    assert expected.std() > 0.01  # so that agreement has a meaning
     # labels in another unit, or bent: the same ranks
     bent = LinearPath.fit(torch.from_numpy(pooled), torch.from_numpy(errors**0.5))
     np.testing.assert_array_equal(read_of_linear(bent, new), read_of_linear(path, new))

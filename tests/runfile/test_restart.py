@@ -70,7 +70,7 @@ def test_dynamics_goes_on_as_if_it_had_not_been_stopped(tmp_path, make):
     resumed.run(9)
     for get in ("get_positions", "get_momenta"):
         ours, theirs = getattr(again, get)(), getattr(atoms, get)()
-        # neighbour lists are made anew, and sums in another order
+        # new neighbour lists have another order of summation
         close(ours, theirs, FLOAT64)
     close(again.cell.array, atoms.cell.array, FLOAT64)
     assert [p.name for p in tmp_path.iterdir()] == ["state.npz"]

@@ -48,7 +48,7 @@ def _models_are_opened_once(monkeypatch):
 
 
 class Killed(BaseException):
-    """Leaves a run as a kill would, at the end of a step."""
+    """Ends a run like a kill, at the end of a step."""
 
 
 def written(folder, *, box=False, name="heat.yaml", **content):
@@ -126,7 +126,7 @@ def test_a_run_is_what_a_script_would_have_done(tmp_path, md, first_K):
     for ours, theirs in (
         (restart.state.positions, atoms.positions),
         (restart.state.momenta, atoms.get_momenta()),
-    ):  # the potential rounds otherwise until TorchScript has warmed up
+    ):  # the rounding differs until TorchScript has optimised the potential
         close(ours, theirs, FLOAT64)
     np.testing.assert_allclose(last(path).positions, atoms.positions, atol=1e-8)
     np.testing.assert_allclose(last(path).get_momenta(), atoms.get_momenta(), atol=1e-8)
@@ -255,7 +255,7 @@ def test_a_halted_run_has_a_status_of_its_own_and_is_left_alone(tmp_path):
     app = Typer()
     app.command()(run)
     path = written(tmp_path, md=NVT, policy=ALWAYS_BAD | {"patience": 4})
-    killed(path, 2)  # the streak goes on across the kill
+    killed(path, 2)  # the row of UNRELIABLE frames continues after the kill
     result = CliRunner().invoke(app, [str(path)])
     assert result.exit_code == HALTED == 3
     assert "UNRELIABLE for 4 frames in a row at step 3" in result.output
@@ -377,7 +377,7 @@ def test_a_state_that_is_not_of_this_log_is_not_used(tmp_path):
     log.unlink()
     for name in ("heat_last.xyz", "heat_flagged.xyz"):
         (tmp_path / name).unlink(missing_ok=True)
-    assert run_file(path).step == 8  # a new run: the old state is void
+    assert run_file(path).step == 8  # a new run: the old state is deleted
     assert steps_of(read_log(log)) == list(range(9))
 
 

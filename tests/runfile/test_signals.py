@@ -31,7 +31,7 @@ def head(tmp_path_factory):
     frames = [molecule("CH3OH") for _ in range(25)]
     for seed, atoms in enumerate(frames):
         atoms.rattle(0.05, seed=seed)
-    with pytest.warns(LabelWarning, match="should reproduce the forces"):  # but quickly
+    with pytest.warns(LabelWarning, match="should reproduce the forces"):  # short fit
         made = distill(frames, OPEN_ONCE("default"), epochs=2, hidden=8)
     return made.save(tmp_path_factory.mktemp("head") / "head.safetensors")
 

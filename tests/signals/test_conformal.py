@@ -1,4 +1,4 @@
-"""Conformal intervals: they cover, by whatever signal they are scaled."""
+"""Conformal intervals: they have their coverage, with any signal as scale."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FRAMES = labelled(200)
 
 
 class Spread:
-    """Says how far the reference is drawn from the answer: by the molecule's width."""
+    """A signal equal to the scale of the errors: the width of the molecule."""
 
     name = "spread"
     requires = frozenset({"features"})

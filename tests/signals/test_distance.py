@@ -45,7 +45,7 @@ def test_shrunk_covariance_is_that_of_scikit_learn(count):
 def test_mahalanobis_is_that_of_scikit_learn():
     numbers, features = gaussian_atoms(COUNTS, WIDTH)
     distance = Mahalanobis.fit(numbers, features)
-    assert len(distance.whitening) == 3  # the shared one, and two of their own
+    assert len(distance.whitening) == 3  # the shared covariance, and two separate ones
     new_numbers, new = gaussian_atoms(COUNTS, WIDTH, seed=1)
     got = distance(new_numbers, new).numpy()
     centre, scale = features.numpy().mean(axis=0), features.numpy().std(axis=0)
@@ -155,8 +155,8 @@ def test_rigidity_grows_away_from_the_fit_and_with_the_size():
     one = rigidity(rows)
     close(rigidity(8 * rows), 64 * one, FLOAT64)
     repeated = Rigidity.fit(2 * rows.T @ rows, 2 * len(rows))
-    torch.testing.assert_close(repeated(rows), one)  # alpha takes up the count
-    direction = torch.linalg.svd(rows).Vh  # the last one is the least explored
+    torch.testing.assert_close(repeated(rows), one)  # alpha includes the count
+    direction = torch.linalg.svd(rows).Vh  # the last one is farthest from the fit
     length = rows.norm(dim=1).mean()
     first, last = rigidity(length * direction[[0, -1]])
     assert last > 3 * first

@@ -152,7 +152,7 @@ class TestEvery:
         assert "no groups were given" in " ".join(result.output.split())
 
     def test_atoms_far_away_change_nothing_per_atom(self, fitted, name):
-        """Local: what an atom is told does not depend on who else is there."""
+        """Local: the value of an atom does not depend on distant atoms."""
         del name
         atoms = rattled()
         far = rattled("CO2")
@@ -164,7 +164,7 @@ class TestEvery:
 
 
 def test_supercells_are_read_alike():
-    """Sums grow with the cell, what is per atom does not."""
+    """Sums grow with the cell, values per atom do not."""
     frames = [salt(seed=seed) for seed in range(6)]
     backbone = tap(mace_on_shared_models())
     near = LatentDistance.fit(frames, backbone, split=Split(held_out=0))
@@ -231,7 +231,7 @@ class TestDistance:
 
 class TestRigidity:
     def test_sigma_describes_errors_of_its_own_kind(self):
-        """Errors drawn from the very model: the factor comes back, and the shares."""
+        """Errors are drawn from the model: factor and shares are found again."""
         backbone = ToyBackbone()
         frames = labelled(600, noise=0.0)
         with pytest.warns(LabelWarning):

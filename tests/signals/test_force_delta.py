@@ -91,7 +91,7 @@ class TestClosedForms:
         left = without_torque(forces, torch.as_tensor(atoms.positions))
         torque = torch.linalg.cross(arms, left).sum(0)
         close(torque, np.zeros(3), FLOAT64, of=arms.abs().max() * forces)
-        # a projection: nothing more comes off, and what came off is a rotation's
+        # a projection: a second one changes nothing, and the first removes a rotation
         again = without_torque(left, torch.as_tensor(atoms.positions))
         close(again, left, FLOAT64)
         close((left * (forces - left)).sum(), 0.0, FLOAT64, of=forces**2)
@@ -305,7 +305,7 @@ class TestThresholds:
         assert limit.suspect == pytest.approx(sorted(risks)[30 - 12], rel=1e-5)
 
     def test_forces_that_vanish_by_symmetry_are_no_successes(self, watched, benzenes):
-        """Atoms in vacuum have no force error whatever the potential is."""
+        """Atoms in vacuum have no force error with any potential."""
         frames = []
         for index, atoms in enumerate(benzenes[:20]):
             frame = atoms.copy()
@@ -340,7 +340,7 @@ def test_uncertainty_needs_direct_forces():
 
 
 def test_the_slope_along_a_strain_is_true_too(head):
-    """A box of the molecule, strained with the cell it lies in."""
+    """A molecule in a cell, strained together."""
     backbone = tap(mace_on_shared_models())
     atoms = rattled(seed=4, amount=0.1)
     atoms.center(vacuum=1.0)

@@ -1,4 +1,4 @@
-"""The largest force, and the spreads of a committee in the evaluation that runs."""
+"""The largest force, and the spreads of a committee, without further evaluations."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def committee():
 
 
 def springs():
-    """Members whose answers are known; the first brings the features."""
+    """Members with known results; the first one has the features."""
     first = tap(ModuleSprings(STIFFNESS[0]), module="model.readout")
     return Committee([first, *map(Springs, STIFFNESS[1:])])
 
 
 class ModuleSprings(ModuleCalculator):
-    """Springs that run a torch module on the way."""
+    """Springs that also evaluate a torch module."""
 
     implemented_properties = Springs.implemented_properties
 

@@ -1,4 +1,4 @@
-"""Orb's own confidence head, read in the pass that runs anyway."""
+"""Orb's own confidence head, read in the usual pass."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def probe():
 
 
 def broken():
-    """Return ethanol whose O-H bond is broken: O is atom 2, its H is atom 3."""
+    """Return ethanol with a broken O-H bond: O is atom 2, its H is atom 3."""
     atoms = molecule("CH3CH2OH")
     atoms.rattle(0.03, seed=0)
     atoms.positions[3] += [0.5, 0.5, 0.0]

@@ -104,7 +104,7 @@ def test_neighbours_are_those_of_a_list_of_all_pairs(monkeypatch, most_pairs):
         np.testing.assert_allclose(found.nearest[seen], nearest[seen], rtol=1e-9)
         closest = min((c[0] for c in of_each if len(c)), default=np.inf)
         assert found.contacts.min() == pytest.approx(closest, rel=1e-9)
-        if second < 1.3:  # the first look goes no farther
+        if second < 1.3:  # the first search has no larger reach
             assert found.seconds.min() == pytest.approx(second, rel=1e-9)
 
 
@@ -250,7 +250,7 @@ def test_a_multiplicity_has_the_parity_of_the_electrons(charge, spin, possible):
     assert read(
         Atoms("HH", [[0, 0, 0], [0, 0, 0.74]], info={"spin": 5}),
         Sanity(5.0, frozenset({"spin"})),
-    ).doubts  # four electrons would be alike
+    ).doubts  # four electrons would have equal spins
 
 
 def test_neutral_singlets_are_none_and_initial_charges_count():
@@ -278,7 +278,7 @@ def test_it_is_on_by_default_and_enters_a_policy_without_it(calculator):
     assert calculator.signals[1].cutoff == 4.0
     ion = rattled()
     assert calculator.assess(ion).level is Level.RELIABLE
-    ion.info["charge"] = 1  # the geometry is the same: the cache must look at it
+    ion.info["charge"] = 1  # same geometry: the cache must compare it
     assert calculator.assess(ion).level is Level.SUSPECT
     ion.info.clear()
     ion.positions[5] += [0, 0, 30.0]

@@ -1,4 +1,4 @@
-"""Conformal quantiles keep their promise, for structures and for groups."""
+"""Conformal quantiles have their stated level, for structures and for groups."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def test_groups_weigh_the_same_whatever_their_size(groups, level):
 
 @pytest.mark.parametrize("size", ["one", "many"])
 def test_a_new_group_keeps_the_limit_as_often_as_promised(size):
-    """Frames of a run share most of what they are: counted singly they would fail."""
+    """Frames of a run are correlated: counted singly the level would be missed."""
     rng = np.random.default_rng(0)
     draws, groups, level = 4000, 20, 0.8
     kept = naive = 0
     for _ in range(draws):
         counts = np.ones(groups, int) if size == "one" else rng.integers(1, 30, groups)
-        # long runs are worse ones: their frames must not outvote the others
+        # long runs have larger errors: their frames must not have a larger weight
         means = rng.normal(size=groups) + (0 if size == "one" else 3 / counts)
         names = np.repeat(np.arange(groups), counts)
         values = means[names] + 0.1 * rng.normal(size=len(names))

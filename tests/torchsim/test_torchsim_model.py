@@ -65,7 +65,7 @@ def test_same_numbers_as_the_calculator_in_one_pass(model, calculator, monkeypat
     frames = molecules(*NAMES)
     frames[3].positions[1] += 1.0  # a C-H bond is broken
     state = state_of(frames, model)
-    model.model(state)  # the first run of TorchScript functions rounds otherwise
+    model.model(state)  # the first run of TorchScript functions has another rounding
     model.model(state)
     bare = model.model(state)
     calls = []

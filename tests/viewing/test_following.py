@@ -1,4 +1,4 @@
-"""Live views read only, and outlive torn lines, removed files and large logs."""
+"""Live views only read; incomplete lines, removed files and large logs do no harm."""
 
 from __future__ import annotations
 

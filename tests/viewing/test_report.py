@@ -1,4 +1,4 @@
-"""Reports: self-contained, true to their numbers, and safe against foreign text."""
+"""Reports: self-contained, with the right numbers, and safe against foreign text."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def test_a_frame_on_which_p_and_flags_disagree_is_asked_about(tmp_path):
     assert not monitor.halted  # the flag alone makes a step SUSPECT only
     steps = [r["step"] for r in read_log(tmp_path / "run.jsonl")
              if r["event"] == "asked"]  # fmt: skip
-    assert steps == [0, 10, 30]  # rarer with each right answer
+    assert steps == [0, 10, 30]  # less often after each right answer
     assert reference.calls == 3
     assert monitor.history.asks == {"disagree": 81}
 
@@ -185,7 +185,7 @@ def test_a_continued_run_counts_its_calls(tmp_path):
 
 
 def test_the_probe_says_what_is_right(tmp_path):
-    """The boundary, quantity, offsets and atoms are those of the probe."""
+    """Boundary, quantity, offsets and atoms are those of the probe."""
     backbone = tap(mace_calculator())
     probe = tiny_probe(backbone, target="energy", offsets={"6": 0.5, "1": 0.25})
     calculator = ReliableCalculator(backbone, probe)

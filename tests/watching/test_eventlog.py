@@ -111,7 +111,7 @@ def test_files_of_someone_else_are_refused_untouched(tmp_path, content):
     with pytest.raises(RecordError):
         EventLog(path, HEADER, "append")
     assert path.read_bytes() == content
-    if content != b"3":  # which is what a torn frame of three atoms looks like
+    if content != b"3":  # an incomplete frame of three atoms has this form
         with pytest.raises(RecordError, match="must be XYZ"):
             FrameFile(path, 5, "append")
         assert path.read_bytes() == content
@@ -250,7 +250,7 @@ def test_a_killed_run_leaves_a_log_that_is_whole(tmp_path):
 
 
 def test_a_second_process_cannot_write_the_same_log(tmp_path):
-    """The first goes on undisturbed; once it is gone, killed or not, there is room."""
+    """The first process continues; after its end or a kill the log is free."""
     header = {"run": {"formula": "CH4"}}
     first = EventLog(tmp_path / "run.jsonl", header, "append")
     code = (

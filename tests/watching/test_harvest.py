@@ -1,4 +1,4 @@
-"""`on_unreliable="harvest"`: on after the alarm, frames spaced by novelty, a stop."""
+"""`on_unreliable="harvest"`: frames after the alarm, spaced by novelty, and the end."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_frames_are_kept_from_the_rim_outwards_spaced_by_novelty(tmp_path):
     assert warning["step"] == alarm
     assert "the harvest of frames begins" in warning["reason"]
     assert all(read_assessment(frame).level == 2 for frame in frames)
-    assert len(select(frames, 3)) == 3  # ready to be chosen from
+    assert len(select(frames, 3)) == 3  # ready for `select`
 
 
 def test_the_spacing_does_not_depend_on_the_speed(tmp_path):
@@ -146,7 +146,7 @@ def test_impossible_frames_are_not_kept_before_the_run_ends_at_the_absurd(tmp_pa
     assert monitor.reason.startswith(ABSURD)
     frames = read(flagged, ":")
     closest = min(frame.positions[1, 0] for frame in frames)
-    assert 0.79 < closest < 1.0  # 0.79 Å: fused, long before the absurd
+    assert 0.79 < closest < 1.0  # 0.79 Å: fused, before it is physically impossible
     assert len(select(frames, len(frames), near=0)) == len(frames)
 
 

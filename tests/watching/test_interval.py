@@ -1,4 +1,4 @@
-"""Every k-th geometry judged, a switch that turns all off, and a thinned log."""
+"""Every k-th geometry judged, a switch for all checks, and a thinned log."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_every_third_geometry_is_judged_and_the_others_have_no_level():
     assert reads(atoms) == 3
     assert atoms.calc.backbone.passes == 3
     atoms.positions[0, 0] += 0.01
-    assert atoms.calc.assess(atoms).level is Level.RELIABLE  # asked for, so judged
+    assert atoms.calc.assess(atoms).level is Level.RELIABLE  # requested, so judged
     assert atoms.calc.results["reliability_level"] == 0
 
 
@@ -133,7 +133,7 @@ def test_a_monitor_that_is_switched_off_neither_watches_nor_writes(tmp_path):
 def test_half_of_the_last_50_fs_is_as_long_however_seldom_it_is_judged(
     calculator, monitor
 ):
-    """25 fs are 50 steps of 0.5 fs: the halt comes at the first judged step after."""
+    """25 fs are 50 steps of 0.5 fs: the halt is at the next judged step."""
     atoms = judged(after=BAD, interval=calculator)
     dynamics = verlet(atoms)
     watching = Monitor(dynamics, interval=monitor)
@@ -143,7 +143,7 @@ def test_half_of_the_last_50_fs_is_as_long_however_seldom_it_is_judged(
     atoms = judged([GOOD] * 12 + [BAD], interval=calculator)
     dynamics = verlet(atoms)
     watching = Monitor(dynamics, interval=monitor)
-    assert dynamics.run(200)  # one bad reading in between is no half of the window
+    assert dynamics.run(200)  # one bad reading in between is not half of the window
     assert not watching.halted
 
 
@@ -163,7 +163,7 @@ def test_steps_between_the_judged_ones_are_not_called_reliable(tmp_path):
     ).rows
     levels = [r["level"] for r in read_log(log) if r["event"] == "step"]
     assert levels == ["RELIABLE", None, None, None, "RELIABLE", None, None]
-    frame = monitor.snapshot()  # asked for, so judged
+    frame = monitor.snapshot()  # requested, so judged
     assert read_assessment(frame).level is Level.RELIABLE
     again = Trigger(patience=1)
     again.replay(read_standing(log), ["scripted"])

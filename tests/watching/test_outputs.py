@@ -1,4 +1,4 @@
-"""A writer's trouble ends no run: it is told once, and the end record says it."""
+"""A failed write does not end a run: one warning, and an entry in the end record."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_two_monitors_of_one_process_do_not_share_a_log(tmp_path):
     first = Monitor(verlet(watched(after=GOOD)), log=log)
     with pytest.raises(RecordError, match="another Monitor of this process"):
         Monitor(verlet(watched(after=GOOD)), log=log)
-    first.dynamics.run(2)  # ends, and lets go of it
+    first.dynamics.run(2)  # ends, and releases it
     second = Monitor(verlet(watched(after=GOOD)), log=log, mode="append")
     with pytest.raises(RecordError, match="another Monitor of this process"):
         first.dynamics.run(1)

@@ -98,7 +98,7 @@ def recorded(dynamics):
 
 @pytest.mark.parametrize("make", ALL)
 def test_an_unchanged_state_gives_the_same_path(make):
-    """With nothing drawn anew, dynamics without noise repeats its steps."""
+    """Without new momenta, dynamics without noise repeats its steps."""
     atoms = failing_once()
     dynamics = make(atoms)
     frames = recorded(dynamics)
@@ -236,7 +236,7 @@ def test_momenta_keep_energy_drift_and_constraints(share):
 
 
 def test_refreshed_momenta_have_the_thermal_distribution():
-    """Uniform on the sphere of the kinetic energy, whatever the start."""
+    """Uniform on the sphere of the kinetic energy, for any start."""
     rng = np.random.default_rng(1)
     atoms = copper()
     atoms.set_momenta(np.eye(4, 3) - np.eye(4, 3).mean(axis=0))
@@ -280,7 +280,7 @@ def test_settings_from_numpy_are_taken():
     ],
 )
 def test_a_reliable_frame_within_the_failure_is_not_gone_back_to(trigger, failure):
-    """``back_fs`` is one step, and every other frame of the failure is good."""
+    """``back_fs`` is one step, and every second frame of the failure is RELIABLE."""
     atoms = watched([GOOD] * 20 + failure)
     dynamics = verlet(atoms)
     settings = Rewind(max_rewinds=1, back_fs=2.0)

@@ -1,4 +1,4 @@
-"""What a run shows beside its geometries stops it at once, or lowers its verdicts."""
+"""Findings on a run (not on a geometry) stop it at once, or lower its verdicts."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def test_changed_bonds_halt_a_run_once_they_have_lasted():
     assert monitor.reason.startswith("Bonds have stayed changed at step")
     assert "broken: C0-H4" in monitor.reason
     monitor.resume()
-    dyn.run(60)  # the time counts anew
+    dyn.run(60)  # the time starts again
     assert monitor.step == bonds[0].step + 50
 
     dyn, monitor = leaving_hydrogen(bond_change_fs=25.0, on_unreliable="warn")
