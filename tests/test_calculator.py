@@ -189,7 +189,7 @@ def test_a_lazy_base_is_asked_for_all_that_a_step_needs_at_once():
     assert atoms.calc.backbone.passes == 6
 
 
-def test_flagged_importance_comes_only_where_the_verdict_asks(base):
+def test_flagged_importance_only_if_not_reliable(base):
     backbone = tap(base)
     probe = tiny_probe(backbone)
     always = ReliableCalculator(backbone, probe)
@@ -244,7 +244,7 @@ def test_an_infinite_energy_is_unreliable_whatever_the_signals_say():
     assert assessment.worst_atoms() == []
 
 
-def test_no_numbers_are_unreliable_also_where_no_signal_is_due():
+def test_nan_is_unreliable_also_if_no_signal_is_due():
     atoms = watched(base=Infinite())
     signal = atoms.calc.signals[0]
     signal.interval = 2
@@ -300,7 +300,7 @@ def test_charge_and_spin_invalidate_and_other_info_does_not():
     assert backbone.passes == 4
 
 
-def test_without_better_knowledge_all_of_info_counts():
+def test_all_of_info_counts_if_inputs_are_unknown():
     atoms = watched()
     atoms.get_forces()
     atoms.info["charge"] = np.array([1.0, 2.0])
@@ -420,7 +420,7 @@ def test_neither_probe_nor_signals_names_the_choices(base):
         assert choice in str(caught.value)
 
 
-def test_a_signal_that_the_backbone_cannot_feed_names_both_sides(base):
+def test_missing_quantity_of_a_signal_names_signal_and_backbone(base):
     policy = Policy([Threshold("force_spread", 0.1, 0.2)])
     with pytest.raises(
         ValueError,

@@ -71,7 +71,7 @@ class Deadly(EMT):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_labels_are_the_serial_ones_and_one_deadly_frame_costs_itself_alone(tmp_path):
+def test_labels_are_those_of_a_serial_run_and_a_deadly_frame_fails_alone(tmp_path):
     pytest.importorskip("ray")
     (tmp_path / "reference.py").write_text(REFERENCE)
     frames = [bulk("Cu", cubic=True) for _ in range(6)]

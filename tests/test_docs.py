@@ -358,7 +358,7 @@ def test_variables_in_tables_of_symbols_are_in_the_code():
             assert any(map(word.search, homes)), f"{page.name}: {owner}.{variable}"
 
 
-def test_a_reader_is_not_sent_to_a_picture_that_is_not_there():
+def test_pictures_in_the_text_exist():
     for page, path in PAGES.items():
         text = path.read_text(encoding="utf-8")
         for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):

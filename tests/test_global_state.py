@@ -34,14 +34,14 @@ def test_loading_a_probe_draws_nothing_and_reads_the_same(tmp_path):
 
 
 @pytest.mark.slow
-def test_opening_the_bundled_model_leaves_all_as_it_was():
+def test_opening_the_bundled_model_changes_no_global_state():
     open_model("default", device="cpu")  # imported packages may add filters
     before = process()
     open_model("default", device="cpu")
     assert process() == before
 
 
-def test_select_picks_the_features_out_of_an_output():
+def test_select_returns_the_features_of_an_output():
     whole = tap(ModuleCalculator(), module="model.readout")
     halved = tap(
         ModuleCalculator(), module="model.readout", select=lambda rows: rows[:, :2]

@@ -37,7 +37,7 @@ def cut(path, event):
     path.write_text("".join(x for x in lines if f'"event": "{event}"' not in x))
 
 
-def test_a_log_says_how_far_and_how_badly_it_went(tmp_path):
+def test_log_info_has_length_and_levels(tmp_path):
     risks = [GOOD, 0.9, SUSPECT, NAN, GOOD, BAD, GOOD]
     path = ran(tmp_path / "run.jsonl", risks, flagged=tmp_path / "f.xyz", max_flagged=2)
     log = summarise_log(path, worst=4)
@@ -85,7 +85,7 @@ def ended(path):
     return dict(log_info(summarise_log(path)).rows)["ended"]
 
 
-def test_the_end_is_told_as_it_was(tmp_path):
+def test_end_is_reported(tmp_path):
     halted = ran(tmp_path / "halted.jsonl", [GOOD, BAD, BAD, BAD])
     assert ended(halted).startswith(
         "halted: UNRELIABLE for 3 frames in a row at step 3"
@@ -123,7 +123,7 @@ def test_a_log_that_has_no_step_yet_is_no_error(tmp_path):
     assert found.table == ()
 
 
-def test_a_card_puts_its_scores_beside_no_skill():
+def test_card_shows_scores_with_values_without_skill():
     card = shipped_probe("default").card
     found = card_info(card)
     rows = dict(found.rows)
@@ -172,7 +172,7 @@ def test_the_command_recognises_both_by_content(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"a text", b"\x00" * 20])
-def test_a_file_that_is_neither_is_told_what_it_must_be(tmp_path, content):
+def test_other_file_is_refused_with_the_requirement(tmp_path, content):
     path = tmp_path / "some.file"
     if content is not None:
         path.write_bytes(content)
@@ -229,7 +229,7 @@ def mutants(value):
                 yield [*value[:i], other, *value[i + 1 :]]
 
 
-def test_a_log_with_wrong_types_is_an_error_of_ours_or_is_read(tmp_path):
+def test_log_with_wrong_types_is_a_record_error_or_is_read(tmp_path):
     path = ran(tmp_path / "run.jsonl", [GOOD, BAD, BAD, BAD])
     records = as_it_was_before_checksums(path)
     assert file_info(path).table

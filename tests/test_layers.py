@@ -118,12 +118,12 @@ def arrows() -> dict[tuple[str, str], list[str]]:
     return found
 
 
-def test_every_room_has_its_place_in_the_table():
+def test_every_room_is_in_the_table():
     present = {path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py")}
     assert {name.removesuffix(".py") for name in present} == set(ALLOWED)
 
 
-def test_no_arrow_runs_back():
+def test_no_room_imports_a_higher_one():
     order = list(ALLOWED)
     back = [
         f"{room} -> {lower}"
@@ -141,7 +141,7 @@ def test_no_arrow_runs_back():
 
 
 @pytest.mark.parametrize("line", ["from uqcalc.cli import app", "import uqcalc.cli"])
-def test_an_arrow_that_runs_back_is_found(tmp_path, line):
+def test_import_of_a_higher_room_is_found(tmp_path, line):
     path = tmp_path / "module.py"
     path.write_text(
         f"from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    {line}\n"

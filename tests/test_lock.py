@@ -39,7 +39,7 @@ def test_a_lock_holds_on_every_machine(path):
     assert not of_builds or path.stem.endswith("fairchem")
 
 
-def test_what_differs_is_named(tmp_path):
+def test_differences_are_named(tmp_path):
     path = tmp_path / "py.txt"
     path.write_text("# by hand\nnumpy==2.0.1\nTorch_Geometric==1.2\nase==3.29.0\n")
     found = {"ase": "3.29.0", "numpy": "2.0.2", "torch": "2.13.0"}
@@ -49,14 +49,14 @@ def test_what_differs_is_named(tmp_path):
     ]
 
 
-def test_what_uqcalc_asks_for_is_found_through_others():
+def test_dependencies_of_uqcalc_are_found_through_other_packages():
     found = installed(frozenset())
     assert {"numpy", "torch", "contourpy"} <= found.keys()  # one through matplotlib
     assert "uqcalc" not in found
     assert "+" not in found["torch"]
 
 
-def test_environments_made_by_hand_are_bound_by_nothing(tmp_path):
+def test_other_environments_have_no_lock(tmp_path):
     assert stamped(tmp_path / STAMP.name) is None
     (tmp_path / STAMP.name).write_text("")
     assert stamped(tmp_path / STAMP.name) is None

@@ -232,7 +232,7 @@ def test_calculators_that_are_not_torch_keep_their_results_apart():
     np.testing.assert_array_equal(one.results["forces"], expected[0][1])
 
 
-def test_models_that_share_a_part_take_turns():
+def test_models_that_share_a_part_do_not_run_at_once():
     """Two calculators with different root modules around one readout."""
     first, second = ModuleCalculator(), ModuleCalculator()
     second.model.readout = first.model.readout
@@ -313,7 +313,7 @@ def test_a_fork_during_a_pass_leaves_the_child_free():
 
 @pytest.mark.parametrize("judged", [True, False])
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
-def test_no_grad_around_a_step_is_no_matter(mode, judged):
+def test_no_grad_around_a_step_has_no_effect(mode, judged):
     """Forces are gradients; the bare calculator fails here."""
     atoms = FRAMES[0].copy()
     calculator = wrap_mace(mace_on_shared_models())

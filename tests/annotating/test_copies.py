@@ -46,8 +46,8 @@ def summary(assessment):
 
 @pytest.mark.parametrize("risk", [0.9, math.nan])
 @pytest.mark.parametrize("ending", ["xyz", "traj", "db"])
-def test_a_concern_counts_again_when_it_is_read_back(tmp_path, ending, risk):
-    """A frame of a strained crystal was SUSPECT live and RELIABLE when judged again."""
+def test_concern_counts_in_a_reading_from_a_file(tmp_path, ending, risk):
+    """A frame of a strained crystal was SUSPECT in the run and RELIABLE from a file."""
     policy = Policy([Threshold("probe", 0.2, 0.5)])
     strained = Reading("probe_stress", risk, concern=(0.5, "the pressure is 9 GPa"))
     readings = (Reading("probe", 0.1), strained)
@@ -62,7 +62,7 @@ def test_a_concern_counts_again_when_it_is_read_back(tmp_path, ending, risk):
     assert why_ask(back) == why_ask(live)
 
 
-def test_the_same_policy_judges_a_reading_read_back_as_it_judged_it_live():
+def test_reading_from_a_file_gives_the_same_verdict():
     """Novelty 3 with a limit of 1 was SUSPECT in the run and RELIABLE from a file."""
     policy = Policy([Threshold("probe", 0.2, 0.5)])
     one = Atoms("H")

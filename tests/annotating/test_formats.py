@@ -121,7 +121,7 @@ def test_frames_before_ctrl_c_are_in_the_file(source, tmp_path, ending):
 
 
 @ENDINGS
-def test_a_file_of_something_else_is_refused_untouched(source, tmp_path, ending):
+def test_other_file_is_refused_and_does_not_change(source, tmp_path, ending):
     for content in (given()[:2], None):
         target = tmp_path / f"out{content is None}.{ending}"
         if content is None:

@@ -121,7 +121,7 @@ def test_other_columns_are_kept(array):
     np.testing.assert_array_equal(back.arrays["it"], np.squeeze(array))
 
 
-def test_geometry_survives_whatever_it_is(tmp_path):
+def test_any_geometry_survives(tmp_path):
     """Numbers without a symbol, NaN positions, no atoms, one frame for each."""
     path = tmp_path / "all.xyz"
     strange = Atoms([1, 200], positions=[[0, 0, np.nan], [np.inf, 0, 0]], pbc=True)

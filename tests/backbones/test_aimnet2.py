@@ -71,7 +71,7 @@ class TestCharge:
         atoms.get_forces()
         assert judged.backbone.passes == 2
 
-    def test_of_one_structure_does_not_stick_to_the_next(self):
+    def test_of_one_structure_is_not_kept_for_the_next(self):
         """In the bare calculator it is kept, and results depend on the order."""
         bare, ours = aimnet2(), AIMNet2Backbone(aimnet2())
         atoms = rattled()
@@ -83,7 +83,7 @@ class TestCharge:
         ours(ion(), WANTED)
         assert ours(atoms, WANTED).energy == neutral
 
-    def test_of_the_calculator_counts_where_info_is_silent(self, backbone):
+    def test_of_the_calculator_counts_without_an_entry_in_info(self, backbone):
         charged = AIMNet2Backbone(aimnet2(charge=1))
         assert charged(rattled(), WANTED).energy == backbone(ion(), WANTED).energy
         assert charged.extra_state(rattled()) == backbone.extra_state(ion())
@@ -134,7 +134,7 @@ class TestLeavesNothingBehind:
         assert vars(calculator.base_calc).keys() == before
         assert (calculator.charge, calculator.mult) == (0, 1)
 
-    def test_and_puts_back_what_another_had_put_there(self):
+    def test_restores_a_hook_of_another_package(self):
         calculator, seen = aimnet2(), []
         original = calculator.base_calc.process_output
 
@@ -222,9 +222,7 @@ class TestPublishedProbes:
                 ours([one])[0], released([other])[0], rtol=1e-4, atol=1e-6
             )
 
-    def test_they_are_taken_from_the_model_where_nobody_gives_them(
-        self, bare, checkpoint
-    ):
+    def test_are_taken_from_the_model_by_default(self, bare, checkpoint):
         backbone = AIMNet2Backbone(bare[0])
         probe = Probe.from_official(checkpoint, bare[0])
         weights = bare[0].base_calc.model.outputs.atomic_shift.shifts.weight

@@ -191,7 +191,7 @@ class TestCommittee:
             backbone(bulk("Si"), WANTED)
         assert backbone.passes == 0
 
-    def test_a_member_whose_tap_is_silent_is_refused(self):
+    def test_member_without_features_is_refused(self):
         silent = ModuleCalculator()
         member = tap(silent, module="model.readout")
         silent.model = Squares()

@@ -162,7 +162,7 @@ def test_a_sum_shows_the_model_and_returns_the_sum(row):
 
 
 @every()
-def test_many_frames_are_as_each_alone(row):
+def test_batch_equals_single_frames(row):
     """Energies agree to a fraction of 1 eV per atom, and forces to one of 1 eV/Å."""
     frames = [row.frames[name] for name in row.batch or row.frames]
     backbone = row.tap()
@@ -304,7 +304,7 @@ class TestNoTrace:
         assert torch.equal(backbone(row.frame, WANTED).features, expected.features)
 
     @every(lambda row: row.copies)
-    def test_copies_after_use_answer_alike(self, row):
+    def test_copies_after_use_give_equal_results(self, row):
         backbone = row.tap()
         expected = backbone(row.frame, WANTED)
         possible = ways_to_copy(backbone.calculator)

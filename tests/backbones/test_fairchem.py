@@ -168,13 +168,13 @@ class TestExperts:
         assert before == tap(fairchem()).fingerprint
         assert not same_model(after, tap(fairchem(seed=1)).fingerprint)
 
-    def test_batches_do_not_make_fairchem_give_the_merged_model_up(self):
+    def test_batches_keep_the_merged_model(self):
         backbone = tap(fairchem(merge_mole=True))
         backbone.predict_many([salt(), salt(seed=1)])
         assert backbone.passes == 2
         assert backbone.model_calculator.predictor.inference_settings.merge_mole
 
-    def test_tasks_have_fingerprints_of_their_own(self):
+    def test_tasks_have_different_fingerprints(self):
         names = {tap(fairchem(task_name=t)).fingerprint for t in ("omat", "omol")}
         assert len(names) == 2
 
@@ -252,7 +252,7 @@ class TestRefusals:
 
 
 class TestNames:
-    def test_a_checkpoint_opens_with_a_word_on_trust(self):
+    def test_checkpoint_opens_with_a_warning_about_trust(self):
         before = np.random.get_state()[1].copy()  # noqa: NPY002
         path = checkpoint()
         with pytest.warns(FileWarning, match="can run code"):
@@ -266,9 +266,7 @@ class TestNames:
         ):
             open_model(f"uma:{path}", device="cpu")
 
-    def test_weights_out_of_reach_come_with_the_licence_and_the_command(
-        self, monkeypatch
-    ):
+    def test_missing_weights_are_reported_with_licence_and_command(self, monkeypatch):
         from fairchem.core.calculate import pretrained_mlip
 
         def unreachable(*_, **__):

@@ -61,7 +61,7 @@ def test_features_rebuild_the_energy(kind):
 
 
 class TestStress:
-    def test_in_gigapascals_is_handed_on_and_not_taken_for_one(self):
+    def test_in_gigapascal_stays_in_results_and_is_not_provided(self):
         atoms = salt()
         bare = matgl(unit="GPa")
         bare.calculate(atoms)
@@ -82,7 +82,7 @@ class TestStress:
 
 
 class TestPassLeavesNothing:
-    def test_but_the_layers_without_their_graph(self):
+    def test_stored_layers_have_no_graph(self):
         """MatGL keeps layers with their graph, and cannot be copied after use."""
         calculator = matgl("M3GNet")
         model = calculator.potential.model

@@ -82,7 +82,7 @@ class TestNames:
         assert np.array_equal(ours.forces, theirs.forces)
         assert opened.fingerprint == tap(mattersim()).fingerprint
 
-    def test_weights_out_of_reach_come_with_the_command(self, monkeypatch):
+    def test_missing_weights_are_reported_with_the_command(self, monkeypatch):
         from mattersim.forcefield.potential import Potential
 
         asked = []

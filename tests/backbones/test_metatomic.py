@@ -139,7 +139,7 @@ class TestOneEvaluation:
         assert float(ForceDelta()(got).risk) == pytest.approx(expected, rel=1e-9)
         assert float(ForceDelta(projection=True)(got).risk) < (1 - 1e-4) * expected
 
-    def test_heads_that_nobody_wants_do_not_run(self):
+    def test_heads_without_a_request_do_not_run(self):
         calculator = metatomic()
         head = calculator.model().module.force_head
         head.register_forward_hook(lambda *_: pytest.fail("ran"))
@@ -181,7 +181,7 @@ class TestUncertainty:
         spread = np.std(members) / len(atoms)
         assert got["energy_spread"] == pytest.approx(spread, rel=1e-6)
 
-    def test_is_not_computed_where_nobody_wants_it(self):
+    def test_is_not_computed_without_a_request(self):
         # with a threshold metatomic itself requests the uncertainties, for a warning
         calculator = metatomic(uncertainty_threshold=None)
         asked = []
@@ -323,7 +323,7 @@ class TestUsersOwnOutputs:
         tap(plain)(rattled(), WANTED)
         assert plain.additional_outputs == {}
 
-    def test_are_refused_where_they_are_at_odds(self):
+    def test_contradictory_units_are_refused(self):
         otherwise = {
             "non_conservative_force": ModelOutput(unit="kJ/mol/nm", sample_kind="atom")
         }

@@ -93,7 +93,7 @@ class TestBothForces:
         assert calc.results["stress_delta"] > 0
 
     @pytest.mark.usefixtures("_double")
-    def test_what_the_head_takes_out_is_taken_out_of_both(self):
+    def test_removed_parts_are_removed_from_both_forces(self):
         atoms = rattled()
         calculator = orb_calculator(orb_model(seed=9))  # the other ones do not change
         got = tap(calculator)(atoms, BOTH)
@@ -108,7 +108,7 @@ class TestBothForces:
         head.remove_mean = head.remove_torque_for_nonpbc_systems = False
         assert tap(calculator)(atoms, BOTH).projected == frozenset()
 
-    def test_no_backward_pass_where_nobody_wants_it(self):
+    def test_no_backward_pass_without_a_request(self):
         calc = ReliableCalculator(
             orb_calculator(orb_model(dtype=torch.float32)),
             signals=[MaxForce()],
@@ -154,7 +154,7 @@ def test_a_sum_with_dispersion_is_tapped_at_its_regressor():
     close(whole.conservative_forces, alone.conservative_forces, NETWORK)
 
 
-def test_rotation_moves_the_features_and_is_not_promised():
+def test_features_change_under_rotation_as_declared():
     backbone = tap(orb_calculator(orb_model(dtype=torch.float32)))
     atoms = rattled()
     before = backbone(atoms, BOTH).features
@@ -171,7 +171,7 @@ def test_rotation_moves_the_features_and_is_not_promised():
         (Atoms("H", info={"charge": 1}), "charge and spin"),
     ],
 )
-def test_what_orb_cannot_do_is_refused(atoms, words):
+def test_unsupported_structures_are_refused(atoms, words):
     with pytest.raises(BackboneError, match=words):
         tap(orb_calculator(orb_model(dtype=torch.float32)))(atoms, BOTH)
 

@@ -79,7 +79,7 @@ def test_module_with_other_rows_than_atoms_is_refused():
         tap(calculator, module="model.readout")(rattled("H2O"), WANTED)
 
 
-def test_tap_that_fires_twice_a_geometry_is_refused():
+def test_tap_that_is_called_twice_a_geometry_is_refused():
     calculator = ModuleCalculator()
     once = calculator.forward
 
@@ -94,7 +94,7 @@ def test_tap_that_fires_twice_a_geometry_is_refused():
 class TestSum:
     """The user gets results of the sum; the tap reads the model."""
 
-    def test_fires_although_the_model_answers_from_its_cache(self):
+    def test_is_called_although_the_model_uses_its_cache(self):
         atoms = rattled()
         mace = mace_on_shared_models(0)
         backbone = tap(SumCalculator([mace, Springs()]))
@@ -141,7 +141,7 @@ class TestSharing:
             assert torch.equal(prediction.features, alone.features)
             assert np.array_equal(prediction.forces, alone.forces)
 
-    def test_a_pass_inside_an_armed_tap_is_not_taken_for_ours(self):
+    def test_pass_inside_an_armed_tap_is_not_recorded(self):
         shared = mace_on_shared_models(0)
         outer, inner = tap(shared), tap(shared)
         atoms, other = rattled(seed=1), rattled("H2O")

@@ -121,7 +121,7 @@ class TestRotationAverage:
             close(averaged.results[key], single.results[key], FLOAT64, of=size)
         close(averaged.features, single.features, FLOAT64)
 
-    def test_one_rotation_is_none(self):
+    def test_one_rotation_changes_nothing(self):
         atoms = ALL["crystal"]
         single = uneven()(atoms, WANTED)
         averaged = RotationAverage(uneven(), 1)(atoms, WANTED)
@@ -191,7 +191,7 @@ class TestRotationAverage:
             atoms.rattle(0.01, seed=step)
         assert inner.passes == atoms.calc.backbone.passes == 2 * 4 * 2
 
-    def test_constraints_do_not_hold_the_copies_back(self):
+    def test_constraints_do_not_affect_the_copies(self):
         atoms = rattled()
         free = RotationAverage(tapped_module(0, Skewed), 3)(atoms, WANTED)
         atoms.set_constraint(FixAtoms([0, 2]))
@@ -210,6 +210,6 @@ class TestRotationAverage:
         )
 
     @pytest.mark.parametrize("rotations", [0, -1, 2.0, True, "4"])
-    def test_refuses_a_number_that_is_none(self, rotations):
+    def test_refuses_an_invalid_number(self, rotations):
         with pytest.raises(BackboneError, match="integer of at least 1, got"):
             RotationAverage(mace_on_shared_models(), rotations)

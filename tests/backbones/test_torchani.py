@@ -140,7 +140,7 @@ class TestFilm:
         close(backbone(outside, WANTED).energy, got.energy, FLOAT64)
 
     @pytest.mark.parametrize("axis", ["x", (1, 2, 3)])
-    def test_is_refused_where_torchani_gets_it_wrong(self, backbone, axis):
+    def test_is_refused_if_torchani_is_wrong(self, backbone, axis):
         film = crystal(pbc=(True, True, False))
         turned = film.copy()
         turned.rotate(61.0, axis, rotate_cell=True)

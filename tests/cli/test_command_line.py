@@ -168,7 +168,7 @@ def test_errors_come_before_heavy_imports(words, status, message, tmp_path):
 
 
 @pytest.mark.parametrize("release", [(3, 11), (3, 13)])
-def test_a_missing_extra_names_a_way_out(monkeypatch, release):
+def test_missing_extra_gives_a_remedy(monkeypatch, release):
     """On Python 3.13 pip installs nothing for this extra; another Python is needed."""
     monkeypatch.setattr(sys, "version_info", (*release, 0, "final", 0))
     text = str(MissingExtraError("the model 'orb'", "orb-models", "orb"))

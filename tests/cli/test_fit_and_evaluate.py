@@ -152,7 +152,7 @@ def test_either_a_file_or_labels_of_the_package(data, tmp_path, words, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_warnings_come_before_the_expensive_part(data, tmp_path):
+def test_warnings_are_given_before_the_evaluation(data, tmp_path):
     """Also if an error about missing labels follows."""
     words = ("-o", tmp_path / "my.probe", "--forces-key", "dft", "--group", "run")
     done = invoke("fit", data, *words)

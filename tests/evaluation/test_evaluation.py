@@ -57,7 +57,7 @@ def probe():
     return tiny_probe(tap(mace_calculator(0)), bias=0.1)
 
 
-def test_scores_what_the_calculator_says_against_the_labels(probe, tmp_path):
+def test_scores_compare_the_calculator_with_the_labels(probe, tmp_path):
     frames = labelled()
     result = evaluate(probe, frames, mace_calculator(0))
     close(result.errors, np.linspace(0.02, 0.2, 24), FLOAT64, of=1.0)  # eV/Å, of forces
@@ -132,7 +132,7 @@ def relabel(atoms, error):
     )
 
 
-def test_scope_is_counted_as_the_live_verdict_has_it(joined):
+def test_scope_in_the_report_is_that_of_the_verdict(joined):
     probe, frames = joined
     result = evaluate(probe, frames, ToyBackbone())
     live = ReliableCalculator(ToyBackbone(), probe)
@@ -212,7 +212,7 @@ class Page(HTMLParser):
             self.shown += data
 
 
-def test_the_page_needs_nothing_and_says_it_all(joined, tmp_path):
+def test_page_is_self_contained_and_complete(joined, tmp_path):
     probe, frames = joined
     labels = Labels(group_key="pair", percentile=50)
     result = evaluate(probe, frames, ToyBackbone(), labels)
@@ -302,7 +302,7 @@ def test_offsets_of_the_card_are_removed():
     close(result.errors, np.linspace(0.1, 0.9, 5), FLOAT64)
 
 
-def test_what_was_left_out_is_counted_and_shown(probe, tmp_path):
+def test_left_out_frames_are_counted_and_shown(probe, tmp_path):
     frames = labelled(6)
     del frames[0].arrays["REF_forces"], frames[4].arrays["REF_forces"]
     result = evaluate(probe, frames, mace_calculator(0), exclude=("missing",))
@@ -322,7 +322,7 @@ def test_refuses_another_backbone_and_another_target(probe):
         evaluate(probe, labelled(3), mace_calculator(0), Labels("energy"))
 
 
-def test_a_reader_is_told_what_to_mind(joined):
+def test_report_names_problems(joined):
     probe, frames = joined
     report = evaluate(probe, frames, ToyBackbone()).report
     good = report | {
@@ -413,7 +413,7 @@ def test_another_boundary_is_the_same_probe_with_shifted_log_odds(joined):
             function("my.probe", frames, ToyBackbone())
 
 
-def test_it_says_whether_probability_and_guarantee_hold(joined):
+def test_report_states_whether_probability_and_guarantee_hold(joined):
     probe, frames = joined
     worse = [atoms.copy() for atoms in frames]
     for atoms in worse:

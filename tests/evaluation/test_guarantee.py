@@ -104,7 +104,7 @@ def test_elements_that_the_labels_lacked_are_never_accepted(probe):
     assert not refused.all()
 
 
-def test_what_lies_outside_the_scope_is_never_accepted(probe):
+def test_structures_outside_the_scope_are_never_accepted(probe):
     """For any probability, because the verdict is at least SUSPECT."""
     frames = labelled(30, seed=6)
     for atoms in frames[::3]:
@@ -138,7 +138,7 @@ def test_the_probability_is_that_of_the_tolerance_where_labels_covered_it(probe)
         assert probability_boundary(probe, uncovered) == probe.card.boundary
 
 
-def test_what_the_probe_was_made_from_is_refused(probe, tmp_path):
+def test_frames_and_groups_of_the_fit_are_refused(probe, tmp_path):
     """Frames and groups of the fit, also after a file; other frames are accepted."""
     frames = labelled(120, seed=8)
     own = labelled(160, seed=0)[:27]
@@ -178,7 +178,9 @@ def promises(probe):
     ]
 
 
-def test_live_guarantees_are_those_that_were_counted(promises, tmp_path, monkeypatch):
+def test_guarantee_in_a_run_is_that_of_the_certification(
+    promises, tmp_path, monkeypatch
+):
     """Also in the verdict, after reading from a file, and in one transfer a step."""
     promised = promises[1]
     frames = labelled(120, seed=3) + labelled(9, seed=6)
@@ -227,7 +229,7 @@ def test_live_guarantees_are_those_that_were_counted(promises, tmp_path, monkeyp
         assert policy(read_assessment(read(path)).readings) == assessment.verdict
 
 
-def test_outside_the_guarantee_is_suspect_and_says_so(promises, monkeypatch):
+def test_outside_the_guarantee_is_suspect_with_a_reason(promises, monkeypatch):
     frames = labelled(40, seed=3)
     own, wide = (promised.with_card(unreliable=0.02) for promised in promises)
     meaning = r"P\(RMS force error <= [\d.]+ meV/Å\) = [\d.]+ < [\d.]+"
@@ -324,7 +326,7 @@ def test_defects_are_left_out_where_that_is_asked_for(probe):
     assert left_out.card.promise == expected
 
 
-def test_what_no_guarantee_can_rest_on_is_refused_before_any_prediction(probe):
+def test_unsuitable_frames_are_refused_before_any_prediction(probe):
     frames = labelled(120, seed=5)
     with pytest.raises(LabelError, match=r"at least 59 groups .* got 58"):
         certify(probe, frames[:58], Untouched())
@@ -389,7 +391,7 @@ def test_each_regime_with_enough_groups_is_validated_by_itself(probe):
     assert said in repr(calc)
 
 
-def test_a_sentence_claims_no_more_than_the_card_has(probe, promises):
+def test_validity_claims_only_results_on_the_card(probe, promises):
     assert validity(probe.card).startswith("not validated: the card has no guarantee")
     own = promises[0].card
     entries = {k: v for k, v in own.promise.items() if k != "regimes"}

@@ -68,9 +68,7 @@ def exact(shares):
 @pytest.mark.parametrize("name", POPULATIONS)
 @pytest.mark.parametrize("size", [90, 300])
 @pytest.mark.parametrize("starts", [exact, None], ids=["card", "none"])
-def test_guarantees_are_broken_no_more_often_than_announced(
-    name, size, starts, briefly
-):
+def test_guarantees_fail_at_most_at_their_stated_rate(name, size, starts, briefly):
     wrong_at, law = POPULATIONS[name], LAW
     rng = np.random.default_rng(size)
     broken = 0
@@ -139,7 +137,7 @@ def test_the_number_of_starts_depends_on_the_number_of_groups_alone():
     assert plan(59, 0.05, 0.95)[0][0] == 1
 
 
-def test_what_a_row_arrives_with_adds_to_a_later_start():
+def test_unspent_budget_is_added_to_a_later_start():
     """2 starts at 2.5 % each: only with 80 of 80 right the next test is at 5 %."""
     cutoffs = {0.05: 0.99, 0.15: 0.9, 0.4: 0.5}
 
@@ -160,7 +158,7 @@ def test_what_a_row_arrives_with_adds_to_a_later_start():
         control_risk(probability, wrong, range(600), starts=starts)
 
 
-def test_groups_of_frames_that_err_together(briefly):
+def test_groups_with_correlated_errors(briefly):
     """With each frame counted the guarantee fails; with one of each group it holds."""
     rng = np.random.default_rng(1)
     groups, each = 120, 20
@@ -205,7 +203,7 @@ def test_59_right_answers_are_enough_and_58_are_not():
 
 
 @pytest.mark.parametrize("size", [100, 300, 900])
-def test_the_number_of_groups_asked_for_is_enough(size):
+def test_stated_number_of_groups_suffices(size):
     """A refused draw names a number; most new draws of this size get a guarantee."""
     rng = np.random.default_rng(size)
     asked, kept = 0, 0
@@ -235,7 +233,7 @@ def test_the_number_of_groups_asked_for_is_enough(size):
     assert kept >= stats.binom.ppf(0.01, asked, 0.8)
 
 
-def test_no_number_is_named_where_none_would_do():
+def test_no_number_is_stated_if_none_suffices():
     many = np.arange(1000) % 5 == 0
     with pytest.raises(LabelError, match="no number of labels suffices"):
         control_risk(
@@ -243,12 +241,12 @@ def test_no_number_is_named_where_none_would_do():
         )
 
 
-def test_more_labels_are_not_asked_for_where_none_has_a_probability():
+def test_more_labels_are_not_advised_without_probabilities():
     with pytest.raises(LabelError, match=r"got 0 of 80 groups .*none of these"):
         control_risk([np.nan] * 100, [False] * 100, range(100))
 
 
-def test_a_larger_risk_accepts_no_less():
+def test_larger_risk_accepts_at_least_as_many():
     rng = np.random.default_rng(0)
     for _ in range(50):
         probability = rng.beta(2, 0.5, 1000)
@@ -263,7 +261,7 @@ def test_a_larger_risk_accepts_no_less():
         assert found[-1] is not None
 
 
-def test_one_member_of_each_group_each_as_likely():
+def test_one_member_of_each_group_with_equal_probability():
     groups = ["a"] * 3 + ["b"] + ["c"] * 6
     drawn = np.concatenate([one_of_each(groups, seed) for seed in range(6000)])
     times = np.bincount(drawn, minlength=10) / 6000
@@ -272,7 +270,7 @@ def test_one_member_of_each_group_each_as_likely():
     assert [groups[i] for i in one_of_each(groups)] == ["a", "b", "c"]
 
 
-def test_what_is_no_number_is_wrong():
+def test_nan_error_is_wrong():
     assert exceeds([0.1, 0.2, np.nan, np.inf], 0.1).tolist() == [
         False,
         True,
@@ -295,7 +293,7 @@ def test_arguments_are_checked(wrong):
         control_risk(np.ones(100), np.zeros(100), **options)
 
 
-def test_a_guarantee_says_what_it_is_and_survives_a_file():
+def test_guarantee_has_a_statement_and_survives_a_file():
     made = Guarantee(0.8, 0.05, 0.95, 310, 143, 2, 0.0434, 0.05, "eV/Å")
     stored = json.loads(json.dumps(made.to_dict()))
     assert Guarantee.from_dict(stored) == made
@@ -306,7 +304,7 @@ def test_a_guarantee_says_what_it_is_and_survives_a_file():
         Guarantee.from_dict({"cutoff": 0.8})
 
 
-def test_cutoffs_accept_the_shares_that_were_asked_for():
+def test_cutoffs_accept_the_requested_shares():
     rng = np.random.default_rng(0)
     logits, groups = rng.normal(1, 2, 40_000), np.arange(40_000) // 2
     outside = groups % 10 == 0  # a tenth is never accepted

@@ -33,7 +33,7 @@ def numbers(value, path=()):
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf, "0.5", None, [1.0]])
-def test_no_number_of_a_card_that_is_none_is_read(wrong):
+def test_nan_on_a_card_is_refused(wrong):
     card = json.loads(json.dumps(shipped_probe("default").card.to_dict()))
     card |= {"promise": None}
     tried = {}
@@ -63,7 +63,7 @@ def test_no_number_of_a_card_that_is_none_is_read(wrong):
         {"kind": 3, "reduce": "mean"},
     ],
 )
-def test_settings_that_a_signal_reads_must_be_what_it_knows(settings):
+def test_settings_of_a_signal_must_be_valid(settings):
     card = SignalCard(
         kind="latent_distance",
         fingerprint="toy:1",

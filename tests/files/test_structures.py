@@ -179,7 +179,7 @@ def test_other_files_are_read_as_they_were(tmp_path):
     assert frame.calc.results["energy"] == atoms.get_potential_energy()
 
 
-def test_an_annotation_judges_what_the_types_stand_for(tmp_path):
+def test_annotation_uses_the_elements_of_the_types(tmp_path):
     path, target = tmp_path / "t.lammpstrj", tmp_path / "out.xyz"
     atoms = Atoms("NaCl", [[0, 0, 0], [0, 0, 2.8]], cell=[9, 9, 9], pbc=True)
     path.write_text(dump(atoms))
@@ -249,7 +249,7 @@ def test_commands_and_run_files_take_species(tmp_path, trajectory):
 @pytest.mark.parametrize(
     "error", [MemoryError(), NotImplementedError("no Na"), KeyError(3)]
 )
-def test_a_frame_that_the_model_cannot_do_fails_by_itself(tmp_path, error):
+def test_frame_that_the_model_cannot_evaluate_fails_alone(tmp_path, error):
     class Limited(EMT):
         def calculate(self, atoms=None, *args):
             if "Au" in atoms.symbols:
@@ -309,7 +309,7 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path, ending):
 
 
 @pytest.mark.parametrize("ending", ["xyz", "xyz.gz"])
-def test_frames_behind_an_empty_line_are_not_lost_in_silence(tmp_path, ending):
+def test_frames_after_an_empty_line_give_an_error(tmp_path, ending):
     write(tmp_path / "whole.xyz", [copper(seed) for seed in range(3)])
     lines = (tmp_path / "whole.xyz").read_text().splitlines(keepends=True)
     path = tmp_path / f"gap.{ending}"
@@ -326,7 +326,7 @@ def test_frames_behind_an_empty_line_are_not_lost_in_silence(tmp_path, ending):
     assert len(read_frames(path)) == 3
 
 
-def test_a_number_that_is_not_written_yet_is_not_taken_for_the_whole(tmp_path):
+def test_incomplete_number_is_not_read(tmp_path):
     path = tmp_path / "md.xyz"
     write(path, [copper(seed) for seed in range(3)])
     whole = path.read_bytes()

@@ -168,7 +168,7 @@ def read_probe_card(entries):
         (SIGNAL, SignalCard.from_dict),
     ],
 )
-def test_every_entry_of_a_wrong_type_is_our_error(kind, read, request):
+def test_every_entry_of_a_wrong_type_is_a_uqcalc_error(kind, read, request):
     """Each entry of a card, also nested: an error of uqcalc, or an allowed value."""
     path = request.getfixturevalue(FIXTURES[kind.name])
     card = kind.card(path)
@@ -187,14 +187,14 @@ def test_every_entry_of_a_wrong_type_is_our_error(kind, read, request):
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "{", "[" * 100_000, "null"])
-def test_a_card_that_is_none_is_our_error(text, probe):
+def test_invalid_card_is_a_uqcalc_error(text, probe):
     tensors = safetensors.torch.load_file(probe)
     safetensors.torch.save_file(tensors, probe, metadata={PROBE.key: text})
     with pytest.raises(ProbeError, match="must be a complete safetensors file"):
         Probe.load(probe)
 
 
-def test_a_damaged_file_may_be_written_over_by_its_own_kind_only(probe, signal):
+def test_damaged_file_is_replaced_only_by_its_own_kind(probe, signal):
     content = bytearray(probe.read_bytes())
     content[-1] ^= 1
     probe.write_bytes(content)

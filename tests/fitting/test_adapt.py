@@ -100,7 +100,7 @@ def test_atoms_are_shifted_by_their_own_errors(probe):
     assert off(mine) < 0.5 * off(probe)
 
 
-def test_labels_that_cannot_serve_are_refused(probe):
+def test_unusable_labels_are_refused(probe):
     rows = frames(["CH3OH"], 8, seed=11)
     with pytest.raises(LabelError, match=r"at least 5 labelled frames.*got 4"):
         adapt(probe, rows[:4], ToyBackbone())
@@ -117,7 +117,7 @@ def test_labels_that_cannot_serve_are_refused(probe):
         adapt(single, rows, ToyBackbone())
 
 
-def test_what_weakens_it_is_said(probe):
+def test_problems_of_the_labels_give_warnings(probe):
     same = frames(["CH3OH"], 12, seed=14, runs=1)
     with pytest.warns(LabelWarning, match="several runs, got 12 of one"):
         adapt(probe, same, ToyBackbone(), Labels(group_key="run"))
@@ -130,7 +130,7 @@ def test_what_weakens_it_is_said(probe):
 
 
 @pytest.mark.filterwarnings("ignore::uqcalc.errors.LabelWarning")
-def test_one_odd_label_does_not_lift_the_limit_of_the_scope(probe):
+def test_one_unusual_label_does_not_raise_the_limit_of_the_scope(probe):
     rows = frames(["CH3OH"], 20, seed=17)
     plain = adapt(probe, rows, ToyBackbone()).card.scope.distance
     rows[0].positions[0] += [0, 0, 30.0]

@@ -88,7 +88,7 @@ def test_each_structure_is_read_once_by_a_probe_without_its_group():
         np.testing.assert_array_equal(atoms, np.full(len(predictions[i].numbers), i))
 
 
-def test_what_would_get_no_probability_has_no_say():
+def test_structures_without_a_probability_do_not_count():
     """Structures with an element that no other group has; refused if most are such."""
     predictions = [random_prediction(4, 2, seed=i) for i in range(60)]
     for i, z in ((5, 26), (6, 26), (40, 79)):  # 5 and 6 are of one group
@@ -121,7 +121,7 @@ def test_stacking_recovers_the_weights_that_made_the_labels():
     np.testing.assert_allclose(found, weights, rtol=0.08)
 
 
-def test_a_path_that_counts_against_itself_counts_for_nothing():
+def test_path_with_a_negative_weight_gets_zero():
     paths, reliable = simulated([0.2, 12.0, -1.0])
     found = stack(paths, reliable)
     assert found[2] == 0
@@ -131,7 +131,7 @@ def test_a_path_that_counts_against_itself_counts_for_nothing():
         assert (stack(paths, reliable) >= 0).all()
 
 
-def test_few_labels_do_not_play_one_path_against_another():
+def test_few_labels_give_similar_paths_similar_weights():
     """Two similar paths, one with a little more noise: both keep a weight."""
     rng = np.random.default_rng(0)
     truth = rng.normal(size=40)

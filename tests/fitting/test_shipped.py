@@ -36,7 +36,7 @@ def alloys(energies) -> list[Atoms]:
 
 
 @pytest.mark.parametrize("energies", [{}, ENERGIES], ids=["same", "another"])
-def test_an_offset_for_each_element_tells_of_another_method(monkeypatch, energies):
+def test_offset_for_each_element_detects_another_method(monkeypatch, energies):
     frames = alloys(energies)
     monkeypatch.setattr(ShippedLabels, "frames", lambda _: frames)
     found = compare_energies(CRYSTALS, ToyBackbone(EMT()), CRYSTALS.exclude)

@@ -217,7 +217,7 @@ def test_published_recipe_takes_atomic_energies_off():
         Recipe(atomic_energies=energies)
 
 
-def test_what_cannot_be_learned_is_refused():
+def test_labels_without_skill_are_refused():
     sets = toy_datasets(30)
     with pytest.raises(LabelError, match=r"training labels .* got 30 of 30 within 1e"):
         fit_datasets(*sets, ToyBackbone(), Labels(boundary=1e9), Recipe())
@@ -232,7 +232,7 @@ def test_what_cannot_be_learned_is_refused():
         fit_datasets(first, None, last, ToyBackbone(), Labels(percentile=50), recipe)
 
 
-def test_a_test_that_could_say_nothing_is_refused_before_training(monkeypatch):
+def test_unusable_test_set_is_refused_before_training(monkeypatch):
     first, held, last = toy_datasets(30)
     for prediction in last.predictions:
         prediction.numbers[0] = 79
@@ -247,7 +247,7 @@ class Untouched(ToyBackbone):
         pytest.fail("evaluated, although no probe can come of these frames")
 
 
-def test_what_must_fail_fails_before_any_prediction(sets):
+def test_invalid_input_fails_before_any_prediction(sets):
     train, test = sets
     labels, standard = Labels(group_key="run", percentile=50), Recipe("standard")
     with pytest.raises(LabelError, match="must be given for the architecture 'stand"):
@@ -278,7 +278,7 @@ def test_fits_whatever_the_default_dtype(sets):
 
 
 @pytest.mark.parametrize("force", [0.0, 1e-15])
-def test_atoms_without_errors_cost_no_probe(force):
+def test_atoms_without_errors_do_not_prevent_a_fit(force):
     """Perfect crystals: their forces are zero by symmetry, their energies are not."""
     train, *_, test = toy_datasets()
     for part in (train, test):

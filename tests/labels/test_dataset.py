@@ -98,7 +98,7 @@ def test_what_the_potential_refuses_is_found_before_any_prediction():
     assert data.excluded == {"not finite": [1], "not computable": [6, 7]}
 
 
-def test_labels_that_lie_where_ase_puts_them_are_pointed_out(tmp_path):
+def test_labels_in_the_calculator_are_named_in_the_message(tmp_path):
     frames = labelled(2)
     for atoms in frames:
         atoms.arrays["forces"] = atoms.arrays.pop("REF_forces")
@@ -210,7 +210,7 @@ def test_errors_by_hand():
             close(found, atoms_expected[index], FLOAT64)
 
 
-def test_an_energy_needs_no_forces_but_takes_them_where_all_frames_have_them():
+def test_energy_labels_use_forces_only_if_all_frames_have_them():
     frames = labelled(4)
     nan_label(frames[1])
     labels = Labels("energy")
@@ -268,7 +268,7 @@ def test_offsets_are_removed_recorded_and_used_again():
     assert again.offsets == data.offsets
 
 
-def test_labels_held_back_have_no_say_in_the_offsets():
+def test_held_out_labels_do_not_affect_the_offsets():
     frames = shifted(60, seed=0, shift=SHIFT)
     labels = Labels("energy", offsets=True, group_key="run")
     data = build_dataset(frames, ToyBackbone(), labels)
@@ -289,7 +289,7 @@ def test_labels_held_back_have_no_say_in_the_offsets():
         Labels("forces", offsets=True)
 
 
-def test_errors_to_learn_from_rest_on_offsets_of_other_groups():
+def test_training_errors_use_offsets_of_other_groups():
     frames = shifted(60, seed=0, shift=SHIFT)
     labels = Labels("energy_per_atom", offsets=True, group_key="run")
     data = build_dataset(frames, ToyBackbone(), labels)

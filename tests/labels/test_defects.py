@@ -38,7 +38,7 @@ def alone(symbol, **info):
     return atoms
 
 
-def test_isolated_atoms_teach_a_probe_nothing():
+def test_isolated_atoms_do_not_change_a_probe():
     frames = labelled(["H2O", "CH3OH", "C2H6", "CO2"], 96)
     labels, recipe = Labels(group_key="run", boundary=0.15), Recipe(epochs=4)
     mixed = [*frames[:5], alone("N"), *frames[5:], alone("N"), alone("N")]
@@ -127,12 +127,12 @@ def test_atoms_on_symmetric_sites_have_no_error_and_energies_keep_their_frames()
     np.testing.assert_allclose(data.errors, expected, rtol=1e-9)
 
 
-def test_nothing_but_isolated_atoms_is_no_label():
+def test_isolated_atoms_alone_are_refused():
     with pytest.raises(LabelError, match=r"none .*'no information': 2"):
         build_dataset([alone("H"), alone("O")], ToyBackbone(), Labels())
 
 
-def test_bounds_of_other_signals_do_not_rest_on_them():
+def test_bounds_of_other_signals_leave_them_out():
     frames = labelled(["H2O", "CH3OH"], 30)
     labels = Labels(group_key="run")
     alone_ones = [alone("N", run=f"alone {i}") for i in range(30)]

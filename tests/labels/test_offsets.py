@@ -29,7 +29,7 @@ def sizes(numbers):
     return np.array([len(z) for z in numbers])
 
 
-def test_what_is_linear_in_composition_is_found_to_the_bit_that_matters():
+def test_offsets_linear_in_composition_are_found():
     numbers = structures(100, [1, 6, 7, 8])
     truth = {"1": -13.6, "6": -1030.0, "7": -1480.0, "8": -2040.0}
     residuals = offset_energies(numbers, truth)
@@ -40,7 +40,7 @@ def test_what_is_linear_in_composition_is_found_to_the_bit_that_matters():
         warn_of_offsets(numbers, residuals)
 
 
-def test_blunders_do_not_decide():
+def test_outliers_have_little_effect():
     numbers = structures(200, [1, 6, 8])
     rng = np.random.default_rng(1)
     truth = {"1": -0.1, "6": 0.3, "8": -0.4}
@@ -52,7 +52,7 @@ def test_blunders_do_not_decide():
     assert np.abs(plain[[1, 6, 8]] - list(truth.values())).max() > 0.1
 
 
-def test_more_elements_than_the_frames_can_tell_apart():
+def test_more_elements_than_the_frames_determine():
     """Many elements explain noise of the fit, but not of held-out frames."""
     elements = np.arange(1, 86)
     numbers = structures(150, elements)

@@ -65,7 +65,7 @@ def run(count, stride=10, seed=0):
     return frames
 
 
-def test_a_healthy_set_is_passed_over():
+def test_good_set_gives_no_warning():
     assert said(independent(200), Labels(group_key="batch")) == []
 
 
@@ -98,7 +98,7 @@ def test_frames_of_one_run_without_a_group_key():
     assert find_series([frames[i] for i in order]) == []  # not recognised
 
 
-def test_a_key_that_differs_in_each_frame_does_not_tell_runs_apart():
+def test_key_that_differs_in_each_frame_does_not_identify_runs():
     frames = run(210)
     for index, frame in enumerate(frames):
         frame.info |= {"frame": index, "block": index // 10}
@@ -198,7 +198,7 @@ def test_the_default_boundary_is_one_that_usual_frames_keep():
     assert Labels(boundary=1.0).boundary_rule == ""
 
 
-def test_a_boundary_among_errors_that_are_all_alike_is_not_taken_unasked():
+def test_default_boundary_among_similar_errors_is_refused():
     """Labels of one temperature: no error exceeds a multiple of their median."""
     rng = np.random.default_rng(0)
     alike = rng.lognormal(np.log(0.03), 0.25, 500)
@@ -250,7 +250,7 @@ def test_a_test_of_one_kind_is_divided_again():
         _both_kinds(data, (0.85, 0.15), labels, 0)
 
 
-def test_offsets_of_one_composition_are_not_applied_to_others_unsaid():
+def test_offsets_of_one_composition_give_a_warning_on_others():
     water, more = [np.array([8, 1, 1])] * 20, [np.array([1, 1, 8] * 2)]
     offsets = fit_offsets(water, np.full(20, -2066.0))
     span = missing_span(water, offsets)

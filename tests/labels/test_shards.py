@@ -301,7 +301,7 @@ def test_a_lone_atom_does_not_hide_another_potential(tmp_path, others):
         build_dataset(frames, Dispersive(), labels, cache=tmp_path / "a")
 
 
-def test_what_a_potential_fails_on_is_not_kept_and_named_each_time(tmp_path):
+def test_failures_are_not_stored_and_are_named_each_time(tmp_path):
     class Failing(Counting):
         def predict_many(self, frames, wanted=("energy", "forces")):
             if any(frame.info["REF_energy"] in (-7, -2) for frame in frames):

@@ -327,15 +327,13 @@ def test_files_that_the_run_file_names_are_found_from_the_folder_of_a_round(tmp_
         ({"reference": "ase.calculators.emt:F"}, "reference: reference must name a fu"),
     ],
 )
-def test_what_would_stop_the_loop_later_is_told_before_anything_runs(
-    tmp_path, content, message
-):
+def test_later_errors_are_reported_before_any_run(tmp_path, content, message):
     with pytest.raises(RunFileError, match=message):
         run_loop(written(tmp_path, **content))
     assert not (tmp_path / "loop_rounds").exists()
 
 
-def test_a_mistake_in_a_command_can_be_mended(tmp_path):
+def test_mistake_in_a_command_can_be_corrected(tmp_path):
     wrong = f"{sys.executable} trian.py {{data}} {{model_in}} {{model_out}} {{seed}}"
     with pytest.raises(LoopError, match="train must end with status 0, got 2"):
         run_loop(written(tmp_path, rounds=1, train=wrong))
@@ -355,7 +353,7 @@ def test_a_mistake_in_a_command_can_be_mended(tmp_path):
         ({"label": 3}, "label: unknown key; known here: run, reference"),
     ],
 )
-def test_problems_of_the_file_are_told_before_anything_runs(tmp_path, content, message):
+def test_problems_of_the_file_are_reported_before_any_run(tmp_path, content, message):
     path = written(tmp_path, **content)
     with pytest.raises(RunFileError, match=message):
         read_loop_file(path)

@@ -95,7 +95,7 @@ def test_an_event_gives_at_most_its_share():
 
 
 @pytest.mark.parametrize("step", ["frame_3", [1, 2], 1.5, math.nan, None, True])
-def test_an_entry_step_that_is_no_number_is_no_step(step):
+def test_invalid_step_entry_is_ignored(step):
     frames = [flagged(k, step=step) for k in range(3)]
     assert len(set(select(frames, 3, per_event=1).events)) == 3
     whole = [flagged(k, step=np.float64(k)) for k in range(3)]
@@ -153,7 +153,7 @@ def test_other_quantities_rank_the_frames():
         select(frames, 1, by="probe_reliability")
 
 
-def test_without_descriptors_a_calculator_is_asked_for_and_none_is_made_up():
+def test_missing_descriptors_need_a_calculator():
     frames = [flagged(0.0), flagged(None)]
     with pytest.raises(RecordError, match=r"frame 1 without one; pass the calculator"):
         select(frames, 1)
@@ -234,7 +234,7 @@ def test_pictures_show_every_candidate(tmp_path):
         ({"n": 1, "near": math.nan}, "near must be a number of at least 0"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(options, message):
+def test_invalid_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         select([flagged(0.0)], **options)
 

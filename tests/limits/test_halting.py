@@ -56,7 +56,7 @@ def tried(run):
     return _Tried.of(run, LIMITS, Trigger.usual(STEP), TOLERANCE, 25.0, 50.0)
 
 
-def test_the_guarantee_holds_for_further_runs_as_often_as_it_says():
+def test_guarantee_holds_for_further_runs_with_its_confidence():
     rng = np.random.default_rng(0)
     pool = [tried(noisy_run(rng)) for _ in range(300)]
     truth = {f: np.mean([run.bad(f) for run in pool]) for f in FACTORS}
@@ -183,7 +183,7 @@ def watched_run(folder, name, risks, **settings):
     return monitor
 
 
-def test_logs_of_a_monitor_are_certified_and_the_next_one_says_so(tmp_path):
+def test_logs_are_certified_and_the_next_log_states_the_guarantee(tmp_path):
     risks = [0.0] * 22 + [1.0] * 10
     for number in range(9):
         own = [*risks[:-1], 1.0 + number / 100]  # no two runs are equal

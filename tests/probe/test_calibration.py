@@ -53,7 +53,7 @@ def test_recovers_the_sigmoid_that_made_the_labels():
     assert abs(mean - reliable.mean()) < 4 * standard_error(reliable)
 
 
-def test_separable_labels_do_not_become_certain():
+def test_separable_labels_do_not_give_certainty():
     """With 5 labels in each class Platt's targets are 6/7 and 1/7."""
     margin = np.repeat([-1.0, 1.0], 5)
     slope, intercept = platt(margin, margin > 0)
@@ -62,7 +62,7 @@ def test_separable_labels_do_not_become_certain():
     )
 
 
-def test_margin_that_ranks_backwards_is_refused():
+def test_margin_with_reversed_ranking_is_refused():
     margin, reliable = sample()
     with pytest.raises(LabelError, match="better than chance"):
         platt(-margin, reliable)
@@ -137,7 +137,7 @@ def test_boundaries_in_between_are_right_where_the_model_is():
         assert abs(calibration.shift(boundary) - np.log(boundary)) < 4 * spread
 
 
-def test_isotonic_where_the_labels_show_a_bend_and_only_there():
+def test_isotonic_only_if_the_labels_show_a_bend():
     assert BENT.knots
     fresh = np.linspace(-3, 3, 101)
     truth = expit(steep_then_flat(fresh))

@@ -49,7 +49,7 @@ def test_host_scalars_closed_form():
     assert ours.dtype == np.float32
 
 
-def test_host_scalars_see_neither_frame_nor_order():
+def test_host_scalars_depend_on_neither_orientation_nor_order():
     atoms = molecule("CH3CH2OH")
     atoms.rattle(0.1, seed=2)
     before = scalars_of(atoms)
@@ -161,7 +161,7 @@ def test_each_element_has_its_own_centre_and_all_one_covariance():
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
-def test_clamp_does_not_bring_broken_numbers_back_into_range(value):
+def test_clamp_keeps_overflows_as_nan(value):
     statistics, features, index, host, sizes = learnt()
     features[0, 2] = value
     distances = statistics.distances(statistics.features(features), index)
@@ -254,7 +254,7 @@ HOW = {"mean": np.mean, "max": np.max, "min": np.min}
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("sizes", [[4], [1], [3, 1, 5, 2]])
-def test_reductions_are_loops(how, sizes):
+def test_reductions_equal_loops(how, sizes):
     rows = np.random.default_rng(0).normal(size=(sum(sizes), 3))
     ragged = Ragged(sizes, torch.device("cpu"))
     found = getattr(ragged, how)(torch.from_numpy(rows))

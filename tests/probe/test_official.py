@@ -95,7 +95,7 @@ def test_charge_checkpoint_needs_a_backbone_with_charges(tmp_path):
 
 
 @pytest.mark.parametrize("heads", [8, 64])
-def test_the_number_of_heads_is_the_users_to_say(heads, tmp_path):
+def test_number_of_heads_is_given_by_the_user(heads, tmp_path):
     content = official()
     torch.save(content, tmp_path / "best.pt")
     backbone = ToyBackbone(WIDTH)
@@ -134,7 +134,7 @@ class TestAtomicEnergies:
             ({1: "-13.6"}, "of H must be a finite number in eV, got '-13.6'"),
         ],
     )
-    def test_what_is_none_is_named(self, energies, message, tmp_path):
+    def test_invalid_atomic_energies_are_named(self, energies, message, tmp_path):
         torch.save(official(), tmp_path / "best.pt")
         with pytest.raises(ProbeError, match=message):
             Probe.from_official(
@@ -176,7 +176,7 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path):
     assert target.exists()
 
 
-def test_array_of_objects_is_no_way_in(tmp_path):
+def test_array_of_objects_is_refused(tmp_path):
     target = tmp_path / "owned"
     array = np.array([Payload(str(target))], dtype=object)
     torch.save(official(val_metrics={"a": array}), tmp_path / "evil.pt")

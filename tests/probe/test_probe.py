@@ -205,7 +205,7 @@ def test_files_that_are_no_probe_are_refused(tmp_path):
         ({"colour": "red"}, "must have the entries .* got .*colour"),
     ],
 )
-def test_cards_that_mean_something_else_are_refused(saved, entries, message):
+def test_cards_with_other_meanings_are_refused(saved, entries, message):
     rewrite(saved, lambda card: card.update(entries))
     with pytest.raises(ProbeError, match=message):
         Probe.load(saved)
@@ -247,7 +247,7 @@ def test_probe_of_another_backbone_is_refused(saved):
         ReliableCalculator(other, saved)
 
 
-def test_unseen_element_gives_no_number(saved, backbone):
+def test_unseen_element_gives_nan(saved, backbone):
     atoms = rattled("CH3SH")
     atoms.calc = ReliableCalculator(backbone, saved)
     assessment = atoms.calc.assess(atoms)

@@ -43,7 +43,7 @@ def fired(scope, *distances):
 
 
 @pytest.mark.parametrize("groups", [39, 400])
-def test_fires_at_the_stated_rate_on_new_structures_like_the_labelled(groups):
+def test_stated_share_of_new_structures_is_outside(groups):
     """Independent events at 1 and 5 % give about 6 %, with few and with many groups."""
     names = [str(i) for i in range(groups)]
     shares = []
@@ -141,7 +141,7 @@ def test_the_limit_follows_the_number_of_elements_as_the_labels_do():
     assert ends[0] == ends[1]  # no extrapolation of the limit
 
 
-def test_no_slope_where_the_labels_support_none():
+def test_no_slope_without_support_by_the_labels():
     for seed in range(5):
         data, names = varied(600, 0.5, seed=seed)  # rising
         assert element_slope(*data[1:], names) == 0.0
@@ -185,7 +185,7 @@ def two(n=4):
     return np.full(n, 1.0), np.zeros(n), np.ones(n)
 
 
-def test_sizes_as_far_as_the_target_allows():
+def test_sizes_have_the_limits_of_the_target():
     for target, low, high in (("energy", 5, 9), ("forces", 3, 18)):
         scope = learn_scope(target, two(2), [9, 5], ["a", "b"], [])
         for atoms in (low, high):
@@ -266,7 +266,7 @@ def test_the_stated_share_of_right_structures_lies_above_at_every_size(level):
         assert share < 4 * (1 - level)
 
 
-def test_more_atoms_have_a_lower_lowest_one_and_few_count_as_the_fewest_seen():
+def test_floor_falls_with_atoms_and_is_constant_below_the_smallest():
     rng = np.random.default_rng(1)
     sizes = np.repeat([8, 64], 100)
     floor = learn_floor(lowest_of(sizes, rng), sizes, [str(i) for i in range(200)])

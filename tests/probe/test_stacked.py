@@ -99,7 +99,7 @@ def slab(cell, seed):
     return atoms
 
 
-def test_what_is_out_of_reach_moves_the_atoms_of_a_part_together(probe, read):
+def test_distant_part_shifts_all_atoms_of_another_part_equally(probe, read):
     """It changes the error of the structure, not the shares of atoms within a part."""
     local = probe.with_card(atom_shares=None)
     backbone = tap(mace_calculator(0))
@@ -203,7 +203,7 @@ def test_any_boundary_in_the_labels(probe):
     assert unknown.isnan()  # as the signal has it
 
 
-def test_outside_its_scope_it_says_so(probe):
+def test_outside_its_scope_has_a_reason(probe):
     calculator = ReliableCalculator(mace_calculator(0), probe)
     usual = calculator.assess(rattled("CH3OH"))
     assert usual.readings[0].out_of_scope == ()
@@ -244,7 +244,7 @@ def shapeless():
     return stacked
 
 
-def test_outside_the_scope_what_speaks_for_a_structure_fades():
+def test_positive_contributions_fade_outside_the_scope():
     stacked = shapeless()
     paths = torch.tensor([[2.0, -1.0, 0.4, 0.2], [-2.0, 1.0, 0.4, 0.2]])
     plain = (paths - stacked.averages) * stacked.weights
@@ -277,7 +277,7 @@ def test_a_larger_distance_never_makes_a_structure_more_reliable(paths, start, m
     assert far <= near - REMOTE * beyond + 1e-9 * (1 + abs(near) + abs(far))
 
 
-def test_beyond_what_held_out_labels_had_the_trend_falls_with_the_distance(probe):
+def test_trend_falls_with_distance_beyond_held_out_labels(probe):
     backbone = tap(mace_calculator(0))
     squeezed = []
     for factor in (1.0, 0.6, 0.5, 0.4):

@@ -166,7 +166,7 @@ def test_a_relaxation_goes_on_from_the_saved_geometry(tmp_path):
 
 
 @pytest.mark.parametrize("md", [NVT, NVE, NPT], ids=lambda md: md["ensemble"])
-def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, md):
+def test_killed_run_ends_like_an_uninterrupted_run(tmp_path, md):
     folders = [tmp_path / "whole", tmp_path / "killed"]
     for folder in folders:
         folder.mkdir()
@@ -223,7 +223,7 @@ def test_a_run_that_is_killed_outright_is_ended_by_the_same_command(tmp_path):
     assert f"This run continues from step {resumed['step']}" in done.summary
 
 
-def test_two_runs_in_one_folder_keep_to_their_own_states(tmp_path):
+def test_two_runs_in_one_folder_have_separate_states(tmp_path):
     paths = [
         written(tmp_path, name=f"md.{kelvin}.yaml", md=NVT | {"temperature_K": kelvin})
         for kelvin in (300, 900)
@@ -240,7 +240,7 @@ def test_two_runs_in_one_folder_keep_to_their_own_states(tmp_path):
     assert mine.exists()
 
 
-def test_labels_of_the_structure_do_not_travel_with_the_run(tmp_path):
+def test_labels_of_the_structure_are_not_in_later_frames(tmp_path):
     path = written(tmp_path, md=NVE | {"steps": 2})
     atoms = molecule("CH3CH2OH")
     atoms.info.update(REF_energy=-1.0, charge=0)
@@ -333,7 +333,7 @@ def test_a_run_whose_end_was_not_saved_writes_what_is_missing(tmp_path, monkeypa
         ({"relax": {"cell": True}}, "relax.cell: true must have a struct"),
     ],
 )
-def test_what_the_structure_does_not_allow_is_said_before_a_file_is_made(
+def test_unsuitable_structure_is_refused_before_a_file_is_made(
     tmp_path, changes, expected
 ):
     path = written(tmp_path, **changes)
@@ -342,7 +342,7 @@ def test_what_the_structure_does_not_allow_is_said_before_a_file_is_made(
     assert {p.name for p in tmp_path.iterdir()} == {"heat.yaml", "m.xyz"}
 
 
-def test_what_the_potential_does_not_know_is_said_before_a_file_is_made(tmp_path):
+def test_unknown_element_is_refused_before_a_file_is_made(tmp_path):
     path = written(tmp_path, md=NVT)
     molecule("SH2").write(tmp_path / "m.xyz", format="extxyz")
     with pytest.raises(BackboneError, match="elements must be among"):
@@ -358,7 +358,7 @@ def test_a_device_that_is_not_there_is_a_message(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["frames.xyz", "heat_last.xyz", "heat_flagged.xyz"])
-def test_a_new_run_writes_over_nothing(tmp_path, name):
+def test_new_run_overwrites_no_file(tmp_path, name):
     path = written(tmp_path, md=NVT, outputs={"trajectory": "frames.xyz"})
     (tmp_path / name).write_text("my only copy")
     with pytest.raises(RecordError, match="must not exist"):

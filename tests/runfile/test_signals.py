@@ -88,7 +88,7 @@ def test_a_model_without_a_probe_may_be_watched_by_force_delta_alone(
         ),
     ],
 )
-def test_what_cannot_be_is_refused(tmp_path, section, more, expected):
+def test_impossible_settings_are_refused(tmp_path, section, more, expected):
     path = written(tmp_path, force_delta=section, **more)
     with pytest.raises(RunFileError) as caught:
         opening.open_calculator(read_run_file(path))

@@ -78,7 +78,7 @@ def test_neighbours_are_those_of_scikit_learn(nearest):
 
 
 @pytest.mark.parametrize("kind", [Mahalanobis, Neighbours])
-def test_distances_are_about_one_at_home_and_nan_abroad(kind):
+def test_distances_are_about_one_in_the_fit_and_nan_for_other_elements(kind):
     numbers, features = gaussian_atoms({1: 2000, 6: 2000}, WIDTH)
     fitted, new = numbers[:2000], numbers[2000:].copy()
     distance = kind.fit(fitted, features[:2000])
@@ -97,7 +97,7 @@ def test_distances_are_about_one_at_home_and_nan_abroad(kind):
 
 
 @pytest.mark.parametrize("kind", [Mahalanobis, Neighbours])
-def test_a_feature_that_never_changed_is_noticed_when_it_does(kind):
+def test_change_of_a_constant_feature_is_detected(kind):
     numbers, features = gaussian_atoms({6: 500}, WIDTH)
     features[:, 0] = 3.0
     distance = kind.fit(numbers, features)
@@ -107,7 +107,7 @@ def test_a_feature_that_never_changed_is_noticed_when_it_does(kind):
     assert (distance(numbers, changed) > 2 * distance(numbers, features)).all()
 
 
-def test_sampled_atoms_are_few_and_drawn_alike():
+def test_sampled_atoms_are_few_and_uniform():
     chosen = np.zeros(400)
     for seed in range(300):
         sample = AtomSample(per_element=20, seed=seed)

@@ -74,7 +74,7 @@ class TestEvery:
     def test_keeps_the_contract(self, fitted, name):
         check_signal(fitted[name], ToyBackbone()(rattled(), WANTED))
 
-    def test_asks_the_device_for_nothing(self, fitted, name, transfers):
+    def test_does_not_wait_for_the_device(self, fitted, name, transfers):
         prediction = ToyBackbone()(rattled(), WANTED)
         transfers.clear()
         fitted[name](prediction)
@@ -104,7 +104,7 @@ class TestEvery:
                 ToyBackbone(identity="x"), signals=[fitted[name]], policy=policy
             )
 
-    def test_cannot_know_of_an_element_that_it_has_not_seen(self, fitted, name):
+    def test_is_nan_for_an_element_outside_the_fit(self, fitted, name):
         atoms = rattled("CH3SH")
         reading = read(fitted[name], atoms)
         assert np.isnan(reading.risk)
@@ -141,7 +141,7 @@ class TestEvery:
         mine, its = (read(signal, rattled()) for signal in (fitted[name], again))
         assert its.risk == pytest.approx(mine.risk, rel=1e-4)  # float32 features
 
-    def test_info_tells_what_it_is(self, fitted, name, tmp_path):
+    def test_info_shows_the_card(self, fitted, name, tmp_path):
         path = fitted[name].save(tmp_path / "x")
         app = Typer()
         app.command()(info)
@@ -200,7 +200,7 @@ class TestDistance:
         assert reading.risk == pytest.approx(float(expected.mean()), rel=1e-3)
         assert reading.results["latent_distance_max"] == reading.per_atom.max()
 
-    def test_looks_at_as_many_atoms_as_it_is_told(self):
+    def test_uses_the_requested_number_of_atoms(self):
         signal = distance(kind="nearest", per_element=25)
         assert signal.distance.counts.tolist() == [25, 25, 25]
         assert signal.card.training["atoms_used"] == 75
@@ -224,7 +224,7 @@ class TestDistance:
             ({"nearest": 0}, "must be at least 1, got 0"),
         ],
     )
-    def test_settings_that_are_none_are_refused(self, options, message):
+    def test_invalid_settings_are_refused(self, options, message):
         with pytest.raises(ValueError, match=message):
             distance(**options)
 
@@ -309,7 +309,7 @@ class TestRefusals:
             ([rattled(), rattled("CO2"), rattled()[:0]], "got frame 2: structure must"),
         ],
     )
-    def test_frames_that_are_none(self, frames, message):
+    def test_invalid_frames_are_refused(self, frames, message):
         with pytest.raises(LabelError, match=message):
             distance(frames=frames)
 
@@ -331,7 +331,7 @@ class TestRefusals:
             replace_level(signal)
 
     @pytest.mark.parametrize("share", [-0.1, 1.0])
-    def test_a_share_that_is_none(self, share):
+    def test_invalid_share_is_refused(self, share):
         with pytest.raises(LabelError, match=r"held_out must be a share in \[0, 1\)"):
             Split(held_out=share)
 

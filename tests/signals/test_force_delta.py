@@ -165,10 +165,10 @@ def watched(head):
 
 
 class TestDistilledHead:
-    def test_follows_its_teacher(self, head):
+    def test_follows_the_forces_of_its_potential(self, head):
         assert head.card.report["r2"] > 0.9
 
-    def test_turns_with_the_structure(self, teacher, head):
+    def test_rotates_with_the_structure(self, teacher, head):
         atoms = rattled()
         wanted = ["energy", "forces", "vectors"]
         forces = head(teacher(atoms, wanted)).numpy()
@@ -177,13 +177,13 @@ class TestDistilledHead:
         turned = head(teacher(atoms, wanted)).numpy()
         close(turned, forces @ turn.T, NETWORK)
 
-    def test_disagrees_more_with_what_it_has_not_seen(self, watched, benzenes):
+    def test_disagrees_more_on_structures_unlike_the_fit(self, watched, benzenes):
         seen = [watched.assess(atoms).readings[0].risk for atoms in benzenes[:10]]
         strange = benzenes[0].copy()
         strange.rattle(0.3, seed=1)
         assert watched.assess(strange).readings[0].risk > 2 * max(seen)
 
-    def test_saved_and_loaded_it_says_the_same(self, teacher, head, tmp_path):
+    def test_saved_and_loaded_it_gives_the_same(self, teacher, head, tmp_path):
         path = head.save(tmp_path / "head.safetensors")
         prediction = teacher(rattled(), ["energy", "forces", "vectors"])
         loaded = DistilledHead.load(path)

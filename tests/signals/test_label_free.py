@@ -125,7 +125,7 @@ def test_spreads_are_those_of_single_models(make, batched):
         assert prediction.energy == pytest.approx(prediction.committee_energies.mean())
 
 
-def test_a_batch_has_the_energies_and_no_stress_that_nobody_wants():
+def test_batch_has_energies_and_no_stress_without_a_request():
     backbone = tap(mace_on_shared_models(*SEEDS))
     frames = [salt(), salt(seed=2)]
     before = backbone.passes
@@ -184,7 +184,7 @@ def test_rotating_a_committee_keeps_its_energies():
     assert risk(EnergySpread(), prediction) == pytest.approx(single)
 
 
-def test_a_reduction_that_is_none_is_refused():
+def test_invalid_reduction_is_refused():
     with pytest.raises(
         ValueError, match="reduction must be 'rms' or 'max', got 'mean'"
     ):

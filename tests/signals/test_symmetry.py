@@ -112,7 +112,7 @@ def test_no_neighbours_no_force():
     assert not vanish(Atoms("N2", positions=[[0, 0, 0], [0, 0, 9.0]]))
 
 
-def test_many_atoms_are_told_by_their_surroundings():
+def test_large_structures_use_the_fast_test():
     atoms = bulk("Cu", cubic=True) * 6
     assert len(atoms) > MOST_ATOMS
     assert vanish(atoms)

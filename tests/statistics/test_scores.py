@@ -139,7 +139,7 @@ def test_risk_coverage_of_perfect_and_blind_rankings():
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_equal_risks_are_in_no_order(order):
+def test_order_of_equal_risks_has_no_effect(order):
     """Files are sorted by temperature or size; equal risks must not gain from this."""
     errors = np.arange(10.0)[::order]
     _, kept = scores.risk_coverage(errors, np.ones(10))
@@ -180,7 +180,7 @@ def test_one_class_alone_is_reported_without_warnings(truth):
         ([1, 0], [0.5, 1.2], r"in \[0, 1\]"),
     ],
 )
-def test_refuses_what_is_no_probability(truth, belief, message):
+def test_refuses_values_that_are_not_probabilities(truth, belief, message):
     with pytest.raises(ValueError, match=message):
         scores.classification_report(truth, belief)
 
@@ -195,7 +195,7 @@ def perfect(groups, size, correlation, rng):
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.4, 0.9])
-def test_a_perfect_probability_is_seldom_called_off_by_groups(correlation):
+def test_perfect_probability_is_seldom_called_wrong_with_groups(correlation):
     """Nominal: 1 in 20. If groups are ignored, nearly all are called wrong."""
     rng = np.random.default_rng(3)
     off, naive, draws = 0, 0, 60
@@ -208,7 +208,7 @@ def test_a_perfect_probability_is_seldom_called_off_by_groups(correlation):
     assert naive >= 0.9 * draws or not correlation
 
 
-def test_probabilities_that_are_off_are_called_so_in_groups_too():
+def test_wrong_probabilities_are_called_wrong_with_groups():
     rng = np.random.default_rng(0)
     off = 0
     for _ in range(20):

@@ -184,7 +184,7 @@ def test_nan_takes_a_system_out_at_once(model):
         assert torch.isfinite(getattr(final, name)).all()
 
 
-def test_files_of_trajectories_go_on_for_systems_that_left(model, tmp_path):
+def test_trajectory_files_continue_for_systems_that_left(model, tmp_path):
     names = [tmp_path / f"{k}.h5" for k in range(3)]
     reporter = ts.TrajectoryReporter(names, state_frequency=1)
     guarded = guard(ts.Integrator.nve, trigger=Trigger(1))

@@ -72,7 +72,7 @@ def test_a_removed_file_keeps_its_last_state_and_a_new_one_is_read_anew(log):
     assert run.last["step"] == 3
 
 
-def test_silence_is_told(log):
+def test_long_silence_gives_a_note(log):
     now = [log.path.stat().st_mtime]
     run = Follower(log.path, clock=lambda: now[0])
     run.poll()
@@ -152,7 +152,7 @@ def client(tmp_path):
     return testing.TestClient(application(tmp_path), base_url="http://127.0.0.1:8741")
 
 
-def test_the_server_tells_the_state_and_reaches_no_other_file(client, tmp_path):
+def test_server_gives_the_state_and_no_other_file(client, tmp_path):
     state = client.get("/state").json()
     assert [run["name"] for run in state["runs"]] == ["one", "two"]
     assert state["runs"][0]["status"] == "halted"

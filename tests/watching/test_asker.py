@@ -131,7 +131,7 @@ def test_the_potential_itself_is_no_reference(tmp_path):
     assert not (tmp_path / "labelled.xyz").exists()
 
 
-def test_a_frame_on_which_p_and_flags_disagree_is_asked_about(tmp_path):
+def test_frame_on_which_p_and_flags_disagree_is_evaluated(tmp_path):
     atoms = watched()
     atoms.calc = ReliableCalculator(
         atoms.calc.backbone,
@@ -184,7 +184,7 @@ def test_a_continued_run_counts_its_calls(tmp_path):
     assert kinds.count("asked") == 3
 
 
-def test_the_probe_says_what_is_right(tmp_path):
+def test_probe_defines_a_right_frame(tmp_path):
     """Boundary, quantity, offsets and atoms are those of the probe."""
     backbone = tap(mace_calculator())
     probe = tiny_probe(backbone, target="energy", offsets={"6": 0.5, "1": 0.25})
@@ -245,7 +245,7 @@ def test_the_bundled_potential_is_asked_about_by_its_boundary():
     assert criterion.atoms is None
 
 
-def test_what_cannot_be_meant_is_refused(tmp_path):
+def test_invalid_settings_are_refused(tmp_path):
     path = tmp_path / "l.xyz"
     for options, message in [
         ({"max_calls": 0}, "max_calls must be a whole number"),

@@ -94,6 +94,6 @@ def test_the_virial_is_minus_the_derivative_of_the_energy_by_strain():
     assert np.isnan(virial_of(atoms, atoms.calc.results)).all()
 
 
-def test_numbers_and_numbers_of_atoms_are_told_from_other_results():
+def test_numbers_and_atomic_numbers_are_separated_from_other_results():
     results = {"p": 0.1, "shares": np.ones(4), "vectors": np.ones((4, 3)), "m": [1, 2]}
     assert shapes_of(results, 4) == {"p": (), "shares": (4,)}

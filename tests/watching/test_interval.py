@@ -130,9 +130,7 @@ def test_a_monitor_that_is_switched_off_neither_watches_nor_writes(tmp_path):
 @pytest.mark.parametrize(
     ("calculator", "monitor"), [(1, 10), (10, 1), (10, 10), (5, 10), (3, 10)]
 )
-def test_half_of_the_last_50_fs_is_as_long_however_seldom_it_is_judged(
-    calculator, monitor
-):
+def test_half_of_the_last_50_fs_does_not_depend_on_the_interval(calculator, monitor):
     """25 fs are 50 steps of 0.5 fs: the halt is at the next judged step."""
     atoms = judged(after=BAD, interval=calculator)
     dynamics = verlet(atoms)
@@ -199,7 +197,7 @@ def test_a_line_search_is_judged_at_its_steps_in_time():
     assert monitor.halted
 
 
-def test_lost_numbers_and_absurd_speed_stop_a_step_that_was_not_judged():
+def test_nan_and_impossible_speed_stop_a_step_that_was_not_judged():
     dynamics = verlet(judged(interval=50, base=FaultyEMT(3, "nan")))
     monitor = Monitor(dynamics, patience=9)
     assert dynamics.run(20) is False

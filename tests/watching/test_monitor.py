@@ -429,7 +429,7 @@ def test_one_end_record_when_the_run_ends_by_itself(tmp_path, make):
     assert list(read_log(log))[-1] == end
 
 
-def test_labels_of_the_first_geometry_do_not_travel_on(tmp_path):
+def test_labels_of_the_first_geometry_are_not_in_later_frames(tmp_path):
     atoms = watched(after=BAD)
     atoms.info.update(REF_energy=-1.0, name="a")
     atoms.arrays["REF_forces"] = np.ones((4, 3))
@@ -442,7 +442,7 @@ def test_labels_of_the_first_geometry_do_not_travel_on(tmp_path):
     assert "REF_forces" in atoms.arrays  # the atoms of the run do not change
 
 
-def test_forces_that_are_no_numbers_end_the_run_whatever_the_patience(tmp_path):
+def test_nan_forces_end_the_run_with_any_patience(tmp_path):
     dynamics = verlet(watched([GOOD, GOOD, NAN], base=FaultyEMT(2, "nan")))
     monitor = Monitor(dynamics, log=tmp_path / "run.jsonl", patience=50)
     assert dynamics.run(9) is False
@@ -479,7 +479,7 @@ def test_one_end_record_when_an_optimiser_runs_out_of_steps(tmp_path, optimizer)
     assert (end["how"], end["step"]) == ("finished", 3)
 
 
-def test_what_is_not_a_number_becomes_null(tmp_path):
+def test_nan_becomes_null(tmp_path):
     log = tmp_path / "run.jsonl"
     dynamics = verlet(watched([GOOD, GOOD, NAN], base=FaultyEMT(2, "nan")))
     monitor = Monitor(dynamics, log=log, flagged=tmp_path / "flagged.xyz", patience=1)
@@ -515,7 +515,7 @@ def test_what_is_not_a_number_becomes_null(tmp_path):
         ([None, None, BAD, BAD, BAD], 4),
     ],
 )
-def test_steps_without_the_signal_leave_a_streak_as_it_is(risks, expected):
+def test_steps_without_the_signal_do_not_change_a_streak(risks, expected):
     dynamics = verlet(watched(risks))
     monitor = Monitor(dynamics, patience=3)
     assert dynamics.run(20) is False
@@ -523,7 +523,7 @@ def test_steps_without_the_signal_leave_a_streak_as_it_is(risks, expected):
     assert dynamics.nsteps == expected
 
 
-def test_another_signal_may_end_the_streak_of_a_skipped_one():
+def test_another_signal_can_end_a_streak_while_one_is_skipped():
     class Other(Scripted):
         name = "other"
 
@@ -548,7 +548,7 @@ def assessment(level, *, skipped):
     window=st.none() | st.integers(1, 6),
     fraction=st.floats(0.05, 1),
 )
-def test_trigger_is_its_definition(frames, patience, window, fraction):
+def test_trigger_follows_its_definition(frames, patience, window, fraction):
     """Each step counts as the last frame before it."""
     trigger = Trigger(patience, window, None if window is None else fraction)
     bad, whole = [], []
@@ -597,7 +597,7 @@ def test_a_signal_read_less_often_halts_at_about_the_same_time(every, expected):
     assert (monitor.halted, dynamics.nsteps) == (False, 20 * every)
 
 
-def test_settings_and_calculators_that_cannot_work_are_refused():
+def test_invalid_settings_and_calculators_are_refused():
     dynamics = verlet(watched())
     for settings, message in [
         (
@@ -736,7 +736,7 @@ def test_a_refused_monitor_leaves_no_new_file(tmp_path):
     assert not (tmp_path / "run.jsonl").exists()
 
 
-def test_torn_ends_are_cut_on_resume(tmp_path):
+def test_incomplete_ends_are_cut_on_resume(tmp_path):
     first = run_once(tmp_path, 3, risks=[GOOD, GOOD, BAD])
     second = run_once(tmp_path, 1, risks=[GOOD, BAD], atoms=first.dynamics.atoms)
     log, flagged = tmp_path / "run.jsonl", tmp_path / "flagged.xyz"

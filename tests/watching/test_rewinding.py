@@ -172,7 +172,7 @@ def test_the_alarm_is_on_disk_and_then_the_run_goes_back(tmp_path):
     assert found.frames(5).tolist() == [0, 1, 2, 4, 5]
 
 
-def test_a_run_that_fails_again_and_again_goes_further_back_and_halts(tmp_path):
+def test_repeated_failures_go_further_back_and_then_halt(tmp_path):
     risks = [*[GOOD] * 40, *bad_after(2) * 9]
     atoms = watched(risks, after=BAD)
     dynamics = verlet(atoms)
@@ -279,7 +279,7 @@ def test_settings_from_numpy_are_taken():
         ({"patience": 3}, [BAD] * 30),
     ],
 )
-def test_a_reliable_frame_within_the_failure_is_not_gone_back_to(trigger, failure):
+def test_reliable_frame_within_the_failure_is_not_used(trigger, failure):
     """``back_fs`` is one step, and every second frame of the failure is RELIABLE."""
     atoms = watched([GOOD] * 20 + failure)
     dynamics = verlet(atoms)
@@ -307,7 +307,7 @@ def test_a_restarted_run_counts_its_rewinds(tmp_path):
     assert "after 1 rewind" in monitor.reason
 
 
-def test_what_cannot_be_rewound_is_refused():
+def test_dynamics_that_cannot_be_rewound_is_refused():
     with pytest.raises(ValueError, match="must be molecular dynamics"):
         Monitor(FIRE(watched(), logfile=None), on_unreliable="rewind")
     atoms = watched()

@@ -47,7 +47,7 @@ def fused_water(calculator):
 
 
 @pytest.mark.parametrize("options", [{}, {"patience": 50}])
-def test_a_hydrogen_in_an_oxygen_stops_at_once(bundled, options, tmp_path):
+def test_fused_hydrogen_and_oxygen_stop_a_run_at_once(bundled, options, tmp_path):
     atoms = fused_water(bundled)
     dynamics = VelocityVerlet(atoms, STEP)
     monitor = Monitor(dynamics, log=tmp_path / "run.jsonl", **options)
@@ -186,7 +186,7 @@ def test_a_cell_that_has_changed_counts_as_moving():
     assert levels == [Level.RELIABLE, Level.SUSPECT, Level.SUSPECT]
 
 
-def test_a_relaxation_stops_at_the_absurd(bundled):
+def test_relaxation_stops_at_an_impossible_frame(bundled):
     path = relax(fused_water(bundled), steps=40, patience=30)
     assert path.went_bad_at == 0
     assert path.history[-1].step <= 1
