@@ -180,7 +180,7 @@ class LazyEMT(EMT):
         self.results = {k: v for k, v in self.results.items() if k in properties}
 
 
-def test_a_lazy_base_is_asked_for_all_that_a_step_needs_at_once():
+def test_lazy_base_computes_all_properties_of_a_step_in_one_call():
     atoms = watched(base=LazyEMT())
     dynamics = mtk(atoms)
     dynamics.run(5)
@@ -231,7 +231,7 @@ class Infinite(EMT):
             self.results["energy"] = np.inf
 
 
-def test_an_infinite_energy_is_unreliable_whatever_the_signals_say():
+def test_infinite_energy_is_unreliable_with_any_signal():
     atoms = watched(base=Infinite())
     assert atoms.calc.assess(atoms).level is Level.RELIABLE
     atoms.calc.backbone.calculator.broken = True
@@ -310,7 +310,7 @@ def test_all_of_info_counts_if_inputs_are_unknown():
     assert atoms.calc.backbone.passes == 3
 
 
-def test_assess_belongs_to_the_geometry_asked_for(base):
+def test_assess_is_for_the_given_geometry(base):
     """Also if base and backbone were used on another geometry in between."""
     backbone = tap(base)
     probe = tiny_probe(backbone)
@@ -402,7 +402,7 @@ def test_sums_keep_ases_results_and_never_add_readings(base, wrapped):
     assert not {"probe_reliability", "reliability_level"} & set(total.results)
 
 
-def test_class_wide_lists_of_the_base_stay_as_they_are():
+def test_class_attributes_of_the_base_do_not_change():
     before = list(EMT.implemented_properties)
     calc = watched().calc
     calc.implemented_properties.append("mine")

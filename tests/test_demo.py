@@ -93,7 +93,7 @@ def test_small_molecules_with_wrong_forces_are_not_reliable(calculator):
     assert any(believed)
 
 
-def test_unknown_element_is_refused_with_what_is_known(calculator):
+def test_unknown_element_is_refused_with_the_known_ones(calculator):
     with pytest.raises(
         BackboneError, match=r"elements must be among .*'C'.* got \['S'\]"
     ):

@@ -21,7 +21,7 @@ def process():
     )
 
 
-def test_loading_a_probe_draws_nothing_and_reads_the_same(tmp_path):
+def test_loading_a_probe_does_not_change_random_numbers(tmp_path):
     backbone = tap(mace_on_shared_models())
     probe = tiny_probe(backbone)
     path = probe.save(tmp_path / "my.probe")

@@ -54,7 +54,7 @@ def test_texts_are_escaped():
     assert evil in "".join(shown(found)[1])
 
 
-def test_a_calculator_and_its_monitor_say_what_they_know_without_a_pass():
+def test_calculator_and_monitor_are_shown_without_a_pass():
     atoms = watched([GOOD], after=BAD)
     calculator = atoms.calc
     line, _ = shown(calculator)

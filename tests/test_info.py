@@ -114,7 +114,7 @@ def test_steps_that_were_run_again_count_once(tmp_path):
     assert dict(log_info(log).rows)["sessions"] == "2"
 
 
-def test_a_log_that_has_no_step_yet_is_no_error(tmp_path):
+def test_log_without_steps_is_accepted(tmp_path):
     path = ran(tmp_path / "run.jsonl", steps=1)
     cut(path, "step")
     cut(path, "end")
@@ -144,7 +144,7 @@ def test_card_shows_scores_with_values_without_skill():
     assert len(found.table) == len(report["coverage"])
 
 
-def test_a_bare_card_has_rows_for_what_is_known(tmp_path):
+def test_minimal_card_has_rows_for_known_entries(tmp_path):
     card = shipped_probe("default").card.to_dict()
     card |= {"report": {}, "training": {}, "elements": [], "sizes": []}
     found = card_info(type(shipped_probe("default").card).from_dict(card))
@@ -181,7 +181,7 @@ def test_other_file_is_refused_with_the_requirement(tmp_path, content):
 
 
 @pytest.mark.parametrize("first", [{"event": "step", "step": 0}, {}, {"a": 1}])
-def test_json_lines_of_something_else_are_no_log(tmp_path, first):
+def test_other_json_lines_are_not_a_log(tmp_path, first):
     path = tmp_path / "some.jsonl"
     path.write_text(json.dumps(first) + "\n", encoding="utf-8")
     with pytest.raises(RecordError, match="must begin with a header record"):

@@ -110,7 +110,7 @@ def test_structures_that_cannot_be_evaluated(calculator, atoms, words):
     ],
     ids=["one on another", "all on one"],
 )
-def test_absurd_overlaps_are_unreliable_and_say_why(calculator, atoms):
+def test_overlapping_atoms_are_unreliable_with_a_reason(calculator, atoms):
     assessment = calculator.assess(atoms)
     assert assessment.level is Level.UNRELIABLE
     assert "NaN or infinite" in assessment.verdict.reasons[0]

@@ -92,7 +92,7 @@ def test_only_three_periodic_directions_have_a_stress(pbc):
     assert Labels("stress").reference(frame) is None
 
 
-def test_a_relative_energy_is_no_error_of_one_frame():
+def test_relative_energy_needs_other_frames():
     frame = labelled(predicted(), np.random.default_rng(0))
     labels = Labels("relative_energy")
     with pytest.raises(LabelError, match="must be the error of one frame"):

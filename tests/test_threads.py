@@ -127,7 +127,7 @@ def test_a_thousand_evaluations_of_one_mace_equal_the_serial_ones(each):
     assert [wrapper.backbone.passes for wrapper in wrappers] == passes
 
 
-def test_one_wrapper_may_be_asked_by_many_threads():
+def test_many_threads_may_use_one_wrapper():
     wrapper = wrap_mace(mace_calculator())
     expected = judged(wrapper, FRAMES)
     wrapper.reset()

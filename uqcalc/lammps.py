@@ -154,7 +154,7 @@ class LammpsPotential(EngineRun):
         Raises
         ------
         Exception
-            Whatever the calculator or an observer raised at a step.
+            Any error of the calculator or an observer at a step.
         """
         self.commands(f"run {steps}")
         return not self.stopped

@@ -179,7 +179,7 @@ def test_energies_of_any_kind_of_number_survive(tmp_path, number):
     assert not [key for key in again.info if "original" in key]
 
 
-def test_frames_of_versions_before_02_are_read_and_their_predictions_are_no_labels():
+def test_frames_of_versions_before_02_are_read_without_their_predictions_as_labels():
     """Their calculator has results of the potential, in the place of ASE's labels."""
     assessment = Assessment((Reading("s", 0.7),), Verdict(Level.SUSPECT, ("why",)))
     old = annotated_copy(copper(), assessment, {})

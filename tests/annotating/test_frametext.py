@@ -97,7 +97,7 @@ def test_entries_of_info_that_cannot_be_held_are_named(key, value):
         ("before0", np.ones((9, 2), complex)), ("forces", np.ones((9, 3))),
     ],
 )  # fmt: skip
-def test_columns_that_cannot_be_held_are_named_and_cost_no_other(name, array):
+def test_unsupported_columns_are_named_and_others_are_kept(name, array):
     atoms = ethanol()
     atoms.arrays[name] = array
     atoms.arrays["after"] = np.arange(9.0)

@@ -293,7 +293,7 @@ def source(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["xyz", "traj"])
-def test_a_file_is_annotated_counted_and_left_alone_when_done(tmp_path, suffix):
+def test_file_is_annotated_counted_and_unchanged_when_complete(tmp_path, suffix):
     source, target = tmp_path / f"md.{suffix}", tmp_path / "out.extxyz"
     write(source, many())
     summary = annotate_file(source, target, judged(), worst=3, batch_atoms=8)

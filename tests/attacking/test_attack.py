@@ -374,7 +374,7 @@ class Failing(Calculator):
 @pytest.mark.parametrize(
     "error", [CalculationFailed("no SCF"), FileNotFoundError("no dft")]
 )
-def test_a_reference_that_fails_ends_the_path_and_loses_nothing(error):
+def test_failing_reference_ends_the_path_and_frames_are_kept(error):
     [path] = attack(
         rattled(), attackable(), AttackSettings(steps=5), reference=Failing(2, error)
     )
@@ -460,7 +460,7 @@ def test_failing_model_ends_the_path(monkeypatch, kind):
     )
 
 
-def test_gradients_that_are_no_numbers_end_the_path(monkeypatch):
+def test_nan_gradients_end_the_path(monkeypatch):
     def uncertainty(self, graph, atoms):
         return graph.energy * torch.nan
 

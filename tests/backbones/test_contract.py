@@ -110,7 +110,7 @@ def test_reports_what_it_is(row, request):
 
 
 @every()
-def test_one_pass_a_geometry_whatever_the_user_asks(row):
+def test_one_pass_a_geometry_for_any_request(row):
     atoms = row.frame
     atoms.calc = reliable(row.tap())
     with counted_calls() as calls:

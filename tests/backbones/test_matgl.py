@@ -73,7 +73,7 @@ class TestStress:
         close(ours.conservative_stress, theirs.conservative_stress, NETWORK)
         close(ours.results["stress"] * units.GPa, theirs.results["stress"], NETWORK)
 
-    def test_is_absent_where_the_potential_gives_none(self):
+    def test_is_absent_if_the_potential_gives_none(self):
         backbone = tap(matgl(calc_stresses=False))
         assert not backbone.provides & {"stress", "conservative_stress"}
         got = backbone(salt(), WANTED)

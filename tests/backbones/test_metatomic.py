@@ -105,7 +105,7 @@ class TestOneEvaluation:
         close(got, bare.results["stress"], NETWORK)
         assert np.ptp(got.numpy()[3:]) > 0
 
-    def test_stress_is_not_asked_for_where_there_is_no_cell(self):
+    def test_stress_is_not_requested_without_a_cell(self):
         backbone = tap(metatomic())
         got = backbone(rattled(), [*WANTED, *backbone.on_demand])
         assert got.direct_stress is None
@@ -209,7 +209,7 @@ class TestUncertainty:
         plain = tap(metatomic(ENERGY | FEATURE | pbe | of))
         assert not {"energy_uncertainties", "committee_energies"} & plain.provides
 
-    def test_of_the_whole_structure_alone_is_no_uncertainty_of_atoms(self):
+    def test_of_the_whole_structure_is_not_an_uncertainty_of_atoms(self):
         whole = {"energy_uncertainty": ModelOutput(unit="eV", sample_kind="system")}
         assert (
             "energy_uncertainties"

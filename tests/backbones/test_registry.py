@@ -204,7 +204,7 @@ class TheirBackbone(Backbone):
         assert type(backbone) is theirs.TheirBackbone
         assert backbone.model_calculator is own
 
-    def test_is_named_where_nothing_is_found(self, theirs):
+    def test_is_named_if_nothing_is_found(self, theirs):
         with pytest.raises(BackboneError, match=r"TheirCalculator.* got EMT"):
             tap(EMT())
 

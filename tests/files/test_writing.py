@@ -9,7 +9,7 @@ import gc
 from uqcalc.files.writing import OneWriter
 
 
-def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
+def test_file_system_without_locks_is_accepted(tmp_path, monkeypatch):
     def absent(*_):
         raise OSError(errno.ENOSYS, "no locks here")
 

@@ -44,7 +44,7 @@ def both(prior, tmp_path_factory):
     return Probe.load(report.probe.save(path))
 
 
-def test_one_file_holds_on_the_new_system_and_says_what_its_prior_was(prior, both):
+def test_one_file_is_calibrated_on_the_new_system_and_names_its_prior(prior, both):
     found = evaluate(both, mine(80, seed=3), ToyBackbone(), MINE)
     right = found.errors <= BOUNDARY
     assert abs(found.probability.mean() - right.mean()) < 0.15

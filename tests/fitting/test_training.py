@@ -81,7 +81,7 @@ def test_learns_which_errors_are_large(fitted, sets):
     assert fitted.report["auroc"] == scores.auroc(truth, fitted.probability)
 
 
-def test_report_and_card_say_what_was_done(fitted, sets):
+def test_report_and_card_describe_the_fit(fitted, sets):
     assert set(fitted.report) == REPORT
     card = fitted.probe.card
     assert card.report == fitted.report
@@ -103,7 +103,7 @@ def test_report_and_card_say_what_was_done(fitted, sets):
     assert "90 structures" in text
 
 
-def test_saved_probe_says_the_same_while_wrapped(fitted, sets, tmp_path):
+def test_saved_probe_gives_the_same_in_a_calculator(fitted, sets, tmp_path):
     path = fitted.probe.save(tmp_path / "mace.probe")
     # as text: the precision is NaN if no structure is kept
     assert str(Probe.load(path).card.to_dict()) == str(fitted.probe.card.to_dict())
@@ -117,7 +117,7 @@ def test_saved_probe_says_the_same_while_wrapped(fitted, sets, tmp_path):
         ReliableCalculator(mace_calculator(5), path)
 
 
-def test_same_seed_same_probe_whatever_came_before(sets):
+def test_same_seed_gives_the_same_probe_after_any_calls(sets):
     labels, recipe = Labels(group_key="run", percentile=50), Recipe(epochs=6, seed=3)
     runs = []
     for noise in (1, 2):
@@ -269,7 +269,7 @@ def double():
 
 
 @pytest.mark.usefixtures("double")
-def test_fits_whatever_the_default_dtype(sets):
+def test_fits_with_any_default_dtype(sets):
     labels, recipe = Labels(group_key="run", percentile=50), Recipe(epochs=2)
     report = fit(sets[0], ToyBackbone(), labels, recipe)
     assert np.isfinite(report.probability).all()

@@ -73,7 +73,7 @@ def test_defects_are_refused_by_name_or_left_out_and_counted(spoil, defect):
     assert data.groups == ["0", "2", "3", "5"]
 
 
-def test_what_the_potential_refuses_is_found_before_any_prediction():
+def test_unsupported_frames_are_found_before_any_prediction():
     class Periodic(ToyBackbone):
         def check_structure(self, atoms):
             super().check_structure(atoms)
@@ -126,7 +126,7 @@ def test_duplicates_and_empty_frames():
     assert len(data) == 3
 
 
-def test_charge_states_of_one_geometry_are_no_duplicates():
+def test_charge_states_of_one_geometry_are_not_duplicates():
     frames = labelled(1) * 2
     frames = [atoms.copy() for atoms in frames]
     frames[1].info["charge"] = 1
@@ -134,7 +134,7 @@ def test_charge_states_of_one_geometry_are_no_duplicates():
 
 
 @pytest.mark.parametrize("value", [True, None, "-3.2", np.array([-3.2, 0.0])])
-def test_energy_that_is_no_number_is_missing(value):
+def test_energy_that_is_not_a_number_is_missing(value):
     frames = labelled(2)
     frames[1].info["REF_energy"] = value
     with pytest.raises(LabelError, match=r"missing: 1 \(frames 1\)"):

@@ -45,7 +45,7 @@ def test_failures_are_found_however_many_and_large(share):
     assert set(np.flatnonzero(unlabelled)) == set(chosen[sizes > 300])
 
 
-def test_large_true_forces_are_no_failures():
+def test_large_true_forces_are_not_failures():
     """Cells under stress: 200 eV/Å in the reference, and predicted to 10 %."""
     made = predictions(100)
     for i in range(5):

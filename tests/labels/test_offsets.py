@@ -81,7 +81,7 @@ def test_more_elements_than_the_frames_determine():
 
 
 @pytest.mark.parametrize("kinds", [None, 3, 1])
-def test_an_offset_is_recognised_and_errors_alone_are_not(kinds):
+def test_offset_is_recognised_and_random_errors_are_not(kinds):
     numbers = structures(120, [1, 6, 7, 8, 14], kinds=kinds)
     rng = np.random.default_rng(5)
     errors = sizes(numbers) * rng.normal(0, 0.03, 120)

@@ -125,7 +125,7 @@ def test_a_run_of_a_crystal_is_seen_across_its_boundary():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_independent_frames_are_no_run(seed):
+def test_independent_frames_are_not_a_run(seed):
     rng = np.random.default_rng(seed)
     calm = rng.random(25) < 0.5  # half are relaxed, half are shaken
     frames = [

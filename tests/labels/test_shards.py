@@ -137,7 +137,7 @@ def test_a_damaged_shard_is_named(tmp_path, spoil, why):
         Shards.open(tmp_path / "a")
 
 
-def test_folders_that_hold_nothing_of_use_are_refused(tmp_path):
+def test_folders_without_usable_shards_are_refused(tmp_path):
     with pytest.raises(RecordError, match="must exist"):
         Shards.open(tmp_path / "nowhere")
     with pytest.raises(RecordError, match="must hold shards"):
@@ -186,7 +186,7 @@ def labelled(count=30):
 
 
 @pytest.mark.parametrize("target", ["forces", "energy"])
-def test_a_cache_changes_nothing_but_the_work(tmp_path, target):
+def test_cache_gives_the_same_predictions_without_evaluation(tmp_path, target):
     frames, labels = labelled(), Labels(target, group_key="run")
     plain = build_dataset(frames, Counting(), labels)
     for expected in (30, 2):  # two are evaluated again, as a check of the cache

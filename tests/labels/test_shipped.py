@@ -83,7 +83,7 @@ def test_a_damaged_file_is_refused(packed):
     ],
     ids=["slab", "energy", "stress", "forces"],
 )
-def test_what_cannot_be_packed_is_refused(tmp_path, change):
+def test_unsuitable_frames_are_refused(tmp_path, change):
     frames = crystals()
     change(frames[1])
     with pytest.raises(LabelError, match=r"packed frames must be .* got Atoms.*NaCl"):

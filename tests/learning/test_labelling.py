@@ -179,7 +179,7 @@ def test_foreign_units_are_found_before_anything_is_written(tmp_path, factors, m
     assert (done.labelled, done.units) == (1, "not asked for")
 
 
-def test_results_that_are_no_labels_are_failures(tmp_path):
+def test_invalid_results_are_failures(tmp_path):
     class Broken(Scaled):
         def calculate(self, atoms=None, *args, **kwargs):
             super().calculate(atoms, *args, **kwargs)

@@ -254,7 +254,7 @@ def test_features_of_the_last_geometry_cost_no_pass():
     assert calculator.get_property("energy", atoms) == results["energy"]
 
 
-def test_a_geometry_that_is_given_again_is_no_further_event():
+def test_repeated_geometry_is_not_a_further_event():
     first = flagged((0.0, 0.0))
     turned = first.copy()
     turned.rotate(30, "z", rotate_cell=True)

@@ -155,7 +155,7 @@ def test_isotonic_only_if_the_labels_show_a_bend():
 
 @pytest.mark.parametrize("calibration", [Calibration(), STRAIGHT, BENT])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_what_is_no_number_stays_none(calibration, dtype):
+def test_nan_stays_nan(calibration, dtype):
     score = torch.tensor([0.3, torch.nan, -torch.inf, torch.inf], dtype=dtype)
     logits = calibration.logits(score)
     assert logits.dtype == dtype

@@ -185,7 +185,7 @@ def test_array_of_objects_is_refused(tmp_path):
     assert not target.exists()
 
 
-def test_files_that_are_no_checkpoint(tmp_path):
+def test_other_files_are_not_checkpoints(tmp_path):
     path = tmp_path / "best.pt"
     with pytest.raises(ProbeError, match="no such file"):
         Probe.from_official(path, ToyBackbone(WIDTH))

@@ -103,7 +103,7 @@ def test_file_holds_numbers_and_json_only(saved, probe, monkeypatch):
     assert (card["unit"], card["boundary"]) == ("eV/Å", 0.1)
 
 
-def test_probe_is_float32_whatever_the_default_dtype(saved, backbone):
+def test_probe_is_float32_with_any_default_dtype(saved, backbone):
     prediction = random_prediction(5, 6)
     expected, _ = Probe.load(saved)([prediction])
     before = torch.get_default_dtype()
@@ -174,7 +174,7 @@ def test_truncated_file_is_refused(saved):
             Probe.load(saved)
 
 
-def test_files_that_are_no_probe_are_refused(tmp_path):
+def test_other_files_are_refused(tmp_path):
     with pytest.raises(ProbeError, match=r"existing file, got .*none\.probe"):
         Probe.load(tmp_path / "none.probe")
     with pytest.raises(ProbeError, match="existing file"):

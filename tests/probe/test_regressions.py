@@ -140,7 +140,7 @@ def test_fewer_centres_are_the_subset_of_regressors():
         close(path[1::2], odd, NETWORK)
 
 
-def test_far_from_the_labels_the_trend_alone_answers():
+def test_only_the_trend_remains_far_from_the_labels():
     numbers, features, errors = sample(200)
     paths = fitted(numbers, features, errors, shape(200))
     trend, local = read(paths, numbers + 60, features)

@@ -54,7 +54,7 @@ def test_stated_share_of_new_structures_is_outside(groups):
     assert np.std(shares) < 0.07  # little dependence on the draw of the groups
 
 
-def test_a_shift_of_all_atoms_is_outside_though_none_is_extreme():
+def test_small_shift_of_all_atoms_is_outside():
     """Wrong elements or another density change every atom a little."""
     scope = learn_scope(
         "forces", away(400, seed=0), [20], list(map(str, range(400))), []
@@ -89,7 +89,7 @@ def test_the_limit_is_that_of_groups_and_robust():
     assert limit == pytest.approx(1.645, abs=1.0)
 
 
-def test_nan_is_no_limit_and_stays_nan():
+def test_nan_sets_no_limit_and_stays_nan():
     largest, mean_log, elements = away(100, seed=0)
     largest[3] = mean_log[3] = np.nan  # its element is in no other group
     scope = learn_scope(
@@ -171,7 +171,7 @@ def test_impossible_limits_of_the_mean_are_refused(entries):
         Scope(2.0, 0.99, 3, 8, mean_distance=0.5, **entries)
 
 
-def test_a_card_says_the_limits_for_few_and_for_many_elements():
+def test_card_shows_the_limits_for_few_and_for_many_elements():
     card = shipped_probe("default").card
     limits = {"mean_distance": 0.9, "mean_slope": -1.0, "element_counts": (1, 3)}
     sloped = replace(card, scope=replace(card.scope, **limits))

@@ -259,7 +259,7 @@ def test_the_example_is_valid_and_complete():
     assert file.outputs.log == "run.jsonl"
 
 
-def test_a_guarantee_of_the_probe_is_the_policy_where_that_is_asked_for(read, tmp_path):
+def test_guarantee_of_the_probe_is_the_policy_on_request(read, tmp_path):
     plain = shipped_probe("default").with_card(promise=None)
     plain.save(tmp_path / "my.probe")
     file = read(MD + "probe: my.probe\npolicy: {promise: true, unreliable: 0.1}\n")

@@ -251,7 +251,7 @@ def test_labels_of_the_structure_are_not_in_later_frames(tmp_path):
     assert not [key for key in (*last(path).info, *last(path).arrays) if "REF" in key]
 
 
-def test_a_halted_run_has_a_status_of_its_own_and_is_left_alone(tmp_path):
+def test_halted_run_has_its_own_status_and_does_not_continue(tmp_path):
     app = Typer()
     app.command()(run)
     path = written(tmp_path, md=NVT, policy=ALWAYS_BAD | {"patience": 4})

@@ -90,7 +90,7 @@ def error(atoms, target):
     ],
 )
 @pytest.mark.parametrize("signal", [None, Spread()], ids=["constant", "scaled"])
-def test_bounds_hold_as_often_as_asked(target, unit, signal):
+def test_bounds_hold_at_the_requested_rate(target, unit, signal):
     fitted = interval(signal, scattered(200), target=target, coverage=0.8)
     assert fitted.name == f"conformal_{target}"
     assert fitted.card.unit == unit
@@ -320,7 +320,7 @@ class TestRefusals:
         ):
             interval(None, data)
 
-    def test_risks_that_are_not_known(self):
+    def test_unknown_risks_are_refused(self):
         class Choosy(Spread):
             def __call__(self, prediction):
                 return TensorReading(self.name, np.nan)

@@ -163,7 +163,7 @@ class TestEvery:
             close(together.per_atom[: len(atoms)], alone.per_atom, NETWORK)
 
 
-def test_supercells_are_read_alike():
+def test_supercells_have_equal_values_per_atom():
     """Sums grow with the cell, values per atom do not."""
     frames = [salt(seed=seed) for seed in range(6)]
     backbone = tap(mace_on_shared_models())
@@ -262,7 +262,7 @@ class TestRigidity:
         for key, value in whole.results.items():
             np.testing.assert_array_equal(each.results[key], value)
 
-    def test_without_labels_it_says_that_it_is_not_calibrated(self):
+    def test_without_labels_the_card_says_not_calibrated(self):
         frames = [atoms.copy() for atoms in FRAMES[:60]]
         for frame in frames:
             del frame.info["REF_energy"]
@@ -348,7 +348,7 @@ class TestFiles:
         with pytest.raises(SignalError, match="a latent_distance, got a prediction_ri"):
             LatentDistance.load(path)
 
-    def test_what_is_no_signal_is_refused(self, tmp_path):
+    def test_other_files_are_not_signals(self, tmp_path):
         with pytest.raises(SignalError, match="must be an existing file"):
             load_signal(tmp_path / "none")
         probe = shipped_probe("default").save(tmp_path / "probe")

@@ -83,7 +83,7 @@ class TestClosedForms:
         assert read(disagreeing(crystal, by=by), projection=True).risk > 0.1
 
     @pytest.mark.parametrize("name", ["CH3OH", "CO2", "H2"])
-    def test_what_is_left_has_no_torque_and_is_the_closest(self, name):
+    def test_projected_forces_have_no_torque_and_are_the_closest(self, name):
         atoms = molecule(name)
         arms = torch.as_tensor(atoms.positions - atoms.positions.mean(axis=0))
         forces = np.random.default_rng(0).normal(size=(len(atoms), 3))
@@ -260,7 +260,7 @@ def test_between_intervals_the_reading_is_absent(head):
     assert calc.backbone.passes == 7
 
 
-def test_a_model_without_direct_forces_says_so():
+def test_model_without_direct_forces_is_refused():
     with pytest.raises(ValueError, match=r"force_delta.*needs \['direct_forces'\]"):
         ReliableCalculator(
             mace_on_shared_models(), signals=[ForceDelta()], policy=LIMITS
@@ -275,7 +275,7 @@ class TestThresholds:
         assert limit.suspect == pytest.approx(risks[40], rel=1e-5)
         assert limit.unreliable == pytest.approx(risks[72], rel=1e-5)
 
-    def test_too_few_frames_say_how_many_are_needed(self, watched, benzenes):
+    def test_message_of_too_few_frames_has_the_number_needed(self, watched, benzenes):
         with pytest.raises(LabelError, match=r"at least 99 groups .* got 80"):
             calibrate_threshold(benzenes, watched)
 
@@ -304,7 +304,9 @@ class TestThresholds:
         assert limit.unreliable == pytest.approx(sorted(risks)[30 - 9], rel=1e-5)
         assert limit.suspect == pytest.approx(sorted(risks)[30 - 12], rel=1e-5)
 
-    def test_forces_that_vanish_by_symmetry_are_no_successes(self, watched, benzenes):
+    def test_forces_that_vanish_by_symmetry_are_not_counted_as_right(
+        self, watched, benzenes
+    ):
         """Atoms in vacuum have no force error with any potential."""
         frames = []
         for index, atoms in enumerate(benzenes[:20]):

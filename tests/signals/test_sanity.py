@@ -200,8 +200,8 @@ def test_too_large_structures_are_unreliable():
 @pytest.mark.parametrize(
     ("far", "doubts", "faults"), [(9e3, 0, 0), (2e4, 1, 0), (-2e5, 0, 1)]
 )
-def test_coordinates_whose_digits_single_precision_loses(far, doubts, faults):
-    """Along a periodic axis the structure stays as long as it was."""
+def test_coordinates_too_large_for_single_precision(far, doubts, faults):
+    """Along a periodic axis the extent of the structure does not change."""
     crystal = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
     crystal.rattle(0.05, seed=1)
     crystal.positions[3, 2] += 5.64 * np.round(far / 5.64)
@@ -213,7 +213,7 @@ def test_coordinates_whose_digits_single_precision_loses(far, doubts, faults):
     assert not found.absurd
 
 
-def test_forces_that_vanish_by_symmetry_say_nothing_and_small_ones_do():
+def test_forces_that_vanish_by_symmetry_are_a_doubt_and_small_ones_are_not():
     crystal = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
     [why] = read(crystal, force=1e-6).doubts
     assert why.startswith("all forces vanish by symmetry")

@@ -70,7 +70,7 @@ def page(folder):
     return Page(written.read_text(encoding="utf-8"))
 
 
-def test_a_page_needs_nothing_from_outside_and_has_the_run(page, folder):
+def test_page_is_self_contained_and_shows_the_run(page, folder):
     assert page.addresses == []
     assert (folder / "report.html").stat().st_size < 15e6
     words = " ".join(" ".join(page.words).split())

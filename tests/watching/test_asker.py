@@ -123,7 +123,7 @@ def test_a_failure_is_named_counted_and_halts(tmp_path, fault):
     assert not (tmp_path / "labelled.xyz").exists()
 
 
-def test_the_potential_itself_is_no_reference(tmp_path):
+def test_the_potential_itself_is_refused_as_reference(tmp_path):
     monitor = run(tmp_path, [GOOD] * 3 + [BAD] * 9, EMT())
     assert monitor.halted
     assert "the reference must be another method" in monitor.reason
@@ -237,7 +237,7 @@ def test_the_stress_decides_only_while_the_cell_moves(
     assert ("stress cannot be compared" in monitor.reason) is bool(counts[2])
 
 
-def test_the_bundled_potential_is_asked_about_by_its_boundary():
+def test_bundled_potential_is_compared_at_its_boundary():
     calculator = default_calculator()
     [criterion] = criteria_of(calculator, None)
     card = calculator.signals[0].probe.card

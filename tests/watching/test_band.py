@@ -186,7 +186,7 @@ def test_the_barrier_is_judged_by_the_images_it_is_between():
         ({"energy", "forces"}, GOOD - 1, Level.UNRELIABLE),
     ],
 )
-def test_a_barrier_says_whether_its_energies_are_judged(judges, most, level):
+def test_barrier_states_whether_its_energies_are_judged(judges, most, level):
     """A barrier is a difference of energies; a verdict on forces does not cover it."""
     neb = band(middle(GOOD))
     for image in neb.images:

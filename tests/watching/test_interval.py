@@ -175,7 +175,7 @@ def test_a_monitor_looks_at_every_kth_step_and_at_the_last(tmp_path):
     assert monitor.end["how"] == "finished"
 
 
-def test_a_verdict_is_asked_for_where_the_intervals_miss_each_other():
+def test_monitor_judges_if_intervals_do_not_coincide():
     atoms = judged(after=BAD, interval=7)
     atoms.get_forces()  # the first geometry is judged; the next of them is the eighth
     atoms.rattle(0.01, seed=1)
@@ -213,7 +213,7 @@ def test_nan_and_impossible_speed_stop_a_step_that_was_not_judged():
     assert monitor.reason.startswith("Unphysical values at step 3")
 
 
-def test_a_relaxation_trusts_no_geometry_that_was_not_judged():
+def test_relaxation_does_not_trust_unjudged_geometries():
     done = relax(judged(interval=3), BFGS, fmax=1e-6, steps=4)
     assert done.trusted_step == 3
     assert read_assessment(done.final).level is Level.RELIABLE

@@ -367,7 +367,7 @@ def test_steps_for_averages(tmp_path, events, steps, left_out):
         assert f"{count} {reason}" in str(found)
 
 
-def test_suspect_steps_are_taken_if_asked_for(tmp_path):
+def test_suspect_steps_are_taken_on_request(tmp_path):
     path = written(
         tmp_path / "run.jsonl", [("step", 0, R), ("step", 1, S), ("step", 2, U)]
     )

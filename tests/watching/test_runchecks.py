@@ -243,7 +243,7 @@ def test_changed_bonds_halt_a_run_once_they_have_lasted():
     assert acted - bonds[0].step in (25, 50)
 
 
-def test_bonds_that_return_in_time_and_the_default_halt_nothing():
+def test_bonds_that_return_in_time_do_not_halt_a_run():
     for settings in ({"turns_at": 20, "bond_change_fs": 25.0}, {}):
         dyn, monitor = leaving_hydrogen(**settings)
         dyn.run(40)

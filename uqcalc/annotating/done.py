@@ -39,7 +39,7 @@ _PIECES, _PIECE = 64, 2**20  # largest number of pieces of a file, and their byt
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What the command says at the end.
+    """Output of the command at its end.
 
     Attributes
     ----------

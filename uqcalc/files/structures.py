@@ -48,7 +48,7 @@ def frames_of(
     ------
     RecordError
         If the file does not say which elements its atoms are, or species do not fit.
-        Whatever ASE's reader raises on a damaged file passes through (`UNREADABLE`).
+        Errors of ASE's reader on a damaged file pass through (`UNREADABLE`).
     XYZError
         If ``index`` reaches frames of an XYZ file that follow an empty line, or a last
         line that is not complete. The frames before are yielded first, unless ``index``

@@ -124,7 +124,7 @@ class IpiClient:
         OSError
             If there is no server, or if it does not answer within ``timeout``.
         Exception
-            Whatever the calculator or a monitor raised at a geometry.
+            Any error of the calculator or a monitor at a geometry.
         """
         client = SocketClient(timeout=self._timeout, **self._address)
         ended = False

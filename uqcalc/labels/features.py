@@ -82,7 +82,7 @@ def predict_all(
 def _batches_of(
     backbone: Backbone, workers: RayWorkers | None
 ) -> Iterator[Backbone | Pool]:
-    """Give what evaluates batches: the backbone, or the workers of a cluster."""
+    """Yield what evaluates batches: the backbone, or the workers of a cluster."""
     if workers is None:
         yield backbone
         return

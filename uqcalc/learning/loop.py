@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LoopReport:
-    """What a learning loop did.
+    """Results of a learning loop.
 
     Attributes
     ----------

@@ -34,7 +34,7 @@ RUN_KEY = "uqcalc_run"  # entry of flagged frames: number of the run in its roun
 
 @dataclass(frozen=True, slots=True)
 class RoundRow:
-    """What one round did.
+    """Results of one round.
 
     Attributes
     ----------

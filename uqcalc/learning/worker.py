@@ -1,4 +1,4 @@
-"""What a process of `uqcalc.label` does: evaluate one frame with the reference."""
+"""Processes of `uqcalc.label`: each evaluates one frame with the reference."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def plot_probability(
 ) -> Axes:
     """Draw P(reliable) against time, with the two cutoffs of the policy.
 
-    The bands below the cutoffs carry the names of the levels.
+    The names of the levels are in the bands below the cutoffs.
     """
     axes = axes_of(ax)
     track = Track.of(history)

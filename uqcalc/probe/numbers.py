@@ -168,7 +168,7 @@ def _numbers_and_shares(
 
 
 class Composition(NamedTuple):
-    """What depends on the elements alone.
+    """Numbers of a composition, from the elements alone.
 
     ``present`` are their atomic numbers, ``shares`` (119,) their shares among the
     atoms, ``numbers`` the six numbers of `HOST` from "elements" to "largest_number".

@@ -209,7 +209,7 @@ def _guarantee_policy(file: RunFile, probe: Probe) -> Policy:
 def check_structure(file: RunFile, atoms: Atoms) -> None:
     """Refuse a structure that does not allow the task of the file.
 
-    ``atoms`` carry the velocities of their file, and the calculator of the run.
+    ``atoms`` have the velocities of their file, and the calculator of the run.
 
     Raises
     ------

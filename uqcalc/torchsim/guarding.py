@@ -83,7 +83,7 @@ def guard(
     ``torch_sim.integrate`` returns are those of that state. A system that was never
     RELIABLE goes back to its last SUSPECT state, or to the first one.
 
-    A system leaves at once, whatever the trigger, if its energy or forces are NaN or
+    A system leaves at once, with any trigger, if its energy or forces are NaN or
     infinite, or if values are physically impossible.
 
     Parameters

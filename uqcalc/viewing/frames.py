@@ -44,7 +44,7 @@ class SeenFrame(NamedTuple):
 
 @dataclass
 class FramesSeen:
-    """What the files with structures of one run hold.
+    """Content of the files with structures of one run.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""A map in two dimensions: structures that are alike lie beside each other."""
+"""A map in two dimensions: similar structures are near each other."""
 
 from __future__ import annotations
 

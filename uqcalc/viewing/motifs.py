@@ -130,7 +130,7 @@ def _ratios(
     blocks = np.array([part.sum(axis=0) for part in parts])
     low = high = np.full(len(names), np.nan)
     if len(blocks) >= 5:
-        # neighbouring frames are alike: whole blocks of them are drawn
+        # neighbouring frames are correlated: whole blocks are drawn
         rng = np.random.default_rng(seed)
         rows = rng.integers(len(blocks), size=(_DRAWS, len(blocks)))
         drawn = np.array([_ratio(blocks[chosen].sum(axis=0)) for chosen in rows])

@@ -40,7 +40,7 @@ class Live:
         self._lock = threading.Lock()
 
     def state(self) -> dict[str, Any]:
-        """Return a summary of each run, after a look at its log."""
+        """Return a summary of each run, after reading its log."""
         with self._lock:
             runs = self._watched.poll()
             return {

@@ -28,7 +28,7 @@ STEEPEST = 100.0
 
 
 class Clock(Protocol):
-    """What the checks must know of a run."""
+    """Data of a run for the checks."""
 
     @property
     def timestep_fs(self) -> float | None:
