@@ -319,7 +319,7 @@ def _check_extent(prediction: Prediction, found: _Findings) -> None:
 
 
 def _check_digits(prediction: Prediction, found: _Findings) -> None:
-    """Record coordinates whose digits single precision loses."""
+    """Record coordinates that are too large for single precision."""
     sizes = np.abs(prediction.positions).max(axis=1)
     atom = int(sizes.argmax())
     largest = float(sizes[atom])
