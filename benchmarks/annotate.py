@@ -94,7 +94,7 @@ def frames_of(model: str, atoms: int, count: int) -> list[Atoms]:
 
 
 def cells_for(atoms: int) -> tuple[int, int, int]:
-    """Return the repeats of a cell of 8 atoms that come closest to ``atoms``."""
+    """Return the repeats of a cell of 8 atoms for a size nearest to ``atoms``."""
     steps = range(1, 6)
     every = [(a, b, c) for a in steps for b in steps for c in steps if a >= b >= c]
     return min(every, key=lambda abc: (abs(8 * np.prod(abc) - atoms), abc[0]))
@@ -241,7 +241,7 @@ def seconds_of(count: int, calculator: Any, workers: RayWorkers | None) -> float
 
 
 def main() -> None:
-    """Measure what is asked for; the other parts of an earlier result are kept."""
+    """Measure the requested parts; the other parts of an earlier result are kept."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--models", nargs="+", default=["mace", "chgnet"])
     parser.add_argument("--batches", action="store_true", help="set OMP_NUM_THREADS=1")

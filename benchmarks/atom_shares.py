@@ -1,9 +1,10 @@
-"""P of atoms from the error of their structure, on systems that no label has.
+"""P of atoms from the error of their structure, on systems without labels in the fit.
 
 A probe as shipped judges each atom by itself. "Shares" judges the same scores with
 `uqcalc.probe.atomshares`: P of an atom follows from the error of its structure and the
 share of the atom in it. The shares are learnt from the structures of the guarantee, a
-fifth of the formulas, which the probe has not seen. A further fifth is the test.
+fifth of the formulas, which are not in the fit of the probe. A further fifth is the
+test.
 
     python benchmarks/atom_shares.py --model sevennet --cache features --more more.xyz
 
@@ -15,8 +16,8 @@ with the true error of each structure in place of its distribution.
 
 Ideas for P of structures, each a logistic regression on the structures of the
 guarantee: "relative" adds the log of error over force, from a ridge regression on mean
-features; "force outside" uses trend and forces only beyond the scope. Two structures
-in one cell, far apart, show what P of an atom owes to the other part.
+features; "force outside" uses trend and forces only beyond the scope. Two structures in
+one cell, far apart, show how P of an atom depends on the other one.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ COMPONENTS = 8
 
 @dataclass(frozen=True)
 class Seen:
-    """What a probe says of a dataset: of structures, and of atoms (the last three)."""
+    """Outputs of a probe for a dataset: structures, and atoms (the last three)."""
 
     data: Dataset
     logits: Array

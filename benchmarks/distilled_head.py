@@ -1,12 +1,12 @@
 """Test whether Force Delta with a distilled head ranks true force errors.
 
-It is compared with a committee, with the latent distance and with the largest force.
+Other signals are a committee, the latent distance and the largest force.
 
     python benchmarks/distilled_head.py --cache FOLDER
 
-Two potentials without direct forces: the bundled MACE on molecules (truth: GFN2-xTB)
-and CHGNet on crystals (truth: PBE(+U)). Each head is fitted on ordinary structures and
-tested on others. FOLDER keeps the results of slow stages.
+There are two potentials without direct forces: the bundled MACE on molecules
+(reference: GFN2-xTB) and CHGNet on crystals (reference: PBE(+U)). Each head is fitted
+on ordinary structures and tested on others. FOLDER keeps the results of slow stages.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""P from an error model of atoms beside P of the shipped probe, on new systems.
+"""Compare P from an error model of atoms with P of the shipped probe, on new systems.
 
-The candidate judges atoms first. Kernel ridge regression gives the expected log error
-of each atom from principal components of its features and its log force; half the log
-of the mean squared expected error is the score of a structure. It is fitted to the
-labels of the shipped probe and calibrated on left-out groups. The probe as shipped
-stands beside it, and the largest force.
+The candidate predicts the errors of atoms first. Kernel ridge regression gives the
+expected log error of each atom from principal components of its features and its log
+force; half the log of the mean squared expected error is the score of a structure. It
+is fitted to the labels of the shipped probe and calibrated on left-out groups. It is
+compared with the probe as shipped, and with the largest force.
 
     python benchmarks/error_models.py --cache features
 
@@ -45,7 +45,7 @@ from mattersim import OPENERS, load_frames
 
 
 Array = NDArray[np.float64]
-# Systems that were looked at while the candidate was built. The others were not.
+# Systems that were used to develop the candidate. The others were not used.
 SEEN = ("Li", "zeolite dft", "zeolite edi", "zeolite jbw", "SiO2 melt_quench", "acetyl")
 COMPONENTS, CENTRES, FOLDS = 24, 600, 3
 RIDGE, FORCE_WIDTH = 3.0, 5.0

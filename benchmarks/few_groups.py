@@ -6,7 +6,7 @@ common to the group. Each of four paths gives the number with noise, of which a 
 common to the group; no path contains the shift. Path weights and calibration are fitted
 as in `fit`, to 900 structures. For 300 further groups the script computes the slope of
 the truth on the log-odds, with and without the factor `slope_on_new_groups`. At slope 1
-the probabilities are right; below 1 they are too far apart.
+the probabilities are right; below 1 they are too close to 0 and 1.
 
     python benchmarks/few_groups.py
 """

@@ -1,4 +1,4 @@
-"""Measure what flags without labels find, and what the rule of regimes says.
+"""Measure the findings of flags without labels, and the regimes of the rule.
 
     python benchmarks/flags.py --sets FOLDER
 
@@ -6,7 +6,7 @@ Three questions. (1) Of GFN2-xTB frames in which bonds break, protons move and r
 open, of ions and zwitterions: how many are wrong and RELIABLE with the bundled
 potential and probe, with and without `uqcalc.Flags`, and how many right frames near
 equilibrium are lost? A frame is wrong if its RMS force error is above the probe's
-boundary. (2) How often do flags fire on sets of ordinary structures? (3) Which regime
+boundary. (2) How many ordinary structures are flagged? (3) Which regime
 has each frame of sets whose origin is known? Questions 2 and 3 need the extended XYZ
 files named in `SETS` in ``--sets``. Needs rdkit and the extra xtb.
 """

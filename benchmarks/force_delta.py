@@ -1,6 +1,6 @@
 """Test whether Force Delta ranks true force errors.
 
-It is compared with an ensemble, with the latent distance and with the largest force.
+Other signals are an ensemble, the latent distance and the largest force.
 
     python benchmarks/force_delta.py --members FOLDER
     python benchmarks/force_delta.py --pretrained orb-v3-direct-20-mpa --frames dft.xyz
@@ -224,7 +224,7 @@ def _notes(
 
 
 def run_pretrained(name: str, frames: Path | None) -> None:
-    """Print the table of the paper beside that of the official weights."""
+    """Print the table of the paper and that of the official weights."""
     from uqcalc import ForceDelta, Policy, ReliableCalculator, Threshold, UqcalcError
     from uqcalc.annotating.trajectory import annotate
     from uqcalc.models.named import open_model

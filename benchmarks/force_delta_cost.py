@@ -1,6 +1,6 @@
 """Measure the time and the memory of Force Delta.
 
-It is compared with the direct model alone, the conservative model and an ensemble.
+Other methods are the direct model alone, the conservative model and an ensemble.
 
     python benchmarks/force_delta_cost.py
 

@@ -1,9 +1,9 @@
-"""Test the halting of the workflow that users have, on one system at a time.
+"""Test the halts of the usual workflow, on one system at a time.
 
 360 frames at 300 K, with labels of GFN2-xTB (of ReaxFF for the periodic box), train a
 small MACE, and 200 more fit a probe (boundary 100 meV/Å); a second probe has 100 labels
 at 600 K, too. Runs at 300 K, at 600 K and from 300 to 1500 K follow, with the true
-error every 5 fs, and longer runs at 300 K where a system has them. The stages are
+error every 5 fs, and longer runs at 300 K for some systems. The stages are
 `make` (frames, potential, runs, reference forces), `committee` (three further
 potentials and their spread), `judge` (probes and verdicts) and `report`; each continues
 from the files in the cache. Needs rdkit and the extras mace and xtb; the box needs the
@@ -169,7 +169,7 @@ def watched(folder: Path, system: str, probe: str, part: str) -> list[Watched]:
 def choices(tuning: Sequence[Watched]) -> dict[str, Halts]:
     """Return each condition with the limits that are best for it on ``tuning``.
 
-    Without runs to tune on, only the conditions that need none.
+    Without tuning runs, only the conditions that do not need them.
     """
     every = conditions(FRAME_FS)
     usual = by_p(every[0], 0.5)

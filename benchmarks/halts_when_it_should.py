@@ -1,4 +1,4 @@
-"""Test whether the monitor halts failing runs in time, and leaves sound runs alone.
+"""Test whether the monitor halts failing runs in time, and does not halt sound runs.
 
 The molecules are in the labels of neither the bundled potential nor its probe. In some
 runs they are heated until the potential fails; other runs stay at 300 K. The reference

@@ -1,10 +1,10 @@
-"""Measure what the way through LAMMPS adds to a step, beside the calculator itself.
+"""Measure the time that LAMMPS adds to a step of the calculator.
 
     python benchmarks/lammps_cost.py [--steps 200]
 
-LAMMPS runs water without forces: the potential gives zeros, so that nearly all the time
-outside the calculator is that of the way: LAMMPS, its order of atoms, copies, variables
-and vectors of atoms. CPU time of the process is measured, in one thread.
+LAMMPS runs water without forces: the potential gives zeros. So the time outside the
+calculator is that of LAMMPS, its order of atoms, copies, variables and vectors of
+atoms. CPU time of the process is measured, in one thread.
 """
 
 from __future__ import annotations

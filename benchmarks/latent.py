@@ -1,4 +1,4 @@
-"""Latent distance, a baseline that needs the features of the training frames."""
+"""Latent distance, a baseline from the features of the training frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Charged particles: CRPS of a perturbed EGNN beside dropout, an ensemble and BLIP.
+"""Charged particles: CRPS of a perturbed EGNN, dropout, an ensemble and BLIP.
 
 The task of EGNN (arXiv:2102.09844): positions at frame 40 from positions, velocities
 and charges at frame 30. P-EGNN is the method of arXiv:2605.19939 with the noise and the
@@ -34,7 +34,7 @@ from uqcalc.statistics.scores import spearman
 
 
 START, END = 30, 40
-SHIFTED = (20, 30)  # the same interval, earlier: another distribution
+SHIFTED = (20, 30)  # an earlier interval of equal length: another distribution
 TRAIN, HELD, TEST = 3000, 2000, 2000
 MEMBERS = 100
 DEFAULT = ("P-EGNN", "ensemble", "dropout")

@@ -1,4 +1,4 @@
-"""Label 40 molecules that neither the bundled potential nor its probe has seen.
+"""Label 40 molecules that are new to the bundled potential and to its probe.
 
 Each molecule has eight runs of 25 frames: two at 300, 600 and 1000 K with MMFF94, and
 two scans of one bond. The labels are GFN2-xTB. `benchmarks/new_systems.py` reads the
@@ -8,7 +8,7 @@ file:
     python benchmarks/new_systems.py --model default --molecules new_molecules.xyz
 
 It needs rdkit and ``uqcalc[xtb]``. ``--known`` names ``molecules.json`` of
-provenance/bundled; a molecule that stands there is refused.
+provenance/bundled; a molecule in this file is refused.
 """
 
 from __future__ import annotations

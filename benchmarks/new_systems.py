@@ -1,4 +1,4 @@
-"""A shipped probe on systems that it has never seen, before and after a few labels.
+"""Test a shipped probe on new systems, before and after a few labels.
 
 For each system, n frames adapt the probe (`uqcalc.adapt`) and the others test it. The
 same is done with the probe as it is, and with Platt's sigmoid refitted to the right and

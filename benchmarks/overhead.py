@@ -119,7 +119,7 @@ def random_probe(
         joined=asdict(shape),
         atom_boundary=0.1,
         atom_calibration=Calibration(),
-        # no geometry is outside: outside, a second reading computes the importance
+        # no geometry is outside the scope: otherwise a second reading is needed
         scope=Scope(1e9, 0.99, 1, 10_000),
     )
     return Probe(card, network, Statistics(features), random_paths(shape, seed))
@@ -191,7 +191,7 @@ def _settle(device: str) -> None:
 
 @contextmanager
 def quiet_collector() -> Iterator[None]:
-    """Switch the garbage collector off during the timed steps."""
+    """Disable the garbage collector during the timed steps."""
     gc.collect()
     gc.freeze()
     gc.disable()

@@ -1,6 +1,6 @@
 """Compare the spread of a learned perturbation with a probe of the same labels.
 
-The potential stays as it is: the noise alone is trained (arXiv:2605.19939), on 250 or
+The potential does not change: only the noise is trained (arXiv:2605.19939), on 250 or
 1 000 labels. The same frames fit a probe. The frames of the test are of other groups
 (molecules, compositions).
 

@@ -1,6 +1,6 @@
 """Labels of one system: adapt a shipped probe, add them to it, or fit a fresh one.
 
-For each system, whole runs are left out until a quarter of the frames is, and n of the
+For each system, whole runs are left out, about a quarter of the frames, and n of the
 other frames are labels. They
 
 - adapt the probe (`uqcalc.adapt`),

@@ -2,8 +2,9 @@
 
 The frames are thermal ones (300 to 2 500 K) of test molecules of the bundled probe,
 with GFN2-xTB forces, from scope_frames.py of provenance/bundled. For each frame one
-region of each kind is judged, and the true error is that of its atoms only. Beside it
-stands P of the atoms read as a structure of their own, as before uqcalc.probe.regions.
+region of each kind is judged, and the true error is that of its atoms only. It is
+compared with P of the atoms read as a separate structure, the method before
+uqcalc.probe.regions.
 
     python regions.py --frames bundled_data/probe_test.scope.xyz
 """

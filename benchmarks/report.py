@@ -2,7 +2,7 @@
 
     python benchmarks/report.py [--rounds 7] [--other PAGE]
 
-The run is made up: 100 000 logged steps and 277 saved frames of 21 atoms. Each round
+The run is generated: 100 000 logged steps and 277 saved frames of 21 atoms. Each round
 opens the page at its top and at its structures, in a new tab. ``--other`` is a
 page of the same run by another version of uqcalc (``--keep PAGE`` writes one); the two
 pages take turns. Chromium renders WebGL in software. Times are in seconds from the
@@ -33,9 +33,9 @@ from viewings import RUN, annotated, chances, write_log
 
 
 STEPS, FRAMES, ATOMS = 100_000, 277, 21
-QUIET_S = 1.5  # the main thread is free when no task of more than 50 ms follows so long
-# Notes when an animation frame first finds each thing; it changes nothing in the page.
-# The viewer counts from the frame after its loading, when it has been drawn.
+QUIET_S = 1.5  # the main thread is free if so long no task takes more than 50 ms
+# Records the first animation frame with each part; it does not change the page. The
+# viewer counts from the frame after its loading, when it has been drawn.
 WATCH = """
   const seen = window.seen = { tasks: [], blocked: 0 };
   new PerformanceObserver(list => {
@@ -63,7 +63,7 @@ FREE = f"""
 
 
 def write_run(folder: Path) -> Path:
-    """Write the log and the saved frames of the made-up run; return the log."""
+    """Write the log and the saved frames of the generated run; return the log."""
     rng = np.random.default_rng(0)
     p = chances(STEPS)
     water = water_box(ATOMS)
@@ -78,7 +78,7 @@ def write_run(folder: Path) -> Path:
 
 
 def opened(browser: Any, page: Path, place: str) -> dict[str, float | None]:
-    """Open a page in a new tab; return when what was seen, and when the page was free.
+    """Open a page in a new tab; return when each part was visible, and the page free.
 
     Parameters
     ----------

@@ -1,9 +1,10 @@
 """Rewind runs of the bundled potential that are heated until it fails.
 
-Molecules of neither the labels of the potential nor those of its probe are heated from
+Molecules that are not among the labels of the potential and its probe are heated from
 300 to 3 000 K in 0.1 ps and stay there for 0.06 ps. At each alarm the monitor goes
-back. The reference is GFN2-xTB: is the state gone back to right, is the alarm right,
-and how do the errors of the steps that `reliable_frames` keeps differ from the others?
+back. The reference is GFN2-xTB. Three questions: is the restored state right, is the
+alarm right, and how do the errors of the steps of `reliable_frames` differ from the
+others?
 
     python rewinds.py --molecules ethanol uracil --seeds 2
 """

@@ -71,7 +71,7 @@ def judge_garbage(
         outcome, raised = attempt(level, lambda reliable: not reliable)
         if len(levels[kind]) == before:
             levels[kind].append(None)
-        # RELIABLE garbage is counted in another table
+        # RELIABLE garbage has its own table
         shown = outcome if outcome != SILENT else "same answer"
         tally.add(f"garbage, {name}", shown, f"{kind}: {raised}")
     return [

@@ -302,7 +302,7 @@ def main() -> None:
     targets += [
         target(f"{row['name']}: called sane", row["sane"], 0)
         for row in made
-        if row["name"] != "random soup"  # a soup without a contact is left to the probe
+        if row["name"] != "random soup"  # soups without a contact: for the probe
     ]
     print_targets(targets)
     path = write_result(

@@ -1,19 +1,20 @@
-"""Measure what the scope of a probe excludes, and what it should not exclude.
+"""Measure which structures the scope of a probe excludes, and which ones by mistake.
 
     python benchmarks/scope.py --model chgnet --before old.probe --cache features
     python benchmarks/scope.py --model sevennet --before old.probe  # with sevenn
     python benchmarks/scope.py --model default --molecules probe_train.xyz
 
 ``--before`` is a probe of the forces from an earlier version, such as the output of
-``git show 4ed97ad:uqcalc/data/chgnet.probe``; ``--probe`` is by default what ships.
+``git show 4ed97ad:uqcalc/data/chgnet.probe``; ``--probe`` is by default the shipped
+one.
 
 Three questions. (1) How many absurd crystals (`roughness.absurd`) are RELIABLE with the
 probe before and with ``--probe``, at a constant cell (verdict on forces) and for a
 moving cell (verdict on forces and stress, if there is a probe of the stress)? (2) On
-eleven systems with labels of DFT that no fit saw: is a system on which
-|mean P - share of right frames| exceeds 0.3 outside for most of its frames, and do
-right frames that were RELIABLE stay so? (3) With ``--model default``: how much does the
-share of the same frames that are outside depend on the split, with about 39 groups?
+eleven systems with labels of DFT that are in no fit: if |mean P - share of right
+frames| of a system exceeds 0.3, are most of its frames outside? Do right frames that
+were RELIABLE stay so? (3) With ``--model default``: how much does the share of the same
+frames that are outside depend on the split, with about 39 groups?
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def absurd(
     found: dict[str, list[np.ndarray]] = {}
     for kind, atoms in draw(frames, count, seed):
         mine = found.setdefault(kind, [])
-        with contextlib.suppress(UqcalcError):  # the model refuses: not RELIABLE
+        with contextlib.suppress(UqcalcError):  # refused by the model: not RELIABLE
             wanted = ["energy", "forces", "stress"]
             mine.append(judged(judges, [backbone(atoms, wanted)])[0])
     rows = []

@@ -4,8 +4,8 @@
     python benchmarks/scope_limits.py --model sevennet  # with sevenn
 
 The labels are those of `provenance/universal`, the probe that of the forces that ships.
-A label is well judged if it is right and has a P of RELIABLE. Distances of labels of
-the fit are from the labels of all other groups, those of the others (guarantee and
+A label is well judged if it is right and has a P of RELIABLE. For labels of the fit the
+distances are from the labels of all other groups, and for the others (guarantee and
 test) from all labels of the fit.
 
 A limit that follows a number x is a quantile regression in x, and then a quantile of
@@ -63,7 +63,7 @@ COLUMNS = {
 
 
 class Known(NamedTuple):
-    """What is known of labelled structures, arrays (structures,)."""
+    """Data of labelled structures, arrays (structures,)."""
 
     mean_log: np.ndarray
     log_largest: np.ndarray

@@ -1,4 +1,4 @@
-"""Where a wrapped step spends its time: the stages of `benchmarks/overhead.py`."""
+"""Time of each stage of a wrapped step, for `benchmarks/overhead.py`."""
 
 from __future__ import annotations
 

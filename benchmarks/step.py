@@ -5,8 +5,8 @@
 The model is atoms on springs, which costs almost no time, under velocity Verlet. Three
 runs of each structure take turns: the bare calculator, `ReliableCalculator` with
 `MaxForce` and the default checks (`Sanity`, `Flags`), and the same with `Monitor` and a
-log. Aspirin is whole. The grid of carbon and hydrogen is no molecule and is flagged at
-every step. The pass and the probe of a real model come on top; see
+log. Aspirin is intact. The grid of carbon and hydrogen is no molecule and is flagged at
+every step. The time of the pass and the probe of a real model is added to this; see
 benchmarks/overhead.py.
 """
 

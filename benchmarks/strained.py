@@ -1,14 +1,14 @@
-"""Measure what the stress says about forces in strongly strained crystals.
+"""Measure how the stress improves verdicts on forces of strongly strained crystals.
 
     python benchmarks/strained.py --model chgnet
     python benchmarks/strained.py --model sevennet --most 700  # with sevenn
 
 A probe of the stress makes a verdict on forces at least SUSPECT if the pressure exceeds
 ten times its boundary and its P is below the cutoff for UNRELIABLE (`ProbeSignal`).
-(1) Of labelled crystals whose formulas the probes have not seen (guarantee and test of
-`provenance/universal`), how many RELIABLE ones become SUSPECT, and how many of these
-are wrong? (2) How many absurd crystals (`roughness.absurd`) are RELIABLE before and
-after?
+(1) Of labelled crystals whose formulas are not in the fit of the probes (guarantee and
+test of `provenance/universal`), how many RELIABLE ones become SUSPECT, and how many of
+these are wrong? (2) How many absurd crystals (`roughness.absurd`) are RELIABLE before
+and after?
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "provenance" / "universal"))
 from mattersim import OPENERS, open_source
 
 
-UNSEEN = 0.6  # the share of formulas, in the order of `divide`, that the fit has seen
+UNSEEN = 0.6  # the share of formulas, in the order of `divide`, that are in the fit
 VANISHING = 1e-6  # eV/Å: forces that vanish by symmetry
 COLUMNS = {
     "of": "crystals",
@@ -53,7 +53,7 @@ COLUMNS = {
 
 
 class Seen(NamedTuple):
-    """Whether a structure was RELIABLE, whether it is, and its predicted forces."""
+    """Whether a structure was RELIABLE before, whether it is now, and its forces."""
 
     before: bool
     now: bool

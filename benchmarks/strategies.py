@@ -5,10 +5,10 @@
 
 A small MACE of one molecule, trained on GFN2-xTB frames at 300 K, is heated from 300 to
 1500 K until and beyond the first alarm. Each strategy chooses 30 frames. The potential
-is fine-tuned with their labels, and heated again in 12 new runs. What counts is the
+is fine-tuned with their labels, and heated again in 12 new runs. The scores are the
 share of frames with a force error above 0.2 eV/Å, and the number of runs that explode.
-Each case leaves a file in the cache, so a stopped benchmark goes on. `report --before`
-adds the cases of an earlier report that the cache lacks.
+Each case writes a file into the cache, so a stopped benchmark continues. `report
+--before` adds the cases of an earlier report that the cache lacks.
 """
 
 from __future__ import annotations

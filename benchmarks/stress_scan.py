@@ -1,4 +1,4 @@
-"""Test whether a stress probe trusts the stress of cells far from their volume.
+"""Test the verdicts of a stress probe on cells far from their usual volume.
 
 The potential is ASE's EMT; the reference is a Morse potential for each metal
 (parameters as in Girifalco & Weizer 1959, doi:10.1103/PhysRev.114.687, and later fits).
@@ -53,7 +53,7 @@ COLUMNS = {
     "wrong_and_reliable": "wrong and RELIABLE",
     "right_and_reliable": "right and RELIABLE",
 }
-BOUNDARY = "4 GPa"  # about 40 % of the labels are within it
+BOUNDARY = "4 GPa"  # about 40 % of the labels have smaller errors
 
 
 class Morse(Calculator):

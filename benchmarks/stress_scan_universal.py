@@ -19,7 +19,7 @@ that the rattling makes in the potential. Other stresses count as "not known to 
 wrong". If the other potential was scanned before, the rows
 also count the geometries in which both potentials differ by more than twice the
 boundary and one of the two is RELIABLE: at least one of the two is wrong there. This is
-a cross-check, no reference.
+a cross-check, not a reference.
 
     python benchmarks/stress_scan_universal.py --model chgnet
     python benchmarks/stress_scan_universal.py --model sevennet  # with sevenn

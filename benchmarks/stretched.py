@@ -1,4 +1,4 @@
-"""Test whether the bundled probe notices one broken bond in a drug molecule.
+"""Test whether the bundled probe detects one broken bond in a drug molecule.
 
     python benchmarks/stretched.py
 

@@ -1,10 +1,10 @@
-"""What the verdict on every system of a batch adds to a step of TorchSim.
+"""Measure the time that verdicts on all systems of a batch add to a step of TorchSim.
 
-A step of velocity Verlet of many systems, bare and wrapped, judged at every step, at
-every tenth, and without `Sanity` and `Flags`. On a GPU 1, 100 and 1 000 systems of
-50 atoms; on a CPU 1, 4 and 16. The systems are RELIABLE: a guard takes others out of
-the batch, and their steps cost nothing. The ratio to the bare steps is the median over
-rounds, in each of which all kinds take turns.
+A step of velocity Verlet of many systems is timed, bare and wrapped: judged at every
+step, at every tenth, and without `Sanity` and `Flags`. There are 1, 100 and 1 000
+systems of 50 atoms on a GPU, and 1, 4 and 16 on a CPU. The systems are RELIABLE: a
+guard takes other systems out of the batch, and their steps take no time. The ratio to
+the bare steps is the median over rounds, in each of which all kinds take turns.
 
 Usage: python benchmarks/torchsim.py [--steps 10] [--rounds 6]
 """

@@ -1,8 +1,9 @@
-"""A probe on a system without labels: what is known of new systems beforehand.
+"""Correct P on a system without labels, from properties of the system.
 
-P as it is, with the shift of the system integrated over its spread ("integrated"), and
-with a mean of the shift that depends on the system ("ridge"). The model is that of
-`uqcalc.statistics.systems`, without labels of the system.
+Three ways are compared: P as it is, P with the shift of the system integrated over its
+spread ("integrated"), and P with a mean of the shift that depends on the system
+("ridge"). The model is that of `uqcalc.statistics.systems`, without labels of the
+system.
 
 Families of crystals (anions, or none) are left out one at a time, except for 30
 structures of other systems, so that their elements are known. A probe is fitted to the
@@ -11,7 +12,7 @@ at least five structures. Spread and ridge for a family come from the left-out
 predictions of the other families. The ridge regression of the shift uses shares of the
 groups of the periodic table, and means over the system: of the probe's numbers, with
 the predicted forces, of the principal components of the features, and of the log-odds.
-Its penalty is chosen on families.
+Its penalty is chosen by leaving out families.
 
     python benchmarks/unlabelled.py --features ../shared/data/sevennet0_mattersim
     python benchmarks/unlabelled.py --model chgnet --cache features
@@ -70,7 +71,7 @@ REST = "other metals"
 FEWEST = 5  # structures of a system
 LABELS, EPOCHS = 1000, 10  # of each fit
 # Structures of the left-out family that stay, of other systems than the tested ones: an
-# element that no label has gets no probability.
+# element without labels gets no probability.
 KNOWN = 30
 PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 NOTHING = Residuals(np.empty(0), np.empty(0, int))
@@ -78,7 +79,7 @@ NOTHING = Residuals(np.empty(0), np.empty(0, int))
 
 @dataclass(frozen=True, eq=False)
 class System:
-    """Structures of one system as a probe sees them that never saw its family."""
+    """Structures of one system, with outputs of a probe fitted without its family."""
 
     name: str
     family: str
@@ -150,7 +151,7 @@ def symbols(numbers: NDArray[np.int64]) -> list[str]:
 
 @torch.inference_mode()
 def described(probe: uqcalc.Probe, data: Dataset) -> tuple[Array, Array]:
-    """Return log-odds, and what is known of each structure beforehand."""
+    """Return log-odds, and the inputs of the regression of each structure."""
     logits, rows = [], []
     for chunk in chunks(data.predictions):
         output = probe.path_output(chunk)
@@ -302,7 +303,7 @@ def summary(rows: list[dict[str, Any]], model: str) -> dict[str, Any]:
 
 
 def foreign(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the scores of a shipped probe on systems that it has never seen."""
+    """Return the scores of a shipped probe on new systems."""
     with contextlib.redirect_stdout(io.StringIO()):
         backbone = uqcalc.tap(uqcalc.open_model(options.model, device="cpu"))
     probe = shipped_probe(options.model)

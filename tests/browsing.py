@@ -37,7 +37,7 @@ def chromium():
     with webdriver.Chrome(options=options, service=service) as found:
         found.command_executor.client_config.timeout = 300
         found.set_page_load_timeout(240)
-        found.set_script_timeout(240)  # a drawing in software can block a page so long
+        found.set_script_timeout(240)  # drawing in software can take so long
         yield found
 
 

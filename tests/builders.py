@@ -1,4 +1,4 @@
-"""Small models, probes and structures that many tests need; no weights, seconds."""
+"""Small models, probes and structures for many tests; they need no weights."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""How close two routes to one result have to come, on any processor.
+"""How closely two routes to one result must agree, on any processor.
 
-Processors sum in different orders, so two routes part by some roundings of the terms
-that went in. Bounds are relative to the size of these: to the largest element of what
-is compared, or to ``of`` where the terms cancel in it. One route that runs twice is
-compared bitwise, and needs nothing of this.
+Processors sum in different orders, so two routes differ by some roundings of the terms.
+Bounds are relative to the size of the terms: to the largest compared element, or to
+``of`` if the terms cancel. One route that runs twice is compared bitwise, without these
+bounds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 FLOAT64 = 1e-9  # millions of roundings of 1e-16
 FLOAT32 = 1e-5  # a hundred roundings of 6e-8: a few sums
-NETWORK = 1e-4  # a thousand of them: tens of float32 layers, forth and back
+NETWORK = 1e-4  # a thousand of them: tens of float32 layers, forward and backward
 
 
 def host(value) -> np.ndarray:

@@ -23,7 +23,7 @@ def pytest_addoption(parser):
 
 
 def pytest_runtest_logreport(report):
-    """Remember the files, and their parameters, of which a test ran.
+    """Record the files, and their parameters, of which a test ran.
 
     A skip has no call phase.
     """
@@ -37,9 +37,9 @@ def pytest_runtest_logreport(report):
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session):
-    """Fail a run without a single outcome where one was asked for.
+    """Fail a run without any outcome of a required file or backbone.
 
-    With several processes the first alone hears of every test.
+    With several processes only the first gets the outcome of every test.
     """
     if hasattr(session.config, "workerinput"):
         return

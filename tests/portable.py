@@ -1,9 +1,9 @@
-"""Run the numerical tests as other processors would: `make test-portable`.
+"""Run the numerical tests with kernels of other processors: `make test-portable`.
 
-Kernels are chosen by processor, and each sums in an order of its own; environment
-variables choose other ones. Every test file is taken for numerical but those of
-``LEFT_OUT``, so that a new one is run here without anybody's doing. Other files or
-folders may be named on the command line.
+Kernels are chosen by processor, and each has its own order of summation; environment
+variables choose other ones. All test files except those of ``LEFT_OUT`` count as
+numerical, so that a new one is run here without a change. Other files or folders may be
+named on the command line.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Round as another processor might: a plugin, `pytest -p rounding`.
+"""Imitate the rounding of another processor: a plugin, `pytest -p rounding`.
 
-Two routes to one result agree to the last bit on one processor and not on the next,
-whose kernels sum in another order. Under this plugin each sum and product of torch is
-off by up to one unit of rounding of its terms, and by how much hangs on the shapes of
-the operands alone: one route that runs twice gives the same bits, while a batch and
-its frames, or a graph and its piece, do not. What fails here asks for more than
-floating point promises.
+Two routes to one result may agree to the last bit on one processor, but not on another,
+whose kernels sum in another order. With this plugin each sum and product of torch has
+an error of up to one unit of rounding of its terms, which depends only on the shapes of
+the operands. So one route that runs twice gives the same bits, but a batch and its
+frames, or a graph and its part, do not. A test that fails here requires more than
+floating-point arithmetic gives.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def spread_over(out, shapes):
 
 
 class OtherRounding(TorchDispatchMode):
-    """Adds what another order of summation might."""
+    """Adds an error as from another order of summation."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -88,7 +88,7 @@ def pytest_sessionstart(session):
 
 
 def pytest_collection_modifyitems(items):
-    """Leave out what torch itself compares bitwise: a trace with the traced module."""
+    """Leave out tests in which torch compares a trace bitwise with its module."""
     for item in items:
         if "torchscript" in item.name:
             item.add_marker(pytest.mark.skip(reason="torch checks its own trace"))

@@ -79,7 +79,7 @@ def test_with_a_guarantee_p_is_that_of_the_guarantee():
     assert why_ask(assessment)[0] == "unlabelled"
 
 
-def test_annotated_frames_say_the_rule_and_the_summary_counts():
+def test_annotated_frames_have_the_rule_and_the_summary_counts_it():
     scan = molecule("CH3CH2OH")
     scan.set_distance(0, 1, 2.2, fix=0)
     frames = [molecule("CH3CH2OH"), scan, molecule("CH3O")]  # a radical

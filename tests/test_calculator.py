@@ -53,7 +53,7 @@ def wrapped(base):
 
 
 def path_of(atoms, dynamics, steps):
-    """Return all that a run knows at each step, for a bitwise comparison."""
+    """Return all results of a run at each step, for a bitwise comparison."""
     path = []
 
     def keep():
@@ -173,14 +173,14 @@ def test_npt_is_bitwise_that_of_the_base_and_stress_costs_no_pass(base, make):
 
 
 class LazyEMT(EMT):
-    """Gives only what it is asked for, as some torch calculators do."""
+    """Gives only requested properties, as some torch calculators do."""
 
     def calculate(self, atoms, properties, system_changes):
         super().calculate(atoms, properties, system_changes)
         self.results = {k: v for k, v in self.results.items() if k in properties}
 
 
-def test_a_lazy_base_is_asked_for_all_that_a_step_needs_at_once():
+def test_lazy_base_computes_all_properties_of_a_step_in_one_call():
     atoms = watched(base=LazyEMT())
     dynamics = mtk(atoms)
     dynamics.run(5)
@@ -189,7 +189,7 @@ def test_a_lazy_base_is_asked_for_all_that_a_step_needs_at_once():
     assert atoms.calc.backbone.passes == 6
 
 
-def test_flagged_importance_comes_only_where_the_verdict_asks(base):
+def test_flagged_importance_only_if_not_reliable(base):
     backbone = tap(base)
     probe = tiny_probe(backbone)
     always = ReliableCalculator(backbone, probe)
@@ -221,7 +221,7 @@ def test_flagged_importance_comes_only_where_the_verdict_asks(base):
 
 
 class Infinite(EMT):
-    """Gives finite forces, by which signals go, and an infinite energy when told to."""
+    """Gives finite forces, which signals read, and on request an infinite energy."""
 
     broken = False
 
@@ -231,7 +231,7 @@ class Infinite(EMT):
             self.results["energy"] = np.inf
 
 
-def test_an_infinite_energy_is_unreliable_whatever_the_signals_say():
+def test_infinite_energy_is_unreliable_with_any_signal():
     atoms = watched(base=Infinite())
     assert atoms.calc.assess(atoms).level is Level.RELIABLE
     atoms.calc.backbone.calculator.broken = True
@@ -244,7 +244,7 @@ def test_an_infinite_energy_is_unreliable_whatever_the_signals_say():
     assert assessment.worst_atoms() == []
 
 
-def test_no_numbers_are_unreliable_also_where_no_signal_is_due():
+def test_nan_is_unreliable_also_if_no_signal_is_due():
     atoms = watched(base=Infinite())
     signal = atoms.calc.signals[0]
     signal.interval = 2
@@ -273,7 +273,7 @@ def test_a_broken_geometry_is_refused_before_the_pass():
 
 
 def charged_mace():
-    """A MACE calculator that is told where charge and spin live."""
+    """A MACE calculator with given keys of charge and spin."""
     return mace_calculator(info_keys={"total_charge": "charge", "total_spin": "spin"})
 
 
@@ -300,7 +300,7 @@ def test_charge_and_spin_invalidate_and_other_info_does_not():
     assert backbone.passes == 4
 
 
-def test_without_better_knowledge_all_of_info_counts():
+def test_all_of_info_counts_if_inputs_are_unknown():
     atoms = watched()
     atoms.get_forces()
     atoms.info["charge"] = np.array([1.0, 2.0])
@@ -310,8 +310,8 @@ def test_without_better_knowledge_all_of_info_counts():
     assert atoms.calc.backbone.passes == 3
 
 
-def test_assess_belongs_to_the_geometry_asked_for(base):
-    """Also where base and backbone were used on another geometry in between."""
+def test_assess_is_for_the_given_geometry(base):
+    """Also if base and backbone were used on another geometry in between."""
     backbone = tap(base)
     probe = tiny_probe(backbone)
     one = ReliableCalculator(backbone, probe)
@@ -330,8 +330,8 @@ def test_assess_belongs_to_the_geometry_asked_for(base):
     passes = backbone.passes
     assert risk(one, 0) == truth[0]  # still cached, and still right
     assert backbone.passes == passes
-    assert risk(one, 1) == truth[1]  # the base has seen this one last but one
-    assert risk(one, 2) == truth[2]  # and has this one in its own cache
+    assert risk(one, 1) == truth[1]  # the base's geometry before its last one
+    assert risk(one, 2) == truth[2]  # and this one is in its own cache
     assert risk(two, 0) == truth[0]
     frames[0].positions[0] += 0.01  # moved in place
     assert risk(one, 0) != truth[0]
@@ -402,7 +402,7 @@ def test_sums_keep_ases_results_and_never_add_readings(base, wrapped):
     assert not {"probe_reliability", "reliability_level"} & set(total.results)
 
 
-def test_class_wide_lists_of_the_base_stay_as_they_are():
+def test_class_attributes_of_the_base_do_not_change():
     before = list(EMT.implemented_properties)
     calc = watched().calc
     calc.implemented_properties.append("mine")
@@ -420,7 +420,7 @@ def test_neither_probe_nor_signals_names_the_choices(base):
         assert choice in str(caught.value)
 
 
-def test_a_signal_that_the_backbone_cannot_feed_names_both_sides(base):
+def test_missing_quantity_of_a_signal_names_signal_and_backbone(base):
     policy = Policy([Threshold("force_spread", 0.1, 0.2)])
     with pytest.raises(
         ValueError,

@@ -48,7 +48,7 @@ def test_features_of_two_workers_are_in_order_and_fill_the_same_cache(tmp_path):
     there = predict_cached(frames, rows, backbone, tmp_path, "there", workers=workers)
     assert there.failed.keys() == here.failed.keys() == {4}
     same(list(there.predictions), here.predictions)
-    # all is stored: no worker is needed, so that a wrong address does no harm
+    # all is stored: no worker is needed, so a wrong address has no effect
     absent = RayWorkers(make, 2, "127.0.0.1:1")
     again = predict_cached(
         [f for i, f in enumerate(frames) if i != 5], range(1, 23), backbone, tmp_path,
@@ -71,7 +71,7 @@ class Deadly(EMT):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_labels_are_the_serial_ones_and_one_deadly_frame_costs_itself_alone(tmp_path):
+def test_labels_are_those_of_a_serial_run_and_a_deadly_frame_fails_alone(tmp_path):
     pytest.importorskip("ray")
     (tmp_path / "reference.py").write_text(REFERENCE)
     frames = [bulk("Cu", cubic=True) for _ in range(6)]
@@ -98,7 +98,7 @@ def test_labels_are_the_serial_ones_and_one_deadly_frame_costs_itself_alone(tmp_
 def test_a_killed_worker_is_replaced_and_an_error_of_a_job_is_raised(tmp_path):
     pytest.importorskip("ray")
 
-    # inside, so that they are sent as code: workers cannot import this module
+    # inside, so that Ray sends them as code: workers cannot import this module
     def double(made, job):
         if job == "bad":
             msg = f"{made} cannot double {job}"

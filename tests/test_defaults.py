@@ -51,7 +51,7 @@ def test_double_precision_is_the_same_model_and_other_weights_are_not():
     assert find_probes(unknown) == []
 
 
-def test_without_one_nothing_is_called_reliable_and_that_is_said(caplog):
+def test_without_a_probe_nothing_is_reliable_and_a_warning_is_given(caplog):
     atoms = rattled()
     with caplog.at_level(logging.WARNING, logger="uqcalc"):
         calc = ReliableCalculator(ToyBackbone())
@@ -80,7 +80,7 @@ def test_a_committee_is_read_without_labels():
     assert [s.name for s in label_free(calc.backbone)] == names[:2]
 
 
-def test_own_signals_stay_alone_where_no_probe_ships():
+def test_given_signals_are_used_alone_without_a_shipped_probe():
     calc = ReliableCalculator(ToyBackbone(), signals=[MaxForce()], policy=POLICY)
     assert [signal.name for signal in calc.signals] == ["max_force", "sanity", "flags"]
     with pytest.raises(ValueError, match="policy must be given"):
@@ -105,7 +105,7 @@ def test_shipped_probes_are_found_by_their_fingerprint(name):
 
 
 @pytest.mark.parametrize("name", ["chgnet", "sevennet"])
-def test_probes_of_universal_potentials_say_what_they_are_worth(name):
+def test_cards_of_universal_probes_have_their_scores(name):
     card = shipped_probe(name).card
     assert card.target == "forces"
     assert card.atom_boundary is not None
@@ -127,7 +127,7 @@ def test_all_shipped_probes_are_small():
 def test_without_a_probe_library_commands_and_run_files_do_the_same(
     tmp_path, monkeypatch
 ):
-    """What no probe ships for is read without labels, and nothing is RELIABLE."""
+    """Without a shipped probe, signals need no labels, and nothing is RELIABLE."""
     frames = [rattled(seed=seed) for seed in range(2)]
     write(tmp_path / "frames.xyz", frames)
     unknown = mace_calculator(0)

@@ -1,4 +1,4 @@
-"""The bundled potential, its probe, and the demonstration made of them."""
+"""The bundled potential, its probe, and the demonstration."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_bundled_potential_is_conservative():
         assert slope == pytest.approx(forces[atom, axis], abs=1e-6)
 
 
-def test_believes_a_minimum_and_not_a_wreck(calculator):
+def test_minimum_is_reliable_and_a_broken_molecule_is_not(calculator):
     with (files("uqcalc") / "data" / "aspirin.xyz").open() as file:
         atoms = read(file, format="extxyz")
     assert calculator.assess(atoms).level is Level.RELIABLE
@@ -76,7 +76,7 @@ def test_every_key_that_a_probe_gives_is_in_the_first_results(calculator):
     assert {np.shape(results[key]) for key in per_atom} == {(9,)}
 
 
-def test_small_molecules_whose_forces_are_wrong_are_not_believed(calculator):
+def test_small_molecules_with_wrong_forces_are_not_reliable(calculator):
     tblite = pytest.importorskip("tblite.ase")
     boundary = shipped_probe("default").card.boundary
     frames = [molecule(name) for name in ("N2", "O2", "CO", "CO2", "H2O", "HCN")]
@@ -93,14 +93,14 @@ def test_small_molecules_whose_forces_are_wrong_are_not_believed(calculator):
     assert any(believed)
 
 
-def test_unknown_element_is_refused_with_what_is_known(calculator):
+def test_unknown_element_is_refused_with_the_known_ones(calculator):
     with pytest.raises(
         BackboneError, match=r"elements must be among .*'C'.* got \['S'\]"
     ):
         calculator.assess(molecule("SH2"))
 
 
-def test_a_short_demonstration_leaves_all_it_promises(tmp_path, monkeypatch):
+def test_short_demonstration_writes_all_its_files(tmp_path, monkeypatch):
     pytest.importorskip("tblite")
     run = demo.watch_aspirin(tmp_path, seed=1, picoseconds=0.005)
     assert [frame.info["step"] for frame in run.frames] == [0, 10]
@@ -150,7 +150,7 @@ def test_command_refuses_what_is_not_an_empty_folder(tmp_path, output):
 
 
 @pytest.mark.slow
-def test_the_demonstration_halts_and_the_truth_agrees(tmp_path):
+def test_demonstration_halts_where_true_errors_are_large(tmp_path):
     pytest.importorskip("tblite")
     run = demo.watch_aspirin(tmp_path, seed=1)
     assert run.monitor.halted

@@ -2,7 +2,7 @@
 
 Python blocks of one page run in order in one namespace, on files made here; runs are
 cut to a few steps. Shell blocks go through the commands' own parser, YAML blocks
-through that of run files. A comment above a block says what else holds for it:
+through that of run files. A comment above a block gives its conditions:
 ``<!-- test: slow -->``, ``weights`` (it needs files from the network: it is compiled,
 and what it imports must exist), ``needs PACKAGE``, ``if FEATURE``; several are joined
 by semicolons. Blocks that are not run are listed below, page by page.
@@ -64,7 +64,7 @@ SLOW = {
     "docs/howto/force-delta.md": 1,
     "docs/howto/perturb.md": 2,
 }
-# Programs of shell blocks that are not ours.
+# Other programs in shell blocks.
 FOREIGN = {"cd", "git", "python", ".venv/bin/pip", "pip"}
 MOST_STEPS = 10
 
@@ -119,7 +119,7 @@ def _is(block: Block, *marks: str) -> bool:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """What the pages take for granted: frames, a trajectory, the log of a run."""
+    """Files that the pages need: frames, a trajectory, the log of a run."""
     import_mace()
     folder = tmp_path_factory.mktemp("docs")
     rng = np.random.default_rng(0)
@@ -130,7 +130,7 @@ def files(tmp_path_factory):
     atoms = molecule("CH3OH")
     atoms.calc = uqcalc.default_calculator()
     dynamics = VelocityVerlet(atoms, 0.5 * units.fs)
-    # not run.jsonl, which pages begin anew
+    # not run.jsonl, which pages start again
     monitor = uqcalc.Monitor(dynamics, log=folder / "a_run.jsonl")
     dynamics.run(3)
     monitor.close()
@@ -156,7 +156,7 @@ def rattled_frame(rng):
 
 
 def labelled_frame(model, rng, group):
-    """A frame whose potential errs the more the further its atoms are displaced."""
+    """A frame whose error grows with the displacement of its atoms."""
     atoms = molecule(["CH3OH", "CH3CH2OH"][rng.integers(2)])
     far = rng.random() < 0.5
     atoms.rattle(0.15 if far else 0.02, rng=rng)
@@ -254,7 +254,7 @@ def test_shell_blocks_name_commands_options_targets_and_extras_that_exist(
             for before, word in pairwise(arguments):
                 file = word.removeprefix("mace:")
                 if before != "-o" and re.fullmatch(r"[\w*-]+\.\w+", file):
-                    Path(file).touch()  # some commands look for their inputs at once
+                    Path(file).touch()  # some commands check their inputs at once
             with suppress(typer.Exit):  # --template prints and ends
                 group.commands[name].make_context(
                     name, rest
@@ -358,7 +358,7 @@ def test_variables_in_tables_of_symbols_are_in_the_code():
             assert any(map(word.search, homes)), f"{page.name}: {owner}.{variable}"
 
 
-def test_a_reader_is_not_sent_to_a_picture_that_is_not_there():
+def test_pictures_in_the_text_exist():
     for page, path in PAGES.items():
         text = path.read_text(encoding="utf-8")
         for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):

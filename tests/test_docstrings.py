@@ -41,7 +41,7 @@ def test_example(name, tmp_path, monkeypatch):
 
 
 def test_every_example_is_found():
-    """An example in a text that is no docstring would never be run."""
+    """An example in a text that is not a docstring would never be run."""
     texts = (path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
     written = sum(text.count(">>> ") for text in texts)
     assert written == sum(len(case.examples) for case in EXAMPLES.values()) > 0

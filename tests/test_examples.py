@@ -46,7 +46,7 @@ def test_no_example_is_left_out():
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(SMALL)
 
 
-# so few labels are what it warns of
+# the warning is about few labels
 @pytest.mark.filterwarnings("ignore::uqcalc.errors.LabelWarning")
 @pytest.mark.parametrize(
     "name",
@@ -69,7 +69,7 @@ def test_example(name, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_example_of_a_loop(tmp_path):
-    """It goes on after a kill; so short that the potential is bad, and the same."""
+    """It continues after a kill. It is so short that the potential has large errors."""
     pytest.importorskip("tblite")
     folder = tmp_path / "loop"
     shutil.copytree(EXAMPLES / "loop", folder)

@@ -1,4 +1,4 @@
-"""Former names of attributes and arguments give what the new ones give, and warn."""
+"""Former names of attributes and arguments work like the new ones, and warn."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What belongs to the whole process stays as the user has it."""
+"""Settings of the whole process do not change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def process():
     )
 
 
-def test_loading_a_probe_draws_nothing_and_reads_the_same(tmp_path):
+def test_loading_a_probe_does_not_change_random_numbers(tmp_path):
     backbone = tap(mace_on_shared_models())
     probe = tiny_probe(backbone)
     path = probe.save(tmp_path / "my.probe")
@@ -34,14 +34,14 @@ def test_loading_a_probe_draws_nothing_and_reads_the_same(tmp_path):
 
 
 @pytest.mark.slow
-def test_opening_the_bundled_model_leaves_all_as_it_was():
-    open_model("default", device="cpu")  # what is imported may add its filters
+def test_opening_the_bundled_model_changes_no_global_state():
+    open_model("default", device="cpu")  # imported packages may add filters
     before = process()
     open_model("default", device="cpu")
     assert process() == before
 
 
-def test_select_picks_the_features_out_of_an_output():
+def test_select_returns_the_features_of_an_output():
     whole = tap(ModuleCalculator(), module="model.readout")
     halved = tap(
         ModuleCalculator(), module="model.readout", select=lambda rows: rows[:, :2]

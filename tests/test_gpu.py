@@ -1,6 +1,6 @@
-"""On a GPU: the answers of the CPU, one synchronisation more, memory that is linear.
+"""On a GPU: the results of the CPU, one more synchronisation, linear memory.
 
-Nothing here is bitwise: sums over atoms come in another order at every pass.
+No comparison is bitwise: sums over atoms have another order at every pass.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def signals(frames):
 
 
 def read_alike(here, there, signals, atoms):
-    """Read the same structure on both devices and hold each number to the other."""
+    """Read the same structure on both devices and compare the numbers."""
     pairs = [
         to_host([signal(backbone(atoms, WANTED)) for signal in signals])
         for backbone in (here, there)
@@ -108,12 +108,12 @@ def read_alike(here, there, signals, atoms):
 
 
 @pytest.mark.parametrize("name", ["H2O", "CH3OH", "C2H6"])
-def test_a_probe_fitted_on_one_device_reads_alike_on_the_other(probe, name):
+def test_probe_fitted_on_one_device_gives_equal_readings_on_the_other(probe, name):
     backbones = tap(potential(0)), tap(potential(0, device="cpu"))
     read_alike(*backbones, [ProbeSignal(probe)], rattled(name, seed=5))
 
 
-def test_batches_read_alike_one_by_one_and_together(probe):
+def test_batches_equal_single_readings(probe):
     backbone = tap(potential(0))
     frames = [rattled(name, seed=3) for name in ("H2O", "CH3OH", "NH3")]
     together = probe.read(backbone.predict_many(frames), importance=True)
@@ -123,12 +123,12 @@ def test_batches_read_alike_one_by_one_and_together(probe):
         torch.testing.assert_close(getattr(together, name), alone, **ALIKE)
 
 
-def test_other_signals_read_alike(signals):
+def test_other_signals_give_equal_readings(signals):
     backbones = tap(potential(0)), tap(potential(0, device="cpu"))
     read_alike(*backbones, signals, rattled("CH3OH", seed=7))
 
 
-def test_committees_read_alike():
+def test_committees_give_equal_readings():
     backbones = tap(potential(0, 1, 2)), tap(potential(0, 1, 2, device="cpu"))
     read_alike(*backbones, [EnergySpread(), ForceSpread()], rattled("CH3OH", seed=8))
 

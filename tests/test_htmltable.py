@@ -1,4 +1,4 @@
-"""What a terminal and a notebook show of an object: a line, and a small table."""
+"""Objects in a terminal and in a notebook: a line, and a small table."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_texts_are_escaped():
     assert evil in "".join(shown(found)[1])
 
 
-def test_a_calculator_and_its_monitor_say_what_they_know_without_a_pass():
+def test_calculator_and_monitor_are_shown_without_a_pass():
     atoms = watched([GOOD], after=BAD)
     calculator = atoms.calc
     line, _ = shown(calculator)

@@ -121,7 +121,7 @@ def card_without_torch(path):
     return done.stdout
 
 
-def test_the_card_of_a_probe_is_told_without_torch():
+def test_card_of_a_probe_is_read_without_torch():
     told = card_without_torch(files("uqcalc") / "data" / "default.probe")
     assert "P(RMS force error" in told
 
@@ -134,7 +134,7 @@ def write(path, key, card):
     path.write_bytes(save(tensors, metadata))
 
 
-def test_cards_of_heads_and_signals_are_told_without_torch(tmp_path):
+def test_cards_of_heads_and_signals_are_read_without_torch(tmp_path):
     path = tmp_path / "file"
     given = {"fingerprint": "toy", "elements": [29]}
     head = HeadCard(**given, features=3, vectors=0, cutoff=5.0, hidden=8)
@@ -143,7 +143,7 @@ def test_cards_of_heads_and_signals_are_told_without_torch(tmp_path):
     signal = SignalCard(kind="latent_distance", **given, feature_dim=3, risk="distance")
     write(path, SIGNAL.key, asdict(signal))
     assert "latent distance" in card_without_torch(path)
-    # a class is known by the name on a card, though nothing has imported it
+    # a class is found by the name on a card before its import
     code = "import sys, uqcalc; uqcalc.load_signal(sys.argv[1])"
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True

@@ -37,7 +37,7 @@ def cut(path, event):
     path.write_text("".join(x for x in lines if f'"event": "{event}"' not in x))
 
 
-def test_a_log_says_how_far_and_how_badly_it_went(tmp_path):
+def test_log_info_has_length_and_levels(tmp_path):
     risks = [GOOD, 0.9, SUSPECT, NAN, GOOD, BAD, GOOD]
     path = ran(tmp_path / "run.jsonl", risks, flagged=tmp_path / "f.xyz", max_flagged=2)
     log = summarise_log(path, worst=4)
@@ -78,14 +78,14 @@ def test_every_halt_of_a_log_is_listed(tmp_path):
     assert rows["halt 2"].startswith("UNRELIABLE at step 3")
     assert rows["ended"] == "finished at step 7"
     only = log_info(summarise_log(ran(tmp_path / "one.jsonl", [BAD] * 4)))
-    assert "halt 1" not in dict(only.rows)  # the row "ended" says it
+    assert "halt 1" not in dict(only.rows)  # the row "ended" contains it
 
 
 def ended(path):
     return dict(log_info(summarise_log(path)).rows)["ended"]
 
 
-def test_the_end_is_told_as_it_was(tmp_path):
+def test_end_is_reported(tmp_path):
     halted = ran(tmp_path / "halted.jsonl", [GOOD, BAD, BAD, BAD])
     assert ended(halted).startswith(
         "halted: UNRELIABLE for 3 frames in a row at step 3"
@@ -114,7 +114,7 @@ def test_steps_that_were_run_again_count_once(tmp_path):
     assert dict(log_info(log).rows)["sessions"] == "2"
 
 
-def test_a_log_that_has_no_step_yet_is_no_error(tmp_path):
+def test_log_without_steps_is_accepted(tmp_path):
     path = ran(tmp_path / "run.jsonl", steps=1)
     cut(path, "step")
     cut(path, "end")
@@ -123,7 +123,7 @@ def test_a_log_that_has_no_step_yet_is_no_error(tmp_path):
     assert found.table == ()
 
 
-def test_a_card_puts_its_scores_beside_no_skill():
+def test_card_shows_scores_with_values_without_skill():
     card = shipped_probe("default").card
     found = card_info(card)
     rows = dict(found.rows)
@@ -144,7 +144,7 @@ def test_a_card_puts_its_scores_beside_no_skill():
     assert len(found.table) == len(report["coverage"])
 
 
-def test_a_bare_card_has_rows_for_what_is_known(tmp_path):
+def test_minimal_card_has_rows_for_known_entries(tmp_path):
     card = shipped_probe("default").card.to_dict()
     card |= {"report": {}, "training": {}, "elements": [], "sizes": []}
     found = card_info(type(shipped_probe("default").card).from_dict(card))
@@ -172,7 +172,7 @@ def test_the_command_recognises_both_by_content(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"a text", b"\x00" * 20])
-def test_a_file_that_is_neither_is_told_what_it_must_be(tmp_path, content):
+def test_other_file_is_refused_with_the_requirement(tmp_path, content):
     path = tmp_path / "some.file"
     if content is not None:
         path.write_bytes(content)
@@ -181,7 +181,7 @@ def test_a_file_that_is_neither_is_told_what_it_must_be(tmp_path, content):
 
 
 @pytest.mark.parametrize("first", [{"event": "step", "step": 0}, {}, {"a": 1}])
-def test_json_lines_of_something_else_are_no_log(tmp_path, first):
+def test_other_json_lines_are_not_a_log(tmp_path, first):
     path = tmp_path / "some.jsonl"
     path.write_text(json.dumps(first) + "\n", encoding="utf-8")
     with pytest.raises(RecordError, match="must begin with a header record"):
@@ -229,7 +229,7 @@ def mutants(value):
                 yield [*value[:i], other, *value[i + 1 :]]
 
 
-def test_a_log_with_wrong_types_is_an_error_of_ours_or_is_read(tmp_path):
+def test_log_with_wrong_types_is_a_record_error_or_is_read(tmp_path):
     path = ran(tmp_path / "run.jsonl", [GOOD, BAD, BAD, BAD])
     records = as_it_was_before_checksums(path)
     assert file_info(path).table
@@ -243,7 +243,7 @@ def test_a_log_with_wrong_types_is_an_error_of_ours_or_is_read(tmp_path):
                 file_info(path)
             except RecordError:
                 refused += 1
-            with suppress(RecordError):  # one that goes on with it
+            with suppress(RecordError):  # a log that continues it
                 EventLog(path, {"run": records[0]["run"]}, "append")
     assert refused > tried / 4
 

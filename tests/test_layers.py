@@ -1,8 +1,8 @@
-"""The rooms of the package: each imports lower ones only, and none in a circle.
+"""The rooms of the package: each imports lower rooms only, so there is no cycle.
 
 A room is a folder of `uqcalc`, or a module beside the folders. `ROOMS` lists them from
-the lowest to the highest with the rooms that each may import. Imports inside functions
-and under ``TYPE_CHECKING`` count.
+the lowest to the highest with the rooms that each may import. An arrow is an import of
+one room by another. Imports inside functions and under ``TYPE_CHECKING`` count.
 """
 
 import ast
@@ -40,12 +40,12 @@ ROOMS = {
     "plotting": BASE | {"files", "geometry"},
     "backbones": BASE,
     "models": BASE | {"files", "backbones"},
-    # what is fitted to labels: the probe, its labels, its scores, its fit
+    # fitted to labels: the probe, its labels, its scores, its fit
     "probe": STEP,
     "labels": STEP | {"probe", "progress", "cluster"},
     "evaluation": STEP | {"probe", "labels", "plotting", "progress"},
     "fitting": STEP | {"probe", "labels", "evaluation", "progress", "cluster"},
-    # what judges a geometry, and what runs with it
+    # verdicts on a geometry, and runs with verdicts
     "distillation": STEP | {"progress"},
     "perturbation": STEP | {"labels", "progress"},
     "signals": STEP | {"probe", "labels", "distillation", "perturbation", "progress"},
@@ -65,7 +65,7 @@ ROOMS = {
     | {"perturbation"},
     "testing": BASE | {"backbones", "signals"},
 }
-# The highest rooms, which may import everything but each other.
+# The highest rooms, which may import all rooms except each other.
 PUBLIC = {
     "lammps": set(ROOMS),
     "ipi": set(ROOMS),
@@ -89,7 +89,7 @@ def room_of(module: str) -> str:
 
 
 def imported(path: Path) -> set[str]:
-    """Return the modules of `uqcalc` that a file imports, wherever in it."""
+    """Return the modules of `uqcalc` that a file imports, at any place in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -107,7 +107,7 @@ def imported(path: Path) -> set[str]:
 
 
 def arrows() -> dict[tuple[str, str], list[str]]:
-    """Return (room, imported room) -> the files in which such an import stands."""
+    """Return (room, imported room) -> the files with such an import."""
     found = defaultdict(list)
     for path in sorted(PACKAGE.rglob("*.py")):
         place = path.relative_to(PACKAGE)
@@ -118,12 +118,12 @@ def arrows() -> dict[tuple[str, str], list[str]]:
     return found
 
 
-def test_every_room_has_its_place_in_the_table():
+def test_every_room_is_in_the_table():
     present = {path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py")}
     assert {name.removesuffix(".py") for name in present} == set(ALLOWED)
 
 
-def test_no_arrow_runs_back():
+def test_no_room_imports_a_higher_one():
     order = list(ALLOWED)
     back = [
         f"{room} -> {lower}"
@@ -141,7 +141,7 @@ def test_no_arrow_runs_back():
 
 
 @pytest.mark.parametrize("line", ["from uqcalc.cli import app", "import uqcalc.cli"])
-def test_an_arrow_that_runs_back_is_found(tmp_path, line):
+def test_import_of_a_higher_room_is_found(tmp_path, line):
     path = tmp_path / "module.py"
     path.write_text(
         f"from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    {line}\n"

@@ -115,7 +115,7 @@ def test_a_monitored_band_costs_no_further_pass(base, probe):
 
 
 def test_a_monitor_resumes_the_log_of_a_probe(tmp_path, base, probe):
-    """The card of a probe, in the header, is the same after a detour through JSON."""
+    """The card of a probe, in the header, is the same after conversion to JSON."""
     atoms = bulk("NaCl", "rocksalt", a=5.64)
     atoms.rattle(0.05, seed=0)
     for first in (0, 2):

@@ -1,4 +1,4 @@
-"""Pictures: drawn on the axes they are given, and true to their numbers."""
+"""Pictures: drawn on the given axes, with the right numbers."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_crystal_is_drawn_with_its_cell_and_the_worst_atoms_named(axes):
         plotting.plot_structure(atoms, axes, shade="importance")
 
 
-def test_two_sided_cutoffs_leave_out_what_is_not_sure():
+def test_two_sided_cutoffs_leave_out_undecided_structures():
     reliable, p = np.array([1, 1, 0, 0], bool), np.array([0.99, 0.6, 0.05, np.nan])
     rows = {row[0]: row[1:] for row in bysize.two_sided_rows(reliable, p)}
     assert rows["0.50"] == ("75.0%", "100.0%")

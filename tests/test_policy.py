@@ -90,7 +90,7 @@ def test_policies_survive_json(policy):
     assert Policy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
 
 
-def test_limits_themselves_still_pass():
+def test_values_at_the_limits_are_accepted():
     threshold = Threshold("a", suspect=0.2, unreliable=0.5)
     levels = [threshold.level(r) for r in (0.2, 0.5, math.nextafter(0.5, 1), math.inf)]
     assert levels == [0, 1, 2, 2]
@@ -105,7 +105,7 @@ def test_reasons_give_risk_limit_and_unit():
 
 
 @given(st.floats(0.0, 1.0), st.floats(0.0, 1.0))
-def test_a_reason_never_calls_a_number_less_than_itself(risk, limit):
+def test_reason_shows_digits_that_differ(risk, limit):
     meaning = "P(RMS force error <= 38 meV/Å)"
     for reading, sign in (
         (Reading("a", risk, meaning=meaning), "<"),
@@ -136,14 +136,14 @@ def test_each_signal_has_one_threshold(thresholds):
         Policy(thresholds)
 
 
-def test_numbers_of_numpy_are_plain_numbers_afterwards():
+def test_numpy_numbers_are_converted():
     threshold = Threshold("max_force", np.float32(1), np.float32(2))
     assert json.loads(json.dumps(Policy([threshold]).to_dict()))
     with pytest.raises(ValueError, match="suspect must be a number, got '1'"):
         Threshold("max_force", "1", 2)
 
 
-def test_far_outside_is_unreliable_and_what_always_counts_needs_no_threshold():
+def test_far_outside_is_unreliable_without_a_threshold():
     policy = Policy([Threshold("probe", 0.2, 0.5)])
     limits = {"limits": {"novelty": 1.0}, "far_limits": {"novelty": 5.0}}
     found = {

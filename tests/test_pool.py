@@ -36,7 +36,7 @@ class Actor:
 
 
 class Ray:
-    """Counts the jobs that are asked for and not yet answered."""
+    """Counts the jobs without an answer so far."""
 
     exceptions = SimpleNamespace(RayTaskError=TaskError, RayActorError=ActorError)
 

@@ -1,4 +1,4 @@
-"""Errors with a unit: right by the tables of ase, refused where they mean nothing."""
+"""Errors with a unit: as in the tables of ase; other texts are refused."""
 
 import pytest
 from ase import units
@@ -60,7 +60,7 @@ def test_units_are_those_of_ase(text, target, value):
         ("50 meV/Å", "stress", "a stress", "a force"),
     ],
 )
-def test_another_kind_is_refused_by_naming_both(text, target, wanted, got):
+def test_another_kind_is_refused_with_both_names(text, target, wanted, got):
     message = f"for the target '{target}' must be {wanted}, .*'{text}', which is {got}$"
     with pytest.raises(LabelError, match=message):
         Labels(target, boundary=text)
@@ -70,7 +70,7 @@ def test_another_kind_is_refused_by_naming_both(text, target, wanted, got):
     "text",
     ["kcal/mol", "1 kcal", "1 MeV", "1 eV/mol", "1 eV/atom/Å", "1 furlong", "", "1 /Å"],
 )
-def test_what_is_no_error_with_a_unit_is_refused(text):
+def test_texts_without_an_error_and_unit_are_refused(text):
     with pytest.raises(LabelError, match="tolerance must be a number with a unit"):
         parse_quantity(text, "energy", "tolerance")
 

@@ -1,4 +1,4 @@
-"""What makes an answer stale, and what does not."""
+"""Changes that make a cached answer invalid, and changes that do not."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ ODD = {
 }
 
 
-def test_whatever_info_holds_costs_one_pass_a_step():
+def test_any_content_of_info_costs_one_pass_a_step():
     atoms = watched()
     atoms.info.update(ODD)
     dynamics = VelocityVerlet(atoms, 1.0)
@@ -103,7 +103,7 @@ values = st.recursive(
 
 @settings(max_examples=100, deadline=None)
 @given(values)
-def test_a_value_is_always_what_it_is(value):
+def test_same_value_gives_the_same_key(value):
     assert frozen(value) == frozen(value)
     assert hash(frozen(value)) == hash(frozen(value))
     assert frozen([value]) != frozen([value, 0])
@@ -136,7 +136,7 @@ FREE = {
 
 @pytest.mark.parametrize("name", FULL)
 def test_atoms_that_cannot_move_are_fixed(name):
-    """An independent route: what ASE lets move when all atoms are shifted."""
+    """An independent route: atoms that move in ASE when all atoms are shifted."""
     atoms = copper()
     atoms.cell[1, 0], atoms.cell[2, 1] = 0.7, 0.4
     atoms.set_constraint(FULL[name])
@@ -175,10 +175,10 @@ def test_setting_and_removing_constraints_changes_the_verdict(name):
         atoms.set_constraint(constraints)
         risks.append(atoms.calc.assess(atoms).readings[0].risk)
     assert risks == [0.0, 2.0, 0.0]
-    assert atoms.calc.backbone.passes == 2  # the first answer was still known
+    assert atoms.calc.backbone.passes == 2  # the first answer was still cached
 
 
-def test_another_policy_or_signal_judges_anew():
+def test_another_policy_or_signal_gives_a_new_verdict():
     atoms = watched()
     first = atoms.calc.assess(atoms)
     atoms.calc.signals = [OfGeometry(lambda _: 1.0)]
@@ -239,7 +239,7 @@ def test_a_dimer_costs_one_pass_a_geometry():
     assert len(base.geometries) == len(set(base.geometries))
 
 
-def test_an_answer_taken_up_again_is_the_one_that_was_given():
+def test_cached_answer_is_returned_again():
     atoms = watched(signal=OfGeometry(lambda positions: float(positions[0, 0])))
     there = atoms.positions.copy()
     first, forces = atoms.calc.assess(atoms), atoms.get_forces()

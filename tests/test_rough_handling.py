@@ -1,4 +1,4 @@
-"""Bad input and bad luck: each gets its message, and nothing computed is lost.
+"""Bad input and failures: each gives a message, and computed results are kept.
 
 What belongs to one command is tested with it: kill -9 of an annotation in
 `annotating/test_trajectory.py`, kill -9 of a run in `runfile/test_running.py`.
@@ -97,7 +97,7 @@ def moved(row, to):
         "far away",
     ],
 )
-def test_structures_that_no_pass_can_be_made_for(calculator, atoms, words):
+def test_structures_that_cannot_be_evaluated(calculator, atoms, words):
     with pytest.raises(BackboneError, match=words):
         calculator.assess(atoms)
 
@@ -110,7 +110,7 @@ def test_structures_that_no_pass_can_be_made_for(calculator, atoms, words):
     ],
     ids=["one on another", "all on one"],
 )
-def test_absurd_overlaps_are_unreliable_and_say_why(calculator, atoms):
+def test_overlapping_atoms_are_unreliable_with_a_reason(calculator, atoms):
     assessment = calculator.assess(atoms)
     assert assessment.level is Level.UNRELIABLE
     assert "NaN or infinite" in assessment.verdict.reasons[0]
@@ -148,7 +148,7 @@ def test_missing_labels_in_half_of_the_frames_are_counted_and_named():
         fit(frames, mace_calculator(0))
 
 
-def test_labels_in_kcal_per_mol_are_given_away_by_their_scale():
+def test_labels_in_kcal_per_mol_are_recognised_by_their_scale():
     from uqcalc import Labels
     from uqcalc.labels.dataset import build_dataset
 
@@ -178,7 +178,7 @@ def test_files_without_frames_end_with_a_message(tmp_path, command, content):
     assert visible == ["empty.xyz"]
 
 
-# A run whose files may grow to so many bytes: a disk that fills up while it runs.
+# A run with a limit on the bytes of its files, as for a disk that becomes full.
 RUN = """
 import resource, sys, warnings
 sys.path.insert(0, {tests!r})
@@ -207,7 +207,7 @@ def run_with_limit(folder, limit):
     )
 
 
-def test_a_full_disk_ends_no_run_and_keeps_every_step_before(tmp_path):
+def test_full_disk_does_not_end_a_run_and_keeps_earlier_steps(tmp_path):
     assert run_with_limit(tmp_path, 0).returncode == 0
     whole = (tmp_path / "run.jsonl").read_bytes()
     (tmp_path / "run.jsonl").unlink()
@@ -253,7 +253,9 @@ def two_signals():
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(structures())
-def test_whatever_comes_nan_is_never_reliable_and_errors_are_ours(two_signals, atoms):
+def test_random_structures_with_nan_are_never_reliable_or_raise_uqcalc_errors(
+    two_signals, atoms
+):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of overflows, within the model
         try:
@@ -267,7 +269,7 @@ def test_whatever_comes_nan_is_never_reliable_and_errors_are_ours(two_signals, a
         assert assessment.verdict.reasons
 
 
-def test_annotating_whatever_comes_loses_no_frame(tmp_path):
+def test_annotation_of_random_structures_loses_no_frame(tmp_path):
     rng = np.random.default_rng(3)
     frames = [rattled("CH3OH", seed=i) for i in range(6)]
     frames[1].positions[0] = np.nan

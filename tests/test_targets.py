@@ -1,4 +1,4 @@
-"""One table of targets: every one is usable everywhere, and a new one is an entry."""
+"""One table of targets: every target works everywhere; a new one is one entry."""
 
 from dataclasses import replace
 
@@ -92,7 +92,7 @@ def test_only_three_periodic_directions_have_a_stress(pbc):
     assert Labels("stress").reference(frame) is None
 
 
-def test_a_relative_energy_is_no_error_of_one_frame():
+def test_relative_energy_needs_other_frames():
     frame = labelled(predicted(), np.random.default_rng(0))
     labels = Labels("relative_energy")
     with pytest.raises(LabelError, match="must be the error of one frame"):
@@ -102,7 +102,7 @@ def test_a_relative_energy_is_no_error_of_one_frame():
 
 
 def test_a_stress_is_shown_in_gigapascal():
-    """A user writes 0.5 GPa; every text says so, though functions use eV/Å³."""
+    """A user writes 0.5 GPa; every text has this unit, though functions use eV/Å³."""
     boundary = parse_quantity("0.5 GPa", "stress")
     made = Guarantee(0.9, 0.1, 0.95, 90, 60, 0, 0.05, boundary, "eV/Å³", boundary)
     card = Card(

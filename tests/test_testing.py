@@ -1,4 +1,4 @@
-"""The public contract suites find the faults that they are there for."""
+"""The public contract checks find the faults that they test."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FRAMES = [rattled("CH3OH"), rattled("H2O")]
 
 
 class Plain(Backbone):
-    """A third party's backbone, as short as one can be, and right."""
+    """A short, correct backbone of a third party."""
 
     name = "plain"
 
@@ -59,7 +59,7 @@ class Stale(Plain):
 
 
 class Gossips(Plain):
-    """Listens without the lock, in a batch: others are heard meanwhile."""
+    """Records without the lock, in a batch: passes of other threads are recorded."""
 
     def armed(self):
         time.sleep(0.02)
@@ -83,7 +83,7 @@ class CountsRows(Plain):
 
 
 class PeeksAtCoordinates(Plain):
-    """Features of its own making, from ``frame(positions)``."""
+    """Features that are computed from ``frame(positions)``."""
 
     def armed(self):
         calculator = self.calculator
@@ -190,10 +190,10 @@ def test_each_fault_of_a_backbone_is_named(make, clause):
 
 def test_right_backbones_pass():
     check_backbone(Plain, FRAMES)
-    assert pickle.dumps(ModuleCalculator())  # or "copies" would have held idly
+    assert pickle.dumps(ModuleCalculator())  # needed for the clause "copies"
 
     class Turning(DependsOnOrientation):
-        invariant_features = False  # says so: then it may
+        invariant_features = False  # declared, so it is allowed
 
     check_backbone(Turning, FRAMES)
 
@@ -230,7 +230,7 @@ def probe_signal() -> ProbeSignal:
 
 
 class Spy:
-    """A right signal; subclasses break one rule each."""
+    """A correct signal; each subclass breaks one rule."""
 
     name = "spy"
     requires = frozenset({"features"})

@@ -1,4 +1,4 @@
-"""Wrappers that share a model, in threads: as one after the other, and no traces."""
+"""Wrappers that share a model, in threads: the results of a serial run, no traces."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FRAMES = [rattled("CH3OH", seed=seed, amount=0.1) for seed in range(12)]
 
 @pytest.fixture(autouse=True)
 def busy():
-    """Let threads come between each other's lines."""
+    """Let threads interrupt each other often."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     yield
@@ -38,13 +38,13 @@ def busy():
 
 
 def in_threads(tasks, workers=4):
-    """Run callables in a pool, all begun at once, and return what they give."""
+    """Run callables in a pool, all started at once, and return their results."""
     with ThreadPoolExecutor(workers) as pool:
         return [done.result(timeout=300) for done in [pool.submit(t) for t in tasks]]
 
 
 def judged(calculator, frames):
-    """Return energies, forces and risks as they are asked for in scripts."""
+    """Return energies, forces and risks with the calls of a usual script."""
     answers = []
     for frame in frames:
         atoms = frame.copy()
@@ -62,7 +62,7 @@ def assert_same(ours, theirs, rtol):
 
 
 def state_of(calculator):
-    """Return what taps could leave behind: attributes, hooks, weights."""
+    """Return what taps could change: attributes, hooks, weights."""
     modules = [
         module
         for model in models_in(calculator)
@@ -88,7 +88,7 @@ def assert_untouched(calculator, before):
         assert torch.equal(now, then)
 
 
-# the calculator, what wraps it, the frames, what float round-off allows
+# the calculator, its wrapper, the frames, the tolerance
 def wrap_mace(calculator):
     backbone = tap(calculator)
     return ReliableCalculator(backbone, tiny_probe(backbone))
@@ -127,7 +127,7 @@ def test_a_thousand_evaluations_of_one_mace_equal_the_serial_ones(each):
     assert [wrapper.backbone.passes for wrapper in wrappers] == passes
 
 
-def test_one_wrapper_may_be_asked_by_many_threads():
+def test_many_threads_may_use_one_wrapper():
     wrapper = wrap_mace(mace_calculator())
     expected = judged(wrapper, FRAMES)
     wrapper.reset()
@@ -144,7 +144,7 @@ def test_one_wrapper_may_be_asked_by_many_threads():
 
 
 def chgnets():
-    """Calculators of their own around one network."""
+    """Separate calculators around one network."""
     from chgnet.model import CHGNet
     from chgnet.model.dynamics import CHGNetCalculator
 
@@ -187,7 +187,7 @@ def test_two_precisions_at_once_leave_the_default_dtype():
 
 
 def test_committees_and_averages_with_members_in_common_finish():
-    """Members are locked in one order, whatever the order they are given in."""
+    """Members are locked in one order, for any order of the arguments."""
     one, other = mace_on_shared_models(0), mace_on_shared_models(1)
 
     def committee(*members):
@@ -212,7 +212,7 @@ def wrap_forces_of(backbone):
 
 
 def test_calculators_that_are_not_torch_keep_their_results_apart():
-    """EMT writes every answer into the same array of forces."""
+    """EMT writes every result into the same array of forces."""
     base = EMT()
     frames = [copper(seed) for seed in range(6)]
 
@@ -232,8 +232,8 @@ def test_calculators_that_are_not_torch_keep_their_results_apart():
     np.testing.assert_array_equal(one.results["forces"], expected[0][1])
 
 
-def test_models_that_share_a_part_take_turns():
-    """Two calculators with roots of their own around one readout."""
+def test_models_that_share_a_part_do_not_run_at_once():
+    """Two calculators with different root modules around one readout."""
     first, second = ModuleCalculator(), ModuleCalculator()
     second.model.readout = first.model.readout
     taps = [tap(c, module="model.readout") for c in (first, second)]
@@ -276,7 +276,7 @@ def band(calculators):
 
 
 def test_a_parallel_band_is_the_serial_one():
-    """ASE prints what is raised in its threads, and goes on with what it has."""
+    """ASE prints errors of its threads, and continues."""
     base = mace_calculator()
     paths = []
     for parallel in (False, True):
@@ -313,7 +313,7 @@ def test_a_fork_during_a_pass_leaves_the_child_free():
 
 @pytest.mark.parametrize("judged", [True, False])
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
-def test_no_grad_around_a_step_is_no_matter(mode, judged):
+def test_no_grad_around_a_step_has_no_effect(mode, judged):
     """Forces are gradients; the bare calculator fails here."""
     atoms = FRAMES[0].copy()
     calculator = wrap_mace(mace_on_shared_models())

@@ -1,4 +1,4 @@
-"""Fast backbones and signals whose answers a test can script."""
+"""Fast backbones and signals with given results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POLICY = Policy([Threshold("scripted", suspect=0.3, unreliable=0.7)])
 
 
 class ToyBackbone(Backbone):
-    """Any calculator, with one feature of ones, seen in the very pass."""
+    """Any calculator, with one feature of ones, from the same pass."""
 
     name = "toy"
 
@@ -46,7 +46,7 @@ class ToyBackbone(Backbone):
 
 
 class Counted:
-    """Counts the forward passes of a calculator's model, whoever asks."""
+    """Counts all forward passes of a calculator's model."""
 
     def __init__(self, calculator) -> None:
         [model] = calculator.models
@@ -97,7 +97,7 @@ class OfGeometry:
 
 
 class FaultyEMT(EMT):
-    """EMT that at evaluation ``at`` raises, or answers NaN."""
+    """EMT that raises an error or gives NaN at evaluation ``at``."""
 
     def __init__(self, at: int, fault: str) -> None:
         super().__init__()

@@ -15,8 +15,9 @@ ZERO_REFERENCE, _PREDICTED = 1e-4, 1e-3
 # precision. The errors of a potential are a thousand times larger.
 _FORCES = 1e-4
 _NOTHING = 1e-6  # eV/Å or eV/Å³: round-off of files
-# Energies: round-off of single precision, relative and for each atom [eV]. All-electron
-# energies of thousands of eV hide real errors in their round-off: there is a limit.
+# Energies: round-off of single precision, relative and for each atom [eV]. The third
+# number limits the tolerance of one atom [eV]: relative to an all-electron energy of
+# thousands of eV, real errors are as small as round-off.
 _ENERGY, _ENERGY_OF_ATOM, _MOST_OF_ATOM = 3e-7, 1e-6, 1e-5
 
 

@@ -84,7 +84,7 @@ def _unlabelled(reading: Reading, judged: Mapping[str, Level]) -> list[str]:
 
 
 def _risk(name: str, reading: Reading | None) -> str:
-    """Say the risk of a signal, or its probability, in words and numbers."""
+    """Return the risk of a signal, or its probability, as text."""
     if reading is None:  # a published value with a threshold of its own
         return name
     if math.isnan(reading.risk):
@@ -95,7 +95,7 @@ def _risk(name: str, reading: Reading | None) -> str:
 
 
 def asks_words(counts: Mapping[str, int]) -> str:
-    """Say in a sentence how many frames meet each rule."""
+    """Return a sentence with the number of frames that meet each rule."""
     known = {rule: counts[rule] for rule in RULES if counts.get(rule)}
     each = ", ".join(f"{RULES[rule]}: {n}" for rule, n in known.items())
     return f"Frames to ask the reference about: {sum(known.values())} ({each})."

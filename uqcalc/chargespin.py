@@ -100,7 +100,7 @@ def check_charge_spin(atoms: Atoms, parsed: Collection[str]) -> None:
     for name, value in stated_charge_spin(atoms).items():
         if name not in parsed:
             continue
-        number = _whole(value) if np.ndim(value) == 0 else None  # a list has no place
+        number = _whole(value) if np.ndim(value) == 0 else None  # lists are refused
         limit = electrons if name in CHARGES else math.inf
         if number is None or number > limit or (name in SPINS and number < 0):
             wanted = (

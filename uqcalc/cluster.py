@@ -1,4 +1,4 @@
-"""Workers of a Ray cluster: they do jobs, and the answers come in the order of these.
+"""Workers of a Ray cluster: the answers come in the order of the jobs.
 
 Annotation, the features of a fit and reference labels share this path.
 """
@@ -73,7 +73,7 @@ class Pool:
         options = {
             "num_cpus": 1,
             "num_gpus": workers.gpus,
-            "max_restarts": -1,  # the retries of a job end it
+            "max_restarts": -1,  # limited by the retries of a job
             "max_task_retries": _RETRIES,
         }
         remote = ray.remote(_Worker).options(**options)
@@ -99,7 +99,7 @@ class Pool:
         jobs : iterable
         ahead : int
             Jobs that a worker has at the same time; with 1, a job that kills its worker
-            takes no other job down.
+            does not affect other jobs.
         lost : callable, optional
             Gives the answer for a job whose worker dies again and again; without it
             this is an error.
@@ -113,7 +113,7 @@ class Pool:
         free = deque(self._actors * ahead)
         busy: dict[Any, Any] = {}
         waiting: deque[tuple[Any, Job]] = deque()
-        most = len(free) + len(self._actors)  # some may wait for a slow one before
+        most = len(free) + len(self._actors)  # some wait for a slow earlier one
         while True:
             while free and len(waiting) < most and (given := [*islice(left, 1)]):
                 job, actor = given[0], free.popleft()
@@ -186,13 +186,11 @@ def running(workers: RayWorkers) -> Iterator[Pool]:
 @contextmanager
 def _connected(ray: Any, workers: RayWorkers) -> Iterator[None]:
     """Connect to the cluster, or start one here with as many cores as workers."""
-    if ray.is_initialized():  # by the user's own program
+    if ray.is_initialized():  # the user's program has connected
         yield
         return
     kept = os.environ.get("RAY_USAGE_STATS_ENABLED")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = (
-        "0"  # Ray would report its use to its makers
-    )
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # no usage report to Ray's developers
     _reach(workers.address)
     own: dict[str, Any] = {"address": workers.address}
     if workers.address == LOCAL:
@@ -214,7 +212,7 @@ def _connected(ray: Any, workers: RayWorkers) -> Iterator[None]:
 
 
 def _reach(address: str) -> None:
-    """Refuse an address of which nothing answers: Ray itself tries for minutes.
+    """Refuse an address that does not answer: Ray itself tries for minutes.
 
     Raises
     ------

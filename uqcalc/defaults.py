@@ -66,7 +66,7 @@ def shipped_probes(model: str) -> list[Probe]:
 
 
 def _without_labels(model: str) -> str:
-    """Return the command that fits a probe with labels of the package, and to what."""
+    """Return the command that fits a probe with shipped labels, and its conditions."""
     name, labels = next(iter(SHIPPED.items()))
     return (
         f"uqcalc fit --labels {name} --model {model} -o my.probe (for crystals and a "
@@ -393,7 +393,7 @@ def probes_of(signals: Sequence[Signal]) -> list[Probe]:
 def configuration(
     backbone: Backbone, signals: Sequence[Signal], policy: Policy
 ) -> dict[str, Any]:
-    """Return a JSON-compatible description of what judges."""
+    """Return a JSON-compatible description of backbone, signals and policy."""
     return {
         "backbone": backbone.fingerprint,
         "signals": [signal.name for signal in signals],

@@ -45,7 +45,7 @@ def judged(
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Say which quantities, the best known first, and how many others."""
+    """Return the quantities, the best known first, and the number of others."""
     known = [name for name in _KNOWN if name in names]
     shown = known or [*names[:1]]
     others = len(names) - len(shown)
@@ -63,7 +63,7 @@ def _voided(reading: Reading, note: str) -> Reading:
         results={key: _void(value) for key, value in reading.results.items()},
         per_atom_key=None,
         note=note,
-        # findings of `Sanity` and `Flags` hold: a comparison with NaN finds nothing
+        # findings of `Sanity` and `Flags` stay: a comparison with NaN has no finding
         doubts=reading.doubts if reading.always else (),
         unlabelled=(),
         faults=reading.faults if reading.always else (),

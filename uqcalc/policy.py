@@ -107,7 +107,7 @@ class Threshold:
         return Level.UNRELIABLE
 
     def reason(self, reading: Reading) -> str:
-        """Say in words and numbers why ``reading`` is not RELIABLE."""
+        """Return why ``reading`` is not RELIABLE, in words and numbers."""
         if math.isnan(reading.risk):
             return f"{self.signal}: {reading.note or 'the risk is NaN'}"
         if (self.suspect, self.unreliable) == TRUST_NOTHING:

@@ -14,19 +14,19 @@ _hidden: ContextVar[bool] = ContextVar("hidden", default=False)
 
 
 def progress_bar(*columns: str | ProgressColumn) -> Progress:
-    """Return a bar that leaves nothing behind, and shows nothing to a file.
+    """Return a bar that disappears at its end, and is hidden if the output is a file.
 
-    Without ``columns`` it is rich's own; they are for work of unknown length.
+    By default it has the columns of rich; ``columns`` are for work of unknown length.
     """
     console = Console(stderr=True)
     hidden = _hidden.get() or not console.is_terminal
-    console.quiet = hidden  # a hidden bar would end in an empty line
+    console.quiet = hidden  # otherwise a hidden bar writes an empty line
     return Progress(*columns, console=console, transient=True, disable=hidden)
 
 
 @contextmanager
 def hidden_progress(*, hide: bool = True) -> Iterator[None]:
-    """Show no bar that is made within the block, where ``hide`` is true."""
+    """Hide all bars that are made in the block if ``hide`` is true."""
     token = _hidden.set(hide or _hidden.get())
     try:
         yield

@@ -140,7 +140,7 @@ class Reading(Generic[Number]):
 
     @property
     def floor(self) -> Level:
-        """Lowest possible level of the verdict, whatever the risk is."""
+        """Lowest possible level of the verdict, for any risk."""
         if self.absurd or self.faults or self._beyond(self.far_limits):
             return Level.UNRELIABLE
         return Level.SUSPECT if self.out_of_scope else Level.RELIABLE
@@ -244,7 +244,7 @@ class Assessment:
 
     @property
     def absurd(self) -> tuple[str, ...]:
-        """Reasons to stop a run at this step, whatever its patience."""
+        """Reasons to stop a run at this step, for any patience."""
         return tuple(why for reading in self.readings for why in reading.absurd)
 
     @property

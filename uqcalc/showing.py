@@ -1,4 +1,4 @@
-"""Values with units as texts show them: stresses in GPa; foreign texts."""
+"""Values with units for texts (stresses in GPa), and text from other sources."""
 
 from __future__ import annotations
 

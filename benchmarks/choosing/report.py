@@ -14,7 +14,7 @@ from .runs import LABELS, RUNS, STEPS
 from .scoring import LIMIT, RUNS as TEST_RUNS
 
 
-DEFAULT = "spread"  # what `uqcalc.select` does
+DEFAULT = "spread"  # the method of `uqcalc.select`
 COLUMNS = {
     "system": "system",
     "strategy": "strategy",
@@ -47,8 +47,8 @@ HARVESTS = {
 def report(cache: Path, before: Path | None = None) -> None:
     """Print the tables and write the JSON.
 
-    With ``before`` (the JSON of an earlier report) the cases and runs count that the
-    cache lacks.
+    With ``before`` (the JSON of an earlier report), its cases and runs are added if the
+    cache lacks them.
     """
     cases = [
         json.loads(path.read_text(encoding="utf-8"))
@@ -100,7 +100,7 @@ def report(cache: Path, before: Path | None = None) -> None:
 def _missing(
     known: list[dict[str, Any]], others: list[dict[str, Any]], keys: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """Return the others whose keys no known entry has."""
+    """Return the other entries with keys that no known entry has."""
     seen = {tuple(one[key] for key in keys) for one in known}
     return [one for one in others if tuple(one[key] for key in keys) not in seen]
 

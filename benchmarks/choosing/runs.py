@@ -28,7 +28,7 @@ LABELS = 30
 
 
 def runs_of(system: System, seed: int, folder: Path) -> list[dict[str, Any]]:
-    """Heat the molecule with its first potential; return what each run did.
+    """Heat the molecule with its first potential; return the results of each run.
 
     Each run harvests. ``pool_N.xyz`` has the judged frames up to the first alarm
     (every second step, and every UNRELIABLE one), ``harvest_N.xyz`` those after it.
@@ -153,7 +153,7 @@ STRATEGIES: dict[str, Callable[[Path, System, int], list[Atoms]]] = {
 
 
 def harvest_of(folder: Path) -> dict[str, Any]:
-    """Return what the harvests of a molecule and seed did; their labels must exist."""
+    """Return the results of the harvests of a molecule and seed; labels must exist."""
     runs = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
     frames = read(folder / "labelled_harvest.xyz", ":")
     novelty = [frame.info[NOVELTY_KEY] for frame in frames]

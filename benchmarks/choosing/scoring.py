@@ -60,7 +60,7 @@ def case(system: System, seed: int, strategy: str, folder: Path) -> dict[str, An
 
 
 def scores(system: System, seed: int, model: torch.nn.Module) -> dict[str, Any]:
-    """Heat copies of the molecule; all strategies of a seed start them alike.
+    """Heat copies of the molecule; all strategies of a seed have the same starts.
 
     Returns
     -------

@@ -45,7 +45,7 @@ TRAINING = [(120, 300.0), (120, 300.0)]
 FOR_PROBE = [(30, 300.0)] * 6 + [(30, 600.0)] * 4
 SPACING_FS, EQUILIBRATION_FS = 10.0, 100.0
 STEPS, RATE = 1200, 0.01  # of the first training
-TRITIUM = 3.016  # hydrogen this heavy allows a time step of 1 fs at 1500 K
+TRITIUM = 3.016  # with this mass of hydrogen a time step of 1 fs is possible at 1500 K
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def seed_of(*words: object) -> int:
 
 
 def system_of(name: str, folder: Path) -> System:
-    """Read a system, or make what is missing of it."""
+    """Read a system; make its missing parts."""
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "frames.xyz"
     if not data.is_file():

@@ -27,7 +27,7 @@ SHOWN = (
     "max force",
     "latent distance",
 )
-# Networks take minutes a fit, so they are in the figure by number of labels only.
+# A fit of a network takes minutes: networks are only in the figure by labels.
 BY_LABELS = (
     *SHOWN,
     "our attention alone",
@@ -38,7 +38,7 @@ BY_LABELS = (
 NAMES = {"energy": "total energy", "forces": "RMS force", "atoms": "force of an atom"}
 
 
-# Rows with a colour and a marker of their own; the others are grey, as the tables have
+# Rows with a special colour and marker; the others are grey, because the tables have
 # their numbers.
 NAMED = {
     OURS: "o",

@@ -91,7 +91,7 @@ def _prediction(
     *,
     periodic: bool,
 ) -> Prediction:
-    # The files have no geometry. Atoms far apart have no bonds and no regime to find.
+    # The files have no geometry. Atoms far apart have no bonds and no regime.
     positions = np.zeros((len(z), 3))
     positions[:, 0] = APART * np.arange(len(z))
     return Prediction(

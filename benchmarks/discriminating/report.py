@@ -76,7 +76,7 @@ def report(cache: Path) -> None:
 
 
 def read(cache: Path) -> Rows:
-    """Return the rows of all kinds; of two of one fit, that of the later kind."""
+    """Return the rows of all kinds; if two are of one fit, that of the later kind."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for kind in KINDS:
         path = cache / f"{kind}.jsonl"
@@ -117,7 +117,7 @@ def averaged(rows: Rows) -> Rows:
 
 
 def with_earlier(rows: Rows) -> Rows:
-    """Add the cells of the last result that this run has with fewer seeds, or not."""
+    """Add cells of the last result that this run lacks or has with fewer seeds."""
     if not EARLIER.is_file():
         return rows
     cells = {_cell(row): row for row in rows}

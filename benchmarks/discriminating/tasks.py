@@ -26,8 +26,8 @@ TARGETS = ("energy", "energy_per_atom", "forces")
 LABELS = (250, 1000, 3900)
 TESTED = 975  # structures of SevenNet-0's set, in each random split
 SHIFTED = {"transfer", "hot", "acac", "sio2"}
-STILL = 1e-3  # eV/Å; largest predicted force where the symmetry lets none be
-MOVING = "moving"  # the part of a test without structures that are still
+STILL = 1e-3  # eV/Å; largest predicted force if forces vanish by symmetry
+MOVING = "moving"  # the structures of a test with nonzero forces
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _judged(
     belief: np.ndarray | None,
     boundary: float,
 ) -> list[dict[str, Any]]:
-    """Judge one row on the test, and on those of its structures that are not still."""
+    """Judge one row on the test, and on its structures with nonzero forces."""
     own = task.block in SHIFTED
     columns = judge(test.errors, risk, belief, boundary, own_median=own)
     found = [asdict(task) | {"row": name} | columns]
@@ -171,7 +171,7 @@ def _judged(
 
 
 def moving(data: Dataset) -> np.ndarray:
-    """Return which structures have a force: a potential is right about all others."""
+    """Return which structures have forces: on all others any potential is right."""
     return np.array([np.abs(p.forces).max() > STILL for p in data.predictions])
 
 

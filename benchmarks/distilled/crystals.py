@@ -53,8 +53,8 @@ def teaching_frames(folder: Path) -> list[Atoms]:
 def rattled(frames: Sequence[Atoms]) -> list[Atoms]:
     """Return copies whose atoms are displaced at random by up to 0.1 Å.
 
-    Each copy has its own standard deviation. Relaxed crystals have hardly any forces
-    from which a head could learn.
+    Each copy has its own standard deviation. The forces of relaxed crystals are too
+    small for the fit of a head.
     """
     rng = np.random.default_rng(SEED)
     copies = [atoms.copy() for atoms in frames]

@@ -12,7 +12,7 @@ from uqcalc.statistics import scores
 
 SIGNALS = ("force_delta", "committee", "latent distance", "largest force")
 RESAMPLES = 200
-NO_FORCE = 1e-3  # eV/Å: each potential is right about forces that vanish by symmetry
+NO_FORCE = 1e-3  # eV/Å: any potential is right if forces vanish by symmetry
 Readings = Mapping[str, np.ndarray]
 
 
@@ -23,9 +23,10 @@ def rows(
 ) -> list[dict[str, Any]]:
     """Return a row for each block, for all pooled, and for the mean over blocks.
 
-    Structures with elements that the head has not seen (NaN), and those in which the
-    forces of the potential vanish, are counted apart. All signals are compared on the
-    others. ``unseen as worst`` ranks structures with unseen elements as the worst.
+    Structures with elements that are not in the fit of the head (NaN), and those in
+    which the forces of the potential vanish, are counted apart. All signals are
+    compared on the others. ``unseen as worst`` ranks structures with unseen elements as
+    the worst.
     """
     lines = [_row(potential, name, block) for name, block in blocks.items()]
     pooled = {

@@ -1,6 +1,6 @@
-"""GFN2-xTB-labelled frames: bonds that break, ions, zwitterions, and molecules at rest.
+"""Frames with GFN2-xTB labels: breaking bonds, ions, zwitterions, molecules at rest.
 
-Needs ``rdkit`` and the extra xtb. Every frame carries ``kind``, ``molecule``,
+Needs ``rdkit`` and the extra xtb. Every frame has ``kind``, ``molecule``,
 ``REF_energy`` (eV) and ``REF_forces`` (eV/Å) of closed-shell GFN2-xTB.
 """
 
@@ -84,7 +84,7 @@ MOST_BONDS = 2  # of a kind in one molecule
 REST = 8  # frames of dynamics at 300 K, 25 fs apart
 RATTLED = (0.0, 0.02, 0.04)  # Å
 CONFORMERS = 3
-RELAXED = 15  # steps of FIRE with the drawn distance fixed
+RELAXED = 15  # steps of FIRE with the stretched distance fixed
 
 
 def seed_of(name: str) -> int:
@@ -157,7 +157,7 @@ def at_rest(start: Atoms, name: str) -> Iterator[Atoms | None]:
 
 
 def stretches(molecule: Chem.Mol, rest: Atoms, name: str) -> Iterator[Atoms | None]:
-    """Yield bonds outside rings, drawn rigidly from 1.1 to 2.1 times their length."""
+    """Yield bonds outside rings, stretched rigidly to 1.1 to 2.1 times their length."""
     counts: dict[str, int] = {}
     bonds = [bond for bond in molecule.GetBonds() if not bond.IsInRing()]
     np.random.RandomState(seed_of(name)).shuffle(bonds)
@@ -179,7 +179,7 @@ def stretches(molecule: Chem.Mol, rest: Atoms, name: str) -> Iterator[Atoms | No
 
 
 def ring_openings(molecule: Chem.Mol, rest: Atoms, name: str) -> Iterator[Atoms | None]:
-    """Yield a bond of a ring drawn open, the other atoms relaxed a little."""
+    """Yield stretched bonds of a ring; the other atoms are relaxed for a few steps."""
     rings = [ring for ring in molecule.GetRingInfo().AtomRings() if len(ring) < 6]
     if not rings:
         return
@@ -194,7 +194,7 @@ def ring_openings(molecule: Chem.Mol, rest: Atoms, name: str) -> Iterator[Atoms 
 
 
 def transfers(rest: Atoms, name: str) -> Iterator[Atoms | None]:
-    """Yield the most mobile proton on its way to another N or O, rest relaxed."""
+    """Yield transfers of the most mobile proton to another N or O, rest relaxed."""
     found = _hydrogen_bond(rest)
     if found is None:
         return

@@ -177,7 +177,8 @@ def by_molecule(
 ) -> tuple[float, float]:
     """Return a 95 % interval of `value` by drawing molecules with repetition.
 
-    Runs of one molecule are alike, so drawing runs would give too narrow an interval.
+    Runs of one molecule are correlated, so drawing runs would give too narrow an
+    interval.
     """
     names = sorted({t.molecule for t in traces})
     members = {name: [t for t in traces if t.molecule == name] for name in names}

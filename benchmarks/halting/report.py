@@ -167,7 +167,7 @@ def equal_false(
 
 
 def knowing(tuning: Sequence[Cached], noise: float, seed: int = 0) -> list[Trace]:
-    """Return the true error as a detector, times a random factor of each molecule."""
+    """Return the true error as a detector, times a random factor for each molecule."""
     rng = np.random.default_rng(seed)
     names = sorted({run.spec.molecule for run in tuning})
     off = dict(zip(names, rng.normal(size=len(names)), strict=True))

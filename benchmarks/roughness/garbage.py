@@ -147,7 +147,7 @@ def _wrong_elements(rng: np.random.Generator, *, perfect: bool) -> Atoms:
         trial = atoms.copy()
         trial.symbols = [chosen[given[z]] for z in atoms.numbers]
         ratio = _closest_ratio(trial)
-        if not 0.85 < ratio < 1.3:  # else it can be a sensible crystal by chance
+        if not 0.85 < ratio < 1.3:  # otherwise it can be a sensible crystal by chance
             return trial
 
 

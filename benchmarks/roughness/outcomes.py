@@ -71,7 +71,7 @@ def attempt(
         return STUCK, repr(error)
     except UqcalcError as error:
         return CLEAR, str(error)
-    except Exception as error:  # noqa: BLE001  (this is what is counted)
+    except Exception as error:  # noqa: BLE001  (these are counted)
         return (CLEAR if _ours(error) else FOREIGN), _last_lines(error)
     return (SAME, "") if same(answer) else (SILENT, repr(answer)[:300])
 

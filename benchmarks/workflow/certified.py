@@ -1,4 +1,4 @@
-"""Does `certify_halting` hold: certify on half of the heated runs, score the rest."""
+"""Test `certify_halting`: certify on half of the heated runs, score the rest."""
 
 from __future__ import annotations
 

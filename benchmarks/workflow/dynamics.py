@@ -121,7 +121,7 @@ class Batch:
         self.evaluate()
 
     def evaluate(self) -> None:
-        """Evaluate the runs that go on; wreck those that must end."""
+        """Evaluate the active runs; mark those that must end as wrecked."""
         rows = np.flatnonzero(self.alive)
         frames = [structure(self.numbers, self.positions[r], self.cell) for r in rows]
         out = self.model.output(frames)
@@ -141,7 +141,7 @@ class Batch:
         self.alive &= (largest <= MAX_FORCE) & ~apart
 
     def step(self, kelvin: np.ndarray, friction: float) -> None:
-        """Make one step of all runs that go on."""
+        """Make one step of all active runs."""
         half = 0.5 * TIMESTEP_FS * units.fs
         keep = np.exp(-friction * TIMESTEP_FS)
         spread = np.sqrt((1 - keep**2) * units.kB * kelvin[:, None, None] / self.masses)

@@ -1,4 +1,4 @@
-"""When a condition halts each run, and what that was worth."""
+"""When a condition halts each run, and the scores of these halts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BEFORE_HALT_FS = 50.0
 LOW_ERROR = 0.7  # of the boundary: a halt at a lower error was too cautious
 LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7)  # limits on P
 STEADY = ("300 K", "600 K")
-PAUSE_FS = 1000.0  # after a halt of a long run, which then goes on
+PAUSE_FS = 1000.0  # after a halt of a long run, which then continues
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,15 @@ def by_signal(condition: Condition, name: str, limit: float) -> Halts:
 
 
 def by_error(condition: Condition, limit: float) -> Halts:
-    """Return when a condition on the true error acts: what a perfect probe could do."""
+    """Return when a condition on the true error acts, as for a perfect probe."""
     return lambda one: condition.acts(np.nan_to_num(one.run.error, nan=0.0), limit)
 
 
 def event(persists_fs: float, confirm_fs: float, level: float) -> Halts:
     """Return when a changed bond that persists acts.
 
-    ``confirm_fs`` is for how long P must also be below ``level``; 0 asks nothing of P.
+    ``confirm_fs`` is for how long P must also be below ``level``; with 0, P has no
+    effect.
     """
 
     def acts(one: Watched) -> np.ndarray:
@@ -174,7 +175,7 @@ def score(runs: Sequence[Watched], halts: Halts) -> dict[str, Any]:
 
 
 def long_runs(runs: Sequence[Watched], halts: Halts) -> dict[str, Any]:
-    """Return how often long runs are halted, if each goes on after a pause of 1 ps.
+    """Return how often long runs are halted, if each continues after a pause of 1 ps.
 
     A halt is needless if the mean true error over the 50 fs before it is below the
     boundary.
@@ -252,7 +253,7 @@ def interval(count: int, total: int) -> list[float | None]:
 def flicker(runs: Sequence[Watched], lags_fs: Sequence[float]) -> list[dict[str, Any]]:
     """Return the autocorrelation of the logit of P and of the log error.
 
-    Only runs at one temperature count: a trend would correlate everything.
+    Only runs at one temperature count: a trend would add a correlation.
     """
     rows = []
     for lag in lags_fs:

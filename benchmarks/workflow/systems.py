@@ -3,8 +3,8 @@
 Molecules have GFN2-xTB as reference. The periodic box has ReaxFF (C/H/O; Chenoweth, van
 Duin & Goddard 2008, doi:10.1021/jp709896w), since periodic GFN2-xTB takes 0.7 s of
 processor time for 12 atoms, 400 times that of a molecule of 9. The frames come from
-independent trajectories with the reference, so that potential and probe never share
-one.
+independent trajectories with the reference, so that potential and probe have no
+trajectory in common.
 """
 
 from __future__ import annotations

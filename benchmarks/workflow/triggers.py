@@ -19,7 +19,7 @@ from scipy.signal import lfilter
 WINDOWS = (
     (50, 0.5), (25, 0.5), (25, 1.0), (50, 0.7), (100, 0.5), (100, 0.6), (150, 0.5),
 )  # fmt: skip
-MOST = 12.0  # largest logit: a single frame must not decide for long
+MOST = 12.0  # largest logit: limits the effect of a single frame
 
 Acts = Callable[[np.ndarray, float], np.ndarray]
 
@@ -56,9 +56,9 @@ def filtered(
 ) -> np.ndarray:
     """Act if the frame and the exponentially weighted mean logit are above the limit.
 
-    It is the steady state of a Kalman filter for an error that walks at random, seen
-    through white noise; ``memory_fs`` is the time in which a weight falls to 1/e. A
-    frame at the bound (NaN) acts at once.
+    It is the steady state of a Kalman filter for an error that is a random walk with
+    white noise; ``memory_fs`` is the time in which a weight falls to 1/e. A frame at
+    the bound (NaN) acts at once.
     """
     values = logit(risk)
     keep = math.exp(-spacing_fs / memory_fs)

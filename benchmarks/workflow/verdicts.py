@@ -33,7 +33,7 @@ PROBES = {"300 K": ("cold",), "300 and 600 K": ("cold", "hot")}
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Readings along one run, each (frames,), and larger is worse but for ``p``.
+    """Readings along one run, each (frames,); larger is worse, except for ``p``.
 
     ``p`` is P(reliable) of the structure; ``level`` is 0, 1 or 2; ``changed`` says
     whether bonds differ from those of the first frame; ``distance`` is the latent
@@ -77,7 +77,7 @@ def fit_probe(folder: Path, name: str) -> str:
 
 
 def predictions(run: Run) -> list[Prediction]:
-    """Return the predictions of all frames, as the potential's backbone gives them."""
+    """Return the predictions of the potential's backbone for all frames."""
     return [
         Prediction(
             numbers=run.numbers,

@@ -12,7 +12,7 @@ from zeolites.blocks import attack_starts
 
 STARTS = 12
 STEPS = 14
-# U rises from 0.05 to several eV/Å; distances stay above 0.7 of covalent radii
+# U rises from 0.05 to several eV/Å; distances stay above 0.7 sums of covalent radii
 SETTINGS = AttackSettings(
     alpha=2.0, beta=0.002, steps=STEPS, max_step=0.06, closest=0.7
 )

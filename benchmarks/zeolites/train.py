@@ -38,7 +38,8 @@ REFERENCE_SIZE = {"latent": 96, "hidden": 192, "steps": 3}
 BATCH = 8
 STEPS = 3000
 PEAK_LEARNING_RATE = 3e-3
-# of energies (eV/atom) relative to forces (eV/Å); more would hide the forces
+# of energies (eV/atom) relative to forces (eV/Å); with more, forces would have no
+# weight
 ENERGY_WEIGHT = 2.0
 ENERGY_SCALE = 0.02  # eV/atom, below which the loss is quadratic
 DIRECT_WEIGHT = 2.0  # the direct forces need a larger weight

@@ -132,7 +132,7 @@ def drift(ramp: Ramp, schedule: Schedule, temperature: float) -> None:
 
 
 def broken(ramp: Ramp, forces: np.ndarray) -> str:
-    """Return the reason why a ramp must stop; empty if it goes on."""
+    """Return the reason why a ramp must stop; empty if it continues."""
     distance = np.linalg.norm(ramp.atoms.positions - ramp.atoms.positions.mean(0),
                               axis=1).max()  # fmt: skip
     largest = np.linalg.norm(forces, axis=1).max()

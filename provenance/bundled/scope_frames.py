@@ -1,13 +1,13 @@
-"""Label kinds of frames that dynamics of one molecule does not have.
+"""Label kinds of frames that are absent in dynamics of one molecule.
 
 Kinds: ``small`` (2 to 7 atoms, rattled and scaled), ``mmff`` (thermal frames of a force
 field, 300 to 2500 K, all molecules), ``stretch`` (one bond at 0.6 to 2.5 times its
-length, hydrogens pulled off to 8 Å among them; of training molecules also of nearly
-relaxed ones at 1.2 to 1.6 times, where the potential begins to fail), ``dimer`` (two
-molecules, 1.2 to 8 Å apart), ``cluster`` (2 to 12 equal molecules), ``scaled`` (the
-whole molecule at 0.75 to 1.5 times its size) and ``large`` (drugs of 27 to 50 atoms, as
-``mmff`` and ``stretch``). Every split has molecules of its own; a dimer belongs to its
-first one.
+length, with hydrogens pulled off to 8 Å; for training molecules also nearly relaxed
+ones at 1.2 to 1.6 times, where the potential begins to fail), ``dimer`` (two molecules,
+1.2 to 8 Å apart), ``cluster`` (2 to 12 equal molecules), ``scaled`` (the whole molecule
+at 0.75 to 1.5 times its size) and ``large`` (drugs of 27 to 50 atoms, as ``mmff`` and
+``stretch``). No molecule is in two splits; a dimer belongs to the split of its first
+molecule.
 
 The reference is that of the backbone: GFN2-xTB of the whole system with the lowest
 number of unpaired electrons (none, or one for radicals) and an electronic temperature
@@ -259,7 +259,7 @@ def mmff_frames(
 
 def _mmff_force(field: Any, conformer: Any, positions: np.ndarray) -> np.ndarray:
     conformer.SetPositions(positions)
-    field.Initialize()  # else RDKit uses the distances of the step before
+    field.Initialize()  # otherwise RDKit uses the distances of the step before
     return -KCAL_MOL * np.array(field.CalcGrad()).reshape(-1, 3)
 
 

@@ -14,7 +14,7 @@ The second needs sevenn. ``--target`` fits one target only. ``--output`` is a
 folder: the probe of the forces is NAME.probe there, another one NAME.TARGET.probe.
 
 With ``--probe`` and ``--scope`` nothing is fitted: the limit on the mean distance is
-learned anew from the labels of the fit (`mean_limit`), and the probe is certified,
+learned again from the labels of the fit (`mean_limit`), and the probe is certified,
 scored and written.
 
 With ``--before`` another probe of the forces is scored on the same test structures. The
@@ -83,7 +83,7 @@ DESCRIPTION = (
     "are not judged."
 )
 MOST_ECE = 0.05  # a probe with a larger one is not shipped
-LEAST_TRUSTED = 0.05  # share of P >= 0.8, below which a probe is of no use
+LEAST_TRUSTED = 0.05  # smallest useful share of P >= 0.8
 DRAWS = 2000  # of `lead`
 
 
@@ -135,7 +135,7 @@ def atom_scores(probe: uqcalc.Probe, part: Dataset) -> dict[str, float]:
 
 
 def baselines(data: Dataset, of: str) -> dict[str, np.ndarray]:
-    """Return what a user would look at without a probe: larger is less reliable."""
+    """Return the risks that need no probe: larger is less reliable."""
     some = data.predictions
     found = {"largest force": np.array([_largest_force(p) for p in some])}
     if of == "stress":

@@ -1,4 +1,4 @@
-"""Test labels of the stress against the labels of the energy, where the data allow it.
+"""Compare labels of the stress with labels of the energy, where the data allow it.
 
     python label_check.py --data ../shared/data/mattersim
 
@@ -7,10 +7,9 @@ Two frames of one material with nearby cells and positions must satisfy, to thir
     E_2 - E_1 = V sum_ij s_ij e_ij - sum_i f_i · dr_i
 
 with the mean stress s, mean volume V and mean forces f of both frames, the strain e
-between their cells, and the moves dr at constant strain. Only labels enter, so the
-errors of a potential play no part. Pairs are used if no strain
-component above ``STRAIN`` and no move above ``MOVE``. Frames without such a partner
-cannot be tested.
+between their cells, and the moves dr at constant strain. Only labels are used, so the
+errors of a potential have no effect. Pairs are used if no strain component is above
+``STRAIN`` and no move above ``MOVE``. Frames without such a partner cannot be tested.
 """
 
 from __future__ import annotations

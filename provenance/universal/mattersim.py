@@ -246,9 +246,9 @@ def _placed(prediction: Prediction, frame: Atoms) -> Prediction:
 def check_stress(source: Source) -> None:
     """Compare the potential's stress with its own energies, and its sign with labels.
 
-    The first by central differences of the energy along a random strain e: the slope is
-    V sum_ij s_ij e_ij. Three compressed frames are compared. Their predicted pressure
-    must have the sign of the label.
+    The energies give central differences along a random strain e: the slope is V sum_ij
+    s_ij e_ij. Three compressed frames are compared. Their predicted pressure must have
+    the sign of the label.
     """
     rng = np.random.default_rng(0)
     strained = [f for f in source.frames if f.info["set"] == "mpf-TP" and len(f) < 12]

@@ -1,4 +1,4 @@
-"""Learn the limit on the mean distance of a shipped probe anew; P stays the same.
+"""Learn the limit on the mean distance of a shipped probe again; P stays the same.
 
 The scope of a probe is an entry of its card. The shipped probes were fitted when the
 limit on the mean distance was one number. This module gives them a limit that follows
@@ -28,9 +28,9 @@ def with_mean_limit(probe: uqcalc.Probe, data: Dataset) -> uqcalc.Probe:
     the one of the finished probe, so more labels seem well judged than in the fit,
     where P came from left-out groups, and limits learned from them alone would be
     wider. So the new limit keeps the share of these labels, by groups, that lies
-    within the old limit: it says which structures are outside, not how many. The limit
-    on the largest distance and those on sizes stay. A guarantee is dropped, because
-    other structures are accepted.
+    within the old limit: it changes which structures are outside, not how many. The
+    limit on the largest distance and those on sizes stay. A guarantee is dropped,
+    because other structures are accepted.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""One reading of a probe for a whole batch is that of each structure."""
+"""One reading of a probe for a whole batch equals the readings of single structures."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_batch_is_judged_as_its_structures(frames, importance, atoms):
     sound = [a for a in frames if not known.unseen_elements(a.numbers)]
     assert len(sound) == len(frames) - 1  # silicon has no labels
     predictions = calc.backbone.predict_many(sound, wanted)
-    # as if the potential knew the element
+    # the potential accepts the element
     strange = predictions[0].own()
     strange.numbers[0] = 14
     predictions = [*predictions, strange]
@@ -67,7 +67,7 @@ def test_a_probe_is_read_once_for_a_batch(frames, monkeypatch):
     sound = [atoms for atoms in frames if 14 not in atoms.numbers]
     found = list(annotate(sound, calc, batch_atoms=1000))
     assert sizes[0] == len(sound)
-    # others only explain verdicts that are not RELIABLE
+    # other calls compute the importance of verdicts that are not RELIABLE
     bad = sum(atoms.info["reliability_level"] > 0 for atoms in found)
     assert sizes[1:] == [1] * (len(sizes) - 1)
     assert len(sizes) - 1 <= bad

@@ -87,16 +87,14 @@ def test_selected_frames_are_those_of_the_whole_file(source, tmp_path):
     assert numbers(target) == expected
     assert summary.passed == 9 - len(expected)
     assert f"{summary.passed} frames judged in this run do" in str(summary)
-    # a torn file is continued behind its last whole frame
+    # an incomplete file is continued after its last complete frame
     content = target.read_bytes()
     target.write_bytes(content[: len(content) // 2])
     annotate_file(source, target, judged(), select=condition, batch_atoms=8)
     assert numbers(target) == expected
 
 
-def test_a_choice_of_no_frame_is_not_told_as_a_finished_or_unreadable_file(
-    source, tmp_path
-):
+def test_empty_choice_of_frames_has_its_own_message(source, tmp_path):
     target = tmp_path / "out.xyz"
     summary = annotate_file(
         source, target, judged(), index=":3", select="flags_atoms<0"
@@ -229,7 +227,7 @@ def test_frames_that_are_left_out_count_for_a_moving_cell_after_a_restart(tmp_pa
     assert any("the cell moves" in reason for reason in verdicts[0][-1].reasons)
 
 
-def test_a_table_of_something_else_is_refused_untouched(source, tmp_path):
+def test_other_source_of_a_table_is_refused_and_does_not_change(source, tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("mine")
     with pytest.raises(RecordError, match="annotated frames"):

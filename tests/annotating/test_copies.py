@@ -36,7 +36,7 @@ def results():
 
 
 def summary(assessment):
-    """Return all that must survive a file but the published numbers."""
+    """Return all that a file must preserve, except the published numbers."""
     readings = [
         (r.signal, "nan" if math.isnan(r.risk) else r.risk, r.unit, r.note)
         for r in assessment.readings
@@ -46,8 +46,8 @@ def summary(assessment):
 
 @pytest.mark.parametrize("risk", [0.9, math.nan])
 @pytest.mark.parametrize("ending", ["xyz", "traj", "db"])
-def test_a_concern_counts_again_when_it_is_read_back(tmp_path, ending, risk):
-    """A frame of a strained crystal was SUSPECT live and RELIABLE when judged again."""
+def test_concern_counts_in_a_reading_from_a_file(tmp_path, ending, risk):
+    """A frame of a strained crystal was SUSPECT in the run and RELIABLE from a file."""
     policy = Policy([Threshold("probe", 0.2, 0.5)])
     strained = Reading("probe_stress", risk, concern=(0.5, "the pressure is 9 GPa"))
     readings = (Reading("probe", 0.1), strained)
@@ -62,8 +62,8 @@ def test_a_concern_counts_again_when_it_is_read_back(tmp_path, ending, risk):
     assert why_ask(back) == why_ask(live)
 
 
-def test_the_same_policy_judges_a_reading_read_back_as_it_judged_it_live():
-    """Novelty 3 of a limit of 1 was SUSPECT live and RELIABLE when read back."""
+def test_reading_from_a_file_gives_the_same_verdict():
+    """Novelty 3 with a limit of 1 was SUSPECT in the run and RELIABLE from a file."""
     policy = Policy([Threshold("probe", 0.2, 0.5)])
     one = Atoms("H")
     for entries in (
@@ -115,7 +115,7 @@ def test_a_live_assessment_survives_files(tmp_path, live, suffix):
         np.testing.assert_allclose(forces, live.get_forces(), atol=1e-8)
         np.testing.assert_allclose(theirs.per_atom, ours.per_atom, atol=1e-8)
         assert back.worst_atoms() == assessment.worst_atoms()
-    else:  # .traj drops arrays of unknown name: absent, never made up
+    else:  # .traj drops arrays of unknown name: they are absent
         assert theirs.per_atom is None
         assert back.worst_atoms() == []
 
@@ -170,7 +170,7 @@ def test_values_keep_their_kind_in_extended_xyz(tmp_path):
 
 @pytest.mark.parametrize("number", [np.float32(-2.5), -2.5, np.nan])
 def test_energies_of_any_kind_of_number_survive(tmp_path, number):
-    """CHGNet gives float32, wrecked structures NaN; both are recognised as ours."""
+    """CHGNet gives float32, damaged structures NaN; both belong to the annotation."""
     assessment = Assessment((), Verdict(Level.SUSPECT))
     frame = annotated_copy(copper(), assessment, results() | {"energy": number})
     back = through(frame, tmp_path, "extxyz")
@@ -179,8 +179,8 @@ def test_energies_of_any_kind_of_number_survive(tmp_path, number):
     assert not [key for key in again.info if "original" in key]
 
 
-def test_frames_of_versions_before_02_are_read_and_their_predictions_are_no_labels():
-    """They hold the results of the potential in a calculator, as ASE's labels are."""
+def test_frames_of_versions_before_02_are_read_without_their_predictions_as_labels():
+    """Their calculator has results of the potential, in the place of ASE's labels."""
     assessment = Assessment((Reading("s", 0.7),), Verdict(Level.SUSPECT, ("why",)))
     old = annotated_copy(copper(), assessment, {})
     record = json.loads(unquote(old.info[INFO_KEY])) | {"energy": -1.5}

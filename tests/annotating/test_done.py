@@ -1,4 +1,4 @@
-"""A repeat of `uqcalc annotate` that has nothing to do ends before torch is needed."""
+"""A repeated `uqcalc annotate` without new work ends before torch is imported."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def repeat(arguments):
     )
 
 
-def test_a_repeat_tells_the_same_without_torch_and_a_changed_file_is_seen(tmp_path):
+def test_repeat_prints_the_same_without_torch_and_detects_changed_files(tmp_path):
     bad = molecule("NH3")
     bad.positions[0] = np.nan
     write(tmp_path / "md.xyz", [molecule("H2O"), molecule("CH4"), bad])
@@ -49,7 +49,7 @@ def test_a_repeat_tells_the_same_without_torch_and_a_changed_file_is_seen(tmp_pa
     for line in first.stdout.splitlines()[-3:]:
         assert line in again.stdout
     assert target.read_bytes() == before
-    os.utime(table)  # perhaps edited: in doubt everything is done again
+    os.utime(table)  # perhaps edited: in doubt the work is repeated
     assert "torch" in repeat(arguments).stderr
     assert target.read_bytes() == before
     assert len(read(target, ":")) == 3
@@ -67,7 +67,7 @@ def finished(tmp_path):
 MESSAGE = Message(("frame", "why"), (("3", "far"),), "Frames: 4.", 1)
 
 
-def test_a_record_answers_only_for_what_it_was_written_for(finished, monkeypatch):
+def test_record_counts_only_for_its_own_job(finished, monkeypatch):
     source, output = finished
     options = {"index": ":", "probe": ["a.probe"]}
     other = output.with_name("a.probe")
@@ -97,7 +97,7 @@ def test_a_record_answers_only_for_what_it_was_written_for(finished, monkeypatch
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"message": 1}', "[1]", "\xff"])
-def test_a_damaged_record_is_none(finished, text):
+def test_damaged_record_is_not_used(finished, text):
     source, output = finished
     name = job_hash(source, {}, [])
     write_record(name, [output], MESSAGE)
@@ -105,7 +105,7 @@ def test_a_damaged_record_is_none(finished, text):
     assert earlier_message(name, [output]) is None
 
 
-def test_sources_of_several_files_are_in_doubt(tmp_path):
+def test_sources_of_several_files_have_no_record(tmp_path):
     (tmp_path / "OUTCAR").write_text("energies")
     assert job_hash(tmp_path / "OUTCAR", {}, []) is None
     assert job_hash(tmp_path / "absent.xyz", {}, []) is None
@@ -126,8 +126,8 @@ def test_of_a_large_file_first_and_last_pieces_are_read(tmp_path, monkeypatch):
     assert len(names) == 3
 
 
-def test_weights_that_no_package_holds_are_in_doubt(tmp_path):
-    """The cache of a downloaded potential may change without a trace."""
+def test_downloaded_weights_have_no_record(tmp_path):
+    """The cache of a downloaded potential may change without notice."""
     from uqcalc.cli.annotate import _job_hash
 
     source = tmp_path / "md.xyz"

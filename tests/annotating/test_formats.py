@@ -121,7 +121,7 @@ def test_frames_before_ctrl_c_are_in_the_file(source, tmp_path, ending):
 
 
 @ENDINGS
-def test_a_file_of_something_else_is_refused_untouched(source, tmp_path, ending):
+def test_other_file_is_refused_and_does_not_change(source, tmp_path, ending):
     for content in (given()[:2], None):
         target = tmp_path / f"out{content is None}.{ending}"
         if content is None:
@@ -161,7 +161,7 @@ def test_tables_are_those_of_extended_xyz(source, tmp_path, ending):
 
 
 @ENDINGS
-def test_arrays_of_any_shape_come_back_and_what_is_lost_is_named(tmp_path, ending):
+def test_arrays_of_any_shape_are_preserved_and_lost_entries_named(tmp_path, ending):
     frame = copper(0)
     frame.info["thing"] = object()
     frame.arrays["tensor"] = np.arange(36.0).reshape(4, 3, 3)

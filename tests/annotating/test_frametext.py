@@ -1,4 +1,4 @@
-"""What ASE's writer takes and its reader does not give back never reaches a file."""
+"""Entries that ASE writes but does not read back unchanged are not in the file."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_entries_of_info_that_cannot_be_held_are_named(key, value):
         ("before0", np.ones((9, 2), complex)), ("forces", np.ones((9, 3))),
     ],
 )  # fmt: skip
-def test_columns_that_cannot_be_held_are_named_and_cost_no_other(name, array):
+def test_unsupported_columns_are_named_and_others_are_kept(name, array):
     atoms = ethanol()
     atoms.arrays[name] = array
     atoms.arrays["after"] = np.arange(9.0)
@@ -121,8 +121,8 @@ def test_other_columns_are_kept(array):
     np.testing.assert_array_equal(back.arrays["it"], np.squeeze(array))
 
 
-def test_geometry_survives_whatever_it_is(tmp_path):
-    """Numbers without a symbol, NaN positions, no atoms: each frame by itself."""
+def test_any_geometry_survives(tmp_path):
+    """Numbers without a symbol, NaN positions, no atoms, one frame for each."""
     path = tmp_path / "all.xyz"
     strange = Atoms([1, 200], positions=[[0, 0, np.nan], [np.inf, 0, 0]], pbc=True)
     assert append_frame(path, strange) == ("atomic numbers that have no symbol",)

@@ -80,7 +80,7 @@ def test_a_verdict_on_forces_is_never_reliable_without_them(backbone):
     assert read_assessment(frame).level is Level.UNRELIABLE
 
 
-def test_what_reads_forces_is_refused_by_name(backbone):
+def test_signals_that_read_forces_are_refused_by_name(backbone):
     for signals, probe in (([MaxForce()], None), ([], tiny_probe(backbone))):
         policy = None if probe else Policy([Threshold("max_force", 1.0, 2.0)])
         calculator = ReliableCalculator(backbone, probe, signals, policy)

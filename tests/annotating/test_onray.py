@@ -1,4 +1,4 @@
-"""Workers of a local Ray cluster give what a serial run gives."""
+"""Workers of a local Ray cluster give the results of a serial run."""
 
 from __future__ import annotations
 

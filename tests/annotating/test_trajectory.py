@@ -58,7 +58,7 @@ def numbers_of(frame):
 
 
 def same(frame, other, *, but=()):
-    """Check that two annotated frames say the same, to the precision of a probe."""
+    """Check that two annotated frames are equal, to the precision of a probe."""
     np.testing.assert_array_equal(frame.numbers, other.numbers)
     assert frame.info.keys() - set(but) == other.info.keys() - set(but)
     values, expected = numbers_of(frame), numbers_of(other)
@@ -82,7 +82,7 @@ def test_batches_have_the_number_of_atoms_that_the_backbone_prefers(mace):
     backbone = mace.backbone
     before = backbone.passes
     assert len(list(annotate(frames, mace))) == 40
-    each = backbone.batch_atoms // 9  # whole frames of nine atoms in a batch
+    each = backbone.batch_atoms // 9  # complete frames of nine atoms in a batch
     assert backbone.passes - before == -(-40 // each) > 1
 
 
@@ -117,7 +117,7 @@ def test_fitting_frames_are_evaluated_in_one_pass(mace):
 
 
 def broken():
-    """Return frames that no potential can judge, with a word of the reason each."""
+    """Return frames that no potential can judge, with a word of each reason."""
     nan, cell = rattled(), salt()
     nan.positions[2, 1] = np.nan
     cell.cell[0, 0] = np.inf
@@ -131,7 +131,7 @@ def broken():
     }
 
 
-def test_a_bad_frame_is_marked_and_takes_no_other_down(tmp_path, mace):
+def test_bad_frame_is_marked_and_others_are_judged(tmp_path, mace):
     bad = broken()
     good = mixed()[: len(bad)]
     frames = [frame for pair in zip(good, bad.values(), strict=True) for frame in pair]
@@ -153,7 +153,7 @@ def test_a_bad_frame_is_marked_and_takes_no_other_down(tmp_path, mace):
 
 
 class Refusing(EMT):
-    """EMT that raises what it finds in ``info``."""
+    """EMT that raises the error in ``info``."""
 
     def calculate(self, atoms=None, *args):
         if "raise" in atoms.info:
@@ -168,7 +168,7 @@ def judged(calculator=None, *, signal=None, policy=POLICY):
     return ReliableCalculator(backbone, signals=[signal], policy=policy)
 
 
-def test_a_calculator_that_writes_into_its_last_answer_is_read_in_time():
+def test_results_are_copied_before_they_are_overwritten():
     frames = [copper(seed) for seed in range(3)]
     for frame in annotate(frames, judged()):
         alone = frame.copy()
@@ -197,14 +197,14 @@ def test_what_a_model_raises_on_a_frame_is_its_reason(error):
         AttributeError("a bug"),
     ],
 )
-def test_what_is_not_the_fault_of_a_frame_passes_through(error):
+def test_errors_not_caused_by_a_frame_pass_through(error):
     frame = copper()
     frame.info["raise"] = error
     with pytest.raises(type(error)):
         list(annotate([frame], judged(Refusing())))
 
 
-def test_no_more_than_a_batch_is_held_and_live_atoms_may_be_yielded():
+def test_only_one_batch_is_in_memory_and_atoms_may_be_reused():
     seen = []
 
     def run():
@@ -270,7 +270,7 @@ def test_labels_survive_and_an_earlier_annotation_does_not(tmp_path):
     [third] = annotate([relabelled], judged())
     assert third.info["original_energy_3"] == -3.5  # a new label
     live = copper()
-    live.calc = judged()  # a calculator at work holds the results of any geometry
+    live.calc = judged()  # an attached calculator may hold results of another geometry
     live.get_potential_energy()
     assert not any("original" in key for key in next(annotate([live], live.calc)).info)
 
@@ -293,7 +293,7 @@ def source(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["xyz", "traj"])
-def test_a_file_is_annotated_counted_and_left_alone_when_done(tmp_path, suffix):
+def test_file_is_annotated_counted_and_unchanged_when_complete(tmp_path, suffix):
     source, target = tmp_path / f"md.{suffix}", tmp_path / "out.extxyz"
     write(source, many())
     summary = annotate_file(source, target, judged(), worst=3, batch_atoms=8)
@@ -321,7 +321,7 @@ def test_a_file_is_annotated_counted_and_left_alone_when_done(tmp_path, suffix):
     assert "it is unchanged" in str(again)
 
 
-def test_a_file_torn_anywhere_is_continued_to_what_it_would_have_been(source, tmp_path):
+def test_incomplete_file_is_continued_to_the_complete_one(source, tmp_path):
     target = tmp_path / "out.xyz"
     annotate_file(source, target, judged())
     whole, expected = target.read_bytes(), read(target, ":")
@@ -380,7 +380,7 @@ def other_source(path):
     return path
 
 
-def test_a_target_of_something_else_is_refused_untouched(source, tmp_path):
+def test_other_target_is_refused_and_does_not_change(source, tmp_path):
     target = tmp_path / "out.xyz"
     annotate_file(source, target, judged())
     before = target.read_bytes()
@@ -426,7 +426,7 @@ def test_verdicts_of_another_periodicity_or_charge_are_not_kept(
         annotate_file(source, target, judged())
 
 
-def test_paths_that_cannot_be_meant_are_refused(source, tmp_path):
+def test_invalid_paths_are_refused(source, tmp_path):
     link = tmp_path / "link.xyz"
     link.symlink_to(source)
     before = source.read_bytes()
@@ -440,7 +440,7 @@ def test_paths_that_cannot_be_meant_are_refused(source, tmp_path):
     assert source.read_bytes() == before
 
 
-def test_what_the_format_cannot_hold_is_left_out_and_named(tmp_path):
+def test_entries_that_the_format_cannot_hold_are_named(tmp_path):
     source, target = tmp_path / "md.traj", tmp_path / "out.xyz"
     frames = many()[:3]
     frames[1].info["note"] = "two\nlines"
@@ -506,7 +506,7 @@ app()
 """
 
 
-def test_a_killed_command_is_continued_to_what_it_would_have_been(tmp_path):
+def test_killed_command_is_continued_to_the_complete_file(tmp_path):
     source, target = tmp_path / "md.xyz", tmp_path / "out.xyz"
     write(source, molecules(40))
     arguments = [str(source), "-o", str(target)]
@@ -546,18 +546,18 @@ def test_a_cell_that_moves_from_frame_to_frame_is_a_doubt(mace, tmp_path):
     assert doubted(annotate(moving, mace)) == [False, False, True, True, True]
     assert not any(doubted(annotate(moving, mace, use="fixed_cell")))
     assert all(doubted(annotate(moving, mace, use="moving_cell")))
-    # others, and the cell of the first again: no trajectory
+    # other atoms, then the first cell again: no trajectory
     assert not any(doubted(annotate([moving[0], *mixed(), moving[-1]], mace)))
     source, target = tmp_path / "npt.xyz", tmp_path / "out.xyz"
     write(source, moving[:3])
     annotate_file(source, target, mace)
     write(source, moving)
-    annotate_file(source, target, mace)  # goes on, and knows what came before
+    annotate_file(source, target, mace)  # continues, with the frames before
     assert doubted(read(target, ":")) == [False, False, True, True, True]
 
 
 def test_structures_of_a_data_set_do_not_move_and_those_of_a_run_do(mace):
-    """The same atoms in other cells: strained and rattled at random, or run."""
+    """The same atoms in other cells: random strains, or frames of a run."""
 
     def doubted(frames):
         return [
@@ -603,7 +603,7 @@ def test_exit_status_says_whether_every_frame_could_be_judged(tmp_path):
         assert isinstance(result.exception, SystemExit)  # a message, no traceback
 
 
-def test_what_was_read_of_a_truncated_source_is_shown(tmp_path):
+def test_frames_of_a_truncated_source_are_shown(tmp_path):
     source = tmp_path / "md.xyz"
     write(source, molecules(3)[::2])
     source.write_bytes(source.read_bytes()[:-40])

@@ -1,4 +1,4 @@
-"""Attacks: true gradients, bounds that hold, paths that are never lost."""
+"""Attacks: gradients, bounds, and paths that are kept after errors."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def strained_by(atoms, strain):
     ],
     ids=["molecule", "crystal", "conservative"],
 )
-def test_gradients_of_what_the_calculator_reads_are_true(atoms, model):
+def test_gradients_of_the_calculators_u_are_right(atoms, model):
     calc = attackable(torch.float64, model and model())
     rng = np.random.default_rng(0)
     along = rng.normal(size=atoms.positions.shape)
@@ -124,8 +124,8 @@ def test_gradients_of_what_the_calculator_reads_are_true(atoms, model):
 
 
 @pytest.mark.usefixtures("_double")
-def test_gradients_of_straight_molecules_are_true_along_them():
-    """Off the line U jumps: the torque about it counts there, and not on it."""
+def test_gradients_of_linear_molecules_are_right_along_the_axis():
+    """U is discontinuous off the line: only there the torque about it counts."""
     atoms, calc = molecule("CO2"), attackable(torch.float64)
     settings = AttackSettings(alpha=1, beta=0)
     along = np.outer([0.5, -0.7, 0.3], [0, 0, 1])
@@ -198,7 +198,7 @@ def test_the_energy_term_alone_lowers_the_energy():
     assert path.energy_rise[-1] < 0 == path.energy_rise[0]
 
 
-def test_frames_say_what_the_calculator_says_of_them():
+def test_frames_have_the_results_of_the_calculator():
     calc = attackable()
     given = rattled()
     [path] = attack(given, calc, AttackSettings(steps=3))
@@ -215,7 +215,7 @@ def test_frames_say_what_the_calculator_says_of_them():
     np.testing.assert_array_equal(path.frames[0].positions, given.positions)
 
 
-def test_a_probe_beside_it_is_read_too():
+def test_probe_is_read_too():
     base = orb_calculator(orb_model(dtype=torch.float32))
     probe = tiny_probe(uqcalc.tap(base))
     calc = ReliableCalculator(base, probe, [ForceDelta()])
@@ -237,7 +237,7 @@ def test_no_atom_moves_further_than_max_step():
     [path] = attack(rattled(), attackable(), settings)
     for one, two in zip(path.frames, path.frames[1:], strict=False):
         longest = np.linalg.norm(two.positions - one.positions, axis=1).max()
-        close(longest, 0.02)  # alpha asks for more
+        close(longest, 0.02)  # alpha alone would give more
 
 
 @pytest.mark.parametrize("atoms", [rattled(), salt()], ids=["molecule", "crystal"])
@@ -327,7 +327,7 @@ def test_a_free_cell_is_strained_within_its_limit():
 
 
 @pytest.mark.usefixtures("_double")
-def test_freeing_the_cell_gains_u():
+def test_free_cell_reaches_a_larger_u():
     settings = {"steps": 1, "alpha": 0.1, "beta": 0.0}
     atoms, calc = salt(), attackable(torch.float64)
     gains = [
@@ -374,7 +374,7 @@ class Failing(Calculator):
 @pytest.mark.parametrize(
     "error", [CalculationFailed("no SCF"), FileNotFoundError("no dft")]
 )
-def test_a_reference_that_fails_ends_the_path_and_loses_nothing(error):
+def test_failing_reference_ends_the_path_and_frames_are_kept(error):
     [path] = attack(
         rattled(), attackable(), AttackSettings(steps=5), reference=Failing(2, error)
     )
@@ -387,7 +387,7 @@ def test_a_reference_that_fails_ends_the_path_and_loses_nothing(error):
 # ----------------------------------------------------------------- ends
 
 
-def test_one_atom_ends_calmly():
+def test_single_atom_ends_the_path_without_an_error():
     for settings, reason in (
         (AttackSettings(**UP), "U no longer changes"),
         (AttackSettings(), "no step is left"),
@@ -398,13 +398,13 @@ def test_one_atom_ends_calmly():
         assert path.force_delta.tolist() == [0.0]
 
 
-def test_a_perfect_crystal_has_numbers():
+def test_perfect_crystal_gives_finite_numbers():
     atoms = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
     [path] = attack(atoms, attackable(), AttackSettings(**UP))
     assert np.isfinite(path.force_delta).all()
 
 
-def test_energy_beyond_the_ceiling_ends_the_path_before_it():
+def test_energy_above_the_limit_ends_the_path_before():
     settings = {"alpha": 100.0, "beta": 0.0, "steps": 30, "closest": 0.2}
     [free] = attack(rattled(), attackable(), AttackSettings(**settings))
     ceiling = float(free.energy_rise.max()) / 2
@@ -417,7 +417,7 @@ def test_energy_beyond_the_ceiling_ends_the_path_before_it():
     assert 0 < path.steps < free.steps
 
 
-def test_what_fails_in_the_middle_keeps_what_came_before(monkeypatch):
+def test_frames_before_a_failure_are_kept(monkeypatch):
     calc = attackable()
     plain, calls = calc.backbone.differentiable, []
 
@@ -435,7 +435,7 @@ def test_what_fails_in_the_middle_keeps_what_came_before(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["energy", "exception"])
-def test_a_model_that_gives_out_ends_the_path(monkeypatch, kind):
+def test_failing_model_ends_the_path(monkeypatch, kind):
     calc = attackable()
     base = calc.backbone.calculator
     plain, calls = base.calculate, []
@@ -460,7 +460,7 @@ def test_a_model_that_gives_out_ends_the_path(monkeypatch, kind):
     )
 
 
-def test_gradients_that_are_no_numbers_end_the_path(monkeypatch):
+def test_nan_gradients_end_the_path(monkeypatch):
     def uncertainty(self, graph, atoms):
         return graph.energy * torch.nan
 
@@ -579,7 +579,7 @@ def test_a_structure_that_cannot_be_evaluated_is_refused(monkeypatch):
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
-    """`uqcalc attack` on a small Orb, whatever the model is called."""
+    """`uqcalc attack` on a small Orb, for any name of the model."""
 
     def open_model(name, **options):
         return orb_calculator(orb_model(dtype=torch.float32))

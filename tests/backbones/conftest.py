@@ -1,6 +1,6 @@
 """metatomic's TorchScript does not load once torch_geometric has been imported.
 
-MatGL and SevenNet import that: metatomic goes first, whatever the order of the tests.
+MatGL and SevenNet import it, so metatomic is imported first, for any order of tests.
 """
 
 import contextlib

@@ -18,7 +18,7 @@ TASKS = ("omat", "omol")
 CLASSES = "fairchem.core.models.uma.escn_md"
 EXPERTS = "fairchem.core.models.uma.escn_moe"
 UNITS = "fairchem.core.units.mlip_unit.mlip_unit"
-# what the released models have, but smaller
+# as in the released models, but smaller
 BACKBONE = {
     "max_num_elements": 100,
     "sphere_channels": 8,
@@ -103,7 +103,7 @@ def task(name, prop, datasets):
 
 
 def tasks(kind):
-    if kind == "esen":  # stress is a task of it, made by a head of its own
+    if kind == "esen":  # stress is a separate task with a separate head
         return [task(p, p, ["omol"]) for p in ("energy", "forces", "stress")]
     return [task(f"{t}_{p}", p, [t]) for t in TASKS for p in ("energy", "forces")]
 
@@ -113,7 +113,7 @@ def same_rolls():
     """Seed torch before each pass.
 
     Each pass turns every edge about its axis by a random angle. Two passes of the same
-    model then part by round-off.
+    model then differ by round-off.
     """
 
     def seed(module, _args):
@@ -151,7 +151,7 @@ def checkpoint(kind="uma", seed=0, lone=True, layers=None):
 
 
 def fairchem(kind="uma", task_name=None, *, seed=0, lone=True, layers=None, **settings):
-    """Return a calculator; eager and unmerged, where ``settings`` do not say else.
+    """Return a calculator; eager and unmerged unless ``settings`` differ.
 
     ``layers`` are the feed-forward layers: on a "grid" of angles, as in UMA, or in
     "spectral" form, as in eSEN.
@@ -163,7 +163,7 @@ def fairchem(kind="uma", task_name=None, *, seed=0, lone=True, layers=None, **se
     states = random.getstate(), np.random.get_state()  # noqa: NPY002  # it seeds them
     logger = logging.getLogger()
     level = logger.level
-    logger.setLevel(logging.ERROR)  # a direct model is told of at each load
+    logger.setLevel(logging.ERROR)  # a warning at each load of a direct model
     try:
         with torch.random.fork_rng():
             unit = load_predict_unit(

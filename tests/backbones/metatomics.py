@@ -23,7 +23,7 @@ CUTOFF = 4.0
 class Toy(torch.nn.Module):
     """Gaussians of distances, summed over neighbours, into heads of all kinds.
 
-    Features leave it last atom first: what orders outputs are their labels.
+    Features are in reversed order of the atoms: only their labels give the order.
     """
 
     def __init__(self, seed: int = 0):
@@ -68,7 +68,7 @@ class Toy(torch.nn.Module):
         return answers
 
     def place(self, name: str) -> int:
-        """Return the place in `heads` of what an output asks for."""
+        """Return the index in `heads` of an output."""
         place = 0
         if name.endswith("uncertainty"):
             place = 2
@@ -143,7 +143,7 @@ def model(outputs=EVERYTHING, *, seed=0, kind=Toy):
 
 
 def metatomic(outputs=EVERYTHING, *, seed=0, **options):
-    # without a skin: lists that remember the last geometry sum in another order
+    # without a skin: otherwise the order of sums depends on the last geometry
     return MetatomicCalculator(model(outputs, seed=seed), neighbor_skin=0.0, **options)
 
 

@@ -1,7 +1,7 @@
-"""The table of backbones: a row says how a tiny calculator is built and what it gives.
+"""The table of backbones: a row has a small calculator and its expected results.
 
 What every backbone must do is asserted once, in test_contract.py, for all rows. A new
-backbone is tested by one row here; what it alone does goes into a file of its own.
+backbone is tested by one row here; its special behaviour is tested in a separate file.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ Frames = dict[str, Atoms]
 
 @dataclass(frozen=True)
 class Case:
-    """One more calculator of a backbone, held to `check_backbone` only.
+    """A further calculator of a backbone, tested with `check_backbone` only.
 
-    ``options`` are those of `check_backbone`. ``apart`` checks each frame alone, where
-    a bare calculator keeps results of one frame for the next. ``used`` calls the
-    calculator before it is checked, where a fresh one can be copied and a used one
-    cannot, with and without a tap.
+    ``options`` are those of `check_backbone`. ``apart`` checks each frame alone, if a
+    bare calculator keeps results of one frame for the next. ``used`` calls the
+    calculator before the check, if a new one can be copied and a used one cannot, with
+    and without a tap.
     """
 
     make: Callable[[], Any]
@@ -72,7 +72,7 @@ class Row:
     make : callable
         Returns a fresh calculator of the same weights at every call.
     another : callable or None
-        Returns one of other weights; None where the package has one model only.
+        Returns one of other weights; None if the package has one model only.
     model : callable
         Takes the calculator and returns the torch module that a pass calls.
     network : str
@@ -88,7 +88,7 @@ class Row:
     frames : dict of Atoms
         Structures for every test of the row.
     case : Case or None
-        How the contract is checked, where it is not `Case(make, frames)`.
+        How the contract is checked, if it is not `Case(make, frames)`.
     cases : dict of Case
         More calculators of the backbone, for the contract.
     dtype : torch.dtype
@@ -176,7 +176,7 @@ def crystals():
 
 
 def boxed():
-    """Without a volume metatomic's stress is infinite, and compares with nothing."""
+    """Without a volume metatomic's stress is infinite and cannot be compared."""
     frames = contract_frames()
     for name in ("molecule", "atom"):
         frames[name].center(vacuum=4.0)
@@ -188,7 +188,7 @@ MOLECULES = ("molecule", "atom")
 PERIODIC = ("molecule", "crystal", "film")  # fairchem reads lone atoms from a table
 ANI_FRAMES = select(*MOLECULES, crystal=crystal())
 SALT = select("crystal")
-# UMA's activations at points of a sphere are invariant to rotations only nearly
+# UMA's activations at points of a sphere are only nearly invariant to rotations
 GRID = {"rtol": 1e-3}
 HCNO_NA_CL = frozenset(SPECIES)
 STRESS = frozenset({"stress"})
@@ -218,7 +218,7 @@ MACE = Row(
         "float32": Case(lambda: mace_on_shared_models(dtype="float32"), select()),
         "scalars": Case(lambda: mace_calculator(hidden="4x0e"), select(*MOLECULES)),
         "sum": Case(in_a_sum(mace_on_shared_models), select()),
-        # its last bits change while it optimises itself, with a tap and without
+        # its last bits change during its optimisation, with a tap and without
         "torchscript": Case(
             lambda: around([scripted_model()]), select(), {"exact": False}
         ),
@@ -269,7 +269,7 @@ BACKBONES = {
             for kind in ("v2", "v3-conservative")
         }
         | {
-            # which forces are the results is the model's to say since 0.7
+            # since 0.7 the model decides which forces are the results
             f"both-{name}": Case(
                 lambda options=options: orb_calculator(both_heads(), **options),
                 select(*TRIO),
@@ -352,7 +352,7 @@ BACKBONES = {
         | {
             "GPa": Case(lambda: matgl(unit="GPa"), SALT),
             "GPa-voigt": Case(lambda: matgl(unit="GPa", use_voigt=True), SALT),
-            # kernels of its own are there only where nvalchemi-toolkit-ops is
+            # its kernels need nvalchemi-toolkit-ops
             "no-warp": Case(lambda: matgl(size={"use_warp": False}), select(*TRIO)),
             "sum": Case(in_a_sum(matgl, pairs), SALT),
         },
@@ -395,7 +395,8 @@ BACKBONES = {
             "methods": Case(
                 lambda: sevennet("7net-mf-0", modal="PBE"), {"Si": silicon()}
             ),
-            # another part in it: no native batch, and the model's own numbers apart
+            # a sum with another part: no native batch, and separate numbers of the
+            # model
             "sum": Case(in_a_sum(sevennet, pairs), SALT),
         },
     ),
@@ -488,7 +489,7 @@ BACKBONES = {
 
 
 def cases() -> dict[str, tuple[Row, Case]]:
-    """Return every calculator that the contract holds for, by ``backbone-case``."""
+    """Return every calculator for the test of the contract, by ``backbone-case``."""
     found = {}
     for name, row in BACKBONES.items():
         found[name] = (row, row.case or Case(row.tap, row.frames))
@@ -503,7 +504,7 @@ def rows(keep=None):
 
 @contextmanager
 def opened(row: Row):
-    """Import the package, or skip; then be in the context of the backbone."""
+    """Import the package, or skip; then enter the context of the backbone."""
     pytest.importorskip(row.package)
     with row.around():
         yield row

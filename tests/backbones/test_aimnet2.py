@@ -1,4 +1,4 @@
-"""What is AIMNet2's own: charges, charge and spin, published probes, refusals."""
+"""Special properties of AIMNet2: charge, spin, published probes, refusals."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def judged():
 
 
 def test_features_are_what_aimnet_calls_aim(backbone):
-    """Held against the package's own way to ask for more output."""
+    """Compared with the package's own option for more output."""
     base = aimnet2().base_calc
     base.keys_out = [*base.keys_out, "aim"]
     base.atom_feature_keys = [*base.atom_feature_keys, "aim"]
@@ -71,8 +71,8 @@ class TestCharge:
         atoms.get_forces()
         assert judged.backbone.passes == 2
 
-    def test_of_one_structure_does_not_stick_to_the_next(self):
-        """It does in the bare calculator, whose answers then depend on the order."""
+    def test_of_one_structure_is_not_kept_for_the_next(self):
+        """In the bare calculator it is kept, and results depend on the order."""
         bare, ours = aimnet2(), AIMNet2Backbone(aimnet2())
         atoms = rattled()
         bare.calculate(atoms, WANTED)
@@ -83,7 +83,7 @@ class TestCharge:
         ours(ion(), WANTED)
         assert ours(atoms, WANTED).energy == neutral
 
-    def test_of_the_calculator_counts_where_info_is_silent(self, backbone):
+    def test_of_the_calculator_counts_without_an_entry_in_info(self, backbone):
         charged = AIMNet2Backbone(aimnet2(charge=1))
         assert charged(rattled(), WANTED).energy == backbone(ion(), WANTED).energy
         assert charged.extra_state(rattled()) == backbone.extra_state(ion())
@@ -99,7 +99,7 @@ def test_spin_counts_where_the_model_reads_it(monkeypatch):
     before = ours.extra_state(atoms)
     atoms.info["spin"] = 3
     assert ours.extra_state(atoms)["mult"] == 3 != before["mult"]
-    atoms.info["mult"] = 2  # comes first in AIMNet2ASE, too
+    atoms.info["mult"] = 2  # AIMNet2ASE has the same priority
     assert ours.extra_state(atoms)["mult"] == 2
 
 
@@ -126,14 +126,15 @@ def test_fingerprint_is_of_weights_and_dispersion():
 class TestLeavesNothingBehind:
     def test_on_the_calculator(self):
         calculator = aimnet2()
-        # releases of aimnet keep something of a pass; of an ion aimnet 0.2.0 its charge
+        # releases of aimnet keep data of a pass; aimnet 0.2.0 keeps the charge of an
+        # ion
         calculator.calculate(rattled(), WANTED)
         before = {**vars(calculator.base_calc)}.keys()
         AIMNet2Backbone(calculator)(ion(), WANTED)
         assert vars(calculator.base_calc).keys() == before
         assert (calculator.charge, calculator.mult) == (0, 1)
 
-    def test_and_puts_back_what_another_had_put_there(self):
+    def test_restores_a_hook_of_another_package(self):
         calculator, seen = aimnet2(), []
         original = calculator.base_calc.process_output
 
@@ -168,7 +169,7 @@ class TestRefuses:
 
 
 def test_small_molecules_on_a_gpu_come_unpadded_with_a_leading_axis():
-    """The layout AIMNet2 takes there, made to order: it takes no GPU to be read."""
+    """The layout of AIMNet2 there is generated: reading it needs no GPU."""
     dense = {
         "coord": torch.zeros(1, 6, 3),
         "nbmat": torch.zeros(6, 5),
@@ -221,9 +222,7 @@ class TestPublishedProbes:
                 ours([one])[0], released([other])[0], rtol=1e-4, atol=1e-6
             )
 
-    def test_they_are_taken_from_the_model_where_nobody_gives_them(
-        self, bare, checkpoint
-    ):
+    def test_are_taken_from_the_model_by_default(self, bare, checkpoint):
         backbone = AIMNet2Backbone(bare[0])
         probe = Probe.from_official(checkpoint, bare[0])
         weights = bare[0].base_calc.model.outputs.atomic_shift.shifts.weight

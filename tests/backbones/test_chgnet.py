@@ -1,4 +1,4 @@
-"""What is CHGNet's own: the energy from its features."""
+"""Special properties of CHGNet: the energy from its features."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_left_handed_cell_whose_stress_has_the_wrong_sign_is_refused():
     right = voigt_stress(calculator.get_stress(atoms))
     exchanged = atoms.copy()
     exchanged.set_cell(atoms.cell[[1, 0, 2]])
-    # if this fails, CHGNet has been mended, and the refusal can go
+    # if this fails, CHGNet was corrected, and the refusal can be removed
     close(voigt_stress(calculator.get_stress(exchanged)), -right, NETWORK, of=1.0)
     backbone = tap(calculator)
     for evaluate in (

@@ -42,7 +42,7 @@ def spread(backbone, atoms):
 
 
 class Counting(Springs):
-    """Springs that know how often they were asked, and of which geometry."""
+    """Springs that count their evaluations, with the geometries."""
 
     def __init__(self, stiffness=0.3):
         super().__init__(stiffness)
@@ -65,7 +65,7 @@ class EnergyOnly(Calculator):
 
 
 def in_a_row():
-    """A potential of a kind of its own, a committee, and one that nobody can tap."""
+    """A potential of another kind, a committee, and one that cannot be tapped."""
     return Committee(
         [
             tapped_module(),
@@ -124,7 +124,7 @@ class TestCommittee:
 
     @pytest.mark.parametrize(("members", "noise"), [(2, 0.0), (3, FLOAT64)])
     def test_identical_members_agree(self, members, noise):
-        """The mean of three equal numbers may be another one, by its last bit."""
+        """The mean of three equal numbers may differ in its last bit."""
         same = [mace_on_shared_models() for _ in range(members)]
         committee, atoms = Committee(same), salt()
         noise *= np.abs(committee(atoms, WANTED).forces).max()
@@ -191,7 +191,7 @@ class TestCommittee:
             backbone(bulk("Si"), WANTED)
         assert backbone.passes == 0
 
-    def test_a_member_whose_tap_is_silent_is_refused(self):
+    def test_member_without_features_is_refused(self):
         silent = ModuleCalculator()
         member = tap(silent, module="model.readout")
         silent.model = Squares()

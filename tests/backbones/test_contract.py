@@ -1,4 +1,4 @@
-"""What every backbone must do, asserted for each row of the table in table.py."""
+"""Requirements of every backbone, tested for each row of the table in table.py."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_reports_what_it_is(row, request):
 
 
 @every()
-def test_one_pass_a_geometry_whatever_the_user_asks(row):
+def test_one_pass_a_geometry_for_any_request(row):
     atoms = row.frame
     atoms.calc = reliable(row.tap())
     with counted_calls() as calls:
@@ -143,7 +143,7 @@ def test_a_probe_reads_the_same_pass(row):
 
 @every(lambda row: row.module is None)
 def test_a_sum_shows_the_model_and_returns_the_sum(row):
-    """A sum asks for energy, forces and stress one after the other: one pass."""
+    """A sum requests energy, forces and stress one after the other: one pass."""
     atoms = row.frame
     wanted = row.wanted(atoms)
     alone = row.tap()(atoms, wanted)
@@ -162,8 +162,8 @@ def test_a_sum_shows_the_model_and_returns_the_sum(row):
 
 
 @every()
-def test_many_frames_are_as_each_alone(row):
-    """Energies agree to a part of 1 eV an atom, and forces to one of 1 eV/Å."""
+def test_batch_equals_single_frames(row):
+    """Energies agree to a fraction of 1 eV per atom, and forces to one of 1 eV/Å."""
     frames = [row.frames[name] for name in row.batch or row.frames]
     backbone = row.tap()
     together = backbone.predict_many(frames)
@@ -206,7 +206,7 @@ def test_a_left_handed_cell_has_the_stress_of_a_right_handed_one(row):
 
 @every()
 def test_an_answer_is_the_same_after_other_structures(row):
-    """Forth and back through the frames, against calculators that saw one only."""
+    """Forward and back through the frames, compared with calculators of one frame."""
     if row.package.startswith("aimnet") and Version(version("aimnet")) < Version(
         "0.2.1"
     ):
@@ -250,14 +250,14 @@ def test_trajectory_is_bitwise_the_bare_calculators(name):
             results = ours(atoms, wanted).results
             bare.calculate(atoms, wanted, ["positions"])
             if step < 4 and name == "mace-torchscript":
-                continue  # it optimises itself in its first runs
+                continue  # TorchScript optimises it in its first runs
             for key in wanted:
                 assert np.array_equal(results[key], bare.results[key]), (step, key)
 
 
 @every()
 def test_fingerprint_is_of_the_weights(row):
-    # calculators of a row may share a model, which stays as it is
+    # calculators of a row may share a model, which does not change
     twin = copy.deepcopy(row.make()) if row.copies else row.make()
     before = row.tap(twin).fingerprint
     assert before == row.tap().fingerprint
@@ -274,7 +274,7 @@ def test_fingerprint_tells_models_apart(row):
 
 
 class TestNoTrace:
-    """After use everything is as it was, also after an exception."""
+    """After use the model is unchanged, also after an exception."""
 
     @every()
     def test_hooks_and_default_dtype(self, row):
@@ -304,7 +304,7 @@ class TestNoTrace:
         assert torch.equal(backbone(row.frame, WANTED).features, expected.features)
 
     @every(lambda row: row.copies)
-    def test_copies_after_use_answer_alike(self, row):
+    def test_copies_after_use_give_equal_results(self, row):
         backbone = row.tap()
         expected = backbone(row.frame, WANTED)
         possible = ways_to_copy(backbone.calculator)
@@ -327,7 +327,7 @@ def test_unknown_element_is_refused_before_any_pass(row):
 
 @every()
 def test_charge_and_spin_count_where_the_calculator_reads_them(row):
-    """And a note does not, unless nobody can know what is read."""
+    """Other entries do not count, unless it is unknown which entries are read."""
     backbone, atoms = row.tap(), row.frame
     before = backbone.extra_state(atoms)
     backbone(atoms, WANTED)

@@ -1,4 +1,4 @@
-"""UMA and eSEN of fairchem, with random weights; in an environment of their own.
+"""UMA and eSEN of fairchem, with random weights; in a separate environment.
 
 fairchem-core needs another e3nn than mace-torch: run it with ``make test-fairchem``.
 Elsewhere it is skipped.
@@ -125,7 +125,7 @@ class TestDirect:
 
 
 def test_features_are_invariant_where_activations_are_not_on_a_grid():
-    """On a grid, as in UMA, they are nearly so."""
+    """On a grid, as in UMA, they are nearly invariant."""
     turned = rattled()
     turned.rotate(61.0, (1, 2, 3))
     apart = {}
@@ -138,7 +138,7 @@ def test_features_are_invariant_where_activations_are_not_on_a_grid():
 
 
 class TestExperts:
-    """The model that runs is the one that is tapped, whichever fairchem makes."""
+    """The tapped model is the one that runs, also after fairchem replaces it."""
 
     def test_a_merged_model_gives_the_same_features(self):
         merged, plain = tap(fairchem(merge_mole=True)), tap(fairchem())
@@ -168,19 +168,19 @@ class TestExperts:
         assert before == tap(fairchem()).fingerprint
         assert not same_model(after, tap(fairchem(seed=1)).fingerprint)
 
-    def test_batches_do_not_make_fairchem_give_the_merged_model_up(self):
+    def test_batches_keep_the_merged_model(self):
         backbone = tap(fairchem(merge_mole=True))
         backbone.predict_many([salt(), salt(seed=1)])
         assert backbone.passes == 2
         assert backbone.model_calculator.predictor.inference_settings.merge_mole
 
-    def test_tasks_have_fingerprints_of_their_own(self):
+    def test_tasks_have_different_fingerprints(self):
         names = {tap(fairchem(task_name=t)).fingerprint for t in ("omat", "omol")}
         assert len(names) == 2
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # what torch's compiler warns of itself
+@pytest.mark.filterwarnings("ignore")  # warnings of torch's compiler
 def test_a_compiled_model_gives_the_same():
     compiled = fairchem(compile=True, merge_mole=True)
     backbone, plain = tap(compiled), tap(fairchem())
@@ -252,7 +252,7 @@ class TestRefusals:
 
 
 class TestNames:
-    def test_a_checkpoint_opens_with_a_word_on_trust(self):
+    def test_checkpoint_opens_with_a_warning_about_trust(self):
         before = np.random.get_state()[1].copy()  # noqa: NPY002
         path = checkpoint()
         with pytest.warns(FileWarning, match="can run code"):
@@ -266,9 +266,7 @@ class TestNames:
         ):
             open_model(f"uma:{path}", device="cpu")
 
-    def test_weights_out_of_reach_come_with_the_licence_and_the_command(
-        self, monkeypatch
-    ):
+    def test_missing_weights_are_reported_with_licence_and_command(self, monkeypatch):
         from fairchem.core.calculate import pretrained_mlip
 
         def unreachable(*_, **__):

@@ -1,4 +1,4 @@
-"""What is MACE's own: fingerprints, committees, names of charge, compiled models."""
+"""Special properties of MACE: fingerprints, committees, charge, compiled models."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_charge_follows_the_names_the_calculator_was_given():
 
 
 def test_features_are_what_mace_calls_its_last_layer():
-    """Held against `get_descriptors`, which runs a pass of its own."""
+    """Compared with `get_descriptors`, which runs a separate pass."""
     calculator = mace_on_shared_models()
     atoms = rattled()
     ours = MACEBackbone(calculator)(atoms, WANTED).features
@@ -145,7 +145,7 @@ def test_model_without_an_energy_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of torch itself
+@pytest.mark.filterwarnings("ignore")  # warnings of torch's compiler about torch
 def test_compiled_model_is_tapped_and_keeps_its_identity():
     """torch.compile pads: the extra rows must not reach the features."""
     eager = MACEBackbone(mace_on_shared_models(0, dtype="float32"))

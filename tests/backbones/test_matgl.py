@@ -1,4 +1,4 @@
-"""What is MatGL's own: layers by kind of model, and the unit of the stress."""
+"""Special properties of MatGL: layers by kind of model, and the unit of the stress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from uqcalc.testing import contract_frames
 from uqcalc.testing.instruments import counted_calls
 
 
-# which also silences what matgl 4.1.2 has nvalchemi-toolkit-ops 0.5 say at import
+# also hides a message of nvalchemi-toolkit-ops 0.5 at the import of matgl 4.1.2
 pytest.importorskip("matgl.ext.ase")
 from matgl import models
 
@@ -61,7 +61,7 @@ def test_features_rebuild_the_energy(kind):
 
 
 class TestStress:
-    def test_in_gigapascals_is_handed_on_and_not_taken_for_one(self):
+    def test_in_gigapascal_stays_in_results_and_is_not_provided(self):
         atoms = salt()
         bare = matgl(unit="GPa")
         bare.calculate(atoms)
@@ -73,7 +73,7 @@ class TestStress:
         close(ours.conservative_stress, theirs.conservative_stress, NETWORK)
         close(ours.results["stress"] * units.GPa, theirs.results["stress"], NETWORK)
 
-    def test_is_absent_where_the_potential_gives_none(self):
+    def test_is_absent_if_the_potential_gives_none(self):
         backbone = tap(matgl(calc_stresses=False))
         assert not backbone.provides & {"stress", "conservative_stress"}
         got = backbone(salt(), WANTED)
@@ -82,8 +82,8 @@ class TestStress:
 
 
 class TestPassLeavesNothing:
-    def test_but_the_layers_without_their_graph(self):
-        """MatGL keeps them with it, and cannot be copied after use."""
+    def test_stored_layers_have_no_graph(self):
+        """MatGL keeps layers with their graph, and cannot be copied after use."""
         calculator = matgl("M3GNet")
         model = calculator.potential.model
         tap(calculator)(rattled(), WANTED)
@@ -118,7 +118,7 @@ class TestBatch:
 
 
 def test_a_change_of_the_charge_is_evaluated():
-    """ASE looks at initial charges: a change of them is evaluated."""
+    """ASE compares initial charges, so a change of them is evaluated."""
     atoms = rattled()
     atoms.calc = ReliableCalculator(
         matgl("QET"),

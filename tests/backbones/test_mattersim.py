@@ -1,4 +1,4 @@
-"""MatterSim with random weights; in an environment of its own.
+"""MatterSim with random weights; in a separate environment.
 
 mattersim needs another e3nn than mace-torch: run it with ``make test-fairchem``.
 Elsewhere it is skipped.
@@ -47,7 +47,7 @@ def test_stress_counts_only_in_the_unit_of_ase():
 
 
 def test_a_film_outside_its_cell_is_refused_and_inside_it_is_not():
-    """MatterSim itself moves such atoms by a cell vector: another structure."""
+    """MatterSim would move such atoms by a cell vector, which is another structure."""
     film = fcc111("Cu", (1, 1, 3), vacuum=6.0)
     backbone = tap(mattersim())
     inside = backbone(film, WANTED[:2]).energy
@@ -82,7 +82,7 @@ class TestNames:
         assert np.array_equal(ours.forces, theirs.forces)
         assert opened.fingerprint == tap(mattersim()).fingerprint
 
-    def test_weights_out_of_reach_come_with_the_command(self, monkeypatch):
+    def test_missing_weights_are_reported_with_the_command(self, monkeypatch):
         from mattersim.forcefield.potential import Potential
 
         asked = []

@@ -1,4 +1,4 @@
-"""What is metatomic's own: outputs by name, and both forces of one evaluation."""
+"""Special properties of metatomic: outputs by name, both forces of one evaluation."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def exported(tmp_path_factory):
 
 
 def evaluations(calculator):
-    """Count from outside how often the network itself runs."""
+    """Count the evaluations of the network itself."""
     counted = []
     network = calculator.model().module
     network.register_forward_hook(lambda *_: counted.append(1))
@@ -105,7 +105,7 @@ class TestOneEvaluation:
         close(got, bare.results["stress"], NETWORK)
         assert np.ptp(got.numpy()[3:]) > 0
 
-    def test_stress_is_not_asked_for_where_there_is_no_cell(self):
+    def test_stress_is_not_requested_without_a_cell(self):
         backbone = tap(metatomic())
         got = backbone(rattled(), [*WANTED, *backbone.on_demand])
         assert got.direct_stress is None
@@ -139,7 +139,7 @@ class TestOneEvaluation:
         assert float(ForceDelta()(got).risk) == pytest.approx(expected, rel=1e-9)
         assert float(ForceDelta(projection=True)(got).risk) < (1 - 1e-4) * expected
 
-    def test_heads_that_nobody_wants_do_not_run(self):
+    def test_heads_without_a_request_do_not_run(self):
         calculator = metatomic()
         head = calculator.model().module.force_head
         head.register_forward_hook(lambda *_: pytest.fail("ran"))
@@ -181,8 +181,8 @@ class TestUncertainty:
         spread = np.std(members) / len(atoms)
         assert got["energy_spread"] == pytest.approx(spread, rel=1e-6)
 
-    def test_is_not_computed_where_nobody_wants_it(self):
-        # with a threshold metatomic itself asks for the uncertainties, to warn
+    def test_is_not_computed_without_a_request(self):
+        # with a threshold metatomic itself requests the uncertainties, for a warning
         calculator = metatomic(uncertainty_threshold=None)
         asked = []
         calculator.model().module.register_forward_pre_hook(
@@ -209,7 +209,7 @@ class TestUncertainty:
         plain = tap(metatomic(ENERGY | FEATURE | pbe | of))
         assert not {"energy_uncertainties", "committee_energies"} & plain.provides
 
-    def test_of_the_whole_structure_alone_is_no_uncertainty_of_atoms(self):
+    def test_of_the_whole_structure_is_not_an_uncertainty_of_atoms(self):
         whole = {"energy_uncertainty": ModelOutput(unit="eV", sample_kind="system")}
         assert (
             "energy_uncertainties"
@@ -291,7 +291,7 @@ class TestNames:
     def test_of_older_models_end_in_an_s(self):
         old = {f"{name}s": given for name, given in (FEATURE | FORCE).items()}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that they are old
+            warnings.simplefilter("ignore")  # warning of an old model
             older = model(ENERGY | old)
         got = tap(MetatomicCalculator(older))(rattled(), [*WANTED, "direct_forces"])
         new = tap(metatomic())(rattled(), [*WANTED, "direct_forces"])
@@ -323,7 +323,7 @@ class TestUsersOwnOutputs:
         tap(plain)(rattled(), WANTED)
         assert plain.additional_outputs == {}
 
-    def test_are_refused_where_they_are_at_odds(self):
+    def test_contradictory_units_are_refused(self):
         otherwise = {
             "non_conservative_force": ModelOutput(unit="kJ/mol/nm", sample_kind="atom")
         }

@@ -1,4 +1,4 @@
-"""What is Orb's own: both forces of one pass, and no rotational symmetry."""
+"""Special properties of Orb: both forces of one pass, and no rotational symmetry."""
 
 from __future__ import annotations
 
@@ -93,9 +93,9 @@ class TestBothForces:
         assert calc.results["stress_delta"] > 0
 
     @pytest.mark.usefixtures("_double")
-    def test_what_the_head_takes_out_is_taken_out_of_both(self):
+    def test_removed_parts_are_removed_from_both_forces(self):
         atoms = rattled()
-        calculator = orb_calculator(orb_model(seed=9))  # the others' stays as it is
+        calculator = orb_calculator(orb_model(seed=9))  # the other ones do not change
         got = tap(calculator)(atoms, BOTH)
         assert got.projected == {"net_force", "net_torque"}
         assert tap(calculator).predict_many([atoms, atoms])[1].projected
@@ -108,7 +108,7 @@ class TestBothForces:
         head.remove_mean = head.remove_torque_for_nonpbc_systems = False
         assert tap(calculator)(atoms, BOTH).projected == frozenset()
 
-    def test_no_backward_pass_where_nobody_wants_it(self):
+    def test_no_backward_pass_without_a_request(self):
         calc = ReliableCalculator(
             orb_calculator(orb_model(dtype=torch.float32)),
             signals=[MaxForce()],
@@ -128,7 +128,7 @@ class TestBothForces:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler
 def test_a_compiled_model_gives_both_forces_too():
     eager = orb_model(dtype=torch.float32)
     compiled = copy.deepcopy(eager)
@@ -154,7 +154,7 @@ def test_a_sum_with_dispersion_is_tapped_at_its_regressor():
     close(whole.conservative_forces, alone.conservative_forces, NETWORK)
 
 
-def test_rotation_moves_the_features_and_is_not_promised():
+def test_features_change_under_rotation_as_declared():
     backbone = tap(orb_calculator(orb_model(dtype=torch.float32)))
     atoms = rattled()
     before = backbone(atoms, BOTH).features
@@ -171,7 +171,7 @@ def test_rotation_moves_the_features_and_is_not_promised():
         (Atoms("H", info={"charge": 1}), "charge and spin"),
     ],
 )
-def test_what_orb_cannot_do_is_refused(atoms, words):
+def test_unsupported_structures_are_refused(atoms, words):
     with pytest.raises(BackboneError, match=words):
         tap(orb_calculator(orb_model(dtype=torch.float32)))(atoms, BOTH)
 
@@ -190,7 +190,7 @@ def test_the_differentiable_entry_is_the_tapped_pass(atoms):
 @pytest.mark.usefixtures("_double")
 @pytest.mark.skipif(not NEW, reason="OrbMol v2 came with orb-models 0.7")
 def test_a_model_with_a_coulomb_term_is_tapped_and_not_differentiated():
-    """Its energy reads charges beside the features: a pass of heads would omit them."""
+    """Its energy also reads charges: a pass of heads would omit these."""
     frames = {name: FRAMES[name].copy() for name in ("molecule", "atom")}
     for atoms in frames.values():
         atoms.info.update(charge=0, spin=1)

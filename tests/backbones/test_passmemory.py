@@ -1,4 +1,4 @@
-"""Structures that would fill the memory are refused; whatever is simulated is not."""
+"""Structures that would fill the memory are refused; realistic ones are not."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ SOUND = {
 
 @pytest.mark.parametrize("model", [MACE, CHGNET], ids=["mace", "chgnet"])
 @pytest.mark.parametrize("name", SOUND)
-def test_what_is_simulated_passes(name, model):
+def test_realistic_structures_are_accepted(name, model):
     check_load(SOUND[name](), *model)
 
 
@@ -109,10 +109,10 @@ LOST = {
 
 
 @pytest.mark.parametrize("name", LOST)
-def test_what_is_lost_in_space_is_refused(name):
+def test_scattered_structures_are_refused(name):
     with pytest.raises(BackboneError, match=r"fit in memory.* GB; remove atoms that"):
         check_load(LOST[name](), *MACE)
-    check_load(LOST[name](), 5.0, Costs())  # a list without bins has no trouble
+    check_load(LOST[name](), 5.0, Costs())  # a list without bins needs little memory
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_what_is_lost_in_space_is_refused(name):
     ],
     ids=["copper at half", "diamond at half", "many at half", "collapsed"],
 )
-def test_what_is_far_too_dense_is_refused(atoms, model):
+def test_far_too_dense_structures_are_refused(atoms, model):
     with pytest.raises(BackboneError, match=r"neighbours within .* GB; give lengths"):
         check_load(atoms(), *model)
 

@@ -1,4 +1,4 @@
-"""`tap` finds the one model, and says what it cannot do."""
+"""`tap` finds the one model, and refuses others with a reason."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_module_with_other_rows_than_atoms_is_refused():
         tap(calculator, module="model.readout")(rattled("H2O"), WANTED)
 
 
-def test_tap_that_fires_twice_a_geometry_is_refused():
+def test_tap_that_is_called_twice_a_geometry_is_refused():
     calculator = ModuleCalculator()
     once = calculator.forward
 
@@ -92,9 +92,9 @@ def test_tap_that_fires_twice_a_geometry_is_refused():
 
 
 class TestSum:
-    """The user sees the sum; the tap sees the model."""
+    """The user gets results of the sum; the tap reads the model."""
 
-    def test_fires_although_the_model_answers_from_its_cache(self):
+    def test_is_called_although_the_model_uses_its_cache(self):
         atoms = rattled()
         mace = mace_on_shared_models(0)
         backbone = tap(SumCalculator([mace, Springs()]))
@@ -127,7 +127,7 @@ class TestSum:
 
 
 class TestSharing:
-    """Many thin wrappers around one heavy calculator, as in a band of images."""
+    """Many wrappers around one calculator, as in a band of images."""
 
     def test_each_wrapper_sees_its_own_pass_only(self):
         shared = mace_on_shared_models(0)
@@ -141,7 +141,7 @@ class TestSharing:
             assert torch.equal(prediction.features, alone.features)
             assert np.array_equal(prediction.forces, alone.forces)
 
-    def test_a_pass_inside_an_armed_tap_is_not_taken_for_ours(self):
+    def test_pass_inside_an_armed_tap_is_not_recorded(self):
         shared = mace_on_shared_models(0)
         outer, inner = tap(shared), tap(shared)
         atoms, other = rattled(seed=1), rattled("H2O")
@@ -204,7 +204,7 @@ class TheirBackbone(Backbone):
         assert type(backbone) is theirs.TheirBackbone
         assert backbone.model_calculator is own
 
-    def test_is_named_where_nothing_is_found(self, theirs):
+    def test_is_named_if_nothing_is_found(self, theirs):
         with pytest.raises(BackboneError, match=r"TheirCalculator.* got EMT"):
             tap(EMT())
 

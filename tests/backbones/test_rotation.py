@@ -36,7 +36,7 @@ RNG = np.random.default_rng
 
 
 class Skewed(ModuleCalculator):
-    """Knows up from sideways: what a potential without symmetry might learn."""
+    """A potential without rotational symmetry: directions differ."""
 
     def forward(self, atoms, positions):
         stretch = torch.tensor([1.0, 1.0, 1.2], dtype=positions.dtype)
@@ -44,7 +44,7 @@ class Skewed(ModuleCalculator):
 
 
 class Stretched(Calculator):
-    """MACE of the structure drawn out along z, also of a crystal."""
+    """MACE of the structure stretched along z, also of a crystal."""
 
     implemented_properties = ["energy", "forces", "stress"]  # noqa: RUF012
 
@@ -114,14 +114,14 @@ class TestRotationAverage:
         atoms = ALL[name]
         single = tap(mace_on_shared_models())(atoms, WANTED)
         averaged = RotationAverage(mace_on_shared_models(), 5)(atoms, WANTED)
-        # MACE makes up a box in the directions that are not periodic
+        # MACE adds a box in the directions that are not periodic
         for key in WANTED if atoms.pbc.all() else WANTED[:2]:
             # a lone atom has no force: its terms are those of an energy over 1 Å
             size = np.append(single.results[key], single.energy)
             close(averaged.results[key], single.results[key], FLOAT64, of=size)
         close(averaged.features, single.features, FLOAT64)
 
-    def test_one_rotation_is_none(self):
+    def test_one_rotation_changes_nothing(self):
         atoms = ALL["crystal"]
         single = uneven()(atoms, WANTED)
         averaged = RotationAverage(uneven(), 1)(atoms, WANTED)
@@ -130,7 +130,7 @@ class TestRotationAverage:
         assert torch.equal(averaged.features, single.features)
 
     def test_is_the_mean_over_turned_copies(self):
-        """Turned by hand, with the same draw."""
+        """Rotated in the test, with the same random rotations."""
         atoms, backbone = ALL["crystal"], RotationAverage(uneven(), 4, seed=3)
         got = backbone(atoms, WANTED)
         draw = Rotation.random(3, RNG(3))
@@ -161,7 +161,7 @@ class TestRotationAverage:
                 assert after < 0.75 * before, spreads
 
     def test_of_orb_gives_both_forces(self):
-        """On demand, as Orb itself does, and closer to what they should be."""
+        """On demand, as Orb itself does, and closer to rotational symmetry."""
         pytest.importorskip("orb_models")
         wanted = ["energy", "forces", "conservative_forces"]
         draw = Rotation.random(8, RNG(2))
@@ -191,7 +191,7 @@ class TestRotationAverage:
             atoms.rattle(0.01, seed=step)
         assert inner.passes == atoms.calc.backbone.passes == 2 * 4 * 2
 
-    def test_constraints_do_not_hold_the_copies_back(self):
+    def test_constraints_do_not_affect_the_copies(self):
         atoms = rattled()
         free = RotationAverage(tapped_module(0, Skewed), 3)(atoms, WANTED)
         atoms.set_constraint(FixAtoms([0, 2]))
@@ -210,6 +210,6 @@ class TestRotationAverage:
         )
 
     @pytest.mark.parametrize("rotations", [0, -1, 2.0, True, "4"])
-    def test_refuses_a_number_that_is_none(self, rotations):
+    def test_refuses_an_invalid_number(self, rotations):
         with pytest.raises(BackboneError, match="integer of at least 1, got"):
             RotationAverage(mace_on_shared_models(), rotations)

@@ -1,4 +1,4 @@
-"""SevenNet-0, whose weights come with the package; in an environment of its own.
+"""SevenNet-0, whose weights come with the package; in a separate environment.
 
 sevenn needs another e3nn than mace-torch, so nothing here may need MACE: run it with
 ``make test-sevennet``. Elsewhere it is skipped.

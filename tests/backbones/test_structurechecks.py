@@ -1,4 +1,4 @@
-"""The checks of a structure hold in a run, where most of them are not repeated."""
+"""The checks of a structure work in a run, where most of them are not repeated."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_change_in_a_run_is_refused(backbone, spoil, said):
 
 
 def test_a_collapse_in_small_steps_is_refused(backbone):
-    """Each step is below the largest displacement that spares the estimate."""
+    """Each step is below the displacement at which the estimate is repeated."""
     rng = np.random.default_rng(0)
     atoms = bulk("C", cubic=True) * 6
     atoms.pbc = False
@@ -83,7 +83,7 @@ def test_a_collapse_in_small_steps_is_refused(backbone):
 
     with pytest.raises(BackboneError, match="neighbours within"):
         collapse()
-    # where it stopped, the plain estimate stops, too
+    # the plain estimate refuses the same structure
     with pytest.raises(BackboneError):
         check_load(atoms, backbone.cutoff, backbone.costs)
 

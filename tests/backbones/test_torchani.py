@@ -1,4 +1,4 @@
-"""What is TorchANI's own: two ways to its networks, charges, films, refusals."""
+"""Special properties of TorchANI: two ways to its networks, charges, films."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def backbone():
     return TorchANIBackbone(double(ani_2x()))
 
 
-def test_batches_are_as_alone_whatever_came_before(backbone):
+def test_batches_equal_single_evaluations_after_any_structure(backbone):
     assert "stress" in backbone(FRAMES["crystal"], ALL).results
     many = backbone.predict_many(list(FRAMES.values()), WANTED)
     for got, frame in zip(many, FRAMES.values(), strict=True):
@@ -51,7 +51,7 @@ def test_other_classes_called_calculator_are_not_taken_for_it():
 
 @pytest.mark.parametrize("wanted", [WANTED, ALL], ids=["no stress", "stress"])
 def test_features_are_the_aevs(backbone, wanted):
-    """The model goes two ways to its networks: with stress, and without."""
+    """The model calls its networks in two ways: with stress, and without."""
     atoms = FRAMES["crystal"]
     model = backbone.calculator.model
     aevs = model.aev_computer(
@@ -66,7 +66,7 @@ def test_features_are_the_aevs(backbone, wanted):
 
 
 class TestEnsemble:
-    """The members, each evaluated by itself, are what one pass must give."""
+    """One pass must give the results of members that are evaluated separately."""
 
     @pytest.mark.parametrize("make", [lambda: ani_2x(members=3), with_repulsion])
     @pytest.mark.parametrize("frame", ["molecule", "atom", "crystal"])
@@ -125,7 +125,7 @@ class TestCharges:
 
 
 class TestFilm:
-    """Periodic in two directions: right along the axes, and refused across them."""
+    """Periodic in two directions: right along the axes, otherwise refused."""
 
     def test_is_the_limit_of_more_and_more_vacuum(self, backbone):
         film = crystal(pbc=(True, True, False))
@@ -140,7 +140,7 @@ class TestFilm:
         close(backbone(outside, WANTED).energy, got.energy, FLOAT64)
 
     @pytest.mark.parametrize("axis", ["x", (1, 2, 3)])
-    def test_is_refused_where_torchani_gets_it_wrong(self, backbone, axis):
+    def test_is_refused_if_torchani_is_wrong(self, backbone, axis):
         film = crystal(pbc=(True, True, False))
         turned = film.copy()
         turned.rotate(61.0, axis, rotate_cell=True)

@@ -1,4 +1,4 @@
-"""Calculators small enough to know by heart, and cheap ones around a shared model."""
+"""Calculators with known results, and cheap ones around a shared model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def scripted_model(seed=0):
 def chgnet():
     from chgnet.model.dynamics import CHGNetCalculator
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints a message
         return CHGNetCalculator(use_device="cpu")
 
 
@@ -97,7 +97,7 @@ class PairModel(torch.nn.Module):
 
 
 class ModuleCalculator(Calculator):
-    """A calculator that nobody wrote a backbone for; non-periodic."""
+    """A calculator without a backbone class; for non-periodic structures."""
 
     implemented_properties = ["energy", "forces"]  # noqa: RUF012
 

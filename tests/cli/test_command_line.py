@@ -25,7 +25,7 @@ from uqcalc.labels.defects import DEFECTS as KNOWN_DEFECTS
 from uqcalc.runfile.file import _SECTIONS, read_run_file
 
 
-# Imports of these fail: what a command says without them takes no second.
+# Imports of these fail: messages must come without these slow imports.
 LIGHT = """
 import sys
 for name in ("torch", "sklearn", "mace", "matplotlib"):
@@ -40,7 +40,7 @@ def invoke(*words, **options):
 
 
 def light(*words, **options):
-    """Run a command in a process of its own that cannot import torch."""
+    """Run a command in a new process that cannot import torch."""
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", LIGHT, *map(str, words)],
         capture_output=True,
@@ -79,14 +79,14 @@ def test_the_former_name_of_certify_is_hidden():
 
 @pytest.mark.parametrize("command", SUMMARIES)
 def test_examples_are_command_lines_that_can_be_read(command, tmp_path, monkeypatch):
-    """Files they read exist here; redirections and pipes are the shell's."""
+    """The files that they read are made here; redirections and pipes are left out."""
     monkeypatch.chdir(tmp_path)
     names = "labelled dft frames test held_out mine start structure"
     names += " chosen" if command == "label" else " flagged one two"
     for name in (f"{name}.xyz" for name in names.split()):
         (tmp_path / name).touch()
     names = "my.probe my.model md.traj run.jsonl run.yaml loop.yaml my.perturbation"
-    names += " run*.jsonl run*.xyz"  # patterns are the shell's
+    names += " run*.jsonl run*.xyz"  # the shell expands patterns
     for name in names.split():
         (tmp_path / name).touch()
     text = "\n".join(EXAMPLES[command]).replace("\\\n", " ")
@@ -96,7 +96,7 @@ def test_examples_are_command_lines_that_can_be_read(command, tmp_path, monkeypa
         if "--template" in words:
             continue
         found = get_command(app).commands[name]
-        found.make_context(name, words)  # raises where a word cannot be read
+        found.make_context(name, words)  # raises if a word cannot be read
 
 
 # ----------------------------------------------------------- errors of usage
@@ -168,7 +168,7 @@ def test_errors_come_before_heavy_imports(words, status, message, tmp_path):
 
 
 @pytest.mark.parametrize("release", [(3, 11), (3, 13)])
-def test_a_missing_extra_names_a_way_out(monkeypatch, release):
+def test_missing_extra_gives_a_remedy(monkeypatch, release):
     """On Python 3.13 pip installs nothing for this extra; another Python is needed."""
     monkeypatch.setattr(sys, "version_info", (*release, 0, "final", 0))
     text = str(MissingExtraError("the model 'orb'", "orb-models", "orb"))
@@ -254,7 +254,7 @@ def test_frames_are_counted_where_that_is_quick(tmp_path):
     path = tmp_path / "frames.xyz"
     path.write_text("1\n\nH 0 0 0\n" * 3)
     assert count_frames(path) == 3
-    path.write_text("99999999999\n\nH 0 0 0\n")  # a torn frame
+    path.write_text("99999999999\n\nH 0 0 0\n")  # an incomplete frame
     assert count_frames(path) == 0
     path.write_text("seven\n")
     assert count_frames(path) is None

@@ -26,7 +26,7 @@ def invoke(*words):
     return CliRunner().invoke(app, ["distill", *map(str, words)])
 
 
-def test_distill_writes_a_head_and_says_how_good_it_is(frames, tmp_path):
+def test_distill_writes_a_head_and_prints_its_scores(frames, tmp_path):
     output = tmp_path / "head.safetensors"
     done = invoke(frames, "-o", output, "--epochs", 80, "--device", "cpu")
     assert done.exit_code == 0, done.output
@@ -39,7 +39,7 @@ def test_distill_writes_a_head_and_says_how_good_it_is(frames, tmp_path):
     assert "27, held out 3" in told.stdout
 
 
-def test_nothing_else_is_written_over(frames):
+def test_no_other_file_is_replaced(frames):
     before = frames.read_bytes()
     done = invoke(frames, "-o", frames)
     assert done.exit_code == 1

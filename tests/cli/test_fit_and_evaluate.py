@@ -99,7 +99,7 @@ def test_labels_are_added_to_a_probe_that_ships(data, tmp_path):
 
 @pytest.fixture
 def crystals(data, monkeypatch):
-    """Labels of the package replaced by these: the molecules in cells, other zero."""
+    """Labels of the package are replaced by molecules in cells, with another zero."""
     frames, calculator = read(data, ":"), bare_calculator()
     for atoms in frames:
         atoms.set_cell([9.0, 9.0, 9.0])
@@ -152,8 +152,8 @@ def test_either_a_file_or_labels_of_the_package(data, tmp_path, words, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_warnings_come_before_the_expensive_part(data, tmp_path):
-    """Even where the labels then turn out to be missing."""
+def test_warnings_are_given_before_the_evaluation(data, tmp_path):
+    """Also if an error about missing labels follows."""
     words = ("-o", tmp_path / "my.probe", "--forces-key", "dft", "--group", "run")
     done = invoke("fit", data, *words)
     assert done.stderr.startswith(f"warning: {FEW}")
@@ -229,7 +229,7 @@ def test_certify_puts_a_guarantee_on_the_card(data, tmp_path):
     done = invoke("calibrate", probe, data, "-o", other, *asked, *options)
     assert done.exit_code == 1
     assert done.stderr.startswith("uqcalc calibrate is now uqcalc certify")
-    assert "75 of its own (frames " in done.stderr  # 15 were the test
+    assert "75 of its own (frames " in done.stderr  # 15 frames for the test
     held_out = labelled(tmp_path, seed=1)
     done = invoke("certify", probe, held_out, "-o", other, *asked, *options)
     assert done.exit_code == 0, done.output

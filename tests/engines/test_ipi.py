@@ -149,7 +149,7 @@ def test_two_replicas_have_a_log_each_and_i_pi_writes_the_signals(tmp_path):
     assert not (tmp_path / "EXIT").exists()
 
 
-def test_i_pi_ends_softly_when_a_monitor_halts(tmp_path):
+def test_i_pi_ends_normally_when_a_monitor_halts(tmp_path):
     import_mace()
     (client,) = served(tmp_path, steps=1000, bias=-50.0, patience=3)
     assert any(monitor.halted for monitor in client.monitors.values())
@@ -165,7 +165,7 @@ def test_i_pi_ends_softly_when_a_monitor_halts(tmp_path):
 
 
 def test_the_protocol_carries_forces_and_virial_of_the_bare_potential(tmp_path):
-    """ASE's own server in place of i-PI: a salt, whose stress counts."""
+    """ASE's own server replaces i-PI; a salt tests the stress."""
     atoms = salt()
     start = atoms.copy()
     start.calc = reliable()
@@ -212,7 +212,7 @@ def test_members_of_a_committee_have_the_names_of_i_pi():
     assert np.isnan(later["reliability_level"])
 
 
-def test_names_of_files_must_tell_the_replicas_apart():
+def test_names_of_files_must_contain_the_replica():
     atoms = rattled()
     atoms.calc = reliable()
     with pytest.raises(ValueError, match=r"log must have \{replica\} in its name"):

@@ -29,7 +29,7 @@ BAR = 1e-4 * units.GPa  # in eV/Å³
 
 
 def reliable(*, bias=0.0, **options):
-    """A calculator whose probe finds everything UNRELIABLE if the bias is negative."""
+    """A calculator whose verdicts are all UNRELIABLE if the bias is negative."""
     model = mace_calculator()
     return ReliableCalculator(model, tiny_probe(tap(model), bias=bias), **options)
 
@@ -42,7 +42,7 @@ def skewed(seed=1):
 
 
 def in_lammps(atoms, species, folder, *, boundary="p p p"):
-    """LAMMPS with these atoms, whose IDs run backwards."""
+    """LAMMPS with these atoms, whose IDs are in reversed order."""
     lmp = lammps.lammps(cmdargs=["-screen", "none", "-log", "none"])
     turned = atoms[::-1]
     turned.calc = None
@@ -75,7 +75,7 @@ def thermal(atoms, temperature_K=600, seed=0):
 
 @pytest.mark.parametrize("make", [salt, skewed])
 def test_a_run_is_that_of_ase_in_positions_energies_and_pressure(make, tmp_path):
-    """Across the boundary, too: 40 steps at 3000 K, from atoms at the edges."""
+    """Atoms cross the boundary: 40 steps at 3000 K, from atoms at the edges."""
     atoms = thermal(make(), 3000)
     lmp = in_lammps(atoms, ["Cl", "Na"], tmp_path)
     potential = LammpsPotential(lmp, reliable(), "Cl,Na")
@@ -245,7 +245,7 @@ def test_a_film_has_no_virial():
     assert np.isnan(virial_of(atoms, {"forces": np.zeros((8, 3))})).all()
 
 
-def test_what_is_not_prepared_is_refused(tmp_path):
+def test_unprepared_lammps_is_refused(tmp_path):
     lmp = lammps.lammps(cmdargs=["-screen", "none", "-log", "none"])
     with pytest.raises(ValueError, match=r"units of LAMMPS must be metal.*lj"):
         LammpsPotential(lmp, reliable(), "Na,Cl")

@@ -1,4 +1,4 @@
-"""Scoring a probe on frames of one's own, and what it writes."""
+"""Scores of a probe on the user's frames, and the files with them."""
 
 import base64
 import json
@@ -57,7 +57,7 @@ def probe():
     return tiny_probe(tap(mace_calculator(0)), bias=0.1)
 
 
-def test_scores_what_the_calculator_says_against_the_labels(probe, tmp_path):
+def test_scores_compare_the_calculator_with_the_labels(probe, tmp_path):
     frames = labelled()
     result = evaluate(probe, frames, mace_calculator(0))
     close(result.errors, np.linspace(0.02, 0.2, 24), FLOAT64, of=1.0)  # eV/Å, of forces
@@ -125,19 +125,19 @@ def spread(count, *, seed):
 
 
 def relabel(atoms, error):
-    """Put the reference ``error`` away from the prediction, on every component."""
+    """Shift the reference by ``error`` from the prediction, on every component."""
     sign = np.random.default_rng(len(atoms)).choice([-1, 1], size=(len(atoms), 3))
     atoms.arrays["REF_forces"] = ToyBackbone().calculator.get_forces(atoms) + (
         error * sign
     )
 
 
-def test_scope_is_counted_as_the_live_verdict_has_it(joined):
+def test_scope_in_the_report_is_that_of_the_verdict(joined):
     probe, frames = joined
     result = evaluate(probe, frames, ToyBackbone())
     live = ReliableCalculator(ToyBackbone(), probe)
     doubts = [live.assess(atoms).readings[0].out_of_scope for atoms in frames]
-    # a doubtful atom is a doubt of its own, inside and outside
+    # a doubtful atom is a separate doubt, inside and outside
     weak = [any("probe_worst_atom" in d for d in found) for found in doubts]
     expected = [len(d) > w for d, w in zip(doubts, weak, strict=True)]
     assert result.tested.outside.tolist() == expected
@@ -156,8 +156,8 @@ def test_scope_is_counted_as_the_live_verdict_has_it(joined):
         assert np.isnan(told)
 
 
-def test_trusted_and_wrong_outside_the_scope(joined):
-    """All are trusted by a probe that is always sure: the scope tells the far ones."""
+def test_false_trust_outside_the_scope(joined):
+    """P is near 1 for all structures: only the scope detects the far ones."""
     probe, frames = joined
     sure = probe.with_card(calibration=Calibration(1e-6, 9.0))
     report = evaluate(sure, frames, ToyBackbone()).report
@@ -179,7 +179,7 @@ def test_atoms_are_scored_by_their_own_errors(joined):
         right.append(np.linalg.norm(missed, axis=1) <= probe.card.atom_boundary)
     belief, right = np.concatenate(belief), np.concatenate(right)
     assert report["atoms"] == len(right)
-    # live and in batches P parts by roundings, and a pair of neighbours may swap
+    # P of single structures and of batches differs by rounding: two may change order
     pairs = right.sum() * (~right).sum()
     assert abs(report["auroc"] - metrics.roc_auc_score(right, belief)) < 3 / pairs
     ece = scores.expected_calibration_error(right, belief)
@@ -187,7 +187,7 @@ def test_atoms_are_scored_by_their_own_errors(joined):
 
 
 class Page(HTMLParser):
-    """What a page shows, what it asks of others, and whether its tags close."""
+    """Text of a page, its addresses, and whether its tags are closed."""
 
     def __init__(self, text):
         super().__init__()
@@ -212,7 +212,7 @@ class Page(HTMLParser):
             self.shown += data
 
 
-def test_the_page_needs_nothing_and_says_it_all(joined, tmp_path):
+def test_page_is_self_contained_and_complete(joined, tmp_path):
     probe, frames = joined
     labels = Labels(group_key="pair", percentile=50)
     result = evaluate(probe, frames, ToyBackbone(), labels)
@@ -228,7 +228,7 @@ def test_the_page_needs_nothing_and_says_it_all(joined, tmp_path):
         assert kind == "data:image/svg+xml;base64"
         ElementTree.fromstring(base64.b64decode(data))
     assert "url(" not in text.partition("<script")[0]
-    assert "default-src 'none'" in text  # whatever the scripts of the viewer ask for
+    assert "default-src 'none'" in text  # without the scripts of the viewer
     report = result.report
     worst = int(np.argmax(result.errors))
     for part in (
@@ -302,7 +302,7 @@ def test_offsets_of_the_card_are_removed():
     close(result.errors, np.linspace(0.1, 0.9, 5), FLOAT64)
 
 
-def test_what_was_left_out_is_counted_and_shown(probe, tmp_path):
+def test_left_out_frames_are_counted_and_shown(probe, tmp_path):
     frames = labelled(6)
     del frames[0].arrays["REF_forces"], frames[4].arrays["REF_forces"]
     result = evaluate(probe, frames, mace_calculator(0), exclude=("missing",))
@@ -322,7 +322,7 @@ def test_refuses_another_backbone_and_another_target(probe):
         evaluate(probe, labelled(3), mace_calculator(0), Labels("energy"))
 
 
-def test_a_reader_is_told_what_to_mind(joined):
+def test_report_names_problems(joined):
     probe, frames = joined
     report = evaluate(probe, frames, ToyBackbone()).report
     good = report | {
@@ -373,7 +373,7 @@ def test_a_score_is_one_row_that_every_renderer_shows(joined, monkeypatch, tmp_p
     assert ("median", f"{value} (chance 9.000)") in card_info(card).rows
 
 
-def test_a_score_without_a_value_is_said_to_be_undefined(joined):
+def test_score_without_a_value_is_shown_as_not_defined(joined):
     probe, frames = joined
     report = evaluate(probe, frames, ToyBackbone()).report
     for value in (np.nan, None, "high", True):
@@ -413,7 +413,7 @@ def test_another_boundary_is_the_same_probe_with_shifted_log_odds(joined):
             function("my.probe", frames, ToyBackbone())
 
 
-def test_it_says_whether_probability_and_guarantee_hold(joined):
+def test_report_states_whether_probability_and_guarantee_hold(joined):
     probe, frames = joined
     worse = [atoms.copy() for atoms in frames]
     for atoms in worse:

@@ -1,4 +1,4 @@
-"""`certify` end to end: the guarantee on the card is the one that the frames give."""
+"""`certify` end to end: the guarantee on the card follows from the frames."""
 
 import json
 import re
@@ -42,7 +42,7 @@ from uqcalc.types import Guarantee
 
 NAMES = ["H2O", "CH3OH", "NH3", "C2H6"]
 LOOSE = {"risk": 0.3, "confidence": 0.9}
-OWN = Labels(group_key="own")  # each frame by itself, and said to be so
+OWN = Labels(group_key="own")  # each frame is a group, with a warning
 
 
 def labelled(count, *, seed):
@@ -87,7 +87,7 @@ def test_the_guarantee_is_what_counting_by_hand_gives(probe, tmp_path):
     assert 0 < found.coverage < 1
     loaded = Probe.load(promised.save(tmp_path / "my.probe"))
     assert Guarantee.from_dict(loaded.card.promise) == found
-    assert probe.card.promise is None  # the old one promises nothing
+    assert probe.card.promise is None  # the old probe has no guarantee
     at_boundary = certify(probe, frames, ToyBackbone(), OWN, **LOOSE).card.promise
     assert at_boundary["tolerance"] == probe.card.boundary
     grouped = certify(probe, frames, ToyBackbone(), Labels(group_key="pair"), **LOOSE)
@@ -104,8 +104,8 @@ def test_elements_that_the_labels_lacked_are_never_accepted(probe):
     assert not refused.all()
 
 
-def test_what_lies_outside_the_scope_is_never_accepted(probe):
-    """Whatever its probability: the live verdict would be SUSPECT at best."""
+def test_structures_outside_the_scope_are_never_accepted(probe):
+    """For any probability, because the verdict is at least SUSPECT."""
     frames = labelled(30, seed=6)
     for atoms in frames[::3]:
         atoms.positions *= 0.25  # far from most labels
@@ -138,8 +138,8 @@ def test_the_probability_is_that_of_the_tolerance_where_labels_covered_it(probe)
         assert probability_boundary(probe, uncovered) == probe.card.boundary
 
 
-def test_what_the_probe_was_made_from_is_refused(probe, tmp_path):
-    """Its own frames and groups, also after a file; others of its kind are not."""
+def test_frames_and_groups_of_the_fit_are_refused(probe, tmp_path):
+    """Frames and groups of the fit, also after a file; other frames are accepted."""
     frames = labelled(120, seed=8)
     own = labelled(160, seed=0)[:27]
     for atoms in own:
@@ -152,12 +152,12 @@ def test_what_the_probe_was_made_from_is_refused(probe, tmp_path):
     )
     with pytest.raises(LabelError, match=r"1 of its groups by 'pair' .group '8 5'"):
         certify(grouped, frames, Untouched(), Labels(group_key="pair"))
-    # a dataset that is there already is asked as well
+    # an existing dataset is checked, too
     data = build_dataset(own, ToyBackbone(), OWN)
     exact = probe.with_seen(replace(probe.seen, geometries=data.geometries))
     with pytest.raises(LabelError, match="got 27 of its own"):
         certify_dataset(exact, data)
-    # the test frames are no part of it, nor is it known of probes of earlier versions
+    # not the test frames; for probes of earlier versions this is not known
     assert not probe.seen.frames(labelled(60, seed=2), range(60))
     with pytest.warns(LabelWarning, match="this probe does not list them"):
         certify(probe.with_seen(Seen.nothing()), frames, ToyBackbone(), OWN, **LOOSE)
@@ -170,7 +170,7 @@ def test_what_the_probe_was_made_from_is_refused(probe, tmp_path):
 
 @pytest.fixture(scope="module")
 def promises(probe):
-    """Of its own boundary, and of another tolerance."""
+    """Guarantees at the boundary of the probe, and at another tolerance."""
     frames = labelled(120, seed=3)
     return [
         certify(probe, frames, ToyBackbone(), OWN, tolerance=wanted, **LOOSE)
@@ -178,8 +178,10 @@ def promises(probe):
     ]
 
 
-def test_live_guarantees_are_those_that_were_counted(promises, tmp_path, monkeypatch):
-    """Also of the verdict, read back from a file, and in one transfer a step."""
+def test_guarantee_in_a_run_is_that_of_the_certification(
+    promises, tmp_path, monkeypatch
+):
+    """Also in the verdict, after reading from a file, and in one transfer a step."""
     promised = promises[1]
     frames = labelled(120, seed=3) + labelled(9, seed=6)
     for atoms in frames[120::3]:
@@ -227,7 +229,7 @@ def test_live_guarantees_are_those_that_were_counted(promises, tmp_path, monkeyp
         assert policy(read_assessment(read(path)).readings) == assessment.verdict
 
 
-def test_outside_the_guarantee_is_suspect_and_says_so(promises, monkeypatch):
+def test_outside_the_guarantee_is_suspect_with_a_reason(promises, monkeypatch):
     frames = labelled(40, seed=3)
     own, wide = (promised.with_card(unreliable=0.02) for promised in promises)
     meaning = r"P\(RMS force error <= [\d.]+ meV/Å\) = [\d.]+ < [\d.]+"
@@ -248,7 +250,7 @@ def test_outside_the_guarantee_is_suspect_and_says_so(promises, monkeypatch):
         "probe_tolerance_reliability"
         not in ReliableCalculator(ToyBackbone(), own).assess(frames[0]).results()
     )
-    # what is no number is not promised: a broken pass, and one that did not run
+    # NaN is not covered: a failed pass, and a pass that did not run
     run = calc.backbone.calculator.calculate
 
     def broken(*given):
@@ -270,7 +272,7 @@ def test_a_policy_of_a_guarantee_is_that_of_its_probe(probe, promises):
     for other in (probe, own):
         with pytest.raises((ProbeError, ValueError), match="guarantee"):
             ReliableCalculator(ToyBackbone(), other, policy=Policy.from_guarantee(wide))
-    # the usual policy says of a frame what it said without a guarantee
+    # the usual policy gives the same verdict as without a guarantee
     calc, bare = (
         ReliableCalculator(ToyBackbone(), wide),
         ReliableCalculator(ToyBackbone(), probe),
@@ -314,7 +316,7 @@ class Untouched(ToyBackbone):
         raise AssertionError
 
 
-def test_defects_are_left_out_where_that_is_asked_for(probe):
+def test_defects_are_left_out_on_request(probe):
     frames = labelled(120, seed=3)
     expected = certify(probe, frames[1:], ToyBackbone(), OWN, **LOOSE).card.promise
     del frames[0].arrays["REF_forces"]
@@ -324,7 +326,7 @@ def test_defects_are_left_out_where_that_is_asked_for(probe):
     assert left_out.card.promise == expected
 
 
-def test_what_no_guarantee_can_rest_on_is_refused_before_any_prediction(probe):
+def test_unsuitable_frames_are_refused_before_any_prediction(probe):
     frames = labelled(120, seed=5)
     with pytest.raises(LabelError, match=r"at least 59 groups .* got 58"):
         certify(probe, frames[:58], Untouched())
@@ -389,7 +391,7 @@ def test_each_regime_with_enough_groups_is_validated_by_itself(probe):
     assert said in repr(calc)
 
 
-def test_a_sentence_claims_no_more_than_the_card_has(probe, promises):
+def test_validity_claims_only_results_on_the_card(probe, promises):
     assert validity(probe.card).startswith("not validated: the card has no guarantee")
     own = promises[0].card
     entries = {k: v for k, v in own.promise.items() if k != "regimes"}

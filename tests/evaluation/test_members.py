@@ -92,7 +92,9 @@ def test_labels_of_the_potential_itself_are_refused(backbone, spread, frames):
         evaluate_members(own, spread.extend(backbone))
 
 
-def test_what_has_no_members_or_no_labels_is_refused(backbone, spread):
+def test_potentials_without_members_and_frames_without_labels_are_refused(
+    backbone, spread
+):
     with pytest.raises(LabelError, match="must give members"):
         evaluate_members([molecule("H2O")], backbone)
     with pytest.raises(LabelError, match="must have a reference"):

@@ -1,4 +1,4 @@
-"""The guarantee holds as often as it says, on populations whose risk is known."""
+"""The guarantee holds with its confidence, on populations of known risk."""
 
 import json
 import math
@@ -23,7 +23,7 @@ from uqcalc.probe.card import Guarantee
 
 
 DRAWS = 500
-# Broken guarantees in so many draws, were each broken with probability 5 %.
+# Failed guarantees in this number of draws, if each fails with probability 5 %.
 ALLOWED = stats.binom.ppf(0.999, DRAWS, 0.05)
 
 
@@ -41,8 +41,8 @@ def risk_above(cutoff, density, wrong_at, points=20_001):
     return (weight * wrong_at(grid)).sum() / weight.sum()
 
 
-# P(wrong) as a function of the probability that the probe gives: honest; too sure;
-# too risky everywhere by a hair; and upside down below 0.8, where the proof needs more.
+# P(wrong) as a function of the probability of the probe: calibrated; overconfident;
+# slightly above the risk everywhere; and lower below 0.8 than above.
 POPULATIONS = {
     "honest": lambda p: 1 - p,
     "too sure": lambda p: np.minimum(1, 2 * (1 - p)),
@@ -56,21 +56,19 @@ LAW = stats.beta(2, 0.5)
 
 @pytest.fixture
 def briefly(monkeypatch):
-    """Leave out the advice on how many labels would do, which takes longest."""
+    """Leave out the advice on the number of labels, which takes longest."""
     monkeypatch.setattr("uqcalc.evaluation.riskcontrol._advice", lambda *_: "")
 
 
 def exact(shares):
-    """Where these shares of Beta(2, 1/2) lie above: fixed before any draw."""
+    """Return the cutoffs above which these shares of Beta(2, 1/2) lie."""
     return LAW.isf(shares)
 
 
 @pytest.mark.parametrize("name", POPULATIONS)
 @pytest.mark.parametrize("size", [90, 300])
 @pytest.mark.parametrize("starts", [exact, None], ids=["card", "none"])
-def test_guarantees_are_broken_no_more_often_than_announced(
-    name, size, starts, briefly
-):
+def test_guarantees_fail_at_most_at_their_stated_rate(name, size, starts, briefly):
     wrong_at, law = POPULATIONS[name], LAW
     rng = np.random.default_rng(size)
     broken = 0
@@ -81,16 +79,16 @@ def test_guarantees_are_broken_no_more_often_than_announced(
         if found is not None:
             broken += risk_above(found.cutoff, law.pdf, wrong_at) > 0.05
     assert broken <= ALLOWED
-    if name == "no skill":  # every guarantee is broken: the level is used, not wasted
+    if name == "no skill":  # every guarantee fails: the whole level is used
         assert broken > 0.3 * ALLOWED
 
 
-# True risk of the surest share u of all groups: 2 % at the top, 5 % to promise.
+# True risk of the share u of groups with the largest P: 2 % at the top; 5 % is allowed.
 RISING = [lambda u: 0.02 + 0.2 * u**2, lambda u: np.where(u < 0.4, 0.02, 0.2)]
 
 
 def power(size, wrong_at, draws, seed):
-    """Share of draws in which a guarantee is made, and in which a broken one is."""
+    """Share of draws with a guarantee, and share with a guarantee that fails."""
     rng, made, broken = np.random.default_rng(seed), 0, 0
     grid = (np.arange(20_000) + 0.5) / 20_000
     mean = np.cumsum(wrong_at(grid)) / np.arange(1, 20_001)
@@ -108,12 +106,12 @@ def power(size, wrong_at, draws, seed):
 
 @pytest.mark.parametrize(("size", "least"), [(300, 0.1), (1000, 0.4), (5000, 0.97)])
 def test_more_groups_make_a_guarantee_more_often(size, least, briefly):
-    """One start at the surest 60 makes one in 24 to 29 %, whatever the size."""
+    """With one start at the 60 largest P it is 24 to 29 %, for any size."""
     draws = 60
     for wrong_at in RISING:
         made, broken = power(size, wrong_at, draws, seed=size)
         assert broken <= stats.binom.ppf(0.999, draws, 0.05) / draws
-        # three standard errors below what a thousand draws gave
+        # three standard errors below the result of a thousand draws
         assert made >= least - 3 * np.sqrt(least * (1 - least) / draws)
 
 
@@ -131,7 +129,7 @@ def test_the_number_of_starts_depends_on_the_number_of_groups_alone():
         planned = plan(groups, 0.05, 0.95)
         assert [share for share, _ in planned] == [0.05, 0.15, 0.4][-shares:]
         assert sum(part for _, part in planned) == pytest.approx(0.05)
-        # with no error at all each could be rejected, were so many accepted
+        # without errors each could be rejected, if enough are accepted
         for share, part in planned:
             assert 0.95 ** math.floor(share * groups + 1e-9) <= part * (1 + 1e-9)
     [(share, part)] = plan(100, 0.05, 0.95)
@@ -139,8 +137,8 @@ def test_the_number_of_starts_depends_on_the_number_of_groups_alone():
     assert plan(59, 0.05, 0.95)[0][0] == 1
 
 
-def test_what_a_row_arrives_with_adds_to_a_later_start():
-    """2 starts at 2.5 % each: 80 right of 80 pass on to a test at 5 %, and no other."""
+def test_unspent_budget_is_added_to_a_later_start():
+    """2 starts at 2.5 % each: only with 80 of 80 right the next test is at 5 %."""
     cutoffs = {0.05: 0.99, 0.15: 0.9, 0.4: 0.5}
 
     def starts(shares):
@@ -154,14 +152,14 @@ def test_what_a_row_arrives_with_adds_to_a_later_start():
     found = control_risk(probability, wrong, range(600), starts=starts)
     assert (found.accepted, found.wrong) == (190, 4)
     assert found.bound == pytest.approx(risk_bound(4, 190, 0.95))
-    wrong[0] = True  # the first start now falls: only 2.5 % are left for the second
+    wrong[0] = True  # the first start fails now: only 2.5 % are left for the second
     wrong[83] = False
     with pytest.raises(LabelError, match="4 wrong of the 190 with the largest P"):
         control_risk(probability, wrong, range(600), starts=starts)
 
 
-def test_groups_of_frames_that_err_together(briefly):
-    """Counting each frame breaks the guarantee; counting one of each group keeps it."""
+def test_groups_with_correlated_errors(briefly):
+    """With each frame counted the guarantee fails; with one of each group it holds."""
     rng = np.random.default_rng(1)
     groups, each = 120, 20
     names = np.repeat([f"run {g}" for g in range(groups)], each)
@@ -205,8 +203,8 @@ def test_59_right_answers_are_enough_and_58_are_not():
 
 
 @pytest.mark.parametrize("size", [100, 300, 900])
-def test_the_number_of_groups_asked_for_is_enough(size):
-    """A refused draw names a number, and most fresh draws of so many are promised."""
+def test_stated_number_of_groups_suffices(size):
+    """A refused draw names a number; most new draws of this size get a guarantee."""
     rng = np.random.default_rng(size)
     asked, kept = 0, 0
 
@@ -222,7 +220,7 @@ def test_the_number_of_groups_asked_for_is_enough(size):
             except LabelError as refused:
                 found = re.search(r"about (\d+) groups", str(refused))
                 if found is None or int(found[1]) > 50_000:
-                    continue  # told that it takes luck, or more than anyone has
+                    continue  # only with luck, or with too many labels
                 asked += 1
                 more = int(found[1])
                 assert more >= size
@@ -235,7 +233,7 @@ def test_the_number_of_groups_asked_for_is_enough(size):
     assert kept >= stats.binom.ppf(0.01, asked, 0.8)
 
 
-def test_no_number_is_named_where_none_would_do():
+def test_no_number_is_stated_if_none_suffices():
     many = np.arange(1000) % 5 == 0
     with pytest.raises(LabelError, match="no number of labels suffices"):
         control_risk(
@@ -243,12 +241,12 @@ def test_no_number_is_named_where_none_would_do():
         )
 
 
-def test_more_labels_are_not_asked_for_where_none_has_a_probability():
+def test_more_labels_are_not_advised_without_probabilities():
     with pytest.raises(LabelError, match=r"got 0 of 80 groups .*none of these"):
         control_risk([np.nan] * 100, [False] * 100, range(100))
 
 
-def test_a_larger_risk_accepts_no_less():
+def test_larger_risk_accepts_at_least_as_many():
     rng = np.random.default_rng(0)
     for _ in range(50):
         probability = rng.beta(2, 0.5, 1000)
@@ -263,7 +261,7 @@ def test_a_larger_risk_accepts_no_less():
         assert found[-1] is not None
 
 
-def test_one_member_of_each_group_each_as_likely():
+def test_one_member_of_each_group_with_equal_probability():
     groups = ["a"] * 3 + ["b"] + ["c"] * 6
     drawn = np.concatenate([one_of_each(groups, seed) for seed in range(6000)])
     times = np.bincount(drawn, minlength=10) / 6000
@@ -272,7 +270,7 @@ def test_one_member_of_each_group_each_as_likely():
     assert [groups[i] for i in one_of_each(groups)] == ["a", "b", "c"]
 
 
-def test_what_is_no_number_is_wrong():
+def test_nan_error_is_wrong():
     assert exceeds([0.1, 0.2, np.nan, np.inf], 0.1).tolist() == [
         False,
         True,
@@ -295,7 +293,7 @@ def test_arguments_are_checked(wrong):
         control_risk(np.ones(100), np.zeros(100), **options)
 
 
-def test_a_guarantee_says_what_it_is_and_survives_a_file():
+def test_guarantee_has_a_statement_and_survives_a_file():
     made = Guarantee(0.8, 0.05, 0.95, 310, 143, 2, 0.0434, 0.05, "eV/Å")
     stored = json.loads(json.dumps(made.to_dict()))
     assert Guarantee.from_dict(stored) == made
@@ -306,7 +304,7 @@ def test_a_guarantee_says_what_it_is_and_survives_a_file():
         Guarantee.from_dict({"cutoff": 0.8})
 
 
-def test_cutoffs_accept_the_shares_that_were_asked_for():
+def test_cutoffs_accept_the_requested_shares():
     rng = np.random.default_rng(0)
     logits, groups = rng.normal(1, 2, 40_000), np.arange(40_000) // 2
     outside = groups % 10 == 0  # a tenth is never accepted
@@ -318,7 +316,7 @@ def test_cutoffs_accept_the_shares_that_were_asked_for():
     shifted = starting_cutoffs(pairs, shares, shift=-1.5)
     moved = np.log(shifted / (1 - shifted))
     np.testing.assert_allclose(moved, expected - 1.5, atol=0.06)
-    # nothing below 90 % ever had a probability: all of it is accepted there
+    # the largest stored share is 90 %: its cutoff is used for larger shares
     least = logits[~outside].min()
     (lowest,) = starting_cutoffs(pairs, [1.0])
     assert np.log(lowest / (1 - lowest)) < np.quantile(logits, 0.1)
@@ -326,6 +324,6 @@ def test_cutoffs_accept_the_shares_that_were_asked_for():
     assert pairs[-1][1] == pytest.approx(max(least, -15), abs=2.0)
 
 
-def test_probabilities_beyond_single_precision_are_no_cutoffs():
+def test_cutoffs_are_within_single_precision():
     pairs = held_out_logits(np.full(10, 80.0), np.zeros(10), list("abcdefghij"))
     assert np.float32(starting_cutoffs(pairs, [0.05])[0]) < 1

@@ -1,4 +1,4 @@
-"""Cards of probes, heads and signals: one base, and files that stay as they are."""
+"""Cards of probes, heads and signals: one base, and files that do not change."""
 
 import json
 from importlib.resources import files
@@ -101,7 +101,7 @@ def test_a_card_of_an_earlier_version_keeps_its_entries(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_the_base_refuses_what_no_card_may_hold(name):
+def test_base_card_refuses_invalid_entries(name):
     kind, entries, error = CARDS[name]
     for changes, message in (
         ({"schema": kind.file.schema + 1}, "schema of a .* must be at most .* upgrade"),

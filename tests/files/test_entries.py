@@ -1,4 +1,4 @@
-"""Numbers on cards: finite where something is computed from them, and of their type."""
+"""Numbers on cards: of their type, and finite if they are used in computations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from uqcalc.signals.card import SignalCard
 from uqcalc.signals.distance import LatentDistance
 
 
-# What a card keeps as it was found: scores may be NaN where there is one class only.
+# Entries that are not used: scores may be NaN if there is one class only.
 FREE = {"report", "training", "shape", "joined"}
 
 
@@ -33,7 +33,7 @@ def numbers(value, path=()):
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf, "0.5", None, [1.0]])
-def test_no_number_of_a_card_that_is_none_is_read(wrong):
+def test_nan_on_a_card_is_refused(wrong):
     card = json.loads(json.dumps(shipped_probe("default").card.to_dict()))
     card |= {"promise": None}
     tried = {}
@@ -63,7 +63,7 @@ def test_no_number_of_a_card_that_is_none_is_read(wrong):
         {"kind": 3, "reduce": "mean"},
     ],
 )
-def test_settings_that_a_signal_reads_must_be_what_it_knows(settings):
+def test_settings_of_a_signal_must_be_valid(settings):
     card = SignalCard(
         kind="latent_distance",
         fingerprint="toy:1",

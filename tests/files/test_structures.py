@@ -1,4 +1,4 @@
-"""Files that number their types: elements are given, or the file is refused."""
+"""Files with type numbers: elements must be given, or the file is refused."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_types_become_the_elements_that_are_named(trajectory, species):
         assert frame.get_kinetic_energy() == pytest.approx(kinetic, rel=1e-9)
         forces = [[0.1 * i, -0.2, 0.3] for i in range(len(frame))]
         np.testing.assert_allclose(frame.get_forces(), forces, rtol=1e-9)
-        assert "energy" not in frame.calc.results  # a dump holds none
+        assert "energy" not in frame.calc.results  # a dump has none
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_file_that_says_which_elements_it_holds_needs_no_species(
     path = tmp_path / name
     path.write_text(text)
     assert set(read_frames(path)[0].symbols) == {"Na", "Cl"}
-    other = read_frames(path, species="K,Br")[0].symbols  # who asks for others has them
+    other = read_frames(path, species="K,Br")[0].symbols  # given elements have priority
     assert set(other) == {"K", "Br"}
 
 
@@ -179,7 +179,7 @@ def test_other_files_are_read_as_they_were(tmp_path):
     assert frame.calc.results["energy"] == atoms.get_potential_energy()
 
 
-def test_an_annotation_judges_what_the_types_stand_for(tmp_path):
+def test_annotation_uses_the_elements_of_the_types(tmp_path):
     path, target = tmp_path / "t.lammpstrj", tmp_path / "out.xyz"
     atoms = Atoms("NaCl", [[0, 0, 0], [0, 0, 2.8]], cell=[9, 9, 9], pbc=True)
     path.write_text(dump(atoms))
@@ -199,7 +199,7 @@ def test_an_annotation_judges_what_the_types_stand_for(tmp_path):
 
 
 def test_other_quantities_of_a_dump_with_elements_are_kept(tmp_path):
-    """Velocities, forces, charges and what LAMMPS computed for each atom."""
+    """Velocities, forces, charges and computed quantities of each atom."""
     path, target = tmp_path / "t.lammpstrj", tmp_path / "out.xyz"
     atoms = Atoms("NaCl", [[0, 0, 0], [0, 0, 2.8]], cell=[9, 9, 9], pbc=True)
     atoms.set_velocities([[0.01, 0, 0], [0, 0.02, 0]])
@@ -249,7 +249,7 @@ def test_commands_and_run_files_take_species(tmp_path, trajectory):
 @pytest.mark.parametrize(
     "error", [MemoryError(), NotImplementedError("no Na"), KeyError(3)]
 )
-def test_a_frame_that_the_model_cannot_do_fails_by_itself(tmp_path, error):
+def test_frame_that_the_model_cannot_evaluate_fails_alone(tmp_path, error):
     class Limited(EMT):
         def calculate(self, atoms=None, *args):
             if "Au" in atoms.symbols:
@@ -270,7 +270,7 @@ def test_a_frame_that_the_model_cannot_do_fails_by_itself(tmp_path, error):
 
 
 class Flat(Calculator):
-    """Knows every element and structure: only the reading can fail."""
+    """Accepts every element and structure: only the reading can fail."""
 
     implemented_properties = ("energy", "forces")
 
@@ -303,13 +303,13 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path, ending):
             annotate_file(source, target, judge, species=species)
         except UqcalcError as error:
             assert str(source) in str(error)  # noqa: PT017
-        for path in (source, target):  # what was written is as sound
+        for path in (source, target):  # the output is valid
             with contextlib.suppress(RecordError):
                 read_frames(path)
 
 
 @pytest.mark.parametrize("ending", ["xyz", "xyz.gz"])
-def test_frames_behind_an_empty_line_are_not_lost_in_silence(tmp_path, ending):
+def test_frames_after_an_empty_line_give_an_error(tmp_path, ending):
     write(tmp_path / "whole.xyz", [copper(seed) for seed in range(3)])
     lines = (tmp_path / "whole.xyz").read_text().splitlines(keepends=True)
     path = tmp_path / f"gap.{ending}"
@@ -326,7 +326,7 @@ def test_frames_behind_an_empty_line_are_not_lost_in_silence(tmp_path, ending):
     assert len(read_frames(path)) == 3
 
 
-def test_a_number_that_is_not_written_yet_is_not_taken_for_the_whole(tmp_path):
+def test_incomplete_number_is_not_read(tmp_path):
     path = tmp_path / "md.xyz"
     write(path, [copper(seed) for seed in range(3)])
     whole = path.read_bytes()
@@ -351,7 +351,7 @@ def test_a_number_that_is_not_written_yet_is_not_taken_for_the_whole(tmp_path):
 
 @pytest.mark.parametrize("count", ["9" * 12, "9" * 30])
 def test_a_damaged_number_of_atoms_ends_with_the_file(tmp_path, count):
-    """The check before ASE's reader counts lines, and not up to this number."""
+    """The check before ASE's reader ends at the end of the file, not at this number."""
     path = tmp_path / "damaged.xyz"
     path.write_text(f"{count}\n\nH 0 0 0\n")
     assert _readable(str(path))[1] == ""

@@ -1,4 +1,4 @@
-"""Files under a checksum: damage anywhere is refused, or changes no answer."""
+"""Files with a checksum: damage is refused, or does not change a result."""
 
 import contextlib
 import json
@@ -66,7 +66,7 @@ def signal(tmp_path):
 
 
 def test_every_flipped_byte_is_refused_or_harmless(probe):
-    """A flip in white space or in the order of the file may pass; no answer moves."""
+    """A flip in white space or in the order may be accepted; no result changes."""
     predictions = [random_prediction(n, 6, seed=n) for n in (3, 1, 8)]
     before = Probe.load(probe)
     expected = before(predictions, importance=True)
@@ -103,7 +103,7 @@ def test_every_flipped_byte_is_refused_or_harmless(probe):
     ],
 )
 def test_an_edit_with_another_tool_is_refused(kind, load, request):
-    """Weights, their type and the card: whoever writes them has no checksum."""
+    """Weights, their type and the card; another tool writes no checksum."""
     path = request.getfixturevalue(FIXTURES[kind.name])
     load(path)
     tensors, metadata = safetensors.torch.load_file(path), metadata_of(path)
@@ -123,7 +123,7 @@ def test_an_edit_with_another_tool_is_refused(kind, load, request):
     written({}, metadata | {CHECKSUM: "0" * 64})
     schema = {"schema": max(kind.checked_since, 2)}
     recent = json.dumps(json.loads(metadata[kind.key]) | schema)
-    written({}, {kind.key: recent})  # taken away, from a file that must have it
+    written({}, {kind.key: recent})  # removed from a file that must have it
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -168,8 +168,8 @@ def read_probe_card(entries):
         (SIGNAL, SignalCard.from_dict),
     ],
 )
-def test_every_entry_of_a_wrong_type_is_our_error(kind, read, request):
-    """Each entry of a card and those within: our error, or a value that may be."""
+def test_every_entry_of_a_wrong_type_is_a_uqcalc_error(kind, read, request):
+    """Each entry of a card, also nested: an error of uqcalc, or an allowed value."""
     path = request.getfixturevalue(FIXTURES[kind.name])
     card = kind.card(path)
     places = [(name,) for name in card]
@@ -187,14 +187,14 @@ def test_every_entry_of_a_wrong_type_is_our_error(kind, read, request):
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "{", "[" * 100_000, "null"])
-def test_a_card_that_is_none_is_our_error(text, probe):
+def test_invalid_card_is_a_uqcalc_error(text, probe):
     tensors = safetensors.torch.load_file(probe)
     safetensors.torch.save_file(tensors, probe, metadata={PROBE.key: text})
     with pytest.raises(ProbeError, match="must be a complete safetensors file"):
         Probe.load(probe)
 
 
-def test_a_damaged_file_may_be_written_over_by_its_own_kind_only(probe, signal):
+def test_damaged_file_is_replaced_only_by_its_own_kind(probe, signal):
     content = bytearray(probe.read_bytes())
     content[-1] ^= 1
     probe.write_bytes(content)

@@ -1,4 +1,4 @@
-"""One writer for each file, also where the file system has no locks."""
+"""One writer for each file, also if the file system has no locks."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import gc
 from uqcalc.files.writing import OneWriter
 
 
-def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
+def test_file_system_without_locks_is_accepted(tmp_path, monkeypatch):
     def absent(*_):
         raise OSError(errno.ENOSYS, "no locks here")
 
-    gc.collect()  # writers of other tests give back their locks now, not below
+    gc.collect()  # writers of other tests release their locks now, not below
     monkeypatch.setattr(fcntl, "flock", absent)
     first = OneWriter(tmp_path / "run.jsonl")
-    OneWriter(tmp_path / "run.jsonl").hold()  # and again: nothing was left
+    OneWriter(tmp_path / "run.jsonl").hold()  # and again: no lock was left
     first.hold()
     assert list(tmp_path.iterdir()) == []

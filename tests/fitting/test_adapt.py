@@ -1,4 +1,4 @@
-"""A probe adapted to one system: what its labels say holds on its other frames."""
+"""A probe adapted to one system: its probabilities are right on other frames."""
 
 from dataclasses import replace
 
@@ -100,7 +100,7 @@ def test_atoms_are_shifted_by_their_own_errors(probe):
     assert off(mine) < 0.5 * off(probe)
 
 
-def test_labels_that_cannot_serve_are_refused(probe):
+def test_unusable_labels_are_refused(probe):
     rows = frames(["CH3OH"], 8, seed=11)
     with pytest.raises(LabelError, match=r"at least 5 labelled frames.*got 4"):
         adapt(probe, rows[:4], ToyBackbone())
@@ -117,7 +117,7 @@ def test_labels_that_cannot_serve_are_refused(probe):
         adapt(single, rows, ToyBackbone())
 
 
-def test_what_weakens_it_is_said(probe):
+def test_problems_of_the_labels_give_warnings(probe):
     same = frames(["CH3OH"], 12, seed=14, runs=1)
     with pytest.warns(LabelWarning, match="several runs, got 12 of one"):
         adapt(probe, same, ToyBackbone(), Labels(group_key="run"))
@@ -130,7 +130,7 @@ def test_what_weakens_it_is_said(probe):
 
 
 @pytest.mark.filterwarnings("ignore::uqcalc.errors.LabelWarning")
-def test_one_odd_label_does_not_lift_the_limit_of_the_scope(probe):
+def test_one_unusual_label_does_not_raise_the_limit_of_the_scope(probe):
     rows = frames(["CH3OH"], 20, seed=17)
     plain = adapt(probe, rows, ToyBackbone()).card.scope.distance
     rows[0].positions[0] += [0, 0, 30.0]
@@ -157,7 +157,7 @@ def test_the_limit_by_number_of_elements_is_widened_to_the_labels(probe):
     assert strict.read(own).novelty.median() == pytest.approx(1.5, rel=1e-3)
     mine = adapt(strict, rows, ToyBackbone())
     assert mine.card.scope.mean_slope == -2.0
-    assert (mine.read(own).novelty <= 1).float().mean() > 0.8  # most were outside
+    assert (mine.read(own).novelty <= 1).float().mean() > 0.8  # most were not before
 
 
 def test_one_label_of_a_run_does_not_show_how_far_runs_lie():

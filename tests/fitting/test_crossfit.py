@@ -1,4 +1,4 @@
-"""Cross-fitting: groups stay whole, nobody is judged by what was fitted to him."""
+"""Cross-fitting: groups stay whole, and each is judged by a fit without it."""
 
 from dataclasses import replace
 
@@ -36,13 +36,13 @@ def test_folds_never_divide_a_group_and_are_balanced(names, folds, seed):
     assert all(len(home) == 1 for home in homes)
     sizes = np.bincount(fold, minlength=folds)
     assert sizes.min() > 0
-    # largest first to the emptiest: what is over is at most one group
+    # largest first, to the smallest fold: the excess is at most one group
     assert sizes.max() - sizes.min() <= max(groups.count(name) for name in known)
     np.testing.assert_array_equal(fold, group_folds(groups, folds, seed))
 
 
 class Spy:
-    """A probe that says whom it was fitted to, instead of a probability."""
+    """A probe that gives the groups of its fit, instead of a probability."""
 
     def __init__(self, data):
         self.groups = set(data.groups)
@@ -76,7 +76,7 @@ def test_each_structure_is_read_once_by_a_probe_without_its_group():
 
     unseen = cross_fit(data, 3, 0, fit)
     assert len(spies) == 3
-    for spy in spies:  # a group is fitted to as a whole or not at all
+    for spy in spies:  # a group is completely in the fit or not at all
         rows = [i for i in range(60) if id(predictions[i]) in spy.seen]
         assert {groups[i] for i in rows} == spy.groups
         assert len(rows) == 4 * len(spy.groups)
@@ -88,8 +88,8 @@ def test_each_structure_is_read_once_by_a_probe_without_its_group():
         np.testing.assert_array_equal(atoms, np.full(len(predictions[i].numbers), i))
 
 
-def test_what_would_get_no_probability_has_no_say():
-    """A structure whose element no other group has; where most are like it: refused."""
+def test_structures_without_a_probability_do_not_count():
+    """Structures with an element that no other group has; refused if most are such."""
     predictions = [random_prediction(4, 2, seed=i) for i in range(60)]
     for i, z in ((5, 26), (6, 26), (40, 79)):  # 5 and 6 are of one group
         predictions[i].numbers[0] = z
@@ -121,18 +121,18 @@ def test_stacking_recovers_the_weights_that_made_the_labels():
     np.testing.assert_allclose(found, weights, rtol=0.08)
 
 
-def test_a_path_that_counts_against_itself_counts_for_nothing():
+def test_path_with_a_negative_weight_gets_zero():
     paths, reliable = simulated([0.2, 12.0, -1.0])
     found = stack(paths, reliable)
     assert found[2] == 0
     assert (found[:2] > 0).all()
-    for seed in range(20):  # few labels, little in them
+    for seed in range(20):  # few labels with little information
         paths, reliable = simulated([0.2, 8.0, 0.0], count=60, seed=seed)
         assert (stack(paths, reliable) >= 0).all()
 
 
-def test_few_labels_do_not_play_one_path_against_another():
-    """Two paths say the same, one a little noisier: both keep a say."""
+def test_few_labels_give_similar_paths_similar_weights():
+    """Two similar paths, one with a little more noise: both keep a weight."""
     rng = np.random.default_rng(0)
     truth = rng.normal(size=40)
     paths = np.column_stack([truth + s * rng.normal(size=40) for s in (0.3, 0.32, 0.3)])

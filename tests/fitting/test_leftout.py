@@ -62,7 +62,7 @@ def test_an_element_of_one_group_has_no_distance():
 
 
 def test_many_groups_are_left_out_in_parts(monkeypatch):
-    """Each structure still is left out once, with its whole group."""
+    """Each structure is still left out once, with its whole group."""
     data = labelled([str(i // 2) for i in range(60)])
     exact = left_out_distances(data)
     monkeypatch.setattr(leftout, "_MOST_PARTS", 10)

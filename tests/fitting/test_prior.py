@@ -1,4 +1,4 @@
-"""Labels of one system added to a probe: right there, and the prior elsewhere."""
+"""Labels of one system added to a probe: they count there, the prior elsewhere."""
 
 import warnings
 
@@ -44,7 +44,7 @@ def both(prior, tmp_path_factory):
     return Probe.load(report.probe.save(path))
 
 
-def test_one_file_holds_on_the_new_system_and_says_what_its_prior_was(prior, both):
+def test_one_file_is_calibrated_on_the_new_system_and_names_its_prior(prior, both):
     found = evaluate(both, mine(80, seed=3), ToyBackbone(), MINE)
     right = found.errors <= BOUNDARY
     assert abs(found.probability.mean() - right.mean()) < 0.15
@@ -54,12 +54,12 @@ def test_one_file_holds_on_the_new_system_and_says_what_its_prior_was(prior, bot
     told = both.card.training["prior"]
     assert told["name"] == "shipped.probe"
     assert told["log_loss_after"] < told["log_loss_before"]
-    # it cannot be adapted, so the report must not say so
+    # such a probe cannot be adapted, so the report must not suggest it
     failed = found.report | {"holds": found.report["holds"] | {"holds": False}}
     assert "start from the original probe" in whether_p_holds(failed)
 
 
-def test_elsewhere_it_is_the_prior(prior, both):
+def test_far_from_the_labels_it_is_the_prior(prior, both):
     known = ToyBackbone().predict_many(frames(NAMES[:1], 40, seed=4))
     ours, theirs = both.read(known), prior.read(known)
     torch.testing.assert_close(ours.reliability, theirs.reliability)
@@ -68,9 +68,9 @@ def test_elsewhere_it_is_the_prior(prior, both):
     torch.testing.assert_close(ours.worst_atom, theirs.worst_atom, rtol=1e-3, atol=1e-3)
 
 
-def test_one_scope_of_the_two_suffices_and_far_from_both_it_trusts_nothing(both):
+def test_one_of_two_scopes_suffices_and_far_from_both_is_not_reliable(both):
     backbone = ToyBackbone()
-    # the features of the added labels are near: the prior alone has never seen sulphur
+    # the added labels are near in feature space: only the prior lacks sulphur
     near = both.read(backbone.predict_many(mine(20, seed=5)))
     assert (near.novelty <= 1).float().mean() > 0.8
     far = mine(10, seed=6)
@@ -137,7 +137,7 @@ def test_a_linear_part_follows_what_left_out_runs_show():
     assert found.gain > 0.3
 
 
-def test_what_cannot_serve_is_refused(prior, both):
+def test_unusable_labels_or_priors_are_refused(prior, both):
     labelled, backbone = mine(40, seed=8), ToyBackbone()
     few = mine(40, seed=8, runs=3)
     with pytest.warns(LabelWarning, match="at least 5 runs, got 3 by 'run'"):

@@ -60,7 +60,7 @@ def test_one_evaluation_gives_a_probe_for_each_target(tmp_path):
     recipe = Recipe(epochs=5, folds=2)
     found = fit_targets(frames, backbone, targets, LABELS, recipe)
     assert list(found) == ["forces", "stress"]
-    assert backbone.passes == 240 + 2  # two checks of the stored features
+    assert backbone.passes == 240 + 2  # two passes check the stored features
     assert {name: report.probe.card.target for name, report in found.items()} == {
         "forces": "forces",
         "stress": "stress",

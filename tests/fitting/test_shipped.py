@@ -1,4 +1,4 @@
-"""Another method than that of shipped labels shows in the energies, and is said."""
+"""A method that is not that of shipped labels is detected from the energies."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from uqcalc.labels.shipped import SHIPPED, ShippedLabels
 
 
 CRYSTALS = SHIPPED["pbe-crystals"]
-ENERGIES = {29: 0.31, 47: -0.12, 79: 0.5}  # eV of each atom, of another zero
+ENERGIES = {29: 0.31, 47: -0.12, 79: 0.5}  # eV of each atom, for another zero
 
 
 def alloys(energies) -> list[Atoms]:
@@ -36,7 +36,7 @@ def alloys(energies) -> list[Atoms]:
 
 
 @pytest.mark.parametrize("energies", [{}, ENERGIES], ids=["same", "another"])
-def test_an_offset_for_each_element_tells_of_another_method(monkeypatch, energies):
+def test_offset_for_each_element_detects_another_method(monkeypatch, energies):
     frames = alloys(energies)
     monkeypatch.setattr(ShippedLabels, "frames", lambda _: frames)
     found = compare_energies(CRYSTALS, ToyBackbone(EMT()), CRYSTALS.exclude)

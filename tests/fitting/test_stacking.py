@@ -1,4 +1,4 @@
-"""Exploded frames among the labels: the probe is the one without them."""
+"""Exploded frames among the labels: the probe is the same as without them."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -87,7 +87,7 @@ def test_scope_and_scales_are_those_without_them(probes):
     )
 
 
-def test_stretched_ones_are_judged_as_without_them(probes):
+def test_p_of_stretched_frames_is_as_without_them(probes):
     amounts = np.linspace(0.1, 3.0, 12)
     frames = [distorted(a, 900 + i) for i, a in enumerate(amounts)]
     clean, broken = (probe.read(frames) for probe in probes)
@@ -96,7 +96,7 @@ def test_stretched_ones_are_judged_as_without_them(probes):
     assert broken.reliability[amounts > 1.5].max() < 0.5
 
 
-def test_they_stay_labels_and_flatter_no_path(probes):
+def test_they_stay_labels_and_improve_no_score(probes):
     clean, broken = probes
     assert broken.card.calibration.labels == clean.card.calibration.labels + 15
     for ours, theirs in zip(

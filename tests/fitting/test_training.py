@@ -1,4 +1,4 @@
-"""Fitting end to end: it learns what can be learned, and says how well."""
+"""Fitting end to end: the probe learns the errors, and the report has its scores."""
 
 from dataclasses import replace
 
@@ -75,13 +75,13 @@ def fitted(sets):
 def test_learns_which_errors_are_large(fitted, sets):
     assert fitted.report["auroc"] > 0.8
     assert fitted.report["spearman"] > 0.5
-    assert fitted.report["brier"] < 0.22  # 0.25 for ignorance
+    assert fitted.report["brier"] < 0.22  # 0.25 without information
     close(fitted.errors, amounts(90, seed=2) / 2, FLOAT64, of=1.0)  # eV/Å, of forces
     truth = fitted.errors <= fitted.probe.card.boundary
     assert fitted.report["auroc"] == scores.auroc(truth, fitted.probability)
 
 
-def test_report_and_card_say_what_was_done(fitted, sets):
+def test_report_and_card_describe_the_fit(fitted, sets):
     assert set(fitted.report) == REPORT
     card = fitted.probe.card
     assert card.report == fitted.report
@@ -103,9 +103,9 @@ def test_report_and_card_say_what_was_done(fitted, sets):
     assert "90 structures" in text
 
 
-def test_saved_probe_says_the_same_while_wrapped(fitted, sets, tmp_path):
+def test_saved_probe_gives_the_same_in_a_calculator(fitted, sets, tmp_path):
     path = fitted.probe.save(tmp_path / "mace.probe")
-    # as text: a precision of nobody kept is NaN
+    # as text: the precision is NaN if no structure is kept
     assert str(Probe.load(path).card.to_dict()) == str(fitted.probe.card.to_dict())
     calculator = ReliableCalculator(mace_calculator(0), path)
     for index in (0, 1, 2, 3):
@@ -117,7 +117,7 @@ def test_saved_probe_says_the_same_while_wrapped(fitted, sets, tmp_path):
         ReliableCalculator(mace_calculator(5), path)
 
 
-def test_same_seed_same_probe_whatever_came_before(sets):
+def test_same_seed_gives_the_same_probe_after_any_calls(sets):
     labels, recipe = Labels(group_key="run", percentile=50), Recipe(epochs=6, seed=3)
     runs = []
     for noise in (1, 2):
@@ -217,7 +217,7 @@ def test_published_recipe_takes_atomic_energies_off():
         Recipe(atomic_energies=energies)
 
 
-def test_what_cannot_be_learned_is_refused():
+def test_labels_without_skill_are_refused():
     sets = toy_datasets(30)
     with pytest.raises(LabelError, match=r"training labels .* got 30 of 30 within 1e"):
         fit_datasets(*sets, ToyBackbone(), Labels(boundary=1e9), Recipe())
@@ -232,7 +232,7 @@ def test_what_cannot_be_learned_is_refused():
         fit_datasets(first, None, last, ToyBackbone(), Labels(percentile=50), recipe)
 
 
-def test_a_test_that_could_say_nothing_is_refused_before_training(monkeypatch):
+def test_unusable_test_set_is_refused_before_training(monkeypatch):
     first, held, last = toy_datasets(30)
     for prediction in last.predictions:
         prediction.numbers[0] = 79
@@ -247,7 +247,7 @@ class Untouched(ToyBackbone):
         pytest.fail("evaluated, although no probe can come of these frames")
 
 
-def test_what_must_fail_fails_before_any_prediction(sets):
+def test_invalid_input_fails_before_any_prediction(sets):
     train, test = sets
     labels, standard = Labels(group_key="run", percentile=50), Recipe("standard")
     with pytest.raises(LabelError, match="must be given for the architecture 'stand"):
@@ -263,13 +263,13 @@ def test_what_must_fail_fails_before_any_prediction(sets):
 @pytest.fixture
 def double():
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)  # as users of MACE may do
+    torch.set_default_dtype(torch.float64)  # as after the use of MACE
     yield
     torch.set_default_dtype(before)
 
 
 @pytest.mark.usefixtures("double")
-def test_fits_whatever_the_default_dtype(sets):
+def test_fits_with_any_default_dtype(sets):
     labels, recipe = Labels(group_key="run", percentile=50), Recipe(epochs=2)
     report = fit(sets[0], ToyBackbone(), labels, recipe)
     assert np.isfinite(report.probability).all()
@@ -278,7 +278,7 @@ def test_fits_whatever_the_default_dtype(sets):
 
 
 @pytest.mark.parametrize("force", [0.0, 1e-15])
-def test_atoms_without_errors_cost_no_probe(force):
+def test_atoms_without_errors_do_not_prevent_a_fit(force):
     """Perfect crystals: their forces are zero by symmetry, their energies are not."""
     train, *_, test = toy_datasets()
     for part in (train, test):
@@ -339,7 +339,7 @@ def repeated(prediction, times):
 
 @pytest.mark.parametrize("times", [2, 8, 27])
 def test_a_supercell_has_the_probability_of_its_cell(fitted, sets, times):
-    """RMS errors of forces do not change where a cell is repeated."""
+    """RMS errors of forces do not change if a cell is repeated."""
     probe = fitted.probe
     cells = tap(mace_calculator(0)).predict_many(sets[1][:12])
     one = probe.read([repeated(cell, 1) for cell in cells])

@@ -1,4 +1,4 @@
-"""Bonds, valences and what breaks: closed forms, and molecules that are whole."""
+"""Bonds, valences and breaking bonds: closed forms, and intact molecules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Coordination of the labels: counts of known crystals, and what lies outside."""
+"""Coordination of the labels: counts of known crystals, and atoms outside them."""
 
 from __future__ import annotations
 

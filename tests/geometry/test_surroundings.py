@@ -1,4 +1,4 @@
-"""The closest contact of a structure that moves, against a look at all its atoms."""
+"""The closest contact of a structure that moves, compared with a full search."""
 
 from __future__ import annotations
 
@@ -84,14 +84,14 @@ def turned_open(atoms):
 @pytest.mark.parametrize(
     "change", [changed_cell, changed_element, moved_far, turned_open]
 )
-def test_another_structure_is_not_answered_for(change):
+def test_pairs_of_another_structure_are_not_used(change):
     atoms = salt(periodic=True)
     pairs = remembered(atoms)
     change(atoms)
     assert pairs.closest(arrays(atoms), REACH) is None
 
 
-def test_an_atom_that_may_have_left_is_looked_at():
+def test_atom_that_may_have_left_needs_a_full_search():
     atoms = salt(periodic=False)
     atoms.positions[0] -= 1.2 * np.ones(3)
     nearest = surroundings(*arrays(atoms), REACH).nearest[0]

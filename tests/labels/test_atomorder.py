@@ -1,4 +1,4 @@
-"""Forces of permuted atoms and of turned structures are told from poor predictions."""
+"""Forces of permuted atoms or rotated structures are not taken for poor predictions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_other_atoms_are_found(kind, error):
 
 
 @pytest.mark.parametrize("error", [0.0, 0.1, 0.5, 1.0, 3.0])
-def test_a_poor_potential_is_no_other_order(error):
+def test_poor_potential_is_not_another_order(error):
     labels = forces()
     assert not in_another_order(near(labels, error), labels)
     scaled = [0.2 * x for x in labels]  # softening, or another unit
@@ -42,7 +42,7 @@ def test_a_poor_potential_is_no_other_order(error):
     assert not in_another_order(forces(seed=5), labels)  # unrelated
 
 
-def test_few_or_still_structures_say_nothing():
+def test_few_structures_or_small_forces_are_not_compared():
     labels = forces(4)
     assert not in_another_order(labels, [x[::-1] for x in labels])
     still = [1e-3 * x for x in forces()]

@@ -55,7 +55,7 @@ def test_energies_in_kcal_per_mol_with_another_zero_are_named():
 
 @pytest.mark.parametrize("target", ["forces", "energy"])
 @pytest.mark.parametrize("factor", [0.5, 1.0, 2.0, 5.0])
-def test_wrong_but_not_by_a_unit_says_nothing(target, factor):
+def test_large_errors_without_a_unit_factor_give_no_warning(target, factor):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_units(target, predictions(), references(target, factor))
@@ -70,7 +70,7 @@ def test_forces_of_the_opposite_sign_are_named(factor, unit):
     assert unit in str(caught[0].message)
 
 
-def test_labels_unlike_the_predictions_say_nothing():
+def test_uncorrelated_labels_give_no_warning():
     rng = np.random.default_rng(1)
     unrelated = [23 * rng.normal(size=p.forces.shape) for p in predictions()]
     with warnings.catch_warnings():
@@ -119,7 +119,7 @@ def test_stresses_of_another_sign_unit_or_kind_are_named(factor, virial, words):
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 2.0, 8.0])
-def test_stresses_that_are_only_poor_say_nothing(factor):
+def test_poor_stresses_give_no_warning(factor):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not warn_of_units("stress", strained(), stresses(factor, noise=0.5))
@@ -144,6 +144,6 @@ def test_forces_that_a_constraint_has_removed_are_named():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         free = references("forces", 1.0, noise=0.05)
-        free[0][0] = free[1][0] = 0.0  # two frames may be a chance
+        free[0][0] = free[1][0] = 0.0  # two frames may agree by chance
         free[2][:, 0] = 0.0  # one component vanishes by symmetry
         warn_of_units("forces", predictions(), free)

@@ -1,4 +1,4 @@
-"""Labels and datasets: nothing is dropped, invented or leaked in silence."""
+"""Labels and datasets: nothing is dropped, added or leaked without a message."""
 
 import ase.io
 import numpy as np
@@ -34,7 +34,7 @@ def unlabelled(atoms):
 
 def as_none_read_back(atoms):
     del atoms.arrays["REF_forces"]
-    atoms.info["REF_forces"] = True  # what extxyz makes of None
+    atoms.info["REF_forces"] = True  # extxyz reads None as this
 
 
 def nan_label(atoms):
@@ -73,7 +73,7 @@ def test_defects_are_refused_by_name_or_left_out_and_counted(spoil, defect):
     assert data.groups == ["0", "2", "3", "5"]
 
 
-def test_what_the_potential_refuses_is_found_before_any_prediction():
+def test_unsupported_frames_are_found_before_any_prediction():
     class Periodic(ToyBackbone):
         def check_structure(self, atoms):
             super().check_structure(atoms)
@@ -98,7 +98,7 @@ def test_what_the_potential_refuses_is_found_before_any_prediction():
     assert data.excluded == {"not finite": [1], "not computable": [6, 7]}
 
 
-def test_labels_that_lie_where_ase_puts_them_are_pointed_out(tmp_path):
+def test_labels_in_the_calculator_are_named_in_the_message(tmp_path):
     frames = labelled(2)
     for atoms in frames:
         atoms.arrays["forces"] = atoms.arrays.pop("REF_forces")
@@ -126,7 +126,7 @@ def test_duplicates_and_empty_frames():
     assert len(data) == 3
 
 
-def test_charge_states_of_one_geometry_are_no_duplicates():
+def test_charge_states_of_one_geometry_are_not_duplicates():
     frames = labelled(1) * 2
     frames = [atoms.copy() for atoms in frames]
     frames[1].info["charge"] = 1
@@ -134,7 +134,7 @@ def test_charge_states_of_one_geometry_are_no_duplicates():
 
 
 @pytest.mark.parametrize("value", [True, None, "-3.2", np.array([-3.2, 0.0])])
-def test_energy_that_is_no_number_is_missing(value):
+def test_energy_that_is_not_a_number_is_missing(value):
     frames = labelled(2)
     frames[1].info["REF_energy"] = value
     with pytest.raises(LabelError, match=r"missing: 1 \(frames 1\)"):
@@ -210,7 +210,7 @@ def test_errors_by_hand():
             close(found, atoms_expected[index], FLOAT64)
 
 
-def test_an_energy_needs_no_forces_but_takes_them_where_all_frames_have_them():
+def test_energy_labels_use_forces_only_if_all_frames_have_them():
     frames = labelled(4)
     nan_label(frames[1])
     labels = Labels("energy")
@@ -268,7 +268,7 @@ def test_offsets_are_removed_recorded_and_used_again():
     assert again.offsets == data.offsets
 
 
-def test_labels_held_back_have_no_say_in_the_offsets():
+def test_held_out_labels_do_not_affect_the_offsets():
     frames = shifted(60, seed=0, shift=SHIFT)
     labels = Labels("energy", offsets=True, group_key="run")
     data = build_dataset(frames, ToyBackbone(), labels)
@@ -280,7 +280,7 @@ def test_labels_held_back_have_no_say_in_the_offsets():
     assert again.offsets == moved.offsets == train.offsets
     np.testing.assert_array_equal(again.errors, train.errors)
     assert moved.errors.min() > 6.9
-    inner, other = again.split((0.5, 0.5), seed=0)  # nor what is held back of a share
+    inner, other = again.split((0.5, 0.5), seed=0)  # and no held-out part of a share
     assert inner.fit_offsets().offsets == inner.offsets == other.offsets
     forces = build_dataset(labelled(3), ToyBackbone(), Labels())
     with pytest.raises(LabelError, match="offsets must be of energies"):
@@ -289,7 +289,7 @@ def test_labels_held_back_have_no_say_in_the_offsets():
         Labels("forces", offsets=True)
 
 
-def test_errors_to_learn_from_rest_on_offsets_of_other_groups():
+def test_training_errors_use_offsets_of_other_groups():
     frames = shifted(60, seed=0, shift=SHIFT)
     labels = Labels("energy_per_atom", offsets=True, group_key="run")
     data = build_dataset(frames, ToyBackbone(), labels)
@@ -302,7 +302,7 @@ def test_errors_to_learn_from_rest_on_offsets_of_other_groups():
         close(crossed.errors[held], expected, FLOAT64, of=list(SHIFT.values()))
     assert np.abs(crossed.errors - data.errors).max() > 1e-5
     fixed = build_dataset(frames, ToyBackbone(), labels, offsets=data.offsets)
-    assert fixed.crossed() is fixed  # offsets from elsewhere flatter nobody
+    assert fixed.crossed() is fixed  # offsets of other labels are fair
 
 
 def test_keys_that_ase_moves_to_the_calculator(tmp_path):
@@ -360,7 +360,7 @@ def test_large_groups_go_where_they_fit(seed):
     train, test = divide(["a"] * 900 + ["b"] * 100, (0.85, 0.15), seed)
     assert (len(train), len(test)) == (900, 100)
     shares = divide(["a"] * 5 + ["b"] * 4 + ["c"] * 3, (0.7, 0.15, 0.15), seed)
-    assert [len(share) for share in shares] == [5, 4, 3]  # none is left empty
+    assert [len(share) for share in shares] == [5, 4, 3]  # no share is empty
 
 
 def test_too_few_groups_to_split():

@@ -1,4 +1,4 @@
-"""Forces that vanish by symmetry say nothing: they teach no element and no size."""
+"""Forces that vanish by symmetry have no information on elements and sizes."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def alone(symbol, **info):
     return atoms
 
 
-def test_isolated_atoms_teach_a_probe_nothing():
+def test_isolated_atoms_do_not_change_a_probe():
     frames = labelled(["H2O", "CH3OH", "C2H6", "CO2"], 96)
     labels, recipe = Labels(group_key="run", boundary=0.15), Recipe(epochs=4)
     mixed = [*frames[:5], alone("N"), *frames[5:], alone("N"), alone("N")]
@@ -94,7 +94,7 @@ def test_perfect_crystals_vanish_at_any_scale_and_displaced_ones_never():
 
 
 def test_relaxed_structures_keep_their_information():
-    """With the potential, or with the reference: the other still has forces."""
+    """Relaxed with the potential or with the reference: the other one has forces."""
     relaxed = Atoms("Ar2", [[0, 0, 0], [0, 0, 2.3 * 2 ** (1 / 6)]])
     truth, other = LennardJones(sigma=2.3, rc=30), LennardJones(sigma=2.25, rc=30)
     minimum = pair_sum(relaxed, truth)
@@ -110,7 +110,7 @@ def test_atoms_on_symmetric_sites_have_no_error_and_energies_keep_their_frames()
         atoms.info["REF_energy"] = float(index)
         forces = ToyBackbone()(atoms, ["forces"]).forces.copy()
         forces[1:] += 0.1
-        atoms.arrays["REF_forces"] = forces  # that on carbon vanishes
+        atoms.arrays["REF_forces"] = forces  # the force on carbon vanishes
         atoms.positions += index  # no duplicate
     with_atom = [*frames, alone("C", REF_energy=-3.0)]
     data = build_dataset(with_atom, ToyBackbone(), Labels("energy"))
@@ -127,12 +127,12 @@ def test_atoms_on_symmetric_sites_have_no_error_and_energies_keep_their_frames()
     np.testing.assert_allclose(data.errors, expected, rtol=1e-9)
 
 
-def test_nothing_but_isolated_atoms_is_no_label():
+def test_isolated_atoms_alone_are_refused():
     with pytest.raises(LabelError, match=r"none .*'no information': 2"):
         build_dataset([alone("H"), alone("O")], ToyBackbone(), Labels())
 
 
-def test_bounds_of_other_signals_do_not_rest_on_them():
+def test_bounds_of_other_signals_leave_them_out():
     frames = labelled(["H2O", "CH3OH"], 30)
     labels = Labels(group_key="run")
     alone_ones = [alone("N", run=f"alone {i}") for i in range(30)]

@@ -1,4 +1,4 @@
-"""Frames a potential explodes on: found, named, and in the way of nothing else."""
+"""Frames on which a potential explodes: found, named, and without other effects."""
 
 import warnings
 from dataclasses import replace
@@ -21,7 +21,7 @@ def predictions(count, *, scale=3.0):
 
 
 def blown(prediction, size):
-    """Put one atom's force at ``size`` eV/Å."""
+    """Set one atom's force to ``size`` eV/Å."""
     forces = prediction.forces.copy()
     forces[0] *= size / np.linalg.norm(forces[0])
     return replace(prediction, forces=forces)
@@ -41,11 +41,11 @@ def test_failures_are_found_however_many_and_large(share):
     ]
     found = exploded(made, errors)
     assert set(np.flatnonzero(found)) == set(chosen)
-    unlabelled = exploded(made)  # of energies alone: only what nothing reaches
+    unlabelled = exploded(made)  # from energies alone: only values above any true one
     assert set(np.flatnonzero(unlabelled)) == set(chosen[sizes > 300])
 
 
-def test_large_true_forces_are_no_failures():
+def test_large_true_forces_are_not_failures():
     """Cells under stress: 200 eV/Å in the reference, and predicted to 10 %."""
     made = predictions(100)
     for i in range(5):
@@ -96,7 +96,7 @@ def test_a_fit_names_them_and_keeps_them_as_labels():
 @pytest.mark.parametrize("target", ["forces", "energy"])
 @pytest.mark.parametrize("size", [30.0, 65_000.0])
 def test_correct_labels_keep_their_unit_beside_them(target, size):
-    """15 of 200 explode; a standard deviation would point to rydberg or hartree."""
+    """15 of 200 explode; with standard deviations the unit would seem wrong."""
     made = predictions(200)
     rng = np.random.default_rng(0)
     references = []

@@ -1,4 +1,4 @@
-"""Groups keep together what belongs together, over formulas and over sets."""
+"""Groups of frames are not divided, by formula and over several sets."""
 
 import pytest
 from ase import Atoms

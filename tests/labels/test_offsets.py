@@ -1,4 +1,4 @@
-"""Energies per element: found where they are, not imagined where they are not."""
+"""Energies per element: found if they exist, and not found otherwise."""
 
 import warnings
 
@@ -29,7 +29,7 @@ def sizes(numbers):
     return np.array([len(z) for z in numbers])
 
 
-def test_what_is_linear_in_composition_is_found_to_the_bit_that_matters():
+def test_offsets_linear_in_composition_are_found():
     numbers = structures(100, [1, 6, 7, 8])
     truth = {"1": -13.6, "6": -1030.0, "7": -1480.0, "8": -2040.0}
     residuals = offset_energies(numbers, truth)
@@ -40,7 +40,7 @@ def test_what_is_linear_in_composition_is_found_to_the_bit_that_matters():
         warn_of_offsets(numbers, residuals)
 
 
-def test_blunders_do_not_decide():
+def test_outliers_have_little_effect():
     numbers = structures(200, [1, 6, 8])
     rng = np.random.default_rng(1)
     truth = {"1": -0.1, "6": 0.3, "8": -0.4}
@@ -52,8 +52,8 @@ def test_blunders_do_not_decide():
     assert np.abs(plain[[1, 6, 8]] - list(truth.values())).max() > 0.1
 
 
-def test_more_elements_than_the_frames_can_tell_apart():
-    """Many elements explain noise in sample; held out they explain nothing."""
+def test_more_elements_than_the_frames_determine():
+    """Many elements explain noise of the fit, but not of held-out frames."""
     elements = np.arange(1, 86)
     numbers = structures(150, elements)
     rng = np.random.default_rng(2)
@@ -61,7 +61,7 @@ def test_more_elements_than_the_frames_can_tell_apart():
     counts = composition(numbers)
     plain, *_ = np.linalg.lstsq(counts, noise, rcond=None)
     in_sample = np.abs(noise - counts @ plain).mean() / np.abs(noise).mean()
-    assert in_sample < 0.7  # would have passed as an offset
+    assert in_sample < 0.7  # would have been taken for an offset
     assert explained_by_composition(numbers, noise).share < 0.1
     # oxides 0.4 eV/atom lower, as corrected energies are
     train, test = structures(280, elements, seed=3), structures(500, elements, seed=4)
@@ -81,7 +81,7 @@ def test_more_elements_than_the_frames_can_tell_apart():
 
 
 @pytest.mark.parametrize("kinds", [None, 3, 1])
-def test_an_offset_is_recognised_and_errors_alone_are_not(kinds):
+def test_offset_is_recognised_and_random_errors_are_not(kinds):
     numbers = structures(120, [1, 6, 7, 8, 14], kinds=kinds)
     rng = np.random.default_rng(5)
     errors = sizes(numbers) * rng.normal(0, 0.03, 120)

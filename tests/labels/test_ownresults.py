@@ -74,6 +74,6 @@ def test_a_few_labels_may_agree_by_chance():
 
 @pytest.mark.parametrize("energy", [-5.0, -650.0, -5e5])
 def test_a_good_potential_of_any_zero_of_energy_is_not_its_own_reference(energy):
-    """Errors of 0.1 meV/atom are real, beside all-electron energies, too."""
+    """Errors of 0.1 meV/atom are real, also with all-electron energies."""
     assert same_result("energy", energy, energy)
     assert not same_result("energy", energy, energy + 1e-4)

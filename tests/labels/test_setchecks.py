@@ -52,7 +52,7 @@ def said(frames, labels=BY_MOLECULE):
 
 
 def run(count, stride=10, seed=0):
-    """Frames of one Langevin run in a made-up potential."""
+    """Frames of one Langevin run in a toy potential."""
     atoms = rattled("C2H6", seed=seed)
     atoms.calc = Cohesion()
     rng = np.random.RandomState(seed)
@@ -65,7 +65,7 @@ def run(count, stride=10, seed=0):
     return frames
 
 
-def test_a_healthy_set_is_passed_over():
+def test_good_set_gives_no_warning():
     assert said(independent(200), Labels(group_key="batch")) == []
 
 
@@ -95,10 +95,10 @@ def test_frames_of_one_run_without_a_group_key():
     mixed = [*independent(200), *frames[:40]]
     assert find_series(mixed) == ["C2H6"]
     order = np.random.default_rng(0).permutation(len(frames))
-    assert find_series([frames[i] for i in order]) == []  # they cannot be told then
+    assert find_series([frames[i] for i in order]) == []  # not recognised
 
 
-def test_a_key_that_differs_in_each_frame_does_not_tell_runs_apart():
+def test_key_that_differs_in_each_frame_does_not_identify_runs():
     frames = run(210)
     for index, frame in enumerate(frames):
         frame.info |= {"frame": index, "block": index // 10}
@@ -125,7 +125,7 @@ def test_a_run_of_a_crystal_is_seen_across_its_boundary():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_independent_frames_are_no_run(seed):
+def test_independent_frames_are_not_a_run(seed):
     rng = np.random.default_rng(seed)
     calm = rng.random(25) < 0.5  # half are relaxed, half are shaken
     frames = [
@@ -158,7 +158,7 @@ def errors(right, wrong):
         (40, 960, "40 of 1000 are reliable"),
         (20, 180, "20 of 200 are reliable"),
         (900, 100, None),
-        (25, 25, None),  # few in all is said elsewhere
+        (25, 25, None),  # a small number of labels has another warning
     ],
 )
 def test_labels_of_nearly_one_kind_are_named(right, wrong, said):
@@ -198,8 +198,8 @@ def test_the_default_boundary_is_one_that_usual_frames_keep():
     assert Labels(boundary=1.0).boundary_rule == ""
 
 
-def test_a_boundary_among_errors_that_are_all_alike_is_not_taken_unasked():
-    """Labels of one temperature: nothing exceeds a multiple of their median."""
+def test_default_boundary_among_similar_errors_is_refused():
+    """Labels of one temperature: no error exceeds a multiple of their median."""
     rng = np.random.default_rng(0)
     alike = rng.lognormal(np.log(0.03), 0.25, 500)
     boundary = Labels().chosen_boundary(alike)
@@ -215,7 +215,7 @@ def test_a_boundary_among_errors_that_are_all_alike_is_not_taken_unasked():
     assert np.sum(hotter > boundary) >= 30
     with pytest.warns(
         LabelWarning, match="add frames of this class$"
-    ):  # no better boundary
+    ):  # this is no better boundary
         warn_of_rare_class(alike, 0.06, Labels(boundary=0.06))
 
 
@@ -250,7 +250,7 @@ def test_a_test_of_one_kind_is_divided_again():
         _both_kinds(data, (0.85, 0.15), labels, 0)
 
 
-def test_offsets_of_one_composition_are_not_applied_to_others_unsaid():
+def test_offsets_of_one_composition_give_a_warning_on_others():
     water, more = [np.array([8, 1, 1])] * 20, [np.array([1, 1, 8] * 2)]
     offsets = fit_offsets(water, np.full(20, -2066.0))
     span = missing_span(water, offsets)

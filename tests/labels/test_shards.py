@@ -1,4 +1,4 @@
-"""Features on disk: nothing is lost, evaluated twice, or held in memory at once."""
+"""Features on disk: not lost, not evaluated twice, not in memory at once."""
 
 import pickle
 from dataclasses import replace
@@ -137,7 +137,7 @@ def test_a_damaged_shard_is_named(tmp_path, spoil, why):
         Shards.open(tmp_path / "a")
 
 
-def test_folders_that_hold_nothing_of_use_are_refused(tmp_path):
+def test_folders_without_usable_shards_are_refused(tmp_path):
     with pytest.raises(RecordError, match="must exist"):
         Shards.open(tmp_path / "nowhere")
     with pytest.raises(RecordError, match="must hold shards"):
@@ -186,10 +186,10 @@ def labelled(count=30):
 
 
 @pytest.mark.parametrize("target", ["forces", "energy"])
-def test_a_cache_changes_nothing_but_the_work(tmp_path, target):
+def test_cache_gives_the_same_predictions_without_evaluation(tmp_path, target):
     frames, labels = labelled(), Labels(target, group_key="run")
     plain = build_dataset(frames, Counting(), labels)
-    for expected in (30, 2):  # two are looked at again, to see that all is as it was
+    for expected in (30, 2):  # two are evaluated again, as a check of the cache
         backbone = Counting()
         data = build_dataset(frames, backbone, labels, cache=tmp_path / "a")
         assert backbone.seen == expected
@@ -210,7 +210,7 @@ def test_a_cache_changes_nothing_but_the_work(tmp_path, target):
 
 
 def test_other_labels_need_no_other_features(tmp_path):
-    """Also where the backbone has to take all of ``atoms.info`` for its input."""
+    """Also if the backbone must count all of ``atoms.info`` as its input."""
 
     class Watchful(Counting):
         def extra_state(self, atoms):
@@ -222,7 +222,7 @@ def test_other_labels_need_no_other_features(tmp_path):
         atoms.info["REF_energy"] += 0.5
     backbone = Watchful()
     build_dataset(frames, backbone, labels, cache=tmp_path / "a")
-    assert backbone.seen == 2  # looked at again, to see that all is as it was
+    assert backbone.seen == 2  # evaluated again, as a check of the cache
     frames[3].info["charge"] = 1
     build_dataset(frames, backbone, labels, cache=tmp_path / "a")
     assert backbone.seen == 5
@@ -236,7 +236,7 @@ def test_only_new_geometries_are_evaluated(tmp_path):
         ion.info["charge"] = 1
     turned = frames[::-1] + ions
     for frame in turned:
-        frame.arrays["REF_forces"] = frame.arrays["REF_forces"] * 2  # labels: no matter
+        frame.arrays["REF_forces"] = frame.arrays["REF_forces"] * 2  # labels only
     backbone = Counting()
     data = build_dataset(turned, backbone, labels, cache=tmp_path / "a")
     assert backbone.seen == 2 + 10 + 3
@@ -280,7 +280,7 @@ def test_a_cache_of_another_potential_is_refused(tmp_path):
 
 @pytest.mark.parametrize("others", [0, 30])
 def test_a_lone_atom_does_not_hide_another_potential(tmp_path, others):
-    """It feels no dispersion: energy, forces and features are the same."""
+    """A single atom has no dispersion: energy, forces and features are the same."""
 
     class Dispersive(Counting):
         def predict_many(self, frames, wanted=("energy", "forces")):
@@ -290,18 +290,18 @@ def test_a_lone_atom_does_not_hide_another_potential(tmp_path, others):
             return done
 
     lone = Atoms("H")
-    lone.info["REF_energy"] = 0.0  # its force would be no label
+    lone.info["REF_energy"] = 0.0  # its force is no label
     lone.arrays["REF_forces"] = np.zeros((1, 3))
     frames, labels = [lone, *labelled(others)], Labels("energy")
     build_dataset(frames, Counting(), labels, cache=tmp_path / "a")
-    if others == 0:  # there it is the same potential
+    if others == 0:  # for a single atom it is the same potential
         build_dataset(frames, Dispersive(), labels, cache=tmp_path / "a")
         return
     with pytest.raises(RecordError, match=r"energy .* off by .*dispersion"):
         build_dataset(frames, Dispersive(), labels, cache=tmp_path / "a")
 
 
-def test_what_a_potential_fails_on_is_not_kept_and_named_each_time(tmp_path):
+def test_failures_are_not_stored_and_are_named_each_time(tmp_path):
     class Failing(Counting):
         def predict_many(self, frames, wanted=("energy", "forces")):
             if any(frame.info["REF_energy"] in (-7, -2) for frame in frames):
@@ -318,7 +318,7 @@ def test_what_a_potential_fails_on_is_not_kept_and_named_each_time(tmp_path):
     data = build_dataset(
         frames, backbone, Labels(), exclude=leave, cache=tmp_path / "a"
     )
-    assert backbone.seen == 2  # looked at again; the others were kept
+    assert backbone.seen == 2  # evaluated again; the others were kept
     assert data.excluded == {"not computable": [3, 8]}
     plain = build_dataset(frames, Failing(), Labels(), exclude=leave)
     np.testing.assert_array_equal(data.errors, plain.errors)

@@ -1,4 +1,4 @@
-"""Labels that ship with the package: packed without harm, and all there."""
+"""Labels that ship with the package: packed without damage, and complete."""
 
 from collections import Counter
 
@@ -30,7 +30,7 @@ def crystals() -> list[Atoms]:
     salt.rattle(0.1, seed=1)
     skewed = bulk("Cu") * (2, 2, 2)
     skewed.set_cell(skewed.cell @ [[1, 0.1, 0], [0, 0.9, 0.2], [0, 0, 1.1]], True)
-    skewed.positions += [40, -70, 3]  # atoms of many cells away
+    skewed.positions += [40, -70, 3]  # atoms shifted by many cells
     frames = [bulk("Zn"), salt, skewed]
     return [labelled(atoms, seed) for seed, atoms in enumerate(frames)]
 
@@ -57,7 +57,7 @@ def test_a_packed_crystal_is_the_same_crystal(packed):
 
 
 def test_sites_of_symmetry_stay_where_they_are(packed):
-    """Thirds and halves of a cell vector: else forces there would not vanish."""
+    """Thirds and halves of a cell vector; otherwise forces there would not vanish."""
     zinc = read_packed(packed)[0]
     source = bulk("Zn")
     apart = zinc.positions[1] - zinc.positions[0]
@@ -83,7 +83,7 @@ def test_a_damaged_file_is_refused(packed):
     ],
     ids=["slab", "energy", "stress", "forces"],
 )
-def test_what_cannot_be_packed_is_refused(tmp_path, change):
+def test_unsuitable_frames_are_refused(tmp_path, change):
     frames = crystals()
     change(frames[1])
     with pytest.raises(LabelError, match=r"packed frames must be .* got Atoms.*NaCl"):

@@ -1,4 +1,4 @@
-"""Labels of stress and of relative energies: what counts, and what is left out."""
+"""Labels of stress and of relative energies, and frames that are left out."""
 
 import numpy as np
 import pytest

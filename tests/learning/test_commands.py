@@ -1,4 +1,4 @@
-"""`uqcalc select` and `uqcalc label`: files in, files out, errors with a remedy."""
+"""`uqcalc select` and `uqcalc label`: their files, and errors with a remedy."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_flagged_frames_become_labels(tmp_path, flagged):
         assert after.calc is None
 
 
-def test_what_is_missing_is_said_with_the_option_that_gives_it(tmp_path, flagged):
+def test_missing_inputs_are_named_with_their_option(tmp_path, flagged):
     plain = tmp_path / "plain.xyz"
     write(plain, copper())
     done = invoke("select", plain, "-o", tmp_path / "chosen.xyz")

@@ -78,7 +78,7 @@ class Scaled(Calculator):
                 self.results[name] = factor * emt.get_property(name, atoms)
 
 
-def test_labels_are_those_of_the_reference_and_all_else_stays(tmp_path):
+def test_labels_are_those_of_the_reference_and_other_entries_stay(tmp_path):
     [frame] = annotate([copper()], watched(after=BAD).calc)
     frame.set_constraint(FixAtoms([0]))
     frame.info.update(REF_energy=99.0, run="first")
@@ -101,14 +101,14 @@ def test_labels_are_those_of_the_reference_and_all_else_stays(tmp_path):
     assert back.info["run"] == "first"
     assert back.info["uqcalc_reference"] == "ase.calculators.emt.EMT"
     assert read_assessment(back).level == read_assessment(frame).level
-    # no program finds predictions under the names of labels
+    # predictions are not under the names of labels
     assert back.calc is None
     assert not {"energy", "forces", "stress"} & {*back.info, *back.arrays}
     assert back.info["predicted_energy"] == frame.info["predicted_energy"]
     assert frame.info["REF_energy"] == 99.0
 
 
-def test_failures_and_dead_processes_cost_their_own_frame_alone(tmp_path, moody):
+def test_failures_and_dead_processes_affect_only_their_frame(tmp_path, moody):
     frames = [chain(n) for n in (4, 2, 5, 3, 6, 1)]
     target = tmp_path / "out.xyz"
     summary = label(frames, moody, target, workers=2)
@@ -118,7 +118,7 @@ def test_failures_and_dead_processes_cost_their_own_frame_alone(tmp_path, moody)
     assert "crashed or was killed" in reasons[3]
     assert "1: ArithmeticError" in str(summary)
     rows = [frame.info["uqcalc_label_row"] for frame in read(target, ":")]
-    assert rows == [0, 2, 4, 5]  # whatever finished first
+    assert rows == [0, 2, 4, 5]  # in any order of finishing
     failed = read(tmp_path / "out_failed.xyz", ":")
     assert [len(frame) for frame in failed] == [2, 3]
     assert not any("REF_energy" in frame.info for frame in failed)
@@ -145,7 +145,7 @@ def test_a_killed_call_goes_on_from_what_is_on_disk(tmp_path, moody, monkeypatch
     run_and_kill(command, begun)
     monkeypatch.setenv("SLOW", "0")
     with target.open("a", encoding="utf-8") as file:
-        file.write("4\nProperties=spec")  # a torn frame
+        file.write("4\nProperties=spec")  # an incomplete frame
     summary = label(frames, moody, target, workers=1)
     assert summary.resumed_from >= 3
     assert summary.labelled == len(frames)
@@ -179,7 +179,7 @@ def test_foreign_units_are_found_before_anything_is_written(tmp_path, factors, m
     assert (done.labelled, done.units) == (1, "not asked for")
 
 
-def test_results_that_are_no_labels_are_failures(tmp_path):
+def test_invalid_results_are_failures(tmp_path):
     class Broken(Scaled):
         def calculate(self, atoms=None, *args, **kwargs):
             super().calculate(atoms, *args, **kwargs)
@@ -200,7 +200,7 @@ def test_a_reference_that_writes_files_gets_a_folder_for_each_frame(tmp_path, mo
         assert (tmp_path / "out_work" / str(row) / "input").read_text() == "made"
 
 
-def test_files_of_something_else_are_refused_and_stay(tmp_path, moody):
+def test_other_files_are_refused_and_stay(tmp_path, moody):
     target = tmp_path / "out.xyz"
     label([chain(4)], EMT, target, workers=0)
     before = target.read_bytes()
@@ -226,7 +226,7 @@ def test_files_of_something_else_are_refused_and_stay(tmp_path, moody):
         ("ase.build:bulk", "must return an ASE calculator, got TypeError"),
     ],
 )
-def test_references_that_cannot_be_made_are_said_before_the_first_frame(
+def test_failing_references_are_reported_before_the_first_frame(
     tmp_path, reference, message
 ):
     with pytest.raises(RecordError, match=message):
@@ -235,14 +235,14 @@ def test_references_that_cannot_be_made_are_said_before_the_first_frame(
     assert not (tmp_path / "out_failed.xyz").exists()
 
 
-def test_settings_that_cannot_be_meant_are_refused(tmp_path):
+def test_invalid_settings_are_refused(tmp_path):
     with pytest.raises(ValueError, match="number of processes from 0, got -1"):
         label([chain(4)], EMT, tmp_path / "out.xyz", workers=-1)
     with pytest.raises(ValueError, match="other processes can import, got <function"):
         label([chain(4)], lambda: EMT(), tmp_path / "out.xyz", workers=1)
 
 
-def test_gfn2_xtb_without_its_package_is_told_by_its_extra(monkeypatch):
+def test_gfn2_xtb_without_its_package_names_the_extra(monkeypatch):
     monkeypatch.setattr(named.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r'pip install "uqcalc\[xtb\]"'):
         named.gfn2_xtb()
@@ -298,7 +298,7 @@ def test_a_charge_that_contradicts_itself_is_a_failure(tmp_path):
     assert "multiplicity that" in spin
 
 
-def test_units_are_not_compared_where_everything_vanishes(tmp_path):
+def test_units_are_not_compared_if_forces_vanish(tmp_path):
     lattice = bulk("Cu", cubic=True)
     single = Atoms("Cu", positions=[(0, 0, 0)])
     done = label([single, lattice], EMT, tmp_path / "out.xyz", workers=0)

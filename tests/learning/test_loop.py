@@ -63,7 +63,7 @@ def _models_are_opened_once(monkeypatch):
 
 
 def written(folder, *, policy=None, **content):
-    """Write a loop whose runs are always UNRELIABLE, and whose training is nothing."""
+    """Write a loop whose runs are always UNRELIABLE, with an empty training."""
     molecule("CH3OH").write(folder / "m.xyz", format="extxyz")
     run = {
         "structure": "m.xyz",
@@ -248,7 +248,7 @@ def test_runs_of_a_round_differ_and_their_frames_are_events_of_their_own(tmp_pat
 def test_a_run_that_ends_at_an_impossible_frame_is_counted(tmp_path):
     path = written(tmp_path, rounds=1)
     atoms = molecule("CH3OH")
-    atoms.positions[1] = atoms.positions[0] + [0.05, 0, 0]  # two atoms in one place
+    atoms.positions[1] = atoms.positions[0] + [0.05, 0, 0]  # two atoms at one position
     atoms.write(tmp_path / "m.xyz", format="extxyz")
     report = run_loop(path)
     assert report.rounds[0].wrecked == 1
@@ -327,15 +327,13 @@ def test_files_that_the_run_file_names_are_found_from_the_folder_of_a_round(tmp_
         ({"reference": "ase.calculators.emt:F"}, "reference: reference must name a fu"),
     ],
 )
-def test_what_would_stop_the_loop_later_is_told_before_anything_runs(
-    tmp_path, content, message
-):
+def test_later_errors_are_reported_before_any_run(tmp_path, content, message):
     with pytest.raises(RunFileError, match=message):
         run_loop(written(tmp_path, **content))
     assert not (tmp_path / "loop_rounds").exists()
 
 
-def test_a_mistake_in_a_command_can_be_mended(tmp_path):
+def test_mistake_in_a_command_can_be_corrected(tmp_path):
     wrong = f"{sys.executable} trian.py {{data}} {{model_in}} {{model_out}} {{seed}}"
     with pytest.raises(LoopError, match="train must end with status 0, got 2"):
         run_loop(written(tmp_path, rounds=1, train=wrong))
@@ -355,7 +353,7 @@ def test_a_mistake_in_a_command_can_be_mended(tmp_path):
         ({"label": 3}, "label: unknown key; known here: run, reference"),
     ],
 )
-def test_problems_of_the_file_are_told_before_anything_runs(tmp_path, content, message):
+def test_problems_of_the_file_are_reported_before_any_run(tmp_path, content, message):
     path = written(tmp_path, **content)
     with pytest.raises(RunFileError, match=message):
         read_loop_file(path)

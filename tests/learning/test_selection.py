@@ -95,7 +95,7 @@ def test_an_event_gives_at_most_its_share():
 
 
 @pytest.mark.parametrize("step", ["frame_3", [1, 2], 1.5, math.nan, None, True])
-def test_an_entry_step_that_is_no_number_is_no_step(step):
+def test_invalid_step_entry_is_ignored(step):
     frames = [flagged(k, step=step) for k in range(3)]
     assert len(set(select(frames, 3, per_event=1).events)) == 3
     whole = [flagged(k, step=np.float64(k)) for k in range(3)]
@@ -153,7 +153,7 @@ def test_other_quantities_rank_the_frames():
         select(frames, 1, by="probe_reliability")
 
 
-def test_without_descriptors_a_calculator_is_asked_for_and_none_is_made_up():
+def test_missing_descriptors_need_a_calculator():
     frames = [flagged(0.0), flagged(None)]
     with pytest.raises(RecordError, match=r"frame 1 without one; pass the calculator"):
         select(frames, 1)
@@ -178,7 +178,7 @@ def test_a_calculator_judges_and_describes_what_is_missing():
         assert name == potential_name(calculator.backbone.fingerprint)
         np.testing.assert_allclose(vector, [1, 0])  # one feature of ones
     [row] = [k for k, f in enumerate(chosen) if f.info[ROW_KEY] == 1]
-    assert read_assessment(chosen[row]).readings[0].risk == 0.9  # kept, not judged anew
+    assert read_assessment(chosen[row]).readings[0].risk == 0.9  # not judged again
 
 
 def test_a_descriptor_keeps_distances_and_sees_one_atom_of_many(tmp_path):
@@ -234,7 +234,7 @@ def test_pictures_show_every_candidate(tmp_path):
         ({"n": 1, "near": math.nan}, "near must be a number of at least 0"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(options, message):
+def test_invalid_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         select([flagged(0.0)], **options)
 
@@ -254,7 +254,7 @@ def test_features_of_the_last_geometry_cost_no_pass():
     assert calculator.get_property("energy", atoms) == results["energy"]
 
 
-def test_a_geometry_that_is_given_again_is_no_further_event():
+def test_repeated_geometry_is_not_a_further_event():
     first = flagged((0.0, 0.0))
     turned = first.copy()
     turned.rotate(30, "z", rotate_cell=True)

@@ -41,7 +41,7 @@ def judged(risks, error, **more):
 
 
 def noisy_run(rng, frames=40):
-    """Half of the runs fail; P is below 0.5 about then, early, late or never."""
+    """Half of the runs fail; P falls below 0.5 about then, early, late or never."""
     begin = rng.integers(8, 25) if rng.random() < 0.5 else frames
     seen = begin + rng.integers(-6, 26)
     time = np.arange(frames)
@@ -56,7 +56,7 @@ def tried(run):
     return _Tried.of(run, LIMITS, Trigger.usual(STEP), TOLERANCE, 25.0, 50.0)
 
 
-def test_the_guarantee_holds_for_further_runs_as_often_as_it_says():
+def test_guarantee_holds_for_further_runs_with_its_confidence():
     rng = np.random.default_rng(0)
     pool = [tried(noisy_run(rng)) for _ in range(300)]
     truth = {f: np.mean([run.bad(f) for run in pool]) for f in FACTORS}
@@ -66,7 +66,7 @@ def test_the_guarantee_holds_for_further_runs_as_often_as_it_says():
     draws, on_average, broken = 150, [], 0
     for _ in range(draws):
         drawn = [pool[i] for i in rng.integers(0, len(pool), 40)]
-        with suppress(LabelError):  # a refusal promises nothing
+        with suppress(LabelError):  # a refusal gives no guarantee
             broken += truth[_loosest(drawn, 0.1, 0.95)] > 0.1
         try:
             on_average.append(truth[_loosest(drawn, 0.1, None)])
@@ -87,7 +87,7 @@ def test_failures_and_halts_are_found_as_by_hand():
     flags = [0, 0, 0, 3, 3, 3, 3, 3, 0, 0, 0, 0]
     acts = judged([(0.1, f) for f in flags], error).acts_fs(LIMITS, Trigger.usual(STEP))
     assert [time for time, peak in acts if peak > 1][:1] == [35.0]
-    # the monitor's own record counts, whatever the risks say
+    # the monitor's own record counts, for any risks
     acted = judged([(0.1, 0)] * 12, error, acted_fs=10.0)
     halts = acted.acts_fs(LIMITS, Trigger.usual(STEP))
     assert [time for time, peak in halts if peak > 1] == [10.0]
@@ -183,7 +183,7 @@ def watched_run(folder, name, risks, **settings):
     return monitor
 
 
-def test_logs_of_a_monitor_are_certified_and_the_next_one_says_so(tmp_path):
+def test_logs_are_certified_and_the_next_log_states_the_guarantee(tmp_path):
     risks = [0.0] * 22 + [1.0] * 10
     for number in range(9):
         own = [*risks[:-1], 1.0 + number / 100]  # no two runs are equal
@@ -250,7 +250,7 @@ def test_logs_that_cannot_be_certified_are_refused(tmp_path):
 
 
 def test_a_stress_error_counts_with_the_limits_of_a_moving_cell():
-    """Only the probe of the stress sees the failure; its limit is then scaled, too."""
+    """Only the probe of the stress detects the failure; its limit is scaled, too."""
     policy = Policy([Threshold("probe", 0.2, 0.5)], [Threshold("probe_stress", 0.2, 1)])
     row = {"probe": 0.1, "probe_stress": 0.1}
     rows = (row,) * 20 + (row | {"probe_stress": 0.8},) * 20
@@ -270,7 +270,7 @@ def test_a_stress_error_counts_with_the_limits_of_a_moving_cell():
     looser = Policy(found.thresholds, policy.moving_cell)
     with pytest.raises(ValueError, match="limit on probe_stress must be"):
         found.check(looser, Trigger.usual(STEP), STEP)
-    # forces alone do not see it
+    # forces alone do not detect it
     with pytest.raises(LabelError, match="29 of 29 at the strictest"):
         certify_halting(
             [run] * 29,

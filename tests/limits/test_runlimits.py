@@ -1,4 +1,4 @@
-"""Limits from normal runs halt as many further ones as they say."""
+"""Limits from normal runs halt the stated share of further runs."""
 
 import math
 
@@ -37,7 +37,7 @@ def gaussian(rng, runs, frames, memory_fs):
     return signal.lfilter([1], [1, -phi], noise, axis=1)
 
 
-def test_how_many_runs_it_takes():
+def test_number_of_runs_needed():
     assert [runs_needed(a) for a in (0.1, 0.05)] == [9, 19]
     assert [runs_needed(a, 0.95) for a in (0.1, 0.05)] == [29, 59]
     assert (run_rank(9, 0.1), run_rank(29, 0.1, 0.95), run_rank(59, 0.05, 0.95)) == (
@@ -54,7 +54,7 @@ def test_how_many_runs_it_takes():
 
 
 @pytest.mark.parametrize("memory_fs", [20, 200])
-def test_further_normal_runs_are_halted_as_often_as_announced(memory_fs):
+def test_share_of_halted_normal_runs_is_as_stated(memory_fs):
     rng = np.random.default_rng(int(memory_fs))
     trigger, halted, exceeded, draws = Trigger.usual(STEP), [], 0, 25
 
@@ -85,7 +85,7 @@ def test_a_score_is_the_largest_limit_that_the_trigger_acts_on():
     assert Trigger(3).peak([1.0, 2.0]) == -math.inf
 
 
-def test_limits_say_what_holds_and_what_they_catch():
+def test_limits_state_their_guarantee_and_caught_runs():
     rng = np.random.default_rng(1)
     runs = gaussian(rng, 9, 200, 50).tolist()
     failing = [run[:100] + [9.0] * 100 for run in runs[:4]]
@@ -127,12 +127,12 @@ def test_one_run_is_cut_into_blocks_longer_than_its_memory():
 
 
 def copper(policy, seed, kelvin=300):
-    """Return dynamics of copper, and the frames that they will have gone through."""
+    """Return dynamics of copper, and a list for the frames of the run."""
     rng = np.random.default_rng(seed)
     atoms = bulk("Cu", cubic=True).repeat(2)
     backbone = ToyBackbone(EMT())
     atoms.calc = ReliableCalculator(backbone, signals=[MaxForce()], policy=policy)
-    thermalize_momenta(atoms, temperature_K=2 * kelvin, rng=rng)  # half of it will go
+    thermalize_momenta(atoms, temperature_K=2 * kelvin, rng=rng)  # halves later
     dyn = Langevin(
         atoms, STEP * units.fs, temperature_K=kelvin, friction=0.05 / units.fs,
         fixcm=False, rng=rng,

@@ -1,4 +1,4 @@
-"""metatomic goes first: see tests/backbones/conftest.py."""
+"""Import metatomic first: see tests/backbones/conftest.py."""
 
 import contextlib
 

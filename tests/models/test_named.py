@@ -1,4 +1,4 @@
-"""Potentials by name: what each opens, and what is said where it cannot."""
+"""Potentials by name: the opened potential, or the message."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ def test_default_is_the_bundled_potential():
 
 
 def test_bundled_potentials_share_no_weights():
-    """The model is built once; who changes a copy changes no other."""
+    """The model is built once; a change of one copy does not change others."""
     water = molecule("H2O")
     before = bare_calculator().get_potential_energy(water)
     changed = bare_calculator()
@@ -53,14 +53,14 @@ def test_chgnet_opens_and_its_probe_fits():
 
 @contextmanager
 def told_to_trust():
-    """Expect our word on pickles, and torch's own, where it has one."""
+    """Expect uqcalc's warning about pickles, and torch's own, if it gives one."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
     words = [str(w.message) for w in caught if w.category is FileWarning]
     assert len(words) == 1
     assert words[0].startswith("a MACE model file can run code; open only files you")
-    # what other packages do against NumPy's advice is no word on trust
+    # NumPy's warnings about other packages are not meant
     expected = (FileWarning, DeprecationWarning)
     others = [w for w in caught if not issubclass(w.category, expected)]
     assert all("weights_only" in str(w.message) for w in others)
@@ -72,7 +72,7 @@ def saved(path, hidden="4x0e + 4x1o", **options):
     return model
 
 
-def test_a_mace_file_opens_with_a_word_on_trust_and_only_by_its_prefix(tmp_path):
+def test_mace_file_opens_with_a_warning_and_only_with_its_prefix(tmp_path):
     path = tmp_path / "my.model"
     saved(path)
     with told_to_trust():
@@ -83,7 +83,7 @@ def test_a_mace_file_opens_with_a_word_on_trust_and_only_by_its_prefix(tmp_path)
 
 
 class Trap:
-    """What runs code when it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -117,9 +117,9 @@ def test_a_model_written_as_numbers_is_the_same_and_runs_no_code(tmp_path, dtype
     assert not trap.exists()
 
 
-def test_what_cannot_be_rebuilt_from_numbers_is_not_written(tmp_path):
+def test_model_that_cannot_be_rebuilt_is_not_written(tmp_path):
     class Other(type(tiny_mace("4x0e"))):
-        """An architecture of one's own."""
+        """An architecture of a user."""
 
     model = tiny_mace("4x0e")
     model.__class__ = Other
@@ -168,7 +168,7 @@ def test_a_configuration_that_does_not_fit_is_refused(tmp_path, change, words):
         ("mace_off:tiny", r"size of mace_off must be one of \['large'.* got 'tiny'"),
     ],
 )
-def test_names_that_mean_nothing(name, words):
+def test_unknown_names_are_refused(name, words):
     with pytest.raises(ModelError, match=words):
         open_model(name, device="cpu")
 
@@ -184,7 +184,7 @@ def test_absent_package_is_named_with_its_extra(monkeypatch):
         open_model("chgnet")
 
 
-def test_weights_out_of_reach_come_with_the_command_that_fetches_them(monkeypatch):
+def test_missing_weights_are_reported_with_the_download_command(monkeypatch):
     from mace.calculators import foundations_models
 
     def unreachable(**_):
@@ -195,7 +195,7 @@ def test_weights_out_of_reach_come_with_the_command_that_fetches_them(monkeypatc
         open_model("mace_off:small", device="cpu")
 
 
-def test_only_some_models_bring_a_probe():
+def test_only_some_models_have_a_shipped_probe():
     with pytest.raises(ModelError, match=r"uqcalc fit labelled.xyz --model mace_mp"):
         shipped_probe("mace_mp:small")
 
@@ -254,7 +254,7 @@ def test_an_orb_opens_and_leaves_torch_as_it_was(monkeypatch, caplog, tmp_path):
         ),
     ],
 )
-def test_an_orb_out_of_reach_is_told_in_one_line(monkeypatch, caplog, error, words):
+def test_missing_orb_weights_give_a_one_line_message(monkeypatch, caplog, error, words):
     def act(_):
         raise error
 
@@ -274,7 +274,7 @@ def test_an_orb_out_of_reach_is_told_in_one_line(monkeypatch, caplog, error, wor
         ("orb:orb-v2", "float64", "dtype must be 'float32' for orb"),
     ],
 )
-def test_orbs_that_cannot_be(name, dtype, words):
+def test_invalid_orbs_are_refused(name, dtype, words):
     pytest.importorskip("orb_models")
     with pytest.raises(ModelError, match=words):
         open_model(name, device="cpu", dtype=dtype)
@@ -311,7 +311,7 @@ def offline(*_, **__):
         ),
     ],
 )
-def test_weights_out_of_reach_come_with_a_command(
+def test_missing_weights_are_reported_with_a_command(
     monkeypatch, package, place, name, words
 ):
     pytest.importorskip(package)
@@ -332,7 +332,7 @@ def test_weights_out_of_reach_come_with_a_command(
         ("aimnet", "aimnet:aimnet2", "dtype must be 'float32' for aimnet"),
     ],
 )
-def test_names_of_fetched_potentials_that_mean_nothing(package, name, words):
+def test_unknown_names_of_downloaded_potentials_are_refused(package, name, words):
     pytest.importorskip(package)
     dtype = "float64" if "dtype" in words else None
     with pytest.raises(ModelError, match=words):

@@ -1,4 +1,4 @@
-"""A perturbation on each kind of potential: equivariant, exact without noise, gone."""
+"""Perturbations of each potential: equivariant, exact without noise, no trace."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_zero_noise_is_the_potential_bit_for_bit(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rotated_structure_has_rotated_members(kind):
-    """To the accuracy of the potential itself: Orb learns the symmetry from data."""
+    """To the accuracy of the potential: Orb learns the symmetry from data."""
     backbone, perturbation, atoms = opened(kind)
     turned = atoms.copy()
     turned.rotate(70, (1, 2, 3), rotate_cell=True)

@@ -1,4 +1,4 @@
-"""Training of a perturbation: the score falls, the potential stays as it is."""
+"""Training of a perturbation: the score falls, the potential does not change."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_all_parameters_are_trained_and_kept_in_the_file(potential, frames, tmp_
     backbone = uqcalc.tap(potential)
     before = backbone(frames[0], ["energy", "forces"])
     stiffer = [frame.copy() for frame in frames]
-    for frame in stiffer:  # an error that other parameters mend
+    for frame in stiffer:  # an error that other parameters correct
         frame.arrays["REF_forces"] = 1.3 * backbone(frame, ["forces"]).forces
     perturbation = perturb(potential, stiffer, settings=short)
     assert np.array_equal(backbone(frames[0], ["forces"]).forces, before.forces)
@@ -99,7 +99,7 @@ def test_all_parameters_are_trained_and_kept_in_the_file(potential, frames, tmp_
 
 
 def test_members_that_do_not_differ_are_refused(potential, frames):
-    """A spread of zero would say that every force is certain."""
+    """A spread of zero would mean that every force is exact."""
     wild = PerturbationSettings(epochs=1, dimension=4, members=2, noise_rate=100.0)
     with pytest.raises(ModelError, match="CRPS of held-out frames must fall"):
         perturb(potential, frames, settings=wild)

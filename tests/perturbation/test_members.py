@@ -94,8 +94,8 @@ def spreads(noise, members, *frames):
     return np.array(forces), np.array([m.energies.std(ddof=1) for m in several])
 
 
-def test_one_vector_for_a_structure_spreads_forces_alike_and_energies_as_n():
-    """Exactly: copies far apart and images of a cell are the same atoms again."""
+def test_spread_with_one_vector_forces_constant_energy_as_n():
+    """Exact for copies far apart and for images of a cell."""
     water = molecule("H2O")
     forces, energies = spreads("structure", 3, water, far_apart(water, 4))
     np.testing.assert_allclose(forces[1], forces[0], rtol=1e-9)
@@ -105,7 +105,7 @@ def test_one_vector_for_a_structure_spreads_forces_alike_and_energies_as_n():
     np.testing.assert_allclose(energies[1], 2 * energies[0], rtol=1e-9)
 
 
-def test_a_vector_for_each_atom_spreads_forces_alike_and_energies_as_root_n():
+def test_spread_with_atom_vectors_forces_constant_energy_as_root_n():
     water = molecule("H2O")
     forces, energies = spreads("atom", 64, water, far_apart(water, 4))
     np.testing.assert_allclose(forces[1], forces[0], rtol=0.2)
@@ -136,7 +136,7 @@ def test_file_gives_the_same_members(backbone, ethanol, tmp_path):
 
 
 def test_signal_beside_the_potential(backbone, ethanol):
-    """Same trajectory as without the signal, and members only when they are due."""
+    """The same trajectory as without the signal; members are evaluated only if due."""
 
     def run(calculator):
         atoms = ethanol.copy()

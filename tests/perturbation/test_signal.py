@@ -1,4 +1,4 @@
-"""The spread as a signal: sampled, limited, bounded, and refused where it is not."""
+"""The spread as a signal: samples, limits, bounds and refusals."""
 
 from __future__ import annotations
 
@@ -91,9 +91,7 @@ def test_the_signal_samples_the_members_of_its_readings(calculator, perturbation
         ({"calculator": mace_on_shared_models(1)}, ModelError, "must belong to this"),
     ],
 )
-def test_what_cannot_be_sampled_is_refused(
-    calculator, perturbation, change, error, words
-):
+def test_invalid_samples_are_refused(calculator, perturbation, change, error, words):
     given = {"members": 2, "calculator": calculator} | change
     with pytest.raises(error, match=words):
         perturbation.sample(molecule("H2O"), **given)

@@ -77,7 +77,7 @@ def test_nan_stays_within_its_structure():
 
 
 def made_up(structures, seed, far=0.0):
-    """Atoms of structures whose log-odds hold; two halves differ by ``far``."""
+    """Atoms of structures with calibrated log-odds; two halves differ by ``far``."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(6, 14, structures)
     levels = rng.normal(0.0, 2.0, structures)
@@ -110,7 +110,7 @@ def test_fit_finds_the_weights_and_the_probabilities_hold():
         assert right == pytest.approx(found[some].mean(), abs=0.05)
 
 
-def test_parts_far_apart_get_what_they_imply():
+def test_distant_parts_get_the_errors_of_their_scores():
     """Two molecules in one cell: the errors are those of the one with low scores."""
     learnt = learn_atom_shares(*made_up(300, seed=0)[:5])
     scores, forces, errors, _, sizes, levels, bad = made_up(600, seed=3, far=3.0)

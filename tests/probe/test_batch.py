@@ -1,4 +1,4 @@
-"""The numbers of many systems on the device are those of one after another."""
+"""Numbers of many systems on the device equal those of single systems."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from uqcalc.probe.numbers import from_host
 
 ENERGIES = -np.arange(119.0)
 COUNTS = np.arange(119.0) % 7 + 1
-# operations whose result has to be known on the host before the next one
+# operations whose result the host needs before the next one
 WAITING = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "bincount")
 
 
@@ -47,7 +47,7 @@ def prediction(numbers, *, seed, periodic=False, dim=8):
 
 
 def as_pass(predictions):
-    """The same as one pass of many systems."""
+    """The predictions as one pass of many systems."""
     sizes = [len(p.numbers) for p in predictions]
     full = [voigt_6_to_full_3x3_stress(p.results["stress"]) for p in predictions]
     return BatchPass(
@@ -140,7 +140,7 @@ def test_a_probe_reads_a_batch_on_the_device_as_it_reads_predictions(judged, cha
     for p in predictions:
         p.results["stress"] = np.zeros(6)
     given = as_pass(predictions)
-    probe.read_batch(probe.batch_of(given))  # keeps what does not change from then on
+    probe.read_batch(probe.batch_of(given))  # stores data that do not change after this
     with Waits() as waits:
         ours = probe.read_batch(probe.batch_of(given))
     assert waits.found == []

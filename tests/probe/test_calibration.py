@@ -53,8 +53,8 @@ def test_recovers_the_sigmoid_that_made_the_labels():
     assert abs(mean - reliable.mean()) < 4 * standard_error(reliable)
 
 
-def test_separable_labels_do_not_become_certain():
-    """With 5 labels a class Platt's targets are 6/7 and 1/7, and no more is claimed."""
+def test_separable_labels_do_not_give_certainty():
+    """With 5 labels in each class Platt's targets are 6/7 and 1/7."""
     margin = np.repeat([-1.0, 1.0], 5)
     slope, intercept = platt(margin, margin > 0)
     np.testing.assert_allclose(
@@ -62,7 +62,7 @@ def test_separable_labels_do_not_become_certain():
     )
 
 
-def test_margin_that_ranks_backwards_is_refused():
+def test_margin_with_reversed_ranking_is_refused():
     margin, reliable = sample()
     with pytest.raises(LabelError, match="better than chance"):
         platt(-margin, reliable)
@@ -122,11 +122,11 @@ def test_right_in_the_mean_at_every_boundary(bend):
         logits = calibration.logits(torch.from_numpy(score), boundary)
         said = logits.sigmoid().mean().item()
         right = errors <= boundary
-        assert abs(said - right.mean()) < standard_error(right)  # no label shows less
+        assert abs(said - right.mean()) < standard_error(right)  # as labels show
 
 
 def test_boundaries_in_between_are_right_where_the_model_is():
-    """With logistic errors the shift is ln(boundary), in between too."""
+    """With logistic errors the shift is ln(boundary), also between the boundaries."""
     score, errors = judged(40_000)
     calibration = fitted(score, errors)
     low, *_, high = calibration.boundaries
@@ -137,7 +137,7 @@ def test_boundaries_in_between_are_right_where_the_model_is():
         assert abs(calibration.shift(boundary) - np.log(boundary)) < 4 * spread
 
 
-def test_isotonic_where_the_labels_show_a_bend_and_only_there():
+def test_isotonic_only_if_the_labels_show_a_bend():
     assert BENT.knots
     fresh = np.linspace(-3, 3, 101)
     truth = expit(steep_then_flat(fresh))
@@ -155,7 +155,7 @@ def test_isotonic_where_the_labels_show_a_bend_and_only_there():
 
 @pytest.mark.parametrize("calibration", [Calibration(), STRAIGHT, BENT])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_what_is_no_number_stays_none(calibration, dtype):
+def test_nan_stays_nan(calibration, dtype):
     score = torch.tensor([0.3, torch.nan, -torch.inf, torch.inf], dtype=dtype)
     logits = calibration.logits(score)
     assert logits.dtype == dtype

@@ -1,4 +1,4 @@
-"""What enters the network, against closed forms and scikit-learn."""
+"""Inputs of the network, compared with closed forms and scikit-learn."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -49,7 +49,7 @@ def test_host_scalars_closed_form():
     assert ours.dtype == np.float32
 
 
-def test_host_scalars_see_neither_frame_nor_order():
+def test_host_scalars_depend_on_neither_orientation_nor_order():
     atoms = molecule("CH3CH2OH")
     atoms.rattle(0.1, seed=2)
     before = scalars_of(atoms)
@@ -60,7 +60,7 @@ def test_host_scalars_see_neither_frame_nor_order():
 
 
 def test_host_scalars_stay_in_range_when_the_system_grows():
-    """Doubling a crystal changes the size entry and nothing else."""
+    """Doubling a crystal changes only the size."""
     atoms = salt()
     atoms.positions[:] = wrap_positions(atoms.positions, atoms.cell)
     forces = np.random.default_rng(0).normal(size=(len(atoms), 3))
@@ -75,7 +75,7 @@ def test_host_scalars_stay_in_range_when_the_system_grows():
 
 
 def learnt(structures=40, width=5, *, numbers=None):
-    """Statistics of correlated random features, and what they were learnt from."""
+    """Statistics of correlated random features, and these features."""
     # correlated, but far from singular: the shrinkage of 1e-3 must not matter much
     mixing = np.eye(width) + 0.2 * np.random.default_rng(9).normal(size=(width, width))
     predictions = []
@@ -118,7 +118,7 @@ SHRINKAGE = 1e-3
 
 
 def shortened(covariance):
-    """By how large a share the shrinkage shortens squared distances at most."""
+    """Largest share by which the shrinkage shortens squared distances."""
     least = np.linalg.eigvalsh(covariance)[0]
     return SHRINKAGE / (least + SHRINKAGE)
 
@@ -161,7 +161,7 @@ def test_each_element_has_its_own_centre_and_all_one_covariance():
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
-def test_clamp_does_not_bring_broken_numbers_back_into_range(value):
+def test_clamp_keeps_overflows_as_nan(value):
     statistics, features, index, host, sizes = learnt()
     features[0, 2] = value
     distances = statistics.distances(statistics.features(features), index)
@@ -223,7 +223,7 @@ def test_moments_are_those_of_all_rows_at_once(offset):
 
 @pytest.mark.parametrize("constant", [0.37, 1234.5])
 def test_rounding_is_not_taken_for_a_feature_that_varies(constant):
-    """Dead channels with a bias: equal, or equal to single precision."""
+    """Constant channels with a bias: equal, or equal to single precision."""
     rng = np.random.default_rng(0)
     predictions = []
     for i in range(2 * CHUNK):
@@ -254,7 +254,7 @@ HOW = {"mean": np.mean, "max": np.max, "min": np.min}
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("sizes", [[4], [1], [3, 1, 5, 2]])
-def test_reductions_are_loops(how, sizes):
+def test_reductions_equal_loops(how, sizes):
     rows = np.random.default_rng(0).normal(size=(sum(sizes), 3))
     ragged = Ragged(sizes, torch.device("cpu"))
     found = getattr(ragged, how)(torch.from_numpy(rows))

@@ -1,4 +1,4 @@
-"""The network against attention written out in full, and its invariances."""
+"""The network compared with explicit attention, and its invariances."""
 
 import subprocess
 import sys
@@ -73,11 +73,11 @@ def test_ragged_batch_equals_dense_attention_one_by_one(charges, dtype, bound):
         close(output.logits[i], logits, bound)
         close(received[i], importance, bound)
         close(received[i].sum(), 1.0, FLOAT32)
-    # far from uniform, or the comparison would say little
+    # far from uniform, so that the comparison has a meaning
     assert received[2].max() > 1.5 * received[2].min()
 
 
-def test_structures_do_not_see_each_other():
+def test_structures_do_not_affect_each_other():
     net = network(features=7)
     rows, scalars, _ = batch(SIZES, features=7)
     together = net(rows, SIZES, scalars, explain=True)
@@ -116,7 +116,7 @@ def test_importance_is_of_the_attention_behind_the_logits():
 
 @pytest.mark.parametrize("explain", [False, True])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_broken_atom_breaks_its_own_structure_only(explain, value):
+def test_nan_atom_affects_only_its_own_structure(explain, value):
     net = network(features=7)
     rows, scalars, _ = batch(SIZES, features=7)
     whole = net(rows, SIZES, scalars, explain=explain)

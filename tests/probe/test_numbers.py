@@ -117,7 +117,7 @@ def test_two_atoms_in_closed_form(learnt):
     assert found.distance.item() == pytest.approx(max(d), rel=1e-4)
 
 
-def test_what_was_learnt_standardises_its_labels(learnt):
+def test_learned_scales_standardise_the_labels(learnt):
     predictions = learnt[0]
     found = describe(learnt, predictions)
     raw = describe(learnt, predictions, raw=True)
@@ -184,7 +184,7 @@ def test_the_order_of_atoms_does_not_matter(learnt):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
-def test_what_overflowed_does_not_come_back_into_range(learnt, value):
+def test_overflows_stay_nan(learnt, value):
     broken, whole = random_prediction(4, WIDTH, seed=1), random_prediction(3, WIDTH)
     expected = describe(learnt, [whole])
     broken.features[2, 3] = value

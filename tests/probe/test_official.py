@@ -18,11 +18,11 @@ from uqcalc.probe.probe import Probe
 
 
 WIDTH = 6
-ENERGIES = {"H": -0.7, "C": -1.3, "O": 2.1}  # eV, of nothing in particular
+ENERGIES = {"H": -0.7, "C": -1.3, "O": 2.1}  # eV, any value
 
 
 def official(*, charges=False, width=WIDTH, **changes):
-    """What the released training script saves."""
+    """A file as the released training script saves it."""
     with torch.random.fork_rng():
         torch.manual_seed(11)
         state = ProbeNetwork(Shape(width, charges=charges)).state_dict()
@@ -95,7 +95,7 @@ def test_charge_checkpoint_needs_a_backbone_with_charges(tmp_path):
 
 
 @pytest.mark.parametrize("heads", [8, 64])
-def test_the_number_of_heads_is_the_users_to_say(heads, tmp_path):
+def test_number_of_heads_is_given_by_the_user(heads, tmp_path):
     content = official()
     torch.save(content, tmp_path / "best.pt")
     backbone = ToyBackbone(WIDTH)
@@ -134,7 +134,7 @@ class TestAtomicEnergies:
             ({1: "-13.6"}, "of H must be a finite number in eV, got '-13.6'"),
         ],
     )
-    def test_what_is_none_is_named(self, energies, message, tmp_path):
+    def test_invalid_atomic_energies_are_named(self, energies, message, tmp_path):
         torch.save(official(), tmp_path / "best.pt")
         with pytest.raises(ProbeError, match=message):
             Probe.from_official(
@@ -155,7 +155,7 @@ class TestAtomicEnergies:
 
 
 class Payload:
-    """What an attacker's checkpoint would hold."""
+    """The content of an attacker's checkpoint."""
 
     def __init__(self, target):
         self.target = target
@@ -169,14 +169,14 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path):
     torch.save(official(note=Payload(str(target))), tmp_path / "evil.pt")
     with pytest.raises(ProbeError, match=r"posix\.mkdir|nt\.mkdir") as caught:
         Probe.from_official(tmp_path / "evil.pt", ToyBackbone(WIDTH))
-    assert "weights_only" not in str(caught.value)  # no advice to run it after all
+    assert "weights_only" not in str(caught.value)  # no advice to run it
     assert not target.exists()
-    # the payload is live: an unguarded reader would have run it
+    # the payload works: an unsafe reader runs it
     torch.load(tmp_path / "evil.pt", weights_only=False)
     assert target.exists()
 
 
-def test_array_of_objects_is_no_way_in(tmp_path):
+def test_array_of_objects_is_refused(tmp_path):
     target = tmp_path / "owned"
     array = np.array([Payload(str(target))], dtype=object)
     torch.save(official(val_metrics={"a": array}), tmp_path / "evil.pt")
@@ -185,7 +185,7 @@ def test_array_of_objects_is_no_way_in(tmp_path):
     assert not target.exists()
 
 
-def test_files_that_are_no_checkpoint(tmp_path):
+def test_other_files_are_not_checkpoints(tmp_path):
     path = tmp_path / "best.pt"
     with pytest.raises(ProbeError, match="no such file"):
         Probe.from_official(path, ToyBackbone(WIDTH))
@@ -223,7 +223,7 @@ def test_another_network_is_refused(tmp_path):
 
 
 def test_arrays_written_under_numpy_1_are_read(tmp_path):
-    """There the rebuilding functions lived in ``numpy.core``."""
+    """In numpy 1 the functions that rebuild arrays are in ``numpy.core``."""
     torch.save(official(), tmp_path / "new.pt")
     content = (tmp_path / "new.pt").read_bytes()
     if b"numpy._core" not in content:

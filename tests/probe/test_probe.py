@@ -1,4 +1,4 @@
-"""A probe file: bitwise round trip, no code in it, refused where it does not fit."""
+"""A probe file: bitwise round trip, no code in it, refused for another backbone."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ def backbone():
 
 @pytest.fixture
 def probe(backbone):
-    """A probe with no two statistics alike."""
+    """A probe whose statistics all differ."""
     probe = tiny_probe(backbone, atom_energies={"1": -1.5, "6": -7.25})
     generator = torch.Generator().manual_seed(4)
     for buffer in probe.statistics.buffers():
@@ -103,7 +103,7 @@ def test_file_holds_numbers_and_json_only(saved, probe, monkeypatch):
     assert (card["unit"], card["boundary"]) == ("eV/Å", 0.1)
 
 
-def test_probe_is_float32_whatever_the_default_dtype(saved, backbone):
+def test_probe_is_float32_with_any_default_dtype(saved, backbone):
     prediction = random_prediction(5, 6)
     expected, _ = Probe.load(saved)([prediction])
     before = torch.get_default_dtype()
@@ -119,7 +119,7 @@ def test_probe_is_float32_whatever_the_default_dtype(saved, backbone):
 
 
 def test_a_file_of_the_first_schema_reads_as_it_did(backbone, tmp_path):
-    """Entries as of the release that wrote such files; inputs by their formulas."""
+    """Entries of the release that wrote such files; inputs by their formulas."""
     energies = {1: -1.5, 6: -7.25, 8: -20.0}
     probe = tiny_probe(
         backbone, bias=0.3, atom_energies={str(z): e for z, e in energies.items()}
@@ -174,7 +174,7 @@ def test_truncated_file_is_refused(saved):
             Probe.load(saved)
 
 
-def test_files_that_are_no_probe_are_refused(tmp_path):
+def test_other_files_are_refused(tmp_path):
     with pytest.raises(ProbeError, match=r"existing file, got .*none\.probe"):
         Probe.load(tmp_path / "none.probe")
     with pytest.raises(ProbeError, match="existing file"):
@@ -205,7 +205,7 @@ def test_files_that_are_no_probe_are_refused(tmp_path):
         ({"colour": "red"}, "must have the entries .* got .*colour"),
     ],
 )
-def test_cards_that_mean_something_else_are_refused(saved, entries, message):
+def test_cards_with_other_meanings_are_refused(saved, entries, message):
     rewrite(saved, lambda card: card.update(entries))
     with pytest.raises(ProbeError, match=message):
         Probe.load(saved)
@@ -247,7 +247,7 @@ def test_probe_of_another_backbone_is_refused(saved):
         ReliableCalculator(other, saved)
 
 
-def test_unseen_element_gives_no_number(saved, backbone):
+def test_unseen_element_gives_nan(saved, backbone):
     atoms = rattled("CH3SH")
     atoms.calc = ReliableCalculator(backbone, saved)
     assessment = atoms.calc.assess(atoms)

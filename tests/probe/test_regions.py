@@ -40,8 +40,8 @@ def test_better_atoms_have_a_larger_p_and_worse_ones_a_smaller():
     assert math.isnan(shared(math.nan, [0.4, 0.5], [0]))
 
 
-def test_fewer_alike_atoms_are_less_sure():
-    """The error of few atoms scatters more, so P is nearer to one half."""
+def test_fewer_equal_atoms_have_p_nearer_to_one_half():
+    """The error of few atoms scatters more, so P is nearer to 1/2."""
     atoms = [0.9] * 40
     sure = [shared(0.97, atoms, range(n)) for n in (40, 20, 5, 1)]
     assert sure == sorted(sure, reverse=True)
@@ -50,7 +50,7 @@ def test_fewer_alike_atoms_are_less_sure():
 
 
 def test_the_calibration_of_atoms_gives_median_and_scatter():
-    """A logistic residual of the log error, of the slope of the log-odds."""
+    """The residual of the log error is logistic, with the slope of the log-odds."""
     ours = CARD.atom_calibration
     for boundary in (0.1, 0.2, 0.4):
         logit = tensor(-ours.shift(boundary))  # P = 1/2 at this boundary
@@ -61,7 +61,7 @@ def test_the_calibration_of_atoms_gives_median_and_scatter():
     assert ours.log_variance > CARD.calibration.log_variance > 0
 
 
-def test_an_adapted_probe_moves_along_its_own_scale():
+def test_adapted_probe_shifts_p_on_its_own_scale():
     system = ((-2.0, -3.0), (2.0, 0.0))
     adapted = shipped_probe("default").card.calibration
     adapted = type(adapted).from_dict(adapted.to_dict() | {"system": system})

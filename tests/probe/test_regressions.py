@@ -85,10 +85,10 @@ def test_both_paths_are_kernel_ridge_regressions(changes):
     ours = read(fitted(*data, sizes), *new)
     for path, expected in zip(ours, by_scikit_learn(*data, new, sizes), strict=True):
         close(path, expected, NETWORK)
-        assert expected.std() > 0.01  # or agreement would say nothing
+        assert expected.std() > 0.01  # so that agreement has a meaning
 
 
-def test_far_from_the_labels_the_trend_rises_and_never_falls_below_its_end():
+def test_trend_is_constant_below_the_labels_and_rises_above():
     numbers, features, _ = sample(80)
     errors = numbers[:, 0]  # larger is riskier
     paths = fitted(numbers, features, errors, shape(80))
@@ -101,7 +101,7 @@ def test_far_from_the_labels_the_trend_rises_and_never_falls_below_its_end():
 
 
 def test_centres_that_span_all_points_leave_nothing_out():
-    """One point is there twice, and the copy alone is no centre."""
+    """One point occurs twice, and only the copy is no centre."""
     rows = 41
     numbers, features, errors = sample(rows)
     numbers[-1], features[-1] = numbers[0], features[0]
@@ -140,20 +140,20 @@ def test_fewer_centres_are_the_subset_of_regressors():
         close(path[1::2], odd, NETWORK)
 
 
-def test_far_from_the_labels_the_trend_alone_answers():
+def test_only_the_trend_remains_far_from_the_labels():
     numbers, features, errors = sample(200)
     paths = fitted(numbers, features, errors, shape(200))
     trend, local = read(paths, numbers + 60, features)
     np.testing.assert_allclose(local, 0, atol=1e-6)
     linear = Ridge(alpha=10.0).fit(numbers[:, TREND], ranks(torch.from_numpy(errors)))
     there = numbers[:, TREND] + 60
-    # what speaks in favour does so up to the edge of the labels only
+    # contributions in favour do not grow beyond the labels
     counted = np.where(linear.coef_ > 0, there, np.minimum(there, LIMIT))
     expected = (linear.intercept_ + counted @ linear.coef_) / 2
     np.testing.assert_allclose(trend, expected, rtol=0.02)
 
 
-def test_not_a_number_stays_one():
+def test_nan_stays_nan():
     paths = fitted(*sample(30), shape(30))
     numbers, features, _ = sample(4, seed=1)
     numbers[1, 0], features[2, 0] = np.nan, np.nan
@@ -162,7 +162,7 @@ def test_not_a_number_stays_one():
     np.testing.assert_array_equal(np.isnan(local), [False, True, True, False])
 
 
-def test_standardised_numbers_keep_their_order_and_none_that_is_no_number():
+def test_standardised_numbers_keep_order_and_nan():
     steps = torch.tensor([-1e4, -20.0, -1.0, 0.0, 1.0, 20.0, 1e4])
     found = standardised(2.0 + 3.0 * steps, torch.tensor(2.0), torch.tensor(3.0))
     assert (found.diff() > 0).all()
@@ -198,13 +198,13 @@ def test_it_is_the_ridge_regression_of_the_rank():
     known = Ridge(alpha=80.0).fit(standard(pooled), rank)
     expected = known.predict(standard(new))
     close(read_of_linear(path, new), expected, NETWORK)
-    assert expected.std() > 0.01  # or agreement would say nothing
+    assert expected.std() > 0.01  # so that agreement has a meaning
     # labels in another unit, or bent: the same ranks
     bent = LinearPath.fit(torch.from_numpy(pooled), torch.from_numpy(errors**0.5))
     np.testing.assert_array_equal(read_of_linear(bent, new), read_of_linear(path, new))
 
 
-def test_what_never_varied_says_nothing_and_far_away_the_order_is_kept():
+def test_constant_inputs_have_no_effect_and_far_order_is_kept():
     pooled, errors = sample_of_linear(60, 5)
     pooled[:, 3] = 7.0
     path = LinearPath.fit(torch.from_numpy(pooled), torch.from_numpy(errors))

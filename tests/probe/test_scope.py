@@ -1,4 +1,4 @@
-"""The scope: how often it fires, what for, and what a verdict makes of it."""
+"""The scope: share of structures outside, their kinds, and the verdict."""
 
 import math
 from dataclasses import replace
@@ -43,19 +43,19 @@ def fired(scope, *distances):
 
 
 @pytest.mark.parametrize("groups", [39, 400])
-def test_fires_at_the_stated_rate_on_new_structures_like_the_labelled(groups):
-    """Of independent events at 1 and 5 %: about 6 %, with few and with many groups."""
+def test_stated_share_of_new_structures_is_outside(groups):
+    """Independent events at 1 and 5 % give about 6 %, with few and with many groups."""
     names = [str(i) for i in range(groups)]
     shares = []
     for seed in range(40):
         scope = learn_scope("forces", away(groups, seed=seed), [20], names, [])
         shares.append(fired(scope, *away(500, seed=10_000 + seed)))
     assert np.mean(shares) == pytest.approx(0.055, abs=0.025)
-    assert np.std(shares) < 0.07  # no lottery over the draw of the groups
+    assert np.std(shares) < 0.07  # little dependence on the draw of the groups
 
 
-def test_a_shift_of_all_atoms_is_outside_though_none_is_extreme():
-    """Wrong elements or another density move every atom a little."""
+def test_small_shift_of_all_atoms_is_outside():
+    """Wrong elements or another density change every atom a little."""
     scope = learn_scope(
         "forces", away(400, seed=0), [20], list(map(str, range(400))), []
     )
@@ -78,7 +78,7 @@ def test_labels_with_a_low_probability_do_not_widen_the_limits():
 
 
 def test_the_limit_is_that_of_groups_and_robust():
-    """Neither a long run in one odd place nor a few broken frames move it."""
+    """A long run of unusual structures or a few broken frames do not change it."""
     rng = np.random.default_rng(0)
     values = np.append(rng.normal(0, 1, 300), np.full(3000, 9.0))
     groups = [str(i) for i in range(300)] + ["run"] * 3000
@@ -89,7 +89,7 @@ def test_the_limit_is_that_of_groups_and_robust():
     assert limit == pytest.approx(1.645, abs=1.0)
 
 
-def test_nan_is_no_limit_and_stays_nan():
+def test_nan_sets_no_limit_and_stays_nan():
     largest, mean_log, elements = away(100, seed=0)
     largest[3] = mean_log[3] = np.nan  # its element is in no other group
     scope = learn_scope(
@@ -127,7 +127,7 @@ def varied(groups, slope, *, seed, each=1):
 
 
 def test_the_limit_follows_the_number_of_elements_as_the_labels_do():
-    """With one limit structures of one element would fire at 30 %, and others never."""
+    """With one limit 30 % of structures of one element are outside, others never."""
     data, names = varied(600, -1.0, seed=0)
     scope = learn_scope("forces", data, [20], names, [])
     assert scope.mean_slope == pytest.approx(-1.0, abs=0.35)
@@ -138,10 +138,10 @@ def test_the_limit_follows_the_number_of_elements_as_the_labels_do():
     first, last = scope.mean_limits
     assert first / last == pytest.approx(5**-scope.mean_slope, rel=1e-9)
     ends = [scope.novelty(*map(torch.tensor, (0.0, 0.0, n))) for n in (5.0, 40.0)]
-    assert ends[0] == ends[1]  # no label shows how the limit goes on
+    assert ends[0] == ends[1]  # no extrapolation of the limit
 
 
-def test_no_slope_where_the_labels_support_none():
+def test_no_slope_without_support_by_the_labels():
     for seed in range(5):
         data, names = varied(600, 0.5, seed=seed)  # rising
         assert element_slope(*data[1:], names) == 0.0
@@ -152,7 +152,7 @@ def test_no_slope_where_the_labels_support_none():
 
 
 def test_few_groups_shrink_the_slope():
-    """Of chance slopes more than half is removed; a large slope mostly stays."""
+    """Slopes by chance are more than halved; a large slope mostly stays."""
     found = {0.0: [], -2.0: []}
     for slope, slopes in found.items():
         for seed in range(10):
@@ -171,7 +171,7 @@ def test_impossible_limits_of_the_mean_are_refused(entries):
         Scope(2.0, 0.99, 3, 8, mean_distance=0.5, **entries)
 
 
-def test_a_card_says_the_limits_for_few_and_for_many_elements():
+def test_card_shows_the_limits_for_few_and_for_many_elements():
     card = shipped_probe("default").card
     limits = {"mean_distance": 0.9, "mean_slope": -1.0, "element_counts": (1, 3)}
     sloped = replace(card, scope=replace(card.scope, **limits))
@@ -185,7 +185,7 @@ def two(n=4):
     return np.full(n, 1.0), np.zeros(n), np.ones(n)
 
 
-def test_sizes_as_far_as_the_target_allows():
+def test_sizes_have_the_limits_of_the_target():
     for target, low, high in (("energy", 5, 9), ("forces", 3, 18)):
         scope = learn_scope(target, two(2), [9, 5], ["a", "b"], [])
         for atoms in (low, high):
@@ -209,7 +209,7 @@ def test_a_scope_is_json():
         limits = {"mean_slope": -0.5, "element_counts": (1, 5)}
         scope = Scope(1.5, 0.99, 3, 8, (0, 1), outside, **limits)
         assert str(Scope.from_dict(scope.to_dict())) == str(scope)
-    assert Scope(1.5, 0.99, 3, 8).to_dict()["outside"] is None  # NaN is no JSON
+    assert Scope(1.5, 0.99, 3, 8).to_dict()["outside"] is None  # JSON has no NaN
 
 
 POLICY = Policy([Threshold("probe", 0.2, 0.5)])
@@ -231,7 +231,7 @@ def test_outside_is_at_least_suspect_with_that_reason(novelty, risk, small):
     )
     verdict = POLICY([reading])
     alone = POLICY([Reading("probe", risk)]).level
-    beyond = not novelty <= 1.0  # NaN is beyond
+    beyond = not novelty <= 1.0  # NaN is outside
     assert verdict.level == (max(alone, Level.SUSPECT) if beyond or small else alone)
     words = " ".join(verdict.reasons)
     assert ("outside its calibration" in words) == (beyond or small)
@@ -246,7 +246,7 @@ def lowest_of(sizes, rng):
 
 @pytest.mark.parametrize("level", [0.99, 0.9])
 def test_the_stated_share_of_right_structures_lies_above_at_every_size(level):
-    """Averaged over labelled sets a conformal quantile holds its level."""
+    """Averaged over labelled sets a conformal quantile has its level."""
     rng = np.random.default_rng(0)
     groups = [str(i) for i in range(199)]
     below, fired, drawn = {4: 0, 64: 0}, 0, 0
@@ -262,11 +262,11 @@ def test_the_stated_share_of_right_structures_lies_above_at_every_size(level):
             below[n] += np.mean(lowest_of([n] * 200, rng) < floor.at(n)) / 60
     spread = math.sqrt(level * (1 - level) * (1 / drawn + 1 / (60 * 199)))
     assert fired / drawn == pytest.approx(1 - level, abs=4 * spread)
-    for share in below.values():  # the line is not the law of the minimum: a factor
+    for share in below.values():  # the line is only approximate: a factor
         assert share < 4 * (1 - level)
 
 
-def test_more_atoms_have_a_lower_lowest_one_and_few_count_as_the_fewest_seen():
+def test_floor_falls_with_atoms_and_is_constant_below_the_smallest():
     rng = np.random.default_rng(1)
     sizes = np.repeat([8, 64], 100)
     floor = learn_floor(lowest_of(sizes, rng), sizes, [str(i) for i in range(200)])
@@ -274,7 +274,7 @@ def test_more_atoms_have_a_lower_lowest_one_and_few_count_as_the_fewest_seen():
     same = learn_floor(
         lowest_of([8] * 99, rng), np.full(99, 8), list(map(str, range(99)))
     )
-    assert same.slope == 0.0  # one size says nothing of a slope
+    assert same.slope == 0.0  # one size gives no slope
     rising = learn_floor(np.log(sizes), sizes, [str(i) for i in range(200)])
     assert rising.slope == 0.0
 
@@ -293,7 +293,7 @@ def test_a_floor_is_json_and_finite():
 
 @pytest.mark.parametrize("entry", ["scope", "atom_calibration", "atom_floor"])
 def test_a_card_without_a_limit_that_was_learned_is_refused(entry):
-    """It would call RELIABLE what the probe that was fitted does not."""
+    """Without the limit, more verdicts would be RELIABLE than for the fitted probe."""
     card = shipped_probe("default").card.to_dict()
     assert Card.from_dict(card).atom_floor is not None
     with pytest.raises(ProbeError, match=entry):

@@ -1,4 +1,4 @@
-"""A geometry is known again after files and round-off, and no other one is."""
+"""A geometry is recognised after files and round-off, and no other one is."""
 
 import io
 
@@ -107,7 +107,7 @@ def test_groups_are_known_by_key_and_name():
 
 
 def test_frames_through_a_file_are_duplicates_and_leaks():
-    """Rounded at 1e-6 Å each, one in some hundreds was another one afterwards."""
+    """With rounding at 1e-6 Å, about one in some hundred frames was not recognised."""
     again = [written(single(atoms)) for atoms in STRUCTURES]
     for atoms in (*STRUCTURES, *again):
         atoms.info["REF_energy"] = 0.0
@@ -119,7 +119,7 @@ def test_frames_through_a_file_are_duplicates_and_leaks():
     turned = [moved(atoms) for atoms in STRUCTURES]
     with pytest.raises(LabelError, match=f"got {len(rows)} in two of them"):
         drop_leaks([turned, STRUCTURES], ())
-    # what is broken is refused for that, not compared
+    # broken frames are refused, not compared
     odd = [STRUCTURES[0].copy(), bulk("Cu")]
     odd[0].positions[0] = np.nan
     odd[1].set_cell([[1, 0, 0], [2, 0, 0], [0, 0, 1]])

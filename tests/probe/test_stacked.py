@@ -1,4 +1,4 @@
-"""The default probe on a real backbone: local, invariant, additive, as it was saved."""
+"""The default probe on a real backbone: local, invariant, additive, saved."""
 
 import math
 import re
@@ -58,7 +58,7 @@ def probe():
 
 @pytest.fixture(scope="module")
 def read(probe):
-    """What the wrapped calculator publishes for a structure."""
+    """The results of the wrapped calculator for a structure."""
     calculator = ReliableCalculator(mace_calculator(0), probe)
 
     def read(atoms):
@@ -69,7 +69,7 @@ def read(probe):
 
 
 def distorted(seed=0):
-    """A crystal whose atoms are not alike."""
+    """A crystal whose atoms differ."""
     atoms = salt()
     atoms.rattle(0.25, seed=seed)
     return atoms
@@ -80,12 +80,12 @@ def test_atoms_of_a_supercell_are_those_of_the_cell(read):
     one = read(atoms)["probe_reliabilities"]
     many = read(atoms.repeat((2, 2, 2)))["probe_reliabilities"]
     assert one.shape == (8,)
-    assert np.ptp(one) > 0.02  # or agreement would say nothing
+    assert np.ptp(one) > 0.02  # otherwise the agreement has no meaning
     close(many, np.tile(one, 8), NETWORK, of=1.0)
 
 
 def beside(first, second):
-    """Both, farther apart than the receptive field, in one cell."""
+    """Both structures, farther apart than the receptive field, in one cell."""
     moved = second.copy()
     moved.positions += first.positions.max(axis=0) - second.positions.min(axis=0)
     moved.positions += FIELD + 0.5
@@ -99,8 +99,8 @@ def slab(cell, seed):
     return atoms
 
 
-def test_what_is_out_of_reach_moves_the_atoms_of_a_part_together(probe, read):
-    """It changes the error of the structure, and no share of an atom in its part."""
+def test_distant_part_shifts_all_atoms_of_another_part_equally(probe, read):
+    """It changes the error of the structure, not the shares of atoms within a part."""
     local = probe.with_card(atom_shares=None)
     backbone = tap(mace_calculator(0))
     alone = rattled("CH3OH", seed=3, amount=0.2)
@@ -129,7 +129,7 @@ def test_what_is_out_of_reach_moves_the_atoms_of_a_part_together(probe, read):
 
 
 def test_atoms_follow_their_structure(probe):
-    """The worse the structure, the worse each of its atoms, with equal shares."""
+    """With equal shares, P of each atom falls with P of its structure."""
     assert probe.card.atom_shares is not None
     prediction = tap(mace_calculator(0))(rattled("H2O"), ["energy", "forces"])
     found = [
@@ -166,18 +166,18 @@ def test_neither_the_frame_nor_the_order_of_atoms_matters(read, make):
 
 def test_the_parts_add_up_to_the_log_odds(probe, read):
     calibration = probe.card.calibration
-    assert calibration.knots == ()  # few labels bend no line
+    assert calibration.knots == ()  # a few labels give no isotonic curve
     for seed in range(4):
         for atoms in (distorted(seed), rattled("H2O", seed=seed, amount=0.15)):
             found = read(atoms)
             total = sum(found[f"probe_{path}"] for path in PATHS)
             total += calibration.intercept
-            # as probabilities: the log-odds of 0.999999 are all rounding
+            # as probabilities: the log-odds of 0.999999 are only rounding
             close(expit(total), found["probe_reliability"], of=1.0)
 
 
 def test_the_parts_of_the_labels_are_what_was_held_out(probe, read):
-    """Every path that has weight says something else of different structures."""
+    """Every path with a weight gives different outputs for different structures."""
     paths = probe.card.training["paths"]
     assert [path["path"] for path in paths] == list(PATHS)
     several = [read(distorted(seed)) for seed in range(4)]
@@ -203,7 +203,7 @@ def test_any_boundary_in_the_labels(probe):
     assert unknown.isnan()  # as the signal has it
 
 
-def test_outside_its_scope_it_says_so(probe):
+def test_outside_its_scope_has_a_reason(probe):
     calculator = ReliableCalculator(mace_calculator(0), probe)
     usual = calculator.assess(rattled("CH3OH"))
     assert usual.readings[0].out_of_scope == ()
@@ -235,7 +235,7 @@ def test_a_total_charge_that_no_label_had_is_outside(probe, total, inside):
 
 
 def shapeless():
-    """Paths whose limits and weights are known by heart."""
+    """Paths with known limits and weights."""
     stacked = StackedPaths(StackedShape(4, 3))
     stacked.weights.copy_(torch.tensor([1.0, 2.0, 0.5, 1.0]))
     stacked.averages.copy_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
@@ -244,7 +244,7 @@ def shapeless():
     return stacked
 
 
-def test_outside_the_scope_what_speaks_for_a_structure_fades():
+def test_positive_contributions_fade_outside_the_scope():
     stacked = shapeless()
     paths = torch.tensor([[2.0, -1.0, 0.4, 0.2], [-2.0, 1.0, 0.4, 0.2]])
     plain = (paths - stacked.averages) * stacked.weights
@@ -253,7 +253,7 @@ def test_outside_the_scope_what_speaks_for_a_structure_fades():
     away = torch.tensor([12.0, 12.0])  # 4 times the limit
     outside = stacked.join(paths, away, torch.tensor([-2.0, -2.0]))
     expected = plain.clone()
-    expected[0, 0] /= 4  # attention and line where they are in favour
+    expected[0, 0] /= 4  # positive contributions of attention and linear path
     expected[1, 1] /= 4
     expected[:, 2] -= REMOTE * math.log(4)
     close(outside, expected)
@@ -277,7 +277,7 @@ def test_a_larger_distance_never_makes_a_structure_more_reliable(paths, start, m
     assert far <= near - REMOTE * beyond + 1e-9 * (1 + abs(near) + abs(far))
 
 
-def test_beyond_what_held_out_labels_had_the_trend_falls_with_the_distance(probe):
+def test_trend_falls_with_distance_beyond_held_out_labels(probe):
     backbone = tap(mace_calculator(0))
     squeezed = []
     for factor in (1.0, 0.6, 0.5, 0.4):
@@ -341,7 +341,7 @@ def test_a_broken_prediction_never_has_a_probability(probe, what):
 
 def test_round_trip_is_bitwise(probe, tmp_path):
     loaded = Probe.load(probe.save(tmp_path / "my.probe"))
-    # as text: a precision of nobody kept is NaN
+    # as text: the precision is NaN if no structure is kept
     assert str(loaded.card.to_dict()) == str(probe.card.to_dict())
     backbone = tap(mace_calculator(0))
     frames = [distorted(1), rattled("CH3OH"), rattled("H2O")]

@@ -1,4 +1,4 @@
-"""What a verdict says about its regime: validated, not validated, or no labels."""
+"""The regime in a verdict: validated, not validated, or no labels."""
 
 import numpy as np
 import pytest

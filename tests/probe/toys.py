@@ -1,4 +1,4 @@
-"""A backbone whose features are known by heart, and a dense copy of the network."""
+"""A backbone with known features, and a dense copy of the network."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def random_prediction(atoms, width, *, seed=0, charges=False):
 def dense_network(state, features, scalars, charges=None, heads=32):
     """Return (logits, importance) of one structure, with attention written out.
 
-    From the layer table of arXiv:2605.00640 and a state dict alone; nothing of
-    uqcalc is called.
+    It follows from the layer table of arXiv:2605.00640 and a state dict, without
+    uqcalc.
     """
 
     def lin(name, x):

@@ -50,7 +50,7 @@ def problems(read, text):
     return caught.value.problems
 
 
-def test_what_is_left_out_has_its_default(read, tmp_path):
+def test_omitted_keys_have_their_default(read, tmp_path):
     file = read(MD)
     assert (
         file.echo()
@@ -129,7 +129,7 @@ outputs:
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_typo_in_any_key_is_answered_with_that_key(read, key):
+def test_typo_in_a_key_gives_the_nearest_key(read, key):
     section, _, name = key.partition(".")
     typo = name[:-2] + name[-1] if len(name) > 4 else name + "s"
     text = f"structure: m.xyz\n{section}:\n  {typo}: 1\n"
@@ -220,7 +220,7 @@ def test_a_key_may_be_of_another_section_or_of_none(read, line, expected):
         (b"a: \xff\n", "must be text in UTF-8"),
     ],
 )
-def test_what_cannot_be_is_refused(read, text, expected):
+def test_impossible_settings_are_refused(read, text, expected):
     [problem] = problems(read, text)
     assert problem.startswith(expected)
 
@@ -259,7 +259,7 @@ def test_the_example_is_valid_and_complete():
     assert file.outputs.log == "run.jsonl"
 
 
-def test_a_guarantee_of_the_probe_is_the_policy_where_that_is_asked_for(read, tmp_path):
+def test_guarantee_of_the_probe_is_the_policy_on_request(read, tmp_path):
     plain = shipped_probe("default").with_card(promise=None)
     plain.save(tmp_path / "my.probe")
     file = read(MD + "probe: my.probe\npolicy: {promise: true, unreliable: 0.1}\n")
@@ -297,7 +297,7 @@ def test_several_probes_are_a_list_and_each_counts_for_its_use(read, tmp_path):
     )
 
 
-def test_what_would_fill_the_memory_is_refused_before_it_is_read(read):
+def test_too_large_run_files_are_refused_before_reading(read):
     bomb = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     bomb += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
     [problem] = problems(read, MD + "\n".join(bomb))

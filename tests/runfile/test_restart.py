@@ -53,7 +53,7 @@ def moving(make, seed):
 
 
 @pytest.mark.parametrize("make", [verlet, langevin, breathing, shearing])
-def test_dynamics_goes_on_as_if_it_had_not_been_stopped(tmp_path, make):
+def test_dynamics_continues_like_an_uninterrupted_run(tmp_path, make):
     path = tmp_path / "state.npz"
     atoms, dynamics = moving(make, 1)
     dynamics.run(7)
@@ -70,7 +70,7 @@ def test_dynamics_goes_on_as_if_it_had_not_been_stopped(tmp_path, make):
     resumed.run(9)
     for get in ("get_positions", "get_momenta"):
         ours, theirs = getattr(again, get)(), getattr(atoms, get)()
-        # neighbour lists are made anew, and sums in another order
+        # new neighbour lists have another order of summation
         close(ours, theirs, FLOAT64)
     close(again.cell.array, atoms.cell.array, FLOAT64)
     assert [p.name for p in tmp_path.iterdir()] == ["state.npz"]
@@ -104,7 +104,7 @@ def test_frames_of_a_step_and_later_ones_are_cut(tmp_path):
     assert cut_frames(tmp_path / "none.xyz", "frames", 3) == 0
 
 
-def test_frames_of_somebody_else_are_left_as_they_are(tmp_path):
+def test_other_frames_do_not_change(tmp_path):
     path = tmp_path / "mine.xyz"
     copper(0).write(path)
     before = path.read_bytes()

@@ -48,7 +48,7 @@ def _models_are_opened_once(monkeypatch):
 
 
 class Killed(BaseException):
-    """Leaves a run as a kill would, at the end of a step."""
+    """Ends a run like a kill, at the end of a step."""
 
 
 def written(folder, *, box=False, name="heat.yaml", **content):
@@ -126,7 +126,7 @@ def test_a_run_is_what_a_script_would_have_done(tmp_path, md, first_K):
     for ours, theirs in (
         (restart.state.positions, atoms.positions),
         (restart.state.momenta, atoms.get_momenta()),
-    ):  # the potential rounds otherwise until TorchScript has warmed up
+    ):  # the rounding differs until TorchScript has optimised the potential
         close(ours, theirs, FLOAT64)
     np.testing.assert_allclose(last(path).positions, atoms.positions, atol=1e-8)
     np.testing.assert_allclose(last(path).get_momenta(), atoms.get_momenta(), atol=1e-8)
@@ -166,7 +166,7 @@ def test_a_relaxation_goes_on_from_the_saved_geometry(tmp_path):
 
 
 @pytest.mark.parametrize("md", [NVT, NVE, NPT], ids=lambda md: md["ensemble"])
-def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, md):
+def test_killed_run_ends_like_an_uninterrupted_run(tmp_path, md):
     folders = [tmp_path / "whole", tmp_path / "killed"]
     for folder in folders:
         folder.mkdir()
@@ -223,7 +223,7 @@ def test_a_run_that_is_killed_outright_is_ended_by_the_same_command(tmp_path):
     assert f"This run continues from step {resumed['step']}" in done.summary
 
 
-def test_two_runs_in_one_folder_keep_to_their_own_states(tmp_path):
+def test_two_runs_in_one_folder_have_separate_states(tmp_path):
     paths = [
         written(tmp_path, name=f"md.{kelvin}.yaml", md=NVT | {"temperature_K": kelvin})
         for kelvin in (300, 900)
@@ -240,7 +240,7 @@ def test_two_runs_in_one_folder_keep_to_their_own_states(tmp_path):
     assert mine.exists()
 
 
-def test_labels_of_the_structure_do_not_travel_with_the_run(tmp_path):
+def test_labels_of_the_structure_are_not_in_later_frames(tmp_path):
     path = written(tmp_path, md=NVE | {"steps": 2})
     atoms = molecule("CH3CH2OH")
     atoms.info.update(REF_energy=-1.0, charge=0)
@@ -251,11 +251,11 @@ def test_labels_of_the_structure_do_not_travel_with_the_run(tmp_path):
     assert not [key for key in (*last(path).info, *last(path).arrays) if "REF" in key]
 
 
-def test_a_halted_run_has_a_status_of_its_own_and_is_left_alone(tmp_path):
+def test_halted_run_has_its_own_status_and_does_not_continue(tmp_path):
     app = Typer()
     app.command()(run)
     path = written(tmp_path, md=NVT, policy=ALWAYS_BAD | {"patience": 4})
-    killed(path, 2)  # the streak goes on across the kill
+    killed(path, 2)  # the row of UNRELIABLE frames continues after the kill
     result = CliRunner().invoke(app, [str(path)])
     assert result.exit_code == HALTED == 3
     assert "UNRELIABLE for 4 frames in a row at step 3" in result.output
@@ -333,7 +333,7 @@ def test_a_run_whose_end_was_not_saved_writes_what_is_missing(tmp_path, monkeypa
         ({"relax": {"cell": True}}, "relax.cell: true must have a struct"),
     ],
 )
-def test_what_the_structure_does_not_allow_is_said_before_a_file_is_made(
+def test_unsuitable_structure_is_refused_before_a_file_is_made(
     tmp_path, changes, expected
 ):
     path = written(tmp_path, **changes)
@@ -342,7 +342,7 @@ def test_what_the_structure_does_not_allow_is_said_before_a_file_is_made(
     assert {p.name for p in tmp_path.iterdir()} == {"heat.yaml", "m.xyz"}
 
 
-def test_what_the_potential_does_not_know_is_said_before_a_file_is_made(tmp_path):
+def test_unknown_element_is_refused_before_a_file_is_made(tmp_path):
     path = written(tmp_path, md=NVT)
     molecule("SH2").write(tmp_path / "m.xyz", format="extxyz")
     with pytest.raises(BackboneError, match="elements must be among"):
@@ -358,7 +358,7 @@ def test_a_device_that_is_not_there_is_a_message(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["frames.xyz", "heat_last.xyz", "heat_flagged.xyz"])
-def test_a_new_run_writes_over_nothing(tmp_path, name):
+def test_new_run_overwrites_no_file(tmp_path, name):
     path = written(tmp_path, md=NVT, outputs={"trajectory": "frames.xyz"})
     (tmp_path / name).write_text("my only copy")
     with pytest.raises(RecordError, match="must not exist"):
@@ -377,7 +377,7 @@ def test_a_state_that_is_not_of_this_log_is_not_used(tmp_path):
     log.unlink()
     for name in ("heat_last.xyz", "heat_flagged.xyz"):
         (tmp_path / name).unlink(missing_ok=True)
-    assert run_file(path).step == 8  # a new run: the old state is void
+    assert run_file(path).step == 8  # a new run: the old state is deleted
     assert steps_of(read_log(log)) == list(range(9))
 
 

@@ -31,7 +31,7 @@ def head(tmp_path_factory):
     frames = [molecule("CH3OH") for _ in range(25)]
     for seed, atoms in enumerate(frames):
         atoms.rattle(0.05, seed=seed)
-    with pytest.warns(LabelWarning, match="should reproduce the forces"):  # but quickly
+    with pytest.warns(LabelWarning, match="should reproduce the forces"):  # short fit
         made = distill(frames, OPEN_ONCE("default"), epochs=2, hidden=8)
     return made.save(tmp_path_factory.mktemp("head") / "head.safetensors")
 
@@ -88,7 +88,7 @@ def test_a_model_without_a_probe_may_be_watched_by_force_delta_alone(
         ),
     ],
 )
-def test_what_cannot_be_is_refused(tmp_path, section, more, expected):
+def test_impossible_settings_are_refused(tmp_path, section, more, expected):
     path = written(tmp_path, force_delta=section, **more)
     with pytest.raises(RunFileError) as caught:
         opening.open_calculator(read_run_file(path))

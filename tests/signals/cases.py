@@ -12,7 +12,7 @@ NAMES = ("H2O", "CH3OH", "CO2", "CH4", "C2H6", "H2O2")
 
 
 def labelled(count, *, seed=0, noise=0.05, amount=0.1):
-    """Rattled molecules; the reference is the toy's own answer and Gaussian noise."""
+    """Rattled molecules; the reference is the result of the toy plus Gaussian noise."""
     rng = np.random.default_rng(seed)
     frames = []
     for index in range(count):

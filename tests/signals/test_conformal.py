@@ -1,4 +1,4 @@
-"""Conformal intervals: they cover, by whatever signal they are scaled."""
+"""Conformal intervals: they have their coverage, with any signal as scale."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FRAMES = labelled(200)
 
 
 class Spread:
-    """Says how far the reference is drawn from the answer: by the molecule's width."""
+    """A signal equal to the scale of the errors: the width of the molecule."""
 
     name = "spread"
     requires = frozenset({"features"})
@@ -90,7 +90,7 @@ def error(atoms, target):
     ],
 )
 @pytest.mark.parametrize("signal", [None, Spread()], ids=["constant", "scaled"])
-def test_bounds_hold_as_often_as_asked(target, unit, signal):
+def test_bounds_hold_at_the_requested_rate(target, unit, signal):
     fitted = interval(signal, scattered(200), target=target, coverage=0.8)
     assert fitted.name == f"conformal_{target}"
     assert fitted.card.unit == unit
@@ -108,7 +108,7 @@ def test_bounds_hold_as_often_as_asked(target, unit, signal):
     assert readings[0].results == {key: pytest.approx(bounds[0])}
 
 
-def test_a_bound_that_knows_better_covers_small_and_large_errors_alike():
+def test_informed_bound_covers_small_and_large_errors_equally():
     frames, new = scattered(600), scattered(600, seed=7000)
     order = np.argsort([width(atoms.positions) for atoms in new])
     shares = {}
@@ -132,7 +132,7 @@ def test_the_constant_bound_is_the_quantile_of_the_errors():
         fitted.threshold()
 
 
-def test_a_floor_mends_a_signal_that_vanishes():
+def test_floor_corrects_a_signal_that_vanishes():
     class Vanishing(Spread):
         def __call__(self, prediction):
             reading = super().__call__(prediction)
@@ -231,7 +231,7 @@ def test_settings_of_the_other_signal_are_kept(tmp_path):
         ConformalInterval.fit(dataset, committee, ForceSpread())
 
 
-def test_a_signal_that_no_file_can_hold_is_brought(tmp_path):
+def test_signal_that_no_file_can_hold_is_passed_to_load(tmp_path):
     backbone = tap(mace_on_shared_models())
     signal = ProbeSignal(tiny_probe(backbone))
     fitted = ConformalInterval.fit(labelled(12), backbone, signal, coverage=0.5)
@@ -247,7 +247,7 @@ def test_a_signal_that_no_file_can_hold_is_brought(tmp_path):
     assert read(other, atoms, backbone).risk == read(fitted, atoms, backbone).risk
 
 
-def test_where_the_other_signal_cannot_know_neither_can_the_bound():
+def test_bound_is_nan_where_the_base_signal_is_nan():
     frames = labelled(60)
     base = LatentDistance.fit(
         [frame for frame in frames if 6 in frame.numbers],
@@ -271,7 +271,7 @@ class Resting(Spread):
         return super().__call__(prediction) if len(prediction.numbers) < 7 else None
 
 
-def test_where_the_other_signal_rests_so_does_the_bound():
+def test_bound_is_absent_where_the_base_signal_does_not_run():
     fitted = interval(Resting())
     assert fitted.interval == 7
     assert fitted.card.training["left_out"] == sum(len(atoms) > 6 for atoms in FRAMES)
@@ -320,7 +320,7 @@ class TestRefusals:
         ):
             interval(None, data)
 
-    def test_risks_that_are_not_known(self):
+    def test_unknown_risks_are_refused(self):
         class Choosy(Spread):
             def __call__(self, prediction):
                 return TensorReading(self.name, np.nan)
@@ -342,7 +342,7 @@ class TestRefusals:
         with pytest.raises(LabelError, match=r"none in 2 \(the first: frame 7\)"):
             interval(frames=frames)
 
-    def test_a_target_or_a_dataset_of_another(self):
+    def test_target_or_dataset_of_another_kind_is_refused(self):
         with pytest.raises(ValueError, match="target must be one of"):
             interval(target="charge")
         dataset = build_dataset(FRAMES[:20], ToyBackbone(), Labels("forces"))
@@ -353,7 +353,7 @@ class TestRefusals:
         ):
             interval(target="energy", labels=Labels("energy", offsets=True))
 
-    def test_a_dataset_of_the_target_will_do(self):
+    def test_dataset_of_the_target_is_accepted(self):
         dataset = build_dataset(FRAMES, ToyBackbone(), Labels("energy"))
         from_dataset = interval(frames=dataset, target="energy")
         factor = interval(target="energy").card.settings["factor"]

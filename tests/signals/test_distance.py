@@ -45,7 +45,7 @@ def test_shrunk_covariance_is_that_of_scikit_learn(count):
 def test_mahalanobis_is_that_of_scikit_learn():
     numbers, features = gaussian_atoms(COUNTS, WIDTH)
     distance = Mahalanobis.fit(numbers, features)
-    assert len(distance.whitening) == 3  # the shared one, and two of their own
+    assert len(distance.whitening) == 3  # the shared covariance, and two separate ones
     new_numbers, new = gaussian_atoms(COUNTS, WIDTH, seed=1)
     got = distance(new_numbers, new).numpy()
     centre, scale = features.numpy().mean(axis=0), features.numpy().std(axis=0)
@@ -78,7 +78,7 @@ def test_neighbours_are_those_of_scikit_learn(nearest):
 
 
 @pytest.mark.parametrize("kind", [Mahalanobis, Neighbours])
-def test_distances_are_about_one_at_home_and_nan_abroad(kind):
+def test_distances_are_about_one_in_the_fit_and_nan_for_other_elements(kind):
     numbers, features = gaussian_atoms({1: 2000, 6: 2000}, WIDTH)
     fitted, new = numbers[:2000], numbers[2000:].copy()
     distance = kind.fit(fitted, features[:2000])
@@ -97,7 +97,7 @@ def test_distances_are_about_one_at_home_and_nan_abroad(kind):
 
 
 @pytest.mark.parametrize("kind", [Mahalanobis, Neighbours])
-def test_a_feature_that_never_changed_is_noticed_when_it_does(kind):
+def test_change_of_a_constant_feature_is_detected(kind):
     numbers, features = gaussian_atoms({6: 500}, WIDTH)
     features[:, 0] = 3.0
     distance = kind.fit(numbers, features)
@@ -107,7 +107,7 @@ def test_a_feature_that_never_changed_is_noticed_when_it_does(kind):
     assert (distance(numbers, changed) > 2 * distance(numbers, features)).all()
 
 
-def test_sampled_atoms_are_few_and_drawn_alike():
+def test_sampled_atoms_are_few_and_uniform():
     chosen = np.zeros(400)
     for seed in range(300):
         sample = AtomSample(per_element=20, seed=seed)
@@ -155,8 +155,8 @@ def test_rigidity_grows_away_from_the_fit_and_with_the_size():
     one = rigidity(rows)
     close(rigidity(8 * rows), 64 * one, FLOAT64)
     repeated = Rigidity.fit(2 * rows.T @ rows, 2 * len(rows))
-    torch.testing.assert_close(repeated(rows), one)  # alpha takes up the count
-    direction = torch.linalg.svd(rows).Vh  # the last one is the least explored
+    torch.testing.assert_close(repeated(rows), one)  # alpha includes the count
+    direction = torch.linalg.svd(rows).Vh  # the last one is farthest from the fit
     length = rows.norm(dim=1).mean()
     first, last = rigidity(length * direction[[0, -1]])
     assert last > 3 * first

@@ -74,7 +74,7 @@ class TestEvery:
     def test_keeps_the_contract(self, fitted, name):
         check_signal(fitted[name], ToyBackbone()(rattled(), WANTED))
 
-    def test_asks_the_device_for_nothing(self, fitted, name, transfers):
+    def test_does_not_wait_for_the_device(self, fitted, name, transfers):
         prediction = ToyBackbone()(rattled(), WANTED)
         transfers.clear()
         fitted[name](prediction)
@@ -104,7 +104,7 @@ class TestEvery:
                 ToyBackbone(identity="x"), signals=[fitted[name]], policy=policy
             )
 
-    def test_cannot_know_of_an_element_that_it_has_not_seen(self, fitted, name):
+    def test_is_nan_for_an_element_outside_the_fit(self, fitted, name):
         atoms = rattled("CH3SH")
         reading = read(fitted[name], atoms)
         assert np.isnan(reading.risk)
@@ -141,7 +141,7 @@ class TestEvery:
         mine, its = (read(signal, rattled()) for signal in (fitted[name], again))
         assert its.risk == pytest.approx(mine.risk, rel=1e-4)  # float32 features
 
-    def test_info_tells_what_it_is(self, fitted, name, tmp_path):
+    def test_info_shows_the_card(self, fitted, name, tmp_path):
         path = fitted[name].save(tmp_path / "x")
         app = Typer()
         app.command()(info)
@@ -152,7 +152,7 @@ class TestEvery:
         assert "no groups were given" in " ".join(result.output.split())
 
     def test_atoms_far_away_change_nothing_per_atom(self, fitted, name):
-        """Local: what an atom is told does not depend on who else is there."""
+        """Local: the value of an atom does not depend on distant atoms."""
         del name
         atoms = rattled()
         far = rattled("CO2")
@@ -163,8 +163,8 @@ class TestEvery:
             close(together.per_atom[: len(atoms)], alone.per_atom, NETWORK)
 
 
-def test_supercells_are_read_alike():
-    """Sums grow with the cell, what is per atom does not."""
+def test_supercells_have_equal_values_per_atom():
+    """Sums grow with the cell, values per atom do not."""
     frames = [salt(seed=seed) for seed in range(6)]
     backbone = tap(mace_on_shared_models())
     near = LatentDistance.fit(frames, backbone, split=Split(held_out=0))
@@ -200,7 +200,7 @@ class TestDistance:
         assert reading.risk == pytest.approx(float(expected.mean()), rel=1e-3)
         assert reading.results["latent_distance_max"] == reading.per_atom.max()
 
-    def test_looks_at_as_many_atoms_as_it_is_told(self):
+    def test_uses_the_requested_number_of_atoms(self):
         signal = distance(kind="nearest", per_element=25)
         assert signal.distance.counts.tolist() == [25, 25, 25]
         assert signal.card.training["atoms_used"] == 75
@@ -224,14 +224,14 @@ class TestDistance:
             ({"nearest": 0}, "must be at least 1, got 0"),
         ],
     )
-    def test_settings_that_are_none_are_refused(self, options, message):
+    def test_invalid_settings_are_refused(self, options, message):
         with pytest.raises(ValueError, match=message):
             distance(**options)
 
 
 class TestRigidity:
     def test_sigma_describes_errors_of_its_own_kind(self):
-        """Errors drawn from the very model: the factor comes back, and the shares."""
+        """Errors are drawn from the model: factor and shares are found again."""
         backbone = ToyBackbone()
         frames = labelled(600, noise=0.0)
         with pytest.warns(LabelWarning):
@@ -262,7 +262,7 @@ class TestRigidity:
         for key, value in whole.results.items():
             np.testing.assert_array_equal(each.results[key], value)
 
-    def test_without_labels_it_says_that_it_is_not_calibrated(self):
+    def test_without_labels_the_card_says_not_calibrated(self):
         frames = [atoms.copy() for atoms in FRAMES[:60]]
         for frame in frames:
             del frame.info["REF_energy"]
@@ -309,7 +309,7 @@ class TestRefusals:
             ([rattled(), rattled("CO2"), rattled()[:0]], "got frame 2: structure must"),
         ],
     )
-    def test_frames_that_are_none(self, frames, message):
+    def test_invalid_frames_are_refused(self, frames, message):
         with pytest.raises(LabelError, match=message):
             distance(frames=frames)
 
@@ -331,7 +331,7 @@ class TestRefusals:
             replace_level(signal)
 
     @pytest.mark.parametrize("share", [-0.1, 1.0])
-    def test_a_share_that_is_none(self, share):
+    def test_invalid_share_is_refused(self, share):
         with pytest.raises(LabelError, match=r"held_out must be a share in \[0, 1\)"):
             Split(held_out=share)
 
@@ -348,7 +348,7 @@ class TestFiles:
         with pytest.raises(SignalError, match="a latent_distance, got a prediction_ri"):
             LatentDistance.load(path)
 
-    def test_what_is_no_signal_is_refused(self, tmp_path):
+    def test_other_files_are_not_signals(self, tmp_path):
         with pytest.raises(SignalError, match="must be an existing file"):
             load_signal(tmp_path / "none")
         probe = shipped_probe("default").save(tmp_path / "probe")

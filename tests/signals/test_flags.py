@@ -1,4 +1,4 @@
-"""Flags: what they name, and the ordinary structures that they leave alone."""
+"""Flags: their findings, and ordinary structures without findings."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class TestClosedForms:
         assert read(disagreeing(crystal, by=by), projection=True).risk > 0.1
 
     @pytest.mark.parametrize("name", ["CH3OH", "CO2", "H2"])
-    def test_what_is_left_has_no_torque_and_is_the_closest(self, name):
+    def test_projected_forces_have_no_torque_and_are_the_closest(self, name):
         atoms = molecule(name)
         arms = torch.as_tensor(atoms.positions - atoms.positions.mean(axis=0))
         forces = np.random.default_rng(0).normal(size=(len(atoms), 3))
@@ -91,7 +91,7 @@ class TestClosedForms:
         left = without_torque(forces, torch.as_tensor(atoms.positions))
         torque = torch.linalg.cross(arms, left).sum(0)
         close(torque, np.zeros(3), FLOAT64, of=arms.abs().max() * forces)
-        # a projection: nothing more comes off, and what came off is a rotation's
+        # a projection: a second one changes nothing, and the first removes a rotation
         again = without_torque(left, torch.as_tensor(atoms.positions))
         close(again, left, FLOAT64)
         close((left * (forces - left)).sum(), 0.0, FLOAT64, of=forces**2)
@@ -165,10 +165,10 @@ def watched(head):
 
 
 class TestDistilledHead:
-    def test_follows_its_teacher(self, head):
+    def test_follows_the_forces_of_its_potential(self, head):
         assert head.card.report["r2"] > 0.9
 
-    def test_turns_with_the_structure(self, teacher, head):
+    def test_rotates_with_the_structure(self, teacher, head):
         atoms = rattled()
         wanted = ["energy", "forces", "vectors"]
         forces = head(teacher(atoms, wanted)).numpy()
@@ -177,13 +177,13 @@ class TestDistilledHead:
         turned = head(teacher(atoms, wanted)).numpy()
         close(turned, forces @ turn.T, NETWORK)
 
-    def test_disagrees_more_with_what_it_has_not_seen(self, watched, benzenes):
+    def test_disagrees_more_on_structures_unlike_the_fit(self, watched, benzenes):
         seen = [watched.assess(atoms).readings[0].risk for atoms in benzenes[:10]]
         strange = benzenes[0].copy()
         strange.rattle(0.3, seed=1)
         assert watched.assess(strange).readings[0].risk > 2 * max(seen)
 
-    def test_saved_and_loaded_it_says_the_same(self, teacher, head, tmp_path):
+    def test_saved_and_loaded_it_gives_the_same(self, teacher, head, tmp_path):
         path = head.save(tmp_path / "head.safetensors")
         prediction = teacher(rattled(), ["energy", "forces", "vectors"])
         loaded = DistilledHead.load(path)
@@ -260,7 +260,7 @@ def test_between_intervals_the_reading_is_absent(head):
     assert calc.backbone.passes == 7
 
 
-def test_a_model_without_direct_forces_says_so():
+def test_model_without_direct_forces_is_refused():
     with pytest.raises(ValueError, match=r"force_delta.*needs \['direct_forces'\]"):
         ReliableCalculator(
             mace_on_shared_models(), signals=[ForceDelta()], policy=LIMITS
@@ -275,7 +275,7 @@ class TestThresholds:
         assert limit.suspect == pytest.approx(risks[40], rel=1e-5)
         assert limit.unreliable == pytest.approx(risks[72], rel=1e-5)
 
-    def test_too_few_frames_say_how_many_are_needed(self, watched, benzenes):
+    def test_message_of_too_few_frames_has_the_number_needed(self, watched, benzenes):
         with pytest.raises(LabelError, match=r"at least 99 groups .* got 80"):
             calibrate_threshold(benzenes, watched)
 
@@ -304,8 +304,10 @@ class TestThresholds:
         assert limit.unreliable == pytest.approx(sorted(risks)[30 - 9], rel=1e-5)
         assert limit.suspect == pytest.approx(sorted(risks)[30 - 12], rel=1e-5)
 
-    def test_forces_that_vanish_by_symmetry_are_no_successes(self, watched, benzenes):
-        """Atoms in vacuum have no force error whatever the potential is."""
+    def test_forces_that_vanish_by_symmetry_are_not_counted_as_right(
+        self, watched, benzenes
+    ):
+        """Atoms in vacuum have no force error with any potential."""
         frames = []
         for index, atoms in enumerate(benzenes[:20]):
             frame = atoms.copy()
@@ -340,7 +342,7 @@ def test_uncertainty_needs_direct_forces():
 
 
 def test_the_slope_along_a_strain_is_true_too(head):
-    """A box of the molecule, strained with the cell it lies in."""
+    """A molecule in a cell, strained together."""
     backbone = tap(mace_on_shared_models())
     atoms = rattled(seed=4, amount=0.1)
     atoms.center(vacuum=1.0)

@@ -1,4 +1,4 @@
-"""The largest force, and the spreads of a committee in the evaluation that runs."""
+"""The largest force, and the spreads of a committee, without further evaluations."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def committee():
 
 
 def springs():
-    """Members whose answers are known; the first brings the features."""
+    """Members with known results; the first one has the features."""
     first = tap(ModuleSprings(STIFFNESS[0]), module="model.readout")
     return Committee([first, *map(Springs, STIFFNESS[1:])])
 
 
 class ModuleSprings(ModuleCalculator):
-    """Springs that run a torch module on the way."""
+    """Springs that also evaluate a torch module."""
 
     implemented_properties = Springs.implemented_properties
 
@@ -125,7 +125,7 @@ def test_spreads_are_those_of_single_models(make, batched):
         assert prediction.energy == pytest.approx(prediction.committee_energies.mean())
 
 
-def test_a_batch_has_the_energies_and_no_stress_that_nobody_wants():
+def test_batch_has_energies_and_no_stress_without_a_request():
     backbone = tap(mace_on_shared_models(*SEEDS))
     frames = [salt(), salt(seed=2)]
     before = backbone.passes
@@ -184,7 +184,7 @@ def test_rotating_a_committee_keeps_its_energies():
     assert risk(EnergySpread(), prediction) == pytest.approx(single)
 
 
-def test_a_reduction_that_is_none_is_refused():
+def test_invalid_reduction_is_refused():
     with pytest.raises(
         ValueError, match="reduction must be 'rms' or 'max', got 'mean'"
     ):

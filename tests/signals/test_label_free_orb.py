@@ -1,4 +1,4 @@
-"""Orb's own confidence head, read in the pass that runs anyway."""
+"""Orb's own confidence head, read in the usual pass."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_is_the_mean_of_the_distribution_that_the_model_gives(name, atoms):
     close(calc.results["expected_force_error_max"], expected.max())
 
 
-def test_a_head_that_is_sure_is_read_as_it_says():
+def test_certain_head_gives_its_bin():
     model = orb_model("v3-direct", seed=5)
     last = [m for m in model.heads["confidence"].modules() if hasattr(m, "bias")][-1]
     before = last.bias.clone()

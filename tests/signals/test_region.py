@@ -31,7 +31,7 @@ def probe():
 
 
 def broken():
-    """Return ethanol whose O-H bond is broken: O is atom 2, its H is atom 3."""
+    """Return ethanol with a broken O-H bond: O is atom 2, its H is atom 3."""
     atoms = molecule("CH3CH2OH")
     atoms.rattle(0.03, seed=0)
     atoms.positions[3] += [0.5, 0.5, 0.0]
@@ -88,7 +88,7 @@ def test_a_copy_far_away_does_not_change_the_region(backbone, probe):
     )
 
 
-def test_fewer_atoms_than_the_scope_allows_are_read_by_the_worst(backbone, probe):
+def test_fewer_atoms_than_the_scope_allows_have_p_of_the_worst(backbone, probe):
     scope = replace(probe.card.scope, smallest=3)
     strict = probe.with_card(scope=scope)
     reading = read(strict, backbone(broken(), ["energy", "forces"]), [2, 3])
@@ -97,7 +97,7 @@ def test_fewer_atoms_than_the_scope_allows_are_read_by_the_worst(backbone, probe
     assert not reading.doubts
 
 
-def test_the_size_of_the_region_decides_where_size_has_limits(backbone, probe):
+def test_size_limits_are_for_the_region(backbone, probe):
     scope = replace(probe.card.scope, largest=8)
     strict = probe.with_card(scope=scope)
     prediction = backbone(broken(), ["energy", "forces"])
@@ -153,7 +153,7 @@ def test_elements_without_labels_make_every_region_unknown():
         ([[0]], "list of indices or a boolean mask"),
     ],
 )
-def test_what_chooses_no_atoms_is_refused(atoms, words):
+def test_invalid_choices_of_atoms_are_refused(atoms, words):
     with pytest.raises(ValueError, match=words):
         Region(atoms)
 

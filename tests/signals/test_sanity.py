@@ -104,7 +104,7 @@ def test_neighbours_are_those_of_a_list_of_all_pairs(monkeypatch, most_pairs):
         np.testing.assert_allclose(found.nearest[seen], nearest[seen], rtol=1e-9)
         closest = min((c[0] for c in of_each if len(c)), default=np.inf)
         assert found.contacts.min() == pytest.approx(closest, rel=1e-9)
-        if second < 1.3:  # the first look goes no farther
+        if second < 1.3:  # the first search has no larger reach
             assert found.seconds.min() == pytest.approx(second, rel=1e-9)
 
 
@@ -112,7 +112,7 @@ def test_neighbours_are_those_of_a_list_of_all_pairs(monkeypatch, most_pairs):
     "atoms",
     [molecule("C6H6"), bulk("Cu", cubic=True), bulk("NaCl", "rocksalt", a=5.64)],
 )
-def test_fused_atoms_are_faults_and_the_same_structure_whole_is_none(atoms):
+def test_fused_atoms_are_faults_and_the_intact_structure_is_not(atoms):
     atoms = atoms.copy()
     atoms.rattle(0.05, seed=0)
     assert is_sane(read(atoms))
@@ -135,7 +135,7 @@ def test_an_atom_crushed_from_two_sides_is_a_fault():
     assert is_sane(read(pair))
 
 
-def test_atoms_out_of_sight():
+def test_atoms_without_neighbours_within_the_cutoff():
     left = molecule("CH3OH")
     left.positions[5] += [0, 0, 30.0]
     reading = read(left)
@@ -159,7 +159,7 @@ def test_atoms_out_of_sight():
         ({"energy": 6e4}, r"the energy is 1e+04 eV/atom > 1e+03 eV/atom"),
     ],
 )
-def test_energies_and_forces_that_nothing_has(options, words):
+def test_impossible_energies_and_forces(options, words):
     reading = read(molecule("CH3OH"), **options)
     [why] = (*reading.faults, *reading.absurd)
     assert why.startswith(words)
@@ -190,7 +190,7 @@ def test_the_energies_of_all_electrons_are_within_the_limit(symbol, hartree):
     assert read(pair, energy=beyond).absurd
 
 
-def test_nobody_simulates_a_metre():
+def test_too_large_structures_are_unreliable():
     far = molecule("CH3OH")
     far.set_cell([2e4, 10, 10])
     [why] = read(far).faults
@@ -200,8 +200,8 @@ def test_nobody_simulates_a_metre():
 @pytest.mark.parametrize(
     ("far", "doubts", "faults"), [(9e3, 0, 0), (2e4, 1, 0), (-2e5, 0, 1)]
 )
-def test_coordinates_whose_digits_single_precision_loses(far, doubts, faults):
-    """Along a periodic axis the structure stays as long as it was."""
+def test_coordinates_too_large_for_single_precision(far, doubts, faults):
+    """Along a periodic axis the extent of the structure does not change."""
     crystal = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
     crystal.rattle(0.05, seed=1)
     crystal.positions[3, 2] += 5.64 * np.round(far / 5.64)
@@ -213,7 +213,7 @@ def test_coordinates_whose_digits_single_precision_loses(far, doubts, faults):
     assert not found.absurd
 
 
-def test_forces_that_vanish_by_symmetry_say_nothing_and_small_ones_do():
+def test_forces_that_vanish_by_symmetry_are_a_doubt_and_small_ones_are_not():
     crystal = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
     [why] = read(crystal, force=1e-6).doubts
     assert why.startswith("all forces vanish by symmetry")
@@ -250,10 +250,10 @@ def test_a_multiplicity_has_the_parity_of_the_electrons(charge, spin, possible):
     assert read(
         Atoms("HH", [[0, 0, 0], [0, 0, 0.74]], info={"spin": 5}),
         Sanity(5.0, frozenset({"spin"})),
-    ).doubts  # four electrons would be alike
+    ).doubts  # four electrons would have equal spins
 
 
-def test_neutral_singlets_are_none_and_initial_charges_count():
+def test_neutral_singlets_are_accepted_and_initial_charges_count():
     plain = molecule("CH3OH")
     plain.info |= {"charge": 0, "spin": 1, "multiplicity": np.int64(1), "mult": None}
     plain.set_initial_charges([0.1, -0.1, 0, 0, 0, 0])
@@ -278,7 +278,7 @@ def test_it_is_on_by_default_and_enters_a_policy_without_it(calculator):
     assert calculator.signals[1].cutoff == 4.0
     ion = rattled()
     assert calculator.assess(ion).level is Level.RELIABLE
-    ion.info["charge"] = 1  # the geometry is the same: the cache must look at it
+    ion.info["charge"] = 1  # same geometry: the cache must compare it
     assert calculator.assess(ion).level is Level.SUSPECT
     ion.info.clear()
     ion.positions[5] += [0, 0, 30.0]
@@ -326,7 +326,7 @@ def first(value):
         (changed(info={"spin": -2}), r"info\['spin'\] must be a whole number from 0"),
     ],
 )
-def test_what_no_atom_is_gets_a_named_error_before_the_pass(calculator, atoms, words):
+def test_invalid_atoms_are_refused_before_the_pass(calculator, atoms, words):
     passes = calculator.backbone.passes
     with pytest.raises(BackboneError, match=words):
         calculator.assess(atoms)
@@ -334,7 +334,7 @@ def test_what_no_atom_is_gets_a_named_error_before_the_pass(calculator, atoms, w
 
 
 @pytest.mark.parametrize("name", ["features", "charges", "stress", "energies"])
-def test_every_number_of_a_pass_is_asked(calculator, name):
+def test_every_number_of_a_pass_is_checked(calculator, name):
     crystal = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
     crystal.rattle(0.05, seed=0)
     sound = calculator.backbone(crystal, ["energy", "forces", "stress"])
@@ -366,7 +366,7 @@ def crystals_of_the_elements():
             continue  # no simple crystal is known for it
 
 
-def test_crystals_of_the_elements_are_bonded_and_blown_up_ones_are_not():
+def test_crystals_are_bonded_and_expanded_ones_are_not():
     seen = 0
     for atoms in crystals_of_the_elements():
         seen += 1

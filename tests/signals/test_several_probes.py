@@ -1,4 +1,4 @@
-"""Several probes in one calculator: each judges its own quantity, none another's."""
+"""Several probes in one calculator: each judges only its own quantity."""
 
 import math
 

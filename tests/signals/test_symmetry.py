@@ -1,8 +1,8 @@
 """Forces that vanish by symmetry, against forces of potentials with random shapes.
 
 The independent route: a sum of pair, triplet and embedded energies with random radial
-functions has no symmetry but the structure's, so that its forces vanish where those
-of every potential do, and nowhere else.
+functions has only the symmetry of the structure. So its forces vanish exactly where
+those of every potential vanish.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def test_no_neighbours_no_force():
     assert not vanish(Atoms("N2", positions=[[0, 0, 0], [0, 0, 9.0]]))
 
 
-def test_many_atoms_are_told_by_their_surroundings():
+def test_large_structures_use_the_fast_test():
     atoms = bulk("Cu", cubic=True) * 6
     assert len(atoms) > MOST_ATOMS
     assert vanish(atoms)
@@ -122,7 +122,7 @@ def test_many_atoms_are_told_by_their_surroundings():
 
 @pytest.mark.parametrize("times", [(2, 1, 1), (2, 2, 1), (1, 1, 3), (3, 2, 1)])
 def test_a_supercell_is_as_symmetric_as_its_cell(times):
-    """Its lattice lacks rotations of the crystal; the forces vanish all the same."""
+    """The lattice lacks rotations of the crystal; the forces still vanish."""
     for cell in (bulk("Si"), bulk("Mg"), bulk("ZnS", "zincblende", 5.41)):
         assert vanish(cell)
         assert vanish(cell.repeat(times))

@@ -1,4 +1,4 @@
-"""Conformal quantiles keep their promise, for structures and for groups."""
+"""Conformal quantiles have their stated level, for structures and for groups."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_single_structures_give_the_value_of_the_textbook_rank(values, level):
     ),
     st.sampled_from([0.3, 0.5, 0.75, 0.9]),
 )
-def test_groups_weigh_the_same_whatever_their_size(groups, level):
+def test_groups_have_equal_weights_for_any_size(groups, level):
     """The smallest value below which the weighted share of (K + 1) groups suffices."""
     names = [k for k, group in enumerate(groups) for _ in group]
     values = [value for group in groups for value in group]
@@ -44,14 +44,14 @@ def test_groups_weigh_the_same_whatever_their_size(groups, level):
 
 
 @pytest.mark.parametrize("size", ["one", "many"])
-def test_a_new_group_keeps_the_limit_as_often_as_promised(size):
-    """Frames of a run share most of what they are: counted singly they would fail."""
+def test_new_group_is_within_the_limit_at_the_stated_rate(size):
+    """Frames of a run are correlated: counted singly the level would be missed."""
     rng = np.random.default_rng(0)
     draws, groups, level = 4000, 20, 0.8
     kept = naive = 0
     for _ in range(draws):
         counts = np.ones(groups, int) if size == "one" else rng.integers(1, 30, groups)
-        # long runs are worse ones: their frames must not outvote the others
+        # long runs have larger errors: their frames must not have a larger weight
         means = rng.normal(size=groups) + (0 if size == "one" else 3 / counts)
         names = np.repeat(np.arange(groups), counts)
         values = means[names] + 0.1 * rng.normal(size=len(names))
@@ -68,7 +68,7 @@ def test_a_new_group_keeps_the_limit_as_often_as_promised(size):
         assert naive / draws < level - 3 * spread
 
 
-def test_what_is_no_number_counts_as_infinite():
+def test_nan_counts_as_infinite():
     values = [1.0, np.nan, 3.0, 2.0, np.inf]
     groups = np.arange(5)
     assert group_quantile(values, groups, 0.5) == 3.0
@@ -77,7 +77,7 @@ def test_what_is_no_number_counts_as_infinite():
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, -1.0, math.nan])
-def test_levels_that_are_none_are_refused(level):
+def test_invalid_levels_are_refused(level):
     with pytest.raises(ValueError, match=r"must lie in \(0, 1\)"):
         group_quantile([1.0], [0], level)
 

@@ -76,7 +76,7 @@ def test_brier_decomposition_sums_up_and_is_murphys_on_bins(sample):
     brier = metrics.brier_score_loss(truth, belief)
     close(total + parts["within_bins"], brier, FLOAT64)
     assert parts["uncertainty"] == pytest.approx(truth.mean() * (1 - truth.mean()))
-    # one probability to a bin: nothing is left within, the three are Murphy's own
+    # one probability in each bin: no term within bins, the other three are Murphy's
     coarse = (np.floor(belief * 10) + 0.5) / 10
     parts = scores.brier_decomposition(truth, coarse)
     close(parts["within_bins"], 0.0, FLOAT64, of=1.0)
@@ -131,7 +131,7 @@ def test_risk_coverage_of_perfect_and_blind_rankings():
     coverage, kept = scores.risk_coverage(errors, errors)
     np.testing.assert_allclose(coverage, np.arange(1, n + 1) / n)
     np.testing.assert_allclose(kept, (np.arange(1, n + 1) - 1) / 2)
-    # whatever the ranking, keeping all gives the mean; none beats the perfect one
+    # with any ranking all structures give the mean; the perfect ranking is the best
     for risk in (-errors, np.zeros(n), np.sin(errors)):
         _, other = scores.risk_coverage(errors, risk)
         assert other[-1] == pytest.approx(errors.mean())
@@ -139,8 +139,8 @@ def test_risk_coverage_of_perfect_and_blind_rankings():
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_equal_risks_are_in_no_order(order):
-    """Files are sorted by temperature or size; a tied risk must not profit from it."""
+def test_order_of_equal_risks_has_no_effect(order):
+    """Files are sorted by temperature or size; equal risks must not gain from this."""
     errors = np.arange(10.0)[::order]
     _, kept = scores.risk_coverage(errors, np.ones(10))
     np.testing.assert_allclose(kept, 4.5)
@@ -180,7 +180,7 @@ def test_one_class_alone_is_reported_without_warnings(truth):
         ([1, 0], [0.5, 1.2], r"in \[0, 1\]"),
     ],
 )
-def test_refuses_what_is_no_probability(truth, belief, message):
+def test_refuses_values_that_are_not_probabilities(truth, belief, message):
     with pytest.raises(ValueError, match=message):
         scores.classification_report(truth, belief)
 
@@ -195,8 +195,8 @@ def perfect(groups, size, correlation, rng):
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.4, 0.9])
-def test_a_perfect_probability_is_seldom_called_off_by_groups(correlation):
-    """Nominal: 1 in 20. Taken for independent they are off nearly always."""
+def test_perfect_probability_is_seldom_called_wrong_with_groups(correlation):
+    """Nominal: 1 in 20. If groups are ignored, nearly all are called wrong."""
     rng = np.random.default_rng(3)
     off, naive, draws = 0, 0, 60
     for _ in range(draws):
@@ -208,7 +208,7 @@ def test_a_perfect_probability_is_seldom_called_off_by_groups(correlation):
     assert naive >= 0.9 * draws or not correlation
 
 
-def test_probabilities_that_are_off_are_called_so_in_groups_too():
+def test_wrong_probabilities_are_called_wrong_with_groups():
     rng = np.random.default_rng(0)
     off = 0
     for _ in range(20):

@@ -77,7 +77,7 @@ def test_probabilities_are_right_on_the_rest_of_the_system(place):
     assert np.mean(np.abs(gaps)) < 0.07
 
 
-def test_labels_that_are_all_right_move_it_as_far_as_their_errors_say():
+def test_labels_that_are_all_right_shift_by_their_errors():
     logits = np.zeros(12)
     small = residuals(logits, np.full(12, 0.05), BOUNDARIES, SHIFTS)
     near = residuals(logits, np.full(12, 0.18), BOUNDARIES, SHIFTS)
@@ -115,7 +115,7 @@ def test_spreads_are_found_again():
     assert learn_runs(found, ["a"] * 400, SPREAD) == SPREAD.run
 
 
-def test_a_mixture_of_systems_is_told_from_one():
+def test_mixture_of_systems_is_recognised():
     logits, errors, _ = system(0.0, count=40)
     half = np.arange(40) < 20
     parts = np.where(half, "A", "B").tolist()
@@ -137,7 +137,7 @@ def test_whether_probabilities_hold(share, mean, holds_here, beyond):
     assert np.sign(found["shift"]) == np.sign(share - mean)
 
 
-def test_calibrated_probabilities_are_seldom_said_not_to_hold():
+def test_calibrated_probabilities_are_seldom_called_wrong():
     rng = np.random.default_rng(0)
     said = []
     for _ in range(400):

@@ -1,4 +1,4 @@
-"""Small TorchSim models and systems; imported only where torch_sim is."""
+"""Small TorchSim models and systems; imported only if torch_sim is installed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from uqcalc.records import Reading
 
 
 with warnings.catch_warnings(), contextlib.redirect_stdout(None):
-    warnings.simplefilter("ignore")  # of mace, and of the potentials that are absent
+    warnings.simplefilter("ignore")  # of mace, and of missing potentials
     import torch_sim as ts
     from torch_sim.models.mace import MaceModel
 

@@ -1,4 +1,4 @@
-"""Without torch_sim the names say what to install, and nothing else breaks."""
+"""Without torch_sim the names give an error with the extra; all else works."""
 
 from __future__ import annotations
 

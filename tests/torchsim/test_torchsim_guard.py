@@ -1,4 +1,4 @@
-"""Systems that turn UNRELIABLE leave the batch, and the others do not notice."""
+"""Systems that become UNRELIABLE leave the batch, without effect on the others."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def model():
 
 
 def flock(model):
-    """Three pairs: one flies apart at about 0.2 Å a step, two hardly move."""
+    """Three pairs of atoms: one separates by about 0.2 Å a step, two hardly move."""
     frames = [flying(0.8, 0.0), flying(1.0, 1.0), flying(0.9, 0.0)]
     momenta = np.concatenate([frame.get_momenta() for frame in frames])
     return MDState.from_state(
@@ -51,7 +51,7 @@ def flock(model):
 
 
 def recorded(model, integrator, steps, **more):
-    """The states of a run that nothing guards."""
+    """The states of a run without a guard."""
     init, step = ts.integrators.INTEGRATOR_REGISTRY[integrator]
     options = {"kT": torch.tensor(TEMPERATURE * METAL.temperature, dtype=torch.float64)}
     options["dt"] = torch.tensor(FS * METAL.time, dtype=torch.float64)
@@ -141,7 +141,7 @@ def test_a_run_ends_quietly_when_every_system_has_left():
 
 
 def test_the_chain_of_a_thermostat_leaves_and_stays_with_its_system(model):
-    slow = {"tau": 100.0}  # so that the pair flies on
+    slow = {"tau": 100.0}  # so that the pair continues to separate
     free = recorded(model, ts.Integrator.nvt_nose_hoover, 25, **slow)
     guarded = guard(ts.Integrator.nvt_nose_hoover, trigger=Trigger(1))
     final = run(model, guarded, 25, init_kwargs=slow)
@@ -184,7 +184,7 @@ def test_nan_takes_a_system_out_at_once(model):
         assert torch.isfinite(getattr(final, name)).all()
 
 
-def test_files_of_trajectories_go_on_for_systems_that_left(model, tmp_path):
+def test_trajectory_files_continue_for_systems_that_left(model, tmp_path):
     names = [tmp_path / f"{k}.h5" for k in range(3)]
     reporter = ts.TrajectoryReporter(names, state_frequency=1)
     guarded = guard(ts.Integrator.nve, trigger=Trigger(1))

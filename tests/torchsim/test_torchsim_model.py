@@ -65,7 +65,7 @@ def test_same_numbers_as_the_calculator_in_one_pass(model, calculator, monkeypat
     frames = molecules(*NAMES)
     frames[3].positions[1] += 1.0  # a C-H bond is broken
     state = state_of(frames, model)
-    model.model(state)  # the first run of TorchScript functions rounds otherwise
+    model.model(state)  # the first run of TorchScript functions has another rounding
     model.model(state)
     bare = model.model(state)
     calls = []
@@ -141,7 +141,7 @@ def test_another_batch_is_read_at_once(model):
         assert (output["reliability_level"] >= 0).all()
 
 
-def test_what_a_system_is_does_not_depend_on_its_batch(model):
+def test_results_of_a_system_do_not_depend_on_its_batch(model):
     frames = molecules(*NAMES)
     together = model(state_of(frames, model))
     for k, frame in enumerate(frames):
@@ -229,7 +229,7 @@ def test_in_a_sum_the_tapped_model_is_judged(model):
     assert results["energy"] == pytest.approx(float(ours["energy"][0]))
 
 
-def test_what_cannot_be_judged_is_refused():
+def test_models_that_cannot_be_judged_are_refused():
     with pytest.raises(BackboneError, match="MaceModel"):
         ReliableModel(LennardJonesModel(device=CPU))
     probe = tiny_probe(tap(mace_calculator(1)))
@@ -252,7 +252,7 @@ def test_the_wrapped_model_is_left_as_it_was():
     assert torch.get_default_dtype() is before
 
 
-def test_without_enabled_nothing_is_added_and_nothing_old_stays(model):
+def test_disabled_model_adds_no_results_and_keeps_no_old_ones(model):
     off = ReliableModel(model.model, probe="auto", enabled=False)
     state = state_of(molecules("CH4"), model)
     assert off(state).keys() == model.model(state).keys()

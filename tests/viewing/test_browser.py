@@ -30,7 +30,7 @@ STRUCTURE = """
   return [...document.querySelector('#uq-info div').shadowRoot
     .querySelectorAll('input')].map(one => one.value).join();
 """
-# what software rendering of WebGL says of itself
+# messages of software rendering of WebGL
 _OF_THE_DRIVER = "GL Driver Message"
 
 
@@ -149,7 +149,7 @@ def test_a_click_on_a_point_of_the_map_shows_its_structure(browser, page):
 
 @pytest.fixture(scope="module")
 def evaluation_page(tmp_path_factory):
-    """The page of an evaluation of the default probe, with made-up errors."""
+    """The page of an evaluation of the default probe, with generated errors."""
     calculator = uqcalc.open_model("default")
     rng = np.random.default_rng(0)
     frames = [molecule(["CH3OH", "H2O", "C6H6"][k % 3]) for k in range(24)]

@@ -1,4 +1,4 @@
-"""Live views read only, and outlive torn lines, removed files and large logs."""
+"""Live views only read; incomplete lines, removed files and large logs do no harm."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def shown(runs):
     return console.export_text()
 
 
-def test_new_records_are_read_once_and_a_torn_line_waits(log):
+def test_new_records_are_read_once_and_incomplete_lines_later(log):
     run = Follower(log.path)
     assert run.poll()
     assert not run.poll()
@@ -59,7 +59,7 @@ def test_damaged_lines_are_counted_and_passed_over(log):
     assert "3 lines" in shown([run])
 
 
-def test_a_removed_file_keeps_its_last_state_and_a_new_one_is_read_anew(log):
+def test_removed_file_keeps_its_last_state_and_a_new_one_is_read(log):
     run = Follower(log.path)
     run.poll()
     text = log.path.read_text()
@@ -72,7 +72,7 @@ def test_a_removed_file_keeps_its_last_state_and_a_new_one_is_read_anew(log):
     assert run.last["step"] == 3
 
 
-def test_silence_is_told(log):
+def test_long_silence_gives_a_note(log):
     now = [log.path.stat().st_mtime]
     run = Follower(log.path, clock=lambda: now[0])
     run.poll()
@@ -120,7 +120,7 @@ def test_memory_and_reading_of_a_large_log_are_bounded(tmp_path, monkeypatch):
     assert len(whole.track) <= 2 * following.MOST
 
 
-def test_last_frame_is_read_from_the_end_without_a_torn_one(tmp_path):
+def test_last_complete_frame_is_read_from_the_end(tmp_path):
     rng = np.random.default_rng(0)
     path = tmp_path / "run_flagged.xyz"
     for step in range(5):
@@ -152,7 +152,7 @@ def client(tmp_path):
     return testing.TestClient(application(tmp_path), base_url="http://127.0.0.1:8741")
 
 
-def test_the_server_tells_the_state_and_reaches_no_other_file(client, tmp_path):
+def test_server_gives_the_state_and_no_other_file(client, tmp_path):
     state = client.get("/state").json()
     assert [run["name"] for run in state["runs"]] == ["one", "two"]
     assert state["runs"][0]["status"] == "halted"

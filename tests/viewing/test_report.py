@@ -1,4 +1,4 @@
-"""Reports: self-contained, true to their numbers, and safe against foreign text."""
+"""Reports: self-contained, with the right numbers, and safe against foreign text."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def page(folder):
     return Page(written.read_text(encoding="utf-8"))
 
 
-def test_a_page_needs_nothing_from_outside_and_has_the_run(page, folder):
+def test_page_is_self_contained_and_shows_the_run(page, folder):
     assert page.addresses == []
     assert (folder / "report.html").stat().st_size < 15e6
     words = " ".join(" ".join(page.words).split())
@@ -101,7 +101,7 @@ def test_neighbouring_steps_are_one_event(folder):
     assert found.dataset["properties"]["step"]["values"][first] == 799
 
 
-def test_nothing_foreign_is_html_or_ends_a_script(tmp_path):
+def test_foreign_text_is_escaped_in_html_and_scripts(tmp_path):
     run = {"formula": NASTY, "dynamics": NASTY, "policy": {"thresholds": []}}
     log = write_log(tmp_path / "a.jsonl", [0.9, 0.3], run=run, halt=NASTY)
     log.write({"event": "warning", "step": 1, "reason": NASTY})
@@ -247,7 +247,7 @@ def test_attention_entropy():
         uqcalc.attention_entropy([])
 
 
-def test_what_commands_offer_is_what_the_package_has():
+def test_choices_of_commands_are_those_of_the_package():
     """The command line repeats two values, so that help needs no import of ASE."""
     from uqcalc.cli import plot, watch
     from uqcalc.plotting.structure import SHADES

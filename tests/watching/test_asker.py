@@ -123,7 +123,7 @@ def test_a_failure_is_named_counted_and_halts(tmp_path, fault):
     assert not (tmp_path / "labelled.xyz").exists()
 
 
-def test_the_potential_itself_is_no_reference(tmp_path):
+def test_the_potential_itself_is_refused_as_reference(tmp_path):
     monitor = run(tmp_path, [GOOD] * 3 + [BAD] * 9, EMT())
     assert monitor.halted
     assert "the reference must be another method" in monitor.reason
@@ -131,7 +131,7 @@ def test_the_potential_itself_is_no_reference(tmp_path):
     assert not (tmp_path / "labelled.xyz").exists()
 
 
-def test_a_frame_on_which_p_and_flags_disagree_is_asked_about(tmp_path):
+def test_frame_on_which_p_and_flags_disagree_is_evaluated(tmp_path):
     atoms = watched()
     atoms.calc = ReliableCalculator(
         atoms.calc.backbone,
@@ -144,7 +144,7 @@ def test_a_frame_on_which_p_and_flags_disagree_is_asked_about(tmp_path):
     assert not monitor.halted  # the flag alone makes a step SUSPECT only
     steps = [r["step"] for r in read_log(tmp_path / "run.jsonl")
              if r["event"] == "asked"]  # fmt: skip
-    assert steps == [0, 10, 30]  # rarer with each right answer
+    assert steps == [0, 10, 30]  # less often after each right answer
     assert reference.calls == 3
     assert monitor.history.asks == {"disagree": 81}
 
@@ -184,8 +184,8 @@ def test_a_continued_run_counts_its_calls(tmp_path):
     assert kinds.count("asked") == 3
 
 
-def test_the_probe_says_what_is_right(tmp_path):
-    """The boundary, quantity, offsets and atoms are those of the probe."""
+def test_probe_defines_a_right_frame(tmp_path):
+    """Boundary, quantity, offsets and atoms are those of the probe."""
     backbone = tap(mace_calculator())
     probe = tiny_probe(backbone, target="energy", offsets={"6": 0.5, "1": 0.25})
     calculator = ReliableCalculator(backbone, probe)
@@ -237,7 +237,7 @@ def test_the_stress_decides_only_while_the_cell_moves(
     assert ("stress cannot be compared" in monitor.reason) is bool(counts[2])
 
 
-def test_the_bundled_potential_is_asked_about_by_its_boundary():
+def test_bundled_potential_is_compared_at_its_boundary():
     calculator = default_calculator()
     [criterion] = criteria_of(calculator, None)
     card = calculator.signals[0].probe.card
@@ -245,7 +245,7 @@ def test_the_bundled_potential_is_asked_about_by_its_boundary():
     assert criterion.atoms is None
 
 
-def test_what_cannot_be_meant_is_refused(tmp_path):
+def test_invalid_settings_are_refused(tmp_path):
     path = tmp_path / "l.xyz"
     for options, message in [
         ({"max_calls": 0}, "max_calls must be a whole number"),

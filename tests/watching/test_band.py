@@ -31,7 +31,7 @@ SHIFT = np.array([0.4, 0.5, 0.1])
 
 
 def judge(positions_of_first_atom):
-    """Return a signal whose risk is a function of how far the first atom has come."""
+    """Return a signal whose risk is a function of the place of the first atom."""
     start = copper().positions[0]
 
     def risk(positions):
@@ -72,7 +72,7 @@ def middle(risk):
     return lambda way: risk if 0.4 < way < 0.6 else GOOD
 
 
-@pytest.mark.parametrize("count", [5, 11])  # more images than a calculator remembers
+@pytest.mark.parametrize("count", [5, 11])  # more images than a calculator caches
 @pytest.mark.parametrize(
     "options", [{}, {"shared": True}, {"parallel": True}, {"kind": DyNEB, "fmax": 0.01}]
 )
@@ -186,8 +186,8 @@ def test_the_barrier_is_judged_by_the_images_it_is_between():
         ({"energy", "forces"}, GOOD - 1, Level.UNRELIABLE),
     ],
 )
-def test_a_barrier_says_whether_its_energies_are_judged(judges, most, level):
-    """A barrier is a difference of energies, which a verdict on forces leaves out."""
+def test_barrier_states_whether_its_energies_are_judged(judges, most, level):
+    """A barrier is a difference of energies; a verdict on forces does not cover it."""
     neb = band(middle(GOOD))
     for image in neb.images:
         calc, [limit] = image.calc, image.calc.policy.thresholds

@@ -1,4 +1,4 @@
-"""A monitor on a run of another program: its steps, halts, and what it cannot do."""
+"""A monitor on a run of another program: its steps, halts, and limits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_monitor_halts_the_program_and_its_log_has_each_step(tmp_path):
     assert run.arrived(104), "halted until resume"
     monitor.resume()
     assert not run.arrived(104)
-    assert driven(run, [105, 106]) == 105  # its second look at 104 has counted
+    assert driven(run, [105, 106]) == 105  # its second check, at step 104, has counted
 
 
 def test_a_log_goes_on_where_it_ended(tmp_path):
@@ -94,6 +94,6 @@ def test_the_virial_is_minus_the_derivative_of_the_energy_by_strain():
     assert np.isnan(virial_of(atoms, atoms.calc.results)).all()
 
 
-def test_numbers_and_numbers_of_atoms_are_told_from_other_results():
+def test_numbers_and_atomic_numbers_are_separated_from_other_results():
     results = {"p": 0.1, "shares": np.ones(4), "vectors": np.ones((4, 3)), "m": [1, 2]}
     assert shapes_of(results, 4) == {"p": (), "shares": (4,)}

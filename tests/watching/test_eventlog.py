@@ -42,7 +42,7 @@ def test_records_come_back_and_the_run_is_continued(tmp_path):
 
 @given(st.binary(max_size=30).filter(lambda torn: b"\n" not in torn))
 @settings(max_examples=30, deadline=None)
-def test_whatever_follows_the_last_newline_is_cut(tmp_path_factory, torn):
+def test_text_after_the_last_newline_is_cut(tmp_path_factory, torn):
     path = tmp_path_factory.mktemp("torn") / "run.jsonl"
     EventLog(path, HEADER, "append").write(step(3))
     whole = path.read_bytes()
@@ -55,7 +55,7 @@ def test_whatever_follows_the_last_newline_is_cut(tmp_path_factory, torn):
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 5)), max_size=5))
 @settings(deadline=None, max_examples=40)
-def test_what_was_run_again_stands_once(tmp_path_factory, sessions):
+def test_repeated_steps_occur_once(tmp_path_factory, sessions):
     path = tmp_path_factory.mktemp("again") / "run.jsonl"
     standing, reached = {}, 0
     for session, (start, steps) in enumerate([(0, 4), *sessions]):
@@ -85,7 +85,7 @@ def test_numbers_that_json_lacks_become_null_at_any_depth(tmp_path):
     assert row["nested"] == {"a": [None, {"b": None}], "c": [1.0, None]}
 
 
-def test_another_run_is_refused_with_both_sides_named(tmp_path):
+def test_another_run_is_refused_with_both_values(tmp_path):
     path = tmp_path / "run.jsonl"
     EventLog(path, HEADER, "append")
     before = path.read_bytes()
@@ -105,13 +105,13 @@ def test_another_run_is_refused_with_both_sides_named(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"my only copy", b"two\nlines", b'{"event": "step"}\n', b"[]\n{", b"3"]
 )
-def test_files_of_someone_else_are_refused_untouched(tmp_path, content):
+def test_other_files_are_refused_and_do_not_change(tmp_path, content):
     path = tmp_path / "thesis.txt"
     path.write_bytes(content)
     with pytest.raises(RecordError):
         EventLog(path, HEADER, "append")
     assert path.read_bytes() == content
-    if content != b"3":  # which is what a torn frame of three atoms looks like
+    if content != b"3":  # an incomplete frame of three atoms has this form
         with pytest.raises(RecordError, match="must be XYZ"):
             FrameFile(path, 5, "append")
         assert path.read_bytes() == content
@@ -178,7 +178,7 @@ def test_checksums_go_on_in_a_continued_log_and_are_not_added_to_an_old_one(tmp_
     assert "crc32" not in old.read_text(encoding="utf-8")
 
 
-def test_a_frame_torn_anywhere_is_cut(tmp_path):
+def test_incomplete_frame_is_cut(tmp_path):
     path = tmp_path / "flagged.xyz"
     file = FrameFile(path, 10, "append")
     for seed in range(2):
@@ -203,7 +203,7 @@ def test_a_frame_torn_anywhere_is_cut(tmp_path):
     assert len(frames) == 3
 
 
-def test_frames_of_somebody_else_are_not_mixed_with_ours(tmp_path):
+def test_other_frames_are_refused(tmp_path):
     path = tmp_path / "water.xyz"
     copper(0).write(path)
     before = path.read_bytes()
@@ -250,7 +250,7 @@ def test_a_killed_run_leaves_a_log_that_is_whole(tmp_path):
 
 
 def test_a_second_process_cannot_write_the_same_log(tmp_path):
-    """The first goes on undisturbed; once it is gone, killed or not, there is room."""
+    """The first process continues; after its end or a kill the log is free."""
     header = {"run": {"formula": "CH4"}}
     first = EventLog(tmp_path / "run.jsonl", header, "append")
     code = (

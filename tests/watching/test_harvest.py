@@ -1,4 +1,4 @@
-"""`on_unreliable="harvest"`: on after the alarm, frames spaced by novelty, a stop."""
+"""`on_unreliable="harvest"`: frames after the alarm, spaced by novelty, and the end."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def drifting(rim=1.0, *, speed=0.05):
     return VelocityVerlet(atoms, 1.0 * units.fs)
 
 
-def test_frames_are_kept_from_the_rim_outwards_spaced_by_novelty(tmp_path):
+def test_frames_beyond_the_reliable_region_are_kept_by_novelty(tmp_path):
     log, flagged = tmp_path / "run.jsonl", tmp_path / "flagged.xyz"
     dynamics = drifting()
     monitor = Monitor(
@@ -82,7 +82,7 @@ def test_frames_are_kept_from_the_rim_outwards_spaced_by_novelty(tmp_path):
     assert warning["step"] == alarm
     assert "the harvest of frames begins" in warning["reason"]
     assert all(read_assessment(frame).level == 2 for frame in frames)
-    assert len(select(frames, 3)) == 3  # ready to be chosen from
+    assert len(select(frames, 3)) == 3  # ready for `select`
 
 
 def test_the_spacing_does_not_depend_on_the_speed(tmp_path):
@@ -114,7 +114,7 @@ def test_a_full_budget_halts_the_run(tmp_path):
     assert monitor.flagged.left_out == 0
 
 
-def test_the_absurd_ends_the_harvest_and_is_not_kept(tmp_path):
+def test_impossible_frame_ends_the_harvest_and_is_not_kept(tmp_path):
     dynamics = drifting()
     atoms = dynamics.atoms
     monitor = Monitor(
@@ -134,7 +134,7 @@ def test_the_absurd_ends_the_harvest_and_is_not_kept(tmp_path):
     assert not read_assessment(last).absurd
 
 
-def test_impossible_frames_are_not_kept_before_the_run_ends_at_the_absurd(tmp_path):
+def test_impossible_frames_before_the_end_are_not_kept(tmp_path):
     atoms = Atoms("Cu2", [(0, 0, 0), (2.3, 0, 0)])
     atoms.set_velocities([(0, 0, 0), (-0.02 / units.fs, 0, 0)])  # they meet
     signal = OfGeometry(lambda positions: float(positions[1, 0] < 1.9))
@@ -146,7 +146,7 @@ def test_impossible_frames_are_not_kept_before_the_run_ends_at_the_absurd(tmp_pa
     assert monitor.reason.startswith(ABSURD)
     frames = read(flagged, ":")
     closest = min(frame.positions[1, 0] for frame in frames)
-    assert 0.79 < closest < 1.0  # 0.79 Å: fused, long before the absurd
+    assert 0.79 < closest < 1.0  # 0.79 Å: fused, before it is physically impossible
     assert len(select(frames, len(frames), near=0)) == len(frames)
 
 
@@ -217,6 +217,6 @@ def test_an_alarm_at_the_first_step_learns_the_spread_afterwards():
         ({"max_harvest": 0}, "max_harvest must be a whole number from 1, got 0"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(options, message):
+def test_invalid_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Monitor(drifting(), on_unreliable="harvest", **options)

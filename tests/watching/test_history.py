@@ -8,7 +8,7 @@ from toys import BAD, GOOD, OfGeometry, watched
 from uqcalc import Level, Monitor, UnreliableError, read_log
 
 
-def test_old_events_make_room_and_are_still_counted(tmp_path):
+def test_old_events_are_dropped_and_still_counted(tmp_path):
     risks = [BAD, GOOD, BAD, *[GOOD] * 18]
     atoms = watched(risks)
     dynamics = VelocityVerlet(atoms, 1.0)
@@ -30,7 +30,7 @@ def test_old_events_make_room_and_are_still_counted(tmp_path):
     assert steps == list(range(21))
 
 
-def test_all_are_kept_where_that_is_asked():
+def test_all_events_are_kept_on_request():
     atoms = watched()
     dynamics = VelocityVerlet(atoms, 1.0)
     monitor = Monitor(dynamics, history=None)

@@ -1,4 +1,4 @@
-"""Every k-th geometry judged, a switch that turns all off, and a thinned log."""
+"""Every k-th geometry judged, a switch for all checks, and a thinned log."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_every_third_geometry_is_judged_and_the_others_have_no_level():
     assert reads(atoms) == 3
     assert atoms.calc.backbone.passes == 3
     atoms.positions[0, 0] += 0.01
-    assert atoms.calc.assess(atoms).level is Level.RELIABLE  # asked for, so judged
+    assert atoms.calc.assess(atoms).level is Level.RELIABLE  # requested, so judged
     assert atoms.calc.results["reliability_level"] == 0
 
 
@@ -130,10 +130,8 @@ def test_a_monitor_that_is_switched_off_neither_watches_nor_writes(tmp_path):
 @pytest.mark.parametrize(
     ("calculator", "monitor"), [(1, 10), (10, 1), (10, 10), (5, 10), (3, 10)]
 )
-def test_half_of_the_last_50_fs_is_as_long_however_seldom_it_is_judged(
-    calculator, monitor
-):
-    """25 fs are 50 steps of 0.5 fs: the halt comes at the first judged step after."""
+def test_half_of_the_last_50_fs_does_not_depend_on_the_interval(calculator, monitor):
+    """25 fs are 50 steps of 0.5 fs: the halt is at the next judged step."""
     atoms = judged(after=BAD, interval=calculator)
     dynamics = verlet(atoms)
     watching = Monitor(dynamics, interval=monitor)
@@ -143,7 +141,7 @@ def test_half_of_the_last_50_fs_is_as_long_however_seldom_it_is_judged(
     atoms = judged([GOOD] * 12 + [BAD], interval=calculator)
     dynamics = verlet(atoms)
     watching = Monitor(dynamics, interval=monitor)
-    assert dynamics.run(200)  # one bad reading in between is no half of the window
+    assert dynamics.run(200)  # one bad reading in between is not half of the window
     assert not watching.halted
 
 
@@ -163,7 +161,7 @@ def test_steps_between_the_judged_ones_are_not_called_reliable(tmp_path):
     ).rows
     levels = [r["level"] for r in read_log(log) if r["event"] == "step"]
     assert levels == ["RELIABLE", None, None, None, "RELIABLE", None, None]
-    frame = monitor.snapshot()  # asked for, so judged
+    frame = monitor.snapshot()  # requested, so judged
     assert read_assessment(frame).level is Level.RELIABLE
     again = Trigger(patience=1)
     again.replay(read_standing(log), ["scripted"])
@@ -177,7 +175,7 @@ def test_a_monitor_looks_at_every_kth_step_and_at_the_last(tmp_path):
     assert monitor.end["how"] == "finished"
 
 
-def test_a_verdict_is_asked_for_where_the_intervals_miss_each_other():
+def test_monitor_judges_if_intervals_do_not_coincide():
     atoms = judged(after=BAD, interval=7)
     atoms.get_forces()  # the first geometry is judged; the next of them is the eighth
     atoms.rattle(0.01, seed=1)
@@ -199,7 +197,7 @@ def test_a_line_search_is_judged_at_its_steps_in_time():
     assert monitor.halted
 
 
-def test_lost_numbers_and_absurd_speed_stop_a_step_that_was_not_judged():
+def test_nan_and_impossible_speed_stop_a_step_that_was_not_judged():
     dynamics = verlet(judged(interval=50, base=FaultyEMT(3, "nan")))
     monitor = Monitor(dynamics, patience=9)
     assert dynamics.run(20) is False
@@ -215,7 +213,7 @@ def test_lost_numbers_and_absurd_speed_stop_a_step_that_was_not_judged():
     assert monitor.reason.startswith("Unphysical values at step 3")
 
 
-def test_a_relaxation_trusts_no_geometry_that_was_not_judged():
+def test_relaxation_does_not_trust_unjudged_geometries():
     done = relax(judged(interval=3), BFGS, fmax=1e-6, steps=4)
     assert done.trusted_step == 3
     assert read_assessment(done.final).level is Level.RELIABLE

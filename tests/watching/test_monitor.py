@@ -198,7 +198,7 @@ def test_a_resumed_run_needs_a_new_streak():
     assert dynamics.nsteps == 5
     assert monitor.halted
     monitor.resume()
-    monitor.resume()  # nothing is left to lift
+    monitor.resume()  # no halt is left to lift
     dynamics.run(50)
     assert dynamics.nsteps == 8
 
@@ -206,7 +206,7 @@ def test_a_resumed_run_needs_a_new_streak():
 @pytest.mark.parametrize("make", [*MD, *OPTIMISERS, quiet(BFGSLineSearch)])
 @pytest.mark.parametrize("at", [0, 2])
 def test_a_halted_run_makes_no_further_step(tmp_path, caplog, make, at):
-    """Stages and loops call ``run`` again, without a look at the monitor."""
+    """Stages and loops call ``run`` again, without a check of the monitor."""
     log = tmp_path / "run.jsonl"
     atoms = watched([GOOD] * at, after=BAD)
     dynamics = make(atoms)
@@ -351,9 +351,9 @@ def test_an_exception_in_the_base_passes_through(tmp_path, make):
     assert not monitor.halted
     assert steps_of(log) == [0, 1, 2, 3]
     monitor.summary()
-    assert events(log, "end") == []  # a crash does not look like a finish
+    assert events(log, "end") == []  # a crash is not recorded as a normal end
     with pytest.raises(ValueError, match="unchanged since step 3"):
-        monitor.snapshot()  # the atoms have moved on: that label is not theirs
+        monitor.snapshot()  # the atoms have moved: not their label
 
 
 def test_observers_attached_before_see_a_step_that_is_judged_already():
@@ -429,7 +429,7 @@ def test_one_end_record_when_the_run_ends_by_itself(tmp_path, make):
     assert list(read_log(log))[-1] == end
 
 
-def test_labels_of_the_first_geometry_do_not_travel_on(tmp_path):
+def test_labels_of_the_first_geometry_are_not_in_later_frames(tmp_path):
     atoms = watched(after=BAD)
     atoms.info.update(REF_energy=-1.0, name="a")
     atoms.arrays["REF_forces"] = np.ones((4, 3))
@@ -439,10 +439,10 @@ def test_labels_of_the_first_geometry_do_not_travel_on(tmp_path):
     frame = read(tmp_path / "flagged.xyz", -1)
     assert frame.info["name"] == "a"
     assert not [key for key in (*frame.info, *frame.arrays) if "REF" in key]
-    assert "REF_forces" in atoms.arrays  # the live atoms stay as they are
+    assert "REF_forces" in atoms.arrays  # the atoms of the run do not change
 
 
-def test_forces_that_are_no_numbers_end_the_run_whatever_the_patience(tmp_path):
+def test_nan_forces_end_the_run_with_any_patience(tmp_path):
     dynamics = verlet(watched([GOOD, GOOD, NAN], base=FaultyEMT(2, "nan")))
     monitor = Monitor(dynamics, log=tmp_path / "run.jsonl", patience=50)
     assert dynamics.run(9) is False
@@ -479,7 +479,7 @@ def test_one_end_record_when_an_optimiser_runs_out_of_steps(tmp_path, optimizer)
     assert (end["how"], end["step"]) == ("finished", 3)
 
 
-def test_what_is_not_a_number_becomes_null(tmp_path):
+def test_nan_becomes_null(tmp_path):
     log = tmp_path / "run.jsonl"
     dynamics = verlet(watched([GOOD, GOOD, NAN], base=FaultyEMT(2, "nan")))
     monitor = Monitor(dynamics, log=log, flagged=tmp_path / "flagged.xyz", patience=1)
@@ -515,7 +515,7 @@ def test_what_is_not_a_number_becomes_null(tmp_path):
         ([None, None, BAD, BAD, BAD], 4),
     ],
 )
-def test_steps_without_the_signal_leave_a_streak_as_it_is(risks, expected):
+def test_steps_without_the_signal_do_not_change_a_streak(risks, expected):
     dynamics = verlet(watched(risks))
     monitor = Monitor(dynamics, patience=3)
     assert dynamics.run(20) is False
@@ -523,7 +523,7 @@ def test_steps_without_the_signal_leave_a_streak_as_it_is(risks, expected):
     assert dynamics.nsteps == expected
 
 
-def test_another_signal_may_end_the_streak_of_a_skipped_one():
+def test_another_signal_can_end_a_streak_while_one_is_skipped():
     class Other(Scripted):
         name = "other"
 
@@ -548,8 +548,8 @@ def assessment(level, *, skipped):
     window=st.none() | st.integers(1, 6),
     fraction=st.floats(0.05, 1),
 )
-def test_trigger_is_its_definition(frames, patience, window, fraction):
-    """Step by step: what each step was, by the frame that stands for it."""
+def test_trigger_follows_its_definition(frames, patience, window, fraction):
+    """Each step counts as the last frame before it."""
     trigger = Trigger(patience, window, None if window is None else fraction)
     bad, whole = [], []
     for now, (level, skipped) in enumerate(frames):
@@ -570,7 +570,7 @@ def test_trigger_is_its_definition(frames, patience, window, fraction):
 
 
 def stands_as(frames):
-    """Say whether the last step counts as UNRELIABLE."""
+    """Return whether the last step counts as UNRELIABLE."""
     is_bad, skipped = frames[-1]
     if is_bad or not skipped:
         return is_bad
@@ -588,7 +588,7 @@ def test_a_signal_read_less_often_halts_at_about_the_same_time(every, expected):
     assert dynamics.run(200) is False
     assert dynamics.nsteps == expected
     assert monitor.halted
-    # one bad reading is no half of the window, however long it stands
+    # one bad reading is not half of the window, however long it counts
     signal = Scripted([GOOD] * 10 + [BAD], after=GOOD)
     signal.interval = every
     dynamics = VelocityVerlet(watched(signal=signal), 0.5 * units.fs)
@@ -597,7 +597,7 @@ def test_a_signal_read_less_often_halts_at_about_the_same_time(every, expected):
     assert (monitor.halted, dynamics.nsteps) == (False, 20 * every)
 
 
-def test_settings_and_calculators_that_cannot_work_are_refused():
+def test_invalid_settings_and_calculators_are_refused():
     dynamics = verlet(watched())
     for settings, message in [
         (
@@ -638,7 +638,7 @@ def test_a_monitor_attached_late_counts_as_the_dynamics_does():
 
 
 def run_once(folder, steps=4, *, risks=(), mode="continue", atoms=None, **options):
-    """Run; go on from ``atoms`` where they are given, with their velocities."""
+    """Run; continue from ``atoms`` if they are given, with their velocities."""
     fresh = watched(risks, **options)
     if atoms is not None:
         fresh.positions, fresh.cell = atoms.positions, atoms.cell
@@ -709,7 +709,7 @@ def test_one_process_with_two_monitors_counts_on(tmp_path):
 
 
 def test_files_of_another_run_are_refused(tmp_path):
-    def content():  # without the locks of monitors that are garbage
+    def content():  # without the locks of monitors that are no longer used
         paths = [p for p in tmp_path.iterdir() if p.suffix != ".lock"]
         return {path: path.read_bytes() for path in paths}
 
@@ -736,7 +736,7 @@ def test_a_refused_monitor_leaves_no_new_file(tmp_path):
     assert not (tmp_path / "run.jsonl").exists()
 
 
-def test_torn_ends_are_cut_on_resume(tmp_path):
+def test_incomplete_ends_are_cut_on_resume(tmp_path):
     first = run_once(tmp_path, 3, risks=[GOOD, GOOD, BAD])
     second = run_once(tmp_path, 1, risks=[GOOD, BAD], atoms=first.dynamics.atoms)
     log, flagged = tmp_path / "run.jsonl", tmp_path / "flagged.xyz"

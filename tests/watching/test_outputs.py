@@ -1,4 +1,4 @@
-"""A writer's trouble ends no run: it is told once, and the end record says it."""
+"""A failed write does not end a run: one warning, and an entry in the end record."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def room_for(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_record_that_does_not_fit_leaves_nothing_of_it(tmp_path):
+def test_failed_record_leaves_no_partial_record(tmp_path):
     file = GrowingFile(tmp_path / "log")
     file.append("first\n")
     with room_for(10), pytest.raises(OSError, match="too large"):
@@ -42,7 +42,7 @@ def test_a_record_that_does_not_fit_leaves_nothing_of_it(tmp_path):
     assert file.path.read_text() == "first\nthird\n"
 
 
-def test_a_torn_record_that_could_not_be_cut_goes_before_the_next(tmp_path):
+def test_incomplete_record_is_cut_before_the_next(tmp_path):
     file = GrowingFile(tmp_path / "log")
     file.append("first\n")
     file.path.write_text("first\nsec")
@@ -52,7 +52,7 @@ def test_a_torn_record_that_could_not_be_cut_goes_before_the_next(tmp_path):
     assert file.path.read_text() == "first\nthird\nfourth\n"
 
 
-def test_a_full_disk_ends_no_run_and_tears_no_file(tmp_path):
+def test_full_disk_does_not_end_a_run_or_damage_a_file(tmp_path):
     log, flagged = tmp_path / "run.jsonl", tmp_path / "flagged.xyz"
     dynamics = verlet(watched(after=BAD))
     monitor = Monitor(dynamics, log=log, flagged=flagged, on_unreliable="warn")
@@ -73,7 +73,7 @@ def test_a_full_disk_ends_no_run_and_tears_no_file(tmp_path):
     ("key", "value"),
     [(0, 1), ("it", object()), (("a", 1), 2), ("Lattice", "x"), ("a=b", b"x")],
 )
-def test_odd_entries_end_neither_a_run_nor_a_relaxation(key, value, tmp_path):
+def test_unusual_entries_do_not_end_a_run_or_a_relaxation(key, value, tmp_path):
     atoms = watched(after=BAD)
     atoms.info[key] = value
     atoms.info["comment"] = "a\nb"
@@ -95,7 +95,7 @@ def test_odd_entries_end_neither_a_run_nor_a_relaxation(key, value, tmp_path):
         relax(again, flagged=tmp_path / "relax.xyz", steps=4)
 
 
-def test_a_log_holds_whatever_it_is_given():
+def test_log_accepts_any_value():
     record = {
         1: np.float32(0.5), "a": np.arange(2), "n": np.nan, "b": b"x", "s": "\ud800",
         "i": np.int64(3), "o": object(), "t": (1, np.bool_(True)),
@@ -111,7 +111,7 @@ def test_two_monitors_of_one_process_do_not_share_a_log(tmp_path):
     first = Monitor(verlet(watched(after=GOOD)), log=log)
     with pytest.raises(RecordError, match="another Monitor of this process"):
         Monitor(verlet(watched(after=GOOD)), log=log)
-    first.dynamics.run(2)  # ends, and lets go of it
+    first.dynamics.run(2)  # ends, and releases it
     second = Monitor(verlet(watched(after=GOOD)), log=log, mode="append")
     with pytest.raises(RecordError, match="another Monitor of this process"):
         first.dynamics.run(1)

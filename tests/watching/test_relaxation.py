@@ -128,7 +128,7 @@ def test_trial_points_of_line_searches_do_not_count(optimizer, options):
     np.testing.assert_array_equal(done.final.positions, path[2 + worst])
 
 
-def test_nothing_to_trust():
+def test_no_reliable_geometry():
     done = relax(watched(after=BAD), fmax=1e-6, patience=1)
     assert done.outcome is Outcome.LEFT
     assert (done.trusted, done.trusted_step, done.went_bad_at) == (None, None, 0)

@@ -98,7 +98,7 @@ def recorded(dynamics):
 
 @pytest.mark.parametrize("make", ALL)
 def test_an_unchanged_state_gives_the_same_path(make):
-    """With nothing drawn anew, dynamics without noise repeats its steps."""
+    """Without new momenta, dynamics without noise repeats its steps."""
     atoms = failing_once()
     dynamics = make(atoms)
     frames = recorded(dynamics)
@@ -172,7 +172,7 @@ def test_the_alarm_is_on_disk_and_then_the_run_goes_back(tmp_path):
     assert found.frames(5).tolist() == [0, 1, 2, 4, 5]
 
 
-def test_a_run_that_fails_again_and_again_goes_further_back_and_halts(tmp_path):
+def test_repeated_failures_go_further_back_and_then_halt(tmp_path):
     risks = [*[GOOD] * 40, *bad_after(2) * 9]
     atoms = watched(risks, after=BAD)
     dynamics = verlet(atoms)
@@ -236,7 +236,7 @@ def test_momenta_keep_energy_drift_and_constraints(share):
 
 
 def test_refreshed_momenta_have_the_thermal_distribution():
-    """Uniform on the sphere of the kinetic energy, whatever the start."""
+    """Uniform on the sphere of the kinetic energy, for any start."""
     rng = np.random.default_rng(1)
     atoms = copper()
     atoms.set_momenta(np.eye(4, 3) - np.eye(4, 3).mean(axis=0))
@@ -279,8 +279,8 @@ def test_settings_from_numpy_are_taken():
         ({"patience": 3}, [BAD] * 30),
     ],
 )
-def test_a_reliable_frame_within_the_failure_is_not_gone_back_to(trigger, failure):
-    """``back_fs`` is one step, and every other frame of the failure is good."""
+def test_reliable_frame_within_the_failure_is_not_used(trigger, failure):
+    """``back_fs`` is one step, and every second frame of the failure is RELIABLE."""
     atoms = watched([GOOD] * 20 + failure)
     dynamics = verlet(atoms)
     settings = Rewind(max_rewinds=1, back_fs=2.0)
@@ -307,7 +307,7 @@ def test_a_restarted_run_counts_its_rewinds(tmp_path):
     assert "after 1 rewind" in monitor.reason
 
 
-def test_what_cannot_be_rewound_is_refused():
+def test_dynamics_that_cannot_be_rewound_is_refused():
     with pytest.raises(ValueError, match="must be molecular dynamics"):
         Monitor(FIRE(watched(), logfile=None), on_unreliable="rewind")
     atoms = watched()
@@ -367,7 +367,7 @@ def test_steps_for_averages(tmp_path, events, steps, left_out):
         assert f"{count} {reason}" in str(found)
 
 
-def test_suspect_steps_are_taken_if_asked_for(tmp_path):
+def test_suspect_steps_are_taken_on_request(tmp_path):
     path = written(
         tmp_path / "run.jsonl", [("step", 0, R), ("step", 1, S), ("step", 2, U)]
     )

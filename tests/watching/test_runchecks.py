@@ -1,4 +1,4 @@
-"""What a run shows beside its geometries stops it at once, or lowers its verdicts."""
+"""Findings on a run (not on a geometry) stop it at once, or lower its verdicts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def fused_water(calculator):
 
 
 @pytest.mark.parametrize("options", [{}, {"patience": 50}])
-def test_a_hydrogen_in_an_oxygen_stops_at_once(bundled, options, tmp_path):
+def test_fused_hydrogen_and_oxygen_stop_a_run_at_once(bundled, options, tmp_path):
     atoms = fused_water(bundled)
     dynamics = VelocityVerlet(atoms, STEP)
     monitor = Monitor(dynamics, log=tmp_path / "run.jsonl", **options)
@@ -186,7 +186,7 @@ def test_a_cell_that_has_changed_counts_as_moving():
     assert levels == [Level.RELIABLE, Level.SUSPECT, Level.SUSPECT]
 
 
-def test_a_relaxation_stops_at_the_absurd(bundled):
+def test_relaxation_stops_at_an_impossible_frame(bundled):
     path = relax(fused_water(bundled), steps=40, patience=30)
     assert path.went_bad_at == 0
     assert path.history[-1].step <= 1
@@ -234,7 +234,7 @@ def test_changed_bonds_halt_a_run_once_they_have_lasted():
     assert monitor.reason.startswith("Bonds have stayed changed at step")
     assert "broken: C0-H4" in monitor.reason
     monitor.resume()
-    dyn.run(60)  # the time counts anew
+    dyn.run(60)  # the time starts again
     assert monitor.step == bonds[0].step + 50
 
     dyn, monitor = leaving_hydrogen(bond_change_fs=25.0, on_unreliable="warn")
@@ -243,7 +243,7 @@ def test_changed_bonds_halt_a_run_once_they_have_lasted():
     assert acted - bonds[0].step in (25, 50)
 
 
-def test_bonds_that_return_in_time_and_the_default_halt_nothing():
+def test_bonds_that_return_in_time_do_not_halt_a_run():
     for settings in ({"turns_at": 20, "bond_change_fs": 25.0}, {}):
         dyn, monitor = leaving_hydrogen(**settings)
         dyn.run(40)

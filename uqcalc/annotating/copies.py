@@ -97,7 +97,7 @@ def cleared_copy(atoms: Atoms) -> Atoms:
         copy.arrays.pop(key, None)
     if INFO_KEY in copy.info:  # not written by uqcalc
         _keep(copy, INFO_KEY, copy.info.pop(INFO_KEY))
-    # results of a live calculator may belong to another geometry
+    # results of an attached calculator may belong to another geometry
     stored = atoms.calc.results if isinstance(atoms.calc, SinglePointCalculator) else {}
     found = [] if annotated else list(stored.items())
     for place in (copy.info, copy.arrays):
@@ -201,7 +201,7 @@ def read_assessment(atoms: Atoms) -> Assessment:
 
 
 def step_of(frame: Atoms) -> int | None:
-    """Return the step in ``info``; None without one, or if it is no whole number."""
+    """Return the step in ``info``; None without one, or if it is not a whole number."""
     step = np.asarray(frame.info.get("step"))
     if step.size != 1 or step.dtype.kind not in "iuf" or step % 1:
         return None

@@ -1,10 +1,10 @@
-"""What a finished `uqcalc annotate` did, so that a repeat finds nothing to do at once.
+"""Record of a finished `uqcalc annotate`, so that a repeated command ends at once.
 
-The record lies beside the output as ``.NAME.done``. A repeat does nothing only if all
-that decides about the output is the same: the content of the source, of the files of
-probes and potential, and of this package, the versions of the packages that compute,
-the options, and the content of what was written. In any doubt there is no record, and
-the command takes its usual way, which compares frame by frame.
+The record lies beside the output as ``.NAME.done``. A repeated command does nothing
+only if everything that determines the output is the same: the content of the source, of
+the files of probes and potential, and of this package, the versions of the packages
+that compute, the options, and the content of what was written. In any doubt the record
+is not used, and the command compares frame by frame as usual.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from uqcalc.files.writing import whole
 
 
-# Formats that consist of one file; some readers of ASE look at files beside theirs.
+# Formats that consist of one file; some readers of ASE also read files beside it.
 _ALONE = {".xyz", ".extxyz", ".traj", ".db", ".lammpstrj"}
 _PACKAGES = (
     "ase",
@@ -34,12 +34,12 @@ _PACKAGES = (
     "spglib",
     "torch",
 )
-_PIECES, _PIECE = 64, 2**20  # at most so many pieces of so many bytes of a file
+_PIECES, _PIECE = 64, 2**20  # largest number of pieces of a file, and their bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What the command says at the end.
+    """Output of the command at its end.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Message:
 def job_hash(
     source: Path, options: Mapping[str, object], files: Iterable[Path]
 ) -> str | None:
-    """Return a name for all that decides about an output, but for the output itself.
+    """Return a hash of everything that determines an output, without the output itself.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def earlier_message(done: str, outputs: Iterable[Path]) -> Message | None:
             else None
         )
     except (OSError, ValueError, LookupError, TypeError):
-        return None  # no record, or not a whole one
+        return None  # no record, or an incomplete one
 
 
 def write_record(done: str, outputs: Iterable[Path], message: Message) -> None:
@@ -145,7 +145,7 @@ def _contents(paths: Iterable[Path]) -> list[list[object]]:
 def _content(path: Path) -> list[object] | None:
     """Return size, time of change and hash of a file; None if it cannot be read.
 
-    Of a file above 64 MiB evenly spaced pieces are read, the first and last included.
+    Of a file above 64 MiB only evenly spaced pieces are read, with the first and last.
     """
     digest = hashlib.sha256()
     try:

@@ -30,7 +30,7 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class FeatureSummary:
-    """What `write_features` has written.
+    """Summary of the file of `write_features`.
 
     Attributes
     ----------

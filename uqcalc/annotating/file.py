@@ -194,13 +194,13 @@ class Source:
         self.error = ""
 
     def number(self, row: int) -> int:
-        """Return the number in the file of the frame with this row here."""
+        """Return the number in the file of the frame in this row."""
         return self._first + row * self._step
 
     def next_of(self, frames: Iterator[Atoms], number: int) -> Atoms | None:
         """Return the frame with this number, after those that were not written.
 
-        All of them count for the question whether the cell moves.
+        All of them are used to decide whether the cell moves.
         """
         for frame in frames:
             self.cells.use(frame)
@@ -308,9 +308,9 @@ def _identity(
     *,
     forces: bool,
 ) -> str:
-    """Return a name for what decides about the frames of a target, and their verdicts.
+    """Return a hash of what determines the frames of a target and their verdicts.
 
-    What is not given has no part in it, as in earlier versions.
+    Options that are not given are not part of it, as in earlier versions.
     """
     stated: dict[str, str] = {} if use is None else {"use": use}
     if index not in (":", slice(None)):

@@ -63,10 +63,10 @@ def resolved(index: slice, path: str | os.PathLike[str]) -> tuple[slice, int, in
     Raises
     ------
     RecordError
-        If it counts from the end, and the number of frames is not quick to find out
+        If it counts from the end, and the frames cannot be counted quickly
         (`uqcalc.files.structures.count_frames`).
     """
-    from uqcalc.files.structures import count_frames  # slow; commands check an index
+    from uqcalc.files.structures import count_frames  # slow import
 
     step = index.step or 1
     ends = [bound for bound in (index.start, index.stop) if bound is not None]
@@ -139,7 +139,7 @@ class Condition:
         RecordError
             If an evaluated frame does not have the quantity.
         """
-        from uqcalc.annotating.copies import read_error  # slow, as above
+        from uqcalc.annotating.copies import read_error  # slow import
 
         if read_error(frame) is not None:
             return True

@@ -106,7 +106,7 @@ def _entries(source: Path) -> Iterator[_Entries]:
 
 
 def _xyz_entries(source: Path) -> Iterator[_Entries]:
-    """Yield the same from XYZ, of which only the second line of a frame is read."""
+    """Yield the same from XYZ; only the second line of each frame is read."""
     with source.open("rb") as file:
         while header := file.readline().strip():
             comment = file.readline().decode()

@@ -1,7 +1,7 @@
 """Files of annotated frames: extended XYZ, trajectories and databases of ASE.
 
 All three grow by whole frames: after a kill the file has the frames before it, and a
-repeated command goes on behind them.
+repeated command continues after them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from uqcalc.files.stored import INFO_KEY as INFO_DATA, columns_of, stowed
 from uqcalc.files.structures import UNREADABLE, frames_of
 
 
-_COMMIT_S = 1.0  # a database is written to the disk that often
+_COMMIT_S = 1.0  # time between writes of a database to the disk
 
 
 class Target(ABC):
@@ -116,7 +116,7 @@ class _Xyz(Target):
 
 
 class _Trajectory(Target):
-    """ASE writes the number of frames last: a frame that is incomplete has no part."""
+    """ASE writes the number of frames last, so an incomplete frame is not counted."""
 
     _writer: Any = None
 

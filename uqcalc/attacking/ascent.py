@@ -16,9 +16,9 @@ from ase.neighborlist import neighbor_list
 from uqcalc.backbones.differentiable import CanDifferentiate
 
 
-# A step that brings atoms too close together is halved this often before giving up.
+# Largest number of halvings of a step that brings atoms too close together.
 HALVINGS = 6
-# Steps below these (Å, and strain) are rounding, not progress.
+# Steps below these (Å, and strain) count as rounding.
 _NO_STEP, _NO_STRAIN = 1e-9, 1e-10
 
 
@@ -35,16 +35,17 @@ class AttackSettings:
         Å²/eV. Beyond 1 over the stiffest bond's force constant (C-H: about 30 eV/Å²)
         the energy oscillates.
     steps : int
-        Most steps of a path.
+        Largest number of steps of a path.
     starts : int
-        Paths: the first from the structure itself, the others from rattled copies.
+        Number of paths: the first from the structure itself, the others from rattled
+        copies.
     rattle : float
         Standard deviation of each coordinate's displacement in those copies, in Å.
     seed : int
-        Of the rattling; path k is the same however many there are.
+        Seed of the rattling; path k does not depend on the number of paths.
     max_step : float
         Largest displacement of an atom in one step, in Å: the whole step is scaled
-        down to it. What a moving cell adds is bounded by ``max_strain``.
+        down to it. Displacements by a moving cell are bounded by ``max_strain``.
     closest : float
         Smallest distance of two atoms, periodic images included, as a fraction of the
         sum of their covalent radii (Cordero et al. 2008, doi:10.1039/b801115j). Bonds
@@ -54,7 +55,7 @@ class AttackSettings:
     max_strain : float
         Largest component of the strain in one step.
     max_energy_rise : float, optional
-        In eV/atom above the path's own first geometry; no frame of it lies higher.
+        Largest energy of a frame above the first geometry of its path, in eV/atom.
 
     Raises
     ------
@@ -127,14 +128,14 @@ class Step:
 
     @property
     def finite(self) -> bool:
-        """Whether all of it are numbers."""
+        """Whether all components are finite."""
         return bool(
             np.isfinite(self.displacements).all() and np.isfinite(self.strain).all()
         )
 
     @property
     def nothing(self) -> bool:
-        """Whether it moves nothing beyond rounding."""
+        """Whether the step is zero up to rounding."""
         return _longest(self) <= _NO_STEP and _largest(self) <= _NO_STRAIN
 
     def times(self, factor: float) -> Step:
@@ -142,7 +143,7 @@ class Step:
         return Step(self.displacements * factor, self.strain * factor)
 
     def bounded(self, max_step: float, max_strain: float) -> Step:
-        """Scale the whole step down to these limits."""
+        """Return the whole step, scaled down to these limits."""
         factors = [1.0]
         if (longest := _longest(self)) > max_step:
             factors.append(max_step / longest)
@@ -174,18 +175,18 @@ def uphill(
     """Return the step along alpha grad U - beta grad E, before any bound.
 
     "When Forces Disagree: A Data-Free Fast Uncertainty Estimate for Direct-Force
-    Pre-trained Neural Network Potentials", 2025, equation 3: U is differentiated as it
-    stands, through the conservative forces in it, too.
+    Pre-trained Neural Network Potentials", 2025, equation 3: the derivative of U
+    includes that of the conservative forces.
 
-    The strain is the gradient with respect to strain over L² = N V^(2/3), so that both
-    parts of a step are lengths along one gradient: a strain counts as the displacements
-    it makes, in a cell as wide in all directions.
+    The strain is the gradient with respect to strain divided by L² = N V^(2/3). So both
+    parts of a step have one scale: a strain counts as the displacements that it causes
+    in a cubic cell.
     """
     graph = backbone.differentiable(atoms)
     objective = torch.zeros((), dtype=torch.float64).to(graph.energy.device)
     if settings.alpha:
         uncertainty = signal.uncertainty(graph, atoms)
-        if float(uncertainty.detach()) != 0:  # the root has no gradient there
+        if float(uncertainty.detach()) != 0:  # the square root has no gradient there
             objective = objective + settings.alpha * uncertainty.double()
     if settings.beta:
         objective = objective - settings.beta * graph.energy.double()
@@ -203,7 +204,7 @@ def uphill(
 
 
 def within_bounds(atoms: Atoms, step: Step, closest: float) -> Atoms | None:
-    """Return ``atoms`` moved along ``step``, or half of it and so on; None if never."""
+    """Return ``atoms`` after ``step`` or a halved step; None if no step is allowed."""
     for _ in range(HALVINGS + 1):
         moved = step.apply(atoms)
         if not too_close(moved, closest):

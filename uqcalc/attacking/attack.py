@@ -35,10 +35,10 @@ from uqcalc.errors import BackboneError, UqcalcError
 
 
 SIGNAL = "force_delta"
-# What a path ends at, and does not take the others down. Full memory is among it, as
-# what was computed must not be lost; programming errors of these kinds are named.
+# Errors that end one path, but not the others. Full memory is among them, so that
+# computed frames are not lost. The ``reason`` of the path names the error.
 _MODEL_FAULTS = (UqcalcError, RuntimeError, ValueError, ArithmeticError, LookupError)
-# Codes run as processes fail in these ways as well.
+# References that run as processes raise these, too.
 _REFERENCE_FAULTS = (*_MODEL_FAULTS, OSError, subprocess.SubprocessError)
 
 
@@ -65,10 +65,10 @@ def attack(
     Parameters
     ----------
     atoms : Atoms
-        Not written to. Atoms under a ``FixAtoms`` constraint stay where they are.
+        They do not change. Atoms under a ``FixAtoms`` constraint are not moved.
     calculator : ReliableCalculator
         With a ``ForceDelta`` signal, on a backbone that can be differentiated (Orb).
-        Its own last results stay as they are.
+        Its last results do not change.
     settings : AttackSettings, optional
     reference : ase calculator, optional
         Evaluated at every frame, to record the true error of the forces.
@@ -83,9 +83,9 @@ def attack(
     Raises
     ------
     TypeError, ValueError
-        If calculator, structure, or reference are not such.
+        If calculator, structure or reference are of another type or cannot be used.
     BackboneError
-        If the backbone has no differentiable entry, or cannot evaluate ``atoms``.
+        If the backbone cannot be differentiated, or cannot evaluate ``atoms``.
 
     Examples
     --------
@@ -189,7 +189,7 @@ def _check_structure(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Attacker:
-    """What all paths of an attack share."""
+    """What all paths of an attack have in common."""
 
     calculator: ReliableCalculator
     signal: Any
@@ -198,7 +198,7 @@ class _Attacker:
     observer: Callable[[Atoms], object] | None
 
     def path(self, start: int, given: Atoms) -> AttackPath:
-        """Walk one path to its end."""
+        """Return one path, complete."""
         path = GrowingPath(start)
         at: Atoms | str = self._rattled(start, given)
         for step in range(self.settings.steps + 1):

@@ -1,4 +1,4 @@
-"""What an attack gives: one path of annotated structures for each start."""
+"""Results of an attack: one path of annotated structures for each start."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class AttackPath:
     Attributes
     ----------
     start : int
-        0 is the structure as it was given; the others began rattled.
+        0 is the given structure; the others are rattled copies of it.
     frames : tuple of Atoms
         Annotated copies, with ``attack_start`` and ``attack_step`` in ``info``; where
         there is a reference, with its forces as ``REF_forces`` and the error as
         ``attack_force_error``.
     force_delta : array (frames,)
-        U in eV/Å, as the calculator reads it.
+        U of the calculator in eV/Å.
     energy : array (frames,)
         In eV, of the calculator.
     force_error : array (frames,) or None
         RMS over the components of the calculator's forces minus the reference's, in
-        eV/Å; None without a reference, NaN where it gave none.
+        eV/Å; None without a reference, NaN where it failed.
     reason : str
         Why the path ended.
     """
@@ -47,7 +47,7 @@ class AttackPath:
 
     @property
     def steps(self) -> int:
-        """Steps done; 0 also where not even the first geometry could be evaluated."""
+        """Number of steps; 0 also if the first geometry could not be evaluated."""
         return max(len(self.frames) - 1, 0)
 
     @property
@@ -84,7 +84,7 @@ class GrowingPath:
         self.force_error.append(error)
 
     def closed(self, reason: str, *, scored: bool) -> AttackPath:
-        """Return it as it is now; ``scored`` says whether there is a reference."""
+        """Return the path so far; ``scored`` says whether there is a reference."""
         return AttackPath(
             self.start,
             tuple(self.frames),

@@ -37,7 +37,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _CPU_BATCH_ATOMS = 128
-_LIGHT = 0.25  # of the memory limit; even four times as much memory is no fault
+_LIGHT = 0.25  # share of the memory limit; four times as much memory is also allowed
 
 
 @contextmanager
@@ -126,7 +126,7 @@ class Backbone(ABC):
         Keys of these that the calculator converts to a number, even if the model does
         not use it. Values other than whole numbers are refused.
     most_batch_atoms : int
-        Most atoms that a native batch may have, for its memory.
+        Largest number of atoms in a native batch, for its memory.
     projected : frozenset of str
         `Prediction.projected`.
     perturbable : tuple of str
@@ -191,7 +191,7 @@ class Backbone(ABC):
 
     @property
     def batch_atoms(self) -> int:
-        """Most atoms that a native batch should have, for its speed.
+        """Largest number of atoms in a native batch, for its speed.
 
         On a CPU small batches are fastest: their arrays stay in the caches, and the C
         library keeps their memory for the next batch. Measured with
@@ -323,8 +323,8 @@ class Backbone(ABC):
         Raises
         ------
         BackboneError
-            If `check_structure` refuses the structure, or the tap did not fire in this
-            pass.
+            If `check_structure` refuses the structure, or the tap was not called in
+            this pass.
         """
         self.check_structure(atoms)
         given = self.prepared(atoms)

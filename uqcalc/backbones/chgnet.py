@@ -25,7 +25,7 @@ from uqcalc.errors import BackboneError
 class CHGNetBackbone(Backbone):
     """A ``CHGNetCalculator``; features of shape (atoms, 64) after the last norm.
 
-    CHGNet treats every structure as periodic, whatever ``atoms.pbc`` says.
+    CHGNet treats every structure as periodic, for any ``atoms.pbc``.
     """
 
     name = "chgnet"

@@ -107,7 +107,7 @@ class CommitteeCalculator(MultiPassCalculator):
     def evaluate_many(
         self, frames: Sequence[Atoms], wanted: Sequence[str]
     ) -> list[list[Prediction]]:
-        """Evaluate all frames with one member after the other; for stresses, singly."""
+        """Evaluate all frames, member by member; with stresses, frame by frame."""
         if "committee_stresses" in wanted:
             return [self.evaluate(frame, wanted) for frame in frames]
         each = [
@@ -175,7 +175,7 @@ def _member(calculator: BaseCalculator | Backbone) -> Backbone:
 
 
 def _identity(calculator: BaseCalculator) -> str:
-    """Hash the class name and the parameters that print alike in every process."""
+    """Hash the class name and those parameters whose text is equal in every process."""
     kind = type(calculator)
     parameters = getattr(calculator, "parameters", None) or {}
     plain = {

@@ -159,8 +159,8 @@ class FAIRChemBackbone(Backbone):
     ) -> list[Prediction]:
         """Evaluate all frames in one native batch.
 
-        With merged experts the frames are evaluated one by one: a batch of several
-        compositions would make fairchem give the merged model up.
+        With merged experts the frames are evaluated one by one: for a batch of several
+        compositions fairchem would drop the merged model.
         """
         owner = self.model_calculator
         merged = owner.predictor.inference_settings.merge_mole
@@ -334,7 +334,7 @@ def _check(owner: Any) -> None:
 
 
 def _fingerprint(owner: Any) -> str:
-    """Hash the weights; apart, those that fairchem may store in another form."""
+    """Hash the weights; those that fairchem may store in another form separately."""
     predictor = owner.predictor
     network, settings = predictor.model.module, predictor.inference_settings
     embedder = network.backbone

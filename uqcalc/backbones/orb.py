@@ -221,7 +221,7 @@ class OrbBackbone(Backbone):
         return replace(prediction, projected=self.projected)
 
     def check_structure(self, atoms: Atoms) -> None:
-        """Refuse films, wires, and a charge without a spin or the reverse, too."""
+        """Refuse films, wires, and charge or spin without the other one, too."""
         super().check_structure(atoms)
         check_pbc_alike(atoms, "Orb")
         given = {"charge", "spin"} & set(atoms.info)

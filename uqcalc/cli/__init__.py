@@ -87,6 +87,6 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line of this process, whatever its streams can encode."""
+    """Run the command line of this process, for any encoding of its streams."""
     write_in_any_encoding()
     app(prog_name="uqcalc")

@@ -356,7 +356,7 @@ def _calculator(
 
 
 def _probes(name: str, given: list[str] | None, *, needed: bool) -> list[Probe]:
-    """Return the probes that were named, or those that the model brings."""
+    """Return the probes that were named, or those that ship for the model."""
     from uqcalc.defaults import open_probes, shipped_probes
     from uqcalc.models.named import SHIPPED_PROBES
 

@@ -137,7 +137,7 @@ def certify(  # noqa: PLR0913  (one option each)
 
 
 def _target(probe: str, output: Path | None) -> Path:
-    """Return where the probe is to be written, refusing what cannot be overwritten."""
+    """Return the path of the probe to write; refuse files that must not be replaced."""
     from uqcalc.probe.card import FILE
 
     if output is None and is_shipped(probe):

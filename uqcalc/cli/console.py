@@ -21,9 +21,9 @@ from uqcalc.showing import harmless
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}  # a full disk: of a write, without a file name
-# Written instead of a letter that the encoding of a stream does not have. Each is one
-# letter for one, so that tables stay straight.
+_FULL = {errno.ENOSPC, errno.EDQUOT}  # a full disk; the error has no file name
+# Replacements of letters that the encoding of a stream lacks. Each replaces one
+# letter by one letter, so that tables stay aligned.
 _PLAIN = str.maketrans("Å²³Δ·…₂\N{MINUS SIGN}", "A23D*.2-")
 
 
@@ -137,7 +137,7 @@ def write_in_any_encoding() -> None:
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """Return what to write for letters that cannot be encoded, and where to go on."""
+    """Return the replacement of letters that cannot be encoded, and the next place."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     letters = error.object[error.start : error.end]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 DOCUMENTATION = "https://uqcalc.github.io/uqcalc/"
-# Command -> lines that can be typed as they are; one that ends in a backslash goes on.
+# Command -> lines that can be copied; a backslash at the end continues a line.
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "": ("uqcalc demo", "uqcalc info default", "uqcalc fit --help"),
     "demo": ("uqcalc demo --no-crystal --output demo",),
@@ -126,7 +126,7 @@ STATUS = (
 
 
 def epilog(command: str = "", more: str = "") -> str:
-    r"""Return what stands below the options; ``\b`` keeps lines as they are."""
+    r"""Return the text below the options; ``\b`` keeps line breaks."""
     lines = "\n".join(f"  {line}" for line in EXAMPLES[command])
     parts = [f"\b\nExamples:\n{lines}", more, f"Documentation: {DOCUMENTATION}"]
     return "\n\n".join(part for part in parts if part)

@@ -75,7 +75,7 @@ def _tables(found: Info) -> Iterator[Table]:
 
 
 def _record(path: Path) -> Any:
-    """Return all that a file says: its kind and its card, or how its run went."""
+    """Return the content of a file: its kind and its card, or the summary of a log."""
     from uqcalc.distillation.card import FILE as HEAD
     from uqcalc.files.tensorfile import metadata_of
     from uqcalc.files.writing import strict_json

@@ -29,7 +29,7 @@ def loop(file: FileArgument, *, quiet: QuietOption = False) -> None:
     with reporting(stopped, quiet=quiet) as report:
         from uqcalc.learning.loopfile import read_loop_file
 
-        read_loop_file(file)  # its problems are told before torch is imported
+        read_loop_file(file)  # reports problems before torch is imported
         from uqcalc.learning.loop import run_loop
 
         report.result(str(run_loop(file, say=report.result)))

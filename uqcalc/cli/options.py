@@ -108,7 +108,7 @@ def _limits(
 
 
 def existing(value: Path | None) -> Path | None:
-    """Refuse a path to read that is no file (some formats of ASE are folders)."""
+    """Refuse a path to read that does not exist (some formats of ASE are folders)."""
     if value is not None and not is_standard(value) and not value.exists():
         msg = f"file must exist, got {value}; check its name and folder"
         raise typer.BadParameter(msg)
@@ -116,7 +116,7 @@ def existing(value: Path | None) -> Path | None:
 
 
 def creatable(value: Path | None) -> Path | None:
-    """Refuse a path to write in a folder that does not exist, or that is a folder."""
+    """Refuse a path to write that is a folder, or whose folder does not exist."""
     from uqcalc.errors import RecordError
     from uqcalc.files.writing import writable
 
@@ -129,7 +129,7 @@ def creatable(value: Path | None) -> Path | None:
 
 
 def annotated(value: Path) -> Path:
-    """Refuse a path to write that does not end as a target of `annotate_file` must."""
+    """Refuse a path to write without an ending of `annotate_file`."""
     if not is_standard(value):
         from uqcalc.annotating.names import checked_target
 
@@ -139,7 +139,7 @@ def annotated(value: Path) -> Path:
 
 
 def extended_xyz(value: Path) -> Path:
-    """Refuse a path to write that does not end as files with annotations must."""
+    """Refuse a path to write that does not end in .xyz or .extxyz."""
     if not is_standard(value) and value.suffix not in {".xyz", ".extxyz"}:
         msg = (
             f"output must end in .xyz or .extxyz, got {value.name}; other formats "
@@ -162,7 +162,7 @@ def new_extended_xyz(value: Path) -> Path:
 def on_ray(
     make: Callable[[], Any], address: str | None, workers: int, gpus: float
 ) -> RayWorkers | None:
-    """Return the workers of a cluster, each with what ``make`` gives; None without."""
+    """Return workers with calculators from ``make``; None without an address."""
     from uqcalc.cluster import RayWorkers
 
     return None if address is None else RayWorkers(make, workers, address, gpus)

@@ -19,7 +19,7 @@ SHADES = ("reliability", "importance", "force_delta")
 
 
 def picture(value: Path | None) -> Path | None:
-    """Refuse a path to write that is no picture."""
+    """Refuse a path to write without the ending of a picture."""
     if value is not None and value.suffix.lower() not in KINDS:
         msg = f"picture must end in {', '.join(KINDS)}, got {value.name}"
         raise typer.BadParameter(msg)

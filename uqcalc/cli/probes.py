@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 def is_shipped(name: str) -> bool:
-    """Say whether a name means a probe of the package; a file of that name is first."""
+    """Return whether a name means a shipped probe; a file of this name is first."""
     return name in PROBE_FILES and not Path(name).exists()
 
 
 @contextmanager
 def shipped_file(name: str) -> Iterator[Path]:
-    """Give the path of what ``name`` stands for: itself, or a probe of the package."""
+    """Yield the path for ``name``: that of the file itself, or of a shipped probe."""
     if not is_shipped(name):
         yield Path(name)
         return
@@ -65,7 +65,7 @@ def load_probe(name: str) -> Probe:
 
 
 def labels_of(probe: Probe, keys: tuple[str, str, str], group: str | None) -> Labels:
-    """Return where the labels for a probe are: of its own target.
+    """Return labels with these keys, of the target of a probe.
 
     ``keys`` are those of forces, energy and stress.
     """
@@ -82,9 +82,9 @@ def labels_of(probe: Probe, keys: tuple[str, str, str], group: str | None) -> La
 
 
 def model_of(probe: str, given: str | None) -> str:
-    """Return the model that a probe is for: the one given, or one that is known.
+    """Return the model of a probe: the given one, or one that is recognised.
 
-    Known are the models that bring a probe along, by the fingerprint on its card.
+    A model with a shipped probe is recognised by the fingerprint on its card.
 
     Raises
     ------

@@ -17,7 +17,7 @@ AGAIN = (
     "the steps so far are on disk; repeat the command to continue from the last "
     "saved step"
 )
-HALTED = 3  # 2 is for a command line that cannot be read
+HALTED = 3  # 2 means a wrong command line
 
 
 def _template(value: bool) -> None:  # noqa: FBT001  (typer passes it by position)
@@ -62,7 +62,7 @@ def run(
     with reporting(AGAIN, quiet=quiet) as report, progress_bar() as bar:
         from uqcalc.runfile.file import read_run_file
 
-        read_run_file(file)  # its problems are told before torch is imported
+        read_run_file(file)  # reports problems before torch is imported
         from uqcalc.runfile.running import run_file
 
         task = bar.add_task(file.name, total=None)

@@ -41,7 +41,7 @@ _FREE = {
     "stress_spread": "StressSpread",
     "orb_confidence": "OrbConfidence",
 }
-# Signals that options bring.
+# Signals that options add.
 _GIVEN = (PROBE, "force_delta", "functional_spread")
 CHOICES = (*_GIVEN, *_FREE)
 

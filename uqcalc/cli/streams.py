@@ -11,13 +11,13 @@ from tempfile import TemporaryDirectory
 
 
 def is_standard(path: Path | None) -> bool:
-    """Say whether a path is "-"."""
+    """Return whether a path is "-"."""
     return str(path) == "-"
 
 
 @contextmanager
 def input_file(path: Path) -> Iterator[Path]:
-    """Give a file to read; standard input is copied into a temporary one.
+    """Yield a file to read; standard input is copied into a temporary one.
 
     Extended XYZ is expected there: readers choose the format by the name of the file.
     """
@@ -33,9 +33,9 @@ def input_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def output_file(path: Path) -> Iterator[Path]:
-    """Give a file to write; for "-" a temporary one, copied to standard output.
+    """Yield a file to write; for "-" a temporary one, copied to standard output.
 
-    It is copied after an error, too: what was written before it stands.
+    It is also copied after an error, so that the output before the error is kept.
     """
     if not is_standard(path):
         yield path

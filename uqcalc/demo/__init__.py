@@ -28,7 +28,7 @@ __all__ = [
 
 
 def run_demo(output: Path, *, crystal: bool = True, seed: int = 1) -> str:
-    """Run the demonstration into ``output`` and return what it has to say.
+    """Run the demonstration, write files into ``output``, and return its text.
 
     Raises
     ------

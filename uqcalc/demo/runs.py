@@ -32,7 +32,7 @@ KEEP_EVERY = 10
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DemoRun:
-    """A monitored run with the frames that were kept and, if any, their truth.
+    """A monitored run with the frames that were kept and, if known, their true errors.
 
     ``errors`` are true RMS force errors in eV/Å, NaN where the reference did not
     converge, None where there is no reference.
@@ -45,7 +45,7 @@ class DemoRun:
 
 
 def watch_aspirin(output: Path, *, seed: int, picoseconds: float = 2.0) -> DemoRun:
-    """Heat aspirin from 300 to 3000 K; halt it; compute the truth beside it."""
+    """Heat aspirin from 300 to 3000 K until a halt, and compute the true errors."""
     reference = _xtb()
     with as_file(files("uqcalc") / "data" / "aspirin.xyz") as path:
         atoms = cast("Atoms", read(path))
@@ -68,7 +68,7 @@ def watch_aspirin(output: Path, *, seed: int, picoseconds: float = 2.0) -> DemoR
 
 
 def watch_crystal(output: Path, *, seed: int, steps: int = 160) -> DemoRun:
-    """Squeeze rutile at 300 K with CHGNet, a universal potential; halt it."""
+    """Compress rutile at 300 K with CHGNet, a universal potential, until a halt."""
     atoms = _rutile()
     atoms.calc = ReliableCalculator(
         open_model("chgnet", device="cpu"), probe=shipped_probe("chgnet")

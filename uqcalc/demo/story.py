@@ -72,7 +72,7 @@ def _finish_axes(run: DemoRun, axes: list[Any]) -> None:
 
 
 def describe_molecule(run: DemoRun, output: Path) -> list[str]:
-    """Return lines about the run: what was watched, why it ended, the true error."""
+    """Return lines about the run: system, reason of the end, true error."""
     monitor, card = run.monitor, run.card
     last = monitor.history[-1]
     halt = f"Halted: {monitor.reason}." if monitor.halted else "It was not halted."
@@ -110,7 +110,7 @@ def _truth_lines(run: DemoRun) -> list[str]:
 
 
 def report_line(run: DemoRun, page: Path) -> str:
-    """Write the report of a run beside its log; return where it is, or what it needs.
+    """Write the report of a run beside its log; return its path, or what is missing.
 
     Without the packages of the extra ``report`` there is no report.
     """

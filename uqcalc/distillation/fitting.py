@@ -1,4 +1,4 @@
-"""`distill`: teach a head the potential's own forces, on ordinary structures."""
+"""`distill`: fit a head to the potential's own forces on ordinary structures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from uqcalc.progress import progress_bar
 
 
 LARGEST_BATCH = 600  # atoms
-STEPS_AN_EPOCH = 20  # at least, as long as batches keep some fifty atoms
+STEPS_AN_EPOCH = 20  # at least, unless batches would have fewer than about 50 atoms
 PEAK_LEARNING_RATE = 3e-3
 FEWEST = 20
 POOR = 0.5  # held-out R² below which U is mostly the head's own error
@@ -38,7 +38,7 @@ POOR = 0.5  # held-out R² below which U is mostly the head's own error
 
 @dataclass(frozen=True)
 class _Sample:
-    """One structure: inputs of the head, and the forces it is to repeat."""
+    """One structure: inputs of the head, and the forces that it should give."""
 
     features: torch.Tensor
     vectors: torch.Tensor | None
@@ -59,7 +59,7 @@ def distill(
 ) -> DistilledHead:
     """Fit a direct-force head to a potential's own conservative forces.
 
-    No labels are needed: the teacher is the potential itself, so ``frames`` should be
+    No labels are needed: the reference is the potential itself, so ``frames`` should be
     structures on which it is trusted. Use displaced structures, because vanishing
     forces contain no information. If head and potential disagree on a new structure,
     this structure is unlike ``frames``: ``ForceDelta(head=...)``.
@@ -73,14 +73,19 @@ def distill(
     cutoff : float
         Reach of the pair terms in Å.
     hidden, epochs, seed : int
-        Width of the networks, passes over the frames, and seed of all that is drawn.
+        Width of the networks, passes over the frames, and seed of all random numbers.
 
     Raises
     ------
     ModelError
         If the potential gives no conservative forces, or too few frames can be
-        evaluated. Frames that cannot be are left out, counted and named in a
-        `LabelWarning`. So is a head whose held-out R² is below 0.5.
+        evaluated.
+
+    Warns
+    -----
+    LabelWarning
+        If frames are left out because they cannot be evaluated (the message names
+        them), or if the held-out R² of the head is below 0.5.
     """
     backbone = tap(calculator)
     if not backbone.conservative:
@@ -111,7 +116,7 @@ def distill(
 
 
 def _warn_if_poor(share: float) -> None:
-    if not share >= POOR:  # NaN is poor, too
+    if not share >= POOR:  # NaN counts as poor
         text = (
             "the head should reproduce the forces of its potential, got a held-out "
             f"R² of {share:.2f}; distil it on more structures, displaced rather than "
@@ -185,7 +190,7 @@ def _own(values: Any) -> torch.Tensor:
 def _initial(
     card: HeadCard, samples: Sequence[_Sample], generator: torch.Generator
 ) -> DirectNetwork:
-    with EmptyWeights():  # biases begin at zero, weights at what the seed says
+    with EmptyWeights():  # biases start at zero, weights follow from the seed
         network = make_network(card)
     for parameter in network.parameters():
         if parameter.ndim == 2:
@@ -230,7 +235,7 @@ def _optimise(
 
 
 def _learning_rate(done: float) -> float:
-    """Rise over the first tenth, then a cosine down to nothing."""
+    """Return the learning rate: a rise over the first tenth, then a cosine to zero."""
     if done < 0.1:
         return PEAK_LEARNING_RATE * (0.04 + 9.6 * done)
     return PEAK_LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * (done - 0.1) / 0.9))

@@ -29,7 +29,7 @@ class DirectNetwork(nn.Module):
     """Forces from features: pair terms along bonds, and a mix of vector features.
 
     ``F_i = sum_j g(h_i, h_j, |r_ij|) r_ij/|r_ij| + sum_c w_c(h_i) v_ic`` with h the
-    invariant features, v those that turn with the structure (where there are any), g
+    invariant features, v those that rotate with the structure (if there are any), g
     and w small networks. Rotating a structure rotates F; translating it changes
     nothing.
 
@@ -100,7 +100,7 @@ class DirectNetwork(nn.Module):
     ) -> None:
         """Learn the scales of inputs and output, (rows, ...) each."""
         self.mean.copy_(features.mean(dim=0))
-        # a constant feature says nothing now, and must not shout when it moves later
+        # a constant feature must not dominate if it changes later
         spread = features.std(dim=0)
         self.deviation.copy_(spread.clamp_min(1e-2 * float(spread.mean()) + 1e-12))
         self.force_scale.copy_(forces.square().mean().sqrt().clamp_min(1e-6))
@@ -136,8 +136,8 @@ def _radial_basis(
 class DistilledHead:
     """Direct forces for a potential that has none; made by `uqcalc.distill`.
 
-    Experimental: see benchmarks/README.md for where its disagreement with the
-    conservative forces tells more, and where less, than simpler signals.
+    Experimental: benchmarks/README.md shows where its difference from the conservative
+    forces is a better signal than simpler ones, and where it is a worse one.
     """
 
     def __init__(self, card: HeadCard, network: DirectNetwork) -> None:
@@ -147,7 +147,7 @@ class DistilledHead:
 
     @property
     def requires(self) -> frozenset[str]:
-        """What it reads of a `uqcalc.types.Prediction`."""
+        """Quantities of a `uqcalc.types.Prediction` that the head reads."""
         vectors = {"vectors"} if self.card.vectors else set()
         return frozenset({"features", *vectors})
 
@@ -165,7 +165,7 @@ class DistilledHead:
             )
 
     def differentiable(self, graph: Differentiable, atoms: Atoms) -> torch.Tensor:
-        """Return the same with the graph to ``graph``'s leaves."""
+        """Return the same forces, differentiable in the leaves of ``graph``."""
         cell = torch.as_tensor(atoms.cell.array).to(graph.positions)
         positions, cell = strained(graph.positions, graph.strain, cell)
         geometry = (atoms.positions, atoms.cell.array, atoms.pbc)
@@ -229,7 +229,7 @@ class DistilledHead:
         network = self.network
         if network.mean.device != positions.device:
             network.to(positions.device)
-        # bonds in the precision of the positions, the rest in the head's
+        # bonds in the precision of the positions, all else in that of the head
         bonds = positions[of] - positions[to] + shifts.to(positions) @ cell
         dtype = network.mean.dtype
         if vectors is not None:

@@ -57,14 +57,14 @@ def certify(  # noqa: PLR0913  (same options as the command)
     """Return ``probe`` with a guarantee about the structures that it accepts.
 
     Take one structure from each new group. With probability ``confidence``, at most a
-    share ``risk`` of the accepted structures errs by more than ``tolerance``. The
+    share ``risk`` of the accepted structures has an error above ``tolerance``. The
     assumptions are in `uqcalc.evaluation.riskcontrol`. The guarantee is stored on the
     card (``card.promise``), and `uqcalc.Policy.from_guarantee` makes a policy from it.
 
     The same statement is tested in each regime by itself, for the structures with P of
     at least the card's ``suspect`` (`uqcalc.probe.card.RegimeCount`). At 5 % and 95 %
     a regime needs 59 accepted groups, more if some are wrong.
-    `uqcalc.probe.validity.validity` says it in a sentence.
+    `uqcalc.probe.validity.validity` gives the result as one sentence.
 
     Parameters
     ----------

@@ -42,7 +42,7 @@ class _Figure(NamedTuple):
 
 
 def render(evaluation: Evaluation, warnings: Sequence[str] = ()) -> str:
-    """Return the HTML page; all texts are escaped, except scripts of packages.
+    """Return the HTML page; all texts are escaped, except the scripts of packages.
 
     Parameters
     ----------

@@ -480,7 +480,7 @@ def _of_the_test_set(report: Mapping[str, Any]) -> list[str]:
 
 
 def whether_p_holds(report: Mapping[str, Any]) -> str:
-    """Return one sentence on P and these frames; empty if the report lacks it."""
+    """Return whether P agrees with these frames, as a sentence; empty if not known."""
     held = report.get("holds")
     if held is None:
         return ""

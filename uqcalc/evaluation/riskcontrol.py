@@ -1,7 +1,7 @@
 """A guarantee about accepted structures, with a bound that holds for finite samples.
 
 The statement: take one structure from each new group and accept it if its probability
-reaches a cutoff. At most a share ``risk`` of the accepted structures errs by more than
+reaches a cutoff. At most a share ``risk`` of the accepted structures has an error above
 a tolerance. The method is selective risk control (Geifman & El-Yaniv 2017,
 arXiv:1705.08500) by exact binomial tests over a fixed sequence of cutoffs with several
 starts (Angelopoulos et al. 2021, arXiv:2110.01052, section 3). Unspent error budget
@@ -69,7 +69,7 @@ def risk_bound(wrong: int, accepted: int, confidence: float) -> float:
 
 
 def units_needed(risk: float, confidence: float, wrong: int = 0) -> int:
-    """Return the fewest accepted units for the guarantee if ``wrong`` of them err.
+    """Return the fewest accepted units for the guarantee with ``wrong`` wrong ones.
 
     Without errors it is the smallest n with ``(1 - risk)**n <= 1 - confidence``: 59
     for 5 % at 95 %.
@@ -356,7 +356,8 @@ def groups_enough(
     Parameters
     ----------
     rates : mapping
-        Share of a start -> (share of groups that it accepts, share of these that err).
+        Share of a start -> (share of groups that it accepts, share of wrong ones among
+        these).
     """
     sizes, levels = _levels(risk, confidence)
     likely = np.zeros(len(sizes), dtype=bool)

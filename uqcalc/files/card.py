@@ -131,7 +131,7 @@ class FileCard:
         return self.file.write(path, tensors, self.to_dict() | {"schema": schema})
 
     def _facts(self) -> list[str]:
-        """Return what `str` says of the card after the backbone."""
+        """Return the part of `str` after the backbone."""
         return [f"elements {self.symbols or 'not stated'}"]
 
     def __str__(self) -> str:

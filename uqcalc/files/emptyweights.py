@@ -9,7 +9,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 
-# torch.nn.init is not entered by a mode: its functions are intercepted themselves.
+# A mode intercepts the functions of torch.nn.init, not the calls inside them.
 _DRAWS = {
     torch.Tensor.uniform_,
     torch.Tensor.normal_,
@@ -24,10 +24,10 @@ _DRAWS = {
 
 
 class EmptyWeights(TorchFunctionMode):
-    """Lets modules be built without a random number: their weights begin at zero.
+    """Lets modules be built without random numbers: their weights start at zero.
 
-    torch's generator stays as it was. Saving its state and setting it back would not
-    promise that: another thread may draw in between.
+    The state of torch's generator does not change. To save and restore this state would
+    not be safe: another thread may draw numbers in between.
     """
 
     def __torch_function__(
@@ -37,7 +37,7 @@ class EmptyWeights(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Fill with zeros what would be drawn."""
+        """Fill with zeros instead of random numbers."""
         del types
         given = kwargs or {}
         if func in _DRAWS:

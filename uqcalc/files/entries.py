@@ -17,7 +17,7 @@ from uqcalc.errors import UqcalcError
 
 
 ELEMENTS = range(1, 119)
-_SHOWN = 60  # letters of a value in a message
+_SHOWN = 60  # characters of a value in a message
 
 
 def checked(
@@ -27,16 +27,16 @@ def checked(
     error: type[UqcalcError],
     remedy: str = "the file is damaged, make it again",
 ) -> dict[str, Any]:
-    """Return the entries of a dataclass as JSON held them, lists as its tuples.
+    """Return the entries of a dataclass from JSON; lists become its tuples.
 
     Parameters
     ----------
     record : dataclass
-        Its annotations say what each entry must be. Whole numbers pass for floats;
-        nothing else is converted. Numbers must be finite, but for entries whose
-        default is NaN, and within dictionaries of anything.
+        Its annotations give the type of each entry. Whole numbers are accepted as
+        floats; nothing else is converted. Numbers must be finite, except in entries
+        whose default is NaN and in dictionaries with values of any type.
     data : object
-        What ``json.loads`` gave.
+        Output of ``json.loads``.
     what : str
         Name of the record in messages.
     error : subclass of UqcalcError
@@ -44,8 +44,8 @@ def checked(
     Raises
     ------
     UqcalcError
-        Of the class ``error``: entries are missing or unknown, or one has another
-        type; it is named.
+        Of the class ``error``: entries are missing or unknown, or one has another type;
+        the message names it.
     """
     if not isinstance(data, Mapping):
         msg = (
@@ -79,12 +79,12 @@ def check_some(
 ) -> None:
     """Refuse entries that are missing, of another type, or not finite.
 
-    ``hints`` gives the type of each that is read; others pass.
+    ``hints`` gives the type of each entry that is checked; others are not checked.
 
     Raises
     ------
     UqcalcError
-        Of the class ``error``; the entry is named.
+        Of the class ``error``; the message names the entry.
     """
     for name, hint in hints.items():
         if name not in data:
@@ -97,7 +97,7 @@ def check_some(
 def check_elements(
     numbers: object, what: str, error: type[UqcalcError], remedy: str
 ) -> None:
-    """Refuse what is no list of atomic numbers.
+    """Refuse anything but a list of atomic numbers.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def _types(record: type) -> dict[str, TypeAdapter[Any]]:
 
 
 def _adapter(hint: Any, default: object) -> TypeAdapter[Any]:
-    """Return what validates an entry; records within take no settings of ours."""
+    """Return the validator of an entry; nested records keep their own settings."""
     unknown = isinstance(default, float) and not math.isfinite(default)
     if unknown or is_dataclass(hint):
         return TypeAdapter(hint)
@@ -149,12 +149,12 @@ def _shown(value: object) -> str:
 
 
 class ElementsSeen:
-    """Names the elements of a structure that are not among those known.
+    """Finds the elements of a structure that are not known.
 
     Parameters
     ----------
     elements : collection of int
-        Atomic numbers; an empty one knows all, for want of better knowledge.
+        Atomic numbers of the known elements; if empty (unknown), all count as known.
     """
 
     def __init__(self, elements: Collection[int]) -> None:
@@ -163,7 +163,7 @@ class ElementsSeen:
         self._seen[list(elements)] = True
 
     def unseen(self, numbers: np.ndarray) -> list[str]:
-        """Return the symbols in ``numbers``, (atoms,), that are new."""
+        """Return the symbols in ``numbers``, (atoms,), that are not known."""
         if self._seen[numbers].all():  # np.unique is slow at every step
             return []
         new = set(np.unique(numbers).tolist()) - self._elements

@@ -28,7 +28,7 @@ REMEDY = (
     "species=['Na', 'Cl'] in Python, species: [Na, Cl] in a run file"
 )
 _HEADER_LINES = 40
-# What LAMMPS writes for every type where `dump_modify element` was left out.
+# Element that LAMMPS writes for every type without `dump_modify element`.
 _UNSET = "C"
 
 
@@ -62,11 +62,11 @@ class Elements:
     path, form : str
         The file, and the name of its format in ASE.
     species : list of str or None
-        Symbol of type 1, 2, ..., in place of what the file says.
+        Symbol of type 1, 2, ..., instead of the elements in the file.
     named : bool
-        Whether the file says by itself which elements its atoms are.
+        Whether the file itself contains the elements.
     options : dict
-        What ASE's reader of the format is to be told.
+        Options for ASE's reader of the format.
     """
 
     path: str
@@ -77,12 +77,13 @@ class Elements:
 
     @classmethod
     def of(cls, path: str, form: str, species: list[str] | None) -> Elements:
-        """Look at the head of a file.
+        """Read the head of a file.
 
         Raises
         ------
         RecordError
-            If a file by type comes without species, or in units without lengths.
+            If the file has only types and ``species`` is None, or its units are
+            unknown.
         """
         named, options = True, {}
         if form == "lammps-dump-text":
@@ -106,14 +107,14 @@ class Elements:
         """Return a frame with the elements that its types stand for.
 
         Velocities stay, and so do forces and other columns; ``c_stress[1]`` is then
-        ``c_stress_1``, a name that extended XYZ can hold. The energy of 0 eV that ASE
-        notes for a dump, which has none, goes.
+        ``c_stress_1``, a name that extended XYZ can hold. A dump has no energy: the 0
+        eV that ASE sets are removed.
 
         Raises
         ------
         RecordError
-            If there are species and no types, or a type without its species, or only
-            types in a file of any other format, or carbon alone on several types.
+            If there are species and no types, if a type has no species, if a file of
+            another format has only types, or if several types are all carbon.
         """
         types = atoms.arrays.get("type")
         if self.species is not None:
@@ -151,7 +152,7 @@ class Elements:
         atoms.numbers = self._numbers(types)
         if velocities is not None:
             atoms.set_velocities(velocities)
-        if atoms.calc is not None:  # labels hold for the atoms they were made for
+        if atoms.calc is not None:  # labels belong to their atoms
             atoms.calc = SinglePointCalculator(atoms, **atoms.calc.results)
 
     def _numbers(self, types: np.ndarray) -> np.ndarray:

@@ -121,7 +121,7 @@ def _plain(value: Any) -> Any:
 
 
 def _is_held(value: Any) -> bool:
-    """Return whether a trajectory and a database give an entry back."""
+    """Return whether a trajectory and a database preserve an entry."""
     if isinstance(value, (str, int, float)):
         return True
     if isinstance(value, np.ndarray) and value.dtype.kind in "bif":

@@ -18,9 +18,9 @@ from uqcalc.files.lammps import Elements, checked_species
 from uqcalc.files.stored import database_frames, restored
 
 
-# ASE has a hundred readers, and each raises what its parser happens to meet in a
-# damaged file: KeyError, IndexError, MemoryError of a header, sqlite3's and zlib's own.
-# Catch it only where nothing but such a reader runs.
+# ASE has a hundred readers. On a damaged file they raise any error: KeyError,
+# IndexError, MemoryError (damaged header), errors of sqlite3 and zlib. Catch these only
+# where nothing but such a reader runs.
 UNREADABLE = (Exception,)
 
 
@@ -48,7 +48,7 @@ def frames_of(
     ------
     RecordError
         If the file does not say which elements its atoms are, or species do not fit.
-        Whatever ASE's reader raises on a damaged file passes through (`UNREADABLE`).
+        Errors of ASE's reader on a damaged file pass through (`UNREADABLE`).
     XYZError
         If ``index`` reaches frames of an XYZ file that follow an empty line, or a last
         line that is not complete. The frames before are yielded first, unless ``index``
@@ -72,16 +72,16 @@ def frames_of(
         raise XYZError(problem)
 
 
-_MOST_DIGITS = 15  # of a number of atoms
+_MOST_DIGITS = 15  # digits of a number of atoms
 
 
 def _limited(index: slice | int, until: int, problem: str) -> tuple[slice | int, str]:
-    """Return an index of the first ``until`` frames, and the problem if it is met.
+    """Return an index of the first ``until`` frames, and the problem if it goes beyond.
 
     Raises
     ------
     XYZError
-        If the index counts from the end, or is a frame behind the problem.
+        If the index counts from the end, or is a frame after the problem.
     """
     if isinstance(index, int):
         if 0 <= index < until:
@@ -96,16 +96,16 @@ def _limited(index: slice | int, until: int, problem: str) -> tuple[slice | int,
 
 
 def _readable(name: str) -> tuple[int, str]:
-    """Return how many frames of an XYZ file to read, and why no more.
+    """Return how many frames of an XYZ file to read, and why not more.
 
-    ASE's reader ends at an empty line, and takes the beginning of a number for the
-    whole number. The reason is empty if nothing of this kind is in the file.
+    ASE's reader ends at an empty line, and reads a truncated number as a complete one.
+    The reason is empty if the file has no such place.
     """
     with open_with_compression(name, "rb") as file:
         frames = 0
         while header := file.readline().strip():
             if not header.isdigit() or len(header) > _MOST_DIGITS:
-                return frames, ""  # ASE's reader knows what it is, or what is wrong
+                return frames, ""  # ASE's reader reads it or raises an error
             count = int(header) + 1  # with the comment
             lines = list(islice(file, count))  # a damaged count ends with the file
             if len(lines) == count and _is_torn(lines[1:]):
@@ -125,7 +125,7 @@ def _readable(name: str) -> tuple[int, str]:
 
 
 def _is_torn(atoms: list[bytes]) -> bool:
-    """Return whether the last line has lost its end, by the widths of the others."""
+    """Return whether the last line is incomplete, from the widths of the others."""
     *others, last = atoms or [b"\n"]
     if len(others) < 2 or not last or last.endswith(b"\n"):
         return False
@@ -134,10 +134,10 @@ def _is_torn(atoms: list[bytes]) -> bool:
 
 
 def count_frames(path: str | os.PathLike[str]) -> int | None:
-    """Return how many frames a file holds, where that is quick to find out.
+    """Return how many frames a file holds, if the count is fast.
 
     It is for XYZ files, of which only the atom counts are read, and for trajectories
-    and databases of ASE, which say it. None for any other format, and for a damaged
+    and databases of ASE, which store it. None for any other format, and for a damaged
     file.
     """
     name = os.fspath(path)

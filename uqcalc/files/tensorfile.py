@@ -36,16 +36,17 @@ class Kind:
     ----------
     name, key : str
     error : subclass of UqcalcError
-        What is raised of such a file.
+        Class of the errors about such a file.
     make, otherwise : str
-        How one is made, and what to do where one is damaged.
+        How to make such a file, and what to do if it is damaged.
     checked_since : int
-        Schema on its card from which such a file is written with a checksum: one
-        without is damaged, and an earlier one is read with a warning.
+        First schema whose files have a checksum: such a file without a checksum is
+        damaged. An earlier one is read with a warning.
     infinite : tuple of str
         Ends of the names of tensors that may be +inf, such as limits not yet set.
     unknown : tuple of str
-        Of those that may hold NaN and infinities, such as held-out risks.
+        Ends of the names of tensors that may hold NaN and infinities, such as held-out
+        risks.
     schema : int
         Newest schema of a card that this version reads.
     """
@@ -101,12 +102,12 @@ class Kind:
         return tensors, card
 
     def card(self, path: str | os.PathLike[str]) -> dict[str, Any]:
-        """Return the card alone, without torch, once the whole file was checked.
+        """Return only the card, without torch, after a check of the whole file.
 
         Raises
         ------
         UqcalcError
-            As `read`, but of numbers that are not finite.
+            As `read`, except for numbers that are not finite.
         """
         return self._card(path, self._content(path))
 
@@ -116,12 +117,12 @@ class Kind:
         tensors: Mapping[str, torch.Tensor],
         card: Mapping[str, Any],
     ) -> Path:
-        """Write one file, whole or not at all, and return where.
+        """Write one file, whole or not at all, and return its path.
 
         Raises
         ------
         RecordError, UqcalcError
-            As `target`, and where a number that must be finite is not.
+            As `target`, and if a number that must be finite is not.
         """
         from safetensors.torch import save
 
@@ -131,12 +132,12 @@ class Kind:
         metadata = {self.key: json.dumps(card, ensure_ascii=False)}
         metadata[CHECKSUM] = checksum(save(contiguous, metadata))
         with whole(target) as partial:
-            # by way of bytes: save_file would make the file private to its owner
+            # not save_file: only the owner could read its file
             partial.write_bytes(save(contiguous, metadata))
         return target
 
     def target(self, path: str | os.PathLike[str]) -> Path:
-        """Return where one may be written: a new file, or over one of its kind.
+        """Return the path if it is a new file, or an existing one of this kind.
 
         Raises
         ------
@@ -162,7 +163,7 @@ class Kind:
         return Path(path).read_bytes()
 
     def _card(self, path: str | os.PathLike[str], content: bytes) -> dict[str, Any]:
-        """Return the card in a file's metadata, once its checksum was compared."""
+        """Return the card in a file's metadata, after a check of the checksum."""
         try:
             metadata = _metadata(content)
             found = checksum(content)
@@ -189,7 +190,7 @@ class Kind:
             msg = f"its card is a {type(card).__name__}"
             raise self._damaged(path, msg)
         if CHECKSUM not in metadata:
-            early = set(metadata) == {self.key}  # nothing else beside the card
+            early = set(metadata) == {self.key}  # only the card
             self._without_checksum(path, card.get("schema", 0), early=early)
         return card
 
@@ -208,7 +209,7 @@ class Kind:
             "uqcalc wrote it, and damage cannot be detected; save it again to add a "
             "checksum"
         )
-        # the line that loads the file: by way of `FileCard.read` and a `load` of ours
+        # the user's line, through `FileCard.read` and a `load` of uqcalc
         warnings.warn(text, FileWarning, stacklevel=6)
 
     def _check_numbers(
@@ -239,8 +240,8 @@ class Kind:
 def checksum(content: bytes) -> str:
     """Return the SHA-256 of all that a safetensors file holds, as hexadecimal digits.
 
-    Over names, types, shapes and bytes of its tensors in the order of their names, and
-    over the metadata beside the checksum itself. The order in the file is free.
+    It covers names, types, shapes and bytes of the tensors in the order of their names,
+    and the metadata without the checksum itself. The order in the file has no effect.
 
     Raises
     ------
@@ -262,7 +263,7 @@ def checksum(content: bytes) -> str:
 def metadata_of(path: str | os.PathLike[str]) -> dict[str, str] | None:
     """Return the metadata of a safetensors file; None if it is something else.
 
-    Nothing is checked but that the file is whole; only the header is looked at.
+    Only the header is read; the only check is that the file is complete.
     """
     from safetensors import safe_open
 
@@ -286,7 +287,7 @@ def load_state(
     origin: str,
     error: type[UqcalcError],
 ) -> None:
-    """Load weights into ``module``, refusing what does not fit it."""
+    """Load weights into ``module``; refuse weights that do not fit."""
     try:
         module.load_state_dict(state)
     except RuntimeError as cause:

@@ -19,12 +19,12 @@ from filelock import FileLock, Timeout
 from uqcalc.errors import RecordError
 
 
-# What file systems without locks answer, as some of clusters do.
+# Errors of file systems without locks, as on some clusters.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 def writable(path: str | os.PathLike[str], what: str) -> Path:
-    """Return the absolute path, refusing before a run what would fail within it.
+    """Return the absolute path, if a file can be written there later.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def writable(path: str | os.PathLike[str], what: str) -> Path:
 
 
 def replaceable(path: str | os.PathLike[str], beginning: str, what: str) -> Path:
-    """Return where a text may be written: a new file, or over one of its kind.
+    """Return the path if it is a new file, or an existing one of this kind.
 
     Parameters
     ----------
@@ -73,10 +73,11 @@ def replaceable(path: str | os.PathLike[str], beginning: str, what: str) -> Path
 
 @contextmanager
 def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside ``path``, renamed once the block has ended well.
+    """Yield a temporary path beside ``path``; it is renamed if the block succeeds.
 
-    It is a new file under a name that nobody can foresee, and keeps the ending, by
-    which some writers choose their format. It is on the disk before it is renamed.
+    Its name is random, so that nobody can guess it. The ending is that of ``path``, by
+    which some writers choose their format. The file is on the disk before it is
+    renamed.
     """
     target = Path(path).absolute()
     partial = target.with_name(f".{target.stem}.{token_hex(8)}.partial{target.suffix}")
@@ -91,7 +92,7 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 class GrowingFile:
-    """A file that grows by whole records: one that fails to be written leaves none.
+    """A file that grows by whole records; a failed write leaves no partial record.
 
     Parameters
     ----------
@@ -101,16 +102,16 @@ class GrowingFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._whole: int | None = None  # where a torn record begins that is still there
+        self._whole: int | None = None  # start of an incomplete record
 
     def append(self, text: str) -> None:
-        """Append a record; it is with the operating system when this returns.
+        """Append a record; the operating system has it when the method returns.
 
         Raises
         ------
         OSError
-            If it cannot be written; the file then ends where it did before. Where not
-            even that can be done, the next call begins with it.
+            If it cannot be written. The file is then cut to its former length; if that
+            fails, too, the next call cuts it.
         """
         rest = memoryview(text.encode("utf-8"))
         with self.path.open("ab", buffering=0) as file:
@@ -129,23 +130,24 @@ class GrowingFile:
             self._whole = None
 
     def sync(self) -> None:
-        """Have the operating system put all of it on the disk."""
+        """Make the operating system write the file to disk."""
         if self.path.exists():
             with self.path.open("rb+") as file:
                 os.fsync(file.fileno())
 
 
 class OneWriter:
-    """Keeps a file for one writer, for as long as this object is alive.
+    """Reserves a file for one writer, as long as this object exists.
 
-    Other processes are refused from the start, others of this process while it is
-    `held`: runs one after another may share a log. A process that was killed holds
-    none. The lock is a hidden file beside the file, removed with the last writer.
+    Other processes are refused from the start. Other writers of this process are
+    refused while the file is `held`, so that runs one after another may share a log.
+    A killed process releases its lock. The lock is a hidden file beside the file; the
+    last writer removes it.
 
     Raises
     ------
     RecordError
-        If another process has it, or a writer of this one holds it.
+        If another process has reserved it, or another writer of this process holds it.
     """
 
     _known: ClassVar[dict[Path, weakref.ref[OneWriter]]] = {}
@@ -166,12 +168,12 @@ class OneWriter:
         self.rest()
 
     def hold(self) -> None:
-        """Be the one of this process, until `rest`.
+        """Reserve the file against other writers of this process, until `rest`.
 
         Raises
         ------
         RecordError
-            If another is.
+            If another writer of this process holds the file.
         """
         if not self.held:
             self._refuse_another()
@@ -179,7 +181,7 @@ class OneWriter:
             self.held = True
 
     def rest(self) -> None:
-        """Let others of this process have it."""
+        """Release the file for other writers of this process."""
         self.held = False
 
     def _another(self) -> bool:
@@ -189,7 +191,7 @@ class OneWriter:
 
     def _refuse_another(self) -> None:
         if self._another():
-            gc.collect()  # one that nothing refers to any more holds nothing
+            gc.collect()  # drops writers without a reference
         if self._another():
             msg = (
                 f"file must have one writer, got {self.path}, which another Monitor "
@@ -200,13 +202,13 @@ class OneWriter:
 
 
 def _locked(target: Path) -> FileLock | None:
-    """Return the lock of a file; None where the file system has no locks."""
+    """Return the lock of a file; None if the file system has no locks."""
     lock = FileLock(
         target.with_name(f".{target.name}.lock"),
         is_singleton=True,
         thread_local=False,
         blocking=False,
-        fallback_to_soft=False,  # a soft lock would outlive a kill, and bar the resume
+        fallback_to_soft=False,  # a soft lock stays after a kill and blocks later runs
     )
     try:
         lock.acquire()
@@ -225,12 +227,12 @@ def _locked(target: Path) -> FileLock | None:
 
 
 def _unlocked(lock: FileLock, process: int) -> None:
-    """Let go of a lock; the last one removes its file while nobody else can have it.
+    """Release a lock; the last writer removes the lock file before the release.
 
-    Whoever opened it before finds, once it is theirs, that it has no name any more,
-    and takes a new one (as `filelock` does).
+    A process that has opened this lock file before gets its lock later. Then it finds
+    that the file was removed, and opens a new one (as `filelock` does).
     """
-    if os.getpid() != process:  # a fork's copy
+    if os.getpid() != process:  # copy in a forked process
         return
     if lock.lock_counter == 1:
         with suppress(OSError):
@@ -241,8 +243,8 @@ def _unlocked(lock: FileLock, process: int) -> None:
 def strict_json(value: Any) -> Any:
     """Return ``value`` as JSON can hold it.
 
-    None stands for numbers that JSON has not; arrays become lists, other objects their
-    type in angle brackets.
+    NaN and infinity become None, arrays become lists, and other objects become the name
+    of their type in angle brackets.
     """
     if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()

@@ -47,7 +47,7 @@ FEWEST = 5
 _FEWEST_OF_SYSTEM, _FEWEST_SYSTEMS = 5, 10
 _MOST_OF_SYSTEM, _MOST_SYSTEMS = 50, 300
 _MOST_ATOMS = 2000  # atoms in the fit of the atoms' calibration
-_FAR = 4.0  # scales of the spread over systems from which labels are suspected
+_FAR = 4.0  # in scales of the spread over systems; from here on a warning is given
 _DIFFERENT = 3.0  # log Bayes factor from which compositions are said to differ
 _ONE_RUN = "one run"
 
@@ -149,7 +149,7 @@ def adapt_dataset(probe: Probe, data: Dataset) -> Probe:
 
 
 def structure_calibration(probe: Probe, data: Dataset) -> Calibration:
-    """Return the calibration of the structures as in `adapt_dataset`, and no more."""
+    """Return only the calibration of the structures, as in `adapt_dataset`."""
     _, learnt, _ = _learn(probe, data)
     return replace(probe.card.calibration, system=learnt.knots(), labels=len(data))
 
@@ -173,7 +173,7 @@ def learn_spread(
     errors: NDArray[np.float64],
     groups: Sequence[str],
 ) -> dict[str, Any] | None:
-    """Return how far groups that the fit left out lie from each other, for the card.
+    """Return how much left-out groups differ from each other, for the card.
 
     None with fewer than ten groups of five structures. The spread over runs of one
     group is not known from these labels, and is the assumed one.
@@ -224,7 +224,7 @@ def check_original(probe: Probe) -> None:
 
 
 def _refuse(probe: Probe, frames: Sequence[Atoms], rows: Sequence[int]) -> None:
-    """Raise LabelError for frames that cannot say anything new of the probe."""
+    """Raise LabelError for frames without new information about the probe."""
     if len(rows) < FEWEST:
         msg = f"at least {FEWEST} labelled frames must be given, got {len(rows)}"
         raise LabelError(msg)
@@ -263,9 +263,9 @@ def _atom_calibration(
 ) -> Calibration | None:
     """Return the calibration of atoms with a correction for this system.
 
-    The atoms of one structure err together: each structure is a run, and the spread
-    over structures is learnt from these labels. Where P of atoms follows from the
-    error of their structure, its correction is that of the atoms too.
+    The errors of the atoms of one structure are correlated: each structure is a run,
+    and the spread over structures is learnt from these labels. Where P of atoms follows
+    from the error of their structure, its correction is that of the atoms too.
     """
     known = probe.card.atom_calibration
     if probe.card.atom_shares is not None:
@@ -294,7 +294,7 @@ def _atom_calibration(
 
 
 def _scope(probe: Probe, data: Dataset) -> Scope | None:
-    """Return the scope, widened to the labelled frames and held to their elements."""
+    """Return the scope, widened to the labelled frames and with only their elements."""
     scope = probe.card.scope
     if scope is None or probe.stacked is None:
         return scope
@@ -327,9 +327,9 @@ def _scope(probe: Probe, data: Dataset) -> Scope | None:
 def _wider(
     limit: float, away: NDArray[np.float64], groups: Sequence[str]
 ) -> tuple[float, float | None]:
-    """Return a limit that includes the labelled frames, and its level; None if kept."""
+    """Return a limit that includes the labelled frames, and its level, or None."""
     found, level = held_out_limit(away, groups)
-    found = min(found, FAR * limit)  # one odd label must not lift the limit
+    found = min(found, FAR * limit)  # a single unusual label must not raise the limit
     return (found, level) if found > limit else (limit, None)
 
 
@@ -403,7 +403,7 @@ def _warn_of_one_run(count: int) -> None:
 def _warn_of_mixture(
     found: Residuals, runs: Sequence[str], compositions: Sequence[str], spread: Spread
 ) -> None:
-    """Warn if several compositions have errors of their own."""
+    """Warn if the errors of several compositions differ."""
     names, counts = np.unique(compositions, return_counts=True)
     common = names[counts >= FEWEST]
     if len(common) < 2:
@@ -419,12 +419,12 @@ def _warn_of_mixture(
 
 
 def warn_of_level(learnt: Posterior, spread: Spread) -> None:
-    """Warn if the system is further from the others than systems lie.
+    """Warn if the system differs more from the others than systems usually do.
 
     Warns
     -----
     LabelWarning
-        If so: the labels may be of another level of theory.
+        If so; the labels may then be of another level of theory.
     """
     mean, deviation = learnt.place
     if abs(mean) - 2 * deviation < _FAR * spread.system:

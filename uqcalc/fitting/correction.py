@@ -48,7 +48,7 @@ _STEPS, _CLOSE = 100, 1e-8
 
 
 class Rows(NamedTuple):
-    """Labelled structures, or atoms, as the prior sees them.
+    """Labelled structures, or atoms, with inputs and outputs of the prior.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Rows(NamedTuple):
         Log-odds of the prior at its boundary.
     found : Residuals
     folds, runs : list of str
-        Groups that are left out together, and rows that err together.
+        Groups that are left out together, and runs: rows with correlated errors.
     linear : tensor (rows, width) or None
         Standardised inputs of the linear path of the prior; None without a linear part.
     """
@@ -88,7 +88,8 @@ class Correction:
     knots : tuple of (logit before, logit after)
         Increasing map of the corrected log-odds of the prior (`Calibration.system`).
     left_out : array (rows,)
-        Log-odds after all of it, from a fit to other runs (``knots`` see all runs).
+        Log-odds after the whole correction, from a fit to other runs (``knots`` are
+        fitted to all runs).
     scale, penalty : float
         κ, and λ in units of the mean variance of the kernel; may be infinite.
     gain : float
@@ -111,7 +112,7 @@ class Correction:
 def fit_correction(
     rows: Rows, spread: Spread, seed: int = 0, most: int = MOST
 ) -> Correction:
-    """Fit κ, a and d with ``most`` centres, and the penalty that left-out runs favour.
+    """Fit κ, a and d with ``most`` centres; left-out runs choose the penalty.
 
     Raises
     ------

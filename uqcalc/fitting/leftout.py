@@ -22,7 +22,7 @@ _FLOOR = 1e-6
 
 
 class Away(NamedTuple):
-    """What `uqcalc.probe.scope.Scope.novelty` reads, of each structure.
+    """Inputs of `uqcalc.probe.scope.Scope.novelty` for each structure.
 
     Attributes
     ----------

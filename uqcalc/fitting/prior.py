@@ -196,7 +196,7 @@ def _pooled(prior: Probe, described: Sequence[Described]) -> torch.Tensor:
 
 @torch.inference_mode()
 def _atoms(prior: Probe, data: Dataset) -> Rows | None:
-    """Return a choice of the atoms; None if the prior or the labels judge none."""
+    """Return some of the atoms; None if the prior or the labels have no atoms."""
     known, paths = prior.card.atom_calibration, _stacked(prior).atoms
     if known is None or paths is None or data.atom_errors is None:
         return None
@@ -225,7 +225,7 @@ def _atoms(prior: Probe, data: Dataset) -> Rows | None:
         logits,
         residuals(logits, errors[rows], known.boundaries, known.shifts),
         [data.groups[i] for i in which],
-        [str(i) for i in which],  # the atoms of one structure err together
+        [str(i) for i in which],  # errors of the atoms of one structure are correlated
     )
 
 

@@ -1,4 +1,4 @@
-"""`fit_shipped`: a probe from labels of the package, and what they say of energies."""
+"""`fit_shipped`: a probe from shipped labels, after a comparison of energies."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def fit_shipped(
 ) -> FitReport:
     """Fit a probe as `uqcalc.fit`, with labels that ship with the package.
 
-    First the energies of 300 frames near equilibrium are compared, whatever the target
-    is: another method than that of the labels shows there. The card describes the
+    First the energies of 300 frames near equilibrium are compared, for any target: this
+    detects a potential whose method is not that of the labels. The card describes the
     labels and has the result.
 
     Parameters
@@ -117,7 +117,7 @@ def compare_energies(
     data = build_dataset(
         [frames[i] for i in order],
         backbone,
-        # offsets are asked for, so that only this module speaks of the method
+        # offsets are fitted, so that only this module warns about the method
         Labels("energy_per_atom", offsets=True),
         exclude=exclude,
         title="energies",

@@ -226,7 +226,7 @@ class BondFinder:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Constants:
-    """What stays the same while the pairs do."""
+    """Values that depend only on the listed pairs."""
 
     pairs: Pairs
     ends: np.ndarray

@@ -19,7 +19,7 @@ LONG, LONG_WITH_HYDROGEN = 1.15, 1.2
 SHARED, SHARING = 1.08, 1.45  # a proton between two partners: nearest and second
 LACKING, LEAVING, RADICAL = 0.35, 0.5, 0.75
 NEAR = 1.6
-_TRIPLE = 2.2  # CO and isocyanides: a carbon of two partners fewer
+_TRIPLE = 2.2  # CO and isocyanides: carbon has two partners fewer
 _MOST_TOLD = 3
 
 
@@ -58,7 +58,7 @@ def broken_bonds(bonds: Bonds) -> Findings:
 
 
 def _unusual(bonds: Bonds) -> bool:
-    """Return whether a closer look is due; most structures need none."""
+    """Return whether the slower checks are needed; most structures do not need them."""
     between = (bonds.stretch > SHARED) & (bonds.stretch < SHARING)
     between &= bonds.counts[bonds.first] & bonds.counts[bonds.second]
     return bool(

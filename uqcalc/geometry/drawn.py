@@ -1,4 +1,4 @@
-"""Bonds as pictures and motifs have them: from distances, with periodic images."""
+"""Bonds for pictures and motifs: from distances, with periodic images."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ BONDED = 1.2
 
 
 class DrawnBonds(NamedTuple):
-    """Bonds of a structure; each one stands twice, from either of its atoms.
+    """Bonds of a structure; each bond is listed twice, once from each of its atoms.
 
     Attributes
     ----------
     first, second : arrays (2 x bonds,)
         Indices of the atoms.
     vectors : array (2 x bonds, 3)
-        From the first atom to the second, through the nearest faces, in Å.
+        From the first atom to the nearest image of the second, in Å.
     inside : boolean array (2 x bonds,)
         Whether the bond does not pass through a face of the cell.
     """

@@ -15,7 +15,7 @@ from uqcalc.geometry.surroundings import Geometry, NearPairs, Pairs
 
 # In units of the sum of the covalent radii.
 PARTNER = 1.25
-REACH = 1.4  # contacts beyond are not told apart
+REACH = 1.4  # larger contacts are not distinguished
 FEWEST = 100
 SLACK = 0.03  # relative, of the closest contacts
 _LIMITS = REACH * (covalent_radii[:, None] + covalent_radii)
@@ -38,8 +38,8 @@ class Range:
 class Environments:
     """The ranges of all elements, and the atoms outside them.
 
-    An element counts from 100 structures on: of structures drawn alike, a share of
-    about 4 / (n + 1) exceeds one of the four extremes of n.
+    An element counts from 100 structures on: of new structures like these, a share of
+    about 4 / (n + 1) exceeds one of the four extremes of n structures.
 
     Parameters
     ----------

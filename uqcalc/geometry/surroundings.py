@@ -189,7 +189,7 @@ def with_images(
 _SKIN = 0.6
 # Pairs are listed up to this multiple of the closest contact.
 _MARGIN = 1.15
-# Of an atom's two images on opposite sides one is ahead along this direction.
+# Direction that selects one of an atom's two images on opposite sides.
 _ANY_DIRECTION = np.array([1.0, 0.7548777, 0.5698403])
 
 

@@ -1,4 +1,4 @@
-"""`IpiClient`: a judged potential answers i-PI over a socket, one log a replica."""
+"""`IpiClient`: a judged potential for i-PI over a socket, one log for each replica."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class IpiClient:
     geometry go back as ``extras``: i-PI writes them with
     ``<trajectory filename="p" extra_type="probe_reliability"> extras </trajectory>``.
 
-    When a monitor halts, the client makes the file ``EXIT``, which i-PI obeys at the
-    end of the step, with a file to restart from. An error in the calculator does the
-    same, and `run` raises it.
+    When a monitor halts, the client makes the file ``EXIT``: i-PI then stops at the end
+    of the step and writes a restart file. An error in the calculator does the same, and
+    `run` raises it.
 
     Parameters
     ----------
@@ -51,7 +51,8 @@ class IpiClient:
     host, port : str, int
         Address of the server.
     exit_file : path, optional
-        The file ``EXIT`` in the folder in which i-PI runs. With None nothing stops it.
+        The file ``EXIT`` in the folder in which i-PI runs. With None, i-PI is not
+        stopped.
     timestep_fs : float, optional
         Time step of the simulation in fs, for the times in the logs and the default
         trigger of the monitors.
@@ -123,7 +124,7 @@ class IpiClient:
         OSError
             If there is no server, or if it does not answer within ``timeout``.
         Exception
-            Whatever the calculator or a monitor raised at a geometry.
+            Any error of the calculator or a monitor at a geometry.
         """
         client = SocketClient(timeout=self._timeout, **self._address)
         ended = False
@@ -166,7 +167,7 @@ class IpiClient:
         cell: NDArray[np.float64],
         positions: NDArray[np.float64],
     ) -> Callable[[], None]:
-        """Evaluate a geometry; return what sends the answer."""
+        """Evaluate a geometry; return the function that sends the answer."""
         run = self._replica(number)
         if positions.shape != run.atoms.positions.shape:
             msg = (

@@ -1,4 +1,4 @@
-"""`ReliableDriver`: a judged potential as a driver in Python of i-PI.
+"""`ReliableDriver`: a judged potential as a Python driver of i-PI.
 
 ``i-pi-driver-py -m custom -P FILE``, or ``ffdirect`` with ``pes`` custom, takes this
 file, or a file of your own with a subclass and the two names in capitals.
@@ -56,7 +56,8 @@ class ReliableDriver(ASEDriver):  # type: ignore[misc]  # ipi has no types
     timestep_fs : float, optional
         Time step in fs, for the times in the log.
     exit_file : path, optional
-        i-PI's file ``EXIT``: made when the monitor halts. With None nothing stops i-PI.
+        i-PI's file ``EXIT``: made when the monitor halts. With None, i-PI is not
+        stopped.
     """
 
     def __init__(  # noqa: PLR0913  (the options of the command)
@@ -115,11 +116,11 @@ class ReliableDriver(ASEDriver):  # type: ignore[misc]  # ipi has no types
         return *(np.asarray(value, np.float64) for value in answer), extras
 
     def _record(self, structure: Atoms) -> None:
-        """Let the monitor see a geometry; make i-PI stop if it halts."""
+        """Pass a geometry to the monitor; stop i-PI if the monitor halts."""
         if self._run is None:
             self._run = IpiReplica(structure, self._timestep_fs)
             monitor = Monitor(self._run, **self._outputs)
-            atexit.register(monitor.close)  # i-PI does not tell a driver of the end
+            atexit.register(monitor.close)  # i-PI does not announce the end to a driver
             step = self._run.nsteps
         else:
             self._run.atoms = structure

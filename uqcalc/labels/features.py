@@ -82,7 +82,7 @@ def predict_all(
 def _batches_of(
     backbone: Backbone, workers: RayWorkers | None
 ) -> Iterator[Backbone | Pool]:
-    """Give what evaluates batches: the backbone, or the workers of a cluster."""
+    """Yield what evaluates batches: the backbone, or the workers of a cluster."""
     if workers is None:
         yield backbone
         return
@@ -116,7 +116,7 @@ def evaluate_frames(
         Results to keep: "energy", "forces" and, for frames that are periodic in three
         directions, "stress".
     batch_atoms : int
-        Most atoms of a batch (`Backbone.batch_atoms`).
+        Largest number of atoms in a batch (`Backbone.batch_atoms`).
     """
     sizes = [len(frame) for frame in frames]
     by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
@@ -259,8 +259,8 @@ def _evaluate(
 ) -> dict[bytes, str]:
     """Evaluate frames one shard at a time, frames of similar size together.
 
-    ``plan`` is the title of the progress bar, the wanted results, and the most atoms of
-    a batch.
+    ``plan`` is the title of the progress bar, the wanted results, and the largest
+    number of atoms in a batch.
 
     Returns
     -------

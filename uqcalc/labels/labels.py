@@ -137,7 +137,7 @@ class Labels:
 
     @property
     def info_keys(self) -> frozenset[str]:
-        """Entries of ``atoms.info`` that are labels, whatever the target is."""
+        """Entries of ``atoms.info`` that are labels, for any target."""
         return frozenset({self.energy_key, self.stress_key})
 
     def chosen_boundary(self, errors: ArrayLike) -> float:
@@ -182,7 +182,7 @@ class Labels:
         return self._stored(frame, self.of)
 
     def reference_of(self, frame: Atoms, quantity: str) -> NDArray[np.float64] | None:
-        """Return the reference of "energy", "forces" or "stress", whatever the target.
+        """Return the reference of "energy", "forces" or "stress", for any target.
 
         As `reference`.
         """

@@ -53,7 +53,7 @@ class Explained:
 
     @property
     def telling(self) -> bool:
-        """Whether it tells of another level of theory: errors matter and fall much."""
+        """Whether large errors fall much, as with another level of theory."""
         return self.before >= SMALLEST and self.share >= MOST
 
 

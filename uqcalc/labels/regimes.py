@@ -20,7 +20,7 @@ from uqcalc.geometry.surroundings import Geometry
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Conditions:
-    """What ``info`` says of each structure.
+    """Regime and temperature of each structure, from ``info``.
 
     Attributes
     ----------

@@ -182,7 +182,7 @@ def find_series(
     """Return the formulas whose consecutive frames are correlated, as in one run.
 
     With ``groups``, (frames,), only frames that are alone in their group are compared:
-    a key that differs in each frame, such as a frame number, does not tell runs apart.
+    a key that differs in each frame, such as a frame number, does not identify a run.
 
     For frames with the same atoms in the same order, the median RMS displacement
     between neighbours in the file is compared with the same median after shuffling.

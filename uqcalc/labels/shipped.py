@@ -49,7 +49,7 @@ class ShippedLabels:
     method : str
         Method of the labels, in words.
     origin : str
-        Where the labels come from, and what potentials have seen of them.
+        Where the labels come from, and which potentials were trained on some of them.
     boundaries : mapping
         Target -> error of a reliable result, where the user gives none.
     near : tuple of str
@@ -130,7 +130,7 @@ def write_packed(
     labels : Labels
         Keys of the labels.
     card : mapping
-        What the file says of itself.
+        Description in the file.
 
     Raises
     ------
@@ -156,7 +156,7 @@ def read_packed(path: str | os.PathLike[str]) -> list[Atoms]:
     Raises
     ------
     LabelError
-        If the file is not whole, or its checksum differs.
+        If the file is incomplete, or its checksum differs.
     """
     tensors, card = FILE.read(path)
     stored = {key: value.numpy() for key, value in tensors.items()}

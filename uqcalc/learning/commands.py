@@ -103,9 +103,9 @@ def _run(words: list[str], name: str, place: Path, log: Path) -> None:
 def _ends_with_this_process(process: subprocess.Popen[bytes]) -> Iterator[None]:
     """End a process, and all that it has started, if this process is interrupted.
 
-    ``process`` leads a group of its own, which neither Ctrl-C in the terminal nor the
-    end of this process reaches. A second process ends the group when the pipe closes
-    that only this process holds open, so also after a kill.
+    ``process`` has its own process group, which neither Ctrl-C in the terminal nor the
+    end of this process ends. A second process ends the group when a pipe closes. Only
+    this process holds the pipe open, so it closes also after a kill.
     """
     words = [sys.executable, "-I", watcher.__file__, str(process.pid)]
     guard = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)

@@ -31,7 +31,7 @@ _MOST_ROWS = 10
 
 @dataclass(frozen=True, slots=True)
 class LabelSummary:
-    """What `label` has written.
+    """Summary of the files of `label`.
 
     Attributes
     ----------

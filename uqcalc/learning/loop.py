@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LoopReport:
-    """What a learning loop did.
+    """Results of a learning loop.
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ def run_loop(
     calls the commands that train the potential and make its probe. The loop ends if
     the runs of a round flag nothing, if the label budget is spent, or after the last
     round. The last model is then run once more, without labels, and has a row of its
-    own. After a kill the same call goes on; a stage that has left its file is not
+    own. After a kill the same call continues; a stage whose file exists is not
     repeated.
 
     Parameters
@@ -132,7 +132,7 @@ def _can_judge_a_trained_model(loop: LoopFile) -> bool:
 
 
 def _check_before_any_run(loop: LoopFile, path: str | os.PathLike[str]) -> None:
-    """Find what would stop the loop after hours of runs.
+    """Find errors that would stop the loop after hours of runs.
 
     Raises
     ------
@@ -164,7 +164,7 @@ def _check_before_any_run(loop: LoopFile, path: str | os.PathLike[str]) -> None:
 
 
 def _check_same(loop: LoopFile, path: Path) -> None:
-    """Write what the loop is, or compare with what is there.
+    """Write the settings of the loop, or compare them with those in the folder.
 
     Raises
     ------
@@ -172,8 +172,8 @@ def _check_same(loop: LoopFile, path: Path) -> None:
         If another loop file or run file has filled the folder.
     """
     run = loop.at(loop.run).read_bytes()
-    # what may change: limits, and commands, in which a user mends a mistake (the log of
-    # each command begins with the command)
+    # These may change: limits, and commands, so that a user can correct a mistake
+    # (the log of each command begins with the command).
     free = {"rounds", "budget", "workers", "train", "refit"}
     now = loop.model_dump(mode="json", exclude=free)
     now["run_sha256"] = hashlib.sha256(run).hexdigest()

@@ -1,4 +1,4 @@
-"""The file of a learning loop: what `uqcalc loop` is asked to do."""
+"""The file of a learning loop: the input of `uqcalc loop`."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class LoopFile(Section):
         return f"{where}{colon}{function}"
 
     def at(self, name: str) -> Path:
-        """Return where a path of this file is."""
+        """Return a path of this file as an absolute path."""
         return self._folder / name
 
 

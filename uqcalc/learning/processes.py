@@ -1,4 +1,4 @@
-"""Evaluate frames in processes; one that dies costs the frame that killed it alone."""
+"""Evaluate frames in processes; if a process dies, only its frame fails."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def computed(
     for first in left:
         lost: list[Job] = []
         yield from _until_one_dies(first, left, reference, workers, lost)
-        for job in lost:  # alone, so that the one that kills its process is known
+        for job in lost:  # one by one, to find the frame that kills its process
             yield job, _alone(job, reference)
 
 
@@ -61,8 +61,8 @@ def computed_on_ray(
 ) -> Iterator[tuple[Job, Computed]]:
     """Yield each job with its results, in order, from workers of a Ray cluster.
 
-    A frame whose worker dies is evaluated again; one that kills it again and again has
-    failed.
+    A frame whose worker dies is evaluated again. If this happens again and again, the
+    frame has failed.
     """
     cluster = RayWorkers(partial(Evaluator, reference), workers, address)
     with running(cluster) as pool:
@@ -136,7 +136,7 @@ def check_reference(
     RecordError
         If no calculator can be made, or no process started.
     LabelError
-        If the units are foreign.
+        If the units are wrong.
     """
     looks = list(islice(jobs, _LOOKS))
     words = "not compared: the reference failed on the first frames"

@@ -34,7 +34,7 @@ RUN_KEY = "uqcalc_run"  # entry of flagged frames: number of the run in its roun
 
 @dataclass(frozen=True, slots=True)
 class RoundRow:
-    """What one round did.
+    """Results of one round.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class Round:
     number : int
         From 1.
     before : Round or None
-        The round before, whose model and probe this one runs; None for those of the
+        The previous round: this round runs its model and probe. None for those of the
         run file.
     left : int or None
         Number of reference calculations that are left; None for no limit.
@@ -280,7 +280,7 @@ class Round:
         return train, held
 
     def _given(self, name: str | None) -> list[Atoms]:
-        """Return labels from before the loop; a frame without an event is its own."""
+        """Return labels from before the loop; a frame without an event gets its own."""
         frames = [] if name is None else read_frames(self.loop.at(name))
         for row, frame in enumerate(frames):
             frame.info.setdefault(EVENT_KEY, f"r0:e{row}")

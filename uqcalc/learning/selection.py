@@ -214,7 +214,7 @@ def _chosen(
     distances = np.full(count, np.inf)
     least = near * _scales(found)
     open_ = np.ones(count, dtype=bool)
-    parked = np.zeros(count, dtype=bool)  # of events that have given their share
+    parked = np.zeros(count, dtype=bool)  # event has enough chosen frames
     taken: Counter[str] = Counter()
     close = 0
     chosen: list[int] = []
@@ -259,8 +259,8 @@ def _best(
 def _scales(found: Candidates) -> NDArray[np.float64]:
     """Return, for each candidate, the usual distance from the centre of its formula.
 
-    Every event counts once, however many frames it has. All means are medians, as
-    exploded frames are few and far.
+    Every event counts once, however many frames it has. Medians are used, not means: a
+    few exploded frames may be far from all others.
     """
     scales = np.zeros(len(found.frames))
     if found.vectors is None:

@@ -21,7 +21,7 @@ _STRAIN = 0.002
 _LEAST_FORCE = 0.05  # eV/Å, norm over all atoms; smaller forces are not compared
 _LEAST_STRESS = 0.1 * units.GPa
 _AGREE = 0.2  # smeared electrons and fixed basis sets give up to some per cent
-# Factors that are found if one of two quantities is in a foreign unit.
+# Factors that are found if one of two quantities has a wrong unit.
 _KNOWN = {
     "hartree": units.Hartree,
     "rydberg": units.Rydberg,

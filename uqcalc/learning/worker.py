@@ -1,4 +1,4 @@
-"""What a process of `uqcalc.label` does: evaluate one frame with the reference."""
+"""Processes of `uqcalc.label`: each evaluates one frame with the reference."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Evaluator:
         -------
         outcome, words : str
             ("made", what was compared), ("not made", reason), ("failed", reason) if the
-            reference fails on this frame, or ("wrong", reason) for foreign units.
+            reference fails on this frame, or ("wrong", reason) for wrong units.
         """
         try:
             calculator = self._made(folder)

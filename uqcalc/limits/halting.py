@@ -246,9 +246,9 @@ def certify_halting(  # noqa: PLR0913  (definition of a failure, and of the guar
 
     Each run is one unit: use runs from different starts, made like those that you will
     watch, and not used to fit the potential or the probe, or to choose limits. Make
-    them with ``Monitor(on_unreliable="warn")``, so that they go on. The limits are the
-    policy's own if these suffice, and otherwise the loosest stricter ones that do. All
-    signals with a threshold count together. `uqcalc.limits.halting` has the method.
+    them with ``Monitor(on_unreliable="warn")``, so that they continue. The limits are
+    the policy's own if these suffice, and otherwise the loosest stricter ones that do.
+    All signals with a threshold count together. `uqcalc.limits.halting` has the method.
 
     Parameters
     ----------

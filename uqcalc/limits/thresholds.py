@@ -182,8 +182,8 @@ def calibrate_threshold(  # noqa: PLR0913  (runs or frames)
     For single structures pass ``frames``. Of further structures like these, on average
     at most a share ``1 - suspect`` is SUSPECT or worse, and at most ``1 - unreliable``
     is UNRELIABLE (`uqcalc.statistics.quantiles.group_quantile`). Do not use this limit
-    in a monitor: successive frames are alike, so that one unusual frame can fill the
-    window and halt a normal run.
+    in a monitor: successive frames are correlated, so that one unusual structure can
+    fill the window and halt a normal run.
 
     Both limits measure how unusual a structure is, not the error of its forces. For the
     error, see `error_curve`.
@@ -382,7 +382,7 @@ def _series(
     """Return the largest risk / scale of each frame.
 
     It is infinite for a NaN risk, for a frame that cannot be evaluated, and where a
-    signal itself says UNRELIABLE; None if no signal was read.
+    signal is UNRELIABLE without a limit; None if no signal was read.
     """
     _chosen(calculator, scales)
     found: list[float | None] = []

@@ -34,7 +34,7 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 def import_mace(what: str = "the bundled potential") -> None:
     """Import mace without its import-time warnings, or say how to install it."""
-    # mace also prints that cuequivariance is absent, which is not news here
+    # mace also prints that cuequivariance is absent, which does not matter here
     with warnings.catch_warnings(), redirect_stdout(StringIO()):
         warnings.filterwarnings("ignore", message=".*weights_only.*")
         warnings.filterwarnings("ignore", message=".*torch.jit.*")
@@ -100,7 +100,7 @@ def load_model() -> torch.nn.Module:
         The trained `mace.modules.ScaleShiftMACE` in evaluation mode, on the CPU.
     """
     model = _trained_model()
-    with warnings.catch_warnings():  # torch's copy of TorchScript is a save and a load
+    with warnings.catch_warnings():  # torch copies TorchScript by saving and loading
         warnings.filterwarnings("ignore", message=".*torch.jit.*")
         return copy.deepcopy(model)
 

@@ -1,8 +1,8 @@
-"""Potentials whose packages fetch the weights: what opens each, and what is said.
+"""Potentials whose packages download the weights: functions that open them.
 
-Each opener takes what follows the colon in the name, the device and the precision. It
-reaches out to the network only where the weights are not yet in the cache of the
-package. `uqcalc.models.named.MODELS` lists them by name.
+Each function takes the part of the name after the colon, the device and the precision.
+It uses the network only if the weights are not in the cache of the package.
+`uqcalc.models.named.MODELS` lists them by name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from uqcalc.errors import FileWarning, MissingExtraError, ModelError
 if TYPE_CHECKING:
     from ase.calculators.calculator import BaseCalculator
 
-# Who gives access to the weights of fairchem, by the start of a model's name.
+# Where to get access to the weights of fairchem, by the start of a model's name.
 _HUBS = {"uma": "facebook/UMA"}
 _OTHER_HUB = "facebook/OMol25"
 _MATTERSIM = (
@@ -241,7 +241,7 @@ def _needs(model: str, package: str, extra: str) -> Iterator[None]:
 
 @contextmanager
 def _fetched(what: str, command: str) -> Iterator[None]:
-    """Say how to get the weights if a package neither has nor gets them."""
+    """Say how to get the weights if a package has none and cannot download them."""
     failures: tuple[type[Exception], ...] = (OSError, RuntimeError, ValueError)
     if "httpx" in sys.modules:  # its errors have a base class of their own
         failures += (sys.modules["httpx"].HTTPError,)
@@ -258,7 +258,7 @@ def _fetched(what: str, command: str) -> Iterator[None]:
 
 @contextmanager
 def _seeds_kept() -> Iterator[None]:
-    """Keep the random states that fairchem seeds when it loads a model."""
+    """Restore the random states that fairchem seeds when it loads a model."""
     import numpy as np
 
     plain, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002

@@ -1,7 +1,7 @@
-"""Potentials by name: what `--model` and a run file's `model` may say.
+"""Potentials by name: the values of `--model`, and of `model` in a run file.
 
-Only names whose weights are not in a package reach out to the network, and only where
-the weights are not yet in the cache of their package.
+The network is used only for weights that are not in a package, and only if they are not
+in the cache of their package.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 DTYPES = ("float32", "float64")
-# What unpickling raises on a file that holds something else.
+# Errors of unpickling a file that holds something else.
 _NO_MODEL = (
     pickle.UnpicklingError,
     RuntimeError,
@@ -82,7 +82,7 @@ def open_model(
     kind, _, detail = name.partition(":")
     import torch
 
-    with torch.random.fork_rng(devices=[]):  # networks are built before they are filled
+    with torch.random.fork_rng(devices=[]):  # building a network draws random weights
         return MODELS[kind].open(detail, _device(device), dtype)
 
 
@@ -92,7 +92,8 @@ def check_model_name(name: str) -> None:
     Raises
     ------
     ModelError
-        Naming what it may be; also for a file that does not exist.
+        If the name is unknown (the message lists all names), or if its file does not
+        exist.
     """
     kind, _, detail = name.partition(":")
     if kind not in MODELS or (kind in SHIPPED_PROBES and detail):
@@ -155,7 +156,7 @@ def _chgnet(detail: str, device: str, dtype: str | None) -> BaseCalculator:
         from chgnet.model.dynamics import CHGNetCalculator
     except ModuleNotFoundError as error:
         raise MissingExtraError("the model 'chgnet'", "chgnet", "chgnet") from error
-    with redirect_stdout(StringIO()):  # it announces its device
+    with redirect_stdout(StringIO()):  # it prints its device
         return CHGNetCalculator(use_device=device)
 
 
@@ -245,7 +246,7 @@ def _orb(detail: str, device: str, dtype: str | None) -> BaseCalculator:
     try:
         with _orb_manners():
             made = load(file or urls[name], device=device, compile=False)
-    except _NO_MODEL as error:  # also of a download that was cut
+    except _NO_MODEL as error:  # also after an incomplete download
         msg = (
             f"weights of orb:{name} must belong to this model, got "
             f"{file or urls[name]} ({type(error).__name__}); download them again, or "
@@ -276,14 +277,14 @@ def _orb_urls(loaders: dict[str, Callable[..., Any]]) -> dict[str, str]:
 
 @contextmanager
 def _orb_manners() -> Iterator[None]:
-    """Keep torch's settings and random state, which loading an Orb changes."""
+    """Restore torch's settings and random state, which loading an Orb changes."""
     import torch
 
     dtype, matmul = torch.get_default_dtype(), torch.get_float32_matmul_precision()
     logger = logging.getLogger("cached_path")
     level = logger.level
     torch.set_default_dtype(torch.float32)
-    logger.setLevel(logging.CRITICAL)  # a failed download is told once, by us
+    logger.setLevel(logging.CRITICAL)  # uqcalc reports a failed download, once
     try:
         with torch.random.fork_rng(devices=[]), _quiet():
             warnings.filterwarnings("ignore", message="Setting global torch default")
@@ -295,9 +296,9 @@ def _orb_manners() -> Iterator[None]:
 
 
 class _quiet(warnings.catch_warnings):
-    """Leave out what MACE and Orb say of TorchScript at every start.
+    """Hide what MACE and Orb print about TorchScript at every start.
 
-    What torch says of a pickle that can run code is for the user, and stays.
+    Torch's warning about pickles that can run code is not hidden.
     """
 
     def __enter__(self) -> None:
@@ -311,7 +312,8 @@ class NamedModel(NamedTuple):
     Attributes
     ----------
     open : callable
-        From what follows the colon, the device and the precision to a calculator.
+        Takes the part of the name after the colon, the device and the precision;
+        returns a calculator.
     usage : tuple of str
         How the name is written.
     probes : tuple of str

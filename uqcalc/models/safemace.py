@@ -1,4 +1,4 @@
-"""MACE models as numbers: a configuration in JSON beside weights in safetensors.
+"""MACE models without pickle: a configuration in JSON, weights in safetensors.
 
 MACE saves its models as Python pickles, and a pickle can run any code when it is
 opened. This form cannot: `save_safe_mace` writes it once from a trusted model, and
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ARCHITECTURE = "ScaleShiftMACE"
 _IRREPS = ("hidden_irreps", "MLP_irreps", "edge_irreps")
 _CLASSES = ("interaction_cls", "interaction_cls_first", "readout_cls")
-# Of the original and the rebuilt model, relative to the size of what is compared.
+# Largest difference of original and rebuilt model, relative to the compared values.
 _SAME = 1e-4
 
 
@@ -78,7 +78,7 @@ def load_safe_mace(path: str | os.PathLike[str]) -> torch.nn.Module:
     Raises
     ------
     ModelError
-        If either file is not there, is damaged, or does not fit the other.
+        If one of the files is missing or damaged, or does not fit the other.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -144,7 +144,7 @@ def _unpickled(source: str | os.PathLike[str]) -> torch.nn.Module:
 
 
 def _configuration(model: torch.nn.Module) -> dict[str, Any]:
-    """Return what `uqcalc.models.bundled.build_model` makes the same network from."""
+    """Return the configuration for `uqcalc.models.bundled.build_model`."""
     from mace import modules
     from mace.tools.scripts_utils import extract_config_mace_model
 
@@ -179,7 +179,7 @@ def _plain(value: Any) -> Any:
 
 
 def _check_same(model: torch.nn.Module, rebuilt: torch.nn.Module, reach: float) -> None:
-    """Compare energies and forces of both, on all elements and one by one."""
+    """Compare energies and forces of both, for all elements together and one by one."""
     from mace.calculators import MACECalculator
 
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")

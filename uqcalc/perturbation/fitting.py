@@ -313,7 +313,7 @@ class _Fit:
         return float((residuals / sizes).abs().mean())
 
     def _batches(self, rows: Sequence[int], members: int) -> list[list[int]]:
-        """Return batches of rows: twice the most atoms, with all members."""
+        """Return batches of rows: twice `most_batch_atoms`, with all members."""
         limit = max(1, 2 * self.backbone.most_batch_atoms // members)
         several: list[list[int]] = []
         for batch in batches(rows, lambda row: len(self.frames[row]), limit):
@@ -333,7 +333,8 @@ class _Fit:
         """Evaluate members of some frames: in one pass, or one after another.
 
         Without ``graph`` the results cannot be differentiated, and no pass has more
-        than twice the most atoms: the graphs of 16 members of a dense cell need 13 GB.
+        than twice `most_batch_atoms`: the graphs of 16 members of a dense cell need 13
+        GB.
         """
         sizes = [len(self.frames[row]) for row in rows]
         by_atom = self.options.noise == "atom"

@@ -252,7 +252,7 @@ class PerturbedBackbone(Backbone):
         return replace(prediction.own(), **self._found(atoms, self._asked))
 
 
-# What a backbone says of its model, apart from what the perturbed passes add to.
+# Statements of a backbone on its model, except those that perturbed passes extend.
 _COPIED = [name for name in Backbone.__annotations__ if name != "on_demand"]
 
 

@@ -196,7 +196,7 @@ class Perturbation:
                 "atoms.calc, or pass calculator="
             )
             raise ModelError(msg)
-        # a ReliableCalculator brings its backbone
+        # a ReliableCalculator has a backbone
         inner = tap(getattr(given, "backbone", given))
         if isinstance(inner, PerturbedBackbone):
             inner = inner.inner

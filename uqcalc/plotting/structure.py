@@ -118,8 +118,8 @@ def plot_structure(
 ) -> Axes:
     """Draw an annotated structure, each atom shaded by one quantity.
 
-    The cell is drawn, and a bond through its faces as two stubs. The ``worst`` atoms
-    carry element and index. The strip below names the quantity.
+    The cell is drawn, and a bond through its faces as two stubs. Element and index
+    label the ``worst`` atoms. The strip below names the quantity.
 
     Parameters
     ----------

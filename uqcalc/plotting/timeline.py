@@ -77,7 +77,7 @@ def plot_probability(
 ) -> Axes:
     """Draw P(reliable) against time, with the two cutoffs of the policy.
 
-    The bands below the cutoffs carry the names of the levels.
+    The names of the levels are in the bands below the cutoffs.
     """
     axes = axes_of(ax)
     track = Track.of(history)
@@ -252,7 +252,7 @@ def _bands(axes: Axes, suspect: float, unreliable: float) -> None:
 
 
 def _name(axes: Axes, y: float, text: str, colour: str, va: str = "center") -> None:
-    """Write a name at the left end, where curves of a run are calm."""
+    """Write a name at the left end, where the curves of a run change little."""
     from matplotlib.patheffects import withStroke
 
     axes.annotate(

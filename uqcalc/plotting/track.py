@@ -272,7 +272,7 @@ class Rows:
     recent : deque of Level or None
         Levels of the last 64 steps.
     total : int
-        Number of steps taken in.
+        Number of steps added.
     """
 
     def __init__(self, most: int | None = None) -> None:

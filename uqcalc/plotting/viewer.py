@@ -15,7 +15,7 @@ from uqcalc.errors import MissingExtraError
 
 
 def viewer_script() -> str:
-    """Return the JavaScript of chemiscope, which its package brings along.
+    """Return the JavaScript of chemiscope, from its package.
 
     Raises
     ------
@@ -114,7 +114,7 @@ def untagged(text: str) -> str:
 
 
 def _rounded(value: Any) -> Any:
-    """Return the same with four decimals: a page has no use for more."""
+    """Return the same with four decimals, which suffice for a page."""
     if isinstance(value, dict):
         return {key: _rounded(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

@@ -83,7 +83,7 @@ class Guarantee:
     """Upper bound on the share of accepted structures that are wrong.
 
     Take one structure from each new group, drawn like the groups of the calibration
-    set. Of the accepted structures, at most a share ``risk`` errs by more than
+    set. Of the accepted structures, at most a share ``risk`` has an error above
     ``tolerance``. This holds with probability ``confidence`` over the draw of the
     calibration set. If groups differ in size, the share among all accepted structures
     may differ. The bound does not hold for a run that leaves these groups.

@@ -148,7 +148,7 @@ class InputMaker:
         floor = self.card.atom_floor
         if floor is None:
             return None
-        # atoms that stand several times in a supercell are no further chances
+        # copies of an atom in a supercell are not further draws
         counts = [
             distinct_atoms(p) if not self.card.sized and p.pbc.any() else len(p.numbers)
             for p in predictions

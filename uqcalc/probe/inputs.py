@@ -175,7 +175,7 @@ def log_count_of_cells(predictions: Sequence[Prediction]) -> float:
 def distinct_atoms(prediction: Prediction) -> int:
     """Return the number of atoms that differ in element or force, to 1 meV/Å.
 
-    In an exact supercell each atom stands several times; it counts once.
+    In an exact supercell each atom occurs several times; it counts once.
     """
     norms = np.sqrt(np.einsum("ij,ij->i", prediction.forces, prediction.forces))
     return len(np.unique(prediction.numbers + 1j * norms.round(3)))

@@ -168,7 +168,7 @@ def _numbers_and_shares(
 
 
 class Composition(NamedTuple):
-    """What depends on the elements alone.
+    """Numbers of a composition, from the elements alone.
 
     ``present`` are their atomic numbers, ``shares`` (119,) their shares among the
     atoms, ``numbers`` the six numbers of `HOST` from "elements" to "largest_number".
@@ -181,7 +181,7 @@ class Composition(NamedTuple):
 
 @lru_cache(maxsize=8)
 def _composition(numbers: bytes) -> Composition:
-    """Describe atomic numbers, given as 64-bit integers; a run has the same always."""
+    """Describe atomic numbers, given as 64-bit integers; in a run they are constant."""
     atoms = np.frombuffer(numbers, dtype=np.int64)
     share = np.bincount(atoms, minlength=ELEMENTS) / len(atoms)
     present = share.nonzero()[0].tolist()

@@ -346,7 +346,8 @@ class Probe:
         calculator : ase calculator, Backbone or ReliableCalculator
             The potential of the probe.
         batch_atoms : int, optional
-            Most atoms in one native batch of the potential; by default its own number.
+            Largest number of atoms in one native batch; by default that of the
+            potential.
 
         Raises
         ------

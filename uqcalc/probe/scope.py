@@ -4,8 +4,9 @@ Outside the scope the probability of a probe is an extrapolation (`Scope`). Insi
 a structure is close to an average over the atoms: one broken bond among many intact
 bonds hardly changes it. Each atom has its own probability, and the lowest one shows
 what the average hides (`AtomFloor`). The lowest of many atoms is lower by chance alone,
-and an atom may err more than the structure as a whole. So the lowest log-odds are
-compared with those of right structures with as many atoms, not with a fixed number.
+and the error of one atom may be larger than that of the structure. So the lowest
+log-odds are compared with those of right structures with as many atoms, not with a
+fixed number.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from uqcalc.references.stated import stated
 # Entries of a labelled frame: ``info``, ``arrays``, ``info``.
 ENERGY, FORCES, STRESS = "REF_energy", "REF_forces", "REF_stress"
 REFERENCE_KEY = "uqcalc_reference"
-# A reference is foreign code: it raises whatever it meets in its input, its output
-# files or its own process. Catch it only where nothing but a reference runs.
+# A reference is external code and may raise any error. Catch these errors only where
+# nothing but a reference runs.
 FOREIGN = (Exception,)
 _LONGEST_REASON = 1000
 

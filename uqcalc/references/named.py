@@ -103,7 +103,7 @@ Reference: TypeAlias = FromText | Callable[..., Any]
 
 
 def reference_name(reference: Reference) -> str:
-    """Return the name under which labels remember their reference."""
+    """Return the name of a reference that is stored with its labels."""
     if isinstance(reference, FromText):
         return reference.text
     for name, function in NAMED.items():

@@ -35,9 +35,9 @@ def stated(atoms: Atoms) -> Atoms:
     magnetic moments, both equal on all atoms. Initial values that have this sum already
     stay. The multiplicity 2 S + 1 is odd for an even number of electrons, and the
     number of unpaired electrons is even: so "spin" can be either. The spin 0 of an odd
-    number of electrons counts as not given, and so does a spin that is no whole number:
-    it is a magnetisation, which is a result. ``atoms`` do not change; they are returned
-    if there is nothing to do.
+    number of electrons counts as not given, and so does a spin that is not a whole
+    number: it is a magnetisation, which is a result. ``atoms`` do not change; they are
+    returned if there is nothing to do.
 
     Raises
     ------

@@ -24,9 +24,9 @@ class AskSection(Section):
         A name such as ``gfn2-xtb``, ``module:function`` or ``file.py:function``, as for
         ``uqcalc label``; the function returns an ASE calculator.
     max_calls : int
-        Most calls in the whole run.
+        Largest number of calls in the whole run.
     spacing : int
-        Fewest steps from one call to the next.
+        Smallest number of steps from one call to the next.
     """
 
     reference: Annotated[str, Field(min_length=1)]

@@ -24,7 +24,7 @@ _OPTIMIZERS = {"BFGS": BFGS, "LBFGS": LBFGS, "FIRE": FIRE}
 def molecular_dynamics(
     md: MdSection, atoms: Atoms, *, fresh: bool = True
 ) -> MolecularDynamics:
-    """Return the dynamics of ``md``; where it is ``fresh``, velocities come first.
+    """Return the dynamics of ``md``; if the run is ``fresh``, set velocities first.
 
     The random numbers of ``seed`` go to the velocities and then to the heat bath.
     """
@@ -32,7 +32,7 @@ def molecular_dynamics(
     if fresh and md.velocities == "new":
         thermalize_momenta(atoms, temperature_K=md.temperature_at(0), rng=rng)
         if md.ensemble == "nve" and len(atoms) > 1 and not atoms.constraints:
-            Stationary(atoms)  # without a bath nothing else ends a drift
+            Stationary(atoms)  # no heat bath would stop a drift
     if md.ensemble == "nve":
         return VelocityVerlet(atoms, md.timestep_fs * units.fs)
     friction = cast("float", md.friction_per_fs) / units.fs
@@ -54,7 +54,7 @@ def _constant_pressure(
     from ase.md.langevinbaoab import LangevinBAOAB
 
     with warnings.catch_warnings():
-        # it announces the cell's mass, which it derives from the time constant
+        # a message about the cell's mass, which follows from the time constant
         warnings.filterwarnings("ignore", message="Using heuristic P_mass")
         return LangevinBAOAB(
             atoms,

@@ -34,12 +34,12 @@ from uqcalc.runfile.signals import ForceDeltaSection, FunctionalSpreadSection
 
 
 LABELLED = "{name}_labelled.xyz"
-# Bytes of a run file; a long one with comments has two thousand.
+# Largest size of a run file in bytes; a long one with comments has two thousand.
 LARGEST = 200_000
 
 
 def _name_or_names(value: Any) -> Any:
-    """Refuse in one message what is neither; the types are made sure of afterwards."""
+    """Refuse other types with one message; pydantic validates the types afterwards."""
     names = value if isinstance(value, list) and value else [value]
     if value is not None and not all(isinstance(name, str) for name in names):
         msg = "must be the name of a file, or a list of such names"
@@ -50,15 +50,15 @@ def _name_or_names(value: Any) -> Any:
 Names = Annotated[str | list[str] | None, BeforeValidator(_name_or_names)]
 
 
-# Models whose name has a file, and models whose name may be a file.
+# Models whose name contains a file, and models whose name may be a file.
 _FILE_KINDS = ("mace", "metatomic", "orb")
 _NAME_OR_FILE = ("aimnet", "uma", "upet")
 
 
 class RunFile(Section):
-    """A whole run file: exactly one of ``md`` and ``relax``, the rest by default.
+    """A whole run file; it must have exactly one of ``md`` and ``relax``.
 
-    Paths are as they were written; `at` says where they are.
+    All other keys have defaults. Paths are stored as written; `at` makes them absolute.
 
     Attributes
     ----------
@@ -222,7 +222,7 @@ class RunFile(Section):
         return [str(path) if path.is_file() else name for name, path in places.items()]
 
     def at(self, name: str) -> Path:
-        """Return where a path of this file is."""
+        """Return a path of this file as an absolute path."""
         return self._folder / name
 
     @property
@@ -281,7 +281,7 @@ def read_run_file(path: str | os.PathLike[str]) -> RunFile:
     Raises
     ------
     RunFileError
-        Naming every problem of the file at once.
+        With all problems of the file.
 
     Examples
     --------
@@ -313,7 +313,7 @@ def read_run_file(path: str | os.PathLike[str]) -> RunFile:
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """Plain YAML without aliases, in which a key may not be given twice.
 
-    A few lines of aliases of aliases stand for more than any memory holds.
+    A few lines of nested aliases could fill any memory.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -404,7 +404,7 @@ _REMEDIES = {
 
 
 def _problem(entry: Mapping[str, Any]) -> str:
-    """Say in our words what pydantic found: where, what it must be, what it is."""
+    """Return an error of pydantic as text: place, requirement and value."""
     where, value = entry["loc"], entry["input"]
     path, kind = ".".join(map(str, where)), entry["type"]
     if kind in {"extra_forbidden", "invalid_key"}:
@@ -421,7 +421,7 @@ def _problem(entry: Mapping[str, Any]) -> str:
 
 
 def _nearest(where: tuple[Any, ...]) -> str:
-    """Name the known key that an unknown one may have meant, here or elsewhere."""
+    """Return the known key most similar to an unknown one, also of other sections."""
     key, here = str(where[-1]), where[:-1]
     known = {name: name for name in _SECTIONS[here].model_fields}
     elsewhere = {

@@ -141,7 +141,7 @@ def halting_guarantee(file: RunFile) -> HaltingGuarantee | None:
 
 
 def _check_region(file: RunFile, probes: Sequence[Probe]) -> None:
-    """Refuse ``probe_atoms`` that no probe or no policy can be about."""
+    """Refuse ``probe_atoms`` without a probe, with a guarantee, or with repetitions."""
     given = file.probe_atoms or []
     problems = []
     if not probes:
@@ -207,16 +207,16 @@ def _guarantee_policy(file: RunFile, probe: Probe) -> Policy:
 
 
 def check_structure(file: RunFile, atoms: Atoms) -> None:
-    """Refuse a structure that the task of the file cannot be done with.
+    """Refuse a structure that does not allow the task of the file.
 
-    ``atoms`` carry the velocities of their file, and the calculator of the run.
+    ``atoms`` have the velocities of their file, and the calculator of the run.
 
     Raises
     ------
     RunFileError
-        For velocities to keep that are not there, for indices of atoms beyond the
-        structure, and for a cell that is to move but is not periodic, is constrained,
-        or has a model without stress.
+        If velocities to keep are missing, if an index of an atom is too large, or if
+        the cell is to move but is not periodic, is constrained, or the model has no
+        stress.
     """
     problems = []
     md, relax = file.md, file.relax

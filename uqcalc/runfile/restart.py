@@ -21,9 +21,9 @@ from uqcalc.watching.state import State
 class Restart:
     """The state of a run in a file.
 
-    Molecular dynamics goes on as if it had not been stopped, noise included, to within
-    the rounding of the potential. An optimiser begins anew at the saved geometry,
-    without what it had learnt of the curvature.
+    Molecular dynamics, noise included, continues as without the stop, up to the
+    rounding of the potential. An optimiser starts again at the saved geometry, without
+    its estimate of the curvature.
 
     Attributes
     ----------
@@ -46,11 +46,11 @@ class Restart:
         return cls(run, State.of(step, atoms, dynamics))
 
     def place(self, atoms: Atoms, *, moving: bool) -> None:
-        """Put ``atoms`` where they were, and let them move as they did."""
+        """Restore positions, cell and momenta of ``atoms``."""
         self.state.place(atoms, moving=moving)
 
     def wind(self, dynamics: Any) -> None:
-        """Put what the dynamics itself carries back to what it was."""
+        """Restore the variables that the dynamics itself stores."""
         self.state.wind(dynamics)
 
     def save(self, path: str | os.PathLike[str]) -> None:

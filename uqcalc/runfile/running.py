@@ -35,7 +35,7 @@ from uqcalc.watching.monitor import Monitor
 
 @dataclass(frozen=True, slots=True)
 class RunOutcome:
-    """What became of a run file.
+    """How the run of a run file ended.
 
     Attributes
     ----------
@@ -43,9 +43,9 @@ class RunOutcome:
     step : int
         Its last step.
     converged : bool or None
-        Of a relaxation that was not halted.
+        Whether a relaxation has converged; None if it was halted, and for dynamics.
     summary : str
-        All of it in a few lines, with what to do next.
+        All results in a few lines, with the next steps.
     reason : str
         Why the monitor halted the run; empty if it did not.
     """
@@ -106,7 +106,7 @@ def _prepared(
     past: LogSummary | None,
     restart: Restart | None,
 ) -> Monitor:
-    """Return the monitor of a run that is ready to start, or to go on."""
+    """Return the monitor of a run that is ready to start or to continue."""
     task = _task(file)
     atoms = open_structure(file)
     atoms.calc = open_calculator(file)
@@ -122,12 +122,12 @@ def _prepared(
     if restart is not None:
         restart.wind(dynamics)
         first_step = restart.step
-    atoms.calc.assess(atoms)  # what cannot be evaluated is said before a file is made
+    atoms.calc.assess(atoms)  # an error is raised before a file is made
     lock = OneWriter(file.at(file.outputs.log))
     if past is None:
         _clear_the_way(file)
     monitor = _monitor(file, dynamics, about, first_step)
-    del lock  # the monitor's log holds it now
+    del lock  # the monitor's log has reserved the file now
     dynamics.insert_observer(
         _Keeper(file, _digest(about), monitor, first_step), position=1
     )
@@ -192,7 +192,7 @@ def _run(monitor: Monitor, task: MdSection | RelaxSection) -> None:
 
 
 class _Ramp:
-    """Sets the heat bath to the temperature of the step, whichever run it is in."""
+    """Sets the temperature of the heat bath at each step, also after a restart."""
 
     def __init__(self, md: MdSection, monitor: Monitor) -> None:
         self.md, self.monitor = md, monitor
@@ -203,10 +203,10 @@ class _Ramp:
 
 
 class _Keeper:
-    """Writes the frame, the last geometry and, after them, the state to go on from.
+    """Writes the frame, the last geometry and then the state of the run.
 
-    A run whose state was saved at its end is over; one that was killed before goes on
-    from an earlier step, and writes all that is missing.
+    If the state was saved at the end, the run is complete. A run that was killed before
+    continues from an earlier step and writes all that is missing.
     """
 
     def __init__(
@@ -237,13 +237,13 @@ class _Keeper:
 
 
 def _replaced(path: Path, frame: Atoms) -> None:
-    """Write a frame as the only one of a file."""
+    """Replace the content of a file by one frame."""
     with whole(path) as partial:
         append_frame(partial, frame, "last geometry")
 
 
 def _about(file: RunFile) -> dict[str, Any]:
-    """Say what makes this run this one, for the header of its log."""
+    """Return the entry that identifies this run in the header of its log."""
     about = {
         "input": file.echo(),
         "structure_sha256": _sha256(file.at(file.structure)),
@@ -263,7 +263,7 @@ def _digest(about: dict[str, Any]) -> str:
 
 
 def _past(file: RunFile, about: dict[str, Any]) -> LogSummary | None:
-    """Return what the log holds of this run; None where there is no log yet."""
+    """Return the summary of this run's log; None if there is no log yet."""
     log = file.at(file.outputs.log)
     if not log.exists() or log.stat().st_size == 0:
         return None
@@ -312,12 +312,12 @@ def _restart_path(file: RunFile) -> Path:
 
 
 def _is_saved(end: dict[str, Any], restart: Restart | None) -> bool:
-    """Say whether all was written when the end came; a tidied folder counts as such."""
+    """Return whether all was written at the end; True if the saved state is missing."""
     return restart is None or restart.step == end["step"]
 
 
 def _clear_the_way(file: RunFile) -> None:
-    """Refuse to write over what a new run finds; an old state to go on from is void."""
+    """Refuse to overwrite existing outputs in a new run; delete an old saved state."""
     for name in (file.outputs.trajectory, file.outputs.last):
         if name is not None and file.at(name).exists():
             msg = (

@@ -34,7 +34,7 @@ def _is_number(value: object) -> bool:
 
 
 def _number_or_ramp(value: Any) -> Any:
-    """Refuse in one message what is neither; the types are made sure of afterwards."""
+    """Refuse other types with one message; pydantic validates the types afterwards."""
     ends = value if isinstance(value, list) and len(value) == 2 else [value]
     if value is not None and not all(_is_number(t) and 0 < t < 1e6 for t in ends):
         msg = "must be a number above 0, or [start, end] for a linear ramp"
@@ -48,7 +48,7 @@ Temperature = Annotated[
 
 
 class Section(BaseModel):
-    """What all parts of a run file have in common: no unknown key, no guessing."""
+    """Base of all sections: unknown keys are refused, and no value is converted."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False
@@ -61,7 +61,7 @@ class MdSection(Section):
     Attributes
     ----------
     ensemble : {"nve", "nvt", "npt"}
-        Velocity Verlet; Langevin; Langevin with a cell that breathes (BAOAB, J. Chem.
+        Velocity Verlet; Langevin; Langevin with a moving cell (BAOAB, J. Chem.
         Phys. 120, 11432 (2004)).
     steps : int
     timestep_fs : float
@@ -150,7 +150,7 @@ class RelaxSection(Section):
     fmax_eV_per_A : float
         Largest force at convergence, eV/Å.
     steps : int
-        Most steps.
+        Largest number of steps.
     cell : bool
         Relax the cell, too.
     pressure_GPa : float
@@ -173,7 +173,7 @@ class RelaxSection(Section):
 
 
 class PolicySection(Section):
-    """``policy``: when a frame counts as bad, and after how many to act.
+    """``policy``: when a frame is SUSPECT or UNRELIABLE, and when to act.
 
     Attributes
     ----------
@@ -185,14 +185,14 @@ class PolicySection(Section):
     window, fraction : int, float
         Act as soon as this fraction of the last ``window`` steps is UNRELIABLE.
     patience : int
-        Act after so many UNRELIABLE frames in a row. By default neither: half of the
-        last 50 fs, or three frames in a row of a relaxation.
+        Act after so many UNRELIABLE frames in a row. Without window and patience: half
+        of the last 50 fs, or three frames in a row of a relaxation.
     on_unreliable : {"halt", "warn", "harvest", "rewind", "ask"}
-        Stop in that very step, only say so in the log, go on and keep frames that
-        differ from each other, go back (section ``rewind``), or ask a reference
-        (section ``ask``); see `uqcalc.Monitor`.
+        Stop in the same step; only write to the log; continue and keep frames that
+        differ from each other; go back (section ``rewind``); or ask a reference
+        (section ``ask``): see `uqcalc.Monitor`.
     max_harvest : int
-        Most frames to keep with "harvest". Default 50.
+        Largest number of frames to keep with "harvest". Default 50.
     bond_change_fs : float
         ``md`` only: act, too, if bonds have stayed broken or new for so many fs.
     halting_guarantee : str
@@ -284,7 +284,7 @@ class OutputSection(Section):
     log : str
         Event log, one record a step; the restart file beside it is named after it.
     flagged, max_flagged : str, int
-        UNRELIABLE frames, and the most of them to keep.
+        File of UNRELIABLE frames, and the largest number of them.
     trajectory : str
         Annotated frames, every ``interval`` steps and the last one.
     labelled : str
@@ -294,7 +294,7 @@ class OutputSection(Section):
         The last geometry so far, annotated, with its velocities.
     interval : int
         Steps from one frame of the trajectory to the next, and from one save of the
-        state from which a killed run goes on.
+        state for a continued run.
     """
 
     log: str = "{name}.jsonl"

@@ -17,7 +17,7 @@ def _of_a_file(value: str | None, info: ValidationInfo) -> str | None:
 
 
 class _LimitedSection(Section):
-    """Limits on a signal whose risk is in eV/Å, and how often it is read."""
+    """Limits in eV/Å on the risk of a signal, and how often the signal is read."""
 
     suspect_eV_per_A: Positive
     unreliable_eV_per_A: Positive

@@ -1,4 +1,4 @@
-"""The spread of a learned perturbation: one potential that knows its uncertainty."""
+"""The spread of a learned perturbation: an uncertainty from one potential."""
 
 from __future__ import annotations
 
@@ -124,8 +124,8 @@ class FunctionalSpread:
         Raises
         ------
         ModelError
-            If the perturbation belongs to another potential, or if another signal
-            brings other members.
+            If the perturbation belongs to another potential, or if another signal needs
+            other members.
         """
         from uqcalc.perturbation.members import PerturbedBackbone
 

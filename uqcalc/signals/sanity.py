@@ -35,7 +35,7 @@ VANISHING = 1e-3  # eV/Å; below this the symmetry is checked
 USUAL_CUTOFF = 5.0
 # Ground-state energies of atoms in eV: the Thomas-Fermi, Scott and Schwinger terms
 # (doi:10.1103/PhysRevA.24.2353) agree with Hartree-Fock within 1 %, 8 % for Z < 3.
-# 1 + (Z / 137)^2 / 4 covers relativity for the heaviest atoms; 10 % cover the rest.
+# 1 + (Z / 137)^2 / 4 covers relativity for the heaviest atoms; 10 % allow for all else.
 _HARTREE = 27.2114
 _CHARGES = np.arange(len(chemical_symbols), dtype=float)
 _LOWEST = (
@@ -192,9 +192,9 @@ class Sanity:
         return around
 
     def _usual_contact(self, prediction: Prediction) -> float | None:
-        """Return the closest contact from the stored pairs; None if a full look is due.
+        """Return the closest contact from the stored pairs; None for a full search.
 
-        A full look is due if the pairs no longer hold, or if the contact is unusual.
+        A full search is due if the pairs no longer hold, or if the contact is unusual.
         """
         known = self._pairs.closest(_geometry(prediction), self.cutoff)
         if known is None:
@@ -319,7 +319,7 @@ def _check_extent(prediction: Prediction, found: _Findings) -> None:
 
 
 def _check_digits(prediction: Prediction, found: _Findings) -> None:
-    """Record coordinates whose digits single precision loses."""
+    """Record coordinates that are too large for single precision."""
     sizes = np.abs(prediction.positions).max(axis=1)
     atom = int(sizes.argmax())
     largest = float(sizes[atom])

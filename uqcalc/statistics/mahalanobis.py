@@ -29,8 +29,8 @@ def whitening(covariance: torch.Tensor, floor: float) -> torch.Tensor:
 def squared_distances(centred: torch.Tensor, whitening: torch.Tensor) -> torch.Tensor:
     """Return the squared Mahalanobis distance over the dimension, xᵀ C⁻¹ x / dim.
 
-    Mahalanobis 1936. It is about 1 for rows that are drawn like those of C, whatever
-    the dimension. NaN in a row gives NaN.
+    Mahalanobis 1936. It is about 1 for rows that are drawn like those of C, for any
+    dimension. NaN in a row gives NaN.
 
     Parameters
     ----------

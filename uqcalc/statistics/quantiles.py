@@ -27,7 +27,8 @@ def group_quantile(values: ArrayLike, groups: ArrayLike, level: float) -> float:
     the remaining 1 / (K + 1) lies at infinity. This is hierarchical conformal
     prediction (Lee, Barber & Willett 2023, arXiv:2306.06342). With one structure per
     group it is the value of rank ``ceil((K + 1) level)``, split conformal prediction
-    (Vovk et al. 2005). The guarantee is an average over groups drawn alike.
+    (Vovk et al. 2005). The guarantee is an average over groups that are drawn in the
+    same way.
 
     Parameters
     ----------

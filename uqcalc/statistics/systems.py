@@ -212,7 +212,7 @@ def posterior(
     found : Residuals
         Of the labelled structures; may be empty, which gives the prior.
     runs : sequence of str
-        Name of the run of each; structures of one run err together.
+        Name of the run of each; errors of one run are correlated.
     spread : Spread
     mean : float
         Prior mean of the place.

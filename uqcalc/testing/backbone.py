@@ -49,11 +49,11 @@ BATCHED = (
 
 
 def contract_frames() -> dict[str, Atoms]:
-    """Return structures that a universal potential must cope with, by name.
+    """Return structures that a universal potential must evaluate, by name.
 
-    Away from minima: a molecule without a cell, a crystal, a film that is periodic in
-    two directions only, and a lone atom. Leave out what a potential is not made for,
-    and bring frames of its own elements where it does not know these.
+    They are not minima: a molecule without a cell, a crystal, a film that is periodic
+    in two directions only, and a lone atom. Leave out structures outside the scope of a
+    potential. If it does not support the elements, use other frames.
     """
     methanol = molecule("CH3OH")
     crystal = bulk("NaCl", "rocksalt", a=5.64)
@@ -76,7 +76,7 @@ def check_backbone(
     finite_difference_step: float | None = None,
     exact: bool = True,
 ) -> None:
-    """Hold a backbone to everything `uqcalc.ReliableCalculator` relies on.
+    """Check everything that `uqcalc.ReliableCalculator` requires of a backbone.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def check_backbone(
         Structures within the reach of the potential, such as `contract_frames`.
     rtol, atol : float, optional
         For what may differ by round-off: symmetry and batches; ``rtol`` is relative
-        to the largest value. By the precision of the features if not given.
+        to the largest value. By default they depend on the precision of the features.
     force_atol : float, optional
         Largest ``|F + dE/dx|`` in eV/Å.
     finite_difference_step : float, optional
@@ -190,9 +190,9 @@ def _check_geometry(got: Prediction, atoms: Atoms, limits: Limits) -> None:
 def _check_transparent(
     backbone: Backbone, bare: BaseCalculator, atoms: Atoms, limits: Limits
 ) -> None:
-    """Equal results, and not one call of any torch module more than without us."""
+    """Check for equal results without further calls of any torch module."""
     moved = atoms.copy()
-    moved.positions += 1e-3  # a geometry that nobody has cached
+    moved.positions += 1e-3  # a geometry that is in no cache
     with counted_calls() as alone:
         bare.calculate(moved, wanted(backbone, moved), bare.check_state(moved))
     before = backbone.passes
@@ -211,7 +211,7 @@ def _check_transparent(
 
 
 def _check_on_demand(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
-    """Want what costs extra: the same one pass gives it, and nothing else changes."""
+    """Request quantities on demand: one pass gives them, and nothing else changes."""
     if not backbone.on_demand:
         return
     plain = predict(backbone, atoms)
@@ -315,7 +315,7 @@ def _check_threads(backbone: Backbone, frames: Sequence[Atoms], limits: Limits) 
         )
 
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)  # so that threads come between each other's lines
+    sys.setswitchinterval(1e-5)  # so that threads interrupt each other
     try:
         with ThreadPoolExecutor(4) as pool:
             answers = list(pool.map(evaluate, turns))

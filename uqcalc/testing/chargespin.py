@@ -11,14 +11,14 @@ from uqcalc.testing.clauses import Limits
 from uqcalc.testing.instruments import predict
 
 
-# Some models want both: charge and spin are then named together.
+# Some models need both; the last entry sets charge and spin together.
 _TOLD = (*((name,) for name in (*NAMES, INITIAL)), ("charge", "spin"))
 
 
 def check_told_apart(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
-    """Tell of a charge and of a spin: the energy changes where it is read, only there.
+    """Check that charge and spin change the energy exactly if they are in ``reads``.
 
-    A backbone that does not know what its model reads is not asked.
+    A backbone whose ``reads`` is None (not known) is not checked.
     """
     if backbone.reads is None:
         return
@@ -29,7 +29,7 @@ def check_told_apart(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
             _tell(said, name)
         try:
             got = predict(backbone, said)
-        except BackboneError:  # refused, which is an answer
+        except BackboneError:  # the value is refused, not ignored
             continue
         noise = 10 * (limits.atol + limits.rtol * abs(plain.energy))
         changed = abs(got.energy - plain.energy) > noise
@@ -49,4 +49,4 @@ def _tell(atoms: Atoms, name: str) -> None:
         atoms.set_initial_charges([1.0] + [0.0] * (len(atoms) - 1))
     else:
         usual = 0 if name in CHARGES else 1
-        atoms.info[name] = 1 + int(atoms.info.get(name, usual))  # another one
+        atoms.info[name] = 1 + int(atoms.info.get(name, usual))  # not the usual value

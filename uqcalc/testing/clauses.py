@@ -17,7 +17,7 @@ class ContractError(UqcalcError, AssertionError):
     Attributes
     ----------
     clause : str
-        Which one, in a word or two; the message says what was found instead.
+        Name of the clause; the message says what was found instead.
     """
 
     def __init__(self, clause: str, message: str) -> None:
@@ -27,7 +27,7 @@ class ContractError(UqcalcError, AssertionError):
 
 @dataclass(frozen=True)
 class Limits:
-    """How closely two results on one frame must agree; raises where they do not."""
+    """Largest differences of two results on one frame, and the checks that use them."""
 
     rtol: float = 0.0
     atol: float = 0.0

@@ -57,7 +57,7 @@ def check_stress(backbone: Backbone, atoms: Atoms, limits: Limits) -> None:
         strained.set_cell(cell, scale_atoms=True)
         energies.append(predict(backbone, strained).energy)
     slope = (energies[0] - energies[1]) / (2 * size)
-    weights = np.array([1, 1, 1, 2, 2, 2])  # off-diagonal elements stand twice
+    weights = np.array([1, 1, 1, 2, 2, 2])  # off-diagonal elements occur twice
     along = full_3x3_to_voigt_6_stress(strain) * weights
     error = abs(float(stress @ along) * atoms.cell.volume - slope)
     limit = limits.force_atol * len(atoms) * 10.0  # eV: every atom moves by up to 10 Å
@@ -75,7 +75,7 @@ def _stress(backbone: Backbone, base: Prediction) -> np.ndarray | None:
     own = backbone.model_calculator.results
     if not backbone.conservative or "stress" not in own:
         return None
-    if "direct_stress" in backbone.provides:  # then that may be what the results hold
+    if "direct_stress" in backbone.provides:  # the results may hold that one
         return None
     stress = np.asarray(own["stress"])
     return stress if stress.shape == (6,) else full_3x3_to_voigt_6_stress(stress)

@@ -62,7 +62,7 @@ def ways_to_copy(calculator: BaseCalculator) -> set[str]:
 
 def predict(backbone: Backbone, atoms: Atoms) -> Prediction:
     """Evaluate as a step does: all properties, and nothing that is on demand."""
-    own = atoms.copy()  # what a backbone writes to its atoms, no clause here may see
+    own = atoms.copy()  # the backbone may write to the copy
     return backbone(own, wanted(backbone, own))
 
 

@@ -14,7 +14,7 @@ from uqcalc.signals.base import Signal, TensorReading, to_host
 from uqcalc.testing.clauses import ContractError, Limits, to_array
 
 
-# What a signal reads off a prediction: a NaN there must be one in the risk.
+# Quantities that a signal reads: NaN in one of them must give a NaN risk.
 _POISONED = (
     "features",
     "charges",
@@ -28,7 +28,7 @@ _POISONED = (
 
 
 def check_signal(signal: Signal, prediction: Prediction) -> None:
-    """Hold a signal to its contract, on a prediction that it can read.
+    """Check the contract of a signal, on a prediction that it can read.
 
     Raises
     ------

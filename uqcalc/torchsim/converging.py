@@ -1,4 +1,4 @@
-"""`reliable_convergence`: optimise many systems, and say which results to believe."""
+"""`reliable_convergence`: optimise many systems, and say which results are reliable."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from uqcalc.watching.trigger import Trigger
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ended:
-    """How the optimisation of one system stands.
+    """State of the optimisation of one system.
 
     Attributes
     ----------
     outcome : Outcome
         ``CONVERGED``, ``CONVERGED_UNRELIABLE``, ``LEFT``, or ``NOT_CONVERGED`` while it
-        goes on and where the steps ran out.
+        runs and if the steps were not enough.
     check : int
         Number of checks of this system so far.
     assessment : Assessment

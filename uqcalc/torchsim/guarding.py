@@ -1,4 +1,4 @@
-"""`guard`: take UNRELIABLE systems out of a run of many, and let the others go on."""
+"""`guard`: take UNRELIABLE systems out of a run of many; the others continue."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ def guard(
 
     Each system has its own trigger, as under `uqcalc.Monitor`, with the same checks of
     the run (`uqcalc.watching.runchecks`). Where the trigger acts, the system goes back
-    to its last RELIABLE state and is not evaluated any more; the others go on. Its
+    to its last RELIABLE state and is not evaluated any more; the others continue. Its
     positions, momenta, cell, thermostat and barostat in the state that
     ``torch_sim.integrate`` returns are those of that state. A system that was never
     RELIABLE goes back to its last SUSPECT state, or to the first one.
 
-    A system leaves at once, whatever the trigger, if its energy or forces are NaN or
+    A system leaves at once, with any trigger, if its energy or forces are NaN or
     infinite, or if values are physically impossible.
 
     Parameters
@@ -144,9 +144,9 @@ class _Run:
         self.watcher = watcher
         self._steps = 0
         self._numbers: list[int] = []
-        self._going: list[int] = []  # places in the batch of the systems that go on
+        self._going: list[int] = []  # places in the batch of the systems that are moved
         self._whole: Any = None  # the state of the whole batch that was returned
-        self._moved: Any = None  # the state of the systems that go on
+        self._moved: Any = None  # the state of the systems that are moved
         self._places: Places | None = None  # of these, once others have left
 
     def init(self, state: Any, model: Any, **options: Any) -> Any:
@@ -185,7 +185,7 @@ class _Run:
         return self._whole
 
     def step(self, state: Any, model: Any, **options: Any) -> Any:
-        """Make one step of the systems that go on, and return the whole batch."""
+        """Make one step of the remaining systems, and return the whole batch."""
         self._steps += 1
         if not self._going:
             return state
@@ -204,7 +204,7 @@ class _Run:
         return self._whole
 
     def _look(self, judged: Judged | None) -> None:
-        """Judge the systems that go on, and take out those whose trigger acts."""
+        """Judge the remaining systems, and take out those whose trigger acts."""
         if judged is None:  # a pass that is not read
             return
         watcher, step = self.watcher, self._steps
@@ -231,7 +231,7 @@ class _Run:
             self._places = Places.of(self._whole, self._going)
 
     def _part(self, value: Any) -> Any:
-        """Return the entries of an option that belong to the systems that go on."""
+        """Return the entries of an option that belong to the remaining systems."""
         everything = len(self._going) == len(self._numbers)
         if everything or not isinstance(value, torch.Tensor):
             return value

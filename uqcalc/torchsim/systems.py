@@ -138,8 +138,8 @@ class Places:
 def put(state: Any, part: Any, places: Places) -> None:
     """Write the systems of ``part`` into these places of ``state``.
 
-    Whatever differs in shape, such as a padded Hessian, and whatever ``state`` lacks
-    stays as it is in ``state``.
+    Entries of another shape, such as a padded Hessian, and entries that ``state`` lacks
+    are not written.
     """
     index = {"per-atom": places.atoms, "per-system": places.systems}
     for scope, place in index.items():

@@ -24,7 +24,7 @@ from uqcalc.errors import BackboneError
 
 @dataclass(slots=True, eq=False)
 class Heard:
-    """What a pass of the tapped model gave.
+    """Results of a pass of the tapped model.
 
     Attributes
     ----------
@@ -84,8 +84,8 @@ class Tap:
         with ExitStack() as hooks:
             hooks.enter_context(_hook(self._part, keep))
             if isinstance(backbone, MACEBackbone):
-                # on the network itself: MACE's own class for TorchSim keeps what it
-                # gives beside energy, forces and stress to itself
+                # on the network itself: MACE's own class for TorchSim returns only
+                # energy, forces and stress
                 def hear(_module: Any, _args: Any, output: Mapping[str, Any]) -> None:
                     heard.capture.features.append(backbone.scalars(output))
 

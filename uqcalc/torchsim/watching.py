@@ -1,4 +1,4 @@
-"""What a guarded run keeps of each system: trigger, checks, and the last good state."""
+"""Data of each system of a guarded run: trigger, checks, and the last good state."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def _plotly() -> tuple[Any, Any]:
 
 
 def plotly_script() -> str:
-    """Return the JavaScript of plotly, which its package brings along.
+    """Return the JavaScript of plotly, from its package.
 
     Raises
     ------

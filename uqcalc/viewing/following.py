@@ -66,7 +66,7 @@ class Follower:
         """Read what is new; return whether there was anything.
 
         A last line without its end is left for the next time. A file that has shrunk or
-        was replaced is read anew.
+        was replaced is read from its start.
         """
         try:
             found = self.path.stat()
@@ -246,7 +246,7 @@ class Follower:
 
 
 def _other_lines(path: Path, stop: int) -> Iterator[int]:
-    """Yield where records begin that are no steps: halts, warnings, headers."""
+    """Yield the start of each record that is not a step: halts, warnings, headers."""
     done, rest = 0, b""
     with path.open("rb") as file:
         while done < stop and (chunk := file.read(_CHUNK)):
@@ -278,7 +278,7 @@ def last_frame(path: Path) -> Atoms | None:
     for match in reversed(list(_FRAME.finditer(text))):
         lines = text[match.start() :].split(b"\n")
         wanted = int(match[1]) + 2
-        if len(lines) <= wanted:  # the last line may be torn
+        if len(lines) <= wanted:  # the last line may be incomplete
             continue
         block = b"\n".join(lines[:wanted]).decode("utf-8", "replace") + "\n"
         try:

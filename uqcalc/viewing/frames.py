@@ -29,8 +29,8 @@ _MOST_STRUCTURES, _MOST_ATOMS = 600, 25_000  # in the page
 class SeenFrame(NamedTuple):
     """One annotated frame of a run, without its structure.
 
-    ``file`` and ``row`` say where it stands; ``reliability`` is P, NaN without a
-    probe; ``descriptor`` is the stored vector with the name of its potential.
+    ``file`` and ``row`` are its file and its place in it; ``reliability`` is P, NaN
+    without a probe; ``descriptor`` is the stored vector with the name of its potential.
     """
 
     file: int
@@ -44,7 +44,7 @@ class SeenFrame(NamedTuple):
 
 @dataclass
 class FramesSeen:
-    """What the files with structures of one run hold.
+    """Content of the files with structures of one run.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""All that a report tells about runs, gathered from their files."""
+"""All data of a report on runs, read from their files."""
 
 from __future__ import annotations
 

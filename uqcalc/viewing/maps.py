@@ -1,4 +1,4 @@
-"""A map in two dimensions: structures that are alike lie beside each other."""
+"""A map in two dimensions: similar structures are near each other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-_LEAST = 20  # structures; for fewer UMAP shows nothing that PCA does not show
+_LEAST = 20  # structures; for fewer, UMAP shows no more than PCA
 _SEED = 0
 
 
@@ -32,7 +32,7 @@ def map_of(vectors: NDArray[np.float64]) -> tuple[NDArray[np.float64], str]:
         return _principal(scaled), "PCA"
     near = min(15, len(scaled) - 1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numba and scikit-learn warn of their own
+        warnings.simplefilter("ignore")  # hides warnings of numba and scikit-learn
         found = umap.UMAP(n_neighbors=near, random_state=_SEED, n_jobs=1)
         return np.asarray(found.fit_transform(scaled), dtype=float), "UMAP"
 
@@ -41,7 +41,7 @@ def _umap() -> Any:
     """Return the package umap-learn; None if it is not installed."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ImportWarning)  # it misses Tensorflow
+            warnings.simplefilter("ignore", ImportWarning)  # no Tensorflow
             import umap
     except ImportError:
         return None

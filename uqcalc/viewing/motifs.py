@@ -1,4 +1,4 @@
-"""Where the trouble sits: elements and motifs among unreliable and reliable atoms."""
+"""Frequency of elements and motifs among unreliable and reliable atoms."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from uqcalc.geometry.drawn import drawn_bonds
 
 BLOCKS = 20  # contiguous blocks of frames for the intervals
 _DRAWS = 500
-_LEAST = 5  # atoms of a motif, fewer say nothing
+_LEAST = 5  # smallest number of atoms of a motif
 _LEVEL = 0.95
 
 
 class Enrichment(NamedTuple):
-    """How much more often a motif stands among unreliable atoms than among reliable.
+    """How much more frequent a motif is among unreliable than among reliable atoms.
 
     Attributes
     ----------
@@ -130,7 +130,7 @@ def _ratios(
     blocks = np.array([part.sum(axis=0) for part in parts])
     low = high = np.full(len(names), np.nan)
     if len(blocks) >= 5:
-        # neighbouring frames are alike: whole blocks of them are drawn
+        # neighbouring frames are correlated: whole blocks are drawn
         rng = np.random.default_rng(seed)
         rows = rng.integers(len(blocks), size=(_DRAWS, len(blocks)))
         drawn = np.array([_ratio(blocks[chosen].sum(axis=0)) for chosen in rows])

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
 
-# Basic colours, which every terminal has; the letters tell them apart without colour.
+# Basic colours, which every terminal has; the letters distinguish levels without
+# colour.
 _STYLES = {
     Level.RELIABLE: "blue",
     Level.SUSPECT: "yellow",

@@ -40,7 +40,7 @@ class Live:
         self._lock = threading.Lock()
 
     def state(self) -> dict[str, Any]:
-        """Return a summary of each run, after a look at its log."""
+        """Return a summary of each run, after reading its log."""
         with self._lock:
             runs = self._watched.poll()
             return {
@@ -161,7 +161,7 @@ def application(place: Path) -> Starlette:
             Route("/timeline/{number:int}", timeline),
             Route("/structure/{number:int}", structure),
         ],
-        # a page of another site must not reach this server under a name of its own
+        # a page of another site must not reach this server under another name
         middleware=[
             Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
         ],

@@ -1,4 +1,4 @@
-"""What a report says of a run in words: its verdict, its facts, and what to do next."""
+"""Sentences of a report on a run: its verdict, its facts, and the next steps."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def _label_steps(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def _labellable(run: Run) -> list[Path]:
-    """Return the files whose frames carry descriptors; all annotated ones if none."""
+    """Return the files whose frames have descriptors; all annotated ones if none."""
     described = {f.file for f in run.seen.frames if f.descriptor is not None}
     every = {f.file for f in run.seen.frames}
     return [run.seen.files[k] for k in sorted(described or every)]

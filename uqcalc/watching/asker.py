@@ -1,4 +1,4 @@
-"""Ask a reference calculator during a run: go on if the potential was right."""
+"""Ask a reference calculator during a run; continue if the potential was right."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Ask:
     A reference calculator evaluates a frame if the trigger of the monitor acts, or if
     the frame meets the rule "disagree" or "unlabelled" of `uqcalc.asking.why_ask`. The
     rule "low" alone makes no call: the trigger must act, which needs several
-    frames. If the potential was right, the run goes on and the trigger starts anew. If
-    it was wrong, or if the reference fails, the run is halted. If no call is left, the
-    trigger halts the run, and frames that meet a rule are only counted.
+    frames. If the potential was right, the run continues and the trigger starts anew.
+    If it was wrong, or if the reference fails, the run is halted. If no call is left,
+    the trigger halts the run, and frames that meet a rule are only counted.
 
     "Right" means that the true error is at most the boundary of each probe that
     has a threshold (with a guarantee, its tolerance); the error of the stress counts
@@ -254,7 +254,7 @@ class Asker:
     def step(
         self, event: Event, structure: Any, outputs: Outputs, *, acts: bool
     ) -> str | None:
-        """Ask if it is time; return why the run must be halted, None to go on.
+        """Ask if it is time; return why the run must be halted, None to continue.
 
         ``acts`` says whether the trigger acts. After a right answer the caller must
         clear the trigger (`just_right`).
@@ -275,7 +275,7 @@ class Asker:
         return wrong
 
     def just_right(self, step: int) -> bool:
-        """Return whether the reference was asked at ``step`` and gave no reason."""
+        """Return whether the reference, asked at ``step``, found no reason to halt."""
         return self._last == step
 
     def words(self) -> str:

@@ -105,7 +105,7 @@ class BandAssessment:
         known = [-math.inf if math.isnan(e) else e for e in energies_eV]
         highest = known.index(max(known))
         judged = [i for i, found in enumerate(images) if found is not None]
-        # of an image without an energy nobody knows whether it is the highest
+        # an image without an energy may be the highest
         lost = [i for i in {0, *judged} if math.isnan(energies_eV[i])]
         barrier = _barrier(images, on_energy or images, highest)
         if lost:

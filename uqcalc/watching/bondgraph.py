@@ -86,7 +86,7 @@ class _Limits:
         return cls(bonds.first, bonded, largest, bool(np.isin(first, codes).all()))
 
     def hold(self, bonds: Bonds) -> bool:
-        """Return whether no bond has changed; False if a closer look is due."""
+        """Return whether no bond has changed; False if a full comparison is needed."""
         counts = bonds.counts
         now = bonds.stretch < self.largest
         if not counts.all():

@@ -63,7 +63,7 @@ class EngineRun:
 
 
 def virial_of(atoms: Atoms, results: Mapping[str, Any]) -> NDArray[np.float64]:
-    """Return the virial in eV, (3, 3), as most programs want it.
+    """Return the virial in eV, (3, 3), in the convention of most programs.
 
     It is -V times the stress for a cell that is periodic in three directions, and the
     sum of r_i f_i without periodic directions. In any other case, and for a calculator

@@ -1,7 +1,7 @@
 """Frames after the first alarm, different from each other, for the next labels.
 
 A run that halts early has only frames just outside the reliable region. In harvest mode
-it goes on, and a frame is kept if its descriptor is far from those of all frames kept
+it continues, and a frame is kept if its descriptor is far from those of all frames kept
 before.
 """
 

@@ -50,7 +50,7 @@ Action = Literal["halt", "raise", "warn", "harvest", "rewind", "ask"]
 LOST = "Energy, forces or stress of a moving cell are NaN or infinite"
 ABSURD = "Unphysical values"
 BONDS = "Bonds have stayed changed"
-WRECKED = (LOST, ABSURD)  # beginnings of the reason of a run that must not go on
+WRECKED = (LOST, ABSURD)  # beginnings of the reason of a run that must not continue
 HARVEST = "UNRELIABLE: the harvest of frames begins"
 
 
@@ -277,7 +277,7 @@ class Monitor:
         if event.level is Level.UNRELIABLE and self.harvest is None:
             for frame, decides in watched.unreliable_frames(step):
                 self.outputs.flag(frame, final=act and decides)
-        if self.halted:  # a loop that began before the halt
+        if self.halted:  # a loop that started before the halt
             self._end("halted")
             self._stop()
         elif act:
@@ -426,7 +426,7 @@ class Monitor:
         """Go back to ``step``: the trigger and the files drop later records."""
         self._offset = step - int(self.dynamics.nsteps)
         if self.log is not None:
-            path = self.log.path  # a long log is read twice rather than kept
+            path = self.log.path  # a long log is read twice to save memory
             before = (r for r in read_standing(path) if r["step"] < step)
             self.trigger.replay(before, judged)
             if self._rewinder is not None:
@@ -472,7 +472,7 @@ class Monitor:
         self._stop()
 
     def _warn(self, event: Event, why: str) -> None:
-        """Log that the trigger has acted, and let the run go on."""
+        """Log that the trigger has acted, and let the run continue."""
         self._note(event, why)
         warning = {"event": "warning", "step": event.step}
         self.outputs.record(warning | {"reason": self.reason})

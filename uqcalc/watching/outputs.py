@@ -84,7 +84,7 @@ class Outputs:
         changed = level is not None and (
             level is not latest or (whole and level is not latest_whole)
         )
-        due = event.step < self._logged_step  # back at an earlier step
+        due = event.step < self._logged_step  # the run has gone back
         due = due or event.step - self._logged_step >= self.log_every
         self._waiting = event
         if due or changed or level is Level.UNRELIABLE:

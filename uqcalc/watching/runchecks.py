@@ -28,7 +28,7 @@ STEEPEST = 100.0
 
 
 class Clock(Protocol):
-    """What the checks must know of a run."""
+    """Data of a run for the checks."""
 
     @property
     def timestep_fs(self) -> float | None:
@@ -96,7 +96,7 @@ class RunChecks:
     ----------
     bonds_lasted : bool
         Whether bonds have stayed changed for ``bond_change_fs`` at this step. The time
-        then counts anew.
+        then starts again.
 
     Raises
     ------

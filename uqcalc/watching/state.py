@@ -10,10 +10,10 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 
-# What the dynamics of ASE carry from step to step beside the atoms. Langevin (BAOAB):
-# accelerations, momentum of the cell and the force on it. Nosé-Hoover chains and MTK:
-# coordinates and momenta of the chains and of the cell, and own copies of positions,
-# momenta and cell.
+# # Variables of ASE's dynamics that are kept from step to step, besides the atoms.
+# Langevin (BAOAB): accelerations, momentum of the cell and the force on it. Nosé-Hoover
+# chains and MTK: coordinates and momenta of the chains and of the cell, and own copies
+# of positions, momenta and cell.
 _BAOAB = ("accel", "p_eps", "force_eps", "gamma_mod")
 _CARRIED = (*_BAOAB, "_q", "_p", "_h", "_eps", "_p_eps", "_p_g", "_p_c")
 _CHAINS = {"_thermostat": ("_eta", "_p_eta"), "_barostat": ("_xi", "_p_xi")}
@@ -70,7 +70,7 @@ class State:
             atoms.set_momenta(self.momenta, apply_constraint=False)
 
     def wind(self, dynamics: Any, *, noise: bool = True) -> None:
-        """Set what the dynamics carries; with ``noise`` the random numbers, too."""
+        """Set the variables of the dynamics; with ``noise`` the random numbers, too."""
         if noise and self.generator is not None:
             dynamics.rng.bit_generator.state = self.generator
         for name, place, attribute in _places(dynamics):
@@ -80,7 +80,7 @@ class State:
 
 
 def _places(dynamics: Any) -> list[tuple[str, Any, str]]:
-    """Return (name, object, attribute) of each variable that the dynamics carries."""
+    """Return (name, object, attribute) of each variable that the dynamics stores."""
     found = [(name, dynamics, name) for name in _CARRIED if _is_numeric(dynamics, name)]
     for part, names in _CHAINS.items():
         owner = getattr(dynamics, part, None)
