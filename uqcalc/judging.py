@@ -51,8 +51,9 @@ def _listed(names: Sequence[str]) -> str:
     others = len(names) - len(shown)
     if others:
         shown.append(f"{others} other quantit{'y' if others == 1 else 'ies'}")
-    text = " and ".join([", ".join(shown[:-1]), shown[-1]][len(shown) == 1 :])
-    return f"{text} {'has' if len(names) == 1 else 'have'} values that are"
+    if len(names) == 1:
+        return f"{shown[0]} has values that are"
+    return f"{', '.join(shown[:-1])} and {shown[-1]} have values that are"
 
 
 def _voided(reading: Reading, note: str) -> Reading:

@@ -202,10 +202,9 @@ class Policy:
             if reading.always and reading.signal not in self.signals:
                 reasons += _floor_reasons(reading)
                 worst = max(worst, reading.floor)
-            if reading.concern and reading.signal not in self.signals:
-                why = reading.concerns
+            if reading.signal not in self.signals and (why := reading.concerns):
                 reasons += [f"{reading.signal}: {text}" for text in why]
-                worst = max(worst, Level.SUSPECT if why else Level.RELIABLE)
+                worst = max(worst, Level.SUSPECT)
         return replace(verdict, level=worst, reasons=tuple(reasons))
 
     def for_use(self, assessment: Assessment, use: str) -> Assessment:
