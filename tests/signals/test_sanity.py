@@ -211,6 +211,9 @@ def test_coordinates_too_large_for_single_precision(far, doubts, faults):
         assert why.startswith("Cl3 has a coordinate of 2e+0")
         assert "wrap the atoms" in why
     assert not found.absurd
+    features = torch.zeros(len(crystal), 1, dtype=torch.float64)
+    double = Sanity()(replace(predicted(crystal), features=features))
+    assert (*double.doubts, *double.faults) == ()
 
 
 def test_forces_that_vanish_by_symmetry_are_a_doubt_and_small_ones_are_not():

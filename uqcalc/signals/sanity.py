@@ -79,7 +79,8 @@ class Sanity:
 
     - UNRELIABLE: two atoms are closer than 0.30 of the sum of their covalent radii; an
       atom has two neighbours closer than 0.40 of that sum; a force is above 1 000 eV/Å;
-      the structure is larger than 10 000 Å; a coordinate is above 100 000 Å.
+      the structure is larger than 10 000 Å; a coordinate is above 100 000 Å and the
+      model is in single precision.
     - UNRELIABLE, and a `uqcalc.Monitor` stops in the same step: atoms are closer than
       0.15 of that sum; a force is above 10 000 eV/Å; the energy is above 1 000 eV/atom,
       or below the all-electron energy of the free atoms by more than 10 % plus
@@ -89,7 +90,7 @@ class Sanity:
       that leaves the others during a run UNRELIABLE); no two atoms are bonded, apart
       from noble gases: the closest contact is above 1.36 of the sum of the covalent
       radii, as in an expanded crystal; all forces vanish by symmetry; a coordinate is
-      above 10 000 Å, where single precision rounds distances; the model treats an
+      above 10 000 Å, and the model is in single precision; the model treats an
       open direction as periodic, and images are within its cutoff; ``atoms.info``
       has a charge or a spin that the model does not read, or a multiplicity that is
       impossible for the number of electrons.
@@ -319,7 +320,9 @@ def _check_extent(prediction: Prediction, found: _Findings) -> None:
 
 
 def _check_digits(prediction: Prediction, found: _Findings) -> None:
-    """Record coordinates that are too large for single precision."""
+    """Record coordinates that are too large for a model in single precision."""
+    if prediction.features.dtype.itemsize > 4:  # double precision
+        return
     sizes = np.abs(prediction.positions).max(axis=1)
     atom = int(sizes.argmax())
     largest = float(sizes[atom])
